@@ -50,7 +50,7 @@ class UsageError(MapsaveError):
 
 
 class ConfigError(UsageError):
-    """A YAML file (configuration, job or policy) is wrong; file, line and nearest valid key are named."""
+    """A YAML file (configuration, job or policy) is wrong; file, line and nearest key are named."""
 
     id = "config.invalid"
 
@@ -179,7 +179,7 @@ class AlreadyRestored(Refused):
 
 
 class NoDestination(Refused):
-    """Nothing says how to start the destination: no ``launch``, no ``--into``, no trusted command."""
+    """Nothing says how to start the destination: ``launch``, ``--into`` or a trusted command."""
 
     id = "check.no_destination"
 
@@ -202,7 +202,7 @@ class SaveTimeout(SaveFailed):
 
 
 class SaveQemuDied(SaveFailed):
-    """QEMU ended while it was saving. If its stream was whole, the image was committed nevertheless."""
+    """QEMU ended while it was saving, before its stream was whole."""
 
     id = "save.qemu_died"
 
@@ -214,7 +214,7 @@ class CommitFailed(SaveFailed):
 
 
 class GuestNotPutBack(SaveFailed):
-    """The save failed and QEMU refused to continue the guest; its state is named, it is not lost."""
+    """The save failed and QEMU refused to continue the guest; its run state is named."""
 
     id = "save.guest_not_put_back"
 
@@ -236,7 +236,7 @@ class LaunchFailed(RestoreFailed):
 
 
 class RestoreTimeout(RestoreFailed):
-    """The restore took longer than its ``timeout``; the destination was ended if mapsave started it."""
+    """The restore took longer than its ``timeout``; a destination mapsave started was ended."""
 
     id = "restore.timeout"
     http_status = 504
@@ -272,7 +272,7 @@ class PartialImage(InvalidImage):
 
 
 class UnsupportedImage(InvalidImage):
-    """The image is of a newer format, or uses a feature that this version must understand and doesn't."""
+    """The image uses a newer format or feature, which this version must know and doesn't."""
 
     id = "image.unsupported"
 
@@ -301,7 +301,7 @@ class LabelRefused(NotPermitted):
 
 
 class PolicyViolation(NotPermitted):
-    """The label policy does not allow images in that directory, or demands what cannot be applied."""
+    """The label policy forbids images in that directory, or demands what cannot be applied."""
 
     id = "policy.violation"
 
@@ -355,7 +355,9 @@ class CommandRefused(MonitorError):
     id = "monitor.command"
 
     def __init__(self, command: str, error_class: str, desc: str) -> None:
-        super().__init__(f"QEMU refused {command}: {desc}", command=command, error_class=error_class)
+        super().__init__(
+            f"QEMU refused {command}: {desc}", command=command, error_class=error_class
+        )
         self.command = command
         self.error_class = error_class
         self.desc = desc
