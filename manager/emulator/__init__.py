@@ -1,0 +1,1 @@
+"""The emulated QEMU: a QMP server with real guest RAM that saves and restores mapped-ram."""

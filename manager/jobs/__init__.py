@@ -1,0 +1,1 @@
+"""Save jobs in YAML, and the engine that runs them."""

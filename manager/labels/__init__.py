@@ -1,0 +1,1 @@
+"""Labels of the mandatory and discretionary access controls, applied by descriptor."""

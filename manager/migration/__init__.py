@@ -1,0 +1,1 @@
+"""Drive one QEMU through an outgoing or incoming migration."""

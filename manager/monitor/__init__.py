@@ -1,0 +1,1 @@
+"""Talk to QEMU: sessions, and the hand-over of descriptors."""

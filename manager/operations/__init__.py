@@ -1,0 +1,1 @@
+"""The operations: save, restore, check, verify, recover. Each file is the story of one."""

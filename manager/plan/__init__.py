@@ -1,0 +1,1 @@
+"""Choose how to save: the strategy."""
