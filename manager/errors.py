@@ -27,6 +27,9 @@ class MapsaveError(Exception):
         self.hint = hint
         self.data = data
 
+    def __str__(self) -> str:
+        return self.message  # which whoever knows the file or guest may have completed
+
     def as_dict(self) -> dict[str, Any]:
         """Return the error as the object that ``--json`` and the service print."""
         return {

@@ -1,0 +1,226 @@
+"""An image from creation to commit, and from opening to validation.
+
+``creating`` makes ``NAME.partial`` and yields a ``Partial``; only ``Partial.commit`` turns it into
+``NAME``, after data fsync → validation → superblock "saved" → fsync → rename → directory fsync.
+Every other way out of the context removes it, unless it was told to ``keep``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import stat
+import uuid as uuids
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.image import bitmaps, descriptors, mapped_ram, superblock, syscalls
+from manager.image.superblock import State, Superblock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PARTIAL_SUFFIX = ".partial"
+_NAME_MAX = 255
+
+
+def partial_name(name: str) -> str:
+    """Return the name under which the image ``name`` is written until it is committed.
+
+    Where the suffix would make it longer than a file name may be, the end is a digest instead.
+    """
+    if len(os.fsencode(name + PARTIAL_SUFFIX)) <= _NAME_MAX:
+        return name + PARTIAL_SUFFIX
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    room = _NAME_MAX - len(digest) - len(PARTIAL_SUFFIX) - 1
+    head = os.fsencode(name)[:room].decode(errors="ignore")
+    return f"{head}.{digest}{PARTIAL_SUFFIX}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What validation found: the stream, and how many pages of each RAM block are in the file."""
+
+    stream: mapped_ram.Stream
+    used_pages: tuple[int, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of RAM that are in the file: used pages times page size."""
+        return sum(
+            used * block.page_size
+            for used, block in zip(self.used_pages, self.stream.blocks, strict=True)
+        )
+
+
+def validate_stream(fd: int, offset: int, size: int) -> Contents:
+    """Read the stream at ``offset`` whole: structure, bitmaps, JSON description.
+
+    Raises InvalidImage or one of its kin.
+    """
+    stream = mapped_ram.read(fd, offset, size)
+    mapped_ram.read_description(fd, stream)
+    used = tuple(bitmaps.used_pages(fd, block) for block in stream.blocks)
+    return Contents(stream, used)
+
+
+@dataclasses.dataclass
+class Partial:
+    """An image being written: ``fd`` is read-write and stays ours; QEMU gets the pair."""
+
+    directory: int
+    name: str
+    fd: int
+    block: Superblock
+    _keep: bool = False
+
+    @property
+    def partial(self) -> str:
+        """The file's present name within its directory."""
+        return partial_name(self.name)
+
+    def keep(self) -> None:
+        """Leave the partial file where it is at the end: somebody else will deal with it."""
+        self._keep = True
+
+    def sync(self) -> None:
+        """Bring QEMU's data to stable storage: it never does (``migration/main.rst``)."""
+        os.fsync(self.fd)
+
+    def validate(self) -> Contents:
+        """Read back what QEMU wrote. Raises InvalidImage or one of its kin."""
+        size = os.fstat(self.fd).st_size
+        return validate_stream(self.fd, self.block.stream_offset, size)
+
+    def commit(self, metadata: dict[str, Any], *, replace: bool) -> None:
+        """Make it the image ``NAME``: superblock, rename, directory fsync; data is synced already.
+
+        Raises OSError; FileExistsError where ``NAME`` exists and ``replace`` is false.
+        """
+        size = os.fstat(self.fd).st_size
+        saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
+        self.block = superblock.write(self.fd, saved, metadata)
+        syscalls.rename(self.directory, self.partial, self.name, replace=replace)
+        self._keep = True
+        os.fsync(self.directory)
+
+
+@contextlib.contextmanager
+def creating(
+    directory: int, name: str, metadata: dict[str, Any], *, stream_offset: int
+) -> Iterator[Partial]:
+    """Create ``NAME.partial``, mode 0600, with a partial superblock; remove it unless committed.
+
+    Nothing beyond the metadata is written, so the file stays shorter than M: preallocation with
+    KEEP_SIZE survives QEMU's ftruncate(M) only then.
+
+    Raises Busy where the partial file exists: its owner lives, or ``mapsave recover`` is due.
+    """
+    superblock.check_stream_offset(stream_offset)
+    partial = partial_name(name)
+    try:
+        fd = syscalls.open_beneath(directory, partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise errors.Busy(
+            f"{partial!r} exists: another save writes this image, or one was interrupted",
+            hint="run 'mapsave recover' if no save is running",
+        ) from None
+    try:
+        first = Superblock(State.PARTIAL, 0, stream_offset, uuids.uuid4())
+        image = Partial(directory, name, fd, first)
+        try:
+            image.block = superblock.write(fd, first, metadata, durable=False)
+            yield image
+        finally:
+            if not image._keep:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(partial, dir_fd=directory)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def adopting(directory: int, name: str) -> Iterator[Partial]:
+    """Open the ``NAME.partial`` that an interrupted save left, to commit or remove it.
+
+    Raises OSError where it is gone, InvalidImage where its superblock is not that of a partial.
+    """
+    with descriptors.opened(directory, partial_name(name), os.O_RDWR) as fd:
+        yield Partial(directory, name, fd, superblock.read(fd))
+
+
+@dataclasses.dataclass
+class Image:
+    """A committed image open for reading."""
+
+    path: str
+    fd: int
+    block: Superblock
+    metadata: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes."""
+        return os.fstat(self.fd).st_size
+
+    @property
+    def allocated(self) -> int:
+        """The bytes of disk that the file occupies."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def validate(self) -> Contents:
+        """Read the structure whole. Raises PartialImage, TruncatedImage or InvalidImage."""
+        if self.block.state is State.PARTIAL:
+            raise errors.PartialImage(
+                f"{self.path!r} was never completed",
+                hint="'mapsave recover' finishes or removes what an interrupted save left",
+            )
+        return validate_stream(self.fd, self.block.stream_offset, self.size)
+
+    def mark(self, state: State) -> None:
+        """Record ``state`` in the superblock, durably.
+
+        Raises OSError: EROFS, EACCES where the image cannot be written.
+        """
+        with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
+            marked = dataclasses.replace(self.block, state=state)
+            self.block = superblock.write(writable, marked)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
+    """Open the image at ``path`` for reading; its superblock and metadata are checked.
+
+    A partial image opens too, so that it can be looked at; ``Image.validate`` refuses it.
+
+    Raises ImageNotFound, NotPermitted, NotAnImage, InvalidImage or one of their kin.
+    """
+    name = os.fspath(path)
+    with _open_for_reading(name) as fd:
+        try:
+            block = superblock.read(fd)
+            metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}
+        except errors.InvalidImage as error:
+            error.message = f"{name!r}: {error.message}"
+            raise
+        yield Image(name, fd, block, metadata)
+
+
+@contextlib.contextmanager
+def _open_for_reading(name: str) -> Iterator[int]:
+    try:
+        # O_NONBLOCK: a FIFO of that name must not hold us; it is refused below.
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise errors.NotPermitted(f"cannot open {name!r}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise errors.ImageNotFound(f"cannot open {name!r}: {reason}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise errors.NotAnImage(f"{name!r} is not a regular file")
+        yield fd
+    finally:
+        os.close(fd)

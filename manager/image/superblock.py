@@ -1,0 +1,267 @@
+"""The native header of an image: two superblock slots and the metadata behind them.
+
+The first M bytes of an image (``stream_offset``, 1 MiB unless configured) are mapsave's own; QEMU's
+stream begins at M. Offsets inside the stream are absolute, so M never changes::
+
+    0        slot 0   4 KiB
+    4096     slot 1   4 KiB
+    8192     metadata area A, up to the middle of [8192, M)
+    middle   metadata area B
+    M        QEMU's stream
+
+Updates go to the slot, and new metadata to the area, that is not in force: a torn write costs the
+update, never the image. The valid slot with the highest sequence number counts. Little endian.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import os
+import struct
+import uuid as uuids
+from typing import Any
+
+from manager import errors, units
+
+SLOT_SIZE = 4096
+SLOTS = 2
+METADATA_START = SLOTS * SLOT_SIZE
+MAGIC = b"MAPSAVE\0"
+FORMAT_VERSION = 1
+MIN_STREAM_OFFSET = 64 * units.KIB
+MAX_STREAM_OFFSET = 1 * units.GIB
+DEFAULT_STREAM_OFFSET = 1 * units.MIB
+KNOWN_FEATURES = 0  # the "must understand" feature flags that this version understands
+
+# magic, format version, state, sequence, must-understand flags, optional flags, stream offset,
+# image uuid, file length, metadata offset and length, digest area offset and length,
+# SHA-256 of the metadata.
+_FIELDS = struct.Struct("<8sIIQQQQ16sQQQQQ32s")
+_CHECKSUM = hashlib.sha256
+_CHECKSUM_SIZE = 32
+
+
+class State(enum.IntEnum):
+    """What an image is good for."""
+
+    PARTIAL = 1
+    SAVED = 2
+    RESTORED = 3
+
+    @property
+    def word(self) -> str:
+        """The state as users read it."""
+        return self.name.lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class Superblock:
+    """The contents of the slot in force. All offsets and lengths are bytes within the file."""
+
+    state: State
+    sequence: int
+    stream_offset: int
+    uuid: uuids.UUID
+    file_length: int = 0
+    metadata_offset: int = 0
+    metadata_length: int = 0
+    metadata_sha256: bytes = bytes(_CHECKSUM_SIZE)
+    digest_offset: int = 0
+    digest_length: int = 0
+    must_understand: int = 0
+    optional: int = 0
+
+    def pack(self) -> bytes:
+        """Return the slot as it stands on disk, checksum included."""
+        fields = _FIELDS.pack(
+            MAGIC,
+            FORMAT_VERSION,
+            self.state,
+            self.sequence,
+            self.must_understand,
+            self.optional,
+            self.stream_offset,
+            self.uuid.bytes,
+            self.file_length,
+            self.metadata_offset,
+            self.metadata_length,
+            self.digest_offset,
+            self.digest_length,
+            self.metadata_sha256,
+        )
+        body = fields.ljust(SLOT_SIZE - _CHECKSUM_SIZE, b"\0")
+        return body + _CHECKSUM(body).digest()
+
+
+def _unpack(slot: bytes) -> Superblock | None:
+    """Return the superblock in ``slot``; None if its checksum is wrong.
+
+    Raises UnsupportedImage where the checksum is right but the format is newer than we are.
+    """
+    body, checksum = slot[:-_CHECKSUM_SIZE], slot[-_CHECKSUM_SIZE:]
+    if not slot.startswith(MAGIC) or _CHECKSUM(body).digest() != checksum:
+        return None
+    (
+        _,
+        version,
+        state,
+        sequence,
+        must_understand,
+        optional,
+        stream_offset,
+        uuid,
+        file_length,
+        metadata_offset,
+        metadata_length,
+        digest_offset,
+        digest_length,
+        metadata_sha256,
+    ) = _FIELDS.unpack_from(body)
+    if version > FORMAT_VERSION:
+        raise errors.UnsupportedImage(
+            f"the image has format version {version}; this mapsave reads up to {FORMAT_VERSION}",
+            hint="use the mapsave that saved it, or a newer one",
+        )
+    if must_understand & ~KNOWN_FEATURES:
+        raise errors.UnsupportedImage(
+            f"the image needs features 0x{must_understand & ~KNOWN_FEATURES:x}, "
+            "which this mapsave does not know",
+            hint="use the mapsave that saved it, or a newer one",
+        )
+    try:
+        known_state = State(state)
+    except ValueError:
+        raise errors.InvalidImage(f"superblock: unknown state {state}") from None
+    return Superblock(
+        state=known_state,
+        sequence=sequence,
+        stream_offset=stream_offset,
+        uuid=uuids.UUID(bytes=uuid),
+        file_length=file_length,
+        metadata_offset=metadata_offset,
+        metadata_length=metadata_length,
+        metadata_sha256=metadata_sha256,
+        digest_offset=digest_offset,
+        digest_length=digest_length,
+        must_understand=must_understand,
+        optional=optional,
+    )
+
+
+def check_stream_offset(stream_offset: int) -> None:
+    """Raise ValueError unless M is at least 64 KiB, at most 1 GiB and a multiple of 4 KiB."""
+    if not MIN_STREAM_OFFSET <= stream_offset <= MAX_STREAM_OFFSET or stream_offset % SLOT_SIZE:
+        raise ValueError(
+            f"stream offset {stream_offset} is not a multiple of 4 KiB from 64 KiB to 1 GiB"
+        )
+
+
+def _check(block: Superblock, size: int) -> None:
+    """Raise InvalidImage where a field of ``block`` does not fit a file of ``size`` bytes."""
+    try:
+        check_stream_offset(block.stream_offset)
+    except ValueError as error:
+        raise errors.InvalidImage(f"superblock: {error}") from None
+    area = (METADATA_START, block.stream_offset)
+    for what, offset, length, (low, high) in (
+        ("metadata", block.metadata_offset, block.metadata_length, area),
+        ("digest", block.digest_offset, block.digest_length, (METADATA_START, block.file_length)),
+    ):
+        if length and not low <= offset <= offset + length <= high:
+            raise errors.InvalidImage(
+                f"superblock: {what} at {offset}, {length} bytes, lies outside {low}..{high}"
+            )
+    if block.state is State.PARTIAL:
+        return
+    if size < block.file_length:
+        raise errors.TruncatedImage(
+            f"the file has {size} bytes, the superblock says {block.file_length}",
+            size=size,
+            expected=block.file_length,
+        )
+    if size > block.file_length:
+        raise errors.InvalidImage(
+            f"the file has {size} bytes, {size - block.file_length} more than when it was saved"
+        )
+
+
+def read(fd: int) -> Superblock:
+    """Return the superblock in force of the image open as ``fd``, checked against its size.
+
+    Raises NotAnImage where neither slot begins with the magic, InvalidImage or one of its kin where
+    a field cannot be right.
+    """
+    size = os.fstat(fd).st_size
+    slots = [os.pread(fd, SLOT_SIZE, index * SLOT_SIZE) for index in range(SLOTS)]
+    if not any(slot.startswith(MAGIC) for slot in slots):
+        raise errors.NotAnImage(
+            "the file does not begin as a mapsave image does",
+            hint="was it saved by mapsave, and copied whole?",
+        )
+    valid = [found for slot in slots if (found := _unpack(slot)) is not None]
+    if not valid:
+        raise errors.InvalidImage("both superblock slots are damaged (checksum does not match)")
+    block = max(valid, key=lambda found: found.sequence)
+    _check(block, size)
+    return block
+
+
+def read_metadata(fd: int, block: Superblock) -> dict[str, Any]:
+    """Return the metadata that ``block`` points to.
+
+    Raises InvalidImage where its checksum is wrong or it is not a JSON object.
+    """
+    raw = os.pread(fd, block.metadata_length, block.metadata_offset)
+    if hashlib.sha256(raw).digest() != block.metadata_sha256:
+        raise errors.InvalidImage(
+            f"metadata at {block.metadata_offset} is damaged (checksum does not match)"
+        )
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise errors.InvalidImage(f"metadata is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise errors.InvalidImage("metadata is not a JSON object")
+    return data
+
+
+def write(
+    fd: int, block: Superblock, metadata: dict[str, Any] | None = None, *, durable: bool = True
+) -> Superblock:
+    """Write ``block``, with new ``metadata`` if given, as the next one in force; return it.
+
+    With ``durable``, metadata is on stable storage before the slot that points to it is written,
+    and the slot before this returns. ``fd`` must not be O_APPEND. Nothing is written from M on.
+
+    Raises ValueError where the metadata does not fit, OSError where writing fails.
+    """
+    block = dataclasses.replace(block, sequence=block.sequence + 1)
+    if metadata is not None:
+        # ASCII, so that names which are not UTF-8 (surrogates in Python) survive as escapes.
+        raw = json.dumps(metadata, sort_keys=True).encode("ascii")
+        room = (block.stream_offset - METADATA_START) // 2
+        if len(raw) > room:
+            raise ValueError(f"metadata of {len(raw)} bytes does not fit the {room} reserved bytes")
+        block = dataclasses.replace(
+            block,
+            metadata_offset=METADATA_START
+            + (room if block.metadata_offset == METADATA_START else 0),
+            metadata_length=len(raw),
+            metadata_sha256=hashlib.sha256(raw).digest(),
+        )
+        _write_all(fd, raw, block.metadata_offset)
+        if durable:
+            os.fdatasync(fd)
+    _write_all(fd, block.pack(), (block.sequence % SLOTS) * SLOT_SIZE)
+    if durable:
+        os.fsync(fd)
+    return block
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written

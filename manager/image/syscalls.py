@@ -1,0 +1,135 @@
+"""The few Linux system calls that Python's ``os`` lacks: openat2, renameat2, fallocate, statx.
+
+Each has its man page in section 2. ctypes is imported on first use: it costs some milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ctypes
+
+_SYS_OPENAT2 = 437  # the same number on every architecture: it came after they were unified
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_RENAME_NOREPLACE = 1
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+_AT_EMPTY_PATH = 0x1000
+_STATX_DIOALIGN = 0x2000
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *args: Any) -> int:
+    """Call a function of libc; raise OSError with its errno where it returns -1."""
+    import ctypes
+
+    result: int = getattr(_libc(), name)(*args)
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def open_beneath(directory: int, name: str, flags: int, mode: int = 0) -> int:
+    """Open ``name`` beneath the directory descriptor, never through a symbolic link.
+
+    Kernels before 5.6 have no openat2; there a single component with O_NOFOLLOW is as safe.
+
+    Raises OSError as open(2) does; ELOOP or EXDEV where a link or ``..`` would lead out.
+    """
+    import ctypes
+
+    how = (ctypes.c_uint64 * 3)(
+        flags | os.O_CLOEXEC,
+        mode,
+        _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV,
+    )
+    path = ctypes.c_char_p(os.fsencode(name))
+    try:
+        return _call(
+            "syscall",
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(directory),
+            path,
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSYS or "/" in name:
+            raise
+        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, dir_fd=directory)
+
+
+def rename(directory: int, source: str, target: str, *, replace: bool) -> None:
+    """Rename within a directory; without ``replace`` an existing target is never overwritten.
+
+    Raises OSError; FileExistsError where the target exists and ``replace`` is false.
+    """
+    import ctypes
+
+    if replace:
+        os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
+        return
+    old, new = ctypes.c_char_p(os.fsencode(source)), ctypes.c_char_p(os.fsencode(target))
+    try:
+        _call("renameat2", directory, old, directory, new, ctypes.c_uint(_RENAME_NOREPLACE))
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            raise FileExistsError(error.errno, os.strerror(error.errno), target) from None
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        # A file system without the flag (NFS, some FUSE): link refuses an existing name as well.
+        os.link(source, target, src_dir_fd=directory, dst_dir_fd=directory)
+        os.unlink(source, dir_fd=directory)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    import ctypes
+
+    _call("fallocate64", fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
+
+
+def preallocate(fd: int, offset: int, length: int) -> None:
+    """Reserve ``length`` bytes of disk from ``offset`` without changing the file's size.
+
+    Raises OSError: ENOSPC, EOPNOTSUPP where the file system cannot.
+    """
+    _fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give ``length`` bytes from ``offset`` back to the file system; they read as zeros.
+
+    Raises OSError: EOPNOTSUPP where the file system cannot.
+    """
+    _fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length)
+
+
+def direct_io_alignment(fd: int) -> tuple[int, int] | None:
+    """Return the (memory, offset) alignment in bytes that O_DIRECT needs on this file.
+
+    None where the kernel does not say (statx(2): STATX_DIOALIGN, Linux 6.1); (0, 0) where the file
+    system takes no O_DIRECT at all.
+    """
+    import ctypes
+
+    buffer = (ctypes.c_uint32 * 64)()  # struct statx is 256 bytes
+    try:
+        _call("statx", fd, b"", _AT_EMPTY_PATH, ctypes.c_uint(_STATX_DIOALIGN), buffer)
+    except OSError:
+        return None
+    mask, memory, offset = buffer[0], buffer[38], buffer[39]  # stx_mask, 0x98, 0x9c
+    return (memory, offset) if mask & _STATX_DIOALIGN else None
