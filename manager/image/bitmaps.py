@@ -50,11 +50,10 @@ def used_pages(fd: int, block: RamBlock) -> int:
         count += int.from_bytes(data, "little").bit_count()
         tail = (tail + data)[-8:]
     beyond = block.bitmap_bytes * 8 - block.pages
-    if beyond:
-        if int.from_bytes(tail, sys.byteorder) >> (64 - beyond):
-            raise errors.InvalidImage(
-                f"the bitmap of RAM block {block.name!r} has bits set behind its last page"
-            )
+    if beyond and int.from_bytes(tail, sys.byteorder) >> (64 - beyond):
+        raise errors.InvalidImage(
+            f"the bitmap of RAM block {block.name!r} has bits set behind its last page"
+        )
     return count
 
 

@@ -1,0 +1,110 @@
+"""The run state of a guest: asked for, paused, and put back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from manager import errors
+from manager.monitor.session import DRAIN_TIMEOUT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from manager.monitor.session import Session
+
+_SETTLE_TIMEOUT = 60.0
+
+
+async def run_state(session: Session) -> str:
+    """Return the run state's name (``qapi/run-state.json``): running, paused, prelaunch, …"""
+    return str((await session.execute("query-status"))["status"])
+
+
+async def settled(session: Session, *wanted: str) -> str:
+    """Wait until the guest has one of the run states ``wanted``; return it.
+
+    ``completed`` can be seen while the guest is still in finish-migrate, and QEMU refuses to
+    continue it then.
+
+    Raises MonitorTimeout after a minute.
+    """
+    delay, deadline = 0.001, time.monotonic() + _SETTLE_TIMEOUT
+    while (found := await run_state(session)) not in wanted:
+        if time.monotonic() > deadline:
+            raise errors.MonitorTimeout(
+                f"{session.address}: the guest stays {found}, expected {' or '.join(wanted)}"
+            )
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.1)
+    return found
+
+
+async def pause(session: Session) -> None:
+    """Stop the guest's processors; QEMU drains its disks before it answers."""
+    await session.execute("stop", timeout=DRAIN_TIMEOUT)
+
+
+async def resume(session: Session) -> None:
+    """Let the guest run on.
+
+    Raises CommandRefused where QEMU won't.
+    """
+    await session.execute("cont", timeout=DRAIN_TIMEOUT)
+
+
+class Paused:
+    """Whether a guest that was running runs again at the end of ``paused``."""
+
+    def __init__(self, was_running: bool) -> None:
+        self.was_running = was_running
+        self.since = time.monotonic()
+        self.until: float | None = None
+        self._released = False
+
+    def release(self) -> None:
+        """Leave the guest as it is at the end: the save has succeeded."""
+        self._released = True
+
+    async def resume(self, session: Session) -> None:
+        """Continue the guest now, once; it stays so at the end."""
+        await resume(session)
+        self.until = time.monotonic()
+        self._released = True
+
+    async def put_back(self, session: Session) -> None:
+        """Continue a guest that was running, unless released.
+
+        Raises GuestNotPutBack where QEMU refuses.
+        """
+        if self._released or not self.was_running:
+            return
+        try:
+            await settled(session, "running", "paused", "postmigrate", "prelaunch")
+            await resume(session)
+        except errors.CommandRefused as error:
+            raise errors.GuestNotPutBack(
+                f"{session.address}: the save failed, and QEMU would not continue the guest: "
+                f"{error.desc}",
+                hint="the guest is paused, not lost: continue it with 'cont' at its monitor",
+                run_state=await run_state(session),
+            ) from None
+
+
+@contextlib.asynccontextmanager
+async def put_back_at_end(session: Session, *, was_running: bool) -> AsyncIterator[Paused]:
+    """Put the guest back into its run state on every way out, unless released.
+
+    Pausing is the caller's: a live save does not pause at the start.
+
+    Raises GuestNotPutBack.
+    """
+    state = Paused(was_running)
+    try:
+        yield state
+    finally:
+        # A QEMU that is gone cannot be continued; whoever lost it reports so.
+        with contextlib.suppress(errors.MonitorLost):
+            await state.put_back(session)

@@ -1,0 +1,117 @@
+"""Drive one QEMU through a save: ``migrate``, follow the events, cancel where told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.migration import guest_state
+
+if TYPE_CHECKING:
+    from manager.migration.progress import Phases
+    from manager.monitor.session import Events, Session
+
+# How often QEMU is asked for figures while nothing happens, in seconds.
+_POLL = 0.25
+_OVER = frozenset(("completed", "failed", "cancelled"))
+# States from which a migration ends by itself once told to; `none` was never started.
+_IDLE = frozenset(("none", *_OVER))
+# A guest that dirties its memory faster than the disk writes would be saved for ever: after this
+# many passes over its RAM it is paused, as it would have been at the end.
+LIVE_PASSES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What ``query-migrate`` said when a migration had ended."""
+
+    status: str
+    error: str | None
+    ram: dict[str, Any]
+    downtime_ms: int | None
+
+    @classmethod
+    def from_reply(cls, reply: dict[str, Any]) -> Outcome:
+        """Return the outcome in a reply of ``query-migrate``; ``none`` where it has no status."""
+        return cls(
+            status=str(reply.get("status", "none")),
+            error=reply.get("error-desc"),
+            ram=dict(reply.get("ram", {})),
+            downtime_ms=reply.get("downtime"),
+        )
+
+    @property
+    def normal_pages(self) -> int:
+        """Pages that QEMU says it has written."""
+        return int(self.ram.get("normal", 0))
+
+
+async def query(session: Session) -> Outcome:
+    """Return where QEMU's migration is."""
+    return Outcome.from_reply(await session.execute("query-migrate"))
+
+
+async def save(session: Session, path: str, offset: int, phases: Phases, *, live: bool) -> Outcome:
+    """Save to ``path`` (a file or ``/dev/fdset/N``) from byte ``offset``; return the outcome.
+
+    Returns once the guest is in ``postmigrate``: only then may it be continued. Cancelled, it
+    cancels the migration and waits until QEMU has put the guest back.
+
+    Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later, MonitorLost.
+    """
+    with session.events("MIGRATION", "MIGRATION_PASS", "STOP") as events:
+        uri = f"file:{path},offset={offset:#x}"
+        try:
+            await session.execute("migrate", {"uri": uri})
+            outcome = await _follow(session, events, phases, live=live)
+            if outcome.status == "completed":
+                await guest_state.settled(session, "postmigrate")
+        except asyncio.CancelledError:
+            with contextlib.suppress(errors.MonitorLost):
+                await cancel(session)
+            raise
+    if outcome.status != "completed":
+        raise errors.SaveFailed(
+            f"{session.address}: QEMU's save ended as {outcome.status}: "
+            f"{outcome.error or 'no reason given'}",
+            status=outcome.status,
+            qemu_error=outcome.error,
+        )
+    return outcome
+
+
+async def follow(session: Session, phases: Phases) -> Outcome:
+    """Follow a save that QEMU is doing already (its manager died) until it has ended."""
+    with session.events("MIGRATION", "MIGRATION_PASS", "STOP") as events:
+        return await _follow(session, events, phases, live=False)
+
+
+async def _follow(session: Session, events: Events, phases: Phases, *, live: bool) -> Outcome:
+    """Wait for the end by events, asking for figures now and then; the last word is the query's."""
+    outcome = await query(session)
+    while outcome.status not in _OVER:
+        event = await events.next(timeout=_POLL)
+        if event is not None and event.name == "STOP":
+            continue  # a live save pauses the guest for its end; figures follow
+        outcome = await query(session)
+        phases.progress(outcome.ram)
+        if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:
+            await guest_state.pause(session)
+            live = False
+    return outcome
+
+
+async def cancel(session: Session) -> Outcome:
+    """Cancel and wait until QEMU says so; the guest is then in the state it had before.
+
+    Parameters are left alone meanwhile: changing the channels and cancelling kills QEMU 10.0.
+    """
+    await session.execute("migrate_cancel")
+    delay = 0.001
+    while (outcome := await query(session)).status not in _IDLE:
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.2)
+    return outcome

@@ -1,0 +1,153 @@
+"""Capabilities and parameters of a migration: remembered, set, and put back.
+
+QEMU keeps both until somebody changes them, and checks them only against values that are in force
+already. Two traps follow (QEMU 10.0, ``migration/options.c``): with mapped-ram on and compression
+set, every later ``migrate-set-parameters`` fails, so mapped-ram goes off before any parameter is
+touched; and ``background-snapshot`` together with mapped-ram is accepted and saves nothing at all,
+so every capability that we do not need is off during a save.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from manager.monitor.session import Session
+
+_log = logging.getLogger(__name__)
+
+REQUIRED_CAPABILITIES = ("mapped-ram", "multifd")
+# `events` makes QEMU tell what happens instead of being asked.
+_ON = frozenset((*REQUIRED_CAPABILITIES, "events"))
+REQUIRED_PARAMETERS = ("direct-io", "multifd-channels", "max-bandwidth", "zero-page-detection")
+# Values without which a file save with mapped-ram works: QEMU's defaults.
+_NEUTRAL = {"multifd-compression": "none", "tls-creds": "", "mode": "normal"}
+_RETRIES = 50
+_MIGRATING = "There's a migration process in progress"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Capabilities and parameters as QEMU has them at one moment."""
+
+    capabilities: dict[str, bool]
+    parameters: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings for the journal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
+        """Return the settings that ``as_dict`` gave to the journal."""
+        return cls(dict(data["capabilities"]), dict(data["parameters"]))
+
+
+async def query(session: Session) -> Settings:
+    """Return what is in force. Raises what ``Session.execute`` raises."""
+    capabilities = await session.execute("query-migrate-capabilities")
+    parameters = await session.execute("query-migrate-parameters")
+    return Settings(
+        {entry["capability"]: bool(entry["state"]) for entry in capabilities}, dict(parameters)
+    )
+
+
+def missing(settings: Settings) -> list[str]:
+    """Return the capabilities and parameters that a save needs and this QEMU lacks."""
+    return [
+        *(name for name in REQUIRED_CAPABILITIES if name not in settings.capabilities),
+        *(name for name in REQUIRED_PARAMETERS if name not in settings.parameters),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def configured(
+    session: Session, found: Settings, wanted: Mapping[str, Any]
+) -> AsyncIterator[None]:
+    """Set the parameters ``wanted`` and the capabilities of a mapped-ram save or restore.
+
+    ``found`` is what was in force before; it is put back on every way out, as far as QEMU lets us.
+
+    Raises CommandRefused, MonitorLost.
+    """
+    try:
+        await _capabilities(session, dict.fromkeys(found.capabilities, False))
+        await _parameters(session, {**_neutral(found), **wanted})
+        await _capabilities(
+            session, {name: name in _ON for name in found.capabilities if name in _ON}
+        )
+        yield
+    finally:
+        with contextlib.suppress(errors.MonitorLost):
+            await put_back(session, found)
+
+
+def _neutral(found: Settings) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in _NEUTRAL.items()
+        if name in found.parameters and found.parameters[name] != value
+    }
+
+
+async def put_back(session: Session, found: Settings) -> None:
+    """Bring capabilities and parameters back to ``found``; only what differs is touched.
+
+    A value that QEMU no longer takes is logged, not raised: the guest goes on without it.
+    """
+    now = await query(session)
+    if now == found:
+        return
+    try:
+        # Off first: with mapped-ram on QEMU would not let a compression be put back.
+        await _capabilities(session, dict.fromkeys(now.capabilities, False))
+        changed = {
+            name: value
+            for name, value in found.parameters.items()
+            if now.parameters.get(name) != value
+        }
+        await _parameters(session, changed)
+        await _capabilities(session, found.capabilities)
+    except errors.CommandRefused as error:
+        _log.warning("%s: settings not put back: %s", session.address, error.desc)
+
+
+async def _capabilities(session: Session, wanted: Mapping[str, bool]) -> None:
+    """Set capabilities, all in one command: QEMU checks them together, and only what differs."""
+    found = await session.execute("query-migrate-capabilities")
+    changes = [
+        {"capability": name, "state": wanted[name]}
+        for name in (entry["capability"] for entry in found)
+        if name in wanted and wanted[name] != _state(found, name)
+    ]
+    if changes:
+        await _patiently(session, "migrate-set-capabilities", {"capabilities": changes})
+
+
+def _state(found: list[dict[str, Any]], name: str) -> bool:
+    return any(entry["capability"] == name and entry["state"] for entry in found)
+
+
+async def _parameters(session: Session, wanted: Mapping[str, Any]) -> None:
+    if wanted:
+        await session.execute("migrate-set-parameters", dict(wanted))
+
+
+async def _patiently(session: Session, command: str, arguments: dict[str, Any]) -> None:
+    """Execute; while QEMU is still winding up a migration that has ended, try again."""
+    for attempt in range(_RETRIES):
+        try:
+            await session.execute(command, arguments)
+            return
+        except errors.CommandRefused as error:
+            if not error.desc.startswith(_MIGRATING) or attempt == _RETRIES - 1:
+                raise
+        await asyncio.sleep(0.02)

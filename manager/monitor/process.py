@@ -1,0 +1,59 @@
+"""What the kernel tells of a QEMU process (proc(5)); nothing here needs the monitor."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
+
+
+def start_time(pid: int) -> int | None:
+    """Return when the process started, in clock ticks since boot; None if it is gone.
+
+    Together with the pid this names a process even after its pid has been given to another.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return None
+    # The second field is the command in parentheses and may hold anything, so count from its end.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def alive(pid: int, started: int) -> bool:
+    """Tell whether the process that started at ``started`` under ``pid`` still runs."""
+    return start_time(pid) == started
+
+
+def command_line(pid: int) -> list[str]:
+    """Return the arguments the process was started with; empty where they cannot be read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read()
+    except OSError:
+        return []
+    return [os.fsdecode(argument) for argument in raw.split(b"\0")[:-1]]
+
+
+def working_directory(pid: int) -> str | None:
+    """Return the process's working directory; None where it cannot be read."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return None
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Return the bytes of memory the process has touched, swapped ones included.
+
+    A page of RAM that was never touched is zero and costs an image nothing.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = dict(_MEMORY_FIELD.findall(file.read()))
+    except OSError:
+        return None
+    return sum(int(value) for value in fields.values()) * 1024 if fields else None

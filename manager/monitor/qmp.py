@@ -1,0 +1,247 @@
+"""A session over a QMP unix socket, by qemu.qmp.
+
+Three traps of that library are handled here and nowhere else: its descriptor passing writes to the
+socket beside its own message queue, needs asyncio's own event loop (uvloop hides the socket), and
+with out-of-band execution, which it always enables, two ``add-fd`` under way at once lose a
+descriptor: so one lock is held from sending the descriptor to the reply. It has no time limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import qemu.qmp
+from qemu.qmp.error import QMPError
+
+from manager import errors
+from manager.monitor.session import COMMAND_TIMEOUT, Event, Version
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+GREETING_TIMEOUT = 10.0
+_SUN_PATH_MAX = 107
+
+# Its warnings are about connections that ended, which we report ourselves.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class _Events:
+    """The queue of one listener, which also ends when the connection does."""
+
+    def __init__(self, listener: qemu.qmp.EventListener, lost: asyncio.Event, address: str) -> None:
+        self._listener = listener
+        self._lost = lost
+        self._address = address
+
+    async def next(self, timeout: float | None = None) -> Event | None:
+        if not self._listener.empty():
+            return _event(await self._listener.get())
+        ended = asyncio.ensure_future(self._lost.wait())
+        arrived = asyncio.ensure_future(self._listener.get())
+        try:
+            await asyncio.wait(
+                (ended, arrived), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if arrived.done():
+                return _event(arrived.result())
+            if ended.done():
+                raise errors.MonitorLost(f"{self._address}: QEMU closed the monitor")
+            return None
+        finally:
+            ended.cancel()
+            arrived.cancel()
+
+
+def _event(message: Mapping[str, Any]) -> Event:
+    return Event(str(message["event"]), message.get("data") or {})
+
+
+class QmpSession:
+    """A session on a connected QMP client. Make one with ``connected``."""
+
+    def __init__(
+        self, client: qemu.qmp.QMPClient, path: str, version: Version, pid: int | None
+    ) -> None:
+        self._client = client
+        self._path = path
+        self._version = version
+        self._pid = pid
+        self._descriptor_lock = asyncio.Lock()
+        self._lost = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        return f"qmp:{self._path}"
+
+    @property
+    def version(self) -> Version:
+        return self._version
+
+    @property
+    def pid(self) -> int | None:
+        return self._pid
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = COMMAND_TIMEOUT,
+    ) -> Any:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._client.execute(command, arguments)
+        except TimeoutError:
+            raise errors.MonitorTimeout(
+                f"{self.address}: no answer to {command} within {timeout:g} s", command=command
+            ) from None
+        except qemu.qmp.ExecuteError as error:
+            raise errors.CommandRefused(command, error.error_class, str(error)) from None
+        except (QMPError, OSError, EOFError) as error:
+            raise errors.MonitorLost(
+                f"{self.address}: the monitor was lost during {command}: {error}", command=command
+            ) from None
+
+    async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
+        async with self._descriptor_lock:
+            await self._send_descriptor(fd)
+            added = await self.execute("add-fd", {"fdset-id": fdset, "opaque": opaque})
+        return int(added["fd"])
+
+    async def _send_descriptor(self, fd: int) -> None:
+        while True:
+            try:
+                self._client.send_fd_scm(fd)
+                return
+            except BlockingIOError:
+                await asyncio.sleep(0.01)  # QEMU reads its socket between two turns of its loop
+            except (QMPError, OSError) as error:
+                raise errors.MonitorLost(
+                    f"{self.address}: cannot pass a descriptor: {error}"
+                ) from None
+
+    @contextlib.contextmanager
+    def events(self, *names: str) -> Iterator[_Events]:
+        with self._client.listener(names) as listener:
+            yield _Events(listener, self._lost, self.address)
+
+    async def wait_lost(self, timeout: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._lost.wait()
+        return self._lost.is_set()
+
+    async def watch(self) -> None:
+        """Set the lost mark once the connection is no longer running."""
+        while self._client.runstate is qemu.qmp.Runstate.RUNNING:
+            await self._client.runstate_changed()
+        self._lost.set()
+
+
+@contextlib.asynccontextmanager
+async def connected(path: str, *, timeout: float = GREETING_TIMEOUT) -> AsyncIterator[QmpSession]:
+    """Connect to the QMP socket at ``path`` and negotiate; disconnect at the end.
+
+    A QMP socket serves one client at a time; a further one gets no greeting, which after
+    ``timeout`` seconds is reported as such.
+
+    Raises Unreachable, NotPermitted.
+    """
+    with contextlib.closing(await _connect(path, timeout)) as sock:
+        pid = _peer_pid(sock)
+        client = qemu.qmp.QMPClient(path)
+        await _negotiate(client, sock, path, timeout)
+        session = QmpSession(client, path, _version(client), pid)
+        watcher = asyncio.create_task(session.watch())
+        try:
+            yield session
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(QMPError, OSError, EOFError):
+                await client.disconnect()
+
+
+async def _connect(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(timeout):
+            with _short_path(path) as address:
+                await asyncio.get_running_loop().sock_connect(sock, address)
+    except PermissionError as error:
+        sock.close()
+        raise errors.NotPermitted(f"cannot connect to qmp:{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or str(error) or "timed out"
+        raise errors.Unreachable(
+            f"cannot connect to qmp:{path}: {reason}",
+            hint="is the guest running, with -qmp unix:PATH,server=on,wait=off?",
+        ) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextlib.contextmanager
+def _short_path(path: str) -> Iterator[str]:
+    """Yield an address for ``path`` that fits the 108 bytes of sun_path (unix(7))."""
+    if len(os.fsencode(path)) <= _SUN_PATH_MAX:
+        yield path
+        return
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+async def _negotiate(
+    client: qemu.qmp.QMPClient, sock: socket.socket, path: str, timeout: float
+) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await client.connect(sock)
+    except TimeoutError:
+        raise errors.Unreachable(
+            f"qmp:{path}: no greeting within {timeout:g} s",
+            hint="another client holds this monitor (one at a time), or QEMU hangs; "
+            "give the guest a monitor of its own for mapsave",
+        ) from None
+    except (QMPError, OSError, EOFError) as error:
+        raise errors.Unreachable(f"qmp:{path}: no QMP monitor answers: {error}") from None
+
+
+def _peer_pid(sock: socket.socket) -> int | None:
+    """Return the pid of the process that listens (unix(7): SO_PEERCRED), if it is in our sight."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError as error:
+        if error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+            return None
+        raise
+    pid: int = struct.unpack("3i", raw)[0]
+    return pid if pid > 0 and os.path.exists(f"/proc/{pid}") else None
+
+
+def _version(client: qemu.qmp.QMPClient) -> Version:
+    greeting = client.greeting
+    assert greeting is not None
+    qemu_version = greeting.QMP.version
+    number = qemu_version["qemu"]
+    assert isinstance(number, dict)
+    return Version(
+        int(number["major"]),
+        int(number["minor"]),
+        int(number["micro"]),
+        str(qemu_version.get("package", "")),
+    )

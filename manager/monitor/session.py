@@ -1,0 +1,93 @@
+"""The protocol that every transport to a QEMU monitor fulfils."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+# Seconds until a command that QEMU should answer at once counts as unanswered. QEMU's main loop
+# can be held for seconds by a slow disk, so this is patient; nothing fast depends on it.
+COMMAND_TIMEOUT = 60.0
+# `stop` and `quit` drain and flush the guest's disks first.
+DRAIN_TIMEOUT = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A QEMU's version from the monitor's greeting, and the package string of its builder."""
+
+    major: int
+    minor: int
+    micro: int
+    package: str
+
+    @property
+    def release(self) -> tuple[int, int, int]:
+        """The version for comparison."""
+        return (self.major, self.minor, self.micro)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.micro}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """An event of QEMU: its name and data (``docs/interop/qmp-spec.rst``)."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+class Events(Protocol):
+    """Events as they come in."""
+
+    async def next(self, timeout: float | None = None) -> Event | None:
+        """Return the next event; None after ``timeout`` seconds without one.
+
+        Raises MonitorLost where the connection broke and no event is left.
+        """
+
+
+class Session(Protocol):
+    """A connection to one QEMU's monitor."""
+
+    @property
+    def address(self) -> str:
+        """The monitor as users name it: ``qmp:/path``."""
+
+    @property
+    def version(self) -> Version:
+        """The QEMU's version."""
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id as we see it; None where it is not known."""
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = COMMAND_TIMEOUT,
+    ) -> Any:
+        """Execute a command and return its value.
+
+        Raises CommandRefused with QEMU's words, MonitorLost, MonitorTimeout after ``timeout`` seconds
+        (None: however long it takes).
+        """
+
+    async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
+        """Add a descriptor to an fdset; return its number within QEMU. ``fd`` stays ours.
+
+        Raises as ``execute`` does.
+        """
+
+    def events(self, *names: str) -> AbstractContextManager[Events]:
+        """Listen to the events of these names from now on."""
+
+    async def wait_lost(self, timeout: float) -> bool:
+        """Wait until QEMU has closed the connection; False after ``timeout`` seconds."""
