@@ -1,0 +1,347 @@
+"""The configuration: which file counts, what it may say, and what holds without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from manager import config, errors
+
+FULL = """\
+images: images
+state: /srv/state
+socket: run/mapsave.sock
+jobs: jobs.d
+policies: ../policies
+guests:
+  web01:
+    qmp: /run/qemu/web01.qmp
+    launch: [qemu-system-x86_64, -name, web01, -m, 4096, -sandbox, on, -append, ""]
+    policy: selinux-svirt
+  db01:
+    libvirt: {uri: "qemu+ssh://host/system", domain: db-1}
+  toy:
+    emulator: {memory: 64M, pattern: sparse, writer: true}
+save:
+  then: resume
+  live: yes
+  format: libvirt
+  direct_io: on
+  zero_pages: legacy
+  channels: 4
+  preallocate: false
+  policy: none
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def no_system_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Keep the machine's own configuration out; return the path where the test may put one."""
+    path = tmp_path / "etc-manager.yaml"
+    monkeypatch.setattr(config, "SYSTEM_FILE", path)
+    return path
+
+
+def error_of(tmp_path: Path, text: str) -> str:
+    with pytest.raises(errors.ConfigError) as caught:
+        config.load(write(tmp_path / "m.yaml", text), {})
+    return caught.value.message.removeprefix(f"{tmp_path}/")
+
+
+def test_every_key_arrives(tmp_path: Path) -> None:
+    source = write(tmp_path / "manager.yaml", FULL)
+    assert config.load(source, {}) == config.Config(
+        images=tmp_path / "images",
+        state=Path("/srv/state"),
+        socket=tmp_path / "run/mapsave.sock",
+        jobs=tmp_path / "jobs.d",
+        policies=tmp_path / "../policies",
+        guests={
+            "web01": config.Guest(
+                "web01",
+                qmp=Path("/run/qemu/web01.qmp"),
+                launch=(
+                    *("qemu-system-x86_64", "-name", "web01", "-m", "4096"),
+                    *("-sandbox", "on", "-append", ""),
+                ),
+                policy="selinux-svirt",
+            ),
+            "db01": config.Guest(
+                "db01", libvirt=config.LibvirtDomain("db-1", "qemu+ssh://host/system")
+            ),
+            "toy": config.Guest(
+                "toy", emulator=config.EmulatedGuest(64 * 1024 * 1024, "sparse", True)
+            ),
+        },
+        save=config.SaveSettings("resume", True, "libvirt", "on", "legacy", 4, "off", "none"),
+        source=source,
+    )
+
+
+def test_relative_paths_are_relative_to_the_file_not_to_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "m.yaml", "images: here\nguests: {a: {qmp: a.sock}}")
+    monkeypatch.chdir(tmp_path)
+    loaded = config.load(Path("sub/m.yaml"), {})
+    assert loaded.images == tmp_path / "sub/here"
+    assert loaded.guests["a"].qmp == tmp_path / "sub/a.sock"
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    loaded = config.load(write(tmp_path / "m.yaml", "images: ~/images"), {})
+    assert loaded.images == Path("/home/me/images")
+
+
+def test_order_of_files(tmp_path: Path, no_system_file: Path) -> None:
+    option = write(tmp_path / "option.yaml", "images: /option")
+    variable = write(tmp_path / "variable.yaml", "images: /variable")
+    environ = {config.VARIABLE: str(variable)}
+    assert config.load(None, {}).source is None
+    write(no_system_file, "images: /system")
+    assert config.load(None, {}).images == Path("/system")
+    assert config.load(None, {config.VARIABLE: ""}).images == Path("/system")
+    assert config.load(None, environ).images == Path("/variable")
+    assert config.load(option, environ).images == Path("/option")
+    assert config.load(option, environ).source == option
+
+
+def test_a_file_that_was_named_must_exist(tmp_path: Path, no_system_file: Path) -> None:
+    write(no_system_file, "images: /system")
+    with pytest.raises(errors.ConfigMissing, match="option"):
+        config.load(tmp_path / "option", {})
+    with pytest.raises(errors.ConfigMissing, match="variable"):
+        config.load(None, {config.VARIABLE: str(tmp_path / "variable")})
+
+
+def test_a_dangling_link_in_place_of_the_system_file_is_an_error(no_system_file: Path) -> None:
+    no_system_file.symlink_to("nowhere")
+    with pytest.raises(errors.ConfigMissing):
+        config.load(None, {})
+
+
+def test_what_the_file_leaves_out_is_built_in(tmp_path: Path) -> None:
+    source = write(tmp_path / "m.yaml", "guests:\nimages:\n")
+    assert config.load(source, {}) == dataclasses.replace(config.defaults({}), source=source)
+
+
+def test_defaults_of_root() -> None:
+    built_in = config.defaults({"XDG_DATA_HOME": "/elsewhere"}, root=True)
+    assert built_in == config.Config(
+        images=Path("/var/lib/mapsave/images"),
+        state=Path("/var/lib/mapsave/state"),
+        socket=Path("/run/mapsave/mapsave.sock"),
+        jobs=Path("/etc/mapsave/jobs.d"),
+    )
+
+
+def test_defaults_of_an_ordinary_user() -> None:
+    environ = {"HOME": "/home/me", "XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "relative"}
+    built_in = config.defaults(environ, root=False)
+    assert built_in.images == Path("/home/me/.local/share/mapsave/images")
+    assert built_in.state == Path("/home/me/.local/state/mapsave")
+    assert built_in.socket == Path("/run/user/7/mapsave/mapsave.sock")
+    assert built_in.jobs == Path("/home/me/.config/mapsave/jobs.d")
+    without = config.defaults({"HOME": "/home/me"}, root=False)
+    assert without.socket == Path("/home/me/.local/state/mapsave/mapsave.sock")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imagse: /x", "m.yaml:1:1: unknown key 'imagse': did you mean 'images'?"),
+        ("images: ''", "m.yaml:1:9: images: must not be empty"),
+        ('images: "a\\0b"', "m.yaml:1:9: images: must not hold a NUL"),
+        ("images: 5", "m.yaml:1:9: images: must be text: put it in quotes"),
+        ("guests: [web01]", "m.yaml:1:9: guests: input should be a valid dictionary, not a list"),
+        (
+            "guests:\n  a:\n    qpm: /x",
+            "m.yaml:3:5: unknown key 'qpm': did you mean 'qmp'?",
+        ),
+        (
+            "guests:\n  a: {}",
+            "m.yaml:2:6: guests.a: needs exactly one of qmp, libvirt and emulator",
+        ),
+        (
+            "guests:\n  a:\n    qmp: /x\n    emulator: {memory: 1M}",
+            "m.yaml:2:3: guests.a: needs exactly one of qmp, libvirt and emulator, "
+            "not qmp and emulator",
+        ),
+        (
+            "guests:\n  a: {libvirt: {domain: x}, launch: [x]}",
+            "m.yaml:2:6: guests.a: launch goes with qmp, not with libvirt",
+        ),
+        (
+            "guests:\n  a: {qmp: /x, launch: [x, -incoming, defer]}",
+            "m.yaml:2:6: guests.a: launch must not hold -incoming: mapsave adds it",
+        ),
+        ("guests:\n  a: {qmp: /x, launch: ['']}", "guests.a: launch must begin with a command"),
+        ("guests:\n  a: {qmp: /x, launch: []}", "m.yaml:2:24: guests.a.launch: list should have"),
+        ("guests:\n  a: {qmp: /x, launch: [a, true]}", "m.yaml:2:28: guests.a.launch[1]: must be"),
+        ("guests:\n  a: {libvirt: {uri: x}}", "2:16: the key 'domain' is missing in guests.a.lib"),
+        ("guests:\n  a: {emulator: {memory: much}}", "2:26: guests.a.emulator.memory: not a size"),
+        ("guests:\n  a: {emulator: {memory: 0}}", "guests.a.emulator.memory: must not be 0"),
+        ("guests:\n  a: {emulator: {memory: true}}", "guests.a.emulator.memory: not a size"),
+        ("guests:\n  a: {emulator: {memory: 1.5}}", "guests.a.emulator.memory: not a size"),
+        (
+            "guests:\n  a: {emulator: {memory: 1M, pattern: zebra}}",
+            "guests.a.emulator.pattern: 'zebra' is not 'random', 'sparse', 'fragmented' or 'linux'",
+        ),
+        ("save:\n  then: stop", "m.yaml:2:9: save.then: 'stop' is not 'quit', 'resume' or 'leave'"),
+        ("save:\n  channels: 0", "m.yaml:2:13: save.channels: must be auto or a number from 1 to"),
+        ("save:\n  channels: 256", "m.yaml:2:13: save.channels: must be auto or a number from 1"),
+        ("save:\n  channels: true", "m.yaml:2:13: save.channels: must be auto or a number from 1"),
+        ("save:\n  direct_io: maybe", "save.direct_io: 'maybe' is not 'auto', 'on' or 'off'"),
+        ("save:\n  live: perhaps", "m.yaml:2:9: save.live: input should be a valid boolean"),
+    ],
+)
+def test_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    assert message in error_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a/b",
+        "-a",
+        "",
+        ".",
+        "..",
+        "a\\nb",
+        "a\\0b",
+        "qmp:x",
+        "libvirt:x",
+        "libvirt+x",
+        " a",
+        "a" * 201,
+    ],
+)
+def test_bad_name_of_a_guest(tmp_path: Path, name: str) -> None:
+    message = error_of(tmp_path, f'guests:\n  "{name}": {{qmp: /x}}')
+    assert message.startswith("m.yaml:2:3: guests.")
+
+
+@pytest.mark.parametrize("name", ["web01", "a b", "it's", "münchen", "a:b", "qmp", "no", "a" * 200])
+def test_good_name_of_a_guest(tmp_path: Path, name: str) -> None:
+    loaded = config.load(write(tmp_path / "m.yaml", f'guests:\n  "{name}": {{qmp: /x}}'), {})
+    assert loaded.guest(name).name == name
+
+
+def test_guest_by_address() -> None:
+    built_in = config.defaults({})
+    assert built_in.guest("qmp:/run/a:b.sock").qmp == Path("/run/a:b.sock")
+    assert built_in.guest("libvirt:db").libvirt == config.LibvirtDomain("db", "qemu:///system")
+    there = built_in.guest("libvirt+qemu+ssh://host/system?a=1#db:1")
+    assert there.libvirt == config.LibvirtDomain("db:1", "qemu+ssh://host/system?a=1")
+    assert there.name == "libvirt+qemu+ssh://host/system?a=1#db:1"
+
+
+@pytest.mark.parametrize("address", ["", "web1", "qmp:", "libvirt:", "libvirt+x", "libvirt+#x"])
+def test_unknown_guest(address: str) -> None:
+    built_in = dataclasses.replace(
+        config.defaults({}), guests={"web01": config.Guest("web01", qmp=Path("/x"))}
+    )
+    with pytest.raises(errors.UnknownGuest) as caught:
+        built_in.guest(address)
+    if address == "web1":
+        assert caught.value.hint == "did you mean 'web01'?"
+
+
+def test_show_is_a_file_that_means_the_same(tmp_path: Path) -> None:
+    loaded = config.load(write(tmp_path / "manager.yaml", FULL), {})
+    shown = config.show(loaded)
+    assert shown.startswith(f"# from '{tmp_path}/manager.yaml'\n")
+    again = config.load(write(tmp_path / "again.yaml", shown), {})
+    assert dataclasses.replace(again, source=loaded.source) == loaded
+
+
+def test_show_of_built_in_defaults() -> None:
+    built_in = config.defaults({}, root=True)
+    shown = config.show(built_in)
+    assert shown.startswith("# from built-in defaults")
+    assert yaml.safe_load(shown)["images"] == "/var/lib/mapsave/images"
+
+
+def test_schema_describes_every_key() -> None:
+    schema = config.schema()
+    json.dumps(schema)
+    assert set(schema["properties"]) == {
+        *("images", "state", "socket", "jobs", "policies", "guests", "save"),
+    }
+    for model in (schema, *schema["$defs"].values()):
+        assert model["additionalProperties"] is False
+        assert all(each.get("description") for each in model["properties"].values()), model
+
+
+def test_without_a_file_neither_pydantic_nor_yaml_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from manager import config;"
+        "config.SYSTEM_FILE = pathlib.Path(sys.argv[1]);"
+        "config.load(None, {}).guest('qmp:/x');"
+        "print(sorted({'pydantic', 'yaml', 'numpy', 'asyncio'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "none")], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+VALUES = st.sampled_from(
+    [
+        "1",
+        "64M",
+        "auto",
+        "on",
+        "true",
+        "x",
+        "[]",
+        "[a]",
+        "{}",
+        "~",
+        "''",
+        "-1",
+        "1.5",
+        "/x",
+        "{a: b}",
+    ]
+)
+KEYS = st.sampled_from(
+    [
+        *("images", "guests", "save", "qmp", "libvirt", "emulator", "launch", "memory", "uri"),
+        *("then", "channels", "direct_io", "live", "policy", "a/b", "web01", "-x"),
+    ]
+)
+LINES = st.builds(
+    lambda depth, key, value: f"{'  ' * depth}{key}: {value}",
+    st.integers(0, 3),
+    KEYS,
+    VALUES | st.just(""),
+)
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(LINES, max_size=8).map("\n".join))
+def test_random_files_give_a_configuration_or_a_declared_error(tmp_path: Path, text: str) -> None:
+    try:
+        loaded = config.load(write(tmp_path / "m.yaml", text), {})
+    except errors.ConfigError:
+        return
+    assert loaded.images.is_absolute()
+    assert config.show(loaded)
