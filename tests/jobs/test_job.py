@@ -1,0 +1,330 @@
+"""Save jobs: what a job file says, which guests it means, what its images are called."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from manager import config, errors
+from manager.jobs import cron, job, template
+
+FULL = """\
+job: nightly-web
+guests: [web01, "db*"]
+save:
+  image: "{guest}-{time:%Y%m%dT%H%M%SZ}.mapsave"
+  then: resume
+  live: true
+  format: libvirt
+  direct_io: off
+  zero_pages: multifd
+  channels: auto
+  preallocate: on
+  policy: selinux-svirt
+  replace: yes
+schedule: "30 2 * *   mon-fri"
+keep: {last: 3, daily: 7}
+concurrency: 2
+timeout: 15m
+"""
+WHEN = datetime.datetime(
+    2026, 3, 1, 0, 30, 5, tzinfo=datetime.timezone(datetime.timedelta(hours=2))
+)
+
+
+def configured(*names: str) -> config.Config:
+    guests = {name: config.Guest(name, qmp=Path("/x")) for name in names}
+    return config.Config(Path("/i"), Path("/s"), Path("/k"), Path("/j"), guests=guests)
+
+
+def load(tmp_path: Path, text: str) -> job.Job:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return job.load(path)
+
+
+def error_of(tmp_path: Path, text: str) -> str:
+    with pytest.raises(errors.ConfigError) as caught:
+        load(tmp_path, text)
+    return caught.value.message.removeprefix(f"{tmp_path}/")
+
+
+def test_every_key_arrives(tmp_path: Path) -> None:
+    loaded = load(tmp_path, FULL)
+    assert loaded == job.Job(
+        name="nightly-web",
+        guests=("web01", "db*"),
+        image=template.parse("{guest}-{time:%Y%m%dT%H%M%SZ}.mapsave"),
+        replace=True,
+        given={
+            "then": "resume",
+            "live": True,
+            "format": "libvirt",
+            "direct_io": "off",
+            "zero_pages": "multifd",
+            "channels": "auto",
+            "preallocate": "on",
+            "policy": "selinux-svirt",
+        },
+        schedule="30 2 * * mon-fri",
+        keep=job.Keep(last=3, daily=7),
+        concurrency=2,
+        timeout=900.0,
+    )
+    assert loaded.source == tmp_path / "job.yaml"
+
+
+def test_least_job(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "job: j\nguests: [a]\n")
+    assert loaded.settings(configured()) == config.SaveSettings()
+    assert loaded.settings(configured()).then == "quit"
+    assert (loaded.replace, loaded.concurrency, loaded.timeout) == (False, 1, None)
+    assert (loaded.schedule, loaded.keep) == (None, None)
+    assert loaded.image_name("a", WHEN) == "a-20260228T223005Z.mapsave"
+
+
+def test_settings_of_the_job_win_over_those_of_the_configuration(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "job: j\nguests: [a]\nsave: {channels: auto, live: no}")
+    base = configured()
+    wide = config.Config(
+        *(base.images, base.state, base.socket, base.jobs),
+        save=config.SaveSettings(then="leave", live=True, channels=3),
+    )
+    assert loaded.settings(wide) == config.SaveSettings(then="leave", live=False, channels="auto")
+
+
+@pytest.mark.parametrize(("word", "means"), [("on", "on"), ("true", "on"), ("'off'", "off")])
+def test_switches_may_be_written_as_truth_values(tmp_path: Path, word: str, means: str) -> None:
+    loaded = load(tmp_path, f"job: j\nguests: [a]\nsave: {{direct_io: {word}}}")
+    assert loaded.settings(configured()).direct_io == means
+
+
+def test_guests_are_in_the_order_of_the_job_and_each_once(tmp_path: Path) -> None:
+    loaded = load(tmp_path, 'job: j\nguests: [web02, "db*", "*", web01]')
+    everything = configured("web01", "db2", "db1", "web02")
+    assert loaded.resolve(everything) == ["web02", "db2", "db1", "web01"]
+
+
+def test_a_guest_whose_name_looks_like_a_pattern_is_that_guest(tmp_path: Path) -> None:
+    loaded = load(tmp_path, 'job: j\nguests: ["db*"]')
+    assert loaded.resolve(configured("db*", "db1")) == ["db*"]
+    assert loaded.resolve(configured("DB1", "db1")) == ["db1"]
+
+
+def test_a_word_that_means_no_guest_is_named_with_its_line(tmp_path: Path) -> None:
+    loaded = load(tmp_path, 'job: j\nguests:\n  - web01\n  - web2\n  - "x*"\n')
+    with pytest.raises(errors.ConfigError, match=r"job.yaml:4:5: guests\[1\].* called 'web2'"):
+        loaded.resolve(configured("web01", "web02"))
+    with pytest.raises(errors.ConfigError, match=r"job.yaml:5:5: .* matches the pattern 'x\*'"):
+        loaded.resolve(configured("web01", "web2"))
+    with pytest.raises(errors.ConfigError, match="did you mean 'web02'"):
+        loaded.resolve(configured("web01", "web02"))
+
+
+def test_guests_that_would_share_an_image_name_are_refused(tmp_path: Path) -> None:
+    text = 'job: j\nguests: ["*"]\nsave:\n  image: "{job}-{time}"\n'
+    loaded = load(tmp_path, text)
+    assert loaded.resolve(configured("a")) == ["a"]
+    with pytest.raises(errors.ConfigError, match=r"job.yaml:4:10: save.image: 2 guests"):
+        loaded.resolve(configured("a", "b"))
+    apart = load(tmp_path, text.replace("{job}", "{uuid}"))
+    assert apart.resolve(configured("a", "b")) == ["a", "b"]
+
+
+def test_image_name(tmp_path: Path) -> None:
+    text = 'job: j\nguests: [a]\nsave: {image: "{{{guest}}}_{job}_{time:%y.%j}_{uuid}"}'
+    unique = uuid.uuid4()
+    name = load(tmp_path, text).image_name("my guest", WHEN, unique)
+    assert name == f"{{my guest}}_j_26.059_{unique}"
+
+
+def test_uuid_of_its_own_each_time(tmp_path: Path) -> None:
+    loaded = load(tmp_path, 'job: j\nguests: [a]\nsave: {image: "{uuid}"}')
+    names = {loaded.image_name("a", WHEN) for _ in range(3)}
+    assert len(names) == 3
+    assert all(uuid.UUID(name).version == 4 for name in names)
+
+
+def test_image_name_that_is_too_long_or_no_name(tmp_path: Path) -> None:
+    loaded = load(tmp_path, 'job: j\nguests: [a]\nsave: {image: "{guest}"}')
+    assert loaded.image_name("é" * 127 + "x", WHEN)
+    with pytest.raises(errors.ConfigError, match=r"job.yaml:3:15: save.image: .* 255 bytes"):
+        loaded.image_name("é" * 128, WHEN)
+    for guest in ("a/b", "a\0", ".hidden", "..", "x.partial"):
+        with pytest.raises(errors.ConfigError, match=r"job.yaml:3:15: save.image: "):
+            loaded.image_name(guest, WHEN)
+
+
+HEAD = "job: j\nguests: [a]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("guests: [a]", "job.yaml:1:1: the key 'job' is missing"),
+        ("job: a/b\nguests: [a]", "job.yaml:1:6: job: the name 'a/b' holds a slash"),
+        ("job: j", "job.yaml:1:1: the key 'guests' is missing"),
+        ("job: j\nguests: []", "job.yaml:2:9: guests: list should have at least 1 item"),
+        ("job: j\nguests: a", "job.yaml:2:9: guests: input should be a valid list, not 'a'"),
+        ("job: j\nguests: [1]", "job.yaml:2:10: guests[0]: must be text"),
+        (HEAD + "scheduel: x", "job.yaml:3:1: unknown key 'scheduel': did you mean 'schedule'?"),
+        (HEAD + "save:\n  chanels: 3", "4:3: unknown key 'chanels': did you mean 'channels'?"),
+        (HEAD + "save: {image: '{gast}'}", "3:15: save.image: unknown field {gast} (known: {gu"),
+        (HEAD + "save: {image: '{guest.__class__}'}", "unknown field {guest.__class__}"),
+        (HEAD + "save: {image: '{guest[0]}'}", "unknown field {guest[0]}"),
+        (HEAD + "save: {image: '{}'}", "unknown field {}"),
+        (HEAD + "save: {image: '{guest!r}'}", "{guest} takes no format"),
+        (HEAD + "save: {image: '{guest:>99}'}", "{guest} takes no format"),
+        (HEAD + "save: {image: '{time:{guest}}'}", "{time} takes no format"),
+        (HEAD + "save: {image: '{guest'}", "save.image: expected '}' before end of string"),
+        (HEAD + "save: {image: 'a/{guest}'}", "save.image: 'a/guest' is not a file name"),
+        (HEAD + "save: {image: '{guest}{time:%D}'}", "is not a file name"),
+        (HEAD + "save: {image: '{guest}.partial'}", "is kept for files that are not finished"),
+        (HEAD + "save: {image: ''}", "job.yaml:3:15: save.image: must not be empty"),
+        (HEAD + f"save: {{image: '{'x' * 256}'}}", "longer than 255 bytes"),
+        (HEAD + "save: {replace: maybe}", "job.yaml:3:17: save.replace: input should be a valid b"),
+        (HEAD + "schedule: '61 * * * *'", "job.yaml:3:11: schedule: minute: '61' is not within 0"),
+        (HEAD + "schedule: 5", "job.yaml:3:11: schedule: must be text"),
+        (HEAD + "keep: {}", "job.yaml:3:7: keep: must keep something"),
+        (HEAD + "keep: {last: 0}", "job.yaml:3:14: keep.last: input should be greater than or eq"),
+        (HEAD + "keep: {yearly: 1}", "3:8: unknown key 'yearly' (known: daily"),
+        (HEAD + "concurrency: 0", "job.yaml:3:14: concurrency: input should be greater than or"),
+        (HEAD + "concurrency: true", "job.yaml:3:14: concurrency: input should be a valid integer"),
+        (HEAD + "concurrency: '2'", "job.yaml:3:14: concurrency: input should be a valid integer"),
+        (HEAD + "timeout: soon", "job.yaml:3:10: timeout: not a duration: 'soon'"),
+        (HEAD + "timeout: 0", "job.yaml:3:10: timeout: must be longer than 0"),
+        (HEAD + "timeout: true", "job.yaml:3:10: timeout: not a duration"),
+        (HEAD + "timeout: [1]", "job.yaml:3:10: timeout: not a duration"),
+        (HEAD + "timeout: -5", "job.yaml:3:10: timeout: not a duration"),
+        (HEAD + "timeout: 1:30", "job.yaml:3:10: timeout: not a duration: '1:30'"),
+    ],
+)
+def test_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    assert message in error_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        *("30 2 * * *", "*/5 * * * *", "0 0 1,15 * *", "0 0 * jan-mar MON", "0 9-17/2 * * 1-5"),
+        *("0 0 29 2 *", "0 0 31 2 1", "59 23 31 12 7", "1-5,10-20/3,59 * * * *", *cron.WORDS),
+    ],
+)
+def test_good_schedule(schedule: str) -> None:
+    assert cron.check(schedule) == schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ("", "five fields"),
+        ("* * * *", "not 4"),
+        ("* * * * * *", "not 6"),
+        ("@reboot", "'@reboot' is not one of @hourly"),
+        ("60 * * * *", "minute: '60' is not within 0-59"),
+        ("* 24 * * *", "hour: '24' is not within 0-23"),
+        ("* * 0 * *", "day of the month: '0' is not within 1-31"),
+        ("* * * 13 *", "month: '13' is not within 1-12"),
+        ("* * * * 8", "day of the week: '8' is not within 0-7"),
+        ("* * * foo *", "month: 'foo'"),
+        ("jan * * * *", "minute: 'jan'"),
+        ("5-1 * * * *", "minute: '5-1' ends before it begins"),
+        ("*/0 * * * *", "minute: the step in '*/0'"),
+        ("*/ * * * *", "minute: the step in '*/'"),
+        ("*/60 * * * *", "minute: the step in '*/60'"),
+        ("5/10 * * * *", "a step needs '*' or a range"),
+        ("1,,2 * * * *", "minute: ''"),
+        ("-1 * * * *", "minute: ''"),
+        ("1- * * * *", "minute: ''"),
+        ("*-5 * * * *", "minute: '*'"),
+        ("+1 * * * *", "minute: '+1'"),
+        ("² * * * *", "minute: '²'"),
+        ("0 0 30 2 *", "never comes"),
+        ("0 0 31 4,6,9,11 *", "never comes"),
+    ],
+)
+def test_bad_schedule(schedule: str, words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        cron.check(schedule)
+    assert words in str(caught.value)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text("0123456789*/-,@ monjaful²", max_size=20))
+def test_random_schedule_is_checked_or_refused(schedule: str) -> None:
+    try:
+        checked = cron.check(schedule)
+    except ValueError:
+        return
+    assert cron.check(checked) == checked
+    assert schedule.split() == checked.split()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text("{}guestjobtimeuuid:%YmdHs!r.[]0/\0é-", max_size=30) | st.text(max_size=30))
+def test_random_template_gives_one_file_name_or_is_refused(text: str) -> None:
+    try:
+        name = template.parse(text).render("guest", "job", WHEN, uuid.UUID(int=0))
+    except ValueError:  # UnicodeError is one
+        return
+    assert Path("/i", name).parent == Path("/i")
+    assert 0 < len(name.encode()) <= 255
+    assert name not in (".", "..")
+
+
+LINES = st.tuples(
+    st.sampled_from(["", "  ", "- "]),
+    st.sampled_from(
+        [
+            *("job", "guests", "save", "image", "then", "replace", "schedule", "keep", "last"),
+            *("concurrency", "timeout", "channels"),
+        ]
+    ),
+    st.sampled_from(
+        [
+            "",
+            "a",
+            "[a]",
+            "['*', b]",
+            "{}",
+            "{last: 1}",
+            "3",
+            "-1",
+            "true",
+            "~",
+            "'{guest}'",
+            "@daily",
+        ]
+    ),
+).map(lambda parts: f"{parts[0]}{parts[1]}: {parts[2]}")
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(LINES, max_size=8))
+def test_random_job_is_loaded_or_a_declared_error(tmp_path: Path, lines: list[str]) -> None:
+    for head in ("", HEAD):
+        try:
+            loaded = load(tmp_path, head + "\n".join(lines))
+            loaded.resolve(configured("a", "b"))
+            assert loaded.image_name("a", WHEN)
+        except errors.ConfigError as exc:
+            assert "job.yaml:" in exc.message
+
+
+def test_schema_describes_every_key() -> None:
+    schema = job.schema()
+    json.dumps(schema)
+    assert {"job", "guests", "save", "schedule", "keep", "concurrency", "timeout"} == set(
+        schema["properties"]
+    )
+    for model in (schema, *schema["$defs"].values()):
+        assert model["additionalProperties"] is False
+        assert all(each.get("description") for each in model["properties"].values()), model
