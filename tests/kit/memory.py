@@ -1,0 +1,69 @@
+"""QEMU arguments that give a guest its memory. Each function returns arguments for ``running()``.
+
+QEMU merges repeated ``-machine`` and ``-m`` options, so these may follow the usual ones.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+
+
+def zeroed(size: str, *, name: str = "m") -> list[str]:
+    """Main memory in a block ``name``, zero at the start: a destination for ``from_file``."""
+    backend = f"memory-backend-ram,id={name},size={size}"
+    return ["-object", backend, "-machine", f"memory-backend={name}"]
+
+
+def from_file(path: Path, size: str, *, shared: bool = False, name: str = "m") -> list[str]:
+    """Main memory that begins as ``path``'s content: a private copy, or the file itself."""
+    share = "on" if shared else "off"
+    backend = f"memory-backend-file,id={name},size={size},mem-path={path},share={share}"
+    return ["-object", backend, "-machine", f"memory-backend={name}"]
+
+
+def nodes(*sizes: str) -> list[str]:
+    """NUMA nodes of these sizes, blocks ``n0``, ``n1``…; ``memory=`` must be their sum."""
+    arguments: list[str] = []
+    for number, size in enumerate(sizes):
+        arguments += ["-object", f"memory-backend-ram,id=n{number},size={size}"]
+        arguments += ["-numa", f"node,nodeid={number},memdev=n{number}"]
+    return arguments
+
+
+def dimm(size: str = "16M", *, name: str = "d0", limit: str = "1G") -> list[str]:
+    """One plugged DIMM, block ``name`` (machine types pc and q35)."""
+    backend = f"memory-backend-ram,id={name},size={size}"
+    slots = ["-m", f"slots=2,maxmem={limit}"]
+    return [*slots, "-object", backend, "-device", f"pc-dimm,memdev={name}"]
+
+
+def huge(size: str, *, name: str = "m") -> list[str]:
+    """Main memory on 2 MiB pages; reserve them with ``huge_pages()`` around it."""
+    backend = f"memory-backend-memfd,id={name},size={size},hugetlb=on,hugetlbsize=2M"
+    return ["-object", backend, "-machine", f"memory-backend={name}"]
+
+
+@contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """Reserve ``count`` more 2 MiB pages and give them back; skip the test if not granted."""
+    try:
+        before = int(_HUGE_PAGES.read_text())
+        _HUGE_PAGES.write_text(str(before + count))
+    except OSError as error:
+        pytest.skip(f"this machine grants no huge pages: {error}")
+    try:
+        granted = int(_HUGE_PAGES.read_text()) - before
+        if granted < count:
+            pytest.skip(f"this machine grants {granted} of {count} huge pages")
+        yield
+    finally:
+        _HUGE_PAGES.write_text(str(before))

@@ -1,0 +1,98 @@
+"""Start processes so that none of them outlives its test, and so that a leak is found.
+
+Everything the kit starts carries a mark in its environment, which children inherit: a QEMU that
+``mapsave restore`` started is found by it too. Only marked processes are ever ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_MARK = f"MAPSAVE_TEST_RUN={os.getpid()}-{secrets.token_hex(8)}"
+_count = 0
+
+
+def started() -> int:
+    """Return how many processes the kit has started so far."""
+    return _count
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for a process of the kit: ours, the mark and ``extra``.
+
+    Settings of mapsave that whoever runs the tests may have are left out.
+    """
+    name, _, value = _MARK.partition("=")
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("MAPSAVE_")}
+    return {**ours, name: value, **(extra or {})}
+
+
+@contextlib.contextmanager
+def running(
+    arguments: Sequence[str | os.PathLike[str]],
+    *,
+    env: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Iterator[subprocess.Popen[Any]]:
+    """Start a process (``options`` are those of Popen); kill it and reap it at the end."""
+    global _count
+    _count += 1
+    process = subprocess.Popen(arguments, env=environment(env), **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                # What was not yet flushed into a pipe whose reader is dead is lost: that is fine.
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+def strays() -> dict[int, str]:
+    """Return the live processes that carry the mark: pid → command line."""
+    mark = _MARK.encode()
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        # Gone meanwhile, or somebody else's.
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                words = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                found[int(entry.name)] = b" ".join(words).decode(errors="replace")
+    return found
+
+
+def end(pid: int, timeout: float = 10.0) -> None:
+    """Kill ``pid``, if it still lives, and wait until it is gone.
+
+    Raises TimeoutError when it is not gone after ``timeout`` seconds.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        await_end(handle, timeout)
+    finally:
+        os.close(handle)
+
+
+def await_end(handle: int, timeout: float) -> None:
+    """Wait for the process of a pidfd to end; raise TimeoutError after ``timeout`` seconds."""
+    if not select.select([handle], [], [], timeout)[0]:
+        raise TimeoutError(f"the process did not end within {timeout} s")

@@ -1,0 +1,170 @@
+"""A blocking QMP client for tests, independent of the one that is being tested.
+
+The protocol is the one of QEMU's ``docs/interop/qmp-spec.rst``. Out-of-band execution is never
+enabled, so replies come in the order of the commands.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Event = dict[str, Any]
+
+
+class QmpError(Exception):
+    """QEMU answered a command with an error; ``error_class`` and ``desc`` are its words."""
+
+    def __init__(self, command: str, error_class: str, desc: str) -> None:
+        super().__init__(f"{command}: {desc}")
+        self.error_class = error_class
+        self.desc = desc
+
+
+class QmpClosed(ConnectionError):
+    """QEMU closed the monitor, most likely because it ended."""
+
+
+class Client:
+    """One connection to a monitor; a context manager that closes it.
+
+    ``events`` holds every event received so far, oldest first; tests may clear it.
+    """
+
+    def __init__(self, path: Path, *, timeout: float = 20.0) -> None:
+        """Connect to the unix socket at ``path`` and negotiate.
+
+        ``timeout`` in seconds is the limit of this and of every later command.
+
+        Raises OSError when nobody listens, TimeoutError when QEMU does not greet in time.
+        """
+        self.timeout = timeout
+        self.events: list[Event] = []
+        self._pending = b""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.connect(str(path))
+            self.greeting = self._receive(time.monotonic() + timeout)["QMP"]
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; QEMU keeps running and keeps its fdsets."""
+        self._socket.close()
+
+    def peer_pid(self) -> int:
+        """Return the process id of the QEMU that listens (SO_PEERCRED, unix(7))."""
+        ucred = struct.Struct("iII")
+        raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, ucred.size)
+        return int(ucred.unpack(raw)[0])
+
+    def execute(self, command: str, /, *, descriptor: int | None = None, **arguments: Any) -> Any:
+        """Run ``command`` and return what it returned.
+
+        Underscores in argument names become dashes. ``descriptor`` travels with the command.
+
+        Raises QmpError, QmpClosed, or TimeoutError after ``timeout`` seconds.
+        """
+        message: dict[str, Any] = {"execute": command}
+        if arguments:
+            message["arguments"] = {
+                name.replace("_", "-"): value for name, value in arguments.items()
+            }
+        self._send(json.dumps(message).encode(), descriptor)
+        deadline = time.monotonic() + self.timeout
+        while True:
+            reply = self._receive(deadline)
+            if "event" in reply:
+                self.events.append(reply)
+            elif "error" in reply:
+                raise QmpError(command, reply["error"]["class"], reply["error"]["desc"])
+            else:
+                return reply["return"]
+
+    def hmp(self, line: str) -> str:
+        """Run a command of the human monitor and return what it printed."""
+        return str(self.execute("human-monitor-command", command_line=line))
+
+    def pass_descriptor(self, descriptor: int, fdset: int, opaque: str = "test kit") -> int:
+        """Put a duplicate of ``descriptor`` into ``fdset``; return its number inside QEMU."""
+        reply = self.execute("add-fd", descriptor=descriptor, fdset_id=fdset, opaque=opaque)
+        return int(reply["fd"])
+
+    def wait_event(self, name: str, *, timeout: float | None = None, **data: Any) -> Event:
+        """Return the first event ``name`` whose data has these values, waiting for it.
+
+        Raises TimeoutError after ``timeout`` seconds, QmpClosed when QEMU ends.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        seen = 0
+        while True:
+            for event in self.events[seen:]:
+                if event["event"] == name and data.items() <= event.get("data", {}).items():
+                    return event
+            seen = len(self.events)
+            received = self._receive(deadline)
+            assert "event" in received, f"a reply that nobody asked for: {received}"
+            self.events.append(received)
+
+    def event_names(self) -> list[str]:
+        """Return the events so far, ``MIGRATION`` ones as ``MIGRATION:status``."""
+        return [
+            name + (f":{event['data']['status']}" if name == "MIGRATION" else "")
+            for event in self.events
+            if (name := str(event["event"]))
+        ]
+
+    def _send(self, data: bytes, descriptor: int | None) -> None:
+        ancillary: list[tuple[int, int, array.array[int]]] = []
+        if descriptor is not None:
+            rights = array.array("i", [descriptor])
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
+        try:
+            self._socket.sendmsg([data], ancillary)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise QmpClosed("QEMU closed the monitor") from error
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        while b"\n" not in self._pending:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("QEMU's monitor did not answer in time")
+            self._socket.settimeout(left)
+            try:
+                data = self._socket.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                raise QmpClosed("QEMU closed the monitor")
+            self._pending += data
+        line, _, self._pending = self._pending.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+def connect(path: Path, *, timeout: float = 20.0) -> Client:
+    """Connect to the monitor at ``path``, waiting up to ``timeout`` seconds for it to listen."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return Client(path, timeout=timeout)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
