@@ -1,0 +1,155 @@
+"""Real file systems for tests: made, mounted, and gone at the end. They need root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Kind = Literal["ext4", "xfs"]
+MIB = 1 << 20
+
+# mkfs.xfs refuses to make smaller ones.
+SMALLEST = {"ext4": 8 * MIB, "xfs": 300 * MIB}
+_MKFS = {"ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"], "xfs": ["mkfs.xfs", "-q", "-f"]}
+
+_mounted: set[Path] = set()
+_backing: set[Path] = set()
+
+
+@contextmanager
+def loop_filesystem(kind: Kind, size: int, directory: Path, *, sector: int = 512) -> Iterator[Path]:
+    """Mount a new file system of ``size`` bytes on a loop device; yield where.
+
+    Its sparse backing file and its mount point are made in ``directory``. ``sector`` is the
+    logical sector size in bytes, which O_DIRECT has to respect: 512 or 4096.
+    """
+    assert size >= SMALLEST[kind], f"{kind} takes {SMALLEST[kind]} bytes at least"
+    number = len(_backing)
+    backing = (directory / f"{kind}-{number}.img").resolve()
+    with backing.open("xb") as file:
+        file.truncate(size)
+    _backing.add(backing)
+    try:
+        with _loop_device(backing, sector) as device:
+            _run(*_MKFS[kind], device)
+            with _mount(directory / f"{kind}-{number}", kind, device) as place:
+                yield place
+    finally:
+        backing.unlink()
+
+
+@contextmanager
+def tmpfs(size: int, directory: Path) -> Iterator[Path]:
+    """Mount a tmpfs of ``size`` bytes on a new directory inside ``directory``; yield where."""
+    with _mount(directory / "tmpfs", "tmpfs", "tmpfs", "-o", f"size={size}") as place:
+        yield place
+
+
+@contextmanager
+def without_direct_io(directory: Path) -> Iterator[Path]:
+    """Mount a file system that refuses O_DIRECT (a ramfs, which has no limit either)."""
+    with _mount(directory / "ramfs", "ramfs", "ramfs", "-o", "mode=700") as place:
+        assert not takes_direct_io(place), "this kernel's ramfs takes O_DIRECT"
+        yield place
+
+
+@contextmanager
+def read_only(mount_point: Path) -> Iterator[None]:
+    """Remount read-only, and writable again at the end."""
+    _run("mount", "-o", "remount,ro", str(mount_point))
+    try:
+        yield
+    finally:
+        _run("mount", "-o", "remount,rw", str(mount_point))
+
+
+@contextmanager
+def filled(directory: Path, *, leave: int) -> Iterator[None]:
+    """Use up the file system of ``directory`` but for about ``leave`` bytes."""
+    path = directory / ".filled"
+    room = os.statvfs(directory)
+    with path.open("wb") as file:
+        wanted = room.f_bavail * room.f_frsize - leave
+        assert wanted > 0, f"only {wanted + leave} bytes are free"
+        os.posix_fallocate(file.fileno(), 0, wanted)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def takes_direct_io(directory: Path) -> bool:
+    """Tell whether files in ``directory`` can be opened with O_DIRECT."""
+    path = directory / ".direct-io"
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600))
+    except OSError:
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def left_behind() -> list[str]:
+    """Return the mounts and loop devices of ours that still exist."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = {line.split()[4].encode().decode("unicode_escape") for line in mounts}
+    left = [f"mount {point}" for point in sorted(map(str, _mounted)) if point in points]
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        # A device may be detached between the listing and the reading.
+        try:
+            path = entry.read_text().strip().removesuffix(" (deleted)")
+        except OSError:
+            continue
+        if Path(path) in _backing:
+            left.append(f"loop device /dev/{entry.parts[3]} on {path}")
+    return left
+
+
+@contextmanager
+def _loop_device(backing: Path, sector: int) -> Iterator[str]:
+    device = _run("losetup", "--find", "--show", f"--sector-size={sector}", str(backing))
+    try:
+        yield device
+    finally:
+        _run("losetup", "--detach", device)
+
+
+@contextmanager
+def _mount(place: Path, kind: str, source: str, *options: str) -> Iterator[Path]:
+    place = place.resolve()
+    place.mkdir()
+    _run("mount", "-t", kind, *options, source, str(place))
+    _mounted.add(place)
+    try:
+        yield place
+    finally:
+        _unmount(place)
+        place.rmdir()
+
+
+def _unmount(place: Path) -> None:
+    """Unmount; a process that was just killed may keep the mount busy for a moment."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            _run("umount", str(place))
+            return
+        except AssertionError:
+            if time.monotonic() > deadline:
+                _run("umount", "--lazy", str(place))
+                raise
+            time.sleep(0.05)
+
+
+def _run(*arguments: str) -> str:
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{' '.join(arguments)}: {result.stderr.strip()}"
+    return result.stdout.strip()
