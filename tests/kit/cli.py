@@ -1,0 +1,148 @@
+"""Run the ``mapsave`` command as a user does, in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tests.kit import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+COMMAND = [sys.executable, "-m", "manager.cli.main"]
+_CHECKOUT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit code and its output."""
+
+    arguments: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> dict[str, Any]:
+        """Return the one JSON object on standard output; fail if there is anything else."""
+        found = json.loads(self.stdout)
+        assert isinstance(found, dict), f"not an object: {self.stdout}"
+        return found
+
+
+def mapsave(
+    *arguments: str | os.PathLike[str],
+    check: int | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+) -> Result:
+    """Run ``mapsave`` to its end, at most ``timeout`` seconds.
+
+    With ``check``, fail unless that is the exit code. A traceback on standard error always fails.
+    """
+    words = tuple(os.fspath(argument) for argument in arguments)
+    with started(*words, env=env) as process:
+        stdout, stderr = process.communicate(timeout=timeout)
+    result = Result(words, process.returncode, stdout, stderr)
+    assert "Traceback (most recent call last)" not in stderr, stderr
+    if check is not None:
+        assert result.returncode == check, f"{result}"
+    return result
+
+
+@contextmanager
+def started(
+    *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Start ``mapsave`` with pipes for its output; it is killed at the end if it still runs."""
+    with processes.running(
+        [*COMMAND, *arguments],
+        env={"PYTHONPATH": str(_CHECKOUT), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
+@dataclass
+class Site:
+    """An operator's set-up: images, state and configuration, all below ``directory``."""
+
+    directory: Path
+    guests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.images.mkdir(mode=0o700, parents=True)
+        self.state.mkdir(mode=0o700)
+        self.write()
+
+    @property
+    def images(self) -> Path:
+        """Where images go."""
+        return self.directory / "images"
+
+    @property
+    def state(self) -> Path:
+        """Where journal and locks are."""
+        return self.directory / "state"
+
+    @property
+    def config(self) -> Path:
+        """The configuration file."""
+        return self.directory / "manager.yaml"
+
+    def write(self) -> None:
+        """Write the configuration file as ``guests`` and ``settings`` are now."""
+        content = {"images": str(self.images), "state": str(self.state), **self.settings}
+        if self.guests:
+            content["guests"] = self.guests
+        self.config.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def add_guest(
+        self, name: str, qmp: Path | None = None, launch: list[str] | None = None, **more: Any
+    ) -> None:
+        """Add a guest to the configuration, or replace it; ``more`` are further keys of it."""
+        guest: dict[str, Any] = dict(more)
+        if qmp is not None:
+            guest["qmp"] = str(qmp)
+        if launch is not None:
+            guest["launch"] = list(launch)
+        self.guests[name] = guest
+        self.write()
+
+    def run(
+        self,
+        *arguments: str | os.PathLike[str],
+        check: int | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+    ) -> Result:
+        """Run ``mapsave`` with this configuration; see ``mapsave()``."""
+        return mapsave(
+            "--config", self.config, *arguments, check=check, env=self._env(env), timeout=timeout
+        )
+
+    @contextmanager
+    def start(
+        self, *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start ``mapsave`` with this configuration, for tests that signal it."""
+        with started("--config", self.config, *arguments, env=self._env(env)) as process:
+            yield process
+
+    def _env(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        """Keep whatever might escape the configuration inside the site as well."""
+        homes = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR")
+        inside = {home: str(self.directory / "home") for home in homes}
+        return {**inside, **(env or {})}
