@@ -1,0 +1,67 @@
+"""Fixtures and checks for all tests; the helpers themselves are in ``tests/kit``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import cli, need, processes, storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers; ``tests/kit/need.py`` says what they stand for."""
+    for marker, meaning in need.MARKERS.items():
+        config.addinivalue_line("markers", f"{marker}: {meaning}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what this machine cannot run; with ``CI=true`` nothing may be left out."""
+    for marker in item.iter_markers():
+        reason = need.missing(marker.name)
+        if reason is None:
+            continue
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"with CI=true nothing may be left out: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a process, a mount or a loop device; end such processes."""
+    # Fixtures of a wider scope are there already, and may stay.
+    processes_before = set(processes.strays()) if processes.started() else set()
+    storage_before = set(storage.left_behind())
+    yield
+    left = _end_strays(processes_before) if processes.started() else []
+    _fail_on(left + [each for each in storage.left_behind() if each not in storage_before])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_left_behind_at_the_end() -> Iterator[None]:
+    """Fail the run if fixtures of a wider scope left something."""
+    yield
+    _fail_on(_end_strays(set()) + storage.left_behind())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> cli.Site:
+    """An operator's set-up of its own: images, state, configuration."""
+    return cli.Site(tmp_path / "site")
+
+
+def _end_strays(known: set[int]) -> list[str]:
+    strays = {pid: command for pid, command in processes.strays().items() if pid not in known}
+    for pid in strays:
+        processes.end(pid)
+    return [f"process {pid}: {command}" for pid, command in strays.items()]
+
+
+def _fail_on(left: list[str]) -> None:
+    if left:
+        pytest.fail("left behind: " + "; ".join(left), pytrace=False)

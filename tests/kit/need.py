@@ -1,0 +1,50 @@
+"""What the markers of the tests stand for, and whether this machine has it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from tests.kit import linux_guest, qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MARKERS = {
+    "qemu": "runs a real qemu-system-x86_64",
+    "kvm": "needs a usable /dev/kvm",
+    "linux": "boots a live Linux guest (downloads a kernel once)",
+    "root": "mounts file systems or changes user, so it runs as root",
+    "slow": "takes more than about ten seconds",
+}
+
+
+def _qemu() -> str | None:
+    return None if shutil.which(qemu.BINARY) else f"there is no {qemu.BINARY}"
+
+
+def _kvm() -> str | None:
+    return None if qemu.has_kvm() else "/dev/kvm cannot be used"
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "not root"
+
+
+def _linux() -> str | None:
+    return _qemu() or linux_guest.unavailable()
+
+
+_CHECKS: dict[str, Callable[[], str | None]] = {
+    "qemu": _qemu,
+    "kvm": _kvm,
+    "root": _root,
+    "linux": _linux,
+}
+
+
+def missing(marker: str) -> str | None:
+    """Say what this machine lacks for tests with ``marker``, or return None."""
+    check = _CHECKS.get(marker)
+    return check() if check else None

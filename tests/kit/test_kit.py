@@ -1,0 +1,309 @@
+"""The kit itself works: each helper does what other tests lean on, and notices what it should."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.kit import cli, linux_guest, memory, patterns, processes, qemu, qmp, ram, raw, storage
+
+MIB = 1 << 20
+ALL_PATTERNS = {
+    "dense": patterns.dense,
+    "empty": patterns.empty,
+    "sparse": patterns.sparse,
+    "fragmented": patterns.fragmented(4),
+    "single-bytes": patterns.single_bytes,
+}
+
+
+# Patterns.
+
+
+@pytest.mark.parametrize("pattern", ALL_PATTERNS.values(), ids=ALL_PATTERNS)
+@pytest.mark.parametrize("size", [1, 4095, 65536, 65537, 3 * MIB])
+def test_patterns_have_the_size_and_are_reproducible(pattern: patterns.Pattern, size: int) -> None:
+    assert len(pattern(size)) == size
+    assert np.array_equal(pattern(size, seed=5), pattern(size, seed=5))
+    if size > 65536 and pattern is not patterns.empty:
+        assert not np.array_equal(pattern(size, seed=5), pattern(size, seed=6))
+
+
+def test_patterns_have_their_shape() -> None:
+    def used(pattern: patterns.Pattern) -> list[bool]:
+        pages = pattern(64 * patterns.PAGE).reshape(-1, patterns.PAGE)
+        return [bool(page.any()) for page in pages]
+
+    assert all(used(patterns.dense))
+    assert not any(used(patterns.empty))
+    assert used(patterns.fragmented(4)) == [number // 4 % 2 == 0 for number in range(64)]
+    assert np.count_nonzero(patterns.single_bytes(64 * patterns.PAGE)) == 64
+    assert 0.005 < np.mean(patterns.sparse(64 * MIB) != 0) < 0.03
+
+
+def test_file_of_a_pattern(tmp_path: Path) -> None:
+    path = patterns.write(tmp_path / "ram", 65 * MIB + 7, patterns.dense, seed=3)
+    content = path.read_bytes()
+    assert content[: 64 * MIB] == patterns.dense(64 * MIB, seed=3).tobytes()
+    assert content[64 * MIB :] == patterns.dense(MIB + 7, seed=4).tobytes()
+    assert patterns.write(tmp_path / "hole", 65 * MIB, patterns.empty).stat().st_blocks == 0
+
+
+# QEMU.
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("machine", ["pc", "q35", "microvm", "none"])
+def test_raw_save_and_restore_of_each_machine(machine: str, tmp_path: Path) -> None:
+    with qemu.running(machine=machine, memory="33000K", ram=patterns.sparse) as source:
+        assert source.status() == "prelaunch"
+        before = source.snapshot_ram(tmp_path / "before")
+        digests = source.ram_digests()
+        raw.save(source, tmp_path / "image")
+        assert source.state().fdsets == []
+    assert ram.digests(before) == digests
+    with qemu.running(machine=machine, memory="33000K", incoming=True) as destination:
+        assert destination.status() == "inmigrate"
+        raw.restore(destination, tmp_path / "image")
+        ram.assert_same(before, destination.ram)
+        destination.ram.write(destination.ram.largest(), 5 * MIB + 3, b"\x99")
+        with pytest.raises(AssertionError, match=r"differs first at byte 0x500003 \(page 1280\)"):
+            ram.assert_same(before, destination.ram)
+
+
+@pytest.mark.qemu
+def test_raw_save_of_a_running_guest_by_buffered_descriptors(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"X" * 4096)
+    with qemu.running(paused=False, ram=patterns.dense) as source:
+        assert source.status() == "running"
+        raw.save(source, image, offset=4096, direct_io=False, channels=4)
+        source.control.wait_event("MIGRATION", status="completed", timeout=5)
+        assert "STOP" in source.control.event_names()
+        before = source.snapshot_ram(tmp_path / "before")
+    with image.open("rb") as file:
+        assert file.read(4100) == b"X" * 4096 + b"QEVM"
+    with qemu.running(incoming=True) as destination:
+        raw.restore(destination, image, offset=4096, direct_io=False)
+        ram.assert_same(before, destination.ram)
+
+
+@pytest.mark.qemu
+def test_every_kind_of_memory_is_seen(tmp_path: Path) -> None:
+    size = 32 * MIB
+    content = patterns.write(tmp_path / "ram", size, patterns.dense)
+    with qemu.running(*memory.from_file(content, "32M"), machine="none", memory="32M") as guest:
+        assert guest.ram.lengths() == {"m": size}
+        assert guest.ram.read("m") == content.read_bytes()
+        guest.ram.write("m", 0, b"private")
+    assert not content.read_bytes().startswith(b"private")
+    shared = memory.from_file(content, "32M", shared=True)
+    with qemu.running(*shared, machine="none", memory="32M") as guest:
+        guest.ram.write("m", 0, b"shared")
+    assert content.read_bytes().startswith(b"shared")
+    with qemu.running(*memory.zeroed("32M"), machine="none", memory="32M") as guest:
+        assert guest.ram.read("m") == bytes(size)
+    split = [*memory.nodes("32M", "16M"), *memory.dimm("16M")]
+    with qemu.running(*split, memory="48M") as guest:
+        lengths = guest.ram.lengths()
+        assert (lengths["n0"], lengths["n1"], lengths["d0"]) == (size, 16 * MIB, 16 * MIB)
+        assert "pc.bios" in lengths
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_huge_pages() -> None:
+    with (
+        memory.huge_pages(20),
+        qemu.running(
+            *memory.huge("32M"), memory="32M", machine="none", ram=patterns.dense
+        ) as guest,
+    ):
+        assert guest.ram.read("m")[MIB:] == patterns.dense(31 * MIB).tobytes()
+        assert "2 MiB" in guest.control.execute("x-query-ramblock")["human-readable-text"]
+
+
+@pytest.mark.qemu
+def test_what_was_left_changed_is_noticed() -> None:
+    with qemu.running() as guest:
+        before = guest.state()
+        qemu.assert_left_as_found(before, guest.state())
+        guest.control.execute("migrate-set-parameters", multifd_channels=7)
+        with pytest.raises(AssertionError, match="parameters"):
+            qemu.assert_left_as_found(before, guest.state())
+        guest.control.execute("migrate-set-parameters", multifd_channels=2)
+        with open(os.devnull) as file:
+            guest.control.pass_descriptor(file.fileno(), 9)
+        with pytest.raises(AssertionError, match="fdsets"):
+            qemu.assert_left_as_found(before, guest.state())
+        guest.control.execute("remove-fd", fdset_id=9)
+        guest.control.execute("cont")
+        with pytest.raises(AssertionError, match="running"):
+            qemu.assert_left_as_found(before, guest.state())
+        qemu.assert_left_as_found(before, guest.state(), run_state="running")
+
+
+@pytest.mark.qemu
+def test_qemu_that_does_not_come_up_says_why() -> None:
+    with pytest.raises(AssertionError, match="nosuch"), qemu.running("-device", "nosuch"):
+        pass
+    assert processes.strays() == {}
+
+
+@pytest.mark.qemu
+def test_qemu_ends_on_every_path() -> None:
+    with pytest.raises(ZeroDivisionError), qemu.running() as guest:
+        assert guest.pid in processes.strays()
+        _ = 1 / 0
+    assert not processes.strays()
+    with qemu.running() as guest:
+        guest.control.execute("quit")
+        assert guest.wait() == 0
+        assert not guest.alive()
+    with qemu.running() as guest:
+        guest.kill()
+        assert guest.wait() == -9
+        with pytest.raises(qmp.QmpClosed):
+            guest.status()
+
+
+@pytest.mark.qemu
+def test_monitor_errors_and_time_limits() -> None:
+    with qemu.running() as guest:
+        with pytest.raises(qmp.QmpError, match="No file descriptor supplied"):
+            guest.control.execute("add-fd")
+        with pytest.raises(TimeoutError):
+            guest.control.wait_event("NEVER", timeout=0.05)
+        # Each of the two monitors takes a client at the same time.
+        with qmp.connect(guest.qmp) as other:
+            assert other.execute("query-status") == guest.control.execute("query-status")
+            assert other.peer_pid() == guest.pid
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_qemu_as_another_user_in_a_sandbox(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("not for QEMU")
+    with qemu.running(user=65534, sandbox=True, machine="none") as guest:
+        status = Path(f"/proc/{guest.pid}/status").read_text()
+        assert "Uid:\t65534\t65534" in status
+        assert "Groups:\t \n" in status
+        assert "Seccomp:\t2" in status
+        with pytest.raises(qmp.QmpError, match="Permission denied"):
+            guest.control.execute("dump-guest-memory", paging=False, protocol=f"file:{secret}")
+
+
+@pytest.mark.qemu
+def test_qemu_of_somebody_else_is_adopted() -> None:
+    with qemu.directory_for() as directory:
+        argv = qemu.command(directory=directory, name="web01", machine="none")
+        subprocess.Popen([*argv, "-daemonize"], env=processes.environment()).wait()
+        with qemu.adopted(directory, "web01") as guest:
+            assert guest.status() == "running"
+            assert guest.pid in processes.strays()
+        assert not guest.alive()
+
+
+# Storage.
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_loop_filesystem(kind: storage.Kind, sector: int, tmp_path: Path) -> None:
+    with storage.loop_filesystem(kind, storage.SMALLEST[kind], tmp_path, sector=sector) as place:
+        assert len(storage.left_behind()) == 2
+        assert storage.takes_direct_io(place)
+        (place / "file").write_bytes(b"x")
+        with storage.read_only(place), pytest.raises(OSError, match="Read-only"):
+            (place / "file").write_bytes(b"y")
+        with storage.filled(place, leave=2 * MIB):
+            room = os.statvfs(place)
+            assert room.f_bavail * room.f_frsize <= 2 * MIB
+            with pytest.raises(OSError, match="No space left"):
+                (place / "big").write_bytes(bytes(3 * MIB))
+        (place / "file").write_bytes(b"z")
+    assert storage.left_behind() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.root
+def test_tmpfs_is_full_and_ramfs_refuses_direct_io(tmp_path: Path) -> None:
+    with (
+        storage.tmpfs(MIB, tmp_path) as place,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        (place / "big").write_bytes(bytes(2 * MIB))
+    with storage.without_direct_io(tmp_path) as place, pytest.raises(OSError, match="Invalid"):
+        os.open(place / "file", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
+    assert storage.left_behind() == []
+
+
+@pytest.mark.root
+def test_mount_goes_when_the_test_fails(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        storage.loop_filesystem("ext4", 16 * MIB, tmp_path),
+    ):
+        _ = 1 / 0
+    assert storage.left_behind() == []
+
+
+# The live Linux guest.
+
+
+@pytest.mark.qemu
+@pytest.mark.linux
+def test_linux_guest_goes_on_after_a_raw_save_and_restore(tmp_path: Path) -> None:
+    with linux_guest.running(log=tmp_path / "source.log") as source:
+        source.serial.wait_ticks(2)
+        raw.save(source.qemu, tmp_path / "image")
+        before = source.serial.ticks()
+        snapshot = source.qemu.snapshot_ram(tmp_path / "before")
+    with linux_guest.running(log=tmp_path / "destination.log", incoming=True) as destination:
+        destination.qemu.control.execute("stop")
+        raw.restore(destination.qemu, tmp_path / "image")
+        ram.assert_same(snapshot, destination.qemu.ram)
+        destination.qemu.control.execute("cont")
+        linux_guest.assert_same_memory(before, destination.serial.wait_ticks(2))
+
+
+def test_a_guest_that_lost_memory_is_noticed() -> None:
+    tick = linux_guest.Tick
+    before = [tick(1, "a", True), tick(2, "a", True)]
+    linux_guest.assert_same_memory(before, [tick(3, "a", True), tick(4, "a", True)])
+    for after in ([tick(2, "a", True)], [tick(3, "b", True)], [tick(3, "a", False)], []):
+        with pytest.raises(AssertionError):
+            linux_guest.assert_same_memory(before, after)
+
+
+# The command, and what watches over the tests.
+
+
+def test_site_writes_its_configuration(site: cli.Site, tmp_path: Path) -> None:
+    site.add_guest("web01", tmp_path / "web01.qmp", ["qemu", "-m", "4G"], policy="none")
+    assert site.config.read_text() == (
+        f"images: {site.images}\nstate: {site.state}\nguests:\n  web01:\n    policy: none\n"
+        f"    qmp: {tmp_path}/web01.qmp\n    launch:\n    - qemu\n    - -m\n    - 4G\n"
+    )
+
+
+def test_strays_are_found_even_if_orphaned() -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    parent = (
+        "import subprocess, sys;"
+        "print(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).pid)"
+    )
+    with processes.running(
+        [sys.executable, "-c", parent, *sleeper], stdout=subprocess.PIPE, text=True
+    ) as process:
+        pid = int(process.communicate(timeout=20)[0])
+    assert list(processes.strays()) == [pid]
+    processes.end(pid)
+    assert processes.strays() == {}
