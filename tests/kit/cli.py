@@ -50,7 +50,11 @@ def mapsave(
     """
     words = tuple(os.fspath(argument) for argument in arguments)
     with started(*words, env=env) as process:
-        stdout, stderr = process.communicate(timeout=timeout)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as slow:
+            # Also when it ended but left a child that holds its output open.
+            raise AssertionError(f"{words}: {slow}: {slow.output!r} {slow.stderr!r}") from slow
     result = Result(words, process.returncode, stdout, stderr)
     assert "Traceback (most recent call last)" not in stderr, stderr
     if check is not None:

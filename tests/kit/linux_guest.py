@@ -15,13 +15,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.kit import qemu
+from tests.kit import qemu, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,14 +62,10 @@ class Serial:
     def wait_ticks(self, count: int = 1, *, timeout: float = 60.0) -> list[Tick]:
         """Wait for ``count`` ticks more than there are now; return these."""
         seen = len(self.ticks())
-        deadline = time.monotonic() + timeout
-        while len(ticks := self.ticks()) < seen + count:
-            assert time.monotonic() < deadline, f"the guest stands still: {self._tail()!r}"
-            time.sleep(0.05)
-        return ticks[seen:]
-
-    def _tail(self) -> bytes:
-        return self.log.read_bytes()[-500:] if self.log.exists() else b""
+        wait.until(
+            lambda: len(self.ticks()) >= seen + count, timeout=timeout, what=f"ticks in {self.log}"
+        )
+        return self.ticks()[seen:]
 
 
 @dataclass(frozen=True)

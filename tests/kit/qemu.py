@@ -15,42 +15,24 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.kit import processes
+from tests.kit import processes, state, wait
 from tests.kit import ram as guest_ram
 from tests.kit.qmp import Client, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from tests.kit import patterns
 
 BINARY = os.environ.get("MAPSAVE_TEST_QEMU", "qemu-system-x86_64")
 # Below lie the interrupt vectors, option ROMs and the firmware's shadow.
 _LOW_MEMORY = 1 << 20
-
-
-@dataclass(frozen=True)
-class State:
-    """What a save or restore must leave as it was."""
-
-    capabilities: dict[str, bool]
-    parameters: dict[str, Any]
-    fdsets: list[dict[str, Any]]
-    run_state: str
-
-
-def assert_left_as_found(before: State, after: State, *, run_state: str | None = None) -> None:
-    """Fail unless QEMU is as it was; ``run_state`` if another one is meant to be left behind."""
-    assert after.capabilities == before.capabilities, "capabilities were not put back"
-    assert after.parameters == before.parameters, "parameters were not put back"
-    assert after.fdsets == before.fdsets, "fdsets were left behind or taken away"
-    assert after.run_state == (run_state or before.run_state)
 
 
 @dataclass
@@ -117,36 +99,57 @@ class Qemu:
 
     def wait_status(self, *wanted: str, timeout: float = 20.0) -> str:
         """Wait until the run state is one of ``wanted``; return it."""
-        deadline = time.monotonic() + timeout
-        while (status := self.status()) not in wanted:
-            assert time.monotonic() < deadline, f"run state is {status}, not one of {wanted}"
-            time.sleep(0.01)
-        return status
+        wait.until(lambda: self.status() in wanted, timeout=timeout, what=f"run state {wanted}")
+        return self.status()
 
     def wait_migration(self, *wanted: str, timeout: float = 60.0) -> dict[str, Any]:
         """Wait for ``query-migrate`` to say completed, failed or cancelled; return its answer.
 
         With ``wanted``, wait for one of these, and fail if it ends otherwise.
         """
-        ends = {"completed", "failed", "cancelled", *wanted}
-        deadline = time.monotonic() + timeout
-        while True:
-            answer: dict[str, Any] = self.control.execute("query-migrate")
-            if answer.get("status") in ends:
-                assert not wanted or answer["status"] in wanted, answer
-                return answer
-            assert time.monotonic() < deadline, f"the migration does not end: {answer}"
-            time.sleep(0.005)
+        answer: dict[str, Any] = {}
 
-    def state(self) -> State:
-        """Return what mapsave must leave as it was."""
-        capabilities = self.control.execute("query-migrate-capabilities")
-        return State(
-            {entry["capability"]: entry["state"] for entry in capabilities},
-            self.control.execute("query-migrate-parameters"),
-            self.control.execute("query-fdsets"),
-            self.status(),
-        )
+        def ended() -> bool:
+            answer.clear()
+            answer.update(self.control.execute("query-migrate"))
+            return answer.get("status") in {"completed", "failed", "cancelled", *wanted}
+
+        wait.until(ended, timeout=timeout, what="end of the migration")
+        assert not wanted or answer["status"] in wanted, answer
+        return answer
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the process (SIGSTOP), so that whoever talks to it waits; let it go on again."""
+        self.kill(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if self.alive():
+                self.kill(signal.SIGCONT)
+
+    def state(self) -> state.State:
+        """Return what mapsave must leave as it was; see ``state.assert_left_as_found``."""
+        return state.of(self.control)
+
+    def successor(self) -> AbstractContextManager[Qemu]:
+        """Take over the QEMU that ``mapsave restore`` started from ``argv``, after this one quit.
+
+        It is gone at the end.
+        """
+        return adopted(self.directory, self.name, self.argv)
+
+    def fill_ram(self, pattern: patterns.Pattern) -> None:
+        """Fill every RAM block of more than a MiB beyond its first MiB, each with its own seed.
+
+        The firmware has nothing there before the guest runs. Without such a block, the second half
+        of the largest one is filled.
+        """
+        lengths = self.ram.lengths()
+        blocks = [name for name, length in lengths.items() if length > _LOW_MEMORY]
+        for seed, name in enumerate(blocks or [self.ram.largest()], 1):
+            start = min(_LOW_MEMORY, lengths[name] // 2)
+            self.ram.write(name, start, pattern(lengths[name] - start, seed=seed))
 
     def snapshot_ram(self, directory: Path) -> guest_ram.Snapshot:
         """Copy the RAM of the guest, which must not be running, into ``directory``."""
@@ -223,9 +226,9 @@ def running(
     """Run a QEMU with these ``arguments`` on top; it is gone at the end.
 
     ``paused``: with ``-S``. ``incoming``: with ``-incoming defer``. ``accel``: KVM if usable.
-    ``user``: uid and gid to run as, without supplementary groups. ``ram``: what fills the largest
-    RAM block beyond its first MiB, before the guest runs (with ``paused=False`` the guest is then
-    continued). ``directory``: where the monitors are; otherwise one of its own.
+    ``user``: uid and gid to run as, without supplementary groups. ``ram``: see ``fill_ram``; with
+    ``paused=False`` the guest is continued after that. ``directory``: where the monitors are,
+    instead of a directory of its own.
 
     Raises AssertionError with QEMU's standard error when it does not come up.
     """
@@ -246,7 +249,7 @@ def running(
         switches += ["-incoming", "defer"] if incoming else []
         guest = stack.enter_context(_started(argv, switches, place, name, user))
         if ram:
-            _fill(guest, ram)
+            guest.fill_ram(ram)
             if not paused:
                 guest.control.execute("cont")
         yield guest
@@ -294,25 +297,18 @@ def _started(
 
 
 def _control(process: subprocess.Popen[bytes], directory: Path, name: str) -> Client:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
+    def connected() -> Client | None:
+        status = process.poll()
+        stderr = _stderr_of(directory, name)
+        assert status is None, f"QEMU did not come up, exit status {status}: {stderr}"
+        # A socket file of an earlier QEMU may still be there, or this one may be about to end.
+        with suppress(FileNotFoundError, ConnectionError):
             return Client(directory / f"{name}.control")
-        except (OSError, TimeoutError):
-            if process.poll() is not None:
-                break
-            time.sleep(0.005)
-    raise AssertionError(f"QEMU did not come up: {_stderr_of(directory, name) or process.poll()}")
+        return None
+
+    return wait.until(connected, what="QEMU's monitor")
 
 
 def _stderr_of(directory: Path, name: str) -> str:
     path = directory / f"{name}.stderr"
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _fill(guest: Qemu, pattern: patterns.Pattern) -> None:
-    """Fill the guest's main memory where the firmware has nothing yet."""
-    block = guest.ram.largest()
-    length = guest.ram.lengths()[block]
-    start = min(_LOW_MEMORY, length // 2)
-    guest.ram.write(block, start, pattern(length - start))

@@ -6,8 +6,10 @@ It also makes images as QEMU itself writes them, for tests of the reader.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from tests.kit.qmp import QmpClosed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,5 +74,6 @@ def handed_over(guest: Qemu, path: Path, flags: int, *, direct: bool) -> Iterato
     try:
         yield
     finally:
-        if guest.alive():
+        # If QEMU died, that is what the caller hears of.
+        with suppress(QmpClosed):
             guest.control.execute("remove-fd", fdset_id=FDSET)

@@ -72,7 +72,8 @@ def read_only(mount_point: Path) -> Iterator[None]:
 
 @contextmanager
 def filled(directory: Path, *, leave: int) -> Iterator[None]:
-    """Use up the file system of ``directory`` but for about ``leave`` bytes."""
+    """Use up the file system mounted at ``directory``, one of ours, but for ``leave`` bytes."""
+    assert directory in _mounted and directory.is_mount(), f"{directory} is not ours to fill"
     path = directory / ".filled"
     room = os.statvfs(directory)
     with path.open("wb") as file:

@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.kit import cli, linux_guest, memory, patterns, processes, qemu, qmp, ram, raw, storage
+from tests.kit import (
+    cli,
+    linux_guest,
+    memory,
+    patterns,
+    processes,
+    qemu,
+    qmp,
+    ram,
+    raw,
+    state,
+    storage,
+)
 
 MIB = 1 << 20
 ALL_PATTERNS = {
@@ -132,20 +144,20 @@ def test_huge_pages() -> None:
 def test_what_was_left_changed_is_noticed() -> None:
     with qemu.running() as guest:
         before = guest.state()
-        qemu.assert_left_as_found(before, guest.state())
+        state.assert_left_as_found(before, guest.state())
         guest.control.execute("migrate-set-parameters", multifd_channels=7)
         with pytest.raises(AssertionError, match="parameters"):
-            qemu.assert_left_as_found(before, guest.state())
+            state.assert_left_as_found(before, guest.state())
         guest.control.execute("migrate-set-parameters", multifd_channels=2)
         with open(os.devnull) as file:
             guest.control.pass_descriptor(file.fileno(), 9)
         with pytest.raises(AssertionError, match="fdsets"):
-            qemu.assert_left_as_found(before, guest.state())
+            state.assert_left_as_found(before, guest.state())
         guest.control.execute("remove-fd", fdset_id=9)
         guest.control.execute("cont")
         with pytest.raises(AssertionError, match="running"):
-            qemu.assert_left_as_found(before, guest.state())
-        qemu.assert_left_as_found(before, guest.state(), run_state="running")
+            state.assert_left_as_found(before, guest.state())
+        state.assert_left_as_found(before, guest.state(), run_state="running")
 
 
 @pytest.mark.qemu
@@ -200,14 +212,27 @@ def test_qemu_as_another_user_in_a_sandbox(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-def test_qemu_of_somebody_else_is_adopted() -> None:
-    with qemu.directory_for() as directory:
-        argv = qemu.command(directory=directory, name="web01", machine="none")
-        subprocess.Popen([*argv, "-daemonize"], env=processes.environment()).wait()
-        with qemu.adopted(directory, "web01") as guest:
-            assert guest.status() == "running"
-            assert guest.pid in processes.strays()
-        assert not guest.alive()
+def test_successor_is_taken_over_and_ends() -> None:
+    with qemu.running(name="web01", machine="none") as guest:
+        guest.control.execute("quit")
+        guest.wait()
+        subprocess.run([*guest.argv, "-daemonize"], env=processes.environment(), check=True)
+        with guest.successor() as successor:
+            assert successor.status() == "running"
+            assert successor.pid != guest.pid
+            assert successor.pid in processes.strays()
+        assert not successor.alive()
+        assert processes.strays() == {}
+
+
+@pytest.mark.qemu
+def test_frozen_qemu_answers_afterwards() -> None:
+    with qemu.running(machine="none") as guest:
+        with qmp.connect(guest.qmp) as other, guest.frozen():
+            other.timeout = 0.1
+            with pytest.raises(TimeoutError):
+                other.execute("query-status")
+        assert guest.status() == "prelaunch"
 
 
 # Storage.

@@ -1,0 +1,25 @@
+"""Wait for something to become true, with a limit."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+def until(
+    condition: Callable[[], T | None], *, timeout: float = 20.0, what: str = "condition"
+) -> T:
+    """Call ``condition`` every 5 ms until it returns something true; return that.
+
+    Raises AssertionError naming ``what``, and what came last, after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout} s, last: {value!r}"
+        time.sleep(0.005)
+    return value
