@@ -1,0 +1,128 @@
+"""Errors: the ids and exit codes that scripts rely on, and the table in the documentation."""
+
+from __future__ import annotations
+
+import collections
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manager import errors
+
+ROOT = Path(__file__).parent.parent
+
+# What was released once stays: add lines here, never change one.
+EXIT_CODES = {
+    "internal": 1,
+    "monitor.command": 1,
+    "monitor.failed": 1,
+    "monitor.lost": 1,
+    "monitor.timeout": 1,
+    "config.invalid": 2,
+    "config.missing": 2,
+    "guest.unknown": 2,
+    "image.not_found": 2,
+    "policy.unknown": 2,
+    "unsupported": 2,
+    "usage": 2,
+    "check.already_restored": 3,
+    "check.capability": 3,
+    "check.destination": 3,
+    "check.destination_not_zero": 3,
+    "check.direct_io": 3,
+    "check.directory": 3,
+    "check.image_exists": 3,
+    "check.no_destination": 3,
+    "check.not_migratable": 3,
+    "check.older_qemu": 3,
+    "check.refused": 3,
+    "check.room": 3,
+    "check.run_state": 3,
+    "check.too_old": 3,
+    "check.unreachable": 3,
+    "save.commit": 4,
+    "save.failed": 4,
+    "save.guest_not_put_back": 4,
+    "save.qemu_died": 4,
+    "save.timeout": 4,
+    "restore.failed": 5,
+    "restore.launch": 5,
+    "restore.timeout": 5,
+    "image.corrupt": 6,
+    "image.empty_ram": 6,
+    "image.not_an_image": 6,
+    "image.partial": 6,
+    "image.truncated": 6,
+    "image.unsupported": 6,
+    "label.refused": 7,
+    "label.unavailable": 7,
+    "permission.denied": 7,
+    "policy.violation": 7,
+    "guest.busy": 8,
+    "guest.migrating": 8,
+    "interrupted": 9,
+}
+
+
+def catalogue() -> list[type[errors.MapsaveError]]:
+    """Return the errors of the manager, without what a test may have derived from them."""
+    return [cls for cls in errors.catalogue() if cls.__module__.startswith("manager.")]
+
+
+def test_ids_and_exit_codes_are_what_scripts_rely_on() -> None:
+    assert {cls.id: cls.exit_code for cls in catalogue()} == EXIT_CODES
+
+
+def test_each_class_has_an_id_of_its_own() -> None:
+    counted = collections.Counter(cls.id for cls in catalogue())
+    assert [each for each, count in counted.items() if count > 1] == []
+    assert all("id" in vars(cls) for cls in catalogue())
+
+
+@pytest.mark.parametrize("cls", catalogue(), ids=lambda cls: cls.id)
+def test_error_fits_its_family(cls: type[errors.MapsaveError]) -> None:
+    (parent,) = cls.__bases__
+    if parent is not Exception and parent is not errors.MapsaveError:
+        assert cls.exit_code == parent.exit_code
+    assert 1 <= cls.exit_code <= 9
+    assert 400 <= cls.http_status <= 599
+    assert (cls.http_status == 500) <= (cls.exit_code in (1, 4, 5))
+    meaning = cls.__doc__ or ""
+    assert meaning.strip().endswith(".")
+    assert "|" not in meaning
+
+
+def test_every_exit_code_of_the_contract_has_an_error() -> None:
+    assert {cls.exit_code for cls in catalogue()} == set(range(1, 10))
+
+
+def test_error_as_json() -> None:
+    error = errors.NoRoom("no room in /images", hint="free some", needed=5)
+    assert json.loads(json.dumps(error.as_dict())) == {
+        "id": "check.room",
+        "exit_code": 3,
+        "message": "no room in /images",
+        "hint": "free some",
+        "data": {"needed": 5},
+    }
+    assert str(error) == error.message
+
+
+def test_refused_command_quotes_qemu() -> None:
+    error = errors.CommandRefused("migrate", "GenericError", "no such thing")
+    assert error.message == "QEMU refused migrate: no such thing"
+    assert (error.command, error.error_class, error.desc) == (
+        *("migrate", "GenericError", "no such thing"),
+    )
+
+
+def test_documentation_is_what_the_code_says() -> None:
+    """After a change: ``python -m manager.errors > docs/errors.md``."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "manager.errors"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert printed.stderr == ""
+    assert (ROOT / "docs/errors.md").read_text() == printed.stdout
