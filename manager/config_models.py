@@ -28,7 +28,7 @@ def text(value: str) -> str:
 
 def size(value: Any) -> int:
     """Return the bytes that ``64M`` or 4096 means; raise ValueError for none."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or len(str(value)) > 40:
         raise ValueError("not a size (write bytes or a number with K, M, G or T)")
     found = units.parse_size(value)
     if found == 0:

@@ -195,6 +195,7 @@ def test_defaults_of_an_ordinary_user() -> None:
         ("guests:\n  a: {qmp: /x, launch: [a, true]}", "m.yaml:2:28: guests.a.launch[1]: must be"),
         ("guests:\n  a: {libvirt: {uri: x}}", "2:16: the key 'domain' is missing in guests.a.lib"),
         ("guests:\n  a: {emulator: {memory: much}}", "2:26: guests.a.emulator.memory: not a size"),
+        (f"guests:\n  a: {{emulator: {{memory: {'9' * 400}.5K}}}}", "memory: not a size"),
         ("guests:\n  a: {emulator: {memory: 0}}", "guests.a.emulator.memory: must not be 0"),
         ("guests:\n  a: {emulator: {memory: true}}", "guests.a.emulator.memory: not a size"),
         ("guests:\n  a: {emulator: {memory: 1.5}}", "guests.a.emulator.memory: not a size"),
