@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Run the tests: bash tests/run.sh [STAGE...]; without a stage, all of them in this order.
+# Installs what is missing, in a virtual environment of its own ($MAPSAVE_VENV, default .venv here).
+# Says what it had to leave out; with CI=true nothing may be left out.
+set -euo pipefail
+
+stages=(lint unit emulator qemu faults)
+
+usage() {
+    echo "usage: bash tests/run.sh [STAGE...]"
+    echo "stages: ${stages[*]}"
+}
+
+chosen=()
+for stage in "$@"; do
+    case $stage in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    esac
+    if [[ " ${stages[*]} " != *" $stage "* ]] || [[ $stage == *" "* ]]; then
+        echo "unknown stage: $stage" >&2
+        usage >&2
+        exit 2
+    fi
+    chosen+=("$stage")
+done
+[ ${#chosen[@]} -gt 0 ] || chosen=("${stages[@]}")
+
+venv=${MAPSAVE_VENV-}
+[ -z "$venv" ] || venv=$(realpath -m -- "$venv")
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+checkout=$(pwd)
+venv=${venv:-$checkout/.venv}
+work=$(mktemp -d)
+trap 'rm -rf -- "$work"' EXIT
+
+find_python() {
+    local name
+    for name in python3.13 python3.12 python3.11 python3; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "no Python >= 3.11 found" >&2
+    return 1
+}
+
+make_venv() {
+    local python
+    python=$(find_python)
+    # Debian keeps what venv needs in a package of its own.
+    if ! "$python" -c 'import ensurepip' 2>/dev/null &&
+        [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get -q update >&2 || true
+        DEBIAN_FRONTEND=noninteractive apt-get -q -y install python3-venv >&2
+    fi
+    # Clear only what is an environment, never a directory that was named by mistake.
+    if [ -e "$venv/pyvenv.cfg" ]; then
+        "$python" -m venv --clear "$venv"
+    else
+        "$python" -m venv "$venv"
+    fi
+}
+
+# The stamp holds what was installed: the dependencies, and the place of the checkout.
+install_python() {
+    local stamp="$venv/mapsave-installed"
+    { echo "$checkout" && cat setup.cfg; } >"$work/stamp"
+    if [ -x "$venv/bin/python" ] && cmp -s "$work/stamp" "$stamp"; then
+        return
+    fi
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || make_venv
+    echo "installing mapsave and its test tools into $venv"
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[test,dev]'
+    cp -- "$work/stamp" "$stamp"
+}
+
+run_lint() {
+    "$venv/bin/python" -m ruff check manager tests &&
+        "$venv/bin/python" -m ruff format --check manager tests &&
+        "$venv/bin/python" -m mypy
+}
+
+run_pytest() { # PATH or option...
+    local code=0
+    "$venv/bin/python" -m pytest -p tests.no_skips "$@" || code=$?
+    [ $code -ne 5 ] || echo "no tests: $*" >&2
+    return $code
+}
+
+run_unit() {
+    local ignored=() directory
+    for directory in emulator qemu faults bench; do
+        ignored+=("--ignore=tests/$directory")
+    done
+    run_pytest tests "${ignored[@]}"
+}
+
+run_stage() { # STAGE
+    case $1 in
+    lint) run_lint ;;
+    unit) run_unit ;;
+    *) run_pytest "tests/$1" ;;
+    esac
+}
+
+export MAPSAVE_SKIPPED="$work/skipped"
+[ "${CI-}" != true ] || export MAPSAVE_NO_SKIPS=1
+: >"$work/left-out"
+install_python
+if [ "${chosen[*]}" != lint ]; then
+    bash tests/install.sh >"$work/left-out" || {
+        cat "$work/left-out" >&2
+        exit 1
+    }
+fi
+
+failed=0
+summary=()
+for stage in "${chosen[@]}"; do
+    echo "== $stage"
+    begun=$SECONDS
+    if run_stage "$stage"; then
+        result=ok
+    else
+        result=FAILED
+        failed=1
+    fi
+    echo "== $stage: $result, $((SECONDS - begun)) s"
+    summary+=("$stage $result ($((SECONDS - begun)) s)")
+done
+
+cat "$work/left-out"
+if [ -e "$MAPSAVE_SKIPPED" ]; then
+    sed 's/^/left out: /' "$MAPSAVE_SKIPPED"
+fi
+left_out=$(cat "$work/left-out" "$MAPSAVE_SKIPPED" 2>/dev/null | wc -l)
+printf -v line '%s, ' "${summary[@]}"
+echo "tests: ${line}left out: $left_out, total $SECONDS s"
+exit $failed

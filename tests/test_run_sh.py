@@ -1,0 +1,194 @@
+"""The test command itself: stages, what it left out, and where Debian's backports come from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import backports
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAPSAVE_")}
+    kept.pop("CI", None)
+    return subprocess.run(
+        command, env=kept | environ, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def test_unknown_stage_is_a_usage_error_that_lists_the_stages() -> None:
+    for stage in ("linit", "lint unit", ""):
+        done = run("bash", ROOT / "tests/run.sh", "lint", stage)
+        assert done.returncode == 2
+        assert f"unknown stage: {stage}" in done.stderr
+        assert "stages: lint unit emulator qemu faults" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["tests/run.sh", "tests/install.sh", ".ci/run"])
+def test_script_parses(script: str) -> None:
+    assert run("bash", "-n", ROOT / script).stderr == ""
+
+
+TESTS = """
+import pytest
+
+def test_runs(): pass
+
+@pytest.mark.skip(reason="no such thing here")
+def test_left_out(): pass
+
+@pytest.mark.xfail
+def test_expected_to_fail(): assert False
+"""
+
+
+def run_pytest(directory: Path, tests: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    (directory / "test_some.py").write_text(tests)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.no_skips", "-p", "no:asyncio"]
+    return run(
+        *(*command, "-p", "no:cacheprovider", "--rootdir", directory, directory),
+        PYTHONPATH=str(ROOT),
+        **environ,
+    )
+
+
+def test_what_was_left_out_is_written_down(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    done = run_pytest(tmp_path, TESTS, MAPSAVE_SKIPPED=str(log))
+    assert done.returncode == 0
+    assert log.read_text() == "test_some.py::test_left_out: no such thing here\n"
+
+
+def test_with_no_skips_a_skip_fails_the_run(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, TESTS, MAPSAVE_NO_SKIPS="1")
+    assert done.returncode == 1
+    assert "1 left out, but nothing may be" in done.stdout
+    whole = 'import pytest\npytest.skip("whole file", allow_module_level=True)\n'
+    assert run_pytest(tmp_path, whole, MAPSAVE_NO_SKIPS="1").returncode != 0
+    clean = TESTS.replace('@pytest.mark.skip(reason="no such thing here")', "")
+    assert run_pytest(tmp_path, clean, MAPSAVE_NO_SKIPS="1").returncode == 0
+
+
+@pytest.fixture
+def bare_machine(tmp_path: Path) -> Path:
+    """A directory for PATH with what install.sh needs and neither apt nor QEMU."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for name in ("bash", "dirname", "id", "sed", "sort", "head"):
+        found = shutil.which(name)
+        assert found is not None
+        (directory / name).symlink_to(found)
+    return directory
+
+
+def test_without_apt_and_qemu_it_says_what_is_left_out(bare_machine: Path) -> None:
+    script = ROOT / "tests/install.sh"
+    done = run("bash", script, PATH=str(bare_machine))
+    assert done.returncode == 0
+    assert "left out: a real QEMU >= 9.1 (here: none)\n" in done.stdout
+    assert "left out: qemu-utils is not installed\n" in done.stdout
+    strict = run("bash", script, PATH=str(bare_machine), CI="true")
+    assert strict.returncode == 1
+    assert "nothing may be left out" in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "good"), [("7.2.22", False), ("9.0.4", False), ("9.1.0", True), ("10.0.2", True)]
+)
+def test_qemu_that_is_too_old_is_left_out(bare_machine: Path, version: str, good: bool) -> None:
+    qemu = bare_machine / "qemu-system-x86_64"
+    qemu.write_text(
+        f"#!/bin/sh\necho 'QEMU emulator version {version} (Debian 1:{version}+dfsg)'\n"
+    )
+    qemu.chmod(0o755)
+    done = run("bash", ROOT / "tests/install.sh", PATH=str(bare_machine))
+    assert (f"(here: {version})" in done.stdout) is not good
+
+
+SECURITY = """\
+Types: deb
+URIs: http://security.example/debian-security
+Suites: bookworm-security
+Components: main
+"""
+MAIN = """\
+# the archive
+Types: deb deb-src
+URIs: http://archive.example/debian
+Suites: bookworm bookworm-updates
+Components: main contrib
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ mQINBF
+ -----END PGP PUBLIC KEY BLOCK-----
+"""
+OTHER = """\
+Types: deb
+URIs: http://aaa.example/tool
+Suites: bookworm
+Components: main
+"""
+
+
+def derive(directory: Path, **files: str) -> str | None:
+    (directory / "sources.list.d").mkdir()
+    for name, text in files.items():
+        path = directory / "sources.list" if name == "main" else None
+        (path or directory / "sources.list.d" / name.replace("_", ".")).write_text(text)
+    return backports.derive(backports.read(directory), "bookworm")
+
+
+def test_backports_of_deb822_sources(tmp_path: Path) -> None:
+    assert derive(tmp_path, aaa_sources=OTHER, debian_sources=f"{MAIN}\n{SECURITY}") == (
+        "Types: deb\n"
+        "URIs: http://archive.example/debian\n"
+        "Suites: bookworm-backports\n"
+        "Components: main\n"
+        "Signed-By:\n"
+        " -----BEGIN PGP PUBLIC KEY BLOCK-----\n"
+        " .\n"
+        " mQINBF\n"
+        " -----END PGP PUBLIC KEY BLOCK-----\n"
+    )
+
+
+def test_backports_of_one_line_sources(tmp_path: Path) -> None:
+    lines = (
+        "# deb http://old.example/debian bookworm main\n"
+        "deb cdrom:[Debian]/ bookworm main\n"
+        "deb-src http://archive.example/debian bookworm main\n"
+        "deb [arch=amd64,arm64 signed-by=/usr/share/k.gpg] http://archive.example/debian bookworm"
+        " main contrib # comment\n"
+        "deb http://archive.example/debian/ bookworm-updates main\n"
+    )
+    assert derive(tmp_path, aaa_list="deb http://aaa.example/x bookworm main\n", main=lines) == (
+        "Types: deb\n"
+        "URIs: http://archive.example/debian\n"
+        "Suites: bookworm-backports\n"
+        "Components: main\n"
+        "Signed-By: /usr/share/k.gpg\n"
+        "Architectures: amd64 arm64\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        SECURITY,
+        OTHER.replace("main", "stable"),
+        OTHER + "Enabled: no\n",
+        OTHER.replace("bookworm", "trixie"),
+        OTHER.replace("deb\n", "deb-src\n", 1),
+    ],
+)
+def test_no_source_of_the_main_archive(tmp_path: Path, text: str) -> None:
+    assert derive(tmp_path, some_sources=text) is None
