@@ -1,6 +1,17 @@
 """The test kit: real QEMU, real file systems, a live Linux guest, the ``mapsave`` command.
 
-Nothing in here uses ``manager``: tests look at mapsave from outside.
+Nothing in here uses ``manager``: tests look at mapsave from outside. A test reads like this::
+
+    @pytest.mark.qemu
+    def test_restored_ram_is_the_saved_one(site: cli.Site, tmp_path: Path) -> None:
+        with qemu.running(name="web01", ram=patterns.dense) as guest:
+            site.add_guest("web01", guest.qmp, launch=guest.argv)
+            before = guest.snapshot_ram(tmp_path / "before")
+            site.run("save", "web01", check=0)
+            guest.wait()
+            site.run("restore", image, check=0)
+            with guest.successor() as restored:
+                ram.assert_same(before, restored.ram)
 """
 
 import pkgutil

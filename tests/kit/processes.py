@@ -32,6 +32,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
     Settings of mapsave that whoever runs the tests may have are left out.
     """
+    global _count
+    _count += 1
     name, _, value = _MARK.partition("=")
     ours = {key: value for key, value in os.environ.items() if not key.startswith("MAPSAVE_")}
     return {**ours, name: value, **(extra or {})}
@@ -45,8 +47,6 @@ def running(
     **options: Any,
 ) -> Iterator[subprocess.Popen[Any]]:
     """Start a process (``options`` are those of Popen); kill it and reap it at the end."""
-    global _count
-    _count += 1
     process = subprocess.Popen(arguments, env=environment(env), **options)
     try:
         yield process

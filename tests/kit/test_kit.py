@@ -209,6 +209,8 @@ def test_qemu_as_another_user_in_a_sandbox(tmp_path: Path) -> None:
         assert "Seccomp:\t2" in status
         with pytest.raises(qmp.QmpError, match="Permission denied"):
             guest.control.execute("dump-guest-memory", paging=False, protocol=f"file:{secret}")
+        # Descriptors are all that it needs.
+        raw.save(guest, tmp_path / "image")
 
 
 @pytest.mark.qemu
@@ -330,5 +332,6 @@ def test_strays_are_found_even_if_orphaned() -> None:
     ) as process:
         pid = int(process.communicate(timeout=20)[0])
     assert list(processes.strays()) == [pid]
+    assert "time.sleep(60)" in processes.strays()[pid]
     processes.end(pid)
     assert processes.strays() == {}
