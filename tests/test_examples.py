@@ -1,0 +1,44 @@
+"""The examples and the documentation of the configuration say what the code does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from manager import config
+from manager.jobs import job
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTATION = (ROOT / "docs/configuration.md").read_text()
+
+
+def test_example_job_saves_the_guests_of_the_example_configuration() -> None:
+    configured = config.load(ROOT / "examples/manager.yaml", {})
+    nightly = job.load(ROOT / "examples/nightly.yaml")
+    assert nightly.resolve(configured) == ["web01", "db01"]
+    assert nightly.settings(configured).then == "resume"
+    assert configured.guests["web01"].launch[0] == "qemu-system-x86_64"
+
+
+def test_example_configuration_sets_what_is_built_in_for_root() -> None:
+    configured = config.load(ROOT / "examples/manager.yaml", {})
+    built_in = config.defaults({}, root=True)
+    for name in ("images", "state", "socket", "jobs", "save"):
+        assert getattr(configured, name) == getattr(built_in, name)
+
+
+@pytest.mark.parametrize(
+    "kind", [config.Config, config.Guest, config.EmulatedGuest, config.SaveSettings, job.Keep]
+)
+def test_every_key_is_documented(kind: type) -> None:
+    keys = {each.name for each in dataclasses.fields(kind)} - {"source", "name"}
+    assert {key for key in keys if f"`{key}`" not in DOCUMENTATION} == set()
+
+
+def test_defaults_are_documented() -> None:
+    for each in dataclasses.fields(config.SaveSettings):
+        if each.default is not None:
+            (row,) = [line for line in DOCUMENTATION.splitlines() if f"| `{each.name}` |" in line]
+            assert row.endswith(f"| `{str(each.default).lower()}` |")
