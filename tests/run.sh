@@ -86,7 +86,9 @@ run_lint() {
 
 run_pytest() { # PATH or option...
     local code=0
-    "$venv/bin/python" -m pytest -p tests.no_skips "$@" || code=$?
+    # pytest-asyncio warns if nothing sets the scope, and warnings are errors here.
+    "$venv/bin/python" -m pytest -p tests.no_skips \
+        -o asyncio_default_fixture_loop_scope=function "$@" || code=$?
     [ $code -ne 5 ] || echo "no tests: $*" >&2
     return $code
 }
