@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kit import linux_guest, qemu
@@ -20,6 +21,9 @@ MARKERS = {
 }
 
 
+_CAP_SYS_ADMIN = 1 << 21  # capabilities(7), linux/capability.h
+
+
 def _qemu() -> str | None:
     return None if shutil.which(qemu.BINARY) else f"there is no {qemu.BINARY}"
 
@@ -29,7 +33,13 @@ def _kvm() -> str | None:
 
 
 def _root() -> str | None:
-    return None if os.geteuid() == 0 else "not root"
+    if os.geteuid() != 0:
+        return "not root"
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    if not effective & _CAP_SYS_ADMIN:
+        return "root, but not allowed to mount (a container without CAP_SYS_ADMIN?)"
+    return None if Path("/dev/loop-control").exists() else "no loop devices"
 
 
 def _linux() -> str | None:

@@ -151,6 +151,8 @@ def _unmount(place: Path) -> None:
 
 
 def _run(*arguments: str) -> str:
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    # Root's PATH may lack the directories of these tools, for instance after su.
+    env = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, f"{' '.join(arguments)}: {result.stderr.strip()}"
     return result.stdout.strip()
