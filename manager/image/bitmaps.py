@@ -75,16 +75,27 @@ def run_histogram(fd: int, stream: Stream) -> RunHistogram:
 
     counts = np.zeros(64, dtype=np.int64)
     for block in stream.blocks:
-        for lengths in _run_lengths(fd, block):
-            counts += np.bincount(
-                np.floor(np.log2(lengths)).astype(np.int64), minlength=len(counts)
-            )
+        for starts, ends in _runs(fd, block):
+            powers = np.floor(np.log2(ends - starts)).astype(np.int64)
+            counts += np.bincount(powers, minlength=len(counts))
     used = np.flatnonzero(counts)
     return RunHistogram(tuple(int(n) for n in counts[: used[-1] + 1]) if len(used) else ())
 
 
-def _run_lengths(fd: int, block: RamBlock) -> Iterator[np.ndarray]:
-    """Yield arrays of the lengths, in pages, of the runs of set bits.
+def clear_runs(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
+    """Yield (first page, pages) of each run of pages that are not in the file."""
+    at = 0
+    for starts, ends in _runs(fd, block):
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            if start > at:
+                yield at, start - at
+            at = end
+    if at < block.pages:
+        yield at, block.pages - at
+
+
+def _runs(fd: int, block: RamBlock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield arrays of the first pages of runs of set bits, and of the pages behind their last.
 
     Works on 64-bit words: a bit that differs from its predecessor is an edge, and only words with
     an edge are looked into, so a sparse or dense terabyte costs a few passes over its 32 MiB.
@@ -109,8 +120,8 @@ def _run_lengths(fd: int, block: RamBlock) -> Iterator[np.ndarray]:
         open_at = int(positions[-1]) if len(positions) % 2 else -1
         closed = positions[: len(positions) // 2 * 2]
         if len(closed):
-            yield closed[1::2] - closed[::2]
+            yield closed[::2], closed[1::2]
         carry = words[-1] >> np.uint64(63)
         base += len(words) * 64
     if open_at >= 0:
-        yield np.array([base - open_at])
+        yield np.array([open_at]), np.array([base])

@@ -42,6 +42,20 @@ async def settled(session: Session, *wanted: str) -> str:
     return found
 
 
+async def left(session: Session, state: str) -> str:
+    """Wait until the guest has left the run state ``state``; return the one it has then.
+
+    Raises MonitorTimeout after a minute.
+    """
+    delay, deadline = 0.001, time.monotonic() + _SETTLE_TIMEOUT
+    while (found := await run_state(session)) == state:
+        if time.monotonic() > deadline:
+            raise errors.MonitorTimeout(f"{session.address}: the guest stays {state}")
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.1)
+    return found
+
+
 async def pause(session: Session) -> None:
     """Stop the guest's processors; QEMU drains its disks before it answers."""
     await session.execute("stop", timeout=DRAIN_TIMEOUT)
@@ -63,6 +77,10 @@ class Paused:
         self.since = time.monotonic()
         self.until: float | None = None
         self._released = False
+
+    def seconds(self) -> float:
+        """Return for how long the guest has not run, up to now or until it was continued."""
+        return (self.until or time.monotonic()) - self.since
 
     def release(self) -> None:
         """Leave the guest as it is at the end: the save has succeeded."""

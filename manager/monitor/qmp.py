@@ -155,7 +155,7 @@ async def connected(path: str, *, timeout: float = GREETING_TIMEOUT) -> AsyncIte
 
     Raises Unreachable, NotPermitted.
     """
-    with contextlib.closing(await _connect(path, timeout)) as sock:
+    with contextlib.closing(await connect(path, timeout)) as sock:
         pid = _peer_pid(sock)
         client = qemu.qmp.QMPClient(path)
         await _negotiate(client, sock, path, timeout)
@@ -169,7 +169,11 @@ async def connected(path: str, *, timeout: float = GREETING_TIMEOUT) -> AsyncIte
                 await client.disconnect()
 
 
-async def _connect(path: str, timeout: float) -> socket.socket:
+async def connect(path: str, timeout: float) -> socket.socket:
+    """Return a socket connected to ``path``, of any length; nothing is said yet.
+
+    Raises Unreachable, NotPermitted.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
     try:

@@ -76,8 +76,8 @@ class Session(Protocol):
     ) -> Any:
         """Execute a command and return its value.
 
-        Raises CommandRefused with QEMU's words, MonitorLost, MonitorTimeout after ``timeout`` seconds
-        (None: however long it takes).
+        Raises CommandRefused with QEMU's words, MonitorLost, and MonitorTimeout after ``timeout``
+        seconds (None: however long it takes).
         """
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:

@@ -1,0 +1,60 @@
+"""``mapsave``: the entry point, its list of commands, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import manager
+from manager.cli import options, output
+
+_COMMANDS = {
+    "save": "Save a running guest to an image.",
+    "restore": "Bring a guest back from an image.",
+    "check": "Tell what would fail: a guest's save, or an image.",
+    "inspect": "Show what an image holds.",
+    "verify": "Prove that an image is whole.",
+    "list": "List the images of a directory.",
+    "discard": "Delete an image.",
+    "recover": "Finish or undo what an interrupted mapsave left.",
+    "job": "Run or check a save job written in YAML.",
+    "config": "Show the configuration in force, or its schema.",
+    "emulate": "Run an emulated QEMU to try things out.",
+}
+_MODULES = {"list": "list_images", "job": "jobs", "config": "configuration"}
+
+
+@click.group(
+    cls=options.Group,
+    lazy={
+        name: (f"manager.cli.{_MODULES.get(name, name)}", text) for name, text in _COMMANDS.items()
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(manager.__version__, prog_name="mapsave")
+def mapsave() -> None:
+    """Save running QEMU guests to disk, and bring them back.
+
+    GUEST is a name from the configuration or qmp:/path/to/socket. IMAGE is a path, or a name in the
+    image directory.
+
+    \b
+    Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 refused by preflight (guest untouched),
+    4 save failed (guest as before), 5 restore failed (image as before), 6 image invalid,
+    7 not permitted, 8 busy, 9 interrupted (guest as before).
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    given = options.Globals()
+    try:
+        code = mapsave.main(arguments, prog_name="mapsave", standalone_mode=False, obj=given)
+    except BaseException as error:
+        code = output.failure(error, given)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

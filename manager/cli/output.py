@@ -1,0 +1,86 @@
+"""What commands print: results for people or machines on stdout, errors on stderr.
+
+With ``--json`` stdout gets exactly one JSON object, errors included: ``{"error": {…}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from manager import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from manager.cli.options import Globals
+
+
+def result(given: Globals, data: dict[str, Any], text: str) -> None:
+    """Print the outcome: ``data`` as JSON or ``text`` for people."""
+    if given.json:
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    elif text:
+        sys.stdout.write(printable(text) + "\n")
+    sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without what a terminal would act upon, and without broken characters."""
+    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return clean.encode(sys.stdout.encoding or "utf-8", "replace").decode(
+        sys.stdout.encoding or "utf-8"
+    )
+
+
+def failure(error: BaseException, given: Globals) -> int:
+    """Print an error and return the exit code it stands for."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        return 0
+    ours = _as_ours(error)
+    if given.json:
+        sys.stdout.write(json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
+        sys.stdout.flush()
+    if given.debug or ours.exit_code == 1:
+        traceback.print_exception(error)
+    print(printable(f"mapsave: {ours.message} [{ours.id}]"), file=sys.stderr)
+    if ours.hint:
+        print(printable(f"  hint: {ours.hint}"), file=sys.stderr)
+    return ours.exit_code
+
+
+def _as_ours(error: BaseException) -> errors.MapsaveError:
+    if isinstance(error, errors.MapsaveError):
+        return error
+    if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
+        return errors.Interrupted("interrupted")
+    if isinstance(error, click.UsageError):
+        help_for = error.ctx.command_path if error.ctx else "mapsave"
+        return errors.UsageError(error.format_message(), hint=f"see '{help_for} --help'")
+    if isinstance(error, click.ClickException):
+        return errors.UsageError(error.format_message())
+    return errors.MapsaveError(
+        f"unexpected {type(error).__name__}: {error}",
+        hint="this is a bug in mapsave; please report it with the traceback above",
+    )
+
+
+def table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Return rows as aligned columns, the last one ragged."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
+    return "\n".join(
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]
+        )
+        for line in lines
+    )

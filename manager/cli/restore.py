@@ -1,0 +1,71 @@
+"""``mapsave restore IMAGE``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from manager import errors, units
+from manager.cli import output, running
+from manager.cli.options import Command, of
+from manager.cli.save import Channels, Duration
+
+
+@click.command("restore", cls=Command)
+@click.argument("image")
+@click.option("--into", metavar="qmp:PATH", help="A QEMU that waits with -incoming defer.")
+@click.option("--guest", metavar="NAME", help="Start it as this guest of the configuration.")
+@click.option(
+    "--trust-recorded-command",
+    is_flag=True,
+    help="Start the command line that the image records. It runs with your rights.",
+)
+@click.option("--run", "run", flag_value="run", help="Let the guest run, however it was saved.")
+@click.option("--paused", "run", flag_value="paused", help="Leave the guest paused.")
+@click.option("--again", is_flag=True, help="Restore an image that was restored before.")
+@click.option("--force", is_flag=True, help="Accept an older QEMU than the one that saved.")
+@click.option("--direct-io", type=click.Choice(["auto", "on", "off"]), default="auto")
+@click.option("--channels", type=Channels())
+@click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
+@click.option("--timeout", type=Duration(), help="Give up after this long.")
+@click.pass_context
+def command(context: click.Context, /, into: str | None, run: str | None, **chosen: Any) -> None:
+    """Bring a guest back from an image.
+
+    The destination is started by 'launch:' of the guest in the configuration, by the recorded
+    command line, or waits already. The guest runs if it ran when it was saved.
+    """
+    from manager.operations import restore
+
+    given = of(context)
+    if chosen["channels"] == "auto":
+        chosen["channels"] = None
+    request = restore.Request(into=_socket(into), run=_run(run), **chosen)
+    with running.reporting(given, "restoring") as report:
+        done = running.run(restore.restore(given.config(), request, report), given)
+    output.result(given, done, summary(done))
+
+
+def _socket(into: str | None) -> str | None:
+    if into is None:
+        return None
+    kind, _, path = into.partition(":")
+    if kind != "qmp" or not path:
+        raise errors.UsageError(f"--into {into!r}: expected qmp:PATH")
+    return path
+
+
+def _run(run: str | None) -> Any:
+    return run or "as-saved"
+
+
+def summary(done: dict[str, Any]) -> str:
+    """Return one sentence about a restore."""
+    return (
+        f"restored {done['guest']} from {done['image']}: "
+        f"{units.format_size(done['data_bytes'])} in "
+        f"{units.format_duration(done['duration_s'])} "
+        f"({units.format_size(done['bytes_per_s'])}/s), now {done['run_state']} "
+        f"at {done['monitor']}"
+    )

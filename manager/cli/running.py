@@ -1,0 +1,98 @@
+"""Run an operation from the command line: signals, logs and the progress of one save."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from manager import errors, units
+from manager.migration import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from manager.cli.options import Globals
+    from manager.migration.progress import Progress, Report
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T], given: Globals) -> T:
+    """Run ``work`` to its end. Ctrl-C and SIGTERM cancel it once, and it undoes what it did.
+
+    Raises Interrupted after that, or what ``work`` raises.
+    """
+    _log_to_stderr(given)
+    return asyncio.run(_cancellable(work))
+
+
+async def _cancellable(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.ensure_future(work)
+    received: list[signal.Signals] = []
+
+    def cancel(number: signal.Signals) -> None:
+        # Once: a second signal must not tear the undoing apart.
+        if not received:
+            task.cancel()
+        received.append(number)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, cancel, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        name = received[0].name if received else "cancellation"
+        raise errors.Interrupted(f"interrupted by {name}; everything was put back") from None
+
+
+def _log_to_stderr(given: Globals) -> None:
+    level = logging.DEBUG if given.debug else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="mapsave: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # Its errors are about connections that ended, which operations report in their own words.
+    logging.getLogger("qemu.qmp").setLevel(logging.DEBUG if given.debug else logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def reporting(given: Globals, title: str) -> Iterator[Report]:
+    """Yield a report: a live bar on a terminal, nothing elsewhere or with ``--quiet``."""
+    if given.quiet or given.debug or not sys.stderr.isatty():
+        yield progress.silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, figures="")
+
+        def show(now: Progress) -> None:
+            total = now.total_bytes or None
+            bar.update(
+                task,
+                description=f"{title}: {now.phase}",
+                total=total,
+                completed=now.done_bytes,
+                figures=figures(now),
+            )
+
+        yield show
+
+
+def figures(now: Progress) -> str:
+    """Return bytes, rate and time to go as people read them; empty where nothing is known."""
+    if not now.total_bytes:
+        return ""
+    size, rate = units.format_size, units.format_size(now.rate)
+    eta = "" if now.eta_s is None else f", {units.format_duration(now.eta_s)} left"
+    return f"{size(now.done_bytes)} of {size(now.total_bytes)}, {rate}/s{eta}"

@@ -1,0 +1,92 @@
+"""``mapsave save GUEST``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from manager import units
+from manager.cli import output, running
+from manager.cli.options import Command, of
+
+_SWITCH = click.Choice(["auto", "on", "off"])
+
+
+class Channels(click.ParamType[int | str]):
+    """``auto`` or a number from 1 to 255."""
+
+    name = "1..255|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == "auto":
+            return "auto"
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if not 1 <= number <= 255:
+            self.fail(f"{value!r} is not 'auto' or a number from 1 to 255", param, ctx)
+        return number
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, or a duration such as 15m."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            return units.parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command("save", cls=Command)
+@click.argument("guest")
+@click.option("--image", "-o", metavar="PATH", help="Path, or name in the image directory.")
+@click.option(
+    "--then",
+    type=click.Choice(["quit", "resume", "leave"]),
+    help="What becomes of the guest: ended (default), running on, or left paused.",
+)
+@click.option("--live", is_flag=True, default=None, help="Pause the guest only for the end.")
+@click.option("--direct-io", type=_SWITCH, help="Write past the page cache.")
+@click.option("--channels", type=Channels(), help="Requests under way at once.")
+@click.option("--zero-pages", type=click.Choice(["auto", "multifd", "legacy", "none"]))
+@click.option("--preallocate", type=_SWITCH, help="Reserve the room beforehand.")
+@click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
+@click.option("--replace", is_flag=True, help="Replace an image of that name, once saved.")
+@click.option("--timeout", type=Duration(), help="Give up after this long, guest as before.")
+@click.pass_context
+def command(context: click.Context, /, guest: str, image: str | None, **chosen: Any) -> None:
+    """Save a running guest to an image.
+
+    The guest is told to quit only once the image is proven whole and on stable storage; if anything
+    fails before that, the guest goes back to the run state it had.
+    """
+    from manager.operations import save
+
+    given = of(context)
+    config = given.config()
+    target = config.guest(guest)
+    replace, timeout = chosen.pop("replace"), chosen.pop("timeout")
+    request = save.request(config, target, image=image, replace=replace, timeout=timeout, **chosen)
+    with running.reporting(given, f"saving {target.name}") as report:
+        done = running.run(save.save(target, config, request, report), given)
+    output.result(given, done, summary(done))
+
+
+def summary(done: dict[str, Any]) -> str:
+    """Return one sentence about a save."""
+    ending = {"quit": "ended", "resume": "running on", "leave": "left paused"}[done["then"]]
+    size = units.format_size
+    return (
+        f"saved {done['guest']} to {done['image']}: {size(done['data_bytes'])} of "
+        f"{size(done['ram_bytes'])} RAM in {units.format_duration(done['duration_s'])} "
+        f"({size(done['bytes_per_s'])}/s), guest {ending}"
+    )

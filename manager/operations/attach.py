@@ -1,0 +1,148 @@
+"""Reach a guest: its monitor, and for an emulated guest its start on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import tenacity
+
+from manager import errors
+from manager.monitor import qmp
+from manager.operations import locks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from manager.config import Config, Guest
+    from manager.monitor.session import Session
+
+EMULATOR_START_TIMEOUT = 20.0
+
+
+def socket_path(guest: Guest, config: Config) -> str:
+    """Return the path of the guest's QMP socket.
+
+    Raises Unsupported for a guest of libvirt.
+    """
+    if guest.qmp is not None:
+        return str(guest.qmp)
+    if guest.emulator is not None:
+        # A digest, since a guest's name may be longer than a socket's path may be.
+        digest = hashlib.sha256(guest.name.encode()).hexdigest()[:16]
+        return str(locks.state_directory(config.state, "emulated") / f"{digest}.qmp")
+    raise errors.Unsupported(
+        f"guest {guest.name!r} is one of libvirt, which this version does not save yet",
+        hint="give its QMP socket as qmp:PATH",
+    )
+
+
+def lock_key(socket: str) -> str:
+    """Return what names a guest across processes: the real path of its monitor's socket."""
+    return "guest:" + os.path.realpath(socket)
+
+
+@contextlib.asynccontextmanager
+async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
+    """Connect to the guest's monitor; an emulated guest that does not run is started first.
+
+    Raises Unreachable, NotPermitted, Unsupported.
+    """
+    path = socket_path(guest, config)
+    if guest.emulator is not None and not await answers(path):
+        await start_emulator(guest, config, path)
+    async with qmp.connected(path) as session:
+        yield session
+
+
+async def connected_when_up(
+    path: str, process: subprocess.Popen[bytes] | None, timeout: float
+) -> None:
+    """Wait until a monitor that was just started accepts connections.
+
+    Raises Unreachable after ``timeout`` seconds, or at once where ``process`` has failed.
+    """
+
+    def still_coming(_: BaseException) -> bool:
+        return process is None or process.poll() in (None, 0)
+
+    attempts = tenacity.AsyncRetrying(
+        wait=tenacity.wait_exponential(multiplier=0.002, max=0.1),
+        stop=tenacity.stop_after_delay(timeout),
+        retry=tenacity.retry_if_exception_type((OSError, errors.Unreachable))
+        & tenacity.retry_if_exception(still_coming),
+        reraise=True,
+    )
+    async for attempt in attempts:
+        with attempt:
+            if not await answers(path):
+                raise errors.Unreachable(f"qmp:{path}: no monitor there after {timeout:g} s")
+
+
+async def answers(path: str) -> bool:
+    """Tell whether somebody listens at the socket; the connection is dropped at once."""
+    try:
+        with contextlib.closing(await qmp.connect(path, timeout=1.0)):
+            return True
+    except errors.Unreachable:
+        return False
+
+
+async def start_emulator(
+    guest: Guest, config: Config, path: str, *, incoming: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start the emulated QEMU of a guest at ``path``; it outlives us, as a QEMU would.
+
+    Raises Unreachable with its words where it does not come up.
+    """
+    assert guest.emulator is not None
+    arguments = [
+        *(sys.executable, "-m", "manager.cli.main", "emulate", "--qmp", path),
+        *("--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern),
+        *(("--writer",) if guest.emulator.writer else ()),
+        *(("--name", guest.name)),
+        *(("--incoming", "defer") if incoming else ()),
+    ]
+    log = log_path(config, guest.name)
+    process = spawn(arguments, log)
+    try:
+        await connected_when_up(path, process, EMULATOR_START_TIMEOUT)
+    except errors.Unreachable as error:
+        process.kill()
+        words = log.read_text(errors="replace").strip()[-2000:]
+        raise errors.Unreachable(
+            f"the emulated guest {guest.name!r} does not start: {words or error.message}"
+        ) from None
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    return process
+
+
+def spawn(arguments: list[str], log: Path, cwd: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a QEMU that outlives us, in a session of its own; what it prints goes to ``log``.
+
+    Raises OSError.
+    """
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            arguments,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def log_path(config: Config, name: str) -> Path:
+    """Return where the output of a QEMU that we start goes."""
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
+    return locks.state_directory(config.state, "logs") / f"{readable}-{digest}.log"

@@ -1,0 +1,203 @@
+"""Preflight: everything that would make a save fail, asked before the guest is touched.
+
+Each check is one small function that raises what it finds. A save stops at the first; the command
+``mapsave check`` runs all of them and lists the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from manager import errors, units
+from manager.image import descriptors, image, store
+from manager.migration import parameters
+from manager.monitor import process
+from manager.plan import strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from manager.labels.labelling import Labelling
+    from manager.operations.facts import Facts
+    from manager.plan.strategy import Strategy, Wishes
+
+# From these the guest can be saved and continued. Elsewhere QEMU is doing something else, or has
+# already handed its disks over (postmigrate).
+SAVEABLE = frozenset(("running", "paused", "prelaunch", "suspended", "io-error", "watchdog"))
+_MIGRATING = frozenset(
+    ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug", "postcopy-active")
+)
+# Every RAM block starts at a multiple of 1 MiB behind its bitmap, and there is device state.
+_OVERHEAD = 64 * units.MIB
+
+
+@dataclasses.dataclass
+class Preflight:
+    """What is to be saved where; ``strategy`` is the outcome once the checks have passed."""
+
+    facts: Facts
+    directory: store.Directory
+    name: str
+    replace: bool
+    wishes: Wishes
+    labelling: Labelling
+    direct_io_refusal: str | None = None
+
+    def strategy(self) -> Strategy:
+        """Choose how to save."""
+        return strategy.choose(self.wishes, self.direct_io_refusal)
+
+
+def run_state(found: Preflight) -> str:
+    """The guest is in a run state from which it can be saved and put back."""
+    state = found.facts.run_state
+    if state == "postmigrate":
+        raise errors.WrongRunState(
+            "the guest was saved before and left paused; QEMU cannot save it again from there",
+            hint="continue it ('cont' at its monitor), or discard it: its image is the newer guest",
+        )
+    if state not in SAVEABLE:
+        raise errors.WrongRunState(f"the guest is in run state {state!r}, not to be saved from")
+    return state
+
+
+def migration(found: Preflight) -> str:
+    """QEMU is not migrating or saving already."""
+    if found.facts.migration in _MIGRATING:
+        raise errors.AlreadyMigrating(
+            f"QEMU is already migrating ({found.facts.migration}), on somebody else's behalf",
+            hint="wait for its end; if a mapsave died, run 'mapsave recover'",
+        )
+    return "none under way"
+
+
+def migratable(found: Preflight) -> str:
+    """No device or state of the guest stands against saving."""
+    if found.facts.blocked_reasons:
+        raise errors.NotMigratable(
+            "QEMU cannot save this guest: " + "; ".join(found.facts.blocked_reasons),
+            blocked_reasons=list(found.facts.blocked_reasons),
+        )
+    return "no blocked reasons"
+
+
+def capabilities(found: Preflight) -> str:
+    """This QEMU has the capabilities and parameters that a save needs."""
+    missing = parameters.missing(found.facts.settings)
+    if missing:
+        raise errors.MissingCapability(
+            f"QEMU {found.facts.version} lacks {', '.join(missing)}", missing=missing
+        )
+    return f"QEMU {found.facts.version} has mapped-ram, multifd and direct-io"
+
+
+def image_name(found: Preflight) -> str:
+    """The image's name is free, or may be replaced."""
+    store.check_name(found.name)
+    if found.directory.exists(found.name) and not found.replace:
+        raise errors.ImageExists(
+            f"{os.path.join(found.directory.path, found.name)!r} exists already",
+            hint="choose another name, or --replace it",
+        )
+    partial = image.partial_name(found.name)
+    if found.directory.exists(partial):
+        raise errors.Busy(
+            f"{os.path.join(found.directory.path, partial)!r} exists: another save writes this "
+            "image, or one was interrupted",
+            hint="run 'mapsave recover' if no save is running",
+        )
+    return found.name
+
+
+def directory(found: Preflight) -> str:
+    """The image directory can be written."""
+    held = found.directory
+    if os.fstatvfs(held.fd).f_flag & os.ST_RDONLY:
+        raise errors.BadDirectory(f"the file system of {held.path!r} is mounted read-only")
+    if not os.access(f"/proc/self/fd/{held.fd}", os.W_OK | os.X_OK):
+        raise errors.NotPermitted(
+            f"no permission to write in {held.path!r}",
+            hint="mapsave itself needs the permission; QEMU does not",
+        )
+    return held.path
+
+
+def direct_io(found: Preflight) -> str:
+    """The directory takes direct writes, where they are wanted."""
+    if found.wishes.direct_io == "off":
+        return "off, as asked"
+    try:
+        found.direct_io_refusal = descriptors.probe_direct_io(found.directory.fd)
+    except OSError as error:
+        raise errors.BadDirectory(
+            f"cannot make a file in {found.directory.path!r}: {error.strerror}"
+        ) from None
+    if found.direct_io_refusal and found.wishes.direct_io == "on":
+        raise errors.NoDirectIO(
+            f"{found.directory.path!r}: {found.direct_io_refusal}",
+            hint="leave direct_io at auto, or set it off",
+        )
+    return found.direct_io_refusal or "taken"
+
+
+def room(found: Preflight) -> str:
+    """There is room for what the guest has touched of its RAM (all of it if zeros are written)."""
+    free = found.directory.free_bytes()
+    most = found.facts.memory.total + _OVERHEAD
+    least = most
+    if found.wishes.zero_pages != "none" and found.wishes.preallocate != "on":
+        touched = process.resident_bytes(found.facts.pid) if found.facts.pid else None
+        # QEMU itself is in the resident size as well; a few MiB of data always go to the disk.
+        least = min(most, max((touched or 0) - 256 * units.MIB, 2 * units.MIB))
+    figures = f"{units.format_size(free)} free, at most {units.format_size(most)} needed"
+    if free < least:
+        raise errors.NoRoom(
+            f"{found.directory.path!r}: {figures}, likely {units.format_size(least)}",
+            hint="free some room, or save to another file system",
+            free_bytes=free,
+            needed_bytes=least,
+        )
+    return figures + ("" if free >= most else " (zero pages need none)")
+
+
+def label(found: Preflight) -> str:
+    """The policy allows the directory, and the label can be had."""
+    wanted = found.labelling.check(found.directory.path, found.facts.pid, "save")
+    return f"{wanted.module}: {wanted.value}" if wanted.value else wanted.module
+
+
+CHECKS: tuple[Callable[[Preflight], str], ...] = (
+    run_state,
+    migration,
+    migratable,
+    capabilities,
+    directory,
+    image_name,
+    direct_io,
+    room,
+    label,
+)
+
+
+def all_pass(found: Preflight) -> Strategy:
+    """Run the checks; raise what the first failing one raises, else return the strategy."""
+    for check in CHECKS:
+        check(found)
+    return found.strategy()
+
+
+def report(found: Preflight) -> tuple[list[dict[str, Any]], errors.MapsaveError | None]:
+    """Run every check; return a line for each, and the first error."""
+    lines: list[dict[str, Any]] = []
+    first: errors.MapsaveError | None = None
+    for check in CHECKS:
+        name = check.__name__
+        try:
+            lines.append({"check": name, "ok": True, "detail": check(found), "error": None})
+        except errors.MapsaveError as error:
+            first = first or error
+            line = {"check": name, "ok": False, "detail": error.message, "error": error.as_dict()}
+            lines.append(line)
+    return lines, first

@@ -1,0 +1,274 @@
+"""The destination of a restore: started or attached to, and compared with the image.
+
+QEMU compares little by itself: RAM of another size is loaded "successfully", and pages that the
+image does not hold are never written, so stale memory stays (QEMU 10.0, ``migration/ram.c``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.monitor import qmp
+from manager.operations import attach, facts
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from manager.config import Config, Guest
+    from manager.image.image import Contents, Image
+    from manager.monitor.session import Session
+
+START_TIMEOUT = 60.0
+# RAM blocks that QEMU resizes to what the stream says, up to their largest (hw/core/loader.c).
+_RESIZABLE_PREFIX = "/rom@"
+_READ_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass
+class Destination:
+    """A QEMU that waits for an incoming migration; ``process`` is set where we started it."""
+
+    session: Session
+    log: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+    _kept: bool = False
+
+    def keep(self) -> None:
+        """Leave it running at the end: the guest is restored."""
+        self._kept = True
+
+    def words(self) -> str:
+        """Return what QEMU has printed: before 10.2 only there are the reasons of a failure."""
+        if self.log is None:
+            return ""
+        with contextlib.suppress(OSError):
+            return self.log.read_text(errors="replace").strip()[-4000:]
+        return ""
+
+
+def launch_arguments(argv: Sequence[str], socket: str) -> list[str]:
+    """Return the command that starts a destination: paused, waiting, with a monitor at ``socket``.
+
+    ``-incoming`` of the original goes; ``-S`` and ``-qmp`` are added where they are missing.
+    """
+    arguments = list(argv)
+    while "-incoming" in arguments:
+        at = arguments.index("-incoming")
+        del arguments[at : at + 2]
+    if "-S" not in arguments:
+        arguments.append("-S")
+    if not any(socket in argument for argument in arguments):
+        escaped = socket.replace(",", ",,")  # QEMU's option syntax
+        arguments += ["-qmp", f"unix:{escaped},server=on,wait=off"]
+    return [*arguments, "-incoming", "defer"]
+
+
+@contextlib.asynccontextmanager
+async def launched(
+    argv: Sequence[str], socket: str, log: Path, cwd: str | None = None
+) -> AsyncIterator[Destination]:
+    """Start a destination by command and connect; end it unless it was kept.
+
+    Raises Busy where a guest answers at ``socket`` already, LaunchFailed with QEMU's words.
+    """
+    if await attach.answers(socket):
+        raise errors.Busy(
+            f"a guest already runs at qmp:{socket}",
+            hint="it may be the one that was saved; end it first, or restore --into another",
+        )
+    arguments = launch_arguments(argv, socket)
+    if shutil.which(arguments[0]) is None:
+        raise errors.LaunchFailed(
+            f"cannot start the destination: {arguments[0]!r} is not found",
+            hint="check 'launch:' of the guest in the configuration",
+        )
+    try:
+        process = attach.spawn(arguments, log, cwd)
+    except OSError as error:
+        raise errors.LaunchFailed(
+            f"cannot start the destination {arguments[0]!r}: {error.strerror}"
+        ) from None
+    async with _connected(process, socket, log) as destination:
+        yield destination
+
+
+@contextlib.asynccontextmanager
+async def emulated(guest: Guest, config: Config) -> AsyncIterator[Destination]:
+    """Start the emulated QEMU of ``guest`` as a destination; end it unless it was kept."""
+    socket = attach.socket_path(guest, config)
+    if await attach.answers(socket):
+        raise errors.Busy(f"the emulated guest {guest.name!r} already runs at qmp:{socket}")
+    process = await attach.start_emulator(guest, config, socket, incoming=True)
+    log = attach.log_path(config, guest.name)
+    async with _connected(process, socket, log) as destination:
+        yield destination
+
+
+@contextlib.asynccontextmanager
+async def _connected(
+    process: subprocess.Popen[bytes], socket: str, log: Path
+) -> AsyncIterator[Destination]:
+    destination = None
+    try:
+        try:
+            await attach.connected_when_up(socket, process, START_TIMEOUT)
+        except errors.Unreachable as error:
+            words = log.read_text(errors="replace").strip()[-4000:]
+            raise errors.LaunchFailed(
+                f"the destination does not come up: {words or error.message}",
+                hint="start the command by hand to see why",
+            ) from None
+        async with qmp.connected(socket) as session:
+            destination = Destination(session, log, process)
+            try:
+                yield destination
+            finally:
+                if not destination._kept:
+                    # Also where it made itself a daemon, and our child is only its parent.
+                    with contextlib.suppress(errors.MonitorError):
+                        await session.execute("quit", timeout=5.0)
+    finally:
+        if destination is None or not destination._kept:
+            process.kill()
+            process.wait()
+
+
+@contextlib.asynccontextmanager
+async def waiting_at(socket: str) -> AsyncIterator[Destination]:
+    """Attach to a QEMU that somebody else started with ``-incoming defer``."""
+    async with qmp.connected(socket) as session:
+        yield Destination(session)
+
+
+async def compare(
+    destination: Destination, image: Image, contents: Contents, *, force: bool
+) -> None:
+    """Compare the destination with the image; everything that QEMU would not notice.
+
+    Raises WrongRunState, DestinationMismatch, OlderQemu, DestinationNotZero.
+    """
+    session = destination.session
+    state = str((await session.execute("query-status"))["status"])
+    if state != "inmigrate":
+        raise errors.WrongRunState(
+            f"{session.address}: the destination is in run state {state!r}, not waiting",
+            hint="start it with -incoming defer",
+        )
+    if "status" in await session.execute("query-migrate"):
+        raise errors.WrongRunState(
+            f"{session.address}: an incoming migration was tried on it before",
+            hint="QEMU cannot try twice: start a new destination",
+        )
+    _compare_version(session, image, force=force)
+    await _compare_machine(session, contents)
+    await _compare_memory(session, image)
+    await _compare_blocks(session, contents)
+    await _check_zero(session)
+
+
+def _compare_version(session: Session, image: Image, *, force: bool) -> None:
+    if session.version.release < facts.OLDEST_QEMU:
+        raise errors.TooOld(f"{session.address}: QEMU {session.version}; needs 9.1")
+    saved = str(image.metadata.get("qemu", {}).get("version", ""))
+    try:
+        saved_release = tuple(int(part) for part in saved.split("."))
+    except ValueError:
+        return
+    if session.version.release < saved_release and not force:
+        raise errors.OlderQemu(
+            f"the image was saved by QEMU {saved}, the destination is QEMU {session.version}",
+            hint="use a QEMU at least as new, or --force",
+        )
+
+
+async def _compare_machine(session: Session, contents: Contents) -> None:
+    machine = await facts.machine_type(session)
+    if machine != contents.stream.machine:
+        raise errors.DestinationMismatch(
+            f"the image is of machine type {contents.stream.machine!r}, "
+            f"the destination is {machine!r}",
+            hint="start the destination with -machine of the image's type",
+        )
+
+
+async def _compare_memory(session: Session, image: Image) -> None:
+    saved: dict[str, Any] = image.metadata.get("memory", {})
+    found = await facts.memory(session)
+    if saved and (saved.get("base"), saved.get("plugged")) != (found.base, found.plugged):
+        raise errors.DestinationMismatch(
+            f"the image has {saved.get('base')} bytes of RAM and {saved.get('plugged')} plugged in,"
+            f" the destination {found.base} and {found.plugged}",
+            hint="start the destination with the same -m, -numa and DIMMs",
+        )
+
+
+async def _compare_blocks(session: Session, contents: Contents) -> None:
+    found = await facts.ram_blocks(session)
+    for block in contents.stream.blocks if found else ():
+        used, largest = found.get(block.name, (0, 0))
+        resizable = block.name.startswith(_RESIZABLE_PREFIX)
+        if block.used_length == used or (resizable and block.used_length <= largest):
+            continue
+        here = f"of {used} bytes" if block.name in found else "missing"
+        raise errors.DestinationMismatch(
+            f"RAM block {block.name!r} has {block.used_length} bytes in the image and is {here} "
+            "in the destination",
+            hint="start the destination with the same RAM, devices and ROMs",
+        )
+
+
+async def _check_zero(session: Session) -> None:
+    """Check that RAM backed by a file is zero: QEMU loads only the pages that the image holds."""
+    for backend in await session.execute("query-memdev"):
+        identifier = backend.get("id")
+        if identifier is None:
+            continue
+        try:
+            path = await session.execute(
+                "qom-get", {"path": f"/objects/{identifier}", "property": "mem-path"}
+            )
+        except errors.CommandRefused:
+            continue  # not backed by a file, so fresh
+        _check_file_zero(str(path), str(identifier))
+
+
+def _check_file_zero(path: str, identifier: str) -> None:
+    try:
+        if os.path.isdir(path):
+            return  # QEMU makes an unnamed file there, which is fresh
+        with open(path, "rb", buffering=0) as file:
+            if _is_zero(file.fileno()):
+                return
+            problem = "is not zero"
+    except OSError as error:
+        problem = f"cannot be checked ({error.strerror})"
+    raise errors.DestinationNotZero(
+        f"the destination's RAM {identifier!r}, backed by {path!r}, {problem}; "
+        "QEMU would leave stale pages where the image has none",
+        hint="empty the file before the destination starts (truncate -s 0), or use another",
+        path=path,
+    )
+
+
+def _is_zero(fd: int) -> bool:
+    """Tell whether a file reads as zeros; holes are skipped where the file system knows them."""
+    offset, size = 0, os.fstat(fd).st_size
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError:
+            return True  # ENXIO: nothing but holes from here on
+        data = os.pread(fd, _READ_CHUNK, offset)
+        if not data:
+            return True
+        if data.count(0) != len(data):
+            return False
+        offset += len(data)
+    return True

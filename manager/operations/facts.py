@@ -1,0 +1,136 @@
+"""What a QEMU says of the guest it runs: asked once, before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.migration import guest_state, outgoing, parameters
+from manager.monitor import fdset, process
+
+if TYPE_CHECKING:
+    from manager.migration.parameters import Settings
+    from manager.monitor.session import Session, Version
+
+OLDEST_QEMU = (9, 1, 0)
+_MACHINE_SUFFIX = "-machine"
+_BLOCK_LINE = re.compile(
+    r"\s*(?P<name>\S.*?)\s+\S+ \S+\s+0x[0-9a-f]+"  # name, page size, offset
+    r"\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<total>[0-9a-f]+)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The sizes of a guest's RAM in bytes: at start, and plugged in since."""
+
+    base: int
+    plugged: int
+
+    @property
+    def total(self) -> int:
+        """All of the guest's RAM, ROMs and video memory not counted."""
+        return self.base + self.plugged
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """One guest as its QEMU describes it."""
+
+    name: str | None
+    uuid: str | None
+    version: Version
+    machine: str
+    cpu: str | None
+    run_state: str
+    memory: Memory
+    settings: Settings
+    migration: str
+    blocked_reasons: tuple[str, ...]
+    fdsets: tuple[dict[str, Any], ...]
+    pid: int | None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the guest's processors run (or would, were it not suspended to RAM)."""
+        return self.run_state in ("running", "suspended")
+
+
+async def gather(session: Session) -> Facts:
+    """Ask QEMU. Raises what ``Session.execute`` raises; TooOld where QEMU lacks what we ask."""
+    if session.version.release < OLDEST_QEMU:
+        raise errors.TooOld(
+            f"{session.address}: QEMU {session.version}; saving through descriptors needs 9.1",
+            hint="older versions truncate the file to nothing, its header included",
+        )
+    migration = await session.execute("query-migrate")
+    return Facts(
+        name=(await session.execute("query-name")).get("name"),
+        uuid=await _uuid(session),
+        version=session.version,
+        machine=await machine_type(session),
+        cpu=await _cpu(session),
+        run_state=await guest_state.run_state(session),
+        memory=await memory(session),
+        settings=await parameters.query(session),
+        migration=outgoing.Outcome.from_reply(migration).status,
+        blocked_reasons=tuple(migration.get("blocked-reasons", ())),
+        fdsets=tuple(await fdset.query(session)),
+        pid=session.pid,
+    )
+
+
+async def machine_type(session: Session) -> str:
+    """Return the machine type as resolved (``pc`` is ``pc-i440fx-10.0``): what the stream names."""
+    found = await session.execute("qom-get", {"path": "/machine", "property": "type"})
+    return str(found).removesuffix(_MACHINE_SUFFIX)
+
+
+async def memory(session: Session) -> Memory:
+    """Return the sizes of the guest's RAM."""
+    found = await session.execute("query-memory-size-summary")
+    return Memory(int(found["base-memory"]), int(found.get("plugged-memory", 0)))
+
+
+async def ram_blocks(session: Session) -> dict[str, tuple[int, int]]:
+    """Return (used, largest possible) bytes of each RAM block, by name.
+
+    From ``x-query-ramblock``, which QEMU offers to people as text; empty where it has none.
+    """
+    try:
+        reply = await session.execute("x-query-ramblock")
+    except errors.CommandRefused:
+        return {}
+    lines = str(reply["human-readable-text"]).splitlines()[1:]
+    found = (match for line in lines if (match := _BLOCK_LINE.match(line)))
+    return {match["name"]: (int(match["used"], 16), int(match["total"], 16)) for match in found}
+
+
+async def _uuid(session: Session) -> str | None:
+    found = str((await session.execute("query-uuid"))["UUID"])
+    return None if found == "00000000-0000-0000-0000-000000000000" else found
+
+
+async def _cpu(session: Session) -> str | None:
+    try:
+        cpus = await session.execute("query-cpus-fast")
+        path = str(cpus[0]["qom-path"])
+        kind = str(await session.execute("qom-get", {"path": path, "property": "type"}))
+    except (errors.CommandRefused, IndexError, KeyError):
+        return None  # machine none has no processor
+    return kind
+
+
+def command(pid: int | None) -> dict[str, Any] | None:
+    """Return the command line and working directory of the QEMU process, if they can be read."""
+    argv = process.command_line(pid) if pid is not None else []
+    if pid is None or not argv:
+        return None
+    try:
+        executable = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        executable = argv[0]
+    return {"argv": argv, "cwd": process.working_directory(pid), "executable": executable}

@@ -1,0 +1,61 @@
+"""One saver per guest: locks across processes, by flock(2) on files in the state directory.
+
+The files stay (removing them would let two processes lock two files of one name); the kernel drops
+the locks of a process that ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from manager import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def state_directory(state: Path, part: str) -> Path:
+    """Return the directory ``part`` of the state directory, made (mode 0700) if missing.
+
+    Raises NotPermitted, ConfigMissing.
+    """
+    directory = state / part
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise errors.NotPermitted(
+            f"cannot make the state directory {str(directory)!r}: {error.strerror}",
+            hint="run as the user that owns it, or set 'state:' in the configuration",
+        ) from None
+    except OSError as error:
+        raise errors.ConfigMissing(
+            f"cannot make the state directory {str(directory)!r}: {error.strerror}",
+            hint="set 'state:' in the configuration",
+        ) from None
+    return directory
+
+
+@contextlib.contextmanager
+def held(state: Path, what: str, key: str) -> Iterator[None]:
+    """Hold the lock ``key``; ``what`` names the thing locked, for the error.
+
+    Raises Busy at once where another process holds it.
+    """
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".lock"
+    path = state_directory(state, "locks") / name
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.Busy(
+                f"{what} is being saved, restored or recovered by another mapsave"
+            ) from None
+        yield
+    finally:
+        os.close(fd)

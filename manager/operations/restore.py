@@ -1,0 +1,281 @@
+"""Restore an image: validate, find a destination, compare, hand the pair over, load, run.
+
+Read ``_restore`` and ``_load`` from top to bottom. On every way out before the guest is in, a
+destination that we started is ended, and the image is as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from manager import config as configuration
+from manager import errors
+from manager.image import descriptors, image
+from manager.image.superblock import State
+from manager.labels import labelling
+from manager.migration import guest_state, incoming, parameters, progress
+from manager.monitor import fdset, process
+from manager.operations import attach, destination, journal, locks, save, waiting
+from manager.plan.strategy import DEFAULT_CHANNELS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from manager.config import Config, Guest
+    from manager.image.image import Contents, Image
+    from manager.migration.progress import Phases, Report
+    from manager.operations.destination import Destination
+    from manager.plan.strategy import Switch
+
+_log = logging.getLogger(__name__)
+
+_RUNNING = frozenset(("running", "suspended"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of a restore. ``into`` is the path of a waiting QEMU's QMP socket."""
+
+    image: str
+    into: str | None = None
+    guest: str | None = None
+    trust_recorded_command: bool = False
+    run: Literal["as-saved", "run", "paused"] = "as-saved"
+    direct_io: Switch = "auto"
+    channels: int | None = None
+    policy: str | None = None
+    again: bool = False
+    force: bool = False
+    timeout: float | None = None
+
+
+async def restore(
+    config: Config, request: Request, report: Report = progress.silent
+) -> dict[str, Any]:
+    """Restore ``request.image`` and return the summary that ``mapsave restore --json`` prints.
+
+    Raises InvalidImage or one of its kin, Refused or one of its kin, NotPermitted, Busy,
+    RestoreFailed or one of its kin; the image is then as it was.
+    """
+    phases = progress.Phases(report)
+    try:
+        async with asyncio.timeout(request.timeout):
+            return await _restore(config, request, phases)
+    except TimeoutError:
+        raise errors.RestoreTimeout(
+            f"{request.image!r}: not restored within {request.timeout:g} s; given up"
+        ) from None
+
+
+async def _restore(config: Config, request: Request, phases: Phases) -> dict[str, Any]:
+    phases.enter("validate")
+    path = resolve(request.image, config)
+    with image.opened(path) as opened:
+        key = f"image:{opened.block.uuid}"
+        with locks.held(config.state, f"image {opened.path!r}", key):
+            contents = await waiting.in_thread(opened.validate)
+            if opened.block.state is State.RESTORED and not request.again:
+                raise errors.AlreadyRestored(
+                    f"{opened.path!r} was restored before",
+                    hint="its disks have moved on since; --again restores it nevertheless",
+                )
+            phases.enter("start")
+            name = str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
+            with journal.operation(
+                config.state, "restore", image=os.path.realpath(path), guest=name
+            ) as log:
+                async with _destination(config, request, opened, name, log) as target:
+                    return await _load(config, request, opened, contents, target, log, phases)
+
+
+def resolve(name: str, config: Config) -> str:
+    """Return the path of an image given as a path, or as a name in the image directory."""
+    if "/" in name or os.path.lexists(name):
+        return name
+    return str(config.images / name)
+
+
+@contextlib.asynccontextmanager
+async def _destination(
+    config: Config, request: Request, opened: Image, name: str, log: journal.Journal
+) -> AsyncIterator[Destination]:
+    """Attach to or start the destination, whichever the request and the configuration say."""
+    if request.into is not None:
+        with locks.held(config.state, f"the destination {request.into!r}", f"guest:{request.into}"):
+            async with destination.waiting_at(request.into) as target:
+                yield target
+        return
+    guest = config.guests.get(name)
+    if guest is None and request.guest is not None:
+        guest = config.guest(request.guest)
+    recorded = opened.metadata.get("command") if request.trust_recorded_command else None
+    if guest is None:
+        guest = configuration.Guest(name)
+    socket, started = _start(config, guest, recorded)
+    with locks.held(config.state, f"guest {name!r}", attach.lock_key(socket)):
+        async with started as target:
+            pid = target.session.pid
+            log.step("started", pid=pid, process_started=process.start_time(pid) if pid else None)
+            yield target
+
+
+def _start(
+    config: Config, guest: Guest, recorded: dict[str, Any] | None
+) -> tuple[str, contextlib.AbstractAsyncContextManager[Destination]]:
+    """Return the path of the destination's monitor, and the context that starts it.
+
+    Raises NoDestination where nothing says how.
+    """
+    log = attach.log_path(config, guest.name)
+    if guest.emulator is not None:
+        return attach.socket_path(guest, config), destination.emulated(guest, config)
+    if guest.launch and guest.qmp is not None:
+        socket = str(guest.qmp)
+        return socket, destination.launched(guest.launch, socket, log)
+    if recorded:
+        argv = [str(part) for part in recorded["argv"]]
+        socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
+        return socket, destination.launched(argv, socket, log, recorded.get("cwd"))
+    raise errors.NoDestination(
+        f"nothing says how to start guest {guest.name!r}",
+        hint="give it 'launch:' in the configuration, or use --into qmp:PATH, "
+        "or --trust-recorded-command",
+    )
+
+
+def _own_socket(config: Config, name: str) -> str:
+    directory = locks.state_directory(config.state, "monitors")
+    return str(directory / f"{attach.log_path(config, name).stem[-40:]}.qmp")
+
+
+async def _load(
+    config: Config,
+    request: Request,
+    opened: Image,
+    contents: Contents,
+    target: Destination,
+    log: journal.Journal,
+    phases: Phases,
+) -> dict[str, Any]:
+    """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
+    session = target.session
+    phases.enter("compare")
+    await destination.compare(target, opened, contents, force=request.force)
+    labels = save.policy_labelling(config, request.policy or "auto")
+    labels.check(os.path.dirname(os.path.realpath(opened.path)), session.pid, "restore")
+    with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
+        phases.enter("read")
+        await _transfer(request, opened, target, log)
+    phases.enter("run")
+    runs = _shall_run(request, opened)
+    state = await waiting.to_the_end(_hand_to_user(opened, target, log, runs=runs))
+    seconds = phases.seconds()
+    return {
+        "image": opened.path,
+        "guest": str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest"),
+        "run_state": state,
+        "duration_s": round(phases.total, 6),
+        "downtime_s": _downtime(opened) if runs else None,
+        "bytes_per_s": round(contents.data_bytes / seconds["read"]) if seconds["read"] else 0,
+        "ram_bytes": contents.stream.ram_bytes,
+        "data_bytes": contents.data_bytes,
+        "phases": seconds,
+        "monitor": session.address,
+        "pid": session.pid,
+    }
+
+
+def _downtime(opened: Image) -> float | None:
+    """Return for how many seconds the guest was away, by the clocks of the two hosts."""
+    paused = opened.metadata.get("paused_at")
+    return round(time.time() - float(paused), 3) if isinstance(paused, int | float) else None
+
+
+def _shall_run(request: Request, opened: Image) -> bool:
+    if request.run == "as-saved":
+        return str(opened.metadata.get("run_state")) in _RUNNING
+    return request.run == "run"
+
+
+async def _transfer(
+    request: Request, opened: Image, target: Destination, log: journal.Journal
+) -> None:
+    session = target.session
+    found = await parameters.query(session)
+    wanted = {
+        "direct-io": _direct_io(request, opened),
+        "multifd-channels": request.channels or DEFAULT_CHANNELS,
+    }
+    number = await fdset.choose_id(session)
+
+    def dropped(words: str) -> errors.LabelRefused:
+        return labelling.describe_refusal(words, opened.fd, opened.path, session.pid)
+
+    # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
+    await session.execute("stop")
+    log.step("load", fdset=number, settings=found.as_dict(), address=session.address)
+    try:
+        with descriptors.paired(
+            opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
+        ) as pair:
+            async with (
+                fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
+                parameters.configured(session, found, wanted),
+            ):
+                await incoming.restore(session, path, opened.block.stream_offset)
+                await guest_state.left(session, "inmigrate")
+    except errors.MonitorLost as error:
+        await asyncio.sleep(0.05)  # its last words may still be on their way
+        raise errors.RestoreFailed(
+            f"the destination ended while it was loading: {target.words() or error.message}"
+        ) from None
+    except (errors.CommandRefused, errors.MonitorTimeout) as error:
+        raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
+    except errors.RestoreFailed as error:
+        words = target.words()
+        raise errors.RestoreFailed(
+            error.message + (f" ({words})" if words else ""), **error.data
+        ) from None
+
+
+def _direct_io(request: Request, opened: Image) -> bool:
+    """Choose direct-io where the image's file system takes it; a wish always wins."""
+    if request.direct_io != "auto":
+        return request.direct_io == "on"
+    try:
+        with descriptors.reopened(opened.fd, os.O_RDONLY | os.O_DIRECT):
+            return True
+    except OSError:
+        return False
+
+
+async def _hand_to_user(
+    opened: Image, target: Destination, log: journal.Journal, *, runs: bool
+) -> str:
+    """Mark the image restored, then continue the guest: in this order, so that no crash between
+    them leaves a running guest beside an image that looks unused."""
+    session = target.session
+    log.step("mark")
+    before = opened.block.state
+    try:
+        opened.mark(State.RESTORED)
+    except OSError as error:
+        _log.warning("%s: cannot be marked as restored: %s", opened.path, error.strerror)
+    if runs:
+        log.step("run")
+        try:
+            await guest_state.resume(session)
+        except errors.MonitorError as error:
+            with contextlib.suppress(OSError):
+                opened.mark(before)
+            raise errors.RestoreFailed(
+                f"{session.address}: loaded, but QEMU does not let it run: {error.message}"
+            ) from None
+    target.keep()
+    return await guest_state.run_state(session)
