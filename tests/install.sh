@@ -55,19 +55,20 @@ apt() {
 
 # Set the array suite to what apt-get needs to take a QEMU that is new enough.
 choose_suite() {
-    local codename source newest
+    local codename source newest etc parts
     suite=()
     apt_qemu && return
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
     newest=$(known_qemu)
     if [ -z "$newest" ] || ! at_least "$newest" "$least"; then
-        source=$(python3 "$here/backports.py" "$codename")
+        eval "$(apt-config shell etc Dir::Etc/d parts Dir::Etc::sourceparts/d)"
+        source=$(python3 "$here/backports.py" "$codename" "$etc")
         if [ -z "$source" ]; then
             echo "no apt source of the main archive to derive $codename-backports from" >&2
             return 1
         fi
         printf '%s\n' "# Made by tests/install.sh of mapsave." "$source" \
-            >/etc/apt/sources.list.d/mapsave-backports.sources
+            >"$parts/mapsave-backports.sources"
         apt update || return 1
         apt_qemu && return
         newest=$(known_qemu)

@@ -112,6 +112,7 @@ run_stage() { # STAGE
 export MAPSAVE_SKIPPED="$work/skipped"
 [ "${CI-}" != true ] || export MAPSAVE_NO_SKIPS=1
 : >"$work/left-out"
+: >"$MAPSAVE_SKIPPED"
 install_python
 if [ "${chosen[*]}" != lint ]; then
     bash tests/install.sh >"$work/left-out" || {
@@ -135,11 +136,9 @@ for stage in "${chosen[@]}"; do
     summary+=("$stage $result ($((SECONDS - begun)) s)")
 done
 
+sed 's/^/left out: /' "$MAPSAVE_SKIPPED" >>"$work/left-out"
 cat "$work/left-out"
-if [ -e "$MAPSAVE_SKIPPED" ]; then
-    sed 's/^/left out: /' "$MAPSAVE_SKIPPED"
-fi
-left_out=$(cat "$work/left-out" "$MAPSAVE_SKIPPED" 2>/dev/null | wc -l)
+left_out=$(wc -l <"$work/left-out")
 printf -v line '%s, ' "${summary[@]}"
 echo "tests: ${line}left out: $left_out, total $SECONDS s"
 exit $failed
