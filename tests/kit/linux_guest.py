@@ -25,6 +25,8 @@ from tests.kit import qemu, wait
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.kit.qemu import Qemu
+
 _INIT = Path(__file__).parent / "linux" / "init"
 _KERNEL = "linux-image-cloud-amd64"
 _TICK = re.compile(rb"tick (\d+) ([0-9a-f]{32}) (kept|lost)\r?\n")
@@ -72,8 +74,17 @@ class Serial:
 class LinuxGuest:
     """A live Linux guest: its QEMU and its serial line."""
 
-    qemu: qemu.Qemu
+    qemu: Qemu
     serial: Serial
+
+    @contextmanager
+    def successor(self) -> Iterator[LinuxGuest]:
+        """Take over the guest that ``mapsave restore`` started; see ``Qemu.successor``.
+
+        Its QEMU begins the log anew, so read the ticks of this one before.
+        """
+        with self.qemu.successor() as successor:
+            yield LinuxGuest(successor, self.serial)
 
 
 def assert_same_memory(before: list[Tick], after: list[Tick]) -> None:

@@ -321,6 +321,18 @@ def test_site_writes_its_configuration(site: cli.Site, tmp_path: Path) -> None:
     )
 
 
+def test_command_runs_as_a_user_runs_it(site: cli.Site) -> None:
+    assert "save" in cli.mapsave("--help", check=0).stdout
+    assert cli.mapsave("nosuch").returncode == 2
+    with pytest.raises(AssertionError, match="nosuch"):
+        cli.mapsave("nosuch", check=0)
+    with site.start("--help") as process:
+        process.kill()
+        assert process.wait(10) == -9
+    with pytest.raises(AssertionError, match="timed out"):
+        site.run("--help", timeout=0)
+
+
 def test_strays_are_found_even_if_orphaned() -> None:
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     parent = (
