@@ -1,0 +1,116 @@
+"""AppArmor's rules as text: how a path is written, and lines put into and taken out of a file.
+
+Source: apparmor.d(5), "Globbing (AARE)" and the quoting of file names; tried with apparmor_parser
+3.0.8 (``--dump=rule-exprs``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MARK = "  # mapsave"
+
+_GLOB = set("*?[]{}^\\")
+
+
+def quote(path: str) -> str:
+    """Return ``path`` in double quotes so that a profile means this very name."""
+    return '"' + "".join(map(_escaped, path)) + '"'
+
+
+def rule(path: str, permissions: str) -> str:
+    """Return the rule for ``path``, comma included: ``"/a b" rw,``."""
+    return f"{quote(path)} {permissions},"
+
+
+def _escaped(character: str) -> str:
+    if character in _GLOB or character == '"':
+        return "\\" + character
+    if character < " " or character == "\x7f":
+        return f"\\{ord(character):03o}"
+    return character
+
+
+@contextlib.contextmanager
+def locked(profile_file: Path) -> Iterator[None]:
+    """Keep other saves from changing and loading this profile meanwhile. Raises OSError."""
+    fd = os.open(profile_file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def add(file: Path, rules: Sequence[str]) -> None:
+    """Append one line for each of ``rules``; the file may be new. Raises OSError."""
+    lines = _lines(file)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines[-1] += b"\n"
+    _replace(file, [*lines, *map(_line, rules)])
+
+
+def remove(file: Path, rules: Sequence[str]) -> bool:
+    """Take out one line for each of ``rules``; return whether there was any. Raises OSError."""
+    lines = _lines(file)
+    before = len(lines)
+    for each in map(_line, rules):
+        if each in lines:
+            lines.remove(each)
+    if len(lines) == before:
+        return False
+    _replace(file, lines)
+    return True
+
+
+def includes(profile_text: str, rules_file: Path) -> bool:
+    """Return whether a profile includes ``rules_file``, by its name or that of its directory."""
+    for line in profile_text.splitlines():
+        words = line.strip().lstrip("#").split()
+        if words[:1] == ["include"]:
+            named = Path(words[-1].strip('<>"'))
+            if named.name in (rules_file.name, rules_file.parent.name):
+                return True
+    return False
+
+
+def _line(rule_text: str) -> bytes:
+    return os.fsencode(f"  {rule_text}{MARK}\n")
+
+
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+
+
+def _replace(file: Path, lines: Sequence[bytes]) -> None:
+    """Write the file anew and rename it into place, with the owner and mode it had."""
+    import tempfile  # rarely needed, and slow to import
+
+    fd, temporary = tempfile.mkstemp(prefix=".mapsave-", dir=file.parent)
+    try:
+        with open(fd, "wb") as new:
+            new.write(b"".join(lines))
+            try:
+                old = os.stat(file)
+            except FileNotFoundError:
+                os.fchmod(fd, 0o644)
+            else:
+                os.fchown(fd, old.st_uid, old.st_gid)
+                os.fchmod(fd, old.st_mode & 0o7777)
+            new.flush()
+            os.fsync(fd)
+        os.rename(temporary, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,152 @@
+"""Owner, group and mode of the image, by descriptor.
+
+QEMU gets descriptors and needs none of it; it is for whoever reads the images afterwards. So only
+a save sets them, and they are the same at rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.labels import label as labels
+from manager.labels.system import CAP_CHOWN
+
+if TYPE_CHECKING:
+    from manager.labels.label import Access, Label, Target
+    from manager.labels.policy import Policy
+    from manager.labels.system import System
+
+
+class Dac:
+    """File permissions as one of the :class:`~manager.labels.label.SecurityModule`."""
+
+    name = "dac"
+
+    def __init__(self, policy: Policy, system: System) -> None:
+        self.policy = policy
+        self.system = system
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the policy says anything about owner, group or mode."""
+        return (self.policy.owner, self.policy.group, self.policy.mode) != (None, None, None)
+
+    def detect(self) -> bool:
+        """Return True: every host has them."""
+        return True
+
+    def process(self, pid: int | None) -> str | None:
+        """Return None: a user id is no context."""
+        return None
+
+    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: the image is created for mapsave alone, and given away by ``apply``."""
+        return contextlib.nullcontext()
+
+    def check(self, directory: str, pid: int | None, access: Access) -> Label:
+        """Return what an image would get. Raises PolicyViolation, NotPermitted."""
+        uid, gid = self._owner()
+        if access == "save" and not self.system.capable(CAP_CHOWN):
+            foreign_uid = uid not in (-1, os.geteuid())
+            foreign_gid = gid not in (-1, os.getegid(), *os.getgroups())
+            if foreign_uid or foreign_gid:
+                raise errors.NotPermitted(
+                    f"policy {self.policy.name} gives images in {directory} to "
+                    f"{self.policy.owner or '-'}:{self.policy.group or '-'}, which mapsave as uid "
+                    f"{os.geteuid()} may not do",
+                    hint="run mapsave as root, or leave owner and group out of the policy",
+                    file=directory,
+                )
+        value = self._show(uid, gid, self.policy.mode) if access == "save" else None
+        return labels.Label(self.name, value)
+
+    def apply(self, target: Target) -> Label:
+        """Set owner, group and mode by descriptor, and read them back. Raises NotPermitted."""
+        before = _state(target.fd)
+        if target.access == "restore":
+            return labels.Label(self.name, _text(before))
+        done = labels.Label(self.name, _text(before), None, _text(before), before)
+        uid, gid = self._owner()
+        try:
+            _set(target.fd, uid, gid, self.policy.mode)
+        except OSError as error:
+            refusal = errors.NotPermitted(
+                f"cannot give {target.path} what policy {self.policy.name} wants: it has "
+                f"{_text(before)}, wanted {self._show(uid, gid, self.policy.mode)}: "
+                f"{error.strerror}",
+                hint="run mapsave as root, or leave owner, group and mode out of the policy",
+                file=target.path,
+            )
+            with contextlib.suppress(OSError):
+                self.undo(target, done)
+            raise refusal from None
+        return labels.Label(self.name, _text(_state(target.fd)), None, done.previous, before)
+
+    def undo(self, target: Target, label: Label) -> None:
+        """Put owner, group and mode back as they were."""
+        was = label.detail
+        if was and _state(target.fd) != was:
+            _set(target.fd, was["uid"], was["gid"], was["mode"])
+
+    def rest(self, target: Target, label: Label) -> None:
+        """Set what the policy says once more, should it have been changed meanwhile."""
+        if target.access == "save":
+            _set(target.fd, *self._owner(), self.policy.mode)
+
+    def explain(self, target: Target) -> str:
+        """Return the sentence with the file's owner and mode."""
+        return f"the file has {_text(_state(target.fd))}"
+
+    def _owner(self) -> tuple[int, int]:
+        """Return uid and gid, -1 for "as it is". Raises PolicyViolation for unknown names."""
+        return self._number("owner", self.policy.owner), self._number("group", self.policy.group)
+
+    def _number(self, what: str, name: str | None) -> int:
+        if name is None:
+            return -1
+        if name.isascii() and name.isdigit():
+            return int(name)
+        try:
+            if what == "owner":
+                return pwd.getpwnam(name).pw_uid
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            kind = "user" if what == "owner" else "group"
+            raise errors.PolicyViolation(
+                f"policy {self.policy.name} wants the {what} {name!r}, but this host has no such "
+                f"{kind}",
+                hint=f"create it, or name another {kind} or a number in the policy",
+            ) from None
+
+    def _show(self, uid: int, gid: int, mode: int | None) -> str:
+        def part(number: int) -> str:
+            return "-" if number == -1 else str(number)
+
+        return f"{part(uid)}:{part(gid)} {'-' if mode is None else f'{mode:04o}'}"
+
+
+def _state(fd: int) -> dict[str, Any]:
+    found = os.fstat(fd)
+    return {"uid": found.st_uid, "gid": found.st_gid, "mode": stat.S_IMODE(found.st_mode)}
+
+
+def _text(state: dict[str, Any]) -> str:
+    return f"{state['uid']}:{state['gid']} {state['mode']:04o}"
+
+
+def _set(fd: int, uid: int, gid: int, mode: int | None) -> None:
+    """Set what differs; the mode last, for a change of owner clears bits of it."""
+    found = os.fstat(fd)
+    if (uid, gid) != (-1, -1) and (found.st_uid, found.st_gid) != (
+        found.st_uid if uid == -1 else uid,
+        found.st_gid if gid == -1 else gid,
+    ):
+        os.fchown(fd, uid, gid)
+    if mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)

@@ -1,0 +1,124 @@
+"""What the security modules share: the target, the label, the interface."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+Access = Literal["save", "restore"]
+
+ACTION: dict[Access, str] = {"save": "write", "restore": "read"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The image: an open descriptor, its path, names it has or will have, QEMU's pid, the use."""
+
+    fd: int
+    path: str
+    other_paths: tuple[str, ...]
+    pid: int | None
+    access: Access
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one security module has on the image.
+
+    ``value``: as read back from the file (from ``check``: what would be there). ``process``:
+    QEMU's context. ``previous``: before mapsave came. ``detail``: what undoing needs, in JSON's
+    types. ``others``: the same of further modules.
+    """
+
+    module: str
+    value: str | None = None
+    process: str | None = None
+    previous: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[Label, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the label as JSON's types, for ``--json``, the journal and the image."""
+        return {
+            "module": self.module,
+            "value": self.value,
+            "process": self.process,
+            "previous": self.previous,
+            "detail": dict(self.detail),
+            "others": [other.as_dict() for other in self.others],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Label:
+        """Return the label that :meth:`as_dict` wrote. Raises KeyError, TypeError if it didn't."""
+        return cls(
+            module=data["module"],
+            value=data["value"],
+            process=data["process"],
+            previous=data["previous"],
+            detail=dict(data["detail"]),
+            others=tuple(cls.from_dict(other) for other in data["others"]),
+        )
+
+    def parts(self) -> tuple[Label, ...]:
+        """Return this label and the others."""
+        return (self, *self.others)
+
+
+class SecurityModule(Protocol):
+    """One security module of the kernel, or the file permissions.
+
+    All of them raise the NotPermitted family, with the file, its label, QEMU's context and what
+    the policy wanted in the message.
+    """
+
+    name: str
+
+    def detect(self) -> bool:
+        """Return whether the module is active on this host."""
+
+    def process(self, pid: int | None) -> str | None:
+        """Return the context of ``pid``; None without one. Raises Unreachable."""
+
+    def creating(self, pid: int | None) -> AbstractContextManager[None]:
+        """Let files that this thread creates be born with their label, if the module can."""
+
+    def check(self, directory: str, pid: int | None, access: Access) -> Label:
+        """Return what :meth:`apply` would do to an image in ``directory``; touch nothing."""
+
+    def apply(self, target: Target) -> Label:
+        """Label the image, read the label back and ask whether it will do.
+
+        When it raises, the image is as it was.
+        """
+
+    def undo(self, target: Target, label: Label) -> None:
+        """Put back what was there before ``label`` was applied. Raises OSError, NotPermitted."""
+
+    def rest(self, target: Target, label: Label) -> None:
+        """Give the image the label for rest. Raises OSError, NotPermitted."""
+
+    def explain(self, target: Target) -> str:
+        """Return one sentence about the file, QEMU and whether the module lets them meet."""
+
+
+def who(pid: int | None) -> str:
+    """Return how messages call the process."""
+    return "QEMU" if pid is None else f"QEMU (pid {pid})"
+
+
+def name_of(fd: int, path: str) -> str:
+    """Return the path that the kernel knows ``fd`` by: no symlinks; ``path`` if it is unlinked."""
+    try:
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        mine = os.fstat(fd)
+        found = os.stat(link)
+    except OSError:
+        return os.path.realpath(path)
+    same = (mine.st_dev, mine.st_ino) == (found.st_dev, found.st_ino)
+    return link if same else os.path.realpath(path)

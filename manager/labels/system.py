@@ -1,0 +1,155 @@
+"""The kernel as the label layer sees it: attribute files, pseudo file systems, extended attributes.
+
+Everything the modules ask of the host goes through a :class:`System`, so that they can be run
+against a copy of another host's attribute files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SELINUX_ENFORCE = "/sys/fs/selinux/enforce"
+APPARMOR_ENABLED = "/sys/module/apparmor/parameters/enabled"
+SMACK_FS = "/sys/fs/smackfs"
+
+CAP_CHOWN = 0
+CAP_FOWNER = 3
+CAP_MAC_ADMIN = 33
+
+_NO_ATTRIBUTE = (errno.ENODATA, errno.EOPNOTSUPP)
+_REPLY_BYTES = 4096  # selinuxfs, smackfs and apparmorfs answer within one page
+_COMMAND_SECONDS = 60.0  # apparmor_parser takes 0.5 s on a slow machine
+
+
+@dataclass(frozen=True)
+class System:
+    """One host. ``root`` is put before every path under /sys, /proc and /etc."""
+
+    root: Path = Path("/")
+
+    def locate(self, path: str) -> Path:
+        """Return where the absolute ``path`` of the host is below ``root``."""
+        return self.root / path.lstrip("/")
+
+    def exists(self, path: str) -> bool:
+        """Return whether ``path`` exists and can be looked up."""
+        return os.path.exists(self.locate(path))
+
+    def active(self, module: str) -> bool:
+        """Return whether ``selinux``, ``apparmor`` or ``smack`` is active.
+
+        That an attribute can be stored says nothing: to a kernel without SELinux,
+        ``security.selinux`` is just bytes, which bite when the disk is used with SELinux later.
+        """
+        match module:
+            case "selinux":
+                return self.exists(SELINUX_ENFORCE)
+            case "apparmor":
+                return self.read_or_none(APPARMOR_ENABLED) == "Y"
+            case "smack":  # the mount point, which the kernel makes if Smack is on
+                return self.exists(SMACK_FS)
+        raise ValueError(f"not a security module: {module!r}")
+
+    def read(self, path: str) -> str:
+        """Return the text of an attribute file, without the NULs and blanks it may end with.
+
+        Raises OSError as the kernel gives it.
+        """
+        return os.fsdecode(self.locate(path).read_bytes().strip(b"\0\n\t "))
+
+    def read_or_none(self, path: str) -> str | None:
+        """Return what :meth:`read` does, or None where the file is absent or has no answer.
+
+        ``/proc/PID/attr/current`` answers EINVAL when no security module is active.
+        """
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTDIR):
+                return None
+            raise
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write ``data`` to an attribute file in one call. Raises OSError.
+
+        O_WRONLY alone: creating and truncating are further permissions to a security module.
+        """
+        fd = os.open(self.locate(path), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+
+    def ask(self, path: str, question: bytes) -> str:
+        """Write ``question`` to a file that answers, and return the answer. Raises OSError."""
+        fd = os.open(self.locate(path), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.write(fd, question)
+            return os.fsdecode(os.read(fd, _REPLY_BYTES).strip(b"\0\n\t "))
+        finally:
+            os.close(fd)
+
+    def get_attribute(self, target: int | str, name: str) -> str | None:
+        """Return the extended attribute of a descriptor or path; None where there is none.
+
+        Raises OSError for all but ENODATA and EOPNOTSUPP.
+        """
+        try:
+            return os.fsdecode(os.getxattr(target, name).rstrip(b"\0"))
+        except OSError as error:
+            if error.errno in _NO_ATTRIBUTE:
+                return None
+            raise
+
+    def set_attribute(self, fd: int, name: str, value: bytes) -> None:
+        """Set the extended attribute by descriptor. Raises OSError."""
+        os.setxattr(fd, name, value)
+
+    def remove_attribute(self, fd: int, name: str) -> None:
+        """Remove the extended attribute by descriptor; one that is not there is no error."""
+        try:
+            os.removexattr(fd, name)
+        except OSError as error:
+            if error.errno not in _NO_ATTRIBUTE:
+                raise
+
+    def capable(self, capability: int) -> bool:
+        """Return whether this process has the capability of that number (capabilities(7))."""
+        status = self.read_or_none("/proc/self/status") or ""
+        for line in status.splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> capability & 1)
+        return os.geteuid() == 0
+
+    def run(self, command: Sequence[str]) -> str | None:
+        """Run ``command`` and return None, or its complaint if it failed or cannot be run.
+
+        A session of its own, so that Ctrl-C to mapsave does not end it half-way.
+        """
+        import subprocess  # costs as much as all of this package
+
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_COMMAND_SECONDS,
+                start_new_session=True,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if done.returncode == 0:
+            return None
+        said = done.stdout.decode(errors="replace").strip()
+        return said or f"{command[0]} ended with status {done.returncode}"
