@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager import errors
+from manager.labels import labelling
+from manager.labels.policy import ApparmorOptions, Policy
+from tests.labels.conftest import PID, labelled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.labels.conftest import Host
+
+RULES = "/etc/apparmor.d/local/mapsave-vmq"
+ACCESS = "/sys/kernel/security/apparmor/.access"
+
+
+def work(host: Host, **options: Any) -> labelling.Labelling:
+    return labelling.Labelling(
+        Policy("mine", "apparmor", apparmor=ApparmorOptions(**options)), host
+    )
+
+
+def rules(host: Host, path: str = RULES) -> list[str]:
+    file = host.locate(path)
+    return [line.strip() for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def use(host: Host, image: Path, access: Any = "save", *others: str, **options: Any) -> list[str]:
+    """Label the image; return the lines that QEMU's profile had meanwhile."""
+    with labelled(work(host, **options), image, others=others, access=access):
+        return rules(host)
+
+
+def test_rule_for_every_name_while_the_save_lasts(apparmor: Host, image: Path) -> None:
+    final = str(image.with_name("a"))
+    assert use(apparmor, image, "save", final) == [
+        f'"{image}" rw,  # mapsave',
+        f'"{final}" rw,  # mapsave',
+    ]
+    assert rules(apparmor) == []
+    profile = str(apparmor.locate("/etc/apparmor.d/vmq"))
+    assert [command[1:] for command in apparmor.commands] == [["-r", "-K", profile]] * 2
+
+
+def test_path_is_the_real_one(apparmor: Host, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(image.parent)
+    with open(image, "wb") as file:
+        through = str(tmp_path / "link" / "a.partial")
+        others = (str(tmp_path / "link" / "b"), str(image))
+        with work(apparmor).applied(file.fileno(), through, others, PID, "save"):
+            assert rules(apparmor) == [
+                f'"{image}" rw,  # mapsave',
+                f'"{image.parent}/b" rw,  # mapsave',
+            ]
+
+
+@pytest.mark.parametrize(
+    "current", ["unconfined\n", "vmq (complain)\n", "vmq (unconfined)\n"], ids=str.strip
+)
+def test_nothing_to_do_for(apparmor: Host, image: Path, current: str) -> None:
+    apparmor.put(f"/proc/{PID}/attr/apparmor/current", current)
+    assert use(apparmor, image) == []
+    assert apparmor.commands == []
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [("unconfined", 0), ("mapsave (enforce)", 1), ("mapsave (complain)", 1)],
+)
+def test_restore_needs_a_rule_only_if_mapsave_is_confined(
+    apparmor: Host, image: Path, own: str, expected: int
+) -> None:
+    apparmor.put("/proc/self/attr/apparmor/current", own)
+    assert use(apparmor, image, "restore") == [f'"{image}" r,  # mapsave'] * expected
+
+
+def test_rule_that_is_there_already(apparmor: Host, image: Path) -> None:
+    apparmor.put(ACCESS, "")
+    apparmor.allowed.add(("vmq", str(image)))
+    assert use(apparmor, image) == []
+    assert apparmor.commands == []
+
+
+def test_profile_of_libvirt(apparmor: Host, image: Path) -> None:
+    apparmor.put(f"/proc/{PID}/attr/apparmor/current", "libvirt-1 (enforce)")
+    files = "/etc/apparmor.d/libvirt/libvirt-1.files"
+    apparmor.put("/etc/apparmor.d/libvirt/libvirt-1", "#include <libvirt/libvirt-1.files>\n")
+    apparmor.put(files, '"/disk" rwk,\n')
+    with labelled(work(apparmor), image) as applied:
+        assert rules(apparmor, files) == ['"/disk" rwk,', f'"{image}" rw,  # mapsave']
+        assert applied.label.process == "libvirt-1 (enforce)"
+        applied.at_rest()
+    assert rules(apparmor, files) == ['"/disk" rwk,']
+
+
+def test_profile_named_by_a_path(apparmor: Host, image: Path) -> None:
+    apparmor.put(f"/proc/{PID}/attr/apparmor/current", "/usr/bin/qemu (enforce)")
+    apparmor.put("/etc/apparmor.d/usr.bin.qemu", "include <local/mapsave-usr.bin.qemu>\n")
+    with labelled(work(apparmor), image):
+        assert len(rules(apparmor, "/etc/apparmor.d/local/mapsave-usr.bin.qemu")) == 1
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        ("no profile file", "{root}/etc/apparmor.d/vmq: No such file or directory"),
+        (
+            "no include",
+            "{root}/etc/apparmor.d/vmq lacks the line: include if exists <local/mapsave-vmq>",
+        ),
+        ("no capability", "mapsave lacks CAP_MAC_ADMIN, which loading a profile takes"),
+        ("stack", "the policy has no file for a profile of that name"),
+    ],
+)
+def test_no_way_to_add_the_rule(apparmor: Host, image: Path, obstacle: str, reason: str) -> None:
+    profile = "vmq"
+    if obstacle == "no profile file":
+        apparmor.locate("/etc/apparmor.d/vmq").unlink()
+    if obstacle == "no include":
+        apparmor.put("/etc/apparmor.d/vmq", "profile vmq {\n}\n")
+    if obstacle == "no capability":
+        apparmor.failures["capable"] = (33,)
+    if obstacle == "stack":
+        profile = "vmq//&other"
+        apparmor.put(f"/proc/{PID}/attr/apparmor/current", f"{profile} (enforce)")
+    rule = f'"{image}" rw,'
+    reason = reason.format(root=apparmor.root)
+    with pytest.raises(errors.LabelRefused) as caught:
+        use(apparmor, image)
+    assert caught.value.message == (
+        f"AppArmor would refuse {image} to QEMU: its profile {profile} (enforce) has no rule for "
+        f"it (policy mine wanted {rule}), and mapsave cannot add it: {reason}"
+    )
+    assert caught.value.hint == f"add to the profile {profile}: {rule}"
+    assert caught.value.exit_code == 7
+    with pytest.raises(errors.LabelRefused) as caught:
+        work(apparmor).check(str(image.parent), PID, "save")
+    assert caught.value.hint == f'add to the profile {profile}: "{image.parent}/*" rw,'
+    assert rules(apparmor) == []
+    assert apparmor.commands == []
+
+
+def test_rules_left_to_the_administrator(apparmor: Host, image: Path) -> None:
+    assert use(apparmor, image, profiles=()) == []  # the kernel cannot be asked: go on
+    apparmor.put(ACCESS, "")
+    with pytest.raises(errors.LabelRefused, match="the policy lets mapsave add no rules"):
+        use(apparmor, image, profiles=())
+    apparmor.allowed.add(("vmq", str(image)))
+    assert use(apparmor, image, profiles=()) == []
+
+
+def test_check_is_content_where_a_rule_can_be_added(apparmor: Host, image: Path) -> None:
+    label = work(apparmor).check(str(image.parent), PID, "save")
+    assert label == labelling.Label("apparmor", None, "vmq (enforce)")
+    assert rules(apparmor) == []
+
+
+def test_parser_fails(apparmor: Host, image: Path) -> None:
+    apparmor.failures["run"] = "syntax error in line 3"
+    with pytest.raises(errors.LabelRefused) as caught:
+        use(apparmor, image)
+    assert "vmq failed: syntax error in line 3" in caught.value.message
+    assert rules(apparmor) == []
+
+
+def test_deny_rule(apparmor: Host, image: Path) -> None:
+    apparmor.put(ACCESS, "")
+    with pytest.raises(errors.LabelRefused) as caught:
+        use(apparmor, image)
+    assert "still refuses it with the rule added: look for a deny rule" in caught.value.message
+    assert rules(apparmor) == []
+    assert len(apparmor.commands) == 2  # with the rule, and without it again
+
+
+@pytest.mark.parametrize("gone", ["profile file", "loaded profile"])
+def test_guest_that_ended_meanwhile(apparmor: Host, image: Path, gone: str) -> None:
+    with labelled(work(apparmor), image):
+        if gone == "profile file":
+            apparmor.locate("/etc/apparmor.d/vmq").unlink()
+        else:
+            apparmor.put("/sys/kernel/security/apparmor/profiles", "other (enforce)\n")
+    assert rules(apparmor) == []
+    assert len(apparmor.commands) == 1  # not loaded anew for nobody
+
+
+def test_loaded_profile_is_loaded_anew(apparmor: Host, image: Path) -> None:
+    apparmor.put("/sys/kernel/security/apparmor/profiles", "other (enforce)\nvmq (enforce)\n")
+    use(apparmor, image)
+    assert len(apparmor.commands) == 2
+
+
+def test_rules_of_a_dead_mapsave_are_taken_out(apparmor: Host, image: Path) -> None:
+    with open(image, "wb") as file:
+        with work(apparmor).applied(file.fileno(), str(image), (), PID, "save") as applied:
+            applied.keep()
+        assert len(rules(apparmor)) == 1
+        journalled = labelling.Label.from_dict(applied.label.as_dict())
+        settled = work(apparmor).settle(file.fileno(), str(image), (), journalled, "save")
+    assert settled == []
+    assert rules(apparmor) == []
+
+
+def test_no_attribute_is_written(apparmor: Host, image: Path) -> None:
+    use(apparmor, image)
+    assert apparmor.attributes == {}
+    assert not [name for name in os.listxattr(image) if name.startswith("security.")]

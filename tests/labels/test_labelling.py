@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager import errors
+from manager.labels import labelling
+from manager.labels.policy import Policy, load
+from manager.labels.system import System
+from tests.labels.conftest import BORN, IMAGE, PID, QEMU, labelled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.labels.conftest import Host
+
+ATTRIBUTE = "security.selinux"
+NO_DESCRIPTOR = "No file descriptor supplied via SCM_RIGHTS"
+
+
+def security_attributes(file: Path) -> list[str]:
+    return [name for name in os.listxattr(file) if name.startswith("security.")]
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "dac-private"])
+def test_no_attribute_where_no_module_is_active(image: Path, name: str, plain: Host) -> None:
+    """The real System: such a kernel would store security.selinux if it were asked to."""
+    system = System(plain.root)  # real calls on the file, /sys and /proc of a host without modules
+    with open(image, "wb") as file:
+        labeller = labelling.Labelling(load(name), system)
+        with labeller.creating(PID):
+            pass
+        with labeller.applied(file.fileno(), str(image), (), PID, "save") as applied:
+            assert security_attributes(image) == []
+            applied.at_rest()
+    assert security_attributes(image) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("selinux-svirt", "selinux"), ("apparmor-qemu", "apparmor"), ("smack", "smack")],
+)
+def test_module_that_is_not_active(plain: Host, name: str, module: str) -> None:
+    with pytest.raises(errors.LabelUnavailable) as caught:
+        labelling.Labelling(load(name), plain)
+    assert caught.value.message == (
+        f"policy {name} needs {module}, which is not active on this host"
+    )
+    assert caught.value.hint == (
+        f"active security modules: none; use the policy auto, or boot with security={module}"
+    )
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.parametrize("host", ["plain", "selinux", "apparmor", "smack"])
+def test_auto_takes_what_is_active(request: pytest.FixtureRequest, host: str) -> None:
+    labeller = labelling.Labelling(load("auto"), request.getfixturevalue(host))
+    assert [module.name for module in labeller.modules] == ([] if host == "plain" else [host])
+
+
+def test_apparmor_that_is_compiled_in_but_off(plain: Host) -> None:
+    plain.put("/sys/module/apparmor/parameters/enabled", "N\n")
+    assert labelling.Labelling(load("auto"), plain).modules == []
+
+
+def test_none_labels_nothing_on_an_selinux_host(selinux: Host, image: Path) -> None:
+    with open(image, "wb") as file:
+        labeller = labelling.Labelling(load("none"), selinux)
+        with labeller.applied(file.fileno(), str(image), (), PID, "save") as applied:
+            assert applied.label == labelling.Label("none")
+    assert selinux.of(image, ATTRIBUTE) == BORN
+
+
+@pytest.mark.parametrize("inside", ["", "sub", "sub/deeper"])
+def test_directories_and_what_is_below(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "sub" / "deeper").mkdir(parents=True)
+    labeller = labelling.Labelling(Policy("mine", "none", directories=(str(tmp_path),)))
+    assert labeller.check(str(tmp_path / inside), None, "save").module == "none"
+
+
+@pytest.mark.parametrize("how", ["beside", "link", "dots", "prefix"])
+def test_directories_that_are_forbidden(tmp_path: Path, how: str) -> None:
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    for each in (allowed, outside, tmp_path / "allowed-not"):
+        each.mkdir()
+    (allowed / "link").symlink_to(outside)
+    asked = {
+        "beside": str(outside),
+        "link": str(allowed / "link"),
+        "dots": f"{allowed}/../outside",
+        "prefix": str(tmp_path / "allowed-not"),
+    }[how]
+    labeller = labelling.Labelling(Policy("mine", "none", directories=(str(allowed),)))
+    with pytest.raises(errors.PolicyViolation) as caught:
+        labeller.check(asked, None, "save")
+    link = f" (which is {outside})" if how == "link" else ""
+    assert caught.value.message == f"policy mine forbids images in {asked}{link}"
+    assert caught.value.hint == f"it allows {allowed} and what is below"
+    assert caught.value.exit_code == 7
+    # The descriptor counts, whatever path comes with it.
+    image = outside / "image"
+    image.touch()
+    with (
+        pytest.raises(errors.PolicyViolation),
+        labelled(labeller, image, path=str(allowed / "image"), pid=None),
+    ):
+        pytest.fail("not reached")
+
+
+def boom() -> None:
+    raise ZeroDivisionError
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("inside", "raised"), [(boom, ZeroDivisionError), (interrupt, KeyboardInterrupt)]
+)
+def test_undone_when_something_is_raised(
+    selinux: Host, image: Path, inside: Any, raised: type[BaseException]
+) -> None:
+    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    with pytest.raises(raised), labelled(labeller, image) as applied:
+        assert (selinux.of(image, ATTRIBUTE) or "").rstrip("\0") == IMAGE
+        assert image.stat().st_mode & 0o777 == 0o640
+        assert [part.module for part in applied.label.parts()] == ["selinux", "dac"]
+        inside()
+    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
+    assert image.stat().st_mode & 0o777 == 0o600
+
+
+async def test_undone_when_cancelled(selinux: Host, image: Path) -> None:
+    is_labelled = asyncio.Event()
+
+    async def save() -> None:
+        labeller = labelling.Labelling(load("auto"), selinux)
+        with labelled(labeller, image):
+            is_labelled.set()
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(save())
+    await is_labelled.wait()
+    assert (selinux.of(image, ATTRIBUTE) or "").rstrip("\0") == IMAGE
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
+
+
+def test_failed_undo_hides_nothing_and_stops_nothing(
+    selinux: Host, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second module's undo runs although the first one's fails, and the error comes through."""
+    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    with pytest.raises(ZeroDivisionError), labelled(labeller, image):
+        selinux.failures["set"] = errno.EIO
+        boom()
+    assert "selinux: cannot put the label back on" in caplog.text
+    assert "Input/output error" in caplog.text
+    assert image.stat().st_mode & 0o777 == 0o600
+
+
+def test_failed_rest_is_reported_not_raised(selinux: Host, image: Path) -> None:
+    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    with labelled(labeller, image) as applied:
+        selinux.failures["set"] = errno.EIO
+        assert applied.at_rest() == [
+            f"selinux: cannot set the label for rest on {image}: [Errno 5] Input/output error"
+        ]
+    assert image.stat().st_mode & 0o777 == 0o640
+
+
+def test_first_module_is_undone_when_the_second_fails(selinux: Host, image: Path) -> None:
+    labeller = labelling.Labelling(Policy("mine", "selinux", owner="no-such-one"), selinux)
+    with pytest.raises(errors.PolicyViolation), labelled(labeller, image):
+        pytest.fail("not reached")
+    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
+
+
+def test_no_descriptor_is_left_open(selinux: Host, image: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    labeller = labelling.Labelling(load("auto"), selinux)
+    with labelled(labeller, image) as applied:
+        applied.keep()
+    selinux.allowed.clear()
+    with pytest.raises(errors.LabelRefused), labelled(labeller, image):
+        pytest.fail("not reached")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_unforeseen_refusal_of_the_kernel(selinux: Host, image: Path) -> None:
+    selinux.failures["get"] = errno.EACCES
+    labeller = labelling.Labelling(load("auto"), selinux)
+    with pytest.raises(errors.LabelRefused) as caught, labelled(labeller, image):
+        pytest.fail("not reached")
+    assert caught.value.message == (
+        f"selinux: cannot label {image} for QEMU (pid {PID}): [Errno 13] Permission denied"
+    )
+
+
+def test_label_survives_the_journal(selinux: Host, image: Path) -> None:
+    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    with open(image, "wb") as file:
+        with labeller.applied(file.fileno(), str(image), (), PID, "save") as applied:
+            applied.keep()
+        data = applied.label.as_dict()
+        assert data["value"] == IMAGE
+        assert data["process"] == QEMU
+        assert data["previous"] == BORN
+        assert labelling.Label.from_dict(data) == applied.label
+        assert labeller.settle(file.fileno(), str(image), (), applied.label, "save") == []
+    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
+    assert image.stat().st_mode & 0o777 == 0o640
+
+
+def test_refusal_on_selinux(selinux: Host, image: Path) -> None:
+    fd = os.open(image, os.O_WRONLY)
+    error = labelling.describe_refusal(NO_DESCRIPTOR, fd, str(image), PID, selinux)
+    os.close(fd)
+    assert error.message == (
+        f"QEMU (pid {PID}) could not use {image}: SELinux (enforcing): the file is labelled "
+        f"{BORN}, QEMU (pid {PID}) runs as {QEMU}, which may not write such a file; the file has "
+        f"{os.geteuid()}:{os.getegid()} 0600 (QEMU said: {NO_DESCRIPTOR})"
+    )
+    assert error.exit_code == 7
+    assert error.data["process"] == QEMU
+
+
+def test_refusal_on_selinux_of_a_reader(selinux: Host, image: Path) -> None:
+    selinux.allowed.add((QEMU, BORN, "7", "2"))
+    fd = os.open(image, os.O_RDONLY)
+    error = labelling.describe_refusal(NO_DESCRIPTOR, fd, str(image), PID, selinux)
+    os.close(fd)
+    assert "which may read such a file" in error.message
+
+
+def test_refusal_on_apparmor(apparmor: Host, image: Path) -> None:
+    apparmor.put("/sys/kernel/security/apparmor/.access", "")
+    fd = os.open(image, os.O_WRONLY)
+    said = "failed to truncate migration file to offset 100000: Permission denied"
+    error = labelling.describe_refusal(said, fd, str(image), PID, apparmor)
+    os.close(fd)
+    assert (
+        f"AppArmor: QEMU (pid {PID}) runs as vmq (enforce), which has no rule to write {image}; "
+        f'wanted: "{image}" rw,'
+    ) in error.message
+    assert f"(QEMU said: {said})" in error.message
+
+
+def test_refusal_on_smack(smack: Host, image: Path) -> None:
+    fd = os.open(image, os.O_WRONLY)
+    error = labelling.describe_refusal(NO_DESCRIPTOR, fd, str(image), PID, smack)
+    os.close(fd)
+    assert (
+        f"Smack: the file is labelled System, QEMU (pid {PID}) runs as Guest1, which may not "
+        "write such a file"
+    ) in error.message
+
+
+def test_refusal_without_any_module(plain: Host, image: Path) -> None:
+    fd = os.open(image, os.O_WRONLY)
+    error = labelling.describe_refusal("Permission denied", fd, str(image), None, plain)
+    os.close(fd)
+    assert "no security module is active on this host" in error.message
+
+
+@pytest.mark.parametrize(
+    ("host", "context"),
+    [
+        ("plain", None),
+        ("selinux", QEMU),
+        ("apparmor", "vmq (enforce)"),
+        ("smack", "Guest1"),
+    ],
+)
+def test_process_context(request: pytest.FixtureRequest, host: str, context: str | None) -> None:
+    system = request.getfixturevalue(host)
+    assert labelling.system_process_context(PID, system) == context
+    assert labelling.system_process_context(None, system) is None

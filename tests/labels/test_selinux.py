@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager import errors
+from manager.labels import labelling
+from manager.labels.policy import Policy, SelinuxOptions
+from manager.labels.selinux import Selinux
+from tests.labels.conftest import BORN, IMAGE, OWN, PID, QEMU, labelled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.labels.conftest import Host
+
+ATTRIBUTE = "security.selinux"
+CONTEXTS = "/etc/selinux/default/contexts/virtual_image_context"
+
+
+def policy(module: Any = "selinux", **options: Any) -> Policy:
+    return Policy("mine", module, selinux=SelinuxOptions(**options))
+
+
+def apply(host: Host, image: Path, access: Any = "save", **options: Any) -> labelling.Label:
+    """Label the image, leave it so, and return what was reported."""
+    fd = os.open(image, os.O_WRONLY if access == "save" else os.O_RDONLY)
+    try:
+        work = labelling.Labelling(policy(**options), host)
+        with work.applied(fd, str(image), (), PID, access) as applied:
+            applied.keep()
+            return applied.label
+    finally:
+        os.close(fd)
+
+
+def test_label_follows_from_the_running_qemu(selinux: Host, image: Path) -> None:
+    label = apply(selinux, image)
+    assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"
+    assert label == labelling.Label("selinux", IMAGE, QEMU, BORN)
+
+
+@pytest.mark.parametrize(
+    ("process_level", "file_level"),
+    [
+        ("s0:c1,c2", "s0:c1,c2"),
+        ("s0:c2,c1", "s0:c1,c2"),  # in the kernel's order
+        ("s0-s0:c0,c9", "s0"),  # the low part of a range
+        ("s0:c5-s0:c0,c9", "s0:c5"),
+    ],
+)
+def test_categories(selinux: Host, process_level: str, file_level: str) -> None:
+    module = Selinux(policy(), selinux)
+    wanted = module.wanted(f"system_u:system_r:svirt_t:{process_level}")
+    assert wanted == f"system_u:object_r:svirt_image_t:{file_level}"
+
+
+def test_type_and_label_of_the_policy(selinux: Host) -> None:
+    module = Selinux(policy(image_type="svirt_prot_exec_image_t"), selinux)
+    assert module.wanted(QEMU) == "system_u:object_r:svirt_prot_exec_image_t:s0:c1,c2"
+    module = Selinux(policy(label="u:object_r:virt_t:s0:c9,c3"), selinux)
+    assert module.wanted(QEMU) == "u:object_r:virt_t:s0:c3,c9"
+    assert module.wanted(None) == "u:object_r:virt_t:s0:c3,c9"
+
+
+def test_type_without_the_context_file(selinux: Host) -> None:
+    selinux.locate(CONTEXTS).unlink()
+    module = Selinux(policy(image_type="virt_t"), selinux)
+    assert module.wanted(QEMU) == "system_u:object_r:virt_t:s0:c1,c2"
+    with pytest.raises(errors.PolicyViolation) as caught:
+        Selinux(policy(), selinux).wanted(QEMU)
+    assert caught.value.message == (
+        f"policy mine: {CONTEXTS} does not say which label guest images have"
+    )
+    assert "selinux.image_type" in (caught.value.hint or "")
+    assert Selinux(policy("auto"), selinux).wanted(QEMU) is None
+
+
+def test_unknown_type_is_told_before_anything_is_written(selinux: Host, image: Path) -> None:
+    with pytest.raises(errors.PolicyViolation) as caught:
+        apply(selinux, image, image_type="svrit_image_t")
+    assert caught.value.message == (
+        "policy mine wants the label system_u:object_r:svrit_image_t:s0:c1,c2, which the loaded "
+        "SELinux policy does not know"
+    )
+    assert selinux.of(image, ATTRIBUTE) == BORN
+
+
+def test_refused_by_the_loaded_policy(selinux: Host, image: Path) -> None:
+    wrong = "system_u:object_r:virt_image_t:s0:c1,c2"
+    with pytest.raises(errors.LabelRefused) as caught:
+        apply(selinux, image, image_type="virt_image_t")
+    assert caught.value.message == (
+        f"SELinux would refuse {image} to QEMU: its context {QEMU} may not write a file labelled "
+        f"{wrong} (policy mine wanted {wrong})"
+    )
+    assert caught.value.exit_code == 7
+    assert "selinux.image_type" in (caught.value.hint or "")
+    assert caught.value.data == {
+        "file": str(image), "label": wrong, "process": QEMU, "wanted": wrong
+    }  # fmt: skip
+    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
+
+
+def test_descriptors_of_mapsave_may_be_refused(selinux: Host, image: Path) -> None:
+    selinux.allowed.remove((QEMU, OWN, "9", "1"))
+    with pytest.raises(errors.LabelRefused) as caught:
+        apply(selinux, image)
+    assert f"{QEMU} may not use descriptors of mapsave, which runs as {OWN}" in str(caught.value)
+    assert caught.value.hint == "add the rule: allow svirt_t initrc_t:fd use;"
+    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
+
+
+@pytest.mark.parametrize("how", ["permissive host", "permissive domain"])
+def test_permissive_goes_on(
+    selinux: Host, image: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    selinux.allowed.clear()
+    if how == "permissive host":
+        selinux.put("/sys/fs/selinux/enforce", "0")
+    else:
+        selinux.failures["flags"] = 1
+    with caplog.at_level(logging.WARNING):
+        apply(selinux, image)
+    assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"
+    assert ("SELinux is permissive, going on" in caplog.text) is (how == "permissive host")
+
+
+def test_relabelling_denied(selinux: Host, image: Path) -> None:
+    selinux.failures["set"] = errno.EACCES
+    with pytest.raises(errors.LabelRefused) as caught:
+        apply(selinux, image)
+    assert caught.value.message == (
+        f"SELinux does not let mapsave label {image}: it is {BORN}, policy mine wants {IMAGE}: "
+        "Permission denied"
+    )
+    assert "relabelfrom" in (caught.value.hint or "")
+
+
+def test_relabelling_denied_but_not_needed(
+    selinux: Host, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    selinux.failures["set"] = errno.EACCES
+    selinux.allowed.add((QEMU, BORN, "7", "4"))
+    assert apply(selinux, image).value == BORN
+    assert f"{image} keeps the label {BORN}: Permission denied" in caplog.text
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_label_of_the_mount_decides(selinux: Host, image: Path, allowed: bool) -> None:
+    selinux.failures["set"] = errno.EOPNOTSUPP
+    if allowed:
+        selinux.allowed.add((QEMU, BORN, "7", "4"))
+        assert apply(selinux, image).value == BORN
+    else:
+        with pytest.raises(errors.LabelRefused, match=f"may not write a file labelled {BORN}"):
+            apply(selinux, image)
+
+
+def test_restore_leaves_a_readable_image_alone(selinux: Host, image: Path) -> None:
+    selinux.allowed.add((QEMU, BORN, "7", "2"))
+    assert apply(selinux, image, "restore").value == BORN
+    assert selinux.of(image, ATTRIBUTE) == BORN
+
+
+def test_restore_labels_what_qemu_may_not_read(selinux: Host, image: Path) -> None:
+    assert apply(selinux, image, "restore").value == IMAGE
+    assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"
+
+
+@pytest.mark.parametrize(
+    ("at_rest", "expected"),
+    [
+        ("default", BORN),
+        ("previous", "system_u:object_r:var_lib_t:s0"),
+        ("keep", IMAGE),
+        ("u:object_r:virt_content_t:s0", "u:object_r:virt_content_t:s0"),
+    ],
+)
+def test_label_for_rest(selinux: Host, image: Path, at_rest: str, expected: str) -> None:
+    selinux.label(image, ATTRIBUTE, "system_u:object_r:var_lib_t:s0")
+    work = labelling.Labelling(policy(at_rest=at_rest), selinux)
+    with labelled(work, image) as applied:
+        assert applied.at_rest() == []
+    assert (selinux.of(image, ATTRIBUTE) or "").rstrip("\0") == expected
+
+
+def test_default_label_comes_from_the_directory(selinux: Host, image: Path) -> None:
+    Selinux(policy(), selinux).kernel.default(str(image.parent))
+    assert selinux.asked[-1] == ("/sys/fs/selinux/create", f"{OWN} {BORN} 7".encode())
+
+
+def test_check_touches_nothing(selinux: Host, image: Path) -> None:
+    work = labelling.Labelling(policy(), selinux)
+    label = work.check(str(image.parent), PID, "save")
+    assert label == labelling.Label("selinux", IMAGE, QEMU)
+    before = dict(selinux.attributes)
+    selinux.allowed.clear()
+    with pytest.raises(errors.LabelRefused, match="may not write a file labelled"):
+        work.check(str(image.parent), PID, "save")
+    assert selinux.attributes == before
+    assert selinux.written == []
+
+
+def test_files_are_born_with_the_label(selinux: Host) -> None:
+    work = labelling.Labelling(policy(), selinux)
+    with pytest.raises(ZeroDivisionError), work.creating(PID):
+        assert selinux.written == [("/proc/thread-self/attr/fscreate", IMAGE.encode() + b"\0")]
+        raise ZeroDivisionError
+    assert selinux.written[1:] == [("/proc/thread-self/attr/fscreate", b"\0")]
+
+
+def test_earlier_fscreate_is_put_back(selinux: Host) -> None:
+    selinux.put("/proc/thread-self/attr/fscreate", BORN + "\0")
+    with labelling.Labelling(policy(), selinux).creating(PID):
+        pass
+    assert selinux.written[-1] == ("/proc/thread-self/attr/fscreate", BORN.encode() + b"\0")
+
+
+@pytest.mark.parametrize("why", ["no pid", "may not create", "cannot write"])
+def test_creating_without_effect(selinux: Host, why: str) -> None:
+    if why == "may not create":
+        selinux.allowed.remove((OWN, IMAGE, "7", "8"))
+    if why == "cannot write":
+        selinux.failures["/proc/thread-self/attr/fscreate"] = errno.EACCES
+    with labelling.Labelling(policy(), selinux).creating(None if why == "no pid" else PID):
+        pass
+    assert selinux.written == []
+
+
+def test_kernel_without_a_loaded_policy(selinux: Host) -> None:
+    selinux.put(f"/proc/{PID}/attr/current", "kernel\0")
+    with pytest.raises(errors.LabelUnavailable) as caught:
+        labelling.Labelling(policy(), selinux).check("/tmp", PID, "save")
+    assert caught.value.message == f"SELinux is on but has no policy: pid {PID} runs as 'kernel'"
+
+
+def test_qemu_that_is_gone(selinux: Host, image: Path) -> None:
+    selinux.locate(f"/proc/{PID}/attr/current").unlink()
+    with pytest.raises(errors.Unreachable, match=f"there is no process {PID}"):
+        apply(selinux, image)
+
+
+def test_policy_that_may_not_be_asked(selinux: Host, image: Path) -> None:
+    """A manager without the right to use selinuxfs labels all the same."""
+    selinux.failures["/sys/fs/selinux/access"] = errno.EACCES
+    selinux.failures["/sys/fs/selinux/context"] = errno.EACCES
+    assert apply(selinux, image).value == IMAGE
+
+
+def test_mcs_free_policy(selinux: Host) -> None:
+    module = Selinux(replace(policy(), module="selinux"), selinux)
+    selinux.failures["/sys/fs/selinux/context"] = errno.EACCES
+    assert module.wanted("user_u:user_r:svirt_t") == "system_u:object_r:svirt_image_t"
