@@ -157,9 +157,14 @@ def _decode(raw: bytes, path: Path) -> str:
 
 
 def _check_events(text: str, path: Path) -> None:
-    """Raise ConfigError for nesting that is too deep; parsing to events does not recurse."""
+    """Raise ConfigError for what is too deep or too much to be composed.
+
+    Parsing to events neither recurses nor keeps anything.
+    """
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if count > 2 * MAX_VALUES:  # keys are events too
+            raise _error(path, _mark(event.start_mark), f"more than {MAX_VALUES} values")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,6 +134,16 @@ def test_bomb_of_aliases_is_refused() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     assert "more than 100000 values" in error_of("\n".join(lines)).message
+
+
+def test_memory_for_a_file_of_many_small_values_is_bounded() -> None:
+    text = "a: [" + "x," * 500_000 + "]"
+    tracemalloc.start()
+    try:
+        assert "more than 100000 values" in error_of(text).message
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(text)
+    finally:
+        tracemalloc.stop()
 
 
 def test_large_file_is_refused(tmp_path: Path) -> None:
