@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import os
 import stat
@@ -85,6 +86,15 @@ class Partial:
         """Leave the partial file where it is at the end: somebody else will deal with it."""
         self._keep = True
 
+    def remove(self) -> None:
+        """Delete the partial file."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.partial, dir_fd=self.directory)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what was known before the save. Raises InvalidImage."""
+        return superblock.read_metadata(self.fd, self.block)
+
     def sync(self) -> None:
         """Bring QEMU's data to stable storage: it never does (``migration/main.rst``)."""
         os.fsync(self.fd)
@@ -131,12 +141,13 @@ def creating(
         first = Superblock(State.PARTIAL, 0, stream_offset, uuids.uuid4())
         image = Partial(directory, name, fd, first)
         try:
+            # Held as long as we live: what `recover` can lock has no owner any more.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             image.block = superblock.write(fd, first, metadata, durable=False)
             yield image
         finally:
             if not image._keep:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(partial, dir_fd=directory)
+                image.remove()
     finally:
         os.close(fd)
 
@@ -145,10 +156,25 @@ def creating(
 def adopting(directory: int, name: str) -> Iterator[Partial]:
     """Open the ``NAME.partial`` that an interrupted save left, to commit or remove it.
 
-    Raises OSError where it is gone, InvalidImage where its superblock is not that of a partial.
+    Raises OSError where it is gone, InvalidImage where its superblock is damaged, Busy where its
+    owner lives.
     """
     with descriptors.opened(directory, partial_name(name), os.O_RDWR) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.Busy(f"{partial_name(name)!r} is being written") from None
         yield Partial(directory, name, fd, superblock.read(fd))
+
+
+def is_abandoned(directory: int, partial: str) -> bool:
+    """Tell whether the file ``partial`` is a partial image that nobody has locked."""
+    try:
+        with descriptors.opened(directory, partial, os.O_RDONLY) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return superblock.read(fd).state is State.PARTIAL
+    except (OSError, errors.InvalidImage):
+        return False
 
 
 @dataclasses.dataclass

@@ -16,6 +16,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from manager.image import image
 from manager.operations import locks
 
 if TYPE_CHECKING:
@@ -153,9 +154,20 @@ def _read(path: Path) -> Orphan | None:
         record.pop("time", None)
         facts.update(record)
     if not steps:
-        path.unlink(missing_ok=True)  # died before its first step: nothing was touched
-        return None
+        return None  # died before its first step was whole: nothing was touched
     return Orphan(path, str(facts.get("kind", "")), facts, tuple(steps))
+
+
+def partial_images(state: Path) -> set[str]:
+    """Return the paths of the partial images that journals speak of, owned or not."""
+    found = set()
+    directory = state / "journal"
+    for path in directory.glob(f"save-*{_SUFFIX}") if directory.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if (orphan := _read(path)) is not None and "directory" in orphan.facts:
+                name = image.partial_name(str(orphan.facts["name"]))
+                found.add(os.path.join(str(orphan.facts["directory"]), name))
+    return found
 
 
 def forget(orphan: Orphan) -> None:

@@ -20,7 +20,7 @@ from manager.image import descriptors, image
 from manager.image.superblock import State
 from manager.labels import labelling
 from manager.migration import guest_state, incoming, parameters, progress
-from manager.monitor import fdset, process
+from manager.monitor import fdset
 from manager.operations import attach, destination, journal, locks, save, waiting
 from manager.plan.strategy import DEFAULT_CHANNELS
 
@@ -107,6 +107,7 @@ async def _destination(
 ) -> AsyncIterator[Destination]:
     """Attach to or start the destination, whichever the request and the configuration say."""
     if request.into is not None:
+        log.step("attach", socket=request.into)
         with locks.held(config.state, f"the destination {request.into!r}", f"guest:{request.into}"):
             async with destination.waiting_at(request.into) as target:
                 yield target
@@ -118,10 +119,9 @@ async def _destination(
     if guest is None:
         guest = configuration.Guest(name)
     socket, started = _start(config, guest, recorded)
+    log.step("launch", socket=socket)
     with locks.held(config.state, f"guest {name!r}", attach.lock_key(socket)):
         async with started as target:
-            pid = target.session.pid
-            log.step("started", pid=pid, process_started=process.start_time(pid) if pid else None)
             yield target
 
 
@@ -219,7 +219,7 @@ async def _transfer(
 
     # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
     await session.execute("stop")
-    log.step("load", fdset=number, settings=found.as_dict(), address=session.address)
+    log.step("load", fdset=number, settings=found.as_dict())
     try:
         with descriptors.paired(
             opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
@@ -261,8 +261,8 @@ async def _hand_to_user(
     """Mark the image restored, then continue the guest: in this order, so that no crash between
     them leaves a running guest beside an image that looks unused."""
     session = target.session
-    log.step("mark")
     before = opened.block.state
+    log.step("mark", before=int(before))
     try:
         opened.mark(State.RESTORED)
     except OSError as error:

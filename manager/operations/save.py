@@ -201,7 +201,7 @@ async def _write(guest: Guest, job: _Job) -> dict[str, Any]:
         applied = stack.enter_context(
             job.labelling.applied(partial.fd, job.partial_path, [job.path], job.facts.pid, "save")
         )
-        job.log.step("label", label=applied.label.as_dict())
+        job.log.step("label", label=applied.label.as_dict(), uuid=str(partial.block.uuid))
         if job.strategy.preallocate:
             room = job.facts.memory.total + job.request.stream_offset
             syscalls.preallocate(partial.fd, 0, room)

@@ -1,0 +1,70 @@
+"""Finish or undo what an interrupted mapsave left, from its journal.
+
+After this a guest is in the state it had, or its image is committed: never neither. What a journal
+says was *about to be done* may or may not have been done, so QEMU and the file are asked.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.image import image, store
+from manager.operations import journal, recover_restore, recover_save
+
+if TYPE_CHECKING:
+    from manager.config import Config
+    from manager.operations.journal import Orphan
+
+
+async def recover(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
+    """Deal with every operation whose manager died, then sweep partial images without an owner.
+
+    Returns ``operations`` and ``swept``. With ``dry_run`` nothing is changed, and each entry says
+    what would be done. An operation that cannot be dealt with yet (its QEMU does not answer) keeps
+    its journal and is reported with its error.
+    """
+    with journal.orphans(config.state) as orphans:
+        operations = [await _one(config, orphan, dry_run=dry_run) for orphan in orphans]
+    return {"operations": operations, "swept": sweep(config, dry_run=dry_run), "dry_run": dry_run}
+
+
+async def _one(config: Config, orphan: Orphan, *, dry_run: bool) -> dict[str, Any]:
+    work = {"save": recover_save.recover, "restore": recover_restore.recover}[orphan.kind]
+    line: dict[str, Any] = {
+        "operation": orphan.kind,
+        "guest": orphan.facts.get("guest"),
+        "interrupted_at": orphan.last,
+        "outcome": None,
+        "error": None,
+    }
+    try:
+        line["outcome"] = await work(config, orphan, dry_run=dry_run)
+    except errors.MapsaveError as error:
+        line["error"] = error.as_dict()
+        return line
+    if not dry_run:
+        journal.forget(orphan)
+    return line
+
+
+def sweep(config: Config, *, dry_run: bool) -> list[str]:
+    """Remove partial images of the image directory that nobody owns; return their paths.
+
+    Owned is what a manager has locked, or what a journal still speaks of.
+    """
+    if not config.images.is_dir():
+        return []
+    spoken_of = journal.partial_images(config.state)
+    swept = []
+    with store.directory(config.images) as held:
+        for name in sorted(os.listdir(held.fd)):
+            path = os.path.join(held.path, name)
+            if not name.endswith(image.PARTIAL_SUFFIX) or path in spoken_of:
+                continue
+            if image.is_abandoned(held.fd, name):
+                swept.append(path)
+                if not dry_run:
+                    os.unlink(name, dir_fd=held.fd)
+    return swept
