@@ -107,6 +107,12 @@ class Entry:
     error: errors.MapsaveError | None
 
     @property
+    def guest(self) -> str | None:
+        """The name of the guest that was saved, where the metadata says."""
+        known = self.metadata.get("guest")
+        return known.get("name") if isinstance(known, dict) else None
+
+    @property
     def state(self) -> str:
         """The image's state as users read it; ``invalid`` where it is not a good image."""
         return self.block.state.word if self.block and not self.error else "invalid"

@@ -1,0 +1,82 @@
+"""``mapsave check GUEST|IMAGE``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from manager import errors
+from manager.cli import output, running
+from manager.cli.options import Command, of
+
+if TYPE_CHECKING:
+    from manager.cli.options import Globals
+    from manager.config import Config
+
+
+@click.command("check", cls=Command)
+@click.argument("target", metavar="GUEST|IMAGE")
+@click.option("--image", "-o", metavar="PATH", help="Where the save would go.")
+@click.option("--policy", metavar="NAME", help="Label policy of the save.")
+@click.option("--direct-io", type=click.Choice(["auto", "on", "off"]))
+@click.pass_context
+def command(context: click.Context, /, target: str, **chosen: Any) -> int:
+    """Tell what would fail: the save of a guest, or the restore of an image.
+
+    Nothing is touched: the guest runs on. The exit code is that of the first problem.
+    """
+    given = of(context)
+    config = given.config()
+    if _is_guest(target, config):
+        return _check_guest(given, config, target, chosen)
+    return _check_image(given, config, target)
+
+
+def _is_guest(target: str, config: Config) -> bool:
+    """Tell guests from images: a configured name or an address is a guest, a file is an image."""
+    if target in config.guests or target.partition(":")[0] in ("qmp", "libvirt"):
+        return True
+    from manager.operations import restore
+
+    if os.path.lexists(restore.resolve(target, config)):
+        return False
+    if "/" in target:
+        raise errors.ImageNotFound(f"no image at {target!r}")
+    config.guest(target)  # raises, with the nearest name
+    return True
+
+
+def _check_guest(given: Globals, config: Config, target: str, chosen: dict[str, Any]) -> int:
+    from manager.operations import preview, save
+
+    guest = config.guest(target)
+    request = save.request(config, guest, **chosen)
+    found, error = running.run(preview.preview(guest, config, request), given)
+    lines = [
+        f"{'ok  ' if line['ok'] else 'FAIL'} {line['check']}: {line['detail']}"
+        for line in found["checks"]
+    ]
+    verdict = "can be saved" if error is None else f"cannot be saved [{error.id}]"
+    if error is not None and error.hint:
+        lines.append(f"hint: {error.hint}")
+    output.result(given, found, "\n".join([*lines, f"{guest.name} {verdict}"]))
+    return error.exit_code if error else 0
+
+
+def _check_image(given: Globals, config: Config, target: str) -> int:
+    from manager.operations import inspect, restore
+
+    found = inspect.verify(restore.resolve(target, config)).as_dict()
+    guest = inspect.inspect(found["image"])["guest"]
+    startable = guest in config.guests and bool(
+        config.guests[guest].launch or config.guests[guest].emulator
+    )
+    output.result(
+        given,
+        {**found, "guest": guest, "launch": startable},
+        f"{found['image']}: good, guest {guest}"
+        + ("" if startable else "; no 'launch:' configured: restore --into a waiting QEMU"),
+    )
+    return 0

@@ -1,0 +1,27 @@
+"""``mapsave discard IMAGE``."""
+
+from __future__ import annotations
+
+import click
+
+from manager import units
+from manager.cli import output
+from manager.cli.options import Command, of
+
+
+@click.command("discard", cls=Command)
+@click.argument("image")
+@click.option("--yes", is_flag=True, help="Also an image that was never restored.")
+@click.pass_context
+def command(context: click.Context, /, image: str, yes: bool) -> None:
+    """Delete an image.
+
+    An image that was never restored is the only copy of its guest: it goes only with --yes.
+    """
+    from manager.operations import discard, restore
+
+    given = of(context)
+    config = given.config()
+    done = discard.discard(config, restore.resolve(image, config), unrestored=yes)
+    freed = units.format_size(done["freed_bytes"])
+    output.result(given, done, f"discarded {done['image']}, {freed} freed")

@@ -1,0 +1,64 @@
+"""``mapsave inspect IMAGE``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from manager import units
+from manager.cli import output
+from manager.cli.options import Command, of
+
+
+@click.command("inspect", cls=Command)
+@click.argument("image")
+@click.pass_context
+def command(context: click.Context, /, image: str) -> None:
+    """Show what an image holds: guest, state, RAM blocks, and how its used pages lie."""
+    from manager.operations import inspect, restore
+
+    given = of(context)
+    found = inspect.inspect(restore.resolve(image, given.config()))
+    output.result(given, found, text(found))
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return an image's contents for people."""
+    size = units.format_size
+    qemu = found["qemu"] or {}
+    lines = [
+        f"{found['image']}: {found['state']}",
+        f"  guest      {found['guest']} ({found['run_state']}), saved {found['started']}",
+        f"  QEMU       {qemu.get('version')} {qemu.get('package', '')}",
+        f"  file       {size(found['file_bytes'])}, {size(found['allocated_bytes'])} on disk",
+    ]
+    if "ram_blocks" not in found:
+        return "\n".join([*lines, "  partial: the save has not ended"])
+    lines += [
+        f"  machine    {found['machine']}, {found['cpu'] or 'no processor'}",
+        f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
+        f"  devices    {len(found['devices'])}",
+        "",
+    ]
+    blocks = [
+        (b["name"], size(b["bytes"]), str(b["used_pages"]), str(b["zero_pages"]))
+        for b in found["ram_blocks"]
+    ]
+    lines.append(output.table(blocks, ("RAM block", "size", "used pages", "zero pages")))
+    if found["runs"]["total"]:
+        lines += ["", _histogram(found["runs"])]
+    return "\n".join(lines)
+
+
+def _histogram(runs: dict[str, Any]) -> str:
+    most = max(each["runs"] for each in runs["by_length"])
+    rows = [
+        (f"{each['pages_from']}-{each['pages_to']}", str(each["runs"]), _bar(each["runs"], most))
+        for each in runs["by_length"]
+    ]
+    return output.table(rows, ("run of pages", "runs", ""))
+
+
+def _bar(count: int, most: int) -> str:
+    return "#" * max(1, round(40 * count / most))

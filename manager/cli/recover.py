@@ -1,0 +1,40 @@
+"""``mapsave recover``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from manager.cli import output, running
+from manager.cli.options import Command, of
+
+
+@click.command("recover", cls=Command)
+@click.option("--dry-run", is_flag=True, help="Tell what would be done.")
+@click.pass_context
+def command(context: click.Context, /, dry_run: bool) -> int:
+    """Finish or undo what an interrupted mapsave left, and sweep partial images without an owner.
+
+    Afterwards each guest is in the state it had, or its image is committed. Operations that are
+    still running are left alone. The exit code is that of the first that cannot be dealt with yet.
+    """
+    from manager.operations import recover
+
+    given = of(context)
+    done = running.run(recover.recover(given.config(), dry_run=dry_run), given)
+    output.result(given, done, text(done))
+    failed = [line["error"]["exit_code"] for line in done["operations"] if line["error"]]
+    return int(failed[0]) if failed else 0
+
+
+def text(done: dict[str, Any]) -> str:
+    """Return what was done for people."""
+    lines = [
+        f"{line['operation']} of {line['guest']}, interrupted at {line['interrupted_at']!r}: "
+        + (line["outcome"] or f"cannot be dealt with yet: {line['error']['message']}")
+        for line in done["operations"]
+    ]
+    verb = "would be removed" if done["dry_run"] else "removed"
+    lines += [f"partial image without an owner {verb}: {path}" for path in done["swept"]]
+    return "\n".join(lines) or "nothing to recover"

@@ -1,0 +1,47 @@
+"""``mapsave verify IMAGE...``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from manager import errors, units
+from manager.cli import output
+from manager.cli.options import Command, of
+
+
+@click.command("verify", cls=Command)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.pass_context
+def command(context: click.Context, /, images: tuple[str, ...]) -> int:
+    """Prove that images are whole: superblock, metadata, structure, bitmaps, description.
+
+    The exit code is that of the first image that is not.
+    """
+    from manager.operations import inspect, restore
+
+    given = of(context)
+    config = given.config()
+    found: list[dict[str, Any]] = []
+    code = 0
+    for name in images:
+        path = restore.resolve(name, config)
+        try:
+            found.append(inspect.verify(path).as_dict())
+        except errors.MapsaveError as error:
+            if len(images) == 1:
+                raise
+            code = code or error.exit_code
+            found.append({"image": path, "valid": False, "error": error.as_dict()})
+    data = found[0] if len(images) == 1 else {"images": found}
+    output.result(given, data, "\n".join(_line(each) for each in found))
+    return code
+
+
+def _line(found: dict[str, Any]) -> str:
+    if not found["valid"]:
+        error = found["error"]
+        return f"{found['image']}: BAD: {error['message']} [{error['id']}]"
+    size = units.format_size(found["data_bytes"])
+    return f"{found['image']}: good ({found['state']}, {size} of RAM contents)"

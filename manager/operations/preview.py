@@ -1,0 +1,42 @@
+"""What a save would do: the preflight checks run to the end, and the strategy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from manager.operations import attach, check, facts, save
+
+if TYPE_CHECKING:
+    from manager import errors
+    from manager.config import Config, Guest
+    from manager.operations.save import Request
+
+
+async def preview(
+    guest: Guest, config: Config, request: Request
+) -> tuple[dict[str, Any], errors.MapsaveError | None]:
+    """Check everything that a save would; nothing is touched, and the guest runs on.
+
+    Returns a line for each check with the strategy, and the first error.
+
+    Raises Unreachable and its like where there is nothing to check.
+    """
+    async with attach.attached(guest, config) as session:
+        found = await facts.gather(session)
+        with save.place(guest, config, request) as (held, name):
+            labels = save.policy_labelling(config, request.policy)
+            preflight = check.Preflight(found, held, name, request.replace, request.wishes, labels)
+            lines, error = check.report(preflight)
+            chosen = preflight.strategy()
+            return {
+                "guest": guest.name,
+                "can_save": error is None,
+                "run_state": found.run_state,
+                "machine": found.machine,
+                "qemu": str(found.version),
+                "memory_bytes": found.memory.total,
+                "image": f"{held.path}/{name}",
+                "checks": lines,
+                "strategy": chosen.as_dict(),
+                "reasons": chosen.reasons,
+            }, error
