@@ -1,0 +1,54 @@
+"""Errors in QEMU's words, and its ways to die."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from typing import NoReturn
+
+GENERIC = "GenericError"
+COMMAND_NOT_FOUND = "CommandNotFound"
+DEVICE_NOT_FOUND = "DeviceNotFound"
+
+
+class QmpError(Exception):
+    """What a command answers instead of a result: an error class and a description."""
+
+    def __init__(self, desc: str, error_class: str = GENERIC) -> None:
+        super().__init__(desc)
+        self.desc = desc
+        self.error_class = error_class
+
+
+class StreamError(Exception):
+    """A migration broke. ``desc`` is for ``error-desc``; ``reports`` are lines for stderr."""
+
+    def __init__(self, desc: str, *reports: str) -> None:
+        super().__init__(desc)
+        self.desc = desc
+        self.reports = reports
+
+
+def report(line: str) -> None:
+    """Write one line to stderr, as QEMU's ``error_report`` does."""
+    sys.stderr.write(f"mapsave-emulator: {line}\n")
+    sys.stderr.flush()
+
+
+def die(reason: str, number: signal.Signals = signal.SIGSEGV) -> NoReturn:
+    """End the process by ``number``, where QEMU 10.0.2 would; ``reason`` goes to stderr."""
+    report(f"QEMU 10.0.2 would crash here: {reason}")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(number, signal.SIG_DFL) if _in_main_thread() else None
+    os.kill(os.getpid(), number)
+    while True:  # the signal reaches some thread of the process within this call or soon after
+        time.sleep(1)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,40 @@
+"""What an emulated QEMU is started with."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Pattern = Literal["zero", "random", "sparse", "fragmented", "linux"]
+PATTERNS: tuple[str, ...] = get_args(Pattern)
+PAGE = 4096  # bytes; x86's TARGET_PAGE_SIZE, and the alignment every RAM size must have
+
+
+@dataclasses.dataclass(frozen=True)
+class EmulatorOptions:
+    """The emulator's command line.
+
+    ``memory`` is in bytes, ``throttle`` in bytes of guest pages a second (0: as fast as the file
+    takes them), so that a test can catch a save half way. ``writer`` starts a thread that dirties
+    pages while the guest is running. ``paused`` is QEMU's ``-S``.
+
+    Raises ValueError if the memory is not a positive number of whole pages.
+    """
+
+    qmp: Path
+    memory: int
+    pattern: Pattern = "zero"
+    incoming: Literal["defer"] | None = None
+    paused: bool = False
+    writer: bool = False
+    name: str | None = None
+    uuid: str | None = None
+    seed: int = 0
+    throttle: int = 0
+
+    def __post_init__(self) -> None:
+        if self.memory <= 0 or self.memory % PAGE:
+            raise ValueError(f"memory must be whole pages of {PAGE} bytes, not {self.memory}")
