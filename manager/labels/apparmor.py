@@ -66,7 +66,7 @@ class Place:
 
 
 class Apparmor:
-    """AppArmor as one of the :class:`~manager.labels.label.SecurityModule`."""
+    """AppArmor as one of the :class:`~manager.labels.interface.SecurityModule`."""
 
     name = "apparmor"
 
@@ -89,10 +89,11 @@ class Apparmor:
         profile = self._to_convince(context, access)
         if profile is not None:
             # The name is not known yet; a rule of the administrator's covers the directory.
-            image = os.path.join(os.path.realpath(directory), "image.mapsave.partial")
-            if self.allows(profile.profile, image, access) is not True:
-                wanted = f'{apparmor_rules.quote(os.path.dirname(image) + "/")[:-1]}*" '
-                self._place(profile, image, [wanted + PERMISSIONS[access] + ","], access)
+            real = os.path.realpath(directory)
+            image = os.path.join(real, "image.mapsave.partial")
+            if (allowed := self.allows(profile.profile, image, access)) is not True:
+                rule = f'{apparmor_rules.quote(real + "/")[:-1]}*" {PERMISSIONS[access]},'
+                self._place(profile, f"images in {directory}", [rule], allowed)
         return labels.Label(self.name, None, context)
 
     def apply(self, target: Target) -> Label:
@@ -101,14 +102,19 @@ class Apparmor:
         profile = self._to_convince(context, target.access)
         if profile is None:
             return labels.Label(self.name, None, context)
+        answers = {
+            path: self.allows(profile.profile, path, target.access) for path in _paths(target)
+        }
         rules = [
             apparmor_rules.rule(path, PERMISSIONS[target.access])
-            for path in _paths(target)
-            if self.allows(profile.profile, path, target.access) is not True
+            for path, allowed in answers.items()
+            if not allowed
         ]
         if not rules:
             return labels.Label(self.name, None, context, detail={"rules": []})
-        place = self._place(profile, target.path, rules, target.access)
+        place = self._place(
+            profile, target.path, rules, False if False in answers.values() else None
+        )
         if place is None:
             return labels.Label(self.name, None, context, detail={"rules": []})
         done = labels.Label(self.name, None, context, detail=_detail(profile, place, rules))
@@ -156,8 +162,8 @@ class Apparmor:
         answer = {True: "has a rule to", False: "has no rule to", None: "may lack the rule to"}
         allowed = self.allows(_parse(current).profile, path, target.access)
         return (
-            f"{said}, which {answer[allowed]} {action} {path}; wanted: "
-            f"{apparmor_rules.rule(path, PERMISSIONS[target.access])}"
+            f"{said}, which {answer[allowed]} {action} the file: "
+            f"{apparmor_rules.rule(path, PERMISSIONS[target.access])[:-1]}"
         )
 
     def process(self, pid: int | None) -> str | None:
@@ -206,14 +212,14 @@ class Apparmor:
         return _parse(context)
 
     def _place(
-        self, profile: Confinement, path: str, rules: Sequence[str], access: Access
+        self, profile: Confinement, path: str, rules: Sequence[str], allowed: bool | None
     ) -> Place | None:
         """Return where to add ``rules``; None if the policy leaves them to the administrator.
 
         Raises LabelRefused if they are known to be missing and cannot be added.
         """
         if not self.options.profiles:
-            if self.allows(profile.profile, path, access) is None:
+            if allowed is None:
                 return None
             raise self._refusal(profile, path, rules, "the policy lets mapsave add no rules")
         place, why = self._find_place(profile)

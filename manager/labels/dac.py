@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Dac:
-    """File permissions as one of the :class:`~manager.labels.label.SecurityModule`."""
+    """File permissions as one of the :class:`~manager.labels.interface.SecurityModule`."""
 
     name = "dac"
 

@@ -1,14 +1,13 @@
-"""What the security modules share: the target, the label, the interface."""
+"""What the security modules share: the target and the label."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
 
 Access = Literal["save", "restore"]
 
@@ -68,43 +67,6 @@ class Label:
     def parts(self) -> tuple[Label, ...]:
         """Return this label and the others."""
         return (self, *self.others)
-
-
-class SecurityModule(Protocol):
-    """One security module of the kernel, or the file permissions.
-
-    All of them raise the NotPermitted family, with the file, its label, QEMU's context and what
-    the policy wanted in the message.
-    """
-
-    name: str
-
-    def detect(self) -> bool:
-        """Return whether the module is active on this host."""
-
-    def process(self, pid: int | None) -> str | None:
-        """Return the context of ``pid``; None without one. Raises Unreachable."""
-
-    def creating(self, pid: int | None) -> AbstractContextManager[None]:
-        """Let files that this thread creates be born with their label, if the module can."""
-
-    def check(self, directory: str, pid: int | None, access: Access) -> Label:
-        """Return what :meth:`apply` would do to an image in ``directory``; touch nothing."""
-
-    def apply(self, target: Target) -> Label:
-        """Label the image, read the label back and ask whether it will do.
-
-        When it raises, the image is as it was.
-        """
-
-    def undo(self, target: Target, label: Label) -> None:
-        """Put back what was there before ``label`` was applied. Raises OSError, NotPermitted."""
-
-    def rest(self, target: Target, label: Label) -> None:
-        """Give the image the label for rest. Raises OSError, NotPermitted."""
-
-    def explain(self, target: Target) -> str:
-        """Return one sentence about the file, QEMU and whether the module lets them meet."""
 
 
 def who(pid: int | None) -> str:

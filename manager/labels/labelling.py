@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Literal
 
 from manager import errors
 from manager.labels.dac import Dac
-from manager.labels.label import Access, Label, SecurityModule, Target, name_of, who
+from manager.labels.label import Access, Label, Target, name_of, who
 from manager.labels.policy import BUILT_IN, Policy
 from manager.labels.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from manager.labels.interface import SecurityModule
+
+    _Done = tuple[SecurityModule, Label]
 
 __all__ = [
     "Access",
@@ -33,8 +37,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-_Done = tuple[SecurityModule, Label]
 
 _HOST = System()
 

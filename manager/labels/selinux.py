@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Selinux:
-    """SELinux as one of the :class:`~manager.labels.label.SecurityModule`."""
+    """SELinux as one of the :class:`~manager.labels.interface.SecurityModule`."""
 
     name = "selinux"
 
@@ -50,7 +50,7 @@ class Selinux:
         wanted = self.wanted(process)
         value = wanted or self.kernel.default(directory)
         if process is not None and value is not None and access == "save":
-            self._require(process, value, access, os.path.join(directory, "IMAGE"), wanted)
+            self._require(process, value, access, f"images in {directory}", wanted)
         return labels.Label(self.name, value, process)
 
     def apply(self, target: Target) -> Label:

@@ -28,7 +28,7 @@ _LETTER: dict[Access, str] = {"save": "w", "restore": "r"}
 
 
 class Smack:
-    """Smack as one of the :class:`~manager.labels.label.SecurityModule`."""
+    """Smack as one of the :class:`~manager.labels.interface.SecurityModule`."""
 
     name = "smack"
 
@@ -50,7 +50,7 @@ class Smack:
         process = self.process(pid)
         wanted = self.options.label or process
         if process and wanted and access == "save":
-            self._require(process, wanted, access, os.path.join(directory, "IMAGE"))
+            self._require(process, wanted, access, f"images in {directory}")
         return labels.Label(self.name, wanted, process)
 
     def apply(self, target: Target) -> Label:

@@ -109,7 +109,10 @@ class Host(System):
         assert prefix == b"label"
         assert rest[:1] == b"\x02"
         yes = (profile.decode(), rest[1:].decode()) in self.allowed
-        return f"allow 0x{6 if yes else 0:08x}\ndeny 0x{0:08x}\naudit 0x{0:08x}\nquiet 0x{0:08x}\n"
+        deny = self.failures.get("deny", 0)
+        return (
+            f"allow 0x{6 if yes else 0:08x}\ndeny 0x{deny:08x}\naudit 0x{0:08x}\nquiet 0x{0:08x}\n"
+        )
 
 
 def _canonical(label: str) -> str:

@@ -209,3 +209,15 @@ def test_no_attribute_is_written(apparmor: Host, image: Path) -> None:
     use(apparmor, image)
     assert apparmor.attributes == {}
     assert not [name for name in os.listxattr(image) if name.startswith("security.")]
+
+
+def test_directory_with_a_rule_of_the_administrator(apparmor: Host, image: Path) -> None:
+    apparmor.put("/etc/apparmor.d/vmq", "profile vmq {\n}\n")
+    apparmor.put(ACCESS, "")
+    apparmor.allowed.add(("vmq", f"{image.parent}/image.mapsave.partial"))
+    work(apparmor).check(str(image.parent), PID, "save")
+    apparmor.failures["deny"] = 0x4  # reading
+    work(apparmor).check(str(image.parent), PID, "save")
+    apparmor.failures["deny"] = 0x2  # writing
+    with pytest.raises(errors.LabelRefused, match=f"would refuse images in {image.parent} to"):
+        work(apparmor).check(str(image.parent), PID, "save")

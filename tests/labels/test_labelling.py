@@ -247,8 +247,8 @@ def test_refusal_on_apparmor(apparmor: Host, image: Path) -> None:
     error = labelling.describe_refusal(said, fd, str(image), PID, apparmor)
     os.close(fd)
     assert (
-        f"AppArmor: QEMU (pid {PID}) runs as vmq (enforce), which has no rule to write {image}; "
-        f'wanted: "{image}" rw,'
+        f"AppArmor: QEMU (pid {PID}) runs as vmq (enforce), which has no rule to write the file: "
+        f'"{image}" rw;'
     ) in error.message
     assert f"(QEMU said: {said})" in error.message
 

@@ -257,3 +257,13 @@ def test_mcs_free_policy(selinux: Host) -> None:
     module = Selinux(replace(policy(), module="selinux"), selinux)
     selinux.failures["/sys/fs/selinux/context"] = errno.EACCES
     assert module.wanted("user_u:user_r:svirt_t") == "system_u:object_r:svirt_image_t"
+
+
+def test_after_a_restore_the_image_has_the_label_it_had(selinux: Host, image: Path) -> None:
+    before = "system_u:object_r:var_lib_t:s0"
+    selinux.label(image, ATTRIBUTE, before)
+    work = labelling.Labelling(policy(at_rest="default"), selinux)
+    with labelled(work, image, access="restore") as applied:
+        assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"
+        assert applied.at_rest() == []
+    assert selinux.of(image, ATTRIBUTE) == before + "\0"

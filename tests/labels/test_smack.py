@@ -85,3 +85,13 @@ def test_check(smack: Host, image: Path) -> None:
 def test_qemu_that_is_gone(smack: Host, image: Path) -> None:
     with pytest.raises(errors.Unreachable, match="there is no process 4343"):
         work(smack).check(str(image.parent), 4343, "save")
+
+
+def test_undo_writes_nothing_that_is_there_already(
+    smack: Host, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    smack.label(image, ATTRIBUTE, "Guest1")
+    smack.failures["set"] = errno.EPERM
+    with labelled(work(smack), image) as applied:
+        assert applied.label.previous == "Guest1"
+    assert caplog.text == ""
