@@ -13,11 +13,12 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 import uuid as uuids
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.image import bitmaps, descriptors, mapped_ram, superblock, syscalls
+from manager.image import bitmaps, description, descriptors, mapped_ram, superblock, syscalls
 from manager.image.superblock import State, Superblock
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 PARTIAL_SUFFIX = ".partial"
 _NAME_MAX = 255
+_BLANK_AT_MOST = 60.0  # seconds; ``creating`` takes microseconds from open to superblock
 
 
 def partial_name(name: str) -> str:
@@ -62,7 +64,7 @@ def validate_stream(fd: int, offset: int, size: int) -> Contents:
     Raises InvalidImage or one of its kin.
     """
     stream = mapped_ram.read(fd, offset, size)
-    mapped_ram.read_description(fd, stream)
+    description.check(fd, stream)
     used = tuple(bitmaps.used_pages(fd, block) for block in stream.blocks)
     return Contents(stream, used)
 
@@ -141,8 +143,9 @@ def creating(
         first = Superblock(State.PARTIAL, 0, stream_offset, uuids.uuid4())
         image = Partial(directory, name, fd, first)
         try:
-            # Held as long as we live: what `recover` can lock has no owner any more.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Held as long as we live: what `recover` can lock has no owner any more. It may be
+            # trying just now, so wait: it keeps the lock of a file without superblock no longer.
+            fcntl.flock(fd, fcntl.LOCK_EX)
             image.block = superblock.write(fd, first, metadata, durable=False)
             yield image
         finally:
@@ -168,10 +171,19 @@ def adopting(directory: int, name: str) -> Iterator[Partial]:
 
 
 def is_abandoned(directory: int, partial: str) -> bool:
-    """Tell whether the file ``partial`` is a partial image that nobody has locked."""
+    """Tell whether the file ``partial`` is a partial image that nobody has locked.
+
+    One without a superblock counts after a minute: its manager, or the whole host, ended before
+    the superblock was on disk.
+    """
     try:
-        with descriptors.opened(directory, partial, os.O_RDONLY) as fd:
+        with descriptors.opened(directory, partial, os.O_RDONLY | os.O_NONBLOCK) as fd:
+            stats = os.fstat(fd)
+            if not stat.S_ISREG(stats.st_mode):
+                return False
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if superblock.is_blank(fd):
+                return time.time() - stats.st_mtime > _BLANK_AT_MOST
             return superblock.read(fd).state is State.PARTIAL
     except (OSError, errors.InvalidImage):
         return False

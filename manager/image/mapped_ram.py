@@ -11,19 +11,21 @@ sections, and a JSON description that ends with the file.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import uuid as uuids
-from typing import Any
 
-from manager import errors, units
+from manager import errors
+from manager.image import sections
 from manager.image import stream_format as fmt
 from manager.image.cursor import Cursor
 
 MAX_BLOCKS = 16384  # a guest has some dozens: RAM, DIMMs, ROMs
-MAX_SECTIONS = 65536
+MAX_SECTIONS = 65536  # four for each CPU, some dozens more
+MAX_ITERATIONS = 1 << 24  # QEMU ends one after 50 ms (``ram_save_iterate``): nine days of saving
 MAX_CAPABILITIES = 64
-MAX_DESCRIPTION = 32 * units.MIB  # some hundred KiB as a rule
+# Bytes of device state that look like a footer: a good image has hardly one.
+MAX_FALSE_FOOTERS = 1 << 18
+PAGE_BITS = range(10, 17)
+_PARTS = 4096  # iterations that are looked at in one go
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,33 +92,6 @@ def read(fd: int, offset: int, size: int) -> Stream:
     return _Reader(Cursor(fd, offset, size)).read()
 
 
-def read_description(fd: int, stream: Stream) -> dict[str, Any] | None:
-    """Return QEMU's JSON description of the device state; None where the stream has none.
-
-    Raises InvalidImage where it is not JSON or names other devices than the stream holds.
-    """
-    if not stream.description_length:
-        return None
-    if stream.description_length > MAX_DESCRIPTION:
-        raise errors.UnsupportedImage(f"JSON description of {stream.description_length} bytes")
-    raw = os.pread(fd, stream.description_length, stream.description_offset)
-    try:
-        description = json.loads(raw)
-        named = [device["name"] for device in description["devices"]]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise errors.InvalidImage(
-            f"the JSON description at offset {stream.description_offset} is damaged: {error!r}"
-        ) from None
-    found = [device.name for device in stream.devices]
-    if named != found:
-        raise errors.InvalidImage(
-            f"the JSON description names {len(named)} devices, the stream holds {len(found)}, "
-            "or their names differ"
-        )
-    assert isinstance(description, dict)
-    return description
-
-
 class _Reader:
     """The walk through one stream; its methods follow the order of the bytes."""
 
@@ -130,14 +105,17 @@ class _Reader:
         self._blocks: list[RamBlock] = []
         self._devices: list[DeviceSection] = []
         self._iterations = 0
-        self._ram_section = -1
+        self._ram_section: int | None = None
+        self._ram_ended = False
+        self._seen: set[int] = set()  # section ids
+        self._false_footers = 0
 
     def read(self) -> Stream:
         self._header()
         self._configuration()
         self._sections()
         description_offset, description_length = self._description()
-        if self._ram_section != _RAM_ENDED:
+        if not self._ram_ended:
             raise errors.InvalidImage("the stream has no complete RAM section")
         return Stream(
             offset=self._start,
@@ -167,14 +145,20 @@ class _Reader:
         if not 0 < length <= 255:
             raise errors.InvalidImage(f"machine name of {length} bytes")
         self._machine = self._at.text(length, "machine name")
+        known: set[str] = set()
         while self._at.peek_u8("section") == fmt.SUBSECTION:
             self._at.u8("subsection")
             name = self._at.text(self._at.u8("subsection name length"), "subsection name")
             self._at.u32("subsection version")
+            if name in known:
+                raise errors.InvalidImage(f"subsection {name!r} stands twice in the configuration")
+            known.add(name)
             if name == fmt.SUBSECTION_CAPABILITIES:
                 self._capabilities = self._capability_names()
             elif name == fmt.SUBSECTION_PAGE_BITS:
                 self._page_bits = self._at.u32("target page bits")
+                if self._page_bits not in PAGE_BITS:
+                    raise errors.InvalidImage(f"pages of 2^{self._page_bits} bytes")
             elif name == fmt.SUBSECTION_UUID:
                 self._uuid = uuids.UUID(bytes=self._at.take(16, "guest uuid"))
             else:
@@ -196,8 +180,10 @@ class _Reader:
                 return
             if kind == fmt.SECTION_START:
                 self._section_start()
-            elif kind in (fmt.SECTION_PART, fmt.SECTION_END):
-                self._section_part(ended=kind == fmt.SECTION_END)
+            elif kind == fmt.SECTION_PART:
+                self._iteration()
+            elif kind == fmt.SECTION_END:
+                self._ram_end()
             elif kind == fmt.SECTION_FULL:
                 self._device()
             elif kind == fmt.COMMAND:
@@ -214,7 +200,7 @@ class _Reader:
                 f"iterative section {name!r} at offset {start}: only RAM is understood",
                 hint="the guest has a device that QEMU saves in iterations (VFIO for example)",
             )
-        if self._ram_section != -1:
+        if self._ram_section is not None or self._ram_ended:
             raise errors.InvalidImage(f"a second RAM section at offset {start}")
         if version != fmt.RAM_VERSION:
             raise errors.UnsupportedImage(f"RAM section of version {version}, expected 4")
@@ -225,6 +211,7 @@ class _Reader:
     def _section_head(self) -> tuple[int, str, int, int]:
         """Return (section id, name, instance, version) behind the type byte."""
         section = self._at.u32("section id")
+        self._seen.add(section)
         name = self._at.text(self._at.u8("section name length"), "section name")
         return section, name, self._at.u32("section instance"), self._at.u32("section version")
 
@@ -237,6 +224,10 @@ class _Reader:
             raise errors.UnsupportedImage(
                 "the stream was not saved with mapped-ram",
                 hint="QEMU itself can load it: -incoming file:PATH,offset=M",
+            )
+        if fmt.CAPABILITY_IGNORE_SHARED in self._capabilities:
+            raise errors.UnsupportedImage(
+                "the stream was saved with x-ignore-shared: it lacks the guest's shared memory"
             )
         names: set[str] = set()
         while left:
@@ -262,7 +253,7 @@ class _Reader:
         where = f"RAM block {name!r} at offset {start}"
         if version != fmt.MAPPED_RAM_VERSION:
             raise errors.UnsupportedImage(f"{where}: mapped-ram version {version}, expected 1")
-        if not 1024 <= page_size <= 65536 or page_size & (page_size - 1):
+        if page_size.bit_count() != 1 or page_size.bit_length() - 1 not in PAGE_BITS:
             raise errors.InvalidImage(f"{where}: page size {page_size}")
         if self._page_bits is not None and page_size != 1 << self._page_bits:
             raise errors.InvalidImage(f"{where}: page size {page_size}, 2^{self._page_bits} said")
@@ -285,17 +276,37 @@ class _Reader:
         self._at.skip_to(pages_offset + used_length, f"pages of RAM block {name!r}")
         return RamBlock(name, used_length, page_size, bitmap_offset, length, pages_offset)
 
-    def _section_part(self, *, ended: bool) -> None:
+    def _iteration(self) -> None:
+        """Skip this part of the RAM section and all that follow it directly.
+
+        A terabyte saved to a slow disk has hundreds of thousands, 18 bytes each.
+        """
+        section = self._started()
+        self._end_of_part(section)
+        part = sections.ram_part(section)
+        count, full = 1, _PARTS
+        while full == _PARTS:
+            data = self._at.peek_up_to(_PARTS * len(part))
+            full = 0
+            while data.startswith(part, full * len(part)):
+                full += 1
+            self._at.seek(self._at.offset + full * len(part))
+            count += full
+        self._iterations += count
+        if self._iterations > MAX_ITERATIONS:
+            raise errors.InvalidImage(f"more than {MAX_ITERATIONS} iterations")
+
+    def _ram_end(self) -> None:
+        self._end_of_part(self._started())
+        self._ram_section, self._ram_ended = None, True
+
+    def _started(self) -> int:
         section = self._at.u32("section id")
-        if section != self._ram_section or section == _RAM_ENDED:
+        if section != self._ram_section:
             raise errors.InvalidImage(
                 f"section {section} at offset {self._at.offset - 5} was never started"
             )
-        self._end_of_part(section)
-        if ended:
-            self._ram_section = _RAM_ENDED
-        else:
-            self._iterations += 1
+        return section
 
     def _end_of_part(self, section: int) -> None:
         """Pages are never in the stream, so every part holds just its end mark, then the footer."""
@@ -304,7 +315,7 @@ class _Reader:
             raise errors.InvalidImage(
                 f"RAM flags 0x{flags:x} at offset {self._at.offset - 8}, expected the end mark"
             )
-        if self._at.take(5, "section footer") != _footer(section):
+        if self._at.take(5, "section footer") != sections.footer(section):
             raise errors.InvalidImage(f"wrong section footer at offset {self._at.offset - 5}")
 
     def _command(self) -> None:
@@ -316,23 +327,18 @@ class _Reader:
         """A device's state has no length; it ends at its footer followed by a possible section."""
         section, name, instance, version = self._section_head()
         start = self._at.offset
-        footer = _footer(section)
+        footer = sections.footer(section)
+        what = f"state of device {name!r}"
         while True:
-            end = self._at.find(footer, f"state of device {name!r}")
-            self._at.skip_to(end + len(footer), f"state of device {name!r}")
-            if self._section_may_follow():
+            end = self._at.find(footer, what)
+            self._at.skip_to(end + len(footer), what)
+            if sections.may_follow_device(self._at, self._seen, self._ram_section):
                 break
+            self._false_footers += 1
+            if self._false_footers > MAX_FALSE_FOOTERS:
+                raise errors.UnsupportedImage(f"{what} has too many bytes like its footer")
             self._at.seek(end + 1)
         self._devices.append(DeviceSection(name, instance, version, start, end - start))
-
-    def _section_may_follow(self) -> bool:
-        """Tell whether the bytes here can be a section's beginning, so the footer was a footer."""
-        kind = self._at.peek_u8("section type")
-        if kind == fmt.SECTION_FULL:
-            return self._at.plausible_section_head()
-        if kind == fmt.EOF:
-            return self._at.remaining == 1 or self._at.peek(2, "end mark")[1] == fmt.VMDESCRIPTION
-        return kind in (fmt.SECTION_START, fmt.SECTION_PART, fmt.SECTION_END, fmt.COMMAND)
 
     def _description(self) -> tuple[int, int]:
         """Return offset and length of the JSON description; it must end with the file."""
@@ -349,10 +355,3 @@ class _Reader:
         if self._at.remaining:
             raise errors.InvalidImage(f"{self._at.remaining} bytes behind the JSON description")
         return offset, length
-
-
-_RAM_ENDED = -2  # the RAM section's id once it has ended: no section has it
-
-
-def _footer(section: int) -> bytes:
-    return bytes([fmt.SECTION_FOOTER]) + fmt.U32.pack(section)
