@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
     from manager.image.mapped_ram import RamBlock, Stream
 
-_CHUNK = 1 * units.MIB
+# Where every other page is used, runs take 64 times the bitmap's bytes and more while in numpy.
+_CHUNK = 64 * units.KIB
 
 
 def chunks(fd: int, block: RamBlock) -> Iterator[bytes]:
-    """Yield the block's bitmap in order, at most 1 MiB at a time.
+    """Yield the block's bitmap in order, whole words, at most 64 KiB at a time.
 
     Raises TruncatedImage where the file has shrunk since it was read.
     """
     offset, left = block.bitmap_offset, block.bitmap_bytes
     while left:
         data = os.pread(fd, min(left, _CHUNK), offset)
-        if not data:
+        if len(data) < min(left, _CHUNK):
             raise errors.TruncatedImage(f"the bitmap of RAM block {block.name!r} is cut short")
         yield data
         offset, left = offset + len(data), left - len(data)
