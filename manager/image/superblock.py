@@ -34,6 +34,8 @@ FORMAT_VERSION = 1
 MIN_STREAM_OFFSET = 64 * units.KIB
 MAX_STREAM_OFFSET = 1 * units.GIB
 DEFAULT_STREAM_OFFSET = 1 * units.MIB
+MAX_METADATA = 1 * units.MIB  # parsed, JSON takes many times its length
+MAX_SEQUENCE = (1 << 63) - 1
 KNOWN_FEATURES = 0  # the "must understand" feature flags that this version understands
 
 # magic, format version, state, sequence, must-understand flags, optional flags, stream offset,
@@ -165,6 +167,10 @@ def _check(block: Superblock, size: int) -> None:
         check_stream_offset(block.stream_offset)
     except ValueError as error:
         raise errors.InvalidImage(f"superblock: {error}") from None
+    if block.sequence > MAX_SEQUENCE:
+        raise errors.InvalidImage(f"superblock: sequence number {block.sequence}")
+    if block.metadata_length > MAX_METADATA:
+        raise errors.InvalidImage(f"superblock: metadata of {block.metadata_length} bytes")
     area = (METADATA_START, block.stream_offset)
     for what, offset, length, (low, high) in (
         ("metadata", block.metadata_offset, block.metadata_length, area),
@@ -201,12 +207,24 @@ def read(fd: int) -> Superblock:
             "the file does not begin as a mapsave image does",
             hint="was it saved by mapsave, and copied whole?",
         )
-    valid = [found for slot in slots if (found := _unpack(slot)) is not None]
+    # A slot in the other's place would be overwritten by its own update, so it doesn't count.
+    valid = [
+        found
+        for index, slot in enumerate(slots)
+        if (found := _unpack(slot)) is not None and found.sequence % SLOTS == index
+    ]
     if not valid:
-        raise errors.InvalidImage("both superblock slots are damaged (checksum does not match)")
+        raise errors.InvalidImage(
+            "both superblock slots are damaged (checksum or place does not match)"
+        )
     block = max(valid, key=lambda found: found.sequence)
     _check(block, size)
     return block
+
+
+def is_blank(fd: int) -> bool:
+    """Tell whether nothing was ever written where the slots are: no bytes, or zeros."""
+    return not os.pread(fd, METADATA_START, 0).strip(b"\0")
 
 
 def read_metadata(fd: int, block: Superblock) -> dict[str, Any]:
@@ -243,8 +261,10 @@ def write(
         # ASCII, so that names which are not UTF-8 (surrogates in Python) survive as escapes.
         raw = json.dumps(metadata, sort_keys=True).encode("ascii")
         room = (block.stream_offset - METADATA_START) // 2
-        if len(raw) > room:
-            raise ValueError(f"metadata of {len(raw)} bytes does not fit the {room} reserved bytes")
+        if len(raw) > min(room, MAX_METADATA):
+            raise ValueError(
+                f"metadata of {len(raw)} bytes does not fit the {min(room, MAX_METADATA)} reserved"
+            )
         block = dataclasses.replace(
             block,
             metadata_offset=METADATA_START
