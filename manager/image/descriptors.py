@@ -18,6 +18,7 @@ import errno
 import fcntl
 import mmap
 import os
+import secrets
 import stat
 from typing import TYPE_CHECKING
 
@@ -160,7 +161,7 @@ def _probe_file(directory: int) -> Iterator[int]:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-        name = f".mapsave-probe-{os.getpid()}"
+        name = f".mapsave-probe-{secrets.token_hex(8)}"
         fd = syscalls.open_beneath(directory, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(name, dir_fd=directory)
     try:

@@ -133,7 +133,11 @@ def entries(held: Directory) -> list[Entry]:
         except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
             continue
         except errors.InvalidImage as error:
-            entry = _entry(name, path, os.stat(path), None, {}, error)
+            try:
+                stats = os.stat(path)
+            except FileNotFoundError:  # a partial image that was removed while we looked
+                continue
+            entry = _entry(name, path, stats, None, {}, error)
         found.append(entry)
     return sorted(found, key=lambda entry: -entry.modified)
 
