@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--qmp", type=Path, required=True)
     parser.add_argument("--memory", type=units.parse_size, required=True)
     parser.add_argument("--pattern", choices=PATTERNS, default="zero")
-    parser.add_argument("--incoming", choices=["defer"])
+    parser.add_argument("--incoming", "-incoming", choices=["defer"])
     parser.add_argument("-S", dest="paused", action="store_true")
     parser.add_argument("--writer", action="store_true")
     parser.add_argument("--name")

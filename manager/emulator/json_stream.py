@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# After a stray character the lexer skips up to one that can stand between tokens.
+_RECOVERY = re.compile(rb"[^\x00-\x1f\xfe\xff:,\[\]{}]*")
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRING = re.compile(
     rb'"(?:[^"\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*|' rb"'(?:[^'\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*"
@@ -49,6 +51,7 @@ class JsonStream:
         self._tokens: list[_Token] = []
         self._braces = 0
         self._brackets = 0
+        self._recovering = False
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Yield each complete value in ``data`` and what came before, JsonError for a bad one."""
@@ -81,6 +84,10 @@ class JsonStream:
 
     def _next_token(self) -> _Token | None:
         """Return the next whole token; None if it is still coming. Raises JsonError."""
+        if self._recovering:
+            skipped = _RECOVERY.match(self._buffer)
+            self._buffer = self._buffer[skipped.end() if skipped else 0 :]
+            self._recovering = not self._buffer
         space = _SPACE.match(self._buffer)
         self._buffer = self._buffer[space.end() if space else 0 :]
         buffer = self._buffer
@@ -131,6 +138,7 @@ class JsonStream:
     def _stray(self, length: int) -> JsonError:
         text = self._buffer[:length].decode("utf-8", "replace")
         self._buffer = self._buffer[length:]
+        self._recovering = True
         return JsonError(f"stray '{text}'")
 
 
@@ -212,34 +220,40 @@ class _Parser:
 
 def _unescape(literal: bytes) -> str:
     try:
-        text = literal[1:-1].decode("utf-8")
+        text = literal.decode("utf-8")
     except UnicodeDecodeError:
         raise JsonError("invalid UTF-8 sequence in string") from None
     out: list[str] = []
-    at = 0
-    while at < len(text):
+    at = 1
+    while at < len(text) - 1:
         if text[at] != "\\":
             out.append(text[at])
             at += 1
         elif text[at + 1] == "u":
-            code, at = _code_unit(text, at)
-            if 0xD800 <= code < 0xDC00 and text[at : at + 2] == "\\u":
-                low, at = _code_unit(text, at)
-                code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
-            if not 0 < code < 0x110000 or 0xD800 <= code < 0xE000:
-                raise JsonError(f"\\u{code:04X} is not a valid Unicode character")
+            escape, code = _unicode_escape(text, at)
+            if code == 0 or code < 0 or 0xD800 <= code < 0xE000:
+                raise JsonError(f"{escape} is not a valid Unicode character")
             out.append(chr(code))
+            at += len(escape)
         else:
             out.append(_simple_escape(text[at + 1]))
             at += 2
     return "".join(out)
 
 
-def _code_unit(text: str, at: int) -> tuple[int, int]:
+def _unicode_escape(text: str, at: int) -> tuple[str, int]:
+    """Return the escape at ``at``, both halves of a pair, and what it stands for; -1 if bad."""
+    high = _code_unit(text, at)
+    if 0xD800 <= high < 0xDC00 and text[at + 6 : at + 8] == "\\u":
+        low = _code_unit(text, at + 6)
+        good = 0xDC00 <= low < 0xE000
+        return text[at : at + 12], 0x10000 + ((high - 0xD800) << 10) + low - 0xDC00 if good else -1
+    return text[at : at + 6], high
+
+
+def _code_unit(text: str, at: int) -> int:
     digits = text[at + 2 : at + 6]
-    if not re.fullmatch("[0-9a-fA-F]{4}", digits):
-        raise JsonError("invalid hex escape in string")
-    return int(digits, 16), at + 6
+    return int(digits, 16) if re.fullmatch("[0-9a-fA-F]{4}", digits) else -1
 
 
 def _simple_escape(letter: str) -> str:

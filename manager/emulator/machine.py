@@ -66,10 +66,8 @@ class Machine:
             self.monitor.emit("MIGRATION", {"status": status})
 
     def start(self) -> None:
-        """Let the guest run. A guest that runs already is reported as stopped and resumed."""
+        """Let the guest run, if it does not run already."""
         if self.running:
-            self.monitor.emit("STOP")
-            self.monitor.emit("RESUME")
             return
         self.monitor.emit("RESUME")
         self.run_state = RunState.RUNNING

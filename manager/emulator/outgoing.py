@@ -113,7 +113,7 @@ class Outgoing:
             result["ram"] = self._pace.ram(
                 self._ram, self._writer.written, self._machine.memory.size, done=done
             )
-        if self.error is not None and self.status in ("failed", "cancelled"):
+        if self.error is not None:
             result["error-desc"] = self.error
         return result
 
@@ -156,6 +156,8 @@ class Outgoing:
             raise StreamError(desc, desc) from None
         finally:
             self._ram = ram
+        if on["return-path"]:
+            self.error = "Unable to read from file: Bad file descriptor"
         self._pace.begin()
 
     def _iterate(self) -> None:
@@ -167,8 +169,11 @@ class Outgoing:
                 self._sync(ram)
             left = ram.bytes_left
             if left == 0 or left < pace_.threshold:
-                self._complete(ram)
-                return
+                if not self._machine.capabilities["switchover-ack"]:
+                    self._complete(ram)
+                    return
+                # The destination must agree, and a file never will: the save goes on for ever.
+                pace_.idle()
             self._writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
             self._send_slice(ram)
             self._writer.write(stream.end_of_ram())
@@ -209,9 +214,8 @@ class Outgoing:
             names = [n for n in ("x-ignore-shared", "mapped-ram") if machine.capabilities[n]]
             writer.write(stream.description(names, self._uuid()))
             writer.flush()
-            if machine.capabilities["return-path"]:
-                desc = "Unable to read from file: Bad file descriptor"
-                raise StreamError(desc, desc)
+            if self.error is not None:
+                raise StreamError(self.error, self.error)
             self._pace.finished(self._sent(ram))
             if self._change("device", "completed"):
                 machine.run_state = RunState.POSTMIGRATE

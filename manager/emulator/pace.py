@@ -49,6 +49,10 @@ class Pace:
         """Let :meth:`rest` return at once: the save is being cancelled."""
         self._hurry.set()
 
+    def idle(self) -> None:
+        """Wait a moment in a save that has nothing to do; less if it is being cancelled."""
+        self._hurry.wait(WINDOW / 10)
+
     def exhausted(self, sent: int) -> bool:
         """True if what the limit allows in a window is used up; ``sent`` counts all bytes."""
         return self.limit > 0 and sent - self._window_sent >= self.limit * WINDOW

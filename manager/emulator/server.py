@@ -10,6 +10,7 @@ import array
 import contextlib
 import json
 import os
+import re
 import selectors
 import socket
 import threading
@@ -154,7 +155,7 @@ class Server:
                 return
 
     def _queue(self, message: dict[str, Any]) -> None:
-        self._out += json.dumps(message).encode() + b"\r\n"
+        self._out += encode(message) + b"\r\n"
 
     def _flush(self) -> None:
         with self._lock:
@@ -178,6 +179,17 @@ class Server:
             self._client = self._session = None
             self._requests.clear()
             self._out.clear()
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """Return ``message`` as QEMU writes it: ASCII, with escapes in capital digits."""
+    text = json.dumps(message)
+    return re.sub(r"\\(u[0-9a-f]{4}|.)", _capital, text).encode()
+
+
+def _capital(match: re.Match[str]) -> str:
+    escape = match[1]
+    return f"\\u{escape[1:].upper()}" if len(escape) > 1 else match[0]
 
 
 @contextlib.contextmanager

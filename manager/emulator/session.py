@@ -105,7 +105,7 @@ def _check_shape(request: Any, *, oob: bool) -> dict[str, Any]:
     for member, value in request.items():
         if member == "execute" or (member == "exec-oob" and oob):
             if verb:
-                raise QmpError(f"QMP input member '{member}' clashes with '{verb}'")
+                raise QmpError("QMP input member 'execute' clashes with 'exec-oob'")
             if not isinstance(value, str):
                 raise QmpError(f"QMP input member '{member}' must be a string")
             verb = member

@@ -52,8 +52,8 @@ class StreamReader:
         return value
 
     def counted(self) -> str:
-        """Return a string behind its length in one byte."""
-        return self.read(self.u8()).decode("utf-8", "replace")
+        """Return a string behind its length in one byte; to QEMU it ends at a NUL."""
+        return self.read(self.u8()).partition(b"\0")[0].decode("utf-8", "replace")
 
     def rest(self) -> bytes:
         """Return everything up to the end of the file."""
