@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--incoming", "-incoming", choices=["defer"])
     parser.add_argument("-S", dest="paused", action="store_true")
     parser.add_argument("--writer", action="store_true")
+    parser.add_argument("--stale", action="store_true")
     parser.add_argument("--name")
     parser.add_argument("--uuid")
     parser.add_argument("--seed", type=int, default=0)

@@ -32,6 +32,10 @@ class StreamError(Exception):
         self.reports = reports
 
 
+class ChannelError(StreamError):
+    """A multifd channel of a save broke; QEMU tells of that twice."""
+
+
 def report(line: str) -> None:
     """Write one line to stderr, as QEMU's ``error_report`` does."""
     sys.stderr.write(f"mapsave-emulator: {line}\n")
@@ -42,13 +46,6 @@ def die(reason: str, number: signal.Signals = signal.SIGSEGV) -> NoReturn:
     """End the process by ``number``, where QEMU 10.0.2 would; ``reason`` goes to stderr."""
     report(f"QEMU 10.0.2 would crash here: {reason}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(number, signal.SIG_DFL) if _in_main_thread() else None
     os.kill(os.getpid(), number)
     while True:  # the signal reaches some thread of the process within this call or soon after
         time.sleep(1)
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()

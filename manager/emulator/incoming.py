@@ -56,7 +56,11 @@ class Incoming:
             raise QmpError(f"Illegal migration incoming state: {self.status}")
         self._exit_on_error = exit_on_error
         self._enter("setup")
-        self._open(address)
+        try:
+            self._open(address)
+        except QmpError:
+            self._close()
+            raise
         self._started = True
         self._machine.monitor.defer(self._load)
 
@@ -98,9 +102,12 @@ class Incoming:
             self._finish()
         finally:
             ram.close()
-            for fd in self._fds:
-                self._machine.fdsets.close(fd)
-            self._fds = []
+            self._close()
+
+    def _close(self) -> None:
+        for fd in self._fds:
+            self._machine.fdsets.close(fd)
+        self._fds = []
 
     def _load_stream(self, reader: StreamReader, ram: RamLoad) -> None:
         try:
@@ -178,7 +185,7 @@ class Incoming:
                 raise StreamError(_EIO)
             if section_id != self._ram_id:
                 raise StreamError(_EINVAL, f"Unknown savevm section {section_id}")
-            ram.section()
+            ram.section(f"section id {section_id}(ram)")
             self._footer(reader, "ram", section_id)
         elif kind == fmt.COMMAND:
             reader.u32()
@@ -197,7 +204,7 @@ class Incoming:
             )
         if name == fmt.RAM_SECTION:
             self._ram_id = section_id
-            ram.section()
+            ram.section("for instance 0x0 of device 'ram'")
             self._footer(reader, name, section_id)
             return False
         if ram.foreign:

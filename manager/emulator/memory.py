@@ -17,11 +17,11 @@ Bits = npt.NDArray[np.bool_]
 WORDS = PAGE // 8  # 64-bit words in a page
 _FILL_PAGES = 4096  # pages filled at a time: 16 MiB of random bytes in flight
 _WRITER_PAUSE = 0.001  # seconds between two bursts of the writer
-_WRITER_BURST = 32  # pages it dirties in a burst: about 100 MiB/s
+_WRITER_BURST = 8  # pages it dirties in a burst: about 25 MiB/s
 
 
 class GuestMemory:
-    """RAM of ``options.memory`` bytes, filled by ``options.pattern`` unless it awaits a restore."""
+    """RAM of ``options.memory`` bytes, filled by ``options.pattern`` or, before a restore, zero."""
 
     def __init__(self, options: EmulatorOptions) -> None:
         self.size = options.memory
@@ -35,7 +35,7 @@ class GuestMemory:
         self._gate = threading.Lock()
         self._running = False
         self._wake = threading.Event()
-        if options.incoming is None:
+        if options.incoming is None or options.stale:
             fill(self.words, options.pattern, options.seed)
         if options.writer:
             threading.Thread(

@@ -19,7 +19,8 @@ class EmulatorOptions:
 
     ``memory`` is in bytes, ``throttle`` in bytes of guest pages a second (0: as fast as the file
     takes them), so that a test can catch a save half way. ``writer`` starts a thread that dirties
-    pages while the guest is running. ``paused`` is QEMU's ``-S``.
+    pages while the guest is running. ``paused`` is QEMU's ``-S``. ``stale`` fills RAM by
+    ``pattern`` even if it awaits a restore, as a memory backend file that was used before.
 
     Raises ValueError if the memory is not a positive number of whole pages.
     """
@@ -34,6 +35,7 @@ class EmulatorOptions:
     uuid: str | None = None
     seed: int = 0
     throttle: int = 0
+    stale: bool = False
 
     def __post_init__(self) -> None:
         if self.memory <= 0 or self.memory % PAGE:

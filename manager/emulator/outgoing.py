@@ -6,13 +6,14 @@ Source: QEMU's ``migration/migration.c`` and ``migration/file.c`` of 10.0, obser
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from manager.emulator import faults, files, pace, stream
-from manager.emulator.faults import QmpError, StreamError
+from manager.emulator.faults import ChannelError, QmpError, StreamError
 from manager.emulator.ram_save import MappedRamSave, PlainRamSave, RamSave, Throttle
 from manager.emulator.run_state import RunState
 from manager.image import stream_format as fmt
@@ -123,7 +124,10 @@ class Outgoing:
         try:
             self._setup(address)
             if self._change("setup", "active"):
-                self._iterate()
+                if self._machine.capabilities["background-snapshot"]:
+                    self._snapshot()
+                else:
+                    self._iterate()
         except StreamError as error:
             self._fail(error)
         with self._machine.lock:
@@ -140,20 +144,19 @@ class Outgoing:
         if on["multifd"]:
             self._open_channels(address)
         writer = self._writer = stream.StreamWriter(self._fds[0])
-        names = [name for name in ("x-ignore-shared", "mapped-ram") if on[name]]
-        writer.write(stream.header(names, self._uuid()))
+        writer.write(stream.header(self._recorded(), self._uuid()))
         writer.write(
             stream.section(fmt.SECTION_START, stream.RAM_SECTION, fmt.RAM_SECTION, fmt.RAM_VERSION)
         )
         ram = self._new_ram(writer)
-        self._sync(ram)
+        if not on["background-snapshot"]:
+            self._sync(ram)
         try:
             ram.setup(ignore_shared=on["x-ignore-shared"])
             writer.write(stream.end_of_ram())
             writer.flush()
         except StreamError:
-            desc = "ram_save_setup failed: Input/output error"
-            raise StreamError(desc, desc) from None
+            raise StreamError("ram_save_setup failed: Input/output error") from None
         finally:
             self._ram = ram
         if on["return-path"]:
@@ -189,6 +192,8 @@ class Outgoing:
             if not len(pages):
                 return
             ram.send(pages)
+            if self._pace.limit:
+                ram.settle()  # what is under way must count, or the limit would not hold
             ram.check()
 
     def _complete(self, ram: RamSave) -> None:
@@ -210,15 +215,53 @@ class Outgoing:
                 ram.check()
             ram.finish()
             writer.write(stream.end_of_ram())
-            writer.write(stream.devices(state.value))
-            names = [n for n in ("x-ignore-shared", "mapped-ram") if machine.capabilities[n]]
-            writer.write(stream.description(names, self._uuid()))
-            writer.flush()
+            self._write_devices(stream.devices(state.value))
             if self.error is not None:
-                raise StreamError(self.error, self.error)
+                raise StreamError(self.error)
             self._pace.finished(self._sent(ram))
             if self._change("device", "completed"):
                 machine.run_state = RunState.POSTMIGRATE
+
+    def _snapshot(self) -> None:
+        """Save the state of one moment while the guest runs on.
+
+        QEMU protects RAM against writing and copies pages as the guest touches them. Here the
+        guest is halted instead until its pages are written; events and file are the same. There
+        is no end of the RAM section, and so, in QEMU 10.0.2, mapped-ram's bitmap is never written:
+        such an image restores to empty RAM.
+        """
+        machine, ram, writer = self._machine, self._ram, self._writer
+        assert ram is not None and writer is not None
+        with machine.lock:
+            state = self._old_state = machine.run_state
+            if state is RunState.PRELAUNCH:
+                reason = "invalid runstate transition: 'prelaunch' -> 'paused'"
+                faults.die(reason, signal.SIGABRT)
+            self._pace.stopped()
+            devices = stream.devices(state.value)
+            machine.stop(RunState.PAUSED)
+        while self.status == "active" and ram.bytes_left:
+            writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
+            self._send_slice(ram)
+            writer.write(stream.end_of_ram())
+            self._pace.rest(self._sent(ram), machine.parameters)
+        with machine.lock:
+            if state is RunState.RUNNING and self.status == "active":
+                machine.start()
+        self._write_devices(devices)
+        self._pace.finished(self._sent(ram))
+        self._change("active", "completed")
+
+    def _write_devices(self, devices: bytes) -> None:
+        assert self._writer is not None
+        self._writer.write(devices)
+        self._writer.write(stream.description(self._recorded(), self._uuid()))
+        self._writer.flush()
+
+    def _recorded(self) -> list[str]:
+        """Return the capabilities that a stream records, in the order of their list."""
+        recorded = (fmt.CAPABILITY_IGNORE_SHARED, fmt.CAPABILITY_MAPPED_RAM)
+        return [name for name in recorded if self._machine.capabilities[name]]
 
     def _switch_over(self) -> bool:
         if not self._machine.capabilities["pause-before-switchover"]:
@@ -228,13 +271,13 @@ class Outgoing:
         return self._change("pre-switchover", "device")
 
     def _fail(self, error: StreamError) -> None:
-        for line in error.reports:
+        for line in (*error.reports, error.desc):
             faults.report(line)
         if self.status == "cancelling":
             return
         self.error = self.error or error.desc
         self._enter("failed")
-        if self._channel_fds and not error.reports:
+        if isinstance(error, ChannelError):
             # QEMU 10.0.2 reports a failed channel twice: the channel, then the migration thread.
             self._machine.migration_event("failed")
 
@@ -266,7 +309,6 @@ class Outgoing:
             self._throttle,
             channels=self._channel_fds,
             detection=machine.parameters["zero-page-detection"],
-            drop_bitmap=machine.capabilities["background-snapshot"],
         )
 
     def _uuid(self) -> bytes | None:

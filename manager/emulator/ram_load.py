@@ -30,9 +30,7 @@ Read = tuple[int, memoryview]  # file offset, and where the bytes go
 
 def invalid(*reports: str) -> StreamError:
     """Return the error of a RAM section that QEMU does not take."""
-    return StreamError(
-        os.strerror(22), *reports, "error while loading state for instance 0x0 of device 'ram'"
-    )
+    return StreamError(os.strerror(22), *reports)
 
 
 class RamLoad:
@@ -60,16 +58,19 @@ class RamLoad:
         if self._channels is not None:
             self._channels.close()
 
-    def section(self) -> None:
-        """Load one RAM section up to its end mark. Raises StreamError."""
+    def section(self, name: str) -> None:
+        """Load one RAM section up to its end mark. Raises StreamError, ``name`` in its words."""
+        try:
+            self._section()
+        except StreamError as error:
+            last = f"error while loading state {name}"
+            raise StreamError(error.desc, *error.reports, last) from None
+
+    def _section(self) -> None:
         while True:
             word = self._reader.u64()
             if self._reader.failed:
-                raise StreamError(
-                    os.strerror(5),
-                    "Getting RAM address failed",
-                    "error while loading state for instance 0x0 of device 'ram'",
-                )
+                raise StreamError(os.strerror(5), "Getting RAM address failed")
             address, flags = word & ~fmt.RAM_FLAG_MASK, word & fmt.RAM_FLAG_MASK
             if flags == fmt.RAM_FLAG_EOS:
                 if self._channels is not None:
@@ -79,6 +80,8 @@ class RamLoad:
                 self._blocks(address)
             elif not self._mapped and flags & (stream.RAM_FLAG_ZERO | stream.RAM_FLAG_PAGE):
                 self._page(address, flags)
+                if self._reader.failed:
+                    raise StreamError(os.strerror(5))
             else:
                 raise invalid(f"Unexpected RAM flags: {flags}")
 
@@ -153,10 +156,9 @@ class RamLoad:
                 continue
             got = self._reader.preadv(block[at:stop], base + at)
             if got != stop - at:
-                page = got % PAGE if got % PAGE else 0
                 raise invalid(
-                    f"Error reading ramblock {name} pages, "
-                    f"Partial read of size {page}, expected {PAGE}"
+                    f"({name}) failed to read page {at:x}from file offset {base + at:x}:"
+                    f" Partial read of size {got}, expected {stop - at}"
                 )
 
     def _page(self, address: int, flags: int) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from manager import units
 from manager.emulator import stream
 from manager.emulator.channels import Channels
+from manager.emulator.faults import ChannelError, StreamError
 from manager.emulator.options import PAGE
 from manager.image import stream_format as fmt
 
@@ -127,6 +128,9 @@ class RamSave(abc.ABC):
         """The end of RAM is reached; another round begins, which must not overtake this one."""
         self._cursor = 0
 
+    def settle(self) -> None:  # noqa: B027 (see check)
+        """Wait until all that was sent is written."""
+
     def check(self) -> None:  # noqa: B027 (a form without channels has nothing to check)
         """Raise StreamError if a channel failed meanwhile."""
 
@@ -157,13 +161,11 @@ class MappedRamSave(RamSave):
         *,
         channels: list[int],
         detection: str,
-        drop_bitmap: bool,
     ) -> None:
         super().__init__(memory, writer, throttle)
         self._present = np.zeros(memory.pages, dtype=np.bool_)
         self._multifd = bool(channels)
         self._detection = detection
-        self._drop_bitmap = drop_bitmap
         self._channels: Channels[Indices] = Channels(channels, self._write_job)
         self._bitmap_offset = self._pages_offset = 0
 
@@ -199,7 +201,7 @@ class MappedRamSave(RamSave):
         try:
             self._write_runs(self.writer.fd, wanted)
         except OSError as error:
-            raise stream.unable_to_write(error) from None
+            raise _broken(stream.unable_to_write(error)) from None
 
     def _write_job(self, fd: int, pages: Indices) -> None:
         """Runs in a channel. Legacy detection has taken out the zero pages before."""
@@ -222,6 +224,10 @@ class MappedRamSave(RamSave):
             os.pwritev(fd, [self.memory.view[start : start + size]], self._pages_offset + start)
         self.count(len(pages), 0, multifd=self._multifd)
 
+    def settle(self) -> None:
+        """Wait for the channels."""
+        self._channels.sync()
+
     def wrap(self) -> None:
         """Wait for the channels, so that no older copy of a page is written over a newer one."""
         self._channels.sync()
@@ -231,7 +237,7 @@ class MappedRamSave(RamSave):
         """Raise StreamError if a channel could not write."""
         error = self._channels.error
         if isinstance(error, OSError):
-            raise stream.unable_to_write(error)
+            raise ChannelError(stream.unable_to_write(error).desc)
         if error is not None:
             raise error
 
@@ -239,9 +245,7 @@ class MappedRamSave(RamSave):
         """Wait for the channels and write the bitmap to its place."""
         self._channels.sync()
         self.check()
-        # QEMU 10.0.2 forgets the bitmaps of a background snapshot: the image restores empty RAM.
-        present = np.zeros_like(self._present) if self._drop_bitmap else self._present
-        bits = np.packbits(present, bitorder="little").tobytes()
+        bits = np.packbits(self._present, bitorder="little").tobytes()
         bits = bits.ljust(fmt.bitmap_bytes(self.memory.size, PAGE), b"\0")
         try:
             os.pwrite(self.writer.fd, bits, self._bitmap_offset)
@@ -278,13 +282,21 @@ class PlainRamSave(RamSave):
                 flag, name = flag | stream.RAM_FLAG_CONTINUE, b""
             self._named = True
             data = b"\0" if is_zero else bytes(self.memory.view[start : start + PAGE])
-            self.writer.write(fmt.U64.pack(start | flag) + name + data)
+            try:
+                self.writer.write(fmt.U64.pack(start | flag) + name + data)
+            except StreamError as error:
+                raise _broken(error) from None
         duplicate = int(np.count_nonzero(zero))
         self.count(0, duplicate, multifd=False)
         self.counters.normal += len(pages) - duplicate
 
     def finish(self) -> None:
         """Nothing: the stream holds all."""
+
+
+def _broken(error: StreamError) -> StreamError:
+    """Return ``error`` of the main channel with what QEMU reports first."""
+    return StreamError(error.desc, "failed to save SaveStateEntry with id(name): 1(ram): -5")
 
 
 def runs(pages: Any) -> Iterator[tuple[int, int]]:

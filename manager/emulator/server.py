@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from manager.emulator.machine import Machine
 
-_CHUNK = 64 << 10  # bytes
-_MAX_FDS = 253  # SCM_MAX_FD of the kernel
+_ANCILLARY = socket.CMSG_SPACE(253 * 4)  # bytes; SCM_MAX_FD of the kernel is 253
 _OOB_QUEUE = 8  # requests that QEMU's monitor thread reads ahead once OOB is enabled
 
 
@@ -136,23 +135,40 @@ class Server:
                 self._queue(reply)
 
     def _chunks(self) -> Iterator[tuple[bytes, list[int]]]:
-        """Yield data and descriptors until nothing more is there; empty data is the end."""
-        while self._client is not None and self._exit_code is None:
+        """Yield descriptors and the data they came with, up to the next ones; empty is the end.
+
+        Like QEMU it reads byte by byte: more at once would join what was sent before a descriptor
+        to what came with it, and so lose the descriptor before.
+        """
+        data, fds = bytearray(), list[int]()
+        while self._client is not None and self._exit_code is None and not self._deferred:
             try:
-                data, ancillary, _, _ = self._client.recvmsg(
-                    _CHUNK, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
-                )
+                byte, new = self._read_byte(self._client)
             except BlockingIOError:
+                break
+            if (new or not byte) and data:
+                yield bytes(data), fds
+                data, fds = bytearray(), []
+            if not byte:
+                yield b"", new
                 return
-            except ConnectionError:
-                data, ancillary = b"", []
-            fds = array.array("i")
-            for level, kind, payload in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-            yield data, fds.tolist()
-            if not data or self._deferred:
-                return
+            data += byte
+            fds += new
+        if data:
+            yield bytes(data), fds
+
+    @staticmethod
+    def _read_byte(client: socket.socket) -> tuple[bytes, list[int]]:
+        """Return the next byte and the descriptors that came with it; no byte at the end."""
+        try:
+            data, ancillary, _, _ = client.recvmsg(1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return b"", []
+        fds = array.array("i")
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        return data, fds.tolist()
 
     def _queue(self, message: dict[str, Any]) -> None:
         self._out += encode(message) + b"\r\n"

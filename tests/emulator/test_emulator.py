@@ -1,0 +1,220 @@
+"""What the emulator offers beyond QEMU, and what only it can show: throttle, writer, patterns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from manager.emulator import memory, ram_save, stream
+from manager.emulator.options import PATTERNS, EmulatorOptions
+from tests.emulator import helpers
+from tests.emulator.helpers import MIB, MULTIFD
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = 33 * MIB
+
+
+def test_cancel_in_the_middle(tmp_path: Path) -> None:
+    with helpers.emulator(tmp_path, "--pattern", "random", "--throttle", "8M") as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate", uri=f"file:{tmp_path}/image")
+        qmp.wait("active")
+        time.sleep(0.5)
+        ram = qmp("query-migrate")["ram"]
+        assert 1 * MIB <= ram["normal-bytes"] <= 16 * MIB
+        assert ram["remaining"] > 8 * MIB
+        refused = qmp.ask("migrate", uri=f"file:{tmp_path}/other")
+        assert refused["error"]["desc"] == "There's a migration process in progress"
+        assert qmp.capabilities("xbzrle") == refused
+        assert qmp("migrate_cancel") == {}
+        assert qmp.wait("cancelled", seconds=2) == {"status": "cancelled"}
+        assert qmp("query-status")["status"] == "running"
+        assert qmp.trace() == ["setup", "pass 1", "active", "cancelling", "cancelled"]
+
+
+def test_bandwidth_limit_holds_and_can_be_lifted(tmp_path: Path) -> None:
+    with helpers.emulator(tmp_path, "--pattern", "random") as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-set-parameters", max_bandwidth=8 * MIB, downtime_limit=1)
+        started = time.monotonic()
+        qmp("migrate", uri=f"file:{tmp_path}/image")
+        time.sleep(1)
+        sent = qmp("query-migrate")["ram"]["transferred"]
+        assert sent <= 8 * MIB * (time.monotonic() - started) + 2 * MIB
+        qmp("migrate-set-parameters", max_bandwidth=0)
+        assert qmp.wait("completed", seconds=3)["ram"]["normal"] == SIZE // 4096
+
+
+def test_guest_can_be_stopped_and_continued_during_a_save(tmp_path: Path) -> None:
+    with helpers.emulator(tmp_path, "--pattern", "random", "--throttle", "30M") as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-set-parameters", downtime_limit=0)
+        qmp("migrate", uri=f"file:{tmp_path}/image")
+        qmp.wait("active")
+        qmp("stop")
+        assert qmp("query-status")["status"] == "paused"
+        qmp("cont")
+        qmp.wait("completed")
+        assert qmp.trace()[:5] == ["setup", "pass 1", "active", "STOP", "RESUME"]
+        rest = [word for word in qmp.trace()[5:] if not word.startswith("pass")]
+        assert rest == ["STOP", "device", "completed"]
+
+
+def test_live_save_of_a_writing_guest(tmp_path: Path, destination: helpers.Qmp) -> None:
+    """RAM changes while it is saved; the image has what it was at the end, and RAM then rests."""
+    with helpers.emulator(tmp_path, "--pattern", "fragmented", "--writer") as qmp:
+        before = helpers.memory_of(qmp, SIZE, tmp_path)
+        result = helpers.save(qmp, f"{tmp_path}/image", max_bandwidth=40 * MIB)
+        assert result["status"] == "completed"
+        qmp.wait_run_state("postmigrate")
+        after = helpers.memory_of(qmp, SIZE, tmp_path)
+        assert before != after
+        assert result["ram"]["normal"] + result["ram"]["duplicate"] > SIZE // 4096
+        time.sleep(0.05)
+        assert helpers.memory_of(qmp, SIZE, tmp_path) == after
+        assert helpers.restore(destination, f"{tmp_path}/image")["status"] == "completed"
+        assert helpers.memory_of(destination, SIZE, tmp_path) == after
+        qmp("cont")
+        time.sleep(0.2)
+        assert helpers.memory_of(qmp, SIZE, tmp_path) != after
+        again = helpers.save(qmp, f"{tmp_path}/again")
+        assert again["status"] == "completed"
+
+
+def test_page_that_became_zero_is_zero_in_the_image(tmp_path: Path) -> None:
+    """A page sent once and zero later has its bit cleared again."""
+    options = EmulatorOptions(qmp=tmp_path / "q", memory=1 * MIB, pattern="random")
+    ram = memory.GuestMemory(options)
+    with helpers.opened(tmp_path / "image", os.O_RDWR | os.O_CREAT) as fd:
+        saved = ram_save.MappedRamSave(
+            ram,
+            stream.StreamWriter(fd),
+            ram_save.Throttle(0),
+            channels=[fd],
+            detection="multifd",
+        )
+        saved.setup(ignore_shared=False)
+        while len(pages := saved.take()):
+            saved.send(pages)
+        saved.wrap()
+        ram.words[5] = 0
+        saved.left[5] = True
+        saved.send(saved.take())
+        saved.finish()
+        saved.close()
+        bitmap = os.pread(fd, 32, 8 + 4 + 8 + 28)
+    assert bitmap == (((1 << 256) - 1) ^ (1 << 5)).to_bytes(32, "little")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_are_reproducible(tmp_path: Path, pattern: str) -> None:
+    words = [np.zeros((5000, 512), dtype=np.uint64) for _ in range(3)]
+    for array, seed in zip(words, (1, 1, 2), strict=True):
+        memory.fill(array, pattern, seed)
+    assert np.array_equal(words[0], words[1])
+    assert np.array_equal(words[0], words[2]) == (pattern == "zero")
+    share = np.count_nonzero(words[0].any(axis=1)) / 5000
+    low, high = {
+        "zero": (0, 0),
+        "random": (1, 1),
+        "sparse": (0.02, 0.2),
+        "fragmented": (0.45, 0.55),
+        "linux": (0.3, 0.55),
+    }[pattern]
+    assert low <= share <= high
+
+
+def test_odd_memory_is_refused(tmp_path: Path) -> None:
+    for size in ("0", "4097"):
+        command = [sys.executable, "-m", "manager.emulator", "--qmp", str(tmp_path / "q")]
+        done = subprocess.run([*command, "--memory", size], capture_output=True, check=False)
+        assert done.returncode == 2
+        assert b"whole pages" in done.stderr
+
+
+def test_only_the_first_descriptor_of_a_message_counts(source: helpers.Qmp) -> None:
+    reader, writer = os.pipe()
+    extra_reader, extra_writer = os.pipe()
+    source("add-fd", writer, extra_writer, fdset_id=1)
+    for fd in (writer, extra_writer):
+        os.close(fd)
+    assert os.read(extra_reader, 1) == b""  # the emulator has closed its copy
+    os.set_blocking(reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
+    source("remove-fd", fdset_id=1)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    os.close(extra_reader)
+
+
+@pytest.mark.parametrize("oob", [False, True])
+def test_pipelined_descriptors_are_lost_with_oob_only(tmp_path: Path, *, oob: bool) -> None:
+    """qemu.qmp sends a blank with each descriptor, the command after it."""
+    with helpers.emulator(tmp_path, negotiate=False) as qmp:
+        qmp("qmp_capabilities", enable=["oob"] if oob else [])
+        os.kill(qmp.process.pid, signal.SIGSTOP)
+        for number in (1, 2):
+            with helpers.opened(tmp_path, os.O_RDONLY) as fd:
+                qmp.send(b" ", (fd,))
+            add = {"execute": "add-fd", "arguments": {"fdset-id": number}}
+            qmp.send(json.dumps(add).encode())
+        os.kill(qmp.process.pid, signal.SIGCONT)
+        replies = [qmp.reply(), qmp.reply()]
+        assert ["error" in reply for reply in replies] == [False, oob]
+        assert len(qmp("query-fdsets")) == (1 if oob else 2)
+
+
+def test_second_client_waits_for_the_first(tmp_path: Path) -> None:
+    with helpers.emulator(tmp_path) as first:
+        with helpers.opened(tmp_path, os.O_RDONLY) as fd:
+            first("add-fd", fd, fdset_id=3)
+        waiting = helpers.connect(tmp_path / "emulator.qmp", first.process)
+        waiting.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1)
+        first.close()
+        waiting.settimeout(5)
+        assert waiting.recv(65536).startswith(b'{"QMP": {"version": {"qemu": {"micro": 2')
+        waiting.sendall(b'{"execute":"qmp_capabilities"}{"execute":"query-fdsets"}')
+        time.sleep(0.3)
+        assert b'"fdset-id": 3' in waiting.recv(65536)  # sets outlive the monitor
+        waiting.close()
+
+
+def test_sigterm_ends_it_as_quit_does(tmp_path: Path) -> None:
+    with helpers.emulator(tmp_path) as qmp:
+        os.kill(qmp.process.pid, signal.SIGTERM)
+        with pytest.raises(helpers.Died):
+            qmp.events.append(qmp.read())
+            qmp.read()
+        assert qmp.events[0]["data"] == {"guest": False, "reason": "host-signal"}
+        assert qmp.ended() == 0
+        assert not (tmp_path / "emulator.qmp").exists()
+
+
+def test_set_removed_during_a_save_vanishes_when_it_ends(tmp_path: Path) -> None:
+    with helpers.emulator(tmp_path, "--pattern", "random", "--throttle", "40M") as qmp:
+        (tmp_path / "image").touch()
+        target = helpers.pass_pair(qmp, tmp_path / "image", os.O_WRONLY)
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-set-parameters", direct_io=True)
+        qmp("migrate", uri=f"file:{target}")
+        qmp.wait("active")
+        qmp("remove-fd", fdset_id=7)
+        assert qmp("query-fdsets") == [{"fdset-id": 7, "fds": []}]
+        qmp.wait("completed")
+        until = time.monotonic() + 5
+        while qmp("query-fdsets"):
+            assert time.monotonic() < until
+            time.sleep(0.01)

@@ -1,0 +1,252 @@
+"""Where QEMU 10.0.2 crashes, hangs or loses data the emulator does the same, shown side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.emulator import helpers
+from tests.emulator.helpers import MIB, MULTIFD
+from tests.kit import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    Start = Callable[..., AbstractContextManager[helpers.Qmp]]
+
+MAPPED = MULTIFD[:2]
+PLAIN = MULTIFD[:1]
+STARTS = [
+    pytest.param(helpers.emulator, id="emulator"),
+    pytest.param(helpers.real_qemu, id="qemu", marks=pytest.mark.qemu),
+]
+both = pytest.mark.parametrize("start", STARTS)
+
+
+def dense(start: Start, directory: Path, *arguments: str) -> AbstractContextManager[helpers.Qmp]:
+    """Start a guest of 33 MiB whose every page is used."""
+    if start is helpers.emulator:
+        return start(directory, *arguments, "--pattern", "random")
+    (directory / "ram").write_bytes(os.urandom(33 * MIB))
+    return start(directory, *arguments, ram=directory / "ram")
+
+
+def stderr_of(directory: Path) -> str:
+    """Return the emulator's stderr; empty if QEMU ran."""
+    path = directory / "emulator.stderr"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An image of a dense guest of 33 MiB."""
+    directory = tmp_path / "saved"
+    directory.mkdir()
+    with dense(helpers.emulator, directory) as qmp:
+        assert helpers.save(qmp, str(tmp_path / "image"))["status"] == "completed"
+    return tmp_path / "image"
+
+
+def death(qmp: helpers.Qmp, *steps: Callable[[], Any]) -> int:
+    """Take ``steps``, of which the last or its effect ends the process; return its status."""
+    with pytest.raises(helpers.Died):
+        for step in steps:
+            step()
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            qmp("query-status")
+            time.sleep(0.01)
+    return qmp.ended()
+
+
+@both
+def test_missing_direct_descriptor_at_save_kills(tmp_path: Path, start: Start) -> None:
+    with dense(start, tmp_path) as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-set-parameters", direct_io=True)
+        with helpers.opened(tmp_path / "image", os.O_WRONLY | os.O_CREAT) as fd:
+            qmp("add-fd", fd, fdset_id=1)
+        assert qmp("migrate", uri="file:/dev/fdset/1") == {}
+        assert death(qmp) == -signal.SIGSEGV
+    if start is helpers.emulator:
+        assert "QEMU 10.0.2 would crash here: a multifd channel" in stderr_of(tmp_path)
+
+
+@both
+def test_missing_direct_descriptor_at_restore_wastes_the_destination(
+    tmp_path: Path, start: Start, image: Path
+) -> None:
+    with start(tmp_path, "-incoming", "defer") as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-set-parameters", direct_io=True)
+        with helpers.opened(image, os.O_RDONLY) as fd:
+            qmp("add-fd", fd, fdset_id=1)
+        first = qmp.ask("migrate-incoming", uri="file:/dev/fdset/1")
+        assert first["error"]["desc"] == "Failed to find file descriptor with matching flags=0x4000"
+        assert qmp("query-migrate") == {"status": "setup"}
+        with helpers.opened(image, os.O_RDONLY | os.O_DIRECT) as fd:
+            qmp("add-fd", fd, fdset_id=1)
+        again = qmp.ask("migrate-incoming", uri="file:/dev/fdset/1")
+        assert again["error"]["desc"] == "Illegal migration incoming state: setup"
+        qmp("remove-fd", fdset_id=1)
+        assert qmp("query-fdsets") == []
+        assert qmp.trace() == ["setup"]
+
+
+@both
+def test_truncated_pages_kill_with_multifd(tmp_path: Path, start: Start, image: Path) -> None:
+    os.truncate(image, 20 * MIB + 100)
+    with start(tmp_path, "-incoming", "defer") as qmp:
+        qmp.capabilities(*MULTIFD)
+        reply = qmp.ask("migrate-incoming", uri=f"file:{image}", exit_on_error=False)
+        assert reply == {"return": {}}
+        assert death(qmp) == -signal.SIGSEGV
+    if start is helpers.emulator:
+        assert "beyond the end of the file" in stderr_of(tmp_path)
+
+
+@both
+@pytest.mark.parametrize("capabilities", [MAPPED, PLAIN], ids=["mapped-ram", "plain"])
+def test_truncated_pages_fail_without_multifd(
+    tmp_path: Path, start: Start, capabilities: tuple[str, ...]
+) -> None:
+    with dense(helpers.emulator, tmp_path) as qmp:
+        helpers.save(qmp, f"{tmp_path}/image", *capabilities)
+    os.truncate(tmp_path / "image", 20 * MIB + 100)
+    with start(tmp_path, "-incoming", "defer") as qmp:
+        result = helpers.restore(qmp, f"{tmp_path}/image", *capabilities)
+    errno_text = "Invalid argument" if capabilities is MAPPED else "Input/output error"
+    assert result == {"status": "failed", "error-desc": f"load of migration failed: {errno_text}"}
+    log = tmp_path / ("emulator.stderr" if start is helpers.emulator else "qemu.stderr")
+    assert ("Partial read of size 100, expected 1048576" in log.read_text()) == (
+        capabilities is MAPPED
+    )
+
+
+@both
+def test_page_size_zero_kills(tmp_path: Path, start: Start, image: Path) -> None:
+    with image.open("r+b") as file:
+        at = image.read_bytes().index(b"\x03ram", 0x50) + 4 + 8 + 4
+        file.seek(at)
+        assert file.read(8) == (4096).to_bytes(8, "big")
+        file.seek(at)
+        file.write(bytes(8))
+    with start(tmp_path, "-incoming", "defer") as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-incoming", uri=f"file:{image}", exit_on_error=False)
+        assert death(qmp) == -signal.SIGFPE
+
+
+@both
+def test_changing_channels_and_cancelling_kills(tmp_path: Path, start: Start) -> None:
+    with dense(start, tmp_path) as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-set-parameters", max_bandwidth=4 * MIB)
+        qmp("migrate", uri=f"file:{tmp_path}/image")
+        qmp.wait("active")
+        time.sleep(0.2)
+        qmp("migrate-set-parameters", multifd_channels=3)
+        status = death(qmp, lambda: qmp.ask("migrate_cancel"))
+        assert status in (-signal.SIGSEGV, -signal.SIGABRT)
+
+
+@both
+def test_no_main_channel_kills(tmp_path: Path, start: Start) -> None:
+    addr = {"transport": "file", "filename": "/nonexistent/x", "offset": 0}
+    with start(tmp_path) as qmp:
+        channels = [{"channel-type": "cpr", "addr": addr}]
+        assert death(qmp, lambda: qmp.ask("migrate", channels=channels)) == -signal.SIGSEGV
+
+
+@both
+def test_background_snapshot_loses_ram_silently(tmp_path: Path, start: Start) -> None:
+    with start(tmp_path) as qmp:
+        result = helpers.save(
+            qmp, f"{tmp_path}/image", "events", "mapped-ram", "background-snapshot"
+        )
+        assert result["status"] == "completed"
+        assert qmp("query-status")["status"] == "running"
+        assert qmp.trace() == ["setup", "active", "STOP", "RESUME", "completed"]
+
+
+def test_background_snapshot_restores_nothing(tmp_path: Path, destination: helpers.Qmp) -> None:
+    capabilities = ("events", "mapped-ram", "background-snapshot")
+    with dense(helpers.emulator, tmp_path) as qmp:
+        result = helpers.save(qmp, f"{tmp_path}/image", *capabilities)
+        assert result["ram"]["normal"] == 33 * 256
+    assert helpers.restore(destination, f"{tmp_path}/image", *MAPPED)["status"] == "completed"
+    assert not any(helpers.memory_of(destination, 33 * MIB, tmp_path))
+
+
+def test_clear_bits_leave_stale_ram(tmp_path: Path) -> None:
+    """A second guest's RAM shows through where the image has no page, as QEMU's would."""
+    with helpers.emulator(tmp_path) as qmp:
+        helpers.save(qmp, f"{tmp_path}/zero")
+    with dense(helpers.emulator, tmp_path) as qmp:
+        helpers.save(qmp, f"{tmp_path}/plain", *PLAIN)
+        full = helpers.memory_of(qmp, 33 * MIB, tmp_path)
+    with dense(helpers.emulator, tmp_path, "-incoming", "defer", "--stale") as qmp:
+        stale = helpers.memory_of(qmp, 33 * MIB, tmp_path)
+        assert stale == full
+        assert helpers.restore(qmp, f"{tmp_path}/zero")["status"] == "completed"
+        assert helpers.memory_of(qmp, 33 * MIB, tmp_path) == stale
+
+
+@both
+def test_failed_restore_ends_the_process_by_default(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "image").write_bytes(b"not an image")
+    with start(tmp_path, "-incoming", "defer") as qmp:
+        qmp.capabilities(*MULTIFD)
+        qmp("migrate-incoming", uri=f"file:{tmp_path}/image")
+        assert death(qmp) == 1
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system that cannot hold the image."""
+    place = tmp_path / "small"
+    place.mkdir()
+    with storage.tmpfs(12 * MIB, place) as mounted:
+        yield mounted
+
+
+@pytest.mark.root
+@both
+@pytest.mark.parametrize("arguments", [(), ("-S",)], ids=["running", "stopped"])
+@pytest.mark.parametrize(
+    ("capabilities", "times"),
+    [
+        pytest.param(MULTIFD, 2, id="multifd"),
+        pytest.param(MAPPED, 1, id="mapped-ram"),
+        pytest.param(PLAIN, 1, id="plain"),
+    ],
+)
+def test_full_disk(
+    tmp_path: Path,
+    small: Path,
+    start: Start,
+    arguments: tuple[str, ...],
+    capabilities: tuple[str, ...],
+    times: int,
+) -> None:
+    """The save fails, told once or twice, the guest goes on, and a second try works."""
+    with dense(start, tmp_path, *arguments) as qmp:
+        result = helpers.save(qmp, f"{small}/image", *capabilities)
+        assert result == {
+            "status": "failed",
+            "error-desc": "Unable to write to file: No space left on device",
+        }
+        assert qmp("query-status")["status"] == ("prelaunch" if arguments else "running")
+        until = time.monotonic() + 5
+        expected = ["setup", "pass 1", "active", *["failed"] * times]
+        while qmp.trace() != expected and time.monotonic() < until:
+            time.sleep(0.01)
+        assert qmp.trace() == expected
+        time.sleep(0.1)
+        assert helpers.save(qmp, f"{tmp_path}/image", *capabilities)["status"] == "completed"
