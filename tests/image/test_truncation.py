@@ -1,0 +1,111 @@
+"""An image cut anywhere is refused, whoever wrote it."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from manager import errors
+from manager.image import bitmaps, image, mapped_ram
+from tests.image import build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from tests.image.conftest import Real
+
+
+def boundaries(stream: mapped_ram.Stream) -> set[int]:
+    """Return the offsets in a stream where something begins or ends."""
+    found = {stream.offset, stream.description_offset, stream.description_offset - 5}
+    for block in stream.blocks:
+        found |= {block.bitmap_offset, block.bitmap_offset + block.bitmap_bytes}
+        found |= {block.bitmap_offset - 28, block.pages_offset, block.end}
+    for device in stream.devices:
+        head = 4 + 1 + 1 + len(device.name) + 8
+        found |= {device.offset - head, device.offset, device.offset + device.length}
+        found.add(device.offset + device.length + 5)
+    return found
+
+
+def places(marks: Iterable[int], size: int) -> list[int]:
+    """Return each mark, the bytes beside it, and 200 random places; all within the file."""
+    near = {mark + by for mark in marks for by in (-1, 0, 1)}
+    generator = random.Random(1)
+    return sorted(
+        at for at in near | {generator.randrange(size) for _ in range(200)} if 0 <= at < size
+    )
+
+
+def assert_every_cut_refused(path: Path, cuts: list[int], *, complete_at: int) -> None:
+    """Cut the file shorter and shorter: as an image, and as a stream that knows no length."""
+    for size in reversed(cuts):
+        os.truncate(path, size)
+        with pytest.raises(errors.InvalidImage), image.opened(path) as opened:
+            opened.validate()
+        if size == complete_at:
+            continue
+        with path.open("rb") as file, pytest.raises(errors.InvalidImage) as caught:
+            image.validate_stream(file.fileno(), build.M, size)
+        assert isinstance(caught.value, errors.TruncatedImage), f"cut at {size}: {caught.value}"
+
+
+def test_synthetic_image_cut_at_every_boundary(tmp_path: Path) -> None:
+    built = build.Image().built()
+    path = tmp_path / "image"
+    built.write(path)
+    # Behind the end mark a stream without description ends: only the superblock knows better.
+    complete = built.fields["description.type"][0]
+    assert_every_cut_refused(path, places(built.boundaries(), built.size), complete_at=complete)
+
+
+@pytest.mark.qemu
+def test_real_image_cut_at_every_boundary(real: Real, tmp_path: Path) -> None:
+    path = real.copy(tmp_path / "image")
+    with image.opened(path) as opened:
+        stream = opened.validate().stream
+    for size in reversed(places([*boundaries(stream), 4096, 8192], stream.end)):
+        os.truncate(path, size)
+        with pytest.raises(errors.InvalidImage), image.opened(path) as opened:
+            opened.validate()
+        if size == stream.description_offset - 5:
+            continue
+        with path.open("rb") as file, pytest.raises(errors.TruncatedImage):
+            image.validate_stream(file.fileno(), build.MIB, size)
+
+
+def test_every_byte_of_the_end_counts(tmp_path: Path) -> None:
+    built = build.Image().built()
+    path = tmp_path / "image"
+    built.write(path)
+    start = built.fields["setup.mark"][0]
+    complete = built.fields["description.type"][0]
+    assert_every_cut_refused(path, list(range(start, built.size)), complete_at=complete)
+
+
+def test_file_that_has_grown_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    build.Image().built().write(path)
+    with path.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(errors.InvalidImage, match="1 more than"), image.opened(path):
+        pass
+
+
+def test_bitmap_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    built = build.Image().built()
+    built.write(path)
+    with image.opened(path) as opened:
+        contents = opened.validate()
+        block = contents.stream.blocks[1]
+        for left in (3, 0):
+            os.truncate(path, block.bitmap_offset + left)
+            with pytest.raises(errors.TruncatedImage):
+                bitmaps.run_histogram(opened.fd, contents.stream)
+            with pytest.raises(errors.TruncatedImage):
+                bitmaps.used_pages(opened.fd, block)
