@@ -77,6 +77,13 @@ def test_footer_at_the_border_of_what_is_read_at_once(length: int) -> None:
         assert validated(with_state(state)).stream.devices[1].length == len(state)
 
 
+def test_false_footer_that_overlaps_the_true_one() -> None:
+    # Section 126 has the footer 7e 00 00 00 7e, which may begin in the state.
+    devices = build.default_devices()
+    devices[1].section, devices[1].state = 0x7E, b"\x7e\0\0\0"
+    assert validated(build.Image(devices=devices).built()).stream.devices[1].length == 4
+
+
 @pytest.mark.parametrize("ending", [b"", b"\x7e" + struct.pack(">I", 99)])
 def test_state_that_forges_a_whole_device_is_refused(ending: bytes) -> None:
     # A guest can do this to its own image only. The footer that QEMU wrote is left over.
