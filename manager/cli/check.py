@@ -49,10 +49,10 @@ def _is_guest(target: str, config: Config) -> bool:
 
 
 def _check_guest(given: Globals, config: Config, target: str, chosen: dict[str, Any]) -> int:
-    from manager.operations import preview, save
+    from manager.operations import preview, save_request
 
     guest = config.guest(target)
-    request = save.request(config, guest, **chosen)
+    request = save_request.request(config, guest, **chosen)
     found, error = running.run(preview.preview(guest, config, request), given)
     lines = [
         f"{'ok  ' if line['ok'] else 'FAIL'} {line['check']}: {line['detail']}"

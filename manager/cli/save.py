@@ -69,13 +69,15 @@ def command(context: click.Context, /, guest: str, image: str | None, **chosen: 
     The guest is told to quit only once the image is proven whole and on stable storage; if anything
     fails before that, the guest goes back to the run state it had.
     """
-    from manager.operations import save
+    from manager.operations import save, save_request
 
     given = of(context)
     config = given.config()
     target = config.guest(guest)
     replace, timeout = chosen.pop("replace"), chosen.pop("timeout")
-    request = save.request(config, target, image=image, replace=replace, timeout=timeout, **chosen)
+    request = save_request.request(
+        config, target, image=image, replace=replace, timeout=timeout, **chosen
+    )
     with running.reporting(given, f"saving {target.name}") as report:
         done = running.run(save.save(target, config, request, report), given)
     output.result(given, done, summary(done))

@@ -7,7 +7,7 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.operations import preview, save
+from manager.operations import preview, save, save_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,9 +51,11 @@ async def check(job: Job, config: Config) -> dict[str, Any]:
     return await _each(job, config, one)
 
 
-def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> save.Request:
+def _request(
+    job: Job, config: Config, guest: Guest, now: datetime.datetime
+) -> save_request.Request:
     settings = {**job.given, "image": job.image_name(guest.name, now), "replace": job.replace}
-    return save.request(config, guest, **settings, timeout=job.timeout)
+    return save_request.request(config, guest, **settings, timeout=job.timeout)
 
 
 async def _each(

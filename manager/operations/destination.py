@@ -117,15 +117,17 @@ async def _connected(
 ) -> AsyncIterator[Destination]:
     destination = None
     try:
-        try:
-            await attach.connected_when_up(socket, process, START_TIMEOUT)
-        except errors.Unreachable as error:
-            words = log.read_text(errors="replace").strip()[-4000:]
-            raise errors.LaunchFailed(
-                f"the destination does not come up: {words or error.message}",
-                hint="start the command by hand to see why",
-            ) from None
-        async with qmp.connected(socket) as session:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await attach.connected_when_up(socket, process, START_TIMEOUT)
+                # QEMU listens before it makes its devices, and may yet end over one of them.
+                session = await stack.enter_async_context(qmp.connected(socket))
+            except errors.Unreachable as error:
+                words = log.read_text(errors="replace").strip()[-4000:]
+                raise errors.LaunchFailed(
+                    f"the destination does not come up: {words or error.message}",
+                    hint="start the command by hand to see why",
+                ) from None
             destination = Destination(session, log, process)
             try:
                 yield destination

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from manager import errors
 from manager.image import image
 from manager.operations import locks
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SUFFIX = ".jsonl"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
 
 
 class Journal:
@@ -34,9 +37,11 @@ class Journal:
         self._settled = False
 
     def step(self, step: str, **data: Any) -> None:
-        """Record that ``step`` is about to be taken, durably."""
+        """Record that ``step`` is about to be taken, durably. Raises OSError."""
         record = {"step": step, "time": time.time(), **data}
-        os.write(self._fd, json.dumps(record).encode("ascii") + b"\n")
+        line = json.dumps(record).encode("ascii") + b"\n"
+        if os.write(self._fd, line) != len(line):  # write(2): what fits is written first
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fdatasync(self._fd)
 
     def unsettled(self) -> None:
@@ -59,25 +64,52 @@ def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
 
     The file goes at the end, also after an error that was handled by undoing everything; it stays
     where the operation said ``unsettled`` last.
+
+    Raises Refused where the journal cannot be written: without one nothing is begun.
     """
     directory = locks.state_directory(state, "journal")
-    path = directory / f"{kind}-{uuid.uuid4()}{_SUFFIX}"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        journal = Journal(fd)
-        journal.settled()
-        journal.step("begin", kind=kind, manager_pid=os.getpid(), **facts)
-        _sync_directory(directory)
+    with contextlib.ExitStack() as stack:
+        try:
+            path, fd = _create(directory, kind)
+            stack.callback(os.close, fd)
+            journal = Journal(fd)
+            journal.settled()
+            stack.callback(_end, journal, path)
+            facts = {"manager_pid": os.getpid(), "boot": boot_id(), **facts}
+            journal.step("begin", kind=kind, **facts)
+            _sync_directory(directory)
+        except OSError as error:
+            raise errors.Refused(
+                f"cannot write the journal in {str(directory)!r}: {error.strerror}",
+                hint="make room there, or set 'state:' in the configuration",
+            ) from None
         yield journal
-        if journal.is_settled:
-            path.unlink()
-    except BaseException:
-        if journal.is_settled:
-            path.unlink(missing_ok=True)
-        raise
-    finally:
+
+
+def _create(directory: Path, kind: str) -> tuple[Path, int]:
+    """Make a journal and lock it: one that ``remove_empty`` did not take for a dead manager's."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+    while True:
+        path = directory / f"{kind}-{uuid.uuid4()}{_SUFFIX}"
+        fd = os.open(path, flags, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)  # whoever has it looks at it for a moment only
+        if os.fstat(fd).st_nlink:
+            return path, fd
         os.close(fd)
+
+
+def _end(journal: Journal, path: Path) -> None:
+    if journal.is_settled:
+        path.unlink(missing_ok=True)
+
+
+def boot_id() -> str | None:
+    """Return what names this boot of the host; None where the kernel does not tell."""
+    try:
+        with open(_BOOT_ID, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return None
 
 
 def _sync_directory(directory: Path) -> None:
@@ -106,6 +138,15 @@ class Orphan:
         """Tell whether ``step`` was recorded."""
         return step in self.steps
 
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether the host is up since then.
+
+        If not, pids mean other processes, and what was not synced may be lost though it was
+        written.
+        """
+        return self.facts.get("boot") == boot_id()
+
 
 @contextlib.contextmanager
 def orphans(state: Path) -> Iterator[list[Orphan]]:
@@ -113,30 +154,44 @@ def orphans(state: Path) -> Iterator[list[Orphan]]:
 
     The caller removes each with ``forget`` once it is dealt with.
     """
-    directory = state / "journal"
     with contextlib.ExitStack() as stack:
         found = []
-        for path in sorted(directory.glob(f"*{_SUFFIX}")) if directory.is_dir() else []:
-            orphan = stack.enter_context(_locked(path))
-            if orphan is not None:
-                found.append(orphan)
+        for path in _paths(state):
+            with contextlib.ExitStack() as lock:
+                if lock.enter_context(_locked(path)) and (orphan := _read(path)) is not None:
+                    found.append(orphan)
+                    stack.enter_context(lock.pop_all())
         yield found
 
 
+def remove_empty(state: Path) -> None:
+    """Remove the journals of managers that died before the first step was recorded whole."""
+    for path in _paths(state):
+        with _locked(path) as is_locked:
+            if is_locked and _read(path) is None:
+                path.unlink(missing_ok=True)
+
+
+def _paths(state: Path) -> list[Path]:
+    directory = state / "journal"
+    return sorted(directory.glob(f"*{_SUFFIX}")) if directory.is_dir() else []
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[Orphan | None]:
+def _locked(path: Path) -> Iterator[bool]:
+    """Lock a journal; yield False where its owner lives, or has removed it meanwhile."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        yield None
+        yield False
         return
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield None  # its owner lives
+            yield False
             return
-        yield _read(path)
+        yield os.fstat(fd).st_nlink > 0
     finally:
         os.close(fd)
 
@@ -148,9 +203,9 @@ def _read(path: Path) -> Orphan | None:
     for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
-            break
-        steps.append(str(record.pop("step")))
+            steps.append(str(record.pop("step")))
+        except (ValueError, TypeError, AttributeError, KeyError):
+            break  # torn by a crash of the host: zeros, or a piece
         record.pop("time", None)
         facts.update(record)
     if not steps:
@@ -160,14 +215,23 @@ def _read(path: Path) -> Orphan | None:
 
 def partial_images(state: Path) -> set[str]:
     """Return the paths of the partial images that journals speak of, owned or not."""
-    found = set()
-    directory = state / "journal"
-    for path in directory.glob(f"save-*{_SUFFIX}") if directory.is_dir() else ():
+    return {
+        os.path.join(str(facts["directory"]), image.partial_name(str(facts["name"])))
+        for facts in _all_facts(state)
+        if "directory" in facts
+    }
+
+
+def claimed(state: Path, image_uuid: uuid.UUID) -> bool:
+    """Tell whether a journal, owned or not, speaks of the image ``image_uuid`` as its own."""
+    return any(facts.get("uuid") == str(image_uuid) for facts in _all_facts(state))
+
+
+def _all_facts(state: Path) -> Iterator[dict[str, Any]]:
+    for path in _paths(state):
         with contextlib.suppress(FileNotFoundError):
-            if (orphan := _read(path)) is not None and "directory" in orphan.facts:
-                name = image.partial_name(str(orphan.facts["name"]))
-                found.add(os.path.join(str(orphan.facts["directory"]), name))
-    return found
+            if (orphan := _read(path)) is not None:
+                yield orphan.facts
 
 
 def forget(orphan: Orphan) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from manager.operations import attach, check, facts, save
+from manager.operations import attach, check, facts, save_request
 
 if TYPE_CHECKING:
     from manager import errors
     from manager.config import Config, Guest
-    from manager.operations.save import Request
+    from manager.operations.save_request import Request
 
 
 async def preview(
@@ -23,8 +23,8 @@ async def preview(
     """
     async with attach.attached(guest, config) as session:
         found = await facts.gather(session)
-        with save.place(guest, config, request) as (held, name):
-            labels = save.policy_labelling(config, request.policy)
+        with save_request.place(guest, config, request) as (held, name):
+            labels = save_request.policy_labelling(config, request.policy)
             preflight = check.Preflight(found, held, name, request.replace, request.wishes, labels)
             lines, error = check.report(preflight)
             chosen = preflight.strategy()

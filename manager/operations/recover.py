@@ -14,6 +14,8 @@ from manager.image import image, store
 from manager.operations import journal, recover_restore, recover_save
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from manager.config import Config
     from manager.operations.journal import Orphan
 
@@ -27,11 +29,12 @@ async def recover(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
     """
     with journal.orphans(config.state) as orphans:
         operations = [await _one(config, orphan, dry_run=dry_run) for orphan in orphans]
+    if not dry_run:
+        journal.remove_empty(config.state)
     return {"operations": operations, "swept": sweep(config, dry_run=dry_run), "dry_run": dry_run}
 
 
 async def _one(config: Config, orphan: Orphan, *, dry_run: bool) -> dict[str, Any]:
-    work = {"save": recover_save.recover, "restore": recover_restore.recover}[orphan.kind]
     line: dict[str, Any] = {
         "operation": orphan.kind,
         "guest": orphan.facts.get("guest"),
@@ -40,13 +43,30 @@ async def _one(config: Config, orphan: Orphan, *, dry_run: bool) -> dict[str, An
         "error": None,
     }
     try:
-        line["outcome"] = await work(config, orphan, dry_run=dry_run)
+        line["outcome"] = await _work(orphan)(config, orphan, dry_run=dry_run)
     except errors.MapsaveError as error:
         line["error"] = error.as_dict()
+        return line
+    except OSError as error:
+        words = f"{error.filename or orphan.path}: {error.strerror}"
+        line["error"] = errors.SaveFailed(words, hint="mend that, then recover again").as_dict()
         return line
     if not dry_run:
         journal.forget(orphan)
     return line
+
+
+def _work(orphan: Orphan) -> Callable[..., Awaitable[str]]:
+    works: dict[str, Callable[..., Awaitable[str]]] = {
+        "save": recover_save.recover,
+        "restore": recover_restore.recover,
+    }
+    if orphan.kind not in works:
+        raise errors.Unsupported(
+            f"{str(orphan.path)!r}: {orphan.kind!r} is no operation that this version knows",
+            hint="recover with the version of mapsave that wrote it",
+        )
+    return works[orphan.kind]
 
 
 def sweep(config: Config, *, dry_run: bool) -> list[str]:

@@ -11,7 +11,7 @@ from manager.image.superblock import State
 from manager.migration import guest_state, parameters
 from manager.migration.parameters import Settings
 from manager.monitor import fdset, qmp
-from manager.operations import attach, locks, save
+from manager.operations import attach, ending, locks
 
 if TYPE_CHECKING:
     from manager.config import Config
@@ -50,7 +50,7 @@ async def _with_qemu(orphan: Orphan, session: Session, *, dry_run: bool) -> str:
     if dry_run:
         return f"would be: {UNDONE}"
     if orphan.reached("launch"):
-        await save.end_guest(session)
+        await ending.end_guest(session)
     else:
         await _tidy(orphan, session)
     _unmark(orphan)

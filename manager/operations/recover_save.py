@@ -7,15 +7,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.image import image, store
+from manager.image import descriptors, image, store
 from manager.image.superblock import State
 from manager.labels.label import Label
 from manager.migration import guest_state, outgoing, parameters, progress
 from manager.migration.parameters import Settings
 from manager.monitor import fdset, process, qmp
-from manager.operations import attach, locks, metadata, save, waiting
+from manager.operations import attach, ending, journal, locks, metadata, save_request, waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from manager.config import Config
     from manager.image.image import Partial
     from manager.monitor.session import Session
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 COMMITTED = "image committed"
 PUT_BACK = "guest put back"
 QEMU_ENDED = "QEMU had ended before its stream was whole: nothing to commit, partial image removed"
+HOST_WENT_DOWN = (
+    "the host went down before the image was on stable storage: nothing to commit, "
+    "partial image removed"
+)
+GONE_SINCE = f"{COMMITTED}, and gone from its place since; guest left as it is"
 
 
 async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
@@ -36,19 +43,46 @@ async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
     who = f"guest {found['guest']!r}"
     with (
         locks.held(config.state, who, attach.lock_key(found["socket"])),
+        _process_held(config, who, found),
         store.directory(found["directory"]) as held,
     ):
-        if _lives(found):
+        if _lives(orphan):
             async with qmp.connected(found["socket"]) as session:
+                _check_identity(orphan, session)
                 return await _with_qemu(config, orphan, held, session, dry_run=dry_run)
         return await _without_qemu(config, orphan, held, dry_run=dry_run)
 
 
-def _lives(found: dict[str, Any]) -> bool:
+@contextlib.contextmanager
+def _process_held(config: Config, who: str, found: dict[str, Any]) -> Iterator[None]:
+    """Lock the QEMU process as a save does: one may be under way by another of its monitors."""
+    if found.get("pid") is None:
+        yield
+        return
+    key = f"process:{found['pid']}:{found['process_started']}"
+    with locks.held(config.state, who, key):
+        yield
+
+
+def _lives(orphan: Orphan) -> bool:
+    found = orphan.facts
     pid, started = found.get("pid"), found.get("process_started")
+    if not orphan.is_of_this_boot:
+        return False
     if pid is None:  # behind a proxy or in another pid namespace: the socket has to tell
         return os.path.exists(found["socket"])
     return process.alive(int(pid), int(started or 0))
+
+
+def _check_identity(orphan: Orphan, session: Session) -> None:
+    """Raise Unreachable where another QEMU than the saved one answers at its socket."""
+    pid = orphan.facts.get("pid")
+    if pid is not None and session.pid is not None and session.pid != pid:
+        raise errors.Unreachable(
+            f"{session.address}: QEMU (pid {pid}), which was being saved, lives, "
+            f"but another one (pid {session.pid}) listens there",
+            hint=f"continue the guest of pid {pid} at another monitor of it, or end it",
+        )
 
 
 async def _with_qemu(
@@ -57,8 +91,11 @@ async def _with_qemu(
     complete = await _complete(orphan, session, dry_run=dry_run)
     if dry_run:
         return f"would be: {COMMITTED if complete else PUT_BACK}"
-    await fdset.take_back(session, int(orphan.facts["fdset"]))
-    await parameters.put_back(session, Settings.from_dict(orphan.facts["settings"]))
+    if orphan.reached("hand-over"):
+        await fdset.take_back(session, int(orphan.facts["fdset"]))
+        await parameters.put_back(session, Settings.from_dict(orphan.facts["settings"]))
+    if orphan.reached("committed") and not _is_committed(orphan, held):
+        return GONE_SINCE  # it may be restored elsewhere: two guests must not run
     if complete:
         try:
             await _commit(config, orphan, held)
@@ -94,7 +131,9 @@ async def _complete(orphan: Orphan, session: Session, *, dry_run: bool) -> bool:
 
 
 async def _put_back(orphan: Orphan, session: Session) -> None:
-    """Let a guest that was running run again."""
+    """Let a guest that was running run again, unless it was not the save that paused it."""
+    if not orphan.reached("pause") and not orphan.reached("migrate"):
+        return
     async with guest_state.put_back_at_end(
         session, was_running=bool(orphan.facts["was_running"])
     ) as paused:
@@ -107,7 +146,7 @@ async def _then(orphan: Orphan, session: Session) -> None:
     if await guest_state.run_state(session) == "running":
         return
     if orphan.facts["then"] == "quit":
-        await save.end_guest(session)
+        await ending.end_guest(session)
     elif orphan.facts["then"] == "resume":
         await guest_state.resume(session)
 
@@ -115,16 +154,26 @@ async def _then(orphan: Orphan, session: Session) -> None:
 async def _without_qemu(
     config: Config, orphan: Orphan, held: store.Directory, *, dry_run: bool
 ) -> str:
-    """QEMU is gone; what it wrote is whole, or it is not."""
+    """QEMU is gone; what it wrote is whole, or it is not.
+
+    What was not synced yet when the host went down may lack pages though its structure is whole:
+    only from the step ``commit`` on it is synced.
+    """
+    if _is_committed(orphan, held):
+        if not dry_run:
+            await _commit(config, orphan, held)
+        return COMMITTED
+    outcome = QEMU_ENDED if orphan.is_of_this_boot else HOST_WENT_DOWN
+    whole = orphan.is_of_this_boot or orphan.reached("commit")
     try:
-        with image.adopting(held.fd, orphan.facts["name"]) as partial:
+        with _adopted(orphan, held) as partial:
             partial.validate()
     except (OSError, errors.InvalidImage):
-        if _is_committed(orphan, held):
-            return COMMITTED
+        whole = False
+    if not whole:
         if not dry_run:
             _remove(config, orphan, held)
-        return QEMU_ENDED
+        return outcome
     if not dry_run:
         await _commit(config, orphan, held)
     return f"{COMMITTED} (QEMU had finished before it ended)"
@@ -135,17 +184,28 @@ async def _commit(config: Config, orphan: Orphan, held: store.Directory) -> None
 
     Raises InvalidImage, OSError.
     """
-    name = str(orphan.facts["name"])
     if _is_committed(orphan, held):
+        with descriptors.opened(held.fd, str(orphan.facts["name"]), os.O_RDWR) as fd:
+            _settle_label(config, orphan, held, fd)
+        os.fsync(held.fd)  # it may have died between rename and fsync
         return
-    with image.adopting(held.fd, name) as partial:
+    with _adopted(orphan, held) as partial:
         await waiting.in_thread(partial.sync)
         contents = await waiting.in_thread(partial.validate)
         label = _label(orphan)
         known = partial.metadata()
         final = metadata.after(known, contents, label, duration=0.0, paused_at=_paused_at(orphan))
         partial.commit({**final, "recovered": True}, replace=bool(orphan.facts["replace"]))
-        _settle_label(config, orphan, held, partial)
+        _settle_label(config, orphan, held, partial.fd)
+
+
+@contextlib.contextmanager
+def _adopted(orphan: Orphan, held: store.Directory) -> Iterator[Partial]:
+    """Open the partial image of this save. Raises OSError, Busy, InvalidImage."""
+    with image.adopting(held.fd, str(orphan.facts["name"])) as partial:
+        if str(partial.block.uuid) != orphan.facts.get("uuid"):
+            raise errors.InvalidImage(f"{partial.partial!r} is of another save")
+        yield partial
 
 
 def _paused_at(orphan: Orphan) -> float | None:
@@ -169,23 +229,34 @@ def _label(orphan: Orphan) -> Label | None:
 
 
 def _remove(config: Config, orphan: Orphan, held: store.Directory) -> None:
-    """Take the label's traces (an AppArmor rule) back and delete the partial file."""
+    """Take the label's traces (an AppArmor rule) back and delete the partial file.
+
+    One of that name that another save made is left alone.
+    """
     name = str(orphan.facts["name"])
-    partial_path = image.partial_name(name)
-    with (
-        contextlib.suppress(FileNotFoundError, errors.InvalidImage),
-        image.adopting(held.fd, name) as partial,
-    ):
-        _settle_label(config, orphan, held, partial)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(partial_path, dir_fd=held.fd)
+    try:
+        with image.adopting(held.fd, name) as partial:
+            found = partial.block.uuid
+            if str(found) == orphan.facts.get("uuid"):
+                _settle_label(config, orphan, held, partial.fd)
+            elif orphan.reached("label") or journal.claimed(config.state, found):
+                return
+            partial.remove()
+    except errors.Busy:
+        return  # ours has no owner any more
+    except FileNotFoundError:
+        return
+    except errors.InvalidImage:
+        # Without a superblock nobody can have come as far as to use it.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(image.partial_name(name), dir_fd=held.fd)
 
 
-def _settle_label(config: Config, orphan: Orphan, held: store.Directory, partial: Partial) -> None:
+def _settle_label(config: Config, orphan: Orphan, held: store.Directory, fd: int) -> None:
     label = _label(orphan)
     if label is None:
         return
     name = str(orphan.facts["name"])
     paths = [os.path.join(held.path, each) for each in (image.partial_name(name), name)]
-    labels = save.policy_labelling(config, str(orphan.facts["policy"]))
-    labels.settle(partial.fd, paths[0], paths[1:], label, "save")
+    labels = save_request.policy_labelling(config, str(orphan.facts["policy"]))
+    labels.settle(fd, paths[0], paths[1:], label, "save")

@@ -21,7 +21,7 @@ from manager.image.superblock import State
 from manager.labels import labelling
 from manager.migration import guest_state, incoming, parameters, progress
 from manager.monitor import fdset
-from manager.operations import attach, destination, journal, locks, save, waiting
+from manager.operations import attach, destination, journal, locks, save_request, waiting
 from manager.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ async def _load(
     session = target.session
     phases.enter("compare")
     await destination.compare(target, opened, contents, force=request.force)
-    labels = save.policy_labelling(config, request.policy or "auto")
+    labels = save_request.policy_labelling(config, request.policy or "auto")
     labels.check(os.path.dirname(os.path.realpath(opened.path)), session.pid, "restore")
     with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
         phases.enter("read")

@@ -1,0 +1,49 @@
+"""End a guest whose image is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from manager import errors
+from manager.monitor import process
+
+if TYPE_CHECKING:
+    from manager.monitor.session import Session
+
+_log = logging.getLogger(__name__)
+
+QUIT_TIMEOUT = 60.0
+
+
+async def end_guest(session: Session) -> None:
+    """Tell QEMU to quit, and wait until its process is gone (its disks are free then).
+
+    A QEMU that is gone already is what was wanted; one that stays is logged.
+    """
+    pid = session.pid
+    try:
+        await session.execute("quit", timeout=QUIT_TIMEOUT)
+    except errors.MonitorLost:
+        pass
+    except errors.MonitorError as error:
+        _log.warning(
+            "%s: the image is committed, but QEMU does not quit: %s", session.address, error
+        )
+        return
+    await session.wait_lost(QUIT_TIMEOUT)
+    if pid is not None and not await ended(pid, QUIT_TIMEOUT):
+        _log.warning("%s: QEMU (pid %d) has not ended yet", session.address, pid)
+
+
+async def ended(pid: int, timeout: float) -> bool:
+    """Wait until the process is gone; False after ``timeout`` seconds."""
+    started = process.start_time(pid)
+    deadline = time.monotonic() + timeout
+    while started is not None and process.alive(pid, started):
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.005)
+    return True

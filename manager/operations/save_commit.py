@@ -1,0 +1,106 @@
+"""Prove that what QEMU wrote is whole, and make it the image."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.image import bitmaps, syscalls
+from manager.operations import ending, metadata, waiting
+
+if TYPE_CHECKING:
+    from manager.config import Guest
+    from manager.image.image import Contents, Partial
+    from manager.labels.labelling import Applied
+    from manager.migration.guest_state import Paused
+    from manager.migration.outgoing import Outcome
+    from manager.operations.save_transfer import SaveJob
+
+# Runs of unwritten pages shorter than this keep their preallocated blocks: giving back single
+# pages costs more calls than it frees room.
+_WORTH_PUNCHING = 1 << 20
+
+
+async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Contents:
+    """Bring the data to stable storage and read the structure back.
+
+    Raises CommitFailed, with the guest to be put back by the caller's contexts.
+    """
+    job.phases.enter("sync")
+    try:
+        await waiting.in_thread(partial.sync)
+        job.phases.enter("validate")
+        contents = await waiting.in_thread(partial.validate)
+        if outcome is not None and outcome.normal_pages and not contents.data_bytes:
+            raise errors.EmptyRam(
+                f"QEMU wrote {outcome.normal_pages} pages, but every page bit is clear"
+            )
+        if job.strategy.preallocate:
+            await waiting.in_thread(_trim, partial, contents)
+    except OSError as error:
+        raise errors.CommitFailed(f"{job.partial_path!r}: {error.strerror}") from None
+    except errors.InvalidImage as error:
+        raise errors.CommitFailed(
+            f"{job.partial_path!r}, read back: {error.message}", found=error.as_dict()
+        ) from None
+    return contents
+
+
+def _trim(partial: Partial, contents: Contents) -> None:
+    """Give back what was preallocated and not written: behind the end, and long zero runs."""
+    os.ftruncate(partial.fd, contents.stream.end)
+    for block in contents.stream.blocks:
+        for first, count in bitmaps.clear_runs(partial.fd, block):
+            length = count * block.page_size
+            if length >= _WORTH_PUNCHING:
+                offset = block.pages_offset + first * block.page_size
+                syscalls.punch_hole(partial.fd, offset, length)
+
+
+async def commit(
+    guest: Guest,
+    job: SaveJob,
+    partial: Partial,
+    applied: Applied,
+    paused: Paused,
+    contents: Contents,
+) -> dict[str, Any]:
+    """Make the image valid under its name; only then may the guest go."""
+    job.phases.enter("commit")
+    final = metadata.after(
+        job.metadata,
+        contents,
+        applied.label,
+        duration=job.phases.total,
+        paused_at=time.time() - paused.seconds() if job.facts.runs else None,
+    )
+    job.log.step("commit")
+    partial.commit(final, replace=job.request.replace)
+    job.log.step("committed")
+    applied.at_rest()
+    if job.request.then == "quit":
+        job.phases.enter("quit")
+        await ending.end_guest(job.session)
+    paused.release()
+    stats = os.fstat(partial.fd)
+    phases = job.phases.seconds()
+    written = phases.get("write", 0) + phases.get("sync", 0)
+    return {
+        "image": job.path,
+        "guest": guest.name,
+        "format": "native",
+        "state": partial.block.state.word,
+        "ram_bytes": contents.stream.ram_bytes,
+        "data_bytes": contents.data_bytes,
+        "file_bytes": stats.st_size,
+        "allocated_bytes": stats.st_blocks * 512,
+        "duration_s": round(job.phases.total, 6),
+        "downtime_s": round(paused.seconds(), 6) if job.facts.runs else 0.0,
+        "phases": phases,
+        "bytes_per_s": round(contents.data_bytes / written) if written else 0,
+        "strategy": job.strategy.as_dict(),
+        "label": applied.label.as_dict(),
+        "then": job.request.then,
+    }

@@ -1,0 +1,137 @@
+"""Hand the pair over and let QEMU write the image; decide what it means where QEMU is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.image import descriptors, image
+from manager.labels import labelling
+from manager.migration import guest_state, outgoing, parameters
+from manager.monitor import fdset
+from manager.operations import ending
+
+if TYPE_CHECKING:
+    from manager.image import store
+    from manager.image.image import Partial
+    from manager.labels.labelling import Applied
+    from manager.migration.guest_state import Paused
+    from manager.migration.progress import Phases
+    from manager.monitor.session import Session
+    from manager.operations import journal
+    from manager.operations.facts import Facts
+    from manager.operations.save_request import Request
+    from manager.plan.strategy import Strategy
+
+# A process that was killed closes its monitor a moment before it is gone.
+_END_TIMEOUT = 2.0
+_DENIED = "Permission denied"
+
+
+@dataclasses.dataclass
+class SaveJob:
+    """One save under way: everything that preflight has settled."""
+
+    session: Session
+    directory: store.Directory
+    name: str
+    request: Request
+    facts: Facts
+    strategy: Strategy
+    labelling: labelling.Labelling
+    log: journal.Journal
+    phases: Phases
+    metadata: dict[str, Any]
+    fdset: int
+
+    @property
+    def path(self) -> str:
+        """The image's path once it is committed."""
+        return os.path.join(self.directory.path, self.name)
+
+    @property
+    def partial_path(self) -> str:
+        """The image's path until then."""
+        return os.path.join(self.directory.path, image.partial_name(self.name))
+
+
+async def let_qemu_write(
+    job: SaveJob, partial: Partial, applied: Applied, paused: Paused
+) -> outgoing.Outcome | None:
+    """Hand the pair over and drive the migration.
+
+    Returns its outcome; None where QEMU died after it had written its stream whole.
+    """
+    try:
+        with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
+            return await _transfer(job, pair, paused)
+    except errors.MonitorLost as error:
+        await _check_loss(job, partial, applied, error)
+        return None
+    except errors.CommandRefused as error:
+        if _DENIED in error.desc:
+            raise _refused(job, partial.fd, error.desc) from None
+        raise errors.SaveFailed(f"{job.session.address}: {error.message}") from None
+    except errors.SaveFailed as error:
+        words = str(error.data.get("qemu_error"))
+        if _DENIED in words:
+            raise _refused(job, partial.fd, words) from None
+        raise
+
+
+def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
+    """Return the error for a file that a security module kept from QEMU, with QEMU's words."""
+    return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
+
+
+async def _transfer(job: SaveJob, pair: descriptors.Pair, paused: Paused) -> outgoing.Outcome:
+    job.log.step("hand-over")
+    fds = (pair.first, pair.second)
+    dropped = functools.partial(_refused, job, pair.first)
+    async with (
+        fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
+        parameters.configured(job.session, job.facts.settings, job.strategy.parameters()),
+    ):
+        if job.facts.runs and not job.request.live:
+            job.log.step("pause")
+            await guest_state.pause(job.session)
+            paused.since = time.monotonic()
+        job.log.step("migrate")
+        job.phases.enter("write")
+        outcome = await outgoing.save(
+            job.session, path, job.request.stream_offset, job.phases, live=job.request.live
+        )
+        if job.request.live:
+            paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
+        job.log.step("complete")
+        job.phases.enter("settle")
+        return outcome
+
+
+async def _check_loss(
+    job: SaveJob, partial: Partial, applied: Applied, error: errors.MonitorLost
+) -> None:
+    """Decide what a lost monitor means: QEMU's end, or only the connection's.
+
+    Returns where QEMU has ended with its stream whole: then the image can be committed.
+    """
+    found = job.facts
+    if found.pid is not None and not await ending.ended(found.pid, _END_TIMEOUT):
+        partial.keep()
+        applied.keep()
+        job.log.unsettled()
+        raise errors.SaveFailed(
+            f"{error.message}, though QEMU (pid {found.pid}) lives",
+            hint="run 'mapsave recover': it finishes the save or puts the guest back",
+        )
+    try:
+        partial.validate()
+    except errors.InvalidImage:
+        raise errors.SaveQemuDied(
+            f"guest {job.metadata['guest']['name']!r}: QEMU ended while it was saving",
+            hint="see QEMU's own log; mapsave did not end it",
+        ) from None
