@@ -25,12 +25,14 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text))
     if match is None:
         raise ValueError(f"not a size: {text!r} (write bytes or a number with K, M, G or T)")
-    size = float(match[1]) * _SIZE_FACTOR[(match[2] or "").upper()]
-    if "." not in match[1]:
-        return int(match[1]) * _SIZE_FACTOR[(match[2] or "").upper()]
-    if size != int(size):
+    # In integers: a float would round sizes beyond 2^53, and overflow on hundreds of digits.
+    whole, _, fraction = match[1].partition(".")
+    scaled = int(whole + fraction) * _SIZE_FACTOR[(match[2] or "").upper()]
+    unit: int = 10 ** len(fraction)
+    size, rest = divmod(scaled, unit)
+    if rest:
         raise ValueError(f"not a whole number of bytes: {text!r}")
-    return int(size)
+    return size
 
 
 def format_size(size: int | float) -> str:

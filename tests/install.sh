@@ -12,6 +12,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 tools=(
     qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img
     xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 busybox-static:busybox cpio:cpio kmod:modprobe
+    apparmor:apparmor_parser
 )
 
 at_least() { # VERSION LEAST

@@ -114,6 +114,8 @@ class Partial:
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
         self.block = superblock.write(self.fd, saved, metadata)
+        # The other slot as well: were this one to rot, the older would call the image partial.
+        self.block = superblock.write(self.fd, self.block)
         syscalls.rename(self.directory, self.partial, self.name, replace=replace)
         self._keep = True
         os.fsync(self.directory)
@@ -227,6 +229,24 @@ class Image:
             self.block = superblock.write(writable, marked)
 
 
+# What the rest of the manager reads from the metadata, and what it must be where it is there.
+_METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("guest", "qemu", "memory", "strategy", "host"), dict),
+    **dict.fromkeys(("command", "label"), (dict, type(None))),
+    **dict.fromkeys(("run_state", "machine", "started", "ended"), str),
+}
+
+
+def check_metadata(metadata: dict[str, Any]) -> None:
+    """Raise InvalidImage where a part of the metadata is of another type than it must be."""
+    for key, wanted in _METADATA_TYPES.items():
+        if key in metadata and not isinstance(metadata[key], wanted):
+            raise errors.InvalidImage(f"metadata: {key!r} is not what it must be")
+    argv = (metadata.get("command") or {}).get("argv", [])
+    if not isinstance(argv, list) or not all(isinstance(part, str) for part in argv):
+        raise errors.InvalidImage("metadata: 'command' holds no list of arguments")
+
+
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
     """Open the image at ``path`` for reading; its superblock and metadata are checked.
@@ -240,6 +260,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
         try:
             block = superblock.read(fd)
             metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}
+            check_metadata(metadata)
         except errors.InvalidImage as error:
             error.message = f"{name!r}: {error.message}"
             raise

@@ -114,7 +114,21 @@ def test_data_is_marked_saved_before_the_name_appears(
         monkeypatch.setattr(syscalls, "rename", seen_rename)
         monkeypatch.setattr(os, "fsync", seen_fsync)
         partial.commit(METADATA, replace=False)
-    assert steps == ["fsync file", "rename saved", "fsync directory"]
+    # The file twice: "saved" goes into both slots.
+    assert steps == ["fsync file", "fsync file", "rename saved", "fsync directory"]
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_committed_image_survives_the_loss_of_either_slot(
+    held: int, tmp_path: Path, slot: int
+) -> None:
+    create(held, "a", mark="kept")
+    with open(tmp_path / "a", "r+b") as file:
+        file.seek(slot * superblock.SLOT_SIZE)
+        file.write(bytes(superblock.SLOT_SIZE))
+    with image.opened(tmp_path / "a") as opened:
+        assert opened.block.state is superblock.State.SAVED
+    assert mark_of(tmp_path / "a") == "kept"
 
 
 def test_name_that_appears_meanwhile_is_not_replaced(held: int, tmp_path: Path) -> None:
