@@ -1,4 +1,8 @@
-"""Recover an interrupted restore: the guest runs already, or the image is as it was."""
+"""Recover an interrupted restore: the guest runs already, or the image is as it was.
+
+At the socket of the destination anybody may listen by now: the guest itself, started anew by its
+owner. So only a QEMU that is surely the interrupted destination is ended, and none that runs.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +10,107 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from manager import errors
-from manager.image import image
+from manager.image import image, superblock
 from manager.image.superblock import State
 from manager.migration import guest_state, parameters
 from manager.migration.parameters import Settings
-from manager.monitor import fdset, qmp
+from manager.monitor import fdset, process, qmp
 from manager.operations import attach, ending, locks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from manager.config import Config
+    from manager.image.image import Image
     from manager.monitor.session import Session
     from manager.operations.journal import Orphan
 
 RUNS = "guest restored"
 UNDONE = "destination ended, image as before"
+LEFT = "image as before; the destination, which mapsave had not started, was left paused"
+ENDED_SINCE = "guest restored, and ended since; the image stays marked as restored"
 
 
 async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
     """Finish the restore where the guest was about to run, else undo it; return which.
 
-    Raises Busy where somebody works on the destination.
+    Raises Busy where somebody works on the destination or the image, Unreachable where the
+    destination lives but does not answer.
     """
-    socket = orphan.facts.get("socket")
-    if socket is None:
-        return UNDONE  # nothing had been started
-    with locks.held(config.state, f"guest {orphan.facts['guest']!r}", attach.lock_key(socket)):
-        try:
-            async with qmp.connected(socket) as session:
-                return await _with_qemu(orphan, session, dry_run=dry_run)
-        except errors.Unreachable:
-            if not dry_run:
-                _unmark(orphan)
-            return UNDONE
+    with _image_held(config, orphan) as opened:
+        socket = orphan.facts.get("socket")
+        if socket is None:
+            return UNDONE  # nothing had been started
+        with locks.held(config.state, f"guest {orphan.facts['guest']!r}", attach.lock_key(socket)):
+            try:
+                async with qmp.connected(socket) as session:
+                    if await _is_destination(orphan, session):
+                        return await _with_qemu(orphan, opened, session, dry_run=dry_run)
+            except errors.Unreachable:
+                if _lives(orphan):
+                    raise
+        return _without_qemu(orphan, opened, dry_run=dry_run)
 
 
-async def _with_qemu(orphan: Orphan, session: Session, *, dry_run: bool) -> str:
-    if orphan.reached("run"):
+@contextlib.contextmanager
+def _image_held(config: Config, orphan: Orphan) -> Iterator[Image | None]:
+    """Open and lock the image, as a restore of it does; None where it is gone or damaged."""
+    with contextlib.ExitStack() as stack:
+        opened = None
+        with contextlib.suppress(errors.ImageNotFound, errors.InvalidImage):
+            opened = stack.enter_context(image.opened(str(orphan.facts["image"])))
+        if opened is not None:
+            key = f"image:{opened.block.uuid}"
+            stack.enter_context(locks.held(config.state, f"image {opened.path!r}", key))
+            opened.block = superblock.read(opened.fd)  # as it is now that nobody changes it
+        yield opened
+
+
+def _lives(orphan: Orphan) -> bool:
+    """Tell whether the destination is known, and known to live."""
+    pid, started = orphan.facts.get("pid"), orphan.facts.get("process_started")
+    if pid is None or started is None or not orphan.is_of_this_boot:
+        return False
+    return process.alive(int(pid), int(started))
+
+
+async def _is_destination(orphan: Orphan, session: Session) -> bool:
+    """Tell whether the QEMU that answers is the destination, not another that came since."""
+    if await guest_state.run_state(session) == "inmigrate":
+        return True  # waits for a guest, so holds none
+    return _lives(orphan) and session.pid == orphan.facts["pid"]
+
+
+async def _with_qemu(
+    orphan: Orphan, opened: Image | None, session: Session, *, dry_run: bool
+) -> str:
+    runs = await guest_state.run_state(session) == "running"
+    if runs or orphan.reached("run"):
         if not dry_run:
             await _tidy(orphan, session)
-            if await guest_state.run_state(session) != "running":
+            if runs and opened is not None and opened.block.state is not State.RESTORED:
+                opened.mark(State.RESTORED)  # somebody let it run before we came
+            if not runs:
                 await guest_state.resume(session)
         return RUNS
+    launched = orphan.reached("launch")
+    outcome = UNDONE if launched else LEFT
     if dry_run:
-        return f"would be: {UNDONE}"
-    if orphan.reached("launch"):
+        return f"would be: {outcome}"
+    if launched:
         await ending.end_guest(session)
     else:
         await _tidy(orphan, session)
-    _unmark(orphan)
+    _unmark(orphan, opened)
+    return outcome
+
+
+def _without_qemu(orphan: Orphan, opened: Image | None, *, dry_run: bool) -> str:
+    """The destination is gone. A guest that ran has changed its disks: the image stays marked."""
+    if orphan.reached("run"):
+        return ENDED_SINCE
+    if not dry_run:
+        _unmark(orphan, opened)
     return UNDONE
 
 
@@ -63,10 +120,13 @@ async def _tidy(orphan: Orphan, session: Session) -> None:
         await parameters.put_back(session, Settings.from_dict(orphan.facts["settings"]))
 
 
-def _unmark(orphan: Orphan) -> None:
-    """Give the image the state back that it had before, where it was marked."""
-    if not orphan.reached("mark"):
+def _unmark(orphan: Orphan, opened: Image | None) -> None:
+    """Give the image the state back that it had before, where it was marked and not again since.
+
+    Raises OSError.
+    """
+    if opened is None or not orphan.reached("mark"):
         return
-    with contextlib.suppress(OSError), image.opened(str(orphan.facts["image"])) as opened:
-        if opened.block.state is State.RESTORED:
-            opened.mark(State(int(orphan.facts["before"])))
+    ours = opened.block.sequence == int(orphan.facts["sequence"]) + 1
+    if ours and opened.block.state is State.RESTORED:
+        opened.mark(State(int(orphan.facts["before"])))

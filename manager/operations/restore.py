@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from manager import config as configuration
 from manager import errors
-from manager.image import descriptors, image
+from manager.image import descriptors, image, superblock
 from manager.image.superblock import State
 from manager.labels import labelling
 from manager.migration import guest_state, incoming, parameters, progress
-from manager.monitor import fdset
+from manager.monitor import fdset, process
 from manager.operations import attach, destination, journal, locks, save_request, waiting
 from manager.plan.strategy import DEFAULT_CHANNELS
 
@@ -79,6 +79,8 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
     with image.opened(path) as opened:
         key = f"image:{opened.block.uuid}"
         with locks.held(config.state, f"image {opened.path!r}", key):
+            # Another restore may have marked it between our reading and our lock.
+            opened.block = superblock.read(opened.fd)
             contents = await waiting.in_thread(opened.validate)
             if opened.block.state is State.RESTORED and not request.again:
                 raise errors.AlreadyRestored(
@@ -107,8 +109,9 @@ async def _destination(
 ) -> AsyncIterator[Destination]:
     """Attach to or start the destination, whichever the request and the configuration say."""
     if request.into is not None:
-        log.step("attach", socket=request.into)
-        with locks.held(config.state, f"the destination {request.into!r}", f"guest:{request.into}"):
+        log.step("attach", socket=os.path.realpath(request.into))
+        key = attach.lock_key(request.into)
+        with locks.held(config.state, f"the destination {request.into!r}", key):
             async with destination.waiting_at(request.into) as target:
                 yield target
         return
@@ -119,7 +122,7 @@ async def _destination(
     if guest is None:
         guest = configuration.Guest(name)
     socket, started = _start(config, guest, recorded)
-    log.step("launch", socket=socket)
+    log.step("launch", socket=os.path.realpath(socket))
     with locks.held(config.state, f"guest {name!r}", attach.lock_key(socket)):
         async with started as target:
             yield target
@@ -219,7 +222,9 @@ async def _transfer(
 
     # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
     await session.execute("stop")
-    log.step("load", fdset=number, settings=found.as_dict())
+    started = process.start_time(session.pid) if session.pid else None
+    whom = {"pid": session.pid, "process_started": started}
+    log.step("load", fdset=number, settings=found.as_dict(), **whom)
     try:
         with descriptors.paired(
             opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
@@ -262,7 +267,7 @@ async def _hand_to_user(
     them leaves a running guest beside an image that looks unused."""
     session = target.session
     before = opened.block.state
-    log.step("mark", before=int(before))
+    log.step("mark", before=int(before), sequence=opened.block.sequence)
     try:
         opened.mark(State.RESTORED)
     except OSError as error:
