@@ -1,0 +1,72 @@
+"""A live Linux guest goes on where it was saved: same memory, and its counter counts on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import linux_guest
+from tests.kit.linux_guest import assert_same_memory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kit import cli
+
+pytestmark = [pytest.mark.qemu, pytest.mark.linux]
+
+
+def test_restored_guest_counts_on_and_can_be_saved_live(site: cli.Site, tmp_path: Path) -> None:
+    with linux_guest.running(log=tmp_path / "serial.log", name="web01") as guest:
+        site.add_guest("web01", guest.qemu.qmp, launch=guest.qemu.argv)
+        guest.serial.wait_ticks(2)
+        saved = site.run("save", "web01", "--json", check=0).json()
+        guest.qemu.wait()
+        assert saved["downtime_s"] > 0
+        before = guest.serial.ticks()
+
+        restored = site.run("restore", saved["image"], "--json", check=0).json()
+        assert restored["run_state"] == "running"
+        assert restored["downtime_s"] > 0
+        with guest.successor() as second:
+            assert_same_memory(before, second.serial.wait_ticks(2))
+
+            # The restored guest is as good as the first: it can be saved, and this time live.
+            live = site.run("save", "web01", "--live", "--json", check=0).json()
+            second.qemu.wait()
+            before = second.serial.ticks()
+            assert 0 < live["downtime_s"] < live["duration_s"]
+        site.run("restore", live["image"], check=0)
+        with guest.successor() as third:
+            assert_same_memory(before, third.serial.wait_ticks(2))
+
+
+def test_guest_that_resumes_can_be_saved_again(site: cli.Site, tmp_path: Path) -> None:
+    with linux_guest.running(log=tmp_path / "serial.log", name="web01") as guest:
+        site.add_guest("web01", guest.qemu.qmp, launch=guest.qemu.argv)
+        before = guest.serial.wait_ticks(2)
+        state = guest.qemu.state()
+        site.run("save", "web01", "-o", "first", "--then", "resume", check=0)
+        assert guest.qemu.state() == state
+        going_on = guest.serial.wait_ticks(2)
+        assert_same_memory(before, going_on)
+
+        site.run("save", "web01", "-o", "second", "--live", "--then", "resume", check=0)
+        assert guest.qemu.state() == state
+        guest.serial.wait_ticks(2)
+        site.run("save", "web01", "-o", "third", check=0)
+        guest.qemu.wait()
+        last = guest.serial.ticks()
+        assert_same_memory(before, last[-1:])
+
+        # Each image holds the guest of its own time: the first counts on from its own tick.
+        site.run("restore", "third", check=0)
+        with guest.successor() as restored:
+            assert_same_memory(last, restored.serial.wait_ticks(2))
+        for name, earliest in (("first", before[-1]), ("second", going_on[-1])):
+            site.run("restore", name, check=0)
+            with guest.successor() as restored:
+                ticks = restored.serial.wait_ticks(2)
+            assert_same_memory([earliest], ticks)
+            assert ticks[0].number < last[-1].number
