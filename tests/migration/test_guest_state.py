@@ -1,0 +1,86 @@
+"""A guest is put back into its run state on every way out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from manager import errors
+from manager.migration import guest_state
+from manager.monitor import qmp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from manager.monitor.session import Session
+    from tests.monitor.emulated import Emulated
+
+
+@pytest.fixture
+async def session(emulator: Emulated) -> AsyncIterator[Session]:
+    """A session with the emulated QEMU, which runs."""
+    async with qmp.connected(emulator.path) as found:
+        yield found
+
+
+async def test_pause_and_resume(session: Session) -> None:
+    assert await guest_state.run_state(session) == "running"
+    await guest_state.pause(session)
+    assert await guest_state.settled(session, "paused", "postmigrate") == "paused"
+    await guest_state.resume(session)
+    assert await guest_state.left(session, "paused") == "running"
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, asyncio.CancelledError])
+@pytest.mark.parametrize("was_running", [True, False])
+async def test_put_back_at_end(
+    session: Session, was_running: bool, error: type[BaseException] | None
+) -> None:
+    async def body() -> None:
+        async with guest_state.put_back_at_end(session, was_running=was_running):
+            await guest_state.pause(session)
+            if error is not None:
+                raise error
+
+    if error is None:
+        await body()
+    else:
+        with pytest.raises(error):
+            await body()
+    assert await guest_state.run_state(session) == ("running" if was_running else "paused")
+
+
+async def test_released_stays_paused(session: Session) -> None:
+    async with guest_state.put_back_at_end(session, was_running=True) as paused:
+        await guest_state.pause(session)
+        paused.release()
+    assert await guest_state.run_state(session) == "paused"
+
+
+async def test_resumed_early_is_not_continued_again(session: Session) -> None:
+    async with guest_state.put_back_at_end(session, was_running=True) as paused:
+        await guest_state.pause(session)
+        await paused.resume(session)
+        seconds = paused.seconds()
+        await guest_state.pause(session)  # somebody else's wish, after ours
+        await asyncio.sleep(0.02)
+        assert paused.seconds() == seconds
+    assert await guest_state.run_state(session) == "paused"
+
+
+async def test_loss_of_qemu_does_not_hide_the_error(session: Session, emulator: Emulated) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with guest_state.put_back_at_end(session, was_running=True):
+            await guest_state.pause(session)
+            emulator.kill()
+            _ = 1 / 0
+
+
+async def test_waiting_has_an_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_state, "_SETTLE_TIMEOUT", 0.05)
+    with pytest.raises(errors.MonitorTimeout, match="stays running, expected postmigrate"):
+        await guest_state.settled(session, "postmigrate")
+    with pytest.raises(errors.MonitorTimeout, match="stays running"):
+        await guest_state.left(session, "running")

@@ -1,0 +1,228 @@
+"""The session over a QMP socket: reaching a monitor, losing it, and waiting for its events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from manager import errors
+from manager.monitor import qmp
+from tests.monitor.emulated import Emulated, emulated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+GREETING = (
+    b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 9}, "package": ""}, '
+    b'"capabilities": []}}\r\n'
+)
+
+
+@contextlib.contextmanager
+def listening(path: Path, says: bytes | None = None) -> Iterator[None]:
+    """Listen at ``path``; with ``says``, say that to the first client and hang up."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        if says is None:
+            yield
+            return
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
+            task = asyncio.get_running_loop().run_in_executor(None, _say, server, says)
+            yield
+            client.connect(str(path))  # whoever did not connect must not leave the thread waiting
+            task.cancel()
+
+
+def _say(server: socket.socket, says: bytes) -> None:
+    client, _ = server.accept()
+    with client:
+        client.sendall(says)
+
+
+async def unreachable(path: Path | str, timeout: float = 5.0) -> errors.Unreachable:
+    """Return the error of connecting to ``path``."""
+    with pytest.raises(errors.Unreachable) as caught:
+        async with qmp.connected(str(path), timeout=timeout):
+            pass
+    assert caught.value.exit_code == 3
+    return caught.value
+
+
+async def test_greeting_tells_version_and_pid(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        assert session.address == f"qmp:{emulator.path}"
+        assert session.version.release == (10, 0, 2)
+        assert str(session.version) == "10.0.2"
+        assert session.pid == emulator.process.pid
+
+
+async def test_nothing_there(tmp_path: Path) -> None:
+    error = await unreachable(tmp_path / "none")
+    assert "No such file or directory" in error.message
+    assert error.hint is not None and "is the guest running" in error.hint
+
+
+async def test_not_a_socket(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    assert "Connection refused" in (await unreachable(tmp_path / "file")).message
+    assert "Connection refused" in (await unreachable(tmp_path)).message
+
+
+@pytest.mark.parametrize("path", ["nul\0byte", "/x" * 5000, "/tmp/" + "x" * 300])
+async def test_impossible_path(path: str) -> None:
+    assert (await unreachable(path)).id == "check.unreachable"
+
+
+async def test_socket_that_nobody_serves_any_more(emulator: Emulated) -> None:
+    emulator.kill()
+    assert "cannot connect" in (await unreachable(emulator.path)).message
+
+
+async def test_monitor_held_by_another_client(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path):
+        began = time.monotonic()
+        error = await unreachable(emulator.path, timeout=0.2)
+        assert time.monotonic() - began < 3
+        assert error.id == "check.unreachable"
+        assert "no greeting within 0.2 s" in error.message
+        assert error.hint is not None and "another client holds this monitor" in error.hint
+    async with qmp.connected(emulator.path) as session:
+        await session.execute("query-status")
+
+
+async def test_listener_that_never_greets(tmp_path: Path) -> None:
+    with listening(tmp_path / "silent"):
+        assert "no greeting within 0.1 s" in (await unreachable(tmp_path / "silent", 0.1)).message
+
+
+@pytest.mark.parametrize(
+    "says", [b"", b"SSH-2.0-x\r\n", b"{}\r\n", b'{"QMP": 3}\r\n', b"[" * 5000 + b"\r\n", GREETING]
+)
+async def test_listener_that_is_no_monitor(tmp_path: Path, says: bytes) -> None:
+    with listening(tmp_path / "other", says):
+        error = await unreachable(tmp_path / "other")
+    assert "no QMP monitor answers" in error.message
+
+
+@pytest.mark.parametrize("length", [107, 108, 109, 300, 1000])
+async def test_path_longer_than_a_socket_address(tmp_path: Path, length: int) -> None:
+    with emulated(tmp_path / "e.qmp") as running:
+        place = tmp_path
+        while length - len(str(place)) > 250:
+            place /= "d" * 200
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / ("s" * (length - len(str(place)) - 1))
+        assert len(str(path)) == length
+        os.rename(running.path, path)
+        async with qmp.connected(str(path)) as session:
+            assert session.pid == running.process.pid
+
+
+async def test_refused_command_has_its_words(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        with pytest.raises(errors.CommandRefused) as caught:
+            await session.execute("nosuch")
+        assert caught.value.command == "nosuch"
+        assert caught.value.error_class == "CommandNotFound"
+        assert caught.value.desc == "The command nosuch has not been found"
+        await session.execute("query-status")
+
+
+async def test_monitor_lost_during_a_command(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        emulator.freeze()
+        task = asyncio.ensure_future(session.execute("query-status"))
+        await asyncio.sleep(0.05)
+        assert not await session.wait_lost(0.01)
+        emulator.kill()
+        with pytest.raises(errors.MonitorLost, match="lost during query-status"):
+            await task
+        with pytest.raises(errors.MonitorLost):
+            await session.execute("query-status")
+        with open(os.devnull) as file, pytest.raises(errors.MonitorLost):
+            await session.pass_descriptor(file.fileno(), 5, "x")
+        assert await session.wait_lost(5)
+
+
+async def test_unanswered_command_times_out_and_the_next_works(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        emulator.freeze()
+        with pytest.raises(errors.MonitorTimeout, match=r"no answer to query-status within 0\.1 s"):
+            await session.execute("query-status", timeout=0.1)
+        emulator.thaw()
+        # The late answer is nobody's, and not taken for that of the next command.
+        assert await session.execute("query-name") == {}
+        assert (await session.execute("query-status"))["status"] == "running"
+
+
+async def test_events_arrive_in_order(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        with session.events("STOP", "RESUME") as events:
+            began = time.monotonic()
+            assert await events.next(timeout=0.1) is None
+            assert 0.05 < time.monotonic() - began < 2
+            for command in ("stop", "cont", "stop"):
+                await session.execute(command)
+            names = [event.name for _ in range(3) if (event := await events.next(timeout=5))]
+            assert names == ["STOP", "RESUME", "STOP"]
+            assert await events.next(timeout=0.05) is None
+
+
+async def test_no_event_is_lost_by_a_wait_that_timed_out(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        with session.events("STOP", "RESUME") as events:
+            for number in range(40):
+                waiting = asyncio.ensure_future(events.next(timeout=0.002))
+                await session.execute("cont" if number % 2 else "stop")
+                event = await waiting or await events.next(timeout=5)
+                assert event is not None and event.name == ("RESUME" if number % 2 else "STOP")
+
+
+async def test_events_after_the_loss_come_first(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        with session.events("STOP") as events:
+            await session.execute("stop")
+            emulator.kill()
+            assert await session.wait_lost(5)
+            event = await events.next(timeout=1)
+            assert event is not None and event.name == "STOP"
+            with pytest.raises(errors.MonitorLost, match="closed the monitor"):
+                await events.next(timeout=5)
+        with session.events("STOP") as late, pytest.raises(errors.MonitorLost):
+            await late.next(timeout=5)
+
+
+async def test_waiting_for_an_event_ends_with_the_connection(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        with session.events("NEVER") as events:
+            waiting = asyncio.ensure_future(events.next())
+            await asyncio.sleep(0.02)
+            emulator.kill()
+            with pytest.raises(errors.MonitorLost):
+                await asyncio.wait_for(waiting, 5)
+
+
+async def test_descriptors_passed_at_once_all_arrive(emulator: Emulated) -> None:
+    async with qmp.connected(emulator.path) as session:
+        with open(os.devnull) as file:
+            given = [session.pass_descriptor(file.fileno(), n, f"n{n}") for n in range(30)]
+            assert len(set(await asyncio.gather(*given))) == 30
+        sets = await session.execute("query-fdsets")
+        assert {entry["fdset-id"]: entry["fds"][0]["opaque"] for entry in sets} == {
+            number: f"n{number}" for number in range(30)
+        }
+
+
+async def test_error_of_the_body_is_not_hidden_by_a_lost_monitor(emulator: Emulated) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with qmp.connected(emulator.path):
+            emulator.kill()
+            _ = 1 / 0
