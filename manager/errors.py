@@ -217,7 +217,7 @@ class CommitFailed(SaveFailed):
 
 
 class GuestNotPutBack(SaveFailed):
-    """The save failed and QEMU refused to continue the guest; its run state is named."""
+    """QEMU refused to continue the guest after a save, good or failed; its run state is named."""
 
     id = "save.guest_not_put_back"
 

@@ -104,8 +104,7 @@ class Paused:
             await resume(session)
         except errors.CommandRefused as error:
             raise errors.GuestNotPutBack(
-                f"{session.address}: the save failed, and QEMU would not continue the guest: "
-                f"{error.desc}",
+                f"{session.address}: QEMU would not continue the guest: {error.desc}",
                 hint="the guest is paused, not lost: continue it with 'cont' at its monitor",
                 run_state=await run_state(session),
             ) from None

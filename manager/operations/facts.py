@@ -60,12 +60,19 @@ class Facts:
 
 
 async def gather(session: Session) -> Facts:
-    """Ask QEMU. Raises what ``Session.execute`` raises; TooOld where QEMU lacks what we ask."""
+    """Ask QEMU. Raises TooOld where it lacks what we ask, Unreachable where it stops answering."""
     if session.version.release < OLDEST_QEMU:
         raise errors.TooOld(
             f"{session.address}: QEMU {session.version}; saving through descriptors needs 9.1",
             hint="older versions truncate the file to nothing, its header included",
         )
+    try:
+        return await _gather(session)
+    except (errors.MonitorLost, errors.MonitorTimeout) as error:
+        raise errors.Unreachable(error.message) from None
+
+
+async def _gather(session: Session) -> Facts:
     migration = await session.execute("query-migrate")
     return Facts(
         name=(await session.execute("query-name")).get("name"),

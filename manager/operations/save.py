@@ -126,7 +126,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
     """Create, label, let QEMU write, commit, and do what was asked for ``then``."""
     job.phases.enter("prepare")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_our_write_errors(job))
+        stack.enter_context(_save_failures(job))
         with job.labelling.creating(job.facts.pid):
             partial = stack.enter_context(
                 image.creating(
@@ -145,7 +145,10 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
             if job.request.then == "resume" and outcome is not None:
                 job.log.step("resume")
-                await paused.resume(job.session)
+                # Where QEMU refuses or has died, the image is the way back: it is committed, and
+                # what became of the guest is reported behind that.
+                with contextlib.suppress(errors.CommandRefused, errors.MonitorLost):
+                    await paused.resume(job.session)
             contents = await save_commit.prove(job, partial, outcome)
             return await waiting.to_the_end(
                 save_commit.commit(guest, job, partial, applied, paused, contents)
@@ -153,8 +156,8 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _our_write_errors(job: SaveJob) -> Iterator[None]:
-    """Turn what the file system refuses to ourselves into an error that names the image."""
+def _save_failures(job: SaveJob) -> Iterator[None]:
+    """Turn what the file system or the monitor refuses into an error that says what failed."""
     try:
         yield
     except FileExistsError:
@@ -165,5 +168,5 @@ def _our_write_errors(job: SaveJob) -> Iterator[None]:
         raise errors.SaveFailed(
             f"cannot write {job.partial_path!r}: {error.strerror}", errno=error.errno
         ) from None
-    except ValueError as error:
-        raise errors.SaveFailed(f"cannot write {job.partial_path!r}: {error}") from None
+    except (ValueError, errors.MonitorError) as error:
+        raise errors.SaveFailed(f"cannot save to {job.partial_path!r}: {error}") from None

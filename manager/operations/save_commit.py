@@ -83,7 +83,8 @@ async def commit(
     if job.request.then == "quit":
         job.phases.enter("quit")
         await ending.end_guest(job.session)
-    paused.release()
+    if job.request.then != "resume":
+        paused.release()
     stats = os.fstat(partial.fd)
     phases = job.phases.seconds()
     written = phases.get("write", 0) + phases.get("sync", 0)

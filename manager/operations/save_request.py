@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from manager.config import Config, Guest
 
+_READABLE = 150  # characters of a guest's name that its images are named by
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -74,13 +76,22 @@ def policy_labelling(config: Config, name: str) -> labelling.Labelling:
 
 @contextlib.contextmanager
 def place(guest: Guest, config: Config, request: Request) -> Iterator[tuple[store.Directory, str]]:
-    """Yield the directory and the name of the image to be."""
-    target = request.image
-    if target is None:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        plain = guest.name.removeprefix("qmp:").replace("/", "_").strip("_")
-        target = f"{plain}-{stamp}.mapsave"
-    path, name = os.path.split(target)
+    """Yield the directory and the name of the image to be.
+
+    Without a name from the user it is the guest's with the time, made unique.
+    """
+    if request.image is None:
+        with store.directory(config.images, create=True) as held:
+            yield held, _unused_name(guest, held)
+        return
+    path, name = os.path.split(request.image)
     store.check_name(name)
     with store.directory(path or config.images, create=not path) as held:
         yield held, name
+
+
+def _unused_name(guest: Guest, held: store.Directory) -> str:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    plain = guest.name.removeprefix("qmp:").replace("/", "_").strip("_")[:_READABLE]
+    names = (f"{plain}-{stamp}{suffix}.mapsave" for suffix in ("", *range(-2, -1000, -1)))
+    return next(name for name in names if not held.exists(name))
