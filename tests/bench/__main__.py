@@ -1,0 +1,65 @@
+"""``python -m tests.bench [--quick] [--rounds N] [--directory DIR] [NAME…]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench import cases, guests
+
+_HEAD = ("what", "mapsave", "peer", "ratio", "target", "met")
+_WORDS = {True: "yes", False: "NO", None: ""}
+
+
+def parsed() -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=cases.__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(cases.CASES)}")
+    parser.add_argument("--quick", action="store_true", help="a dense guest of 1 GiB, not 4")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
+    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where images go")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(cases.CASES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    if shutil.which(guests.QEMU) is None:
+        parser.error(f"there is no {guests.QEMU}, which the benchmarks measure with")
+    return given
+
+
+def line(row: tuple[str, ...]) -> str:
+    """Return a line of the table, in Markdown that reads as a table."""
+    widths = (44, 9, 9, 6, 15, 3)
+    cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Measure what was named, or all, and print the table as it grows; 1 if a target is missed."""
+    given = parsed()
+    missed = 0
+    with (
+        tempfile.TemporaryDirectory(prefix="mapsave-bench-", dir=given.directory) as directory,
+        tempfile.TemporaryDirectory(prefix="mapsave-", dir="/tmp") as short,
+    ):
+        site = guests.Site(Path(directory), Path(short) / "qmp")
+        wanted = guests.GIB if given.quick else 4 * guests.GIB
+        size = guests.affordable(site.directory, wanted)
+        print(f"{os.cpu_count()} processors, {given.rounds} rounds, images in {given.directory}")
+        if size < wanted:
+            print(f"memory or disk is short: the dense guest has {size / guests.GIB:g} GiB")
+        print("", line(_HEAD), line(tuple("-" * len(word) for word in _HEAD)), sep="\n")
+        bench = cases.Bench(site, size, given.rounds)
+        for name in given.names or cases.CASES:
+            for row in cases.CASES[name](bench):
+                shown = (row.what, row.mapsave, row.peer, row.ratio, row.target, _WORDS[row.met])
+                print(line(shown), flush=True)
+                missed += row.met is False
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

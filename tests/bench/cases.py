@@ -1,0 +1,188 @@
+"""What is measured. Each case yields the rows of the table that it is good for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.bench import guests, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.bench.guests import Site
+    from tests.bench.measure import Run, Series
+
+ROOT = Path(__file__).parents[2]
+BARE = [sys.executable, str(Path(__file__).with_name("bare.py"))]
+MB = 10**6
+PEAK = 100 * MB
+_FACTOR = 1.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; ``met`` is None where there is no target."""
+
+    what: str
+    mapsave: str
+    peer: str = ""
+    ratio: str = ""
+    target: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How much is measured: the dense guest's bytes, and how often."""
+
+    site: Site
+    dense: int
+    rounds: int
+
+    @property
+    def source(self) -> Path:
+        """A file of random bytes, as many as the dense guest has RAM; made when first needed."""
+        path = self.site.directory / "content"
+        if not path.exists():
+            guests.fill(path, self.dense)
+        return path
+
+
+def _compared(what: str, ours: Series, theirs: Series) -> Row:
+    ratio = ours.seconds / theirs.seconds
+    shown = (f"{ours.seconds:.3f} s", f"{theirs.seconds:.3f} s", f"{ratio:.3f}")
+    return Row(what, *shown, f"<= {_FACTOR} x peer", ratio <= _FACTOR)
+
+
+def _limited(what: str, series: Series, limit: float, peer: Series | None = None) -> Row:
+    other = f"{peer.seconds:.3f} s" if peer else ""
+    met = series.seconds <= limit
+    return Row(what, f"{series.seconds:.3f} s", other, "", f"<= {limit} s", met)
+
+
+def _peak(what: str, series: Series, limit: int = PEAK) -> Row:
+    shown = f"{series.peak / MB:.0f} MB"
+    return Row(f"peak memory, {what}", shown, "", "", f"<= {limit // MB} MB", series.peak <= limit)
+
+
+def help_(bench: Bench) -> Iterator[Row]:
+    """``mapsave --help``."""
+    command = [*measure.MAPSAVE, "--help"]
+    series = measure.repeated(4 * bench.rounds + 1, lambda: measure.run(command, ROOT))
+    yield _limited("mapsave --help", series, 0.15)
+
+
+def idle(bench: Bench) -> Iterator[Row]:
+    """Save of a guest with 1 GiB of RAM, nearly all zero."""
+    ours, theirs = _saves(bench, guests.GIB, None, 2 * bench.rounds + 1)
+    yield _limited("save, idle 1 GiB guest", ours, 0.35, theirs)
+    yield _peak("save of it", ours)
+
+
+def dense(bench: Bench) -> Iterator[Row]:
+    """Save of a guest whose RAM is random."""
+    name = f"dense {bench.dense / guests.GIB:g} GiB guest"
+    ours, theirs = _saves(bench, bench.dense, bench.source, bench.rounds)
+    yield _compared(f"save, {name}", ours, theirs)
+    yield _peak("save of it", ours)
+
+
+def _saves(bench: Bench, size: int, source: Path | None, rounds: int) -> tuple[Series, Series]:
+    """Save by mapsave and by the peer, both with the channels that mapsave chooses."""
+    site = bench.site
+    argv = guests.command(site, size, source)
+    site.configure(guests.command(site, size))
+    chosen: list[int] = []
+
+    def saved(function: Callable[[], Run]) -> Run:
+        process = guests.start(site, argv)
+        try:
+            return function()
+        finally:
+            process.kill()
+            process.wait()
+
+    def ours() -> Run:
+        path = str(site.image("mapsave"))
+        found = saved(lambda: _mapsave(site, "save", guests.NAME, "-o", path))
+        strategy = json.loads(found.output)["strategy"]
+        assert strategy["direct_io"], "mapsave did not use direct-io, as the peer does"
+        chosen.append(strategy["channels"])
+        return found
+
+    def peer() -> Run:
+        words = ["save", str(site.socket), str(site.image("bare")), str(chosen[-1])]
+        return saved(lambda: measure.run([*BARE, *words], ROOT))
+
+    ours()  # warms the caches, and tells how many channels
+    return measure.alternating(rounds, ours, peer)
+
+
+def restore(bench: Bench) -> Iterator[Row]:
+    """Restore of the dense guest, the start of QEMU included."""
+    site = bench.site
+    launch = guests.command(site, bench.dense)
+    path = str(site.image("restored"))
+    site.configure(launch)
+    process = guests.start(site, guests.command(site, bench.dense, bench.source))
+    try:
+        saved = json.loads(_mapsave(site, "save", guests.NAME, "-o", path).output)
+    finally:
+        process.kill()
+        process.wait()
+    channels = str(saved["strategy"]["channels"])
+
+    def restored(function: Callable[[], Run]) -> Run:
+        try:
+            return function()
+        finally:
+            guests.end_listener(site)
+
+    def ours() -> Run:
+        words = ("restore", path, "--again", "--channels", channels)
+        return restored(lambda: _mapsave(site, *words))
+
+    def peer() -> Run:
+        words = ["restore", str(site.socket), path, channels, *launch]
+        return restored(lambda: measure.run([*BARE, *words], ROOT))
+
+    ours()
+    mapsave, bare = measure.alternating(bench.rounds, ours, peer)
+    yield _compared(f"restore, dense {bench.dense / guests.GIB:g} GiB guest", mapsave, bare)
+    yield _peak("restore of it", mapsave)
+
+
+def inspect(bench: Bench) -> Iterator[Row]:
+    """``mapsave inspect`` of images of 1 TiB: a sparse one, and the worst there is."""
+    site = bench.site
+    site.configure(guests.command(site, guests.GIB))
+    for pattern, kind in (("sparse", "sparse"), ("alternating", "every other page used")):
+        path = str(site.image(pattern))
+        make = [sys.executable, "-m", "tests.bench.huge", path, pattern]
+        subprocess.run(make, cwd=ROOT, check=True)
+
+        def look(path: str = path) -> Run:
+            return _mapsave(site, "inspect", path)
+
+        series = measure.repeated(bench.rounds, look)
+        yield _limited(f"inspect, 1 TiB image, {kind}", series, 1.0)
+        yield _peak("inspect of it", series, 200 * MB)
+
+
+def _mapsave(site: Site, *arguments: str) -> Run:
+    command = [*measure.MAPSAVE, "--config", str(site.config), "--quiet", "--json", *arguments]
+    return measure.run(command, ROOT)
+
+
+CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "help": help_,
+    "idle": idle,
+    "dense": dense,
+    "restore": restore,
+    "inspect": inspect,
+}

@@ -1,0 +1,85 @@
+"""Run whole processes, and tell what each took: wall-clock time and peak memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MAPSAVE = [sys.executable, "-m", "manager.cli.main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one process took: seconds from its start to its end, and peak resident bytes."""
+
+    seconds: float
+    peak: int
+    output: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Several runs of the same."""
+
+    runs: list[Run]
+
+    @property
+    def seconds(self) -> float:
+        """The median of the times."""
+        return statistics.median(run.seconds for run in self.runs)
+
+    @property
+    def peak(self) -> int:
+        """The highest peak, in bytes."""
+        return max(run.peak for run in self.runs)
+
+
+def run(command: list[str], root: Path) -> Run:
+    """Run a command to its end. Raises RuntimeError with its output where it fails.
+
+    The peak is ``ru_maxrss`` of wait4(2). Linux counts in it what the parent had at the time of
+    execve(2), so it is never too low, and the parent must be small.
+    """
+    with tempfile.TemporaryFile() as output:
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}: {said}")
+    return Run(seconds, usage.ru_maxrss * 1024, said)
+
+
+def alternating(
+    rounds: int, first: Callable[[], Run], second: Callable[[], Run]
+) -> tuple[Series, Series]:
+    """Call both so many times, turn by turn, each of them first in every other round."""
+    ours: list[Run] = []
+    theirs: list[Run] = []
+    for number in range(rounds):
+        pair = [(ours, first), (theirs, second)]
+        for runs, function in pair if number % 2 == 0 else reversed(pair):
+            runs.append(function())
+    return Series(ours), Series(theirs)
+
+
+def repeated(rounds: int, function: Callable[[], Run]) -> Series:
+    """Call it once to warm the caches, and then so many times."""
+    function()
+    return Series([function() for _ in range(rounds)])
