@@ -49,9 +49,13 @@ def mapsave() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     given = options.Globals()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        code = mapsave.main(arguments, prog_name="mapsave", standalone_mode=False, obj=given)
+        code = mapsave.main(words, prog_name="mapsave", standalone_mode=False, obj=given)
     except BaseException as error:
+        if isinstance(error, click.UsageError):
+            # A command line that cannot be parsed may have set no option yet.
+            given.json = given.json or "--json" in words
         code = output.failure(error, given)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -45,7 +45,12 @@ def global_options() -> list[click.Parameter]:
 
     def flag(name: str, text: str) -> click.Option:
         return click.Option(
-            [f"--{name}"], is_flag=True, expose_value=False, callback=_set, help=text
+            [f"--{name}"],
+            is_flag=True,
+            is_eager=True,  # so that an error in another option is already told as asked
+            expose_value=False,
+            callback=_set,
+            help=text,
         )
 
     return [

@@ -9,7 +9,7 @@ import click
 from manager import errors, units
 from manager.cli import output, running
 from manager.cli.options import Command, of
-from manager.cli.save import Channels, Duration
+from manager.cli.save import Channels, Duration, rate
 
 
 @click.command("restore", cls=Command)
@@ -65,7 +65,6 @@ def summary(done: dict[str, Any]) -> str:
     return (
         f"restored {done['guest']} from {done['image']}: "
         f"{units.format_size(done['data_bytes'])} in "
-        f"{units.format_duration(done['duration_s'])} "
-        f"({units.format_size(done['bytes_per_s'])}/s), now {done['run_state']} "
-        f"at {done['monitor']}"
+        f"{units.format_duration(done['duration_s'])}{rate(done)}, "
+        f"now {done['run_state']} at {done['monitor']}"
     )

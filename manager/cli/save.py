@@ -10,6 +10,7 @@ from manager import units
 from manager.cli import output, running
 from manager.cli.options import Command, of
 
+_WORTH_A_RATE = 64 * units.MIB
 _SWITCH = click.Choice(["auto", "on", "off"])
 
 
@@ -89,6 +90,13 @@ def summary(done: dict[str, Any]) -> str:
     size = units.format_size
     return (
         f"saved {done['guest']} to {done['image']}: {size(done['data_bytes'])} of "
-        f"{size(done['ram_bytes'])} RAM in {units.format_duration(done['duration_s'])} "
-        f"({size(done['bytes_per_s'])}/s), guest {ending}"
+        f"{size(done['ram_bytes'])} RAM in {units.format_duration(done['duration_s'])}"
+        f"{rate(done)}, guest {ending}"
     )
+
+
+def rate(done: dict[str, Any]) -> str:
+    """Return the rate in parentheses; empty where so little was moved that it says nothing."""
+    if done["data_bytes"] < _WORTH_A_RATE:
+        return ""
+    return f" ({units.format_size(done['bytes_per_s'])}/s)"

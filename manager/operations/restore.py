@@ -71,6 +71,8 @@ async def restore(
         raise errors.RestoreTimeout(
             f"{request.image!r}: not restored within {request.timeout:g} s; given up"
         ) from None
+    except errors.MonitorError as error:
+        raise errors.RestoreFailed(error.message) from None
 
 
 async def _restore(config: Config, request: Request, phases: Phases) -> dict[str, Any]:
@@ -99,7 +101,7 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
 def resolve(name: str, config: Config) -> str:
     """Return the path of an image given as a path, or as a name in the image directory."""
     if "/" in name or os.path.lexists(name):
-        return name
+        return os.path.abspath(name)
     return str(config.images / name)
 
 
