@@ -86,9 +86,7 @@ run_lint() {
 
 run_pytest() { # PATH or option...
     local code=0
-    # pytest-asyncio warns if nothing sets the scope, and warnings are errors here.
-    "$venv/bin/python" -m pytest -p tests.no_skips \
-        -o asyncio_default_fixture_loop_scope=function "$@" || code=$?
+    "$venv/bin/python" -m pytest -p tests.no_skips "$@" || code=$?
     [ $code -ne 5 ] || echo "no tests: $*" >&2
     return $code
 }
