@@ -1,0 +1,463 @@
+"""What kills a QEMU, loses data silently or leaves it stuck: shown raw, and met by mapsave.
+
+The same hazards on the emulator, side by side with QEMU, are in ``tests/emulator/test_hazards.py``;
+``docs/hazards.md`` is the table for operators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import random
+import shutil
+import signal
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager import config, errors
+from manager.image import descriptors, image, superblock
+from manager.operations import restore
+from tests.image.test_truncation import boundaries
+from tests.kit import cli, memory, need, patterns, qemu, qmp, ram, raw, state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+NAME = "web01"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """An image that mapsave made of a dense guest of 64 MiB, and that guest's RAM."""
+
+    path: Path
+    ram: ram.Snapshot
+    argv: list[str]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Save a guest of ``-machine none``, whose stream is short."""
+    if reason := need.missing("qemu"):
+        pytest.skip(reason)
+    directory = tmp_path_factory.mktemp("saved")
+    site = cli.Site(directory / "site")
+    with qemu.running(machine="none", name=NAME, ram=patterns.dense) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        before = guest.snapshot_ram(directory / "ram")
+        site.run("save", NAME, "--image", "good", check=0)
+        guest.wait()
+        return Saved(site.images / "good", before, guest.argv)
+
+
+@pytest.fixture
+def copy(saved: Saved, tmp_path: Path) -> Path:
+    """A copy of that image, to be damaged."""
+    return Path(shutil.copy(saved.path, tmp_path / "copy"))
+
+
+@contextmanager
+def waiting(*arguments: str, machine: str = "none", size: str = "64M") -> Iterator[qemu.Qemu]:
+    """Run a destination."""
+    with qemu.running(
+        *arguments, machine=machine, memory=size, incoming=True, name="destination"
+    ) as destination:
+        yield destination
+
+
+def error_of(result: cli.Result) -> str:
+    """Return the id of the error that ``--json`` printed."""
+    return str(result.json()["error"]["id"])
+
+
+def refused(site: cli.Site, path: Path, destination: qemu.Qemu, code: int) -> str:
+    """Let mapsave refuse to restore ``path`` into ``destination``, which stays untouched."""
+    before = destination.state()
+    result = site.run("restore", path, "--into", destination.address, "--json", check=code)
+    state.assert_left_as_found(before, destination.state())
+    assert destination.control.execute("query-migrate") == {}
+    return error_of(result)
+
+
+def assert_takes(site: cli.Site, saved: Saved, destination: qemu.Qemu) -> None:
+    """The destination is still good: the undamaged image goes in, whole."""
+    site.run("restore", saved.path, "--into", destination.address, "--again", check=0)
+    ram.assert_same(saved.ram, destination.ram)
+
+
+# Descriptors.
+
+
+@pytest.mark.qemu
+def test_raw_missing_direct_descriptor_kills_the_guest(tmp_path: Path) -> None:
+    with qemu.running(machine="none", ram=patterns.dense) as guest:
+        raw.configure(guest, direct_io=True)
+        with raw.handed_over(guest, tmp_path / "image", os.O_WRONLY | os.O_CREAT, direct=False):
+            guest.control.execute("migrate", uri=f"file:/dev/fdset/{raw.FDSET},offset={MIB}")
+            assert guest.wait() == -signal.SIGSEGV
+
+
+@pytest.mark.qemu
+def test_raw_missing_descriptor_wastes_the_destination(saved: Saved, site: cli.Site) -> None:
+    with waiting() as destination:
+        raw.configure(destination, direct_io=True)
+        uri = f"file:/dev/fdset/{raw.FDSET},offset={MIB}"
+        for direct, words in ((False, "matching flags=0x4000"), (True, "Illegal.* state: setup")):
+            with (
+                raw.handed_over(destination, saved.path, os.O_RDONLY, direct=direct),
+                pytest.raises(qmp.QmpError, match=words),
+            ):
+                destination.control.execute("migrate-incoming", uri=uri)
+        # mapsave does not try either, and says what is to be done.
+        result = site.run(
+            "restore", saved.path, "--into", destination.address, "--again", "--json", check=3
+        )
+        assert error_of(result) == "check.run_state"
+        assert "start a new destination" in result.json()["error"]["hint"]
+
+
+DIRECT = os.O_WRONLY | os.O_DIRECT
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "problem"),
+    [
+        (os.O_WRONLY, os.O_WRONLY, "O_DIRECT is"),
+        (DIRECT, DIRECT, "O_DIRECT is"),
+        (DIRECT, os.O_WRONLY, "O_DIRECT is"),
+        (os.O_RDWR, DIRECT, "access modes"),
+        (os.O_WRONLY, os.O_RDONLY | os.O_DIRECT, "access modes"),
+        (os.O_WRONLY | os.O_APPEND, DIRECT, "O_APPEND"),
+        (os.O_WRONLY, DIRECT | os.O_DSYNC, "O_DSYNC"),
+        (os.O_WRONLY | os.O_SYNC, DIRECT, "O_SYNC"),
+        (os.O_WRONLY, None, "O_DIRECT is"),
+    ],
+)
+def test_such_a_pair_never_reaches_qemu(
+    tmp_path: Path, first: int, second: int | None, problem: str
+) -> None:
+    with ExitStack() as stack:
+        fds: list[int] = []
+        for flags in (first, second):
+            fd = os.dup(fds[0]) if flags is None else os.open(tmp_path / "f", flags | os.O_CREAT)
+            stack.callback(os.close, fd)
+            fds.append(fd)
+        with pytest.raises(errors.MapsaveError, match=f"refusing to hand over.*({problem})"):
+            descriptors.Pair(fds[0], fds[1], direct_io=True).check(os.O_WRONLY)
+
+
+@pytest.mark.parametrize("direct_io", [True, False])
+def test_duplicates_and_other_files_never_reach_qemu(tmp_path: Path, direct_io: bool) -> None:
+    one = os.open(tmp_path / "one", os.O_WRONLY | os.O_CREAT)
+    other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT | (direct_io and os.O_DIRECT))
+    copy = os.dup(one)
+    try:
+        with pytest.raises(errors.MapsaveError, match="two different files"):
+            descriptors.Pair(one, other, direct_io).check(os.O_WRONLY)
+        # With direct-io on, a duplicate has not the flag of the other either.
+        duplicates = "O_DIRECT is" if direct_io else "duplicates of one"
+        with pytest.raises(errors.MapsaveError, match=duplicates):
+            descriptors.Pair(one, copy, direct_io).check(os.O_WRONLY)
+    finally:
+        for fd in (one, other, copy):
+            os.close(fd)
+
+
+@pytest.mark.qemu
+def test_fdsets_of_others_stay(site: cli.Site, tmp_path: Path) -> None:
+    with qemu.running(machine="none", ram=patterns.sparse) as guest, open(os.devnull) as file:
+        for number in (0, 1, 2, 1_000_000, 1_000_002):
+            guest.control.pass_descriptor(file.fileno(), number, "somebody else")
+        for number in (3, 1_000_001):
+            guest.control.execute("add-fd", descriptor=file.fileno(), fdset_id=number)
+        before, contents = guest.state(), guest.snapshot_ram(tmp_path / "before")
+        assert len(before.fdsets) == 7
+        site.run("save", guest.address, "--image", "one", "--then", "resume", check=0)
+        state.assert_left_as_found(before, guest.state(), run_state=guest.status())
+    with waiting() as destination, open(os.devnull) as file:
+        for number in (0, 1_000_000):
+            destination.control.execute("add-fd", descriptor=file.fileno(), fdset_id=number)
+        fdsets = destination.state().fdsets
+        site.run("restore", "one", "--into", destination.address, check=0)
+        assert destination.state().fdsets == fdsets
+        ram.assert_same(contents, destination.ram)
+
+
+# The image.
+
+
+@pytest.mark.qemu
+def test_raw_truncated_pages_kill_the_destination(copy: Path) -> None:
+    os.truncate(copy, 40 * MIB + 100)
+    with waiting() as destination:
+        raw.configure(destination, direct_io=True)
+        with raw.handed_over(destination, copy, os.O_RDONLY, direct=True):
+            uri = f"file:/dev/fdset/{raw.FDSET},offset={MIB}"
+            destination.control.execute("migrate-incoming", uri=uri, exit_on_error=False)
+            assert destination.wait() == -signal.SIGSEGV
+
+
+@pytest.mark.qemu
+def test_raw_missing_end_goes_unnoticed(copy: Path) -> None:
+    os.truncate(copy, copy.stat().st_size - 3)
+    with waiting() as destination:
+        raw.restore(destination, copy)
+
+
+def structure(path: Path) -> tuple[list[int], int]:
+    """Return the places where something begins or ends, and the length of the image."""
+    with image.opened(path) as opened:
+        found = boundaries(opened.validate().stream) | {0, 4096, 8192}
+        return sorted(at for at in found if at < opened.size), opened.size
+
+
+@pytest.mark.qemu
+def test_image_cut_at_every_boundary_is_refused(saved: Saved, copy: Path, site: cli.Site) -> None:
+    """By the commands; the waiting destination is not touched and takes the whole image later."""
+    cuts, size = structure(copy)
+    assert len(cuts) > 10
+    with waiting() as destination:
+        for number, cut in enumerate(sorted([*cuts, size - 1], reverse=True)):
+            os.truncate(copy, cut)
+            result = site.run("check", copy, "--json", check=6)
+            assert error_of(result) in ("image.truncated", "image.not_an_image", "image.corrupt")
+            if number % 3 == 0:
+                assert refused(site, copy, destination, 6).startswith("image.")
+        assert_takes(site, saved, destination)
+
+
+@pytest.mark.qemu
+def test_image_cut_anywhere_is_refused_even_if_its_superblock_agrees(
+    saved: Saved, copy: Path, site: cli.Site
+) -> None:
+    """So that nothing but the reader of QEMU's stream stands between the file and QEMU."""
+    cuts, size = structure(copy)
+    generator = random.Random(7)
+    places = {generator.randrange(MIB + 1, size) for _ in range(200)} | {c for c in cuts if c > MIB}
+    settings = config.load(site.config, {"HOME": str(site.directory)})
+    with image.opened(copy) as opened:
+        block, metadata = opened.block, opened.metadata
+        # With its end mark there, a stream without description is whole for its reader.
+        whole = opened.validate().stream.description_offset - 5
+    with waiting() as destination:
+        request = restore.Request(str(copy), into=str(destination.qmp))
+        for cut in sorted(places - {whole}, reverse=True):
+            os.truncate(copy, cut)
+            with copy.open("r+b") as file:
+                shorter = dataclasses.replace(block, file_length=cut)
+                block = superblock.write(file.fileno(), shorter, metadata, durable=False)
+            with pytest.raises(errors.TruncatedImage) as caught:
+                asyncio.run(restore.restore(settings, request))
+            assert caught.value.exit_code == 6, f"cut at {cut}"
+        assert refused(site, copy, destination, 6) == "image.truncated"
+        assert_takes(site, saved, destination)
+
+
+def set_page_size(path: Path, size: int) -> None:
+    """Overwrite the page size of the first RAM block's header (behind its version, be32)."""
+    with image.opened(path) as opened:
+        at = opened.validate().stream.blocks[0].bitmap_offset - 24
+    with path.open("r+b") as file:
+        file.seek(at)
+        assert file.read(8) == (4096).to_bytes(8, "big")
+        file.seek(at)
+        file.write(size.to_bytes(8, "big"))
+
+
+@pytest.mark.qemu
+def test_page_size_zero(saved: Saved, copy: Path, site: cli.Site) -> None:
+    set_page_size(copy, 0)
+    with waiting() as destination:
+        assert refused(site, copy, destination, 6) == "image.corrupt"
+        assert_takes(site, saved, destination)
+    with waiting() as destination:
+        raw.configure(destination, direct_io=False)
+        uri = f"file:{copy},offset={MIB}"
+        destination.control.execute("migrate-incoming", uri=uri, exit_on_error=False)
+        assert destination.wait() == -signal.SIGFPE
+
+
+@pytest.mark.qemu
+def test_raw_failed_load_ends_the_destination_and_mapsave_keeps_it(
+    site: cli.Site, tmp_path: Path
+) -> None:
+    """The destination lacks a device: only QEMU can notice, half way through."""
+    with qemu.running("-device", "virtio-rng-pci", name=NAME, ram=patterns.sparse) as guest:
+        site.run("save", guest.address, "--image", "rng", check=0)
+    path = site.images / "rng"
+    content = path.read_bytes()
+    with waiting(machine="pc") as destination:
+        raw.configure(destination)
+        with raw.handed_over(destination, path, os.O_RDONLY, direct=True):
+            uri = f"file:/dev/fdset/{raw.FDSET},offset={MIB}"
+            destination.control.execute("migrate-incoming", uri=uri)
+            assert destination.wait() == 1
+    with waiting(machine="pc") as destination:
+        before = destination.state()
+        result = site.run("restore", path, "--into", destination.address, "--json", check=5)
+        assert error_of(result) == "restore.failed"
+        assert "load of migration failed" in result.json()["error"]["message"]
+        state.assert_left_as_found(before, destination.state())
+        # The failed destination is of no further use, and mapsave knows.
+        again = site.run("restore", path, "--into", destination.address, "--json", check=3)
+        assert error_of(again) == "check.run_state"
+    assert path.read_bytes() == content
+    with waiting("-device", "virtio-rng-pci", machine="pc") as destination:
+        site.run("restore", path, "--into", destination.address, check=0)
+
+
+# The destination's memory.
+
+
+@pytest.mark.qemu
+def test_ram_of_another_size(site: cli.Site) -> None:
+    with qemu.running(machine="none", memory="32M", ram=patterns.dense) as guest:
+        site.run("save", guest.address, "--image", "small", check=0)
+    path = site.images / "small"
+    with waiting(size="48M") as destination:
+        raw.restore(destination, path)  # QEMU says completed
+    for size in ("48M", "31M"):
+        with waiting(size=size) as destination:
+            assert refused(site, path, destination, 3) == "check.destination"
+    with waiting(size="32M") as destination:
+        site.run("restore", path, "--into", destination.address, check=0)
+
+
+@pytest.mark.qemu
+def test_ram_that_is_not_zero(site: cli.Site, tmp_path: Path) -> None:
+    with qemu.running(*memory.zeroed("64M"), machine="none") as guest:
+        site.run("save", guest.address, "--image", "empty", check=0)
+    path = site.images / "empty"
+    used = patterns.write(tmp_path / "used", 64 * MIB, patterns.dense)
+    stale = used.read_bytes()
+    shared = memory.from_file(used, "64M", shared=True)
+    with waiting(*shared) as destination:
+        raw.restore(destination, path)  # QEMU says completed
+        assert destination.ram.read("m") == stale
+    with waiting(*shared) as destination:
+        assert refused(site, path, destination, 3) == "check.destination_not_zero"
+    used.write_bytes(b"")
+    with waiting(*shared) as destination:
+        site.run("restore", path, "--into", destination.address, check=0)
+        assert not any(destination.ram.read("m"))
+
+
+# Capabilities and parameters that somebody left on.
+
+
+def switch(guest: qemu.Qemu, *on: str) -> None:
+    """Set capabilities as somebody may have left them."""
+    states = [{"capability": name, "state": True} for name in on]
+    guest.control.execute("migrate-set-capabilities", capabilities=states)
+
+
+def save_and_restore(guest: qemu.Qemu, site: cli.Site, tmp_path: Path) -> None:
+    """Save with mapsave; settings are as before, and a restore gives the same RAM."""
+    before, contents = guest.state(), guest.snapshot_ram(tmp_path / "ram")
+    site.run("save", guest.address, "--image", "kept", "--then", "leave", check=0)
+    state.assert_left_as_found(before, guest.state(), run_state="postmigrate")
+    with waiting() as destination:
+        site.run("restore", "kept", "--into", destination.address, check=0)
+        ram.assert_same(contents, destination.ram)
+
+
+@pytest.mark.qemu
+def test_raw_background_snapshot_saves_nothing(tmp_path: Path) -> None:
+    with qemu.running(machine="none", ram=patterns.dense) as guest:
+        guest.control.execute("cont")
+        switch(guest, "mapped-ram", "background-snapshot")
+        guest.control.execute("migrate", uri=f"file:{tmp_path}/image,offset={MIB}")
+        guest.wait_migration("completed")
+    with waiting() as destination:
+        raw.restore(destination, tmp_path / "image", multifd=False)  # QEMU says completed
+        assert not any(destination.ram.read(destination.ram.largest()))
+
+
+@pytest.mark.qemu
+def test_raw_return_path_fails_at_the_end(tmp_path: Path) -> None:
+    with qemu.running(machine="none") as guest:
+        switch(guest, "mapped-ram", "return-path")
+        guest.control.execute("migrate", uri=f"file:{tmp_path}/image,offset={MIB}")
+        assert "Bad file descriptor" in guest.wait_migration("failed")["error-desc"]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    "capabilities",
+    [
+        ("background-snapshot",),
+        ("mapped-ram", "background-snapshot"),
+        ("mapped-ram", "multifd"),
+        ("return-path", "switchover-ack"),
+        ("xbzrle", "auto-converge"),
+        ("postcopy-ram",),
+        ("pause-before-switchover",),
+    ],
+    ids=",".join,
+)
+def test_capabilities_left_on_do_no_harm(
+    site: cli.Site, tmp_path: Path, capabilities: tuple[str, ...]
+) -> None:
+    with qemu.running(machine="none", ram=patterns.sparse) as guest:
+        switch(guest, *capabilities)
+        save_and_restore(guest, site, tmp_path)
+
+
+@pytest.mark.qemu
+def test_shared_memory_with_ignore_shared_left_on(site: cli.Site, tmp_path: Path) -> None:
+    content = patterns.write(tmp_path / "backend", 64 * MIB, patterns.sparse)
+    shared = memory.from_file(content, "64M", shared=True)
+    with qemu.running(*shared, machine="none") as guest:
+        switch(guest, "mapped-ram", "x-ignore-shared")
+        guest.control.execute("migrate", uri=f"file:{tmp_path}/image,offset={MIB}")
+        assert "Bad address" in guest.wait_migration("failed")["error-desc"]
+        before, contents = guest.state(), guest.snapshot_ram(tmp_path / "ram")
+        site.run("save", guest.address, "--image", "kept", "--then", "leave", check=0)
+        state.assert_left_as_found(before, guest.state(), run_state="postmigrate")
+    with waiting(*memory.zeroed("64M")) as destination:
+        site.run("restore", "kept", "--into", destination.address, check=0)
+        ram.assert_same(contents, destination.ram)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    "parameters",
+    [{"multifd_compression": "zlib"}, {"tls_creds": "tls0"}],
+    ids=lambda value: next(iter(value)),
+)
+def test_parameters_that_lock_qemu(
+    site: cli.Site, tmp_path: Path, parameters: dict[str, Any]
+) -> None:
+    with qemu.running(machine="none", ram=patterns.sparse) as guest:
+        switch(guest, "mapped-ram", "multifd")
+        guest.control.execute("migrate-set-parameters", **parameters)
+        # From now on QEMU takes no parameter at all, and saves nothing.
+        with pytest.raises(qmp.QmpError, match="Mapped-ram only available"):
+            guest.control.execute("migrate-set-parameters", multifd_channels=2)
+        save_and_restore(guest, site, tmp_path)
+
+
+@pytest.mark.qemu
+def test_capabilities_are_off_after_a_save(site: cli.Site) -> None:
+    """With these on, the next ``savevm`` or ``snapshot-save`` kills a QEMU of before 10.2."""
+    with qemu.running(machine="none", paused=False, ram=patterns.sparse) as guest:
+        before = guest.state()
+        site.run("save", guest.address, "--image", "one", "--then", "resume", check=0)
+        state.assert_left_as_found(before, guest.state())
+        assert not any(guest.state().capabilities.values())
+
+
+@pytest.mark.qemu
+def test_guest_that_was_saved_and_left(site: cli.Site) -> None:
+    with qemu.running(machine="none", ram=patterns.sparse) as guest:
+        site.run("save", guest.address, "--image", "one", "--then", "leave", check=0)
+        with pytest.raises(qmp.QmpError, match="paused due to previous migration"):
+            guest.control.execute("migrate", uri="file:/nonexistent/image")
+        result = site.run("save", guest.address, "--image", "two", "--json", check=3)
+        assert error_of(result) == "check.run_state"
+        assert "cont" in result.json()["error"]["hint"]
