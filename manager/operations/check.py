@@ -144,6 +144,8 @@ def direct_io(found: Preflight) -> str:
 
 def room(found: Preflight) -> str:
     """There is room for what the guest has touched of its RAM (all of it if zeros are written)."""
+    if os.fstatvfs(found.directory.fd).f_blocks == 0:
+        return "not told by the file system"  # ramfs; statfs(2): what is undefined is 0
     free = found.directory.free_bytes()
     most = found.facts.memory.total + _OVERHEAD
     least = most
