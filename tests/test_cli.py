@@ -1,0 +1,195 @@
+"""The command line itself: help, usage errors, configuration, and that it starts quickly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kit import cli, processes
+
+CHECKOUT = Path(__file__).parents[1]
+COMMANDS = (
+    *("save", "restore", "check", "inspect", "verify", "list", "discard", "recover", "emulate"),
+    *("job", "job run", "job check", "config", "config show", "config schema"),
+)
+HEAVY = {"pydantic", "qemu.qmp", "numpy", "yaml", "rich", "tenacity"}
+GLOBAL_OPTIONS = ("--config", "--json", "--debug", "--local", "--quiet")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    shown = cli.mapsave(*command.split(), "--help", check=0)
+    assert shown.stdout.startswith(f"Usage: mapsave {command} ")
+    for option in (*GLOBAL_OPTIONS, "--help"):
+        assert option in shown.stdout
+    assert shown.stderr == ""
+    assert cli.mapsave(*command.split(), "-h", check=0).stdout == shown.stdout
+
+
+def test_help_names_every_command_and_exit_code() -> None:
+    shown = cli.mapsave("--help", check=0).stdout
+    listed = shown.partition("Commands:\n")[2].splitlines()
+    assert {line.split()[0] for line in listed} == {word for word in COMMANDS if " " not in word}
+    assert all(len(line.split()) > 1 for line in listed), "a command without a description"
+    for meaning in ("0 done", "3 refused", "4 save failed", "5 restore failed", "9 interrupted"):
+        assert meaning in shown
+
+
+def test_version() -> None:
+    assert cli.mapsave("--version", check=0).stdout.startswith("mapsave, version 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["--help"], HEAVY | {"asyncio"}),
+        (["--version"], HEAVY | {"asyncio"}),
+        (["nosuch"], HEAVY | {"asyncio"}),
+        (["save", "--help"], HEAVY),
+        (["restore", "--help"], HEAVY),
+        (["inspect", "--help"], HEAVY | {"asyncio"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_libraries_are_not_imported_in_vain(arguments: list[str], unwanted: set[str]) -> None:
+    program = (
+        "import sys\n"
+        "from manager.cli import main\n"
+        "try:\n"
+        "    main.main(sys.argv[1:])\n"
+        "except SystemExit:\n"
+        "    print(*sorted(sys.modules), file=sys.stderr)\n"
+    )
+    with processes.running(
+        [sys.executable, "-c", program, *arguments],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        loaded = process.communicate(timeout=30)[1].splitlines()[-1].split()
+    assert "manager.cli.main" in loaded
+    assert not unwanted & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sav"], "Did you mean 'save'?"),
+        (["job", "rum"], "Did you mean 'run'?"),
+        (["verify"], "Missing argument 'IMAGE...'"),
+        (["save", "web01", "--thn", "quit"], "--then"),
+        (["save", "web01", "web02"], "unexpected extra argument"),
+        (["save", "web01", "--then", "explode"], "'quit', 'resume', 'leave'"),
+        (["save", "web01", "--channels", "0"], "1 to 255"),
+        (["save", "web01", "--timeout", "soon"], "soon"),
+        (["restore", "image", "--into", "socket"], "qmp:PATH"),
+        (["emulate", "--memory", "64M"], "--qmp"),
+        (["config", "schema", "guest"], "'manager', 'job'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage_errors_say_what_is_meant(arguments: list[str], words: str) -> None:
+    for options in ([], ["--json"]):
+        failed = cli.mapsave(*arguments, *options, check=2)
+        assert words in failed.stderr
+        assert "[usage]" in failed.stderr
+    assert failed.json()["error"]["id"] == "usage"
+
+
+def test_command_alone_shows_help() -> None:
+    shown = cli.mapsave()
+    assert shown.returncode == 2
+    assert "Commands:" in shown.stdout + shown.stderr
+
+
+def test_nearest_guest_is_named(site: cli.Site, tmp_path: Path) -> None:
+    site.add_guest("web01", tmp_path / "qmp")
+    failed = site.run("save", "wbe01", check=2)
+    assert "[guest.unknown]" in failed.stderr
+    assert "'web01'" in failed.stderr
+    assert failed.stdout == ""
+
+
+def test_traceback_only_if_asked(site: cli.Site) -> None:
+    # tests.kit.cli fails on any traceback, so the one that was asked for is read past it.
+    assert "mapsave:" in site.run("inspect", "nosuch", check=2).stderr
+    with site.start("--debug", "inspect", "nosuch") as process:
+        stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == 2
+    assert "Traceback (most recent call last)" in stderr
+    assert "[image.not_found]" in stderr
+
+
+def test_names_cannot_play_tricks_on_a_terminal(site: cli.Site) -> None:
+    failed = site.run("inspect", "red\x1b[31m\nmapsave: all is well", check=2)
+    assert "\x1b" not in failed.stderr
+    assert "\nmapsave: all is well" not in failed.stderr
+
+
+# Configuration.
+
+
+def test_config_show_is_a_configuration_again(site: cli.Site, tmp_path: Path) -> None:
+    site.settings["save"] = {"channels": 4, "then": "resume"}
+    site.add_guest("web01", tmp_path / "qmp", ["qemu", "-m", "4096"], policy="none")
+    site.add_guest("toy", emulator={"memory": "64M"})
+    shown = site.run("config", "show", check=0).stdout
+    assert shown.startswith(f"# from '{site.config}'\n")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(shown)
+    again = cli.mapsave("--config", copy, "config", "show", check=0).stdout
+    assert again.splitlines()[1:] == shown.splitlines()[1:]
+    data = site.run("config", "show", "--json", check=0).json()
+    assert data == yaml.safe_load(shown)
+    assert data["guests"]["web01"]["launch"] == ["qemu", "-m", "4096"]
+    assert data["guests"]["toy"]["emulator"]["memory"] == 64 << 20
+    assert data["save"]["channels"] == 4
+
+
+def test_configuration_is_found_by_variable(site: cli.Site, tmp_path: Path) -> None:
+    found = cli.mapsave(
+        "config", "show", "--json", check=0, env={"MAPSAVE_CONFIG": str(site.config)}
+    ).json()
+    assert found["images"] == str(site.images)
+    other = tmp_path / "other.yaml"
+    other.write_text("images: /elsewhere\n")
+    # What is given on the command line wins.
+    found = site.run("config", "show", "--json", check=0, env={"MAPSAVE_CONFIG": str(other)}).json()
+    assert found["images"] == str(site.images)
+
+
+def test_configuration_errors_name_line_and_nearest_key(site: cli.Site) -> None:
+    site.config.write_text(f"images: {site.images}\nstte: /tmp\n")
+    failed = site.run("list", check=2)
+    assert f"{site.config}:2" in failed.stderr
+    assert "state" in failed.stderr
+    assert "[config.invalid]" in failed.stderr
+
+
+@pytest.mark.parametrize("kind", ["manager", "job"])
+def test_config_schema_describes_every_key(kind: str) -> None:
+    schema = json.loads(cli.mapsave("config", "schema", kind, check=0).stdout)
+    expected = {"manager": {"images", "state", "guests"}, "job": {"job", "guests", "save"}}[kind]
+    assert schema["properties"].keys() >= expected
+    assert schema["additionalProperties"] is False
+    assert all("description" in each for each in schema["properties"].values())
+
+
+def test_service_says_that_it_is_not_there_yet() -> None:
+    with processes.running(
+        [sys.executable, "-c", "from manager.cli import daemon; daemon.main()"],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (2, "")
+    assert "no service yet" in stderr
+    assert "mapsave job run" in stderr
