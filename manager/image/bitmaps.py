@@ -77,7 +77,8 @@ def run_histogram(fd: int, stream: Stream) -> RunHistogram:
     counts = np.zeros(64, dtype=np.int64)
     for block in stream.blocks:
         for starts, ends in _runs(fd, block):
-            powers = np.floor(np.log2(ends - starts)).astype(np.int64)
+            # frexp() gives n = f * 2^e with f in [0.5, 1): exactly, since n is below 2^53.
+            powers = np.frexp(ends - starts)[1] - 1
             counts += np.bincount(powers, minlength=len(counts))
     used = np.flatnonzero(counts)
     return RunHistogram(tuple(int(n) for n in counts[: used[-1] + 1]) if len(used) else ())
@@ -114,8 +115,9 @@ def _runs(fd: int, block: RamBlock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         edges = words ^ ((words << np.uint64(1)) | before)
         where = np.flatnonzero(edges)
         bits = np.unpackbits(edges[where].astype("<u8").view(np.uint8), bitorder="little")
-        rows, columns = np.nonzero(bits.reshape(-1, 64))
-        positions = base + where[rows] * 64 + columns
+        # One flat search: with rows and columns, numpy takes several times as long.
+        places = np.flatnonzero(bits.view(bool))
+        positions = (base + where * 64)[places >> 6] + (places & 63)
         if open_at >= 0:
             positions = np.concatenate(([open_at], positions))
         open_at = int(positions[-1]) if len(positions) % 2 else -1
