@@ -73,7 +73,8 @@ async def connected_when_up(
         return process is None or process.poll() in (None, 0)
 
     attempts = tenacity.AsyncRetrying(
-        wait=tenacity.wait_exponential(multiplier=0.002, max=0.1),
+        # QEMU listens after some 30 ms; a pause that goes on doubling would add as much again.
+        wait=tenacity.wait_exponential(multiplier=0.002, max=0.008),
         stop=tenacity.stop_after_delay(timeout),
         retry=tenacity.retry_if_exception_type((OSError, errors.Unreachable))
         & tenacity.retry_if_exception(still_coming),
