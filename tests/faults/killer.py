@@ -1,0 +1,67 @@
+"""Run ``mapsave`` so that a signal hits it exactly at a step of its journal.
+
+    python -m tests.faults.killer WHERE STEP SIGNAL [mapsave's arguments…]
+
+WHERE is ``before`` or ``after`` the STEP is recorded; the first time the step comes is the one. The
+STEP ``end`` is when all is done but the removal of the journal. SIGKILL ends the process there and
+then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid before it,
+``1234:KILL``, sends it to that process: to QEMU; ``child:KILL`` to what mapsave has started: the
+destination of a restore.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from manager.cli import main
+from manager.operations import journal
+
+END = "end"
+_SETTLE = 0.05  # seconds from a signal to another process until it is sure to have arrived
+
+
+def arm(where: str, wanted: str, signals: str) -> None:
+    """Wrap ``Journal.step`` so that ``signals`` are sent at the step ``wanted``."""
+    original = journal.Journal.step
+    pending = [wanted]
+
+    def step(self: journal.Journal, name: str, /, **data: Any) -> None:
+        hit = name in pending
+        if hit:
+            pending.remove(name)
+        if hit and where == "before":
+            strike(signals)
+        original(self, name, **data)
+        if hit and where == "after":
+            strike(signals)
+
+    journal.Journal.step = step  # type: ignore[method-assign]
+    if wanted == END:
+        # Called behind everything, right before the journal is removed.
+        journal._end = lambda *_: strike(signals)
+
+
+def strike(signals: str) -> None:
+    """Send each of ``signals``, to ourselves or to the process named."""
+    pid, _, names = signals.rpartition(":")
+    targets = _children() if pid == "child" else [int(pid or os.getpid())]
+    for name in names.split("+"):
+        for target in targets:
+            os.kill(target, signal.Signals[f"SIG{name}"])
+    if pid:
+        time.sleep(_SETTLE)
+
+
+def _children() -> list[int]:
+    found = Path("/proc/self/task").glob("*/children")  # proc(5)
+    return [int(pid) for path in found for pid in path.read_text().split()]
+
+
+if __name__ == "__main__":
+    arm(*sys.argv[1:4])
+    main.main(sys.argv[4:])

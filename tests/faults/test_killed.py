@@ -1,0 +1,273 @@
+"""mapsave, or QEMU, killed at every step: no guest is lost, and ``mapsave recover`` tidies up."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults import struck
+from tests.kit import cli, patterns, qemu, ram, state, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.qemu
+
+NAME = "web01"
+IMAGE = "one.mapsave"
+# Behind these QEMU has written its stream whole, so the save is finished.
+_WHOLE = (
+    ("before", "complete"),
+    ("after", "complete"),
+    ("before", "commit"),
+    ("after", "commit"),
+    ("before", "committed"),
+    ("after", "committed"),
+    ("after", "end"),
+)
+# Before these it is not, so the guest is put back.
+_NOT_YET = (
+    ("after", "begin"),
+    ("before", "label"),
+    ("after", "label"),
+    ("before", "pause"),
+    ("after", "hand-over"),
+    ("after", "pause"),
+    ("before", "migrate"),
+    ("after", "migrate"),
+)
+_THEN = ("quit", "resume", "leave")
+UNDONE = "destination ended, image as before"
+_LEFT = {"resume": "running", "leave": "postmigrate"}
+
+
+def _recovered(site: cli.Site, outcome: str) -> None:
+    """Recover what is left: ``outcome``, nothing remains, and again finds nothing to do."""
+    done = site.run("recover", "--json", check=0).json()
+    assert [line["outcome"] for line in done["operations"]] == [outcome], done
+    assert not struck.journals(site)
+    assert not struck.partials(site)
+    again = site.run("recover", "--json", check=0).json()
+    assert (again["operations"], again["swept"]) == ([], [])
+
+
+def _killed(site: cli.Site, where: str, step: str, then: str) -> None:
+    arguments = ("save", NAME, "--image", IMAGE, "--then", then)
+    struck_at = struck.run(site, where, step, "KILL", *arguments)
+    assert struck_at.returncode == -signal.SIGKILL, struck_at
+    assert len(struck.journals(site)) == 1
+
+
+def _listed(site: cli.Site) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = site.run("list", "--json", check=0).json()["images"]
+    return found
+
+
+def _last_step(site: cli.Site) -> str | None:
+    for path in struck.journals(site):
+        lines = path.read_text().splitlines()
+        return str(json.loads(lines[-1])["step"]) if lines else None
+    return None
+
+
+@contextmanager
+def _saved(site: cli.Site) -> Iterator[qemu.Qemu]:
+    """Save a running guest, which is gone then."""
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        site.run("save", NAME, "--image", IMAGE, check=0)
+        guest.wait()
+        yield guest
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "runs"),
+    [
+        *((*at, number % 2 == 1) for number, at in enumerate(_NOT_YET)),
+        ("after", "hand-over", True),
+        ("after", "migrate", False),
+    ],
+)
+def test_killed_before_the_stream_is_whole(
+    site: cli.Site, tmp_path: Path, where: str, step: str, runs: bool
+) -> None:
+    then = _THEN[_NOT_YET.index((where, step)) % 3]
+    with qemu.running(name=NAME, ram=patterns.dense, paused=not runs) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        found = guest.state()
+        before = None if runs else guest.snapshot_ram(tmp_path / "before")
+        _killed(site, where, step, then)
+        _recovered(site, "guest put back")
+        state.assert_left_as_found(found, guest.state())
+        if before is not None:
+            ram.assert_same(before, guest.ram)
+        assert not list(site.images.iterdir())
+        site.run("save", NAME, "--image", IMAGE, check=0)
+        guest.wait()
+
+
+@pytest.mark.parametrize("step", ["migrate", "complete"])
+def test_before_recovery_nothing_is_taken_for_an_image(site: cli.Site, step: str) -> None:
+    outcome = {"migrate": "guest put back", "complete": "image committed"}[step]
+    with qemu.running(name=NAME, ram=patterns.dense) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        _killed(site, "after", step, "leave")
+        found, files = guest.state(), struck.contents(site)
+        partial = f"{IMAGE}.partial"
+        assert IMAGE not in [each["name"] for each in _listed(site) if each["state"] != "partial"]
+        site.run("restore", site.images / partial, check=6)
+        site.run("verify", site.images / partial, check=6)
+        dry = site.run("recover", "--dry-run", "--json", check=0).json()
+        assert [line["outcome"] for line in dry["operations"]] == [f"would be: {outcome}"]
+        assert struck.contents(site) == files
+        state.assert_left_as_found(found, guest.state())
+        # Its own name is taken; the guest is as the dead one left it.
+        assert site.run("save", NAME, "--image", IMAGE).returncode in (3, 8)
+        state.assert_left_as_found(found, guest.state())
+        _recovered(site, outcome)
+
+
+def test_killed_in_the_middle_while_qemu_writes(site: cli.Site, tmp_path: Path) -> None:
+    """QEMU goes on without mapsave; recover waits for it and commits what it has written."""
+    with qemu.running(name=NAME, ram=patterns.dense) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        before = guest.snapshot_ram(tmp_path / "before")
+        with site.start("save", NAME, "--image", IMAGE) as saving:
+            guest.control.execute("query-status")
+            wait.until(lambda: _last_step(site) == "migrate", what="the migration")
+            saving.kill()
+            saving.wait(10)
+        done = site.run("recover", "--json", check=0).json()["operations"]
+        # Whether QEMU had been told to migrate, only it knows.
+        assert done[0]["outcome"] in ("image committed", "guest put back"), done
+        if done[0]["outcome"] == "guest put back":
+            ram.assert_same(before, guest.ram)
+            return
+        guest.wait()
+        site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            ram.assert_same(before, restored.ram)
+
+
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [("hand-over", 4), ("pause", 4), ("migrate", 4), ("complete", 0), ("commit", 0)],
+)
+def test_qemu_killed_while_it_saves(site: cli.Site, step: str, code: int) -> None:
+    """Where the stream was whole it is committed, else the save failed; nothing partial stays."""
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        arguments = ("save", NAME, "--image", IMAGE, "--json")
+        result = struck.run(site, "after", step, f"{guest.pid}:KILL", *arguments)
+        assert result.returncode == code, result
+        assert not struck.partials(site)
+        assert not struck.journals(site)
+        if code:
+            assert result.json()["error"]["id"] == "save.qemu_died"
+            assert not list(site.images.iterdir())
+            return
+        guest.wait()
+        site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "outcome"),
+    [
+        ("before", "launch", UNDONE),
+        ("after", "launch", UNDONE),
+        ("before", "load", UNDONE),
+        ("after", "load", UNDONE),
+        ("before", "mark", UNDONE),
+        ("after", "mark", UNDONE),
+        ("before", "run", UNDONE),
+        ("after", "run", "guest restored"),
+        ("after", "end", "guest restored"),
+    ],
+)
+def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str) -> None:
+    with _saved(site) as guest:
+        result = struck.run(site, where, step, "KILL", "restore", IMAGE)
+        assert result.returncode == -signal.SIGKILL, result
+        _recovered(site, outcome)
+        if outcome == UNDONE:
+            assert [each["state"] for each in _listed(site)] == ["saved"]
+            site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
+
+
+@pytest.mark.parametrize("step", ["load", "mark", "run"])
+def test_qemu_killed_in_a_restore(site: cli.Site, step: str) -> None:
+    with _saved(site) as guest:
+        result = struck.run(site, "after", step, "child:KILL", "restore", IMAGE, "--json")
+        assert result.returncode == 5, result
+        assert result.json()["error"]["id"] == "restore.failed"
+        assert not struck.journals(site)
+        assert [each["state"] for each in _listed(site)] == ["saved"]
+        site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
+
+
+def test_a_guest_started_since_at_the_socket_of_a_dead_restore_is_left_alone(
+    site: cli.Site,
+) -> None:
+    """Its owner started it again: it is not the destination, and must not be ended."""
+    with _saved(site) as guest:
+        struck.run(site, "after", "launch", "KILL", "restore", IMAGE)
+        with qemu.running(name=NAME, directory=guest.directory, paused=False) as innocent:
+            _recovered(site, UNDONE)
+            assert innocent.status() == "running"
+
+
+def test_a_guest_that_ran_is_not_restored_again(site: cli.Site) -> None:
+    """Killed as it let the guest run, which ended since: its disks have moved on."""
+    with _saved(site) as guest:
+        struck.run(site, "after", "end", "KILL", "restore", IMAGE)
+        with guest.successor() as restored:
+            restored.kill()
+        _recovered(site, "guest restored, and ended since; the image stays marked as restored")
+        assert site.run("restore", IMAGE, "--json", check=3).json()["error"]["id"] == (
+            "check.already_restored"
+        )
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "then", "runs"),
+    [
+        *((*at, _THEN[number % 3], number % 2 == 0) for number, at in enumerate(_WHOLE)),
+        ("after", "complete", "quit", False),
+        ("before", "committed", "resume", True),
+        ("after", "committed", "quit", False),
+        ("after", "resume", "resume", True),
+    ],
+)
+def test_killed_when_the_stream_is_whole(
+    site: cli.Site, tmp_path: Path, where: str, step: str, then: str, runs: bool
+) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=not runs) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        found = guest.state()
+        before = None if runs else guest.snapshot_ram(tmp_path / "before")
+        _killed(site, where, step, then)
+        _recovered(site, "image committed")
+        if then == "quit":
+            guest.wait()
+        else:
+            state.assert_left_as_found(found, guest.state(), run_state=_LEFT[then])
+            guest.kill()
+            guest.wait()
+        site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            if before is None:
+                assert restored.status() == "running"
+            else:
+                assert restored.status() != "running"
+                ram.assert_same(before, restored.ram)
