@@ -1,0 +1,385 @@
+"""Full disks, directories that go, odd names, refused O_DIRECT, missing permissions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import cli, memory, patterns, processes, qemu, ram, state, storage, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+NAME = "web01"
+NOBODY = 65534
+
+
+def error_of(result: cli.Result) -> str:
+    """Return the id of the error that ``--json`` printed."""
+    return str(result.json()["error"]["id"])
+
+
+@contextmanager
+def guest_of(
+    site: cli.Site, *arguments: str, pattern: patterns.Pattern | None = patterns.sparse
+) -> Iterator[qemu.Qemu]:
+    """Run a guest that is in the configuration, and runs."""
+    with qemu.running(*arguments, machine="none", name=NAME, ram=pattern, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        yield guest
+
+
+@pytest.fixture
+def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
+    """A running guest of 64 MiB."""
+    with guest_of(site) as found:
+        yield found
+
+
+def refused(site: cli.Site, guest: qemu.Qemu, code: int, *arguments: str | Path) -> str:
+    """Let a save be refused or fail; the guest is as it was. Return the error's id."""
+    before = guest.state()
+    assert before.run_state == "running"
+    result = site.run("save", NAME, "--json", *arguments, check=code)
+    state.assert_left_as_found(before, guest.state())
+    return error_of(result)
+
+
+def assert_whole(site: cli.Site, guest: qemu.Qemu, tmp_path: Path, image: str | Path) -> None:
+    """Save to ``image`` and restore it: the same RAM."""
+    site.run("save", NAME, "--image", image, "--then", "leave", check=0)
+    before = guest.snapshot_ram(tmp_path / "ram")
+    with qemu.running(machine="none", name="destination", incoming=True) as destination:
+        site.run("restore", image, "--into", destination.address, check=0)
+        ram.assert_same(before, destination.ram)
+
+
+# No room.
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+@pytest.mark.parametrize(("kind", "size"), [("ext4", 48 * MIB), ("xfs", 300 * MIB)])
+def test_no_room_that_preflight_knows_of(
+    site: cli.Site, tmp_path: Path, kind: storage.Kind, size: int
+) -> None:
+    with (
+        storage.loop_filesystem(kind, size, tmp_path) as place,
+        guest_of(site) as guest,
+        storage.filled(place, leave=30 * MIB),
+    ):
+        # Every page is to be written, so what is needed is known exactly.
+        arguments = ("--image", place / "image", "--zero-pages", "none")
+        assert refused(site, guest, 3, *arguments) == "check.room"
+        assert not list(place.glob("image*"))
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+@pytest.mark.parametrize("direct_io", ["on", "off"])
+@pytest.mark.parametrize(("kind", "size"), [("ext4", 64 * MIB), ("xfs", 300 * MIB)])
+def test_disk_full_half_way(
+    site: cli.Site, tmp_path: Path, kind: storage.Kind, size: int, direct_io: str
+) -> None:
+    """The guest's RAM is a private mapping of a file that is not resident: nobody can know."""
+    content = patterns.write(tmp_path / "ram-file", 64 * MIB, patterns.dense)
+    private = memory.from_file(content, "64M")
+    with (
+        storage.loop_filesystem(kind, size, tmp_path) as place,
+        guest_of(site, *private, pattern=None) as guest,
+    ):
+        guest.control.execute("cont")
+        before = guest.state()
+        with storage.filled(place, leave=30 * MIB):
+            arguments = ("--image", place / "image", "--direct-io", direct_io)
+            result = site.run("save", NAME, "--json", *arguments, check=4)
+            assert error_of(result) == "save.failed"
+            assert "No space left on device" in result.json()["error"]["message"]
+            state.assert_left_as_found(before, guest.state())
+            assert not list(place.glob("image*")), "the partial image was left"
+        # A second save, elsewhere, works at once.
+        site.run("save", NAME, "--image", "elsewhere", "--then", "leave", check=0)
+        snapshot = guest.snapshot_ram(tmp_path / "before")
+    with qemu.running(
+        *memory.zeroed("64M"), machine="none", name="destination", incoming=True
+    ) as destination:
+        site.run("restore", "elsewhere", "--into", destination.address, check=0)
+        ram.assert_same(snapshot, destination.ram)
+
+
+# The directory.
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_read_only_directory(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
+    with storage.tmpfs(200 * MIB, tmp_path) as place, storage.read_only(place):
+        assert refused(site, guest, 3, "--image", place / "image") == "check.directory"
+
+
+@pytest.mark.qemu
+def test_directory_that_is_gone_or_none(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for place in (tmp_path / "none", tmp_path / "file"):
+        assert refused(site, guest, 3, "--image", place / "image") == "check.directory"
+
+
+@pytest.mark.qemu
+def test_directory_deleted_during_the_save(site: cli.Site, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with guest_of(site, pattern=patterns.dense) as guest:
+        before = guest.state()
+        with site.start("save", NAME, "--json", "--image", str(place / "image")) as process:
+            with guest.frozen():
+                # It has to come to a halt somewhere before the end; then the directory goes.
+                with suppress(AssertionError):
+                    wait.until(lambda: list(place.iterdir()), timeout=1.0)
+                shutil.rmtree(place)
+            stdout, stderr = process.communicate(timeout=30)
+        assert "Traceback" not in stderr
+        assert process.returncode in (3, 4), (stdout, stderr)
+        state.assert_left_as_found(before, guest.state())
+        assert not place.exists()
+        assert_whole(site, guest, tmp_path, "second")
+
+
+@pytest.mark.qemu
+def test_directory_deleted_once_the_partial_image_is_there(site: cli.Site, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with guest_of(site, pattern=patterns.dense) as guest:
+        before = guest.state()
+        with site.start("save", NAME, "--json", "--image", str(place / "image")) as process:
+            wait.until(lambda: list(place.glob("*.partial")), what="the partial image")
+            with guest.frozen():
+                shutil.rmtree(place)
+            stdout, stderr = process.communicate(timeout=30)
+        assert "Traceback" not in stderr
+        assert process.returncode == 4, (stdout, stderr)
+        state.assert_left_as_found(before, guest.state())
+        assert_whole(site, guest, tmp_path, "second")
+
+
+@pytest.mark.qemu
+def test_symbolic_link_to_a_directory(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert_whole(site, guest, tmp_path, tmp_path / "link" / "image")
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["image"]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("replace", [(), ("--replace",)], ids=["", "replace"])
+def test_symbolic_link_as_image(
+    site: cli.Site, guest: qemu.Qemu, tmp_path: Path, replace: tuple[str, ...]
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (site.images / "image").symlink_to(victim)
+    (site.images / "new.partial").symlink_to(victim)
+    assert refused(site, guest, 8, "--image", "new", *replace) == "guest.busy"
+    if not replace:
+        assert refused(site, guest, 3, "--image", "image") == "check.image_exists"
+        assert (site.images / "image").is_symlink()
+    else:
+        # What is replaced is the link, never what it leads to.
+        site.run("save", NAME, "--image", "image", "--then", "leave", *replace, check=0)
+        assert not (site.images / "image").is_symlink()
+        site.run("verify", "image", check=0)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.qemu
+def test_name_that_exists(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
+    (site.images / "image").write_text("precious")
+    assert refused(site, guest, 3, "--image", "image") == "check.image_exists"
+    assert (site.images / "image").read_text() == "precious"
+    (site.images / "directory").mkdir()
+    assert refused(site, guest, 3, "--image", "directory") == "check.image_exists"
+    assert [path.name for path in site.images.iterdir() if "partial" in path.name] == []
+
+
+# Names.
+
+
+NAMES = [
+    b"two words and a trailing blank ",
+    b"'quotes\" and $HOME `id` \\ * ?",
+    b"new\nline\ttab",
+    "Ümläut→日本".encode(),
+    b"latin-1 \xfc and \xff\xfe",
+    b"\x1b[31mred",
+    b"-looks-like-an-option",
+    b"a:b,c=d,,e",
+    b"x" * 255,
+    "é".encode() * 127 + b"e",
+    b"\xff" * 255,
+]
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:20]))
+def test_odd_names(site: cli.Site, guest: qemu.Qemu, tmp_path: Path, name: bytes) -> None:
+    image = os.fsdecode(name)
+    site.run("save", NAME, "--image", image, "--then", "leave", check=0)
+    assert os.listdir(os.fsencode(site.images)) == [name]
+    before = guest.snapshot_ram(tmp_path / "ram")
+    listed = site.run("list", "--json", check=0).json()
+    assert [os.path.basename(entry["image"]) for entry in listed["images"]] == [image]
+    site.run("list", check=0)
+    path = os.path.join(site.images, image)
+    assert site.run("inspect", "--json", "--", image, check=0).json()["image"] == path
+    site.run("inspect", "--", image, check=0)
+    with qemu.running(machine="none", name="destination", incoming=True) as destination:
+        site.run("restore", "--into", destination.address, "--", image, check=0)
+        ram.assert_same(before, destination.ram)
+
+
+@pytest.mark.qemu
+def test_impossible_names(site: cli.Site, guest: qemu.Qemu) -> None:
+    for name in ("x" * 256, "é" * 128, ".", "..", "x.partial", f"{site.images}/"):
+        assert refused(site, guest, 2, "--image", name) == "usage", name
+    assert list(site.images.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["check", "inspect", "verify", "restore"])
+def test_fifo_socket_and_device_are_no_images(site: cli.Site, command: str) -> None:
+    os.mkfifo(site.images / "fifo")
+    (site.images / "directory").mkdir()
+    for name in (site.images / "fifo", site.images / "directory", Path("/dev/null")):
+        result = site.run(command, name, "--json", timeout=10)
+        assert result.returncode in (2, 6), result
+        assert error_of(result).startswith("image.")
+    assert site.run("list", "--json", check=0).json()["images"] == []
+
+
+# O_DIRECT.
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_file_system_without_direct_io(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
+    with storage.without_direct_io(tmp_path) as place:
+        assert refused(site, guest, 3, "--image", place / "i", "--direct-io", "on") == (
+            "check.direct_io"
+        )
+        assert list(place.iterdir()) == []
+        result = site.run(
+            "save", NAME, "--json", "--image", place / "image", "--then", "leave", check=0
+        )
+        strategy = result.json()["strategy"]
+        assert strategy["direct_io"] is False
+        check = site.run("check", NAME, "--json", "--image", place / "other")
+        (line,) = (line for line in check.json()["checks"] if line["check"] == "direct_io")
+        assert line["detail"] == "the file system refuses O_DIRECT"
+        before = guest.snapshot_ram(tmp_path / "ram")
+        with qemu.running(machine="none", name="destination", incoming=True) as destination:
+            site.run("restore", place / "image", "--into", destination.address, check=0)
+            ram.assert_same(before, destination.ram)
+
+
+# Permission.
+
+
+# Not every Python may be read by other users, so all is imported, what is imported late by a first
+# command as well, before the rights go. A process that changes its user may not look into its own
+# /proc until it is "dumpable" again (PR_SET_DUMPABLE, prctl(2)).
+_AS_NOBODY = f"""
+import contextlib, ctypes, encodings.utf_8_sig, importlib, io, os, pkgutil, sys
+import manager
+for found in pkgutil.walk_packages(manager.__path__, "manager."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+from manager.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main([*sys.argv[1:3], "check", "qmp:/nonexistent", "--json"])
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+main()
+"""
+
+
+def as_nobody(site: cli.Site, *arguments: str | Path) -> cli.Result:
+    """Run ``mapsave`` without any privilege."""
+    words = ["--config", str(site.config), *map(str, arguments), "--json"]
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": "/nonexistent"}
+    with processes.running(
+        [sys.executable, "-c", _AS_NOBODY, *words], env=env, text=True, stdout=-1, stderr=-1
+    ) as process:
+        stdout, stderr = process.communicate(timeout=30)
+    assert "Traceback" not in stderr, stderr
+    return cli.Result(tuple(words), process.returncode, stdout, stderr)
+
+
+@pytest.fixture
+def shared_site() -> Iterator[cli.Site]:
+    """A set-up that others may enter, below a directory that they may enter."""
+    with qemu.directory_for() as place:
+        place.chmod(0o755)
+        site = cli.Site(place / "site")
+        for path in (site.directory, site.images):
+            path.chmod(0o755)
+        site.state.chmod(0o777)
+        yield site
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_monitor_that_may_not_be_used(shared_site: cli.Site) -> None:
+    with guest_of(shared_site) as guest:
+        guest.qmp.parent.chmod(0o755)
+        before = guest.state()
+        result = as_nobody(shared_site, "save", NAME)
+        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        state.assert_left_as_found(before, guest.state())
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_directory_that_may_not_be_written(shared_site: cli.Site) -> None:
+    with guest_of(shared_site) as guest:
+        guest.qmp.parent.chmod(0o755)
+        guest.qmp.chmod(0o777)
+        before = guest.state()
+        result = as_nobody(shared_site, "save", NAME)
+        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        shared_site.images.chmod(0o700)
+        result = as_nobody(shared_site, "save", NAME)
+        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        state.assert_left_as_found(before, guest.state())
+        assert list(shared_site.images.iterdir()) == []
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_image_that_may_not_be_read(shared_site: cli.Site) -> None:
+    with guest_of(shared_site):
+        shared_site.run("save", NAME, "--image", "image", check=0)
+    for command in ("check", "inspect", "verify", "restore"):
+        result = as_nobody(shared_site, command, shared_site.images / "image")
+        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+
+
+@pytest.mark.qemu
+@pytest.mark.root
+def test_state_directory_that_may_not_be_written(shared_site: cli.Site) -> None:
+    shared_site.state.chmod(0o755)
+    shared_site.images.chmod(0o777)
+    with guest_of(shared_site) as guest:
+        guest.qmp.parent.chmod(0o755)
+        guest.qmp.chmod(0o777)
+        before = guest.state()
+        result = as_nobody(shared_site, "save", NAME)
+        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert str(shared_site.state) in result.json()["error"]["message"]
+        state.assert_left_as_found(before, guest.state())
