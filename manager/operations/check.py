@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from manager import errors, units
@@ -96,11 +97,8 @@ def capabilities(found: Preflight) -> str:
 def image_name(found: Preflight) -> str:
     """The image's name is free, or may be replaced."""
     store.check_name(found.name)
-    if found.directory.exists(found.name) and not found.replace:
-        raise errors.ImageExists(
-            f"{os.path.join(found.directory.path, found.name)!r} exists already",
-            hint="choose another name, or --replace it",
-        )
+    if found.directory.exists(found.name):
+        _replaceable(found)
     partial = image.partial_name(found.name)
     if found.directory.exists(partial):
         raise errors.Busy(
@@ -109,6 +107,24 @@ def image_name(found: Preflight) -> str:
             hint="run 'mapsave recover' if no save is running",
         )
     return found.name
+
+
+def _replaceable(found: Preflight) -> None:
+    """Only files are replaced: a directory would fail the rename, after all has been written."""
+    path = os.path.join(found.directory.path, found.name)
+    if not found.replace:
+        raise errors.ImageExists(
+            f"{path!r} exists already", hint="choose another name, or --replace it"
+        )
+    try:
+        mode = os.stat(found.name, dir_fd=found.directory.fd, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return  # removed meanwhile: the name is free
+    if not stat.S_ISREG(mode):
+        raise errors.ImageExists(
+            f"{path!r} exists and is no regular file, so it is not replaced",
+            hint="choose another name, or remove it",
+        )
 
 
 def directory(found: Preflight) -> str:
