@@ -47,6 +47,8 @@ install() {
     for part in manager policies pyproject.toml setup.cfg LICENSE README.md; do
         [ ! -e "$checkout/$part" ] || cp -R -- "$checkout/$part" "$copy/"
     done
+    # tests/run.sh, which may share this environment, installs its own way again.
+    rm -f -- "$venv/mapsave-installed"
     "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$copy" ||
         fail "pip could not install mapsave (it needs the package index, or a mirror of it)"
     rm -rf -- "$copy"
