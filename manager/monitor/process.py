@@ -12,6 +12,8 @@ def start_time(pid: int) -> int | None:
     """Return when the process started, in clock ticks since boot; None if it is gone.
 
     Together with the pid this names a process even after its pid has been given to another.
+    A process is gone when its last thread is: its first one is a zombie before that, while the
+    others may still hold the guest's disks and memory.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -20,7 +22,8 @@ def start_time(pid: int) -> int | None:
         return None
     # The second field is the command in parentheses and may hold anything, so count from its end.
     fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    state, threads, started = fields[0], int(fields[17]), int(fields[19])
+    return None if state in (b"Z", b"X") and threads <= 1 else started
 
 
 def alive(pid: int, started: int) -> bool:
