@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from manager import errors
+from manager.monitor import undoing
 from manager.monitor.session import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
@@ -124,4 +125,4 @@ async def put_back_at_end(session: Session, *, was_running: bool) -> AsyncIterat
     finally:
         # A QEMU that is gone cannot be continued; whoever lost it reports so.
         with contextlib.suppress(errors.MonitorLost):
-            await state.put_back(session)
+            await undoing.whole(state.put_back(session))

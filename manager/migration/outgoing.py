@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.migration import guest_state
+from manager.monitor import undoing
 
 if TYPE_CHECKING:
     from manager.migration.progress import Phases
@@ -71,7 +72,7 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
                 await guest_state.settled(session, "postmigrate")
         except asyncio.CancelledError:
             with contextlib.suppress(errors.MonitorLost):
-                await cancel(session)
+                await undoing.whole(cancel(session))
             raise
     if outcome.status != "completed":
         raise errors.SaveFailed(

@@ -16,6 +16,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
+from manager.monitor import undoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -87,7 +88,7 @@ async def configured(
         yield
     finally:
         with contextlib.suppress(errors.MonitorLost):
-            await put_back(session, found)
+            await undoing.whole(put_back(session, found))
 
 
 def _neutral(found: Settings) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from manager import errors
+from manager.monitor import undoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -75,7 +76,7 @@ async def handed_over(
     finally:
         # A QEMU that is gone holds nothing of ours any more.
         with contextlib.suppress(errors.MonitorLost):
-            await take_back(session, fdset)
+            await undoing.whole(take_back(session, fdset))
 
 
 async def _expect(session: Session, fdset: int, count: int) -> None:
