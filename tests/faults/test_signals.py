@@ -1,0 +1,142 @@
+"""Ctrl-C, SIGTERM and time limits: the save is undone, whole, and the guest runs again."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults import struck
+from tests.kit import cli, patterns, processes, qemu, qmp, state, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NAME = "web01"
+IMAGE = "one.mapsave"
+
+
+@contextmanager
+def slow_guest(site: cli.Site) -> Iterator[Path]:
+    """Run an emulated guest that takes ten seconds to save, and yield the path of its monitor."""
+    path = site.directory / "slow.qmp"
+    size = ("--memory", "64M", "--pattern", "random", "--throttle", "6M")
+    with processes.running(
+        [sys.executable, "-m", "manager.cli.main", "emulate", "--qmp", str(path), *size]
+    ):
+        wait.until(path.exists, what="the emulated guest's monitor")
+        site.add_guest(NAME, path)
+        yield path
+
+
+def looked_at(path: Path) -> state.State:
+    """Return the state of the emulated guest, whose only monitor must be free."""
+    client = qmp.connect(path)
+    try:
+        return state.of(client)
+    finally:
+        client.close()
+
+
+def await_writing(site: cli.Site) -> None:
+    """Wait until pages arrive in the partial image."""
+
+    def writes() -> bool:
+        return any(path.stat().st_size > 4 << 20 for path in struck.partials(site))
+
+    wait.until(writes, what="pages in the partial image")
+
+
+def _nothing_left(site: cli.Site) -> None:
+    assert not struck.journals(site)
+    assert not list(site.images.iterdir())
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [signal.SIGTERM],
+        [signal.SIGINT],
+        [signal.SIGHUP],
+        [signal.SIGINT, signal.SIGINT],
+        [signal.SIGINT, signal.SIGTERM, signal.SIGINT],
+    ],
+    ids=lambda signals: "+".join(each.name for each in signals),
+)
+def test_signal_in_the_middle_of_a_save(site: cli.Site, signals: list[signal.Signals]) -> None:
+    with slow_guest(site) as path:
+        before = looked_at(path)
+        with site.start("save", NAME, "--image", IMAGE, "--json") as saving:
+            await_writing(site)
+            for each in signals:
+                saving.send_signal(each)
+            _, stderr = saving.communicate(timeout=20)
+        assert saving.returncode == 9, stderr
+        assert "Traceback" not in stderr
+        state.assert_left_as_found(before, looked_at(path))
+        _nothing_left(site)
+
+
+def test_time_limit(site: cli.Site) -> None:
+    with slow_guest(site) as path:
+        before = looked_at(path)
+        result = site.run("save", NAME, "--image", IMAGE, "--timeout", "1s", "--json", check=4)
+        assert result.json()["error"]["id"] == "save.timeout"
+        state.assert_left_as_found(before, looked_at(path))
+        _nothing_left(site)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("step", "signals"),
+    [
+        ("begin", "TERM"),
+        ("label", "INT+INT"),
+        ("hand-over", "TERM"),
+        ("pause", "INT+INT"),
+        ("migrate", "TERM"),
+        ("migrate", "INT+INT"),
+        ("complete", "TERM"),
+        ("complete", "INT+INT"),
+    ],
+)
+def test_signal_at_a_step(site: cli.Site, step: str, signals: str) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        result = struck.run(site, "after", step, signals, "save", NAME, "--image", IMAGE)
+        assert result.returncode == 9, result
+        state.assert_left_as_found(before, guest.state())
+        _nothing_left(site)
+
+
+@pytest.mark.qemu
+def test_signal_behind_the_commit_is_too_late(site: cli.Site) -> None:
+    """What is about to be committed is: the guest must not go on beside its image."""
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        result = struck.run(site, "after", "commit", "TERM", "save", NAME, "--image", IMAGE)
+        assert result.returncode == 0, result
+        guest.wait()
+        assert [path.name for path in site.images.iterdir()] == [IMAGE]
+        assert not struck.journals(site)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("step", ["launch", "load"])
+def test_signal_in_a_restore(site: cli.Site, step: str) -> None:
+    """The destination goes, and the image is as before."""
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        site.run("save", NAME, "--image", IMAGE, check=0)
+        guest.wait()
+        result = struck.run(site, "after", step, "TERM", "restore", IMAGE)
+        assert result.returncode == 9, result
+        assert not struck.journals(site)
+        site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
