@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -124,6 +125,35 @@ def restore(site: cli.Site, image: Path, guest: Side, *options: str) -> dict[str
     """Restore into ``guest``, which waits; leave it paused. Return what the command printed."""
     into = ["--into", guest.address, "--paused", "--json"]
     return site.run("restore", str(image), *into, *options, check=0).json()
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the file system that holds ``path``, as stat(1) names it."""
+    command = ["stat", "--file-system", "--format=%T", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def cached_pages(image: Path) -> tuple[int, int]:
+    """Return how many of some pages of main memory in ``image`` are in the page cache, and of how
+    many: what was written with O_DIRECT is not.
+
+    Meant for 64 MiB of main memory, the first block. Asked by RWF_NOWAIT (preadv2(2)).
+    """
+    cached, asked, place = 0, 0, 8 * MIB
+    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        # Away from the ends: there the bitmaps are, which were read back, and pages around them.
+        while (place := os.lseek(descriptor, place, os.SEEK_DATA)) < 56 * MIB:
+            asked += 1
+            try:
+                cached += os.preadv(descriptor, [bytearray(4096)], place, os.RWF_NOWAIT) > 0
+            except BlockingIOError:
+                place += 4 * MIB  # reading ahead may have begun here
+            else:
+                place += MIB
+    finally:
+        os.close(descriptor)
+    return cached, asked
 
 
 def assert_header_intact(path: Path, *, restored: bool = False, offset: int = MIB) -> None:

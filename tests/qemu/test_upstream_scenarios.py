@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kit import patterns, qemu, qmp, ram, raw, state
+from tests.kit import patterns, qemu, qmp, ram, raw, state, storage
 from tests.qemu import helpers
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tests.kit import cli
 
 OFFSET = 4096  # upstream's FILE_TEST_OFFSET
+
+# QEMU says on standard error which channels it starts.
+TRACED = ["-trace", "multifd_send_thread_start", "-trace", "multifd_recv_thread_start"]
 
 pytestmark = pytest.mark.qemu
 
@@ -40,12 +43,17 @@ def sockets() -> Iterator[Path]:
 @contextmanager
 def _qemu_pair(site: cli.Site, *, runs: bool) -> Iterator[tuple[qemu.Qemu, qemu.Qemu]]:
     """A source, which writes its memory if it runs, and a destination that waits."""
-    firmware = helpers.counting_firmware(site.directory)
+    arguments = [*helpers.counting_firmware(site.directory), *TRACED]
     with (
-        qemu.running(*firmware, name="source", paused=not runs, ram=patterns.sparse) as source,
-        qemu.running(*firmware, name="destination", incoming=True) as destination,
+        qemu.running(*arguments, name="source", paused=not runs, ram=patterns.sparse) as source,
+        qemu.running(*arguments, name="destination", incoming=True) as destination,
     ):
         yield source, destination
+
+
+def _needs(direct_io: str, directory: Path) -> None:
+    if direct_io == "on" and not storage.takes_direct_io(directory):
+        pytest.skip(f"{directory} takes no O_DIRECT")
 
 
 # precopy/file/mapped-ram{,/live} and multifd/file/mapped-ram{,/live,/dio,/fdset,/fdset/dio}, as
@@ -63,12 +71,14 @@ WAYS = [
 def test_mapped_ram_over_fdset(
     site: cli.Site, tmp_path: Path, direct_io: str, channels: str, live: bool
 ) -> None:
+    _needs(direct_io, tmp_path)
     ways = ["--direct-io", direct_io, "--channels", channels]
     with _qemu_pair(site, runs=True) as (source, destination):
         left, right = source.state(), destination.state()
         assert left.run_state == "running"
         image = helpers.save(site, source, "--then", "leave", *ways, *["--live"] * live)
         helpers.assert_header_intact(image)
+        _assert_cached(image, not_at_all=direct_io == "on")
         state.assert_left_as_found(left, source.state(), run_state="postmigrate")
         before = source.snapshot_ram(tmp_path / "before")
         assert any(helpers.counts(source))
@@ -77,10 +87,21 @@ def test_mapped_ram_over_fdset(
         state.assert_left_as_found(right, destination.state(), run_state="paused")
         assert done["run_state"] == "paused"
         ram.assert_same(before, destination.ram)
+        assert source.stderr().count("multifd_send_thread_start") == int(channels)
+        assert destination.stderr().count("multifd_recv_thread_start") == int(channels)
         assert source.control.execute("query-fdsets") == []
         assert destination.control.execute("query-fdsets") == []
         _assert_paused_when_meant(source, live=live)
         _assert_goes_on(destination)
+
+
+def _assert_cached(image: Path, *, not_at_all: bool) -> None:
+    """Fail unless RAM went past the page cache, or through it."""
+    if helpers.filesystem(image) == "tmpfs":
+        return  # it is the page cache
+    cached, asked = helpers.cached_pages(image)
+    assert asked >= 8
+    assert cached == 0 if not_at_all else cached > asked / 2
 
 
 def _assert_paused_when_meant(source: qemu.Qemu, *, live: bool) -> None:
@@ -108,6 +129,7 @@ def _assert_goes_on(guest: qemu.Qemu) -> None:
 def test_mapped_ram_over_fdset_on_the_emulator(
     site: cli.Site, tmp_path: Path, sockets: Path, direct_io: str, channels: str, live: bool
 ) -> None:
+    _needs(direct_io, tmp_path)
     ways = ["--direct-io", direct_io, "--channels", channels]
     with (
         helpers.emulated(sockets / "source", "--pattern", "random", "--writer") as source,
