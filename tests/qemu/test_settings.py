@@ -61,7 +61,7 @@ def test_settings_of_others_do_no_harm_and_are_put_back(
     site: cli.Site, capabilities: Sequence[str], parameters: dict[str, Any]
 ) -> None:
     with qemu.running(
-        name="source", machine="none", memory="33M", paused=False, ram=patterns.dense
+        name="source", machine="none", memory="9M", paused=False, ram=patterns.dense
     ) as source:
         untouched = source.state()
         _set(source, capabilities, parameters)
@@ -74,7 +74,7 @@ def test_settings_of_others_do_no_harm_and_are_put_back(
         source.control.execute("stop")
         saved = source.snapshot_ram(site.directory / "before")
     with qemu.running(
-        name="destination", machine="none", memory="33M", incoming=True
+        name="destination", machine="none", memory="9M", incoming=True
     ) as destination:
         _set(destination, capabilities, parameters)
         waiting = destination.state()
@@ -109,12 +109,13 @@ def test_settings_are_put_back_after_a_failed_save(
 
 
 def test_guest_left_paused_by_a_save_is_not_saved_again(site: cli.Site) -> None:
-    with qemu.running(machine="none", memory="33M", paused=False, ram=patterns.dense) as guest:
+    with qemu.running(machine="none", memory="9M", paused=False, ram=patterns.dense) as guest:
         image = helpers.save(site, guest, "--then", "leave")
         before = guest.state()
         assert before.run_state == "postmigrate"
         refused = site.run("save", guest.address, "-o", "again.mapsave", "--json", check=3).json()
         assert refused["error"]["id"] == "check.run_state"
+        assert "was saved before" in refused["error"]["message"]
         state.assert_left_as_found(before, guest.state())
         assert list(site.images.iterdir()) == [image]
         # The hint is true: continued, it can be saved again.
