@@ -48,7 +48,9 @@ def main() -> int:
         site = guests.Site(Path(directory), Path(short) / "qmp")
         wanted = guests.GIB if given.quick else 4 * guests.GIB
         size = guests.affordable(site.directory, wanted)
-        print(f"{os.cpu_count()} processors, {given.rounds} rounds, images in {given.directory}")
+        load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+        print(f"{os.cpu_count()} processors, load {load} (last 1, 5 and 15 minutes)")
+        print(f"{given.rounds} rounds, images in {given.directory}")
         if size < wanted:
             print(f"memory or disk is short: the dense guest has {size / guests.GIB:g} GiB")
         print("", line(_HEAD), line(tuple("-" * len(word) for word in _HEAD)), sep="\n")
@@ -58,6 +60,7 @@ def main() -> int:
                 shown = (row.what, row.mapsave, row.peer, row.ratio, row.target, _WORDS[row.met])
                 print(line(shown), flush=True)
                 missed += row.met is False
+        print(f"\nload at the end {os.getloadavg()[0]:.1f}")
     return int(missed > 0)
 
 

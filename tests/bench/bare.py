@@ -123,7 +123,10 @@ def save(path: str, image: str, channels: int) -> None:
     os.fsync(buffered)
     monitor.execute("quit")
     monitor.wait_closed()
+    monitor.close()
     select.select([handle], [], [])
+    os.close(handle)
+    os.close(buffered)
 
 
 def restore(path: str, image: str, channels: int, command: list[str]) -> None:
@@ -132,8 +135,12 @@ def restore(path: str, image: str, channels: int, command: list[str]) -> None:
     subprocess.Popen(
         [*command, "-incoming", "defer"], stdin=null, stdout=null, start_new_session=True
     )
-    monitor = Monitor(path)
-    prepare(monitor, image, os.O_RDONLY, channels)
+    load(Monitor(path), image, channels)
+
+
+def load(monitor: Monitor, image: str, channels: int) -> None:
+    """Load the image into a QEMU that waits with ``-incoming defer``."""
+    os.close(prepare(monitor, image, os.O_RDONLY, channels))
     monitor.execute("stop")
     monitor.execute("migrate-incoming", uri=URI, exit_on_error=False)
     monitor.wait_completed()

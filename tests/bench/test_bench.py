@@ -1,0 +1,82 @@
+"""The benchmark measures what it says: the peer really saves and restores, and a miss is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import bare, cases, measure
+from tests.kit import patterns, qemu, ram
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.qemu
+def test_the_peer_saves_and_restores_all_of_ram(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with qemu.running(ram=patterns.dense) as source:
+        before = source.snapshot_ram(tmp_path / "before")
+        bare.save(str(source.qmp), str(image), 2)
+        assert source.wait() == 0
+    with qemu.running(incoming=True) as destination:
+        monitor = bare.Monitor(str(destination.qmp))
+        bare.load(monitor, str(image), 2)
+        monitor.close()
+        ram.assert_same(before, destination.snapshot_ram(tmp_path / "after"))
+        assert destination.control.execute("query-fdsets") == []
+
+
+@pytest.mark.qemu
+def test_the_peer_fails_loudly(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(2 << 20))
+    with qemu.running(incoming=True) as destination:
+        monitor = bare.Monitor(str(destination.qmp))
+        with pytest.raises(RuntimeError, match="failed"):
+            bare.load(monitor, str(image), 2)
+        monitor.close()
+
+
+def test_peak_and_time_of_a_process_are_its_own() -> None:
+    hungry = "import time; held = b'x' * 200_000_000; time.sleep(0.2)"
+    run = measure.run([sys.executable, "-c", hungry], ROOT)
+    assert 200_000_000 < run.peak < 260_000_000
+    assert 0.2 <= run.seconds < 20
+
+
+def test_failure_of_what_is_measured_is_told() -> None:
+    with pytest.raises(RuntimeError, match="exit code 3: no"):
+        measure.run([sys.executable, "-c", "print('no'); raise SystemExit(3)"], ROOT)
+
+
+def test_alternating_lets_each_go_first_in_turn() -> None:
+    order: list[str] = []
+
+    def noted(name: str) -> measure.Run:
+        order.append(name)
+        return measure.Run(float(len(order)), 0, "")
+
+    ours, theirs = measure.alternating(2, lambda: noted("ours"), lambda: noted("peer"))
+    assert order == ["ours", "peer", "peer", "ours"]
+    assert (ours.seconds, theirs.seconds) == (2.5, 2.5)
+
+
+@pytest.mark.qemu
+def test_table_is_printed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--rounds", "1", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| mapsave --help")]
+    assert done.returncode == (0 if row.rstrip(" |").endswith("yes") else 1), done.stderr
+
+
+def test_every_benchmark_is_documented() -> None:
+    documentation = (ROOT / "docs/benchmarks.md").read_text()
+    assert [name for name in cases.CASES if f"| `{name}` |" not in documentation] == []
