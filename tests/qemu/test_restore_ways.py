@@ -312,6 +312,20 @@ def test_failed_load_ends_the_destination_and_keeps_the_image(site: cli.Site) ->
             ram.assert_same(scene.ram, restored.ram)
 
 
+def test_destination_that_is_not_used_is_ended(site: cli.Site) -> None:
+    with saved(site) as scene:
+        # As above, the fixture sees to it that nothing of these is left.
+        other_size = [*scene.guest.argv, "-m", "48M"]
+        for launch, options, code, identifier in (
+            (other_size, [], 3, "check.destination"),
+            (["sh", "-c", "exec sleep 60"], ["--timeout", "1s"], 5, "restore.timeout"),
+        ):
+            site.add_guest("web01", scene.guest.qmp, launch=launch)
+            result = site.run("restore", scene.image, *options, "--json", check=code)
+            assert error_of(result)["id"] == identifier
+            assert state_of(site, scene.image) == "saved"
+
+
 def test_qemu_that_failed_once_is_not_tried_again(site: cli.Site) -> None:
     with (
         saved(site, "-device", "virtio-rng-pci", launch=False) as scene,
