@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -238,6 +239,7 @@ def test_global_options_stand_before_or_after(site: cli.Site, tmp_path: Path) ->
 def source() -> Iterator[qemu.Qemu]:
     """A guest with long runs of dense and of zero pages, which every save leaves as it was."""
     with qemu.running(
+        *("-trace", "handle_qmp_command", "-trace", "multifd_send_thread_start"),
         name="source",
         machine="none",  # without a processor that changes it, although it runs
         memory="32M",
@@ -265,13 +267,18 @@ def source() -> Iterator[qemu.Qemu]:
     ids=lambda options: "-".join(f"{name}-{value}" for name, value in options.items()),
 )
 def test_explicit_strategy(site: cli.Site, source: qemu.Qemu, options: dict[str, Any]) -> None:
-    before = source.state()
+    before, told_before = source.state(), len(source.stderr())
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     found = done(site, "save", source.address, "-o", "image", "--then", "resume", *words)
     assert source.state() == before
     values = {"on": True, "off": False}
     for name, value in options.items():
         assert found["strategy"][name] == values.get(str(value), value)
+    # What QEMU itself was told and did, as it traces it (docs/devel/tracing.rst).
+    told = source.stderr()[told_before:]
+    assert f'"direct-io": {json.dumps(found["strategy"]["direct_io"])}' in told
+    assert f'"zero-page-detection": "{found["strategy"]["zero_pages"]}"' in told
+    assert told.count("multifd_send_thread_start") == found["strategy"]["channels"]
     # A zero page costs room only if nobody looks for it; what was reserved in vain is given back.
     held = 32 * MIB if options.get("zero_pages") == "none" else found["data_bytes"]
     assert found["data_bytes"] <= held
