@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kit import patterns, qemu, qmp, ram, raw, state, storage
+from tests.kit import patterns, qemu, qmp, ram, raw, state, storage, wait
 from tests.qemu import helpers
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ def _assert_goes_on(guest: qemu.Qemu) -> None:
     then = helpers.counts(guest)
     guest.control.execute("cont")
     guest.wait_status("running")
-    for _ in range(1000):
-        if helpers.counts(guest) != then:
-            return
-    pytest.fail("the restored guest does not change its memory")
+    wait.until(lambda: helpers.counts(guest) != then, what="the restored guest counting on")
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["stopped", "live"])
