@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.kit import cli, processes
+from tests.kit import cli, processes, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -19,7 +25,35 @@ def run(
 
     Fails on a traceback, and where it does not end within a minute.
     """
-    words = tuple(os.fspath(each) for each in ("--config", site.config, *arguments))
+    with _started(site, where, step, signals, *arguments) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    assert "Traceback (most recent call last)" not in stderr, stderr
+    words = tuple(os.fspath(each) for each in arguments)
+    return cli.Result(words, process.returncode, stdout, stderr)
+
+
+@contextmanager
+def stopped(
+    site: cli.Site, step: str, *arguments: str | os.PathLike[str]
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``mapsave`` up to right behind ``step``, where it stands still; then let it end."""
+    with _started(site, "after", step, "STOP", *arguments) as process:
+        wait.until(lambda: _stands_still(process), what=f"mapsave to stop at {step}")
+        yield process
+        process.send_signal(signal.SIGCONT)
+        process.wait(60)
+
+
+def _stands_still(process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, process.communicate()
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@contextmanager
+def _started(
+    site: cli.Site, where: str, step: str, signals: str, *arguments: str | os.PathLike[str]
+) -> Iterator[subprocess.Popen[str]]:
+    words = [os.fspath(each) for each in ("--config", site.config, *arguments)]
     with processes.running(
         [sys.executable, "-m", "tests.faults.killer", where, step, signals, *words],
         env={"PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory / "home")},
@@ -28,9 +62,7 @@ def run(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback (most recent call last)" not in stderr, stderr
-    return cli.Result(words, process.returncode, stdout, stderr)
+        yield process
 
 
 def journals(site: cli.Site) -> list[Path]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults import struck
+from tests.faults.test_signals import await_writing, looked_at, slow_guest
 from tests.kit import cli, patterns, qemu, ram, state, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 
@@ -152,6 +153,44 @@ def test_killed_in_the_middle_while_qemu_writes(site: cli.Site, tmp_path: Path) 
         site.run("restore", IMAGE, check=0)
         with guest.successor() as restored:
             ram.assert_same(before, restored.ram)
+
+
+def test_killed_in_the_middle_of_a_slow_save(site: cli.Site) -> None:
+    """The emulated QEMU is still writing when recover comes: it is waited for."""
+    with slow_guest(site) as path:
+        with site.start("save", NAME, "--image", IMAGE, "--then", "resume") as saving:
+            await_writing(site)
+            saving.kill()
+            saving.wait(10)
+        assert looked_at(path).run_state != "running"
+        _recovered(site, "image committed")
+        assert looked_at(path).run_state == "running"
+        site.run("verify", IMAGE, check=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "outcome"),
+    [
+        (
+            "complete",
+            "the host went down before the image was on stable storage: nothing to commit, "
+            "partial image removed",
+        ),
+        ("commit", "image committed (QEMU had finished before it ended)"),
+    ],
+)
+def test_the_whole_host_goes_down(site: cli.Site, step: str, outcome: str) -> None:
+    """Written but not synced, pages may be missing though the structure is whole."""
+    with qemu.running(name=NAME, ram=patterns.dense) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        _killed(site, "after", step, "quit")
+    (journal,) = struck.journals(site)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    text = journal.read_text()
+    assert boot in text
+    journal.write_text(text.replace(boot, "another-boot"))
+    _recovered(site, outcome)
+    assert [each.name for each in site.images.iterdir()] == ([IMAGE] if step == "commit" else [])
 
 
 @pytest.mark.parametrize(
