@@ -61,8 +61,14 @@ async def handed_over(
     Each reply is awaited before the next descriptor is sent. ``on_dropped`` makes the error for a
     descriptor that a security module took away, from QEMU's words.
 
-    Raises CommandRefused, MonitorLost, or what ``on_dropped`` returns.
+    Raises Busy where somebody has taken the id since it was chosen, CommandRefused, MonitorLost, or
+    what ``on_dropped`` returns.
     """
+    # Else the removal at the end would take away the descriptors of whoever made that set.
+    if any(found["fdset-id"] == fdset for found in await query(session)):
+        raise errors.Busy(
+            f"{session.address}: somebody else has made fdset {fdset} meanwhile", hint="try again"
+        )
     try:
         for number, fd in enumerate(descriptors):
             try:
