@@ -392,9 +392,7 @@ def test_raw_return_path_fails_at_the_end(tmp_path: Path) -> None:
     [
         ("background-snapshot",),
         ("mapped-ram", "background-snapshot"),
-        ("mapped-ram", "multifd"),
         ("return-path", "switchover-ack"),
-        ("xbzrle", "auto-converge"),
         ("postcopy-ram",),
         ("pause-before-switchover",),
     ],

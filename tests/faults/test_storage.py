@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,26 +132,6 @@ def test_directory_that_is_gone_or_none(site: cli.Site, guest: qemu.Qemu, tmp_pa
 
 
 @pytest.mark.qemu
-def test_directory_deleted_during_the_save(site: cli.Site, tmp_path: Path) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    with guest_of(site, pattern=patterns.dense) as guest:
-        before = guest.state()
-        with site.start("save", NAME, "--json", "--image", str(place / "image")) as process:
-            with guest.frozen():
-                # It has to come to a halt somewhere before the end; then the directory goes.
-                with suppress(AssertionError):
-                    wait.until(lambda: list(place.iterdir()), timeout=1.0)
-                shutil.rmtree(place)
-            stdout, stderr = process.communicate(timeout=30)
-        assert "Traceback" not in stderr
-        assert process.returncode in (3, 4), (stdout, stderr)
-        state.assert_left_as_found(before, guest.state())
-        assert not place.exists()
-        assert_whole(site, guest, tmp_path, "second")
-
-
-@pytest.mark.qemu
 def test_directory_deleted_once_the_partial_image_is_there(site: cli.Site, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
@@ -216,31 +196,31 @@ NAMES = [
     b"new\nline\ttab",
     "Ümläut→日本".encode(),
     b"latin-1 \xfc and \xff\xfe",
-    b"\x1b[31mred",
+    b"\x1b[31m-red",
     b"-looks-like-an-option",
-    b"a:b,c=d,,e",
-    b"x" * 255,
     "é".encode() * 127 + b"e",
     b"\xff" * 255,
 ]
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:20]))
-def test_odd_names(site: cli.Site, guest: qemu.Qemu, tmp_path: Path, name: bytes) -> None:
-    image = os.fsdecode(name)
-    site.run("save", NAME, "--image", image, "--then", "leave", check=0)
-    assert os.listdir(os.fsencode(site.images)) == [name]
+def test_odd_names(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
+    guest.control.execute("stop")
     before = guest.snapshot_ram(tmp_path / "ram")
-    listed = site.run("list", "--json", check=0).json()
-    assert [os.path.basename(entry["image"]) for entry in listed["images"]] == [image]
+    guest.control.execute("cont")
+    names = [os.fsdecode(name) for name in NAMES]
+    for name in names:
+        site.run("save", NAME, "--image", name, "--then", "resume", check=0)
+    assert sorted(os.listdir(os.fsencode(site.images))) == sorted(NAMES)
+    listed = site.run("list", "--json", check=0).json()["images"]
+    assert sorted(os.path.basename(entry["image"]) for entry in listed) == sorted(names)
     site.run("list", check=0)
-    path = os.path.join(site.images, image)
-    assert site.run("inspect", "--json", "--", image, check=0).json()["image"] == path
-    site.run("inspect", "--", image, check=0)
-    with qemu.running(machine="none", name="destination", incoming=True) as destination:
-        site.run("restore", "--into", destination.address, "--", image, check=0)
-        ram.assert_same(before, destination.ram)
+    for name in names:
+        found = site.run("inspect", "--json", "--", name, check=0).json()
+        assert found["image"] == os.path.join(site.images, name)
+        with qemu.running(machine="none", name="destination", incoming=True) as destination:
+            site.run("restore", "--into", destination.address, "--", name, check=0)
+            ram.assert_same(before, destination.ram)
 
 
 @pytest.mark.qemu
