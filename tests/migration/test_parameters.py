@@ -113,6 +113,27 @@ async def test_put_back_when_cancelled_at_any_moment(session: Session) -> None:
         assert await parameters.query(session) == found, f"cancelled after {steps} steps"
 
 
+async def test_put_back_whole_when_cancelled_again_meanwhile(session: Session) -> None:
+    """A signal after a time limit, say, must not tear the undoing apart."""
+    found = await parameters.query(session)
+
+    async def body(inside: asyncio.Event) -> None:
+        async with parameters.configured(session, found, WANTED):
+            inside.set()
+            await asyncio.sleep(60)
+
+    for steps in range(6):
+        inside = asyncio.Event()
+        task = asyncio.ensure_future(body(inside))
+        await inside.wait()
+        task.cancel()
+        await asyncio.sleep(0.0005 * steps)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await parameters.query(session) == found, f"cancelled again after {steps} steps"
+
+
 async def test_put_back_when_a_value_is_refused(session: Session) -> None:
     found = await parameters.query(session)
     with pytest.raises(errors.CommandRefused, match="between 1 and 255"):
