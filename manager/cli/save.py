@@ -53,7 +53,7 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--then",
     type=click.Choice(["quit", "resume", "leave"]),
-    help="What becomes of the guest: ended (default), running on, or left paused.",
+    help="What becomes of the guest: ended (default), running on if it ran, or left paused.",
 )
 @click.option("--live", is_flag=True, default=None, help="Pause the guest only for the end.")
 @click.option("--direct-io", type=_SWITCH, help="Write past the page cache.")

@@ -114,7 +114,7 @@ def _journalled(
         "directory": held.path,
         "name": name,
         "replace": request.replace,
-        "then": request.then,
+        "then": "leave" if request.then == "resume" and not found.runs else request.then,
         "policy": request.policy,
         "was_running": found.runs,
         "settings": found.settings.as_dict(),
@@ -143,7 +143,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
             syscalls.preallocate(partial.fd, 0, room)
         async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
-            if job.request.then == "resume" and outcome is not None:
+            if job.then == "resume" and outcome is not None:
                 job.log.step("resume")
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and
                 # what became of the guest is reported behind that.

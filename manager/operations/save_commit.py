@@ -80,10 +80,10 @@ async def commit(
     partial.commit(final, replace=job.request.replace)
     job.log.step("committed")
     applied.at_rest()
-    if job.request.then == "quit":
+    if job.then == "quit":
         job.phases.enter("quit")
         await ending.end_guest(job.session)
-    if job.request.then != "resume":
+    if job.then != "resume":
         paused.release()
     stats = os.fstat(partial.fd)
     phases = job.phases.seconds()
@@ -102,6 +102,7 @@ async def commit(
         "phases": phases,
         "bytes_per_s": round(contents.data_bytes / written) if written else 0,
         "strategy": job.strategy.as_dict(),
+        "reasons": job.strategy.reasons,
         "label": applied.label.as_dict(),
-        "then": job.request.then,
+        "then": job.then,
     }

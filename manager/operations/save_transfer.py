@@ -49,6 +49,13 @@ class SaveJob:
     fdset: int
 
     @property
+    def then(self) -> str:
+        """What becomes of the guest; one that did not run is not started by a ``resume``."""
+        if self.request.then == "resume" and not self.facts.runs:
+            return "leave"
+        return self.request.then
+
+    @property
     def path(self) -> str:
         """The image's path once it is committed."""
         return os.path.join(self.directory.path, self.name)
