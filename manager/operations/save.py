@@ -168,5 +168,8 @@ def _save_failures(job: SaveJob) -> Iterator[None]:
         raise errors.SaveFailed(
             f"cannot write {job.partial_path!r}: {error.strerror}", errno=error.errno
         ) from None
+    except errors.GuestNotPutBack:
+        job.log.unsettled()  # `mapsave recover` tries again
+        raise
     except (ValueError, errors.MonitorError) as error:
         raise errors.SaveFailed(f"cannot save to {job.partial_path!r}: {error}") from None

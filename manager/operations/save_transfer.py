@@ -79,6 +79,9 @@ async def let_qemu_write(
     except errors.MonitorLost as error:
         await _check_loss(job, partial, applied, error)
         return None
+    except errors.MonitorTimeout as error:
+        paused.release()  # it would not answer `cont` either
+        raise _left_to_recover(job, partial, applied, error.message) from None
     except errors.CommandRefused as error:
         if _DENIED in error.desc:
             raise _refused(job, partial.fd, error.desc) from None
@@ -119,6 +122,18 @@ async def _transfer(job: SaveJob, pair: descriptors.Pair, paused: Paused) -> out
         return outcome
 
 
+def _left_to_recover(
+    job: SaveJob, partial: Partial, applied: Applied, message: str
+) -> errors.SaveFailed:
+    """Leave everything as it is for ``mapsave recover``, and return the error that says so."""
+    partial.keep()
+    applied.keep()
+    job.log.unsettled()
+    return errors.SaveFailed(
+        message, hint="run 'mapsave recover': it finishes the save or puts the guest back"
+    )
+
+
 async def _check_loss(
     job: SaveJob, partial: Partial, applied: Applied, error: errors.MonitorLost
 ) -> None:
@@ -128,13 +143,8 @@ async def _check_loss(
     """
     found = job.facts
     if found.pid is not None and not await ending.ended(found.pid, _END_TIMEOUT):
-        partial.keep()
-        applied.keep()
-        job.log.unsettled()
-        raise errors.SaveFailed(
-            f"{error.message}, though QEMU (pid {found.pid}) lives",
-            hint="run 'mapsave recover': it finishes the save or puts the guest back",
-        )
+        lives = f"{error.message}, though QEMU (pid {found.pid}) lives"
+        raise _left_to_recover(job, partial, applied, lives)
     try:
         partial.validate()
     except errors.InvalidImage:

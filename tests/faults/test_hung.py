@@ -1,0 +1,51 @@
+"""A QEMU that stops answering in the middle of a save is left to ``mapsave recover``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from tests.faults import struck
+from tests.kit import qemu
+
+if TYPE_CHECKING:
+    from tests.kit import cli
+
+_IMPATIENT = """
+import os, signal, sys
+from manager.cli import main
+from manager.monitor import qmp
+from manager.operations import journal
+plain = journal.Journal.step
+def step(self, step, **data):
+    plain(self, step, **data)
+    if step == "migrate":
+        # From here on QEMU hangs, and nobody waits for it longer than half a second.
+        os.kill(int(sys.argv[1]), signal.SIGSTOP)
+        qmp.QmpSession.execute.__kwdefaults__["timeout"] = 0.5
+journal.Journal.step = step
+main.main(sys.argv[2:])
+"""
+
+
+def test_save_of_a_hung_guest_is_finished_by_recover(site: cli.Site) -> None:
+    with qemu.running(memory="32M", paused=False) as guest:
+        site.add_guest("web01", guest.qmp)
+        command = [sys.executable, "-c", _IMPATIENT, str(guest.pid)]
+        options = ["--config", str(site.config), "save", "web01", "--then", "resume"]
+        try:
+            done = subprocess.run(
+                [*command, *options], capture_output=True, text=True, timeout=60, check=False
+            )
+        finally:
+            os.kill(guest.pid, signal.SIGCONT)  # whatever came of it, the kit ends it
+        assert done.returncode == 4, done.stderr
+        assert "mapsave recover" in done.stderr
+        assert struck.journals(site), "the journal is what recover works from"
+        site.run("recover", check=0)
+        assert guest.status() == "running"
+        assert not struck.journals(site)
+        assert not struck.partials(site)
