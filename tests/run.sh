@@ -103,6 +103,7 @@ run_stage() { # STAGE
     case $1 in
     lint) run_lint ;;
     unit) run_unit ;;
+    qemu) run_pytest tests/qemu tests/bench ;;
     *) run_pytest "tests/$1" ;;
     esac
 }
