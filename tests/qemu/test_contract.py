@@ -118,8 +118,10 @@ def test_discard_and_recover(site: cli.Site) -> None:
 
 def test_job(site: cli.Site, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
-    job.write_text('job: both\nguests: ["*"]\nsave: {then: resume}\n')
-    with qemu.running(name="good", machine="none", memory="16M") as guest:
+    # Two runs may fall into one second, so the time alone does not make a name.
+    save = '{then: resume, image: "{guest}-{uuid}.mapsave"}'
+    job.write_text(f'job: both\nguests: ["*"]\nsave: {save}\n')
+    with qemu.running(name="good", machine="none", memory="16M", paused=False) as guest:
         site.add_guest("good", guest.qmp)
         checked = done(site, "job", "check", job)
         assert [line["guest"] for line in checked["guests"]] == ["good"]
