@@ -1,7 +1,8 @@
 """What the operator configured: where things are and which guests there are.
 
-The rest of the manager sees only the frozen dataclasses of this file. YAML and pydantic are loaded
-when there is a file to read (``config_models.py``), so that a command without one starts at once.
+The rest of the manager sees only the frozen dataclasses of this file. YAML is loaded when there is
+a file to read (``config_file.py``), and pydantic when something is wrong in it
+(``config_models.py``), so that commands start at once.
 """
 
 from __future__ import annotations
@@ -122,9 +123,9 @@ def load(explicit: Path | None, environ: Mapping[str, str]) -> Config:
     named = explicit or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
     if named is None and not os.path.lexists(SYSTEM_FILE):
         return built_in
-    from manager import config_models
+    from manager import config_file
 
-    return config_models.read(named or SYSTEM_FILE, built_in)
+    return config_file.read(named or SYSTEM_FILE, built_in)
 
 
 def defaults(environ: Mapping[str, str], *, root: bool | None = None) -> Config:

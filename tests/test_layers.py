@@ -24,7 +24,10 @@ FLOORS = (
     ("operations",),
     ("plan", "migration"),
     ("monitor", "image", "labels"),
-    ("config", "config_models", "yaml_file", "yaml_errors", "errors", "units"),
+    (
+        *("config", "config_file", "config_models", "plain"),
+        *("yaml_file", "yaml_errors", "domain_xml", "error_table", "errors", "units"),
+    ),
 )
 OPEN_FLOORS = (FLOORS[0], FLOORS[-1])  # here rooms may import one another
 EMULATOR = "emulator"  # beside the floors: uses the image and the base, is used by the cli only

@@ -1,17 +1,21 @@
-"""The YAML form of a label policy. Imported only when such a file is read."""
+"""The YAML form of a label policy. Imported only when such a file is read.
+
+A file that is right is read by the readers here; for any other ``policy_models.py``, the same keys
+as pydantic models, says what is wrong.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+import typing
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-
-from manager import yaml_file
+from manager import plain, yaml_file
 from manager.labels import policy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 _MODE = re.compile(r"0?[0-7]{3}")
@@ -22,98 +26,52 @@ _SMACK_LABEL = re.compile(r"(?!-)[!-~]{1,255}")
 _SMACK_FORBIDDEN = set("/\"\\'")
 
 
-def _check_mode(text: str) -> str:
+def check_mode(text: str) -> str:
+    """Return the mode ``text`` of three octal digits; raise ValueError for none."""
     if not _MODE.fullmatch(text):
         raise ValueError(f'{text!r} is not a mode: write three octal digits, as in "0600"')
     return text
 
 
-def _check_absolute(text: str) -> str:
+def check_absolute(text: str) -> str:
+    """Return the absolute path ``text``; raise ValueError for another."""
     if not os.path.isabs(text):
         raise ValueError(f"{text!r} is not an absolute path")
     return text
 
 
-def _check_context(text: str) -> str:
+def check_context(text: str) -> str:
+    """Return the SELinux context ``text``; raise ValueError for none."""
     if not _CONTEXT.fullmatch(text):
         raise ValueError(f"{text!r} is not a context: write user:role:type:level")
     return text
 
 
-def _check_selinux_type(text: str) -> str:
+def check_selinux_type(text: str) -> str:
+    """Return the SELinux type ``text``; raise ValueError for none."""
     if not _SELINUX_TYPE.fullmatch(text):
         raise ValueError(f"{text!r} is not a type, as in svirt_image_t")
     return text
 
 
-def _check_selinux_rest(text: str) -> str:
-    return text if text in ("default", "previous", "keep") else _check_context(text)
+def check_selinux_rest(text: str) -> str:
+    """Return what ``selinux.at_rest`` may be; raise ValueError for anything else."""
+    return text if text in ("default", "previous", "keep") else check_context(text)
 
 
-def _check_smack(text: str) -> str:
+def check_smack(text: str) -> str:
+    """Return the Smack label ``text``; raise ValueError for none."""
     if not _SMACK_LABEL.fullmatch(text) or _SMACK_FORBIDDEN & set(text):
         raise ValueError(f"{text!r} is not a Smack label")
     return text
 
 
-def _check_template(text: str) -> str:
+def check_template(text: str) -> str:
+    """Return the absolute path ``text`` with ``{profile}`` in it or not; raise ValueError else."""
     left = text.replace("{profile}", "")
     if "{" in left or "}" in left:
         raise ValueError(f"{text!r}: {{profile}} is the only thing that can be put in")
-    return _check_absolute(text)
-
-
-Absolute = Annotated[str, AfterValidator(_check_absolute)]
-Context = Annotated[str, AfterValidator(_check_context)]
-SmackLabel = Annotated[str, AfterValidator(_check_smack)]
-Template = Annotated[str, AfterValidator(_check_template)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class SelinuxModel(_Model):
-    """The ``selinux`` section."""
-
-    image_type: Annotated[str, AfterValidator(_check_selinux_type)] | None = None
-    label: Context | None = None
-    at_rest: Annotated[str, AfterValidator(_check_selinux_rest)] = "default"
-
-
-class ProfileFilesModel(_Model):
-    """One entry of ``apparmor.profiles``."""
-
-    match: str
-    rules_file: Template
-    profile_file: Template
-
-
-class ApparmorModel(_Model):
-    """The ``apparmor`` section."""
-
-    profiles: list[ProfileFilesModel] | None = None
-
-
-class SmackModel(_Model):
-    """The ``smack`` section."""
-
-    label: SmackLabel | None = None
-    at_rest: SmackLabel = "previous"
-
-
-class PolicyModel(_Model):
-    """The whole file."""
-
-    module: Literal["auto", "selinux", "apparmor", "smack", "dac", "none"]
-    description: str | None = None
-    directories: list[Absolute] = Field(default_factory=list)
-    owner: str | None = None
-    group: str | None = None
-    mode: Annotated[str, AfterValidator(_check_mode)] | None = None
-    selinux: SelinuxModel = Field(default_factory=SelinuxModel)
-    apparmor: ApparmorModel = Field(default_factory=ApparmorModel)
-    smack: SmackModel = Field(default_factory=SmackModel)
+    return check_absolute(text)
 
 
 def read(file: Path) -> policy.Policy:
@@ -122,27 +80,69 @@ def read(file: Path) -> policy.Policy:
     Raises ConfigMissing, or ConfigError with file, line and the nearest valid key.
     """
     document = yaml_file.read(file)
-    model = document.validate(PolicyModel)
+    found = _values(document)
     for section in ("selinux", "apparmor", "smack"):
-        if section in document.data and model.module not in (section, "auto"):
+        if section in document.data and found["module"] not in (section, "auto"):
             raise document.error(
-                (section,), f"the section {section!r} means nothing with module: {model.module}"
+                (section,), f"the section {section!r} means nothing with module: {found['module']}"
             )
     return policy.Policy(
         name=file.stem,
-        module=model.module,
-        directories=tuple(model.directories),
-        owner=model.owner,
-        group=model.group,
-        mode=None if model.mode is None else int(model.mode, 8),
-        selinux=policy.SelinuxOptions(**model.selinux.model_dump()),
-        apparmor=_apparmor(model.apparmor),
-        smack=policy.SmackOptions(**model.smack.model_dump()),
+        module=found["module"],
+        directories=tuple(found["directories"]),
+        owner=found["owner"],
+        group=found["group"],
+        mode=None if found["mode"] is None else int(found["mode"], 8),
+        selinux=policy.SelinuxOptions(**found["selinux"]),
+        apparmor=_apparmor(found["apparmor"]["profiles"]),
+        smack=policy.SmackOptions(**found["smack"]),
     )
 
 
-def _apparmor(model: ApparmorModel) -> policy.ApparmorOptions:
-    if model.profiles is None:
+def _values(document: yaml_file.Document) -> dict[str, Any]:
+    """Return every key of the file, None or its default where it is not given."""
+    try:
+        found: dict[str, Any] = quick(document.data)
+        return found
+    except ValueError:
+        from manager.labels import policy_models
+
+        return document.validate(policy_models.PolicyModel).model_dump()
+
+
+def _apparmor(profiles: list[Mapping[str, str]] | None) -> policy.ApparmorOptions:
+    if profiles is None:
         return policy.ApparmorOptions()
-    entries = (policy.ProfileFiles(**entry.model_dump()) for entry in model.profiles)
-    return policy.ApparmorOptions(profiles=tuple(entries))
+    return policy.ApparmorOptions(tuple(policy.ProfileFiles(**entry) for entry in profiles))
+
+
+def _checked(check: Callable[[str], str]) -> plain.Reader:
+    return lambda value: check(plain.string(value))
+
+
+_TEMPLATE = _checked(check_template)
+_SELINUX = plain.record(
+    maybe={"image_type": _checked(check_selinux_type), "label": _checked(check_context)},
+    preset={"at_rest": (_checked(check_selinux_rest), "default")},
+)
+_PROFILE = plain.record(
+    needed={"match": plain.string, "rules_file": _TEMPLATE, "profile_file": _TEMPLATE}
+)
+_APPARMOR = plain.record(maybe={"profiles": plain.sequence(_PROFILE)})
+_SMACK = plain.record(
+    maybe={"label": _checked(check_smack)}, preset={"at_rest": (_checked(check_smack), "previous")}
+)
+# What pydantic's PolicyModel would give by model_dump(), of a file that is right.
+quick = plain.record(
+    needed={"module": plain.word(*typing.get_args(policy.Module))},
+    maybe={
+        **dict.fromkeys(("description", "owner", "group"), plain.string),
+        "mode": _checked(check_mode),
+    },
+    preset={
+        "directories": (plain.sequence(_checked(check_absolute)), []),
+        "selinux": (_SELINUX, _SELINUX({})),
+        "apparmor": (_APPARMOR, _APPARMOR({})),
+        "smack": (_SMACK, _SMACK({})),
+    },
+)

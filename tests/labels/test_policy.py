@@ -10,6 +10,17 @@ from manager import errors
 from manager.labels import policy
 
 TREE = Path(__file__).parents[2]
+FULL = """\
+module: auto
+description: for the second rack
+directories: [/srv/a, /srv/b]
+owner: backup
+group: "107"
+mode: "640"
+selinux: {image_type: virt_t, at_rest: "system_u:object_r:virt_content_t:s0"}
+apparmor: {profiles: [{match: "vm-*", rules_file: "/r/{profile}", profile_file: /p}]}
+smack: {label: Guests, at_rest: keep}
+"""
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -46,18 +57,7 @@ def test_own_directory_wins_over_built_in(tmp_path: Path) -> None:
 
 
 def test_every_key(tmp_path: Path) -> None:
-    text = """\
-module: auto
-description: for the second rack
-directories: [/srv/a, /srv/b]
-owner: backup
-group: "107"
-mode: "640"
-selinux: {image_type: virt_t, at_rest: "system_u:object_r:virt_content_t:s0"}
-apparmor: {profiles: [{match: "vm-*", rules_file: "/r/{profile}", profile_file: /p}]}
-smack: {label: Guests, at_rest: keep}
-"""
-    assert policy.load(written(tmp_path, text)) == policy.Policy(
+    assert policy.load(written(tmp_path, FULL)) == policy.Policy(
         "mine",
         "auto",
         directories=("/srv/a", "/srv/b"),

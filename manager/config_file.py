@@ -1,0 +1,189 @@
+"""The configuration file: its values, and how a file becomes the dataclasses of ``config.py``.
+
+A file that is right is read by the readers here; for any other ``config_models.py``, the same keys
+as pydantic models, says what is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from manager import config, plain, units, yaml_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def size(value: Any) -> int:
+    """Return the bytes that ``64M`` or 4096 means; raise ValueError for none."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or len(str(value)) > 40:
+        raise ValueError("not a size (write bytes or a number with K, M, G or T)")
+    found = units.parse_size(value)
+    if found == 0:
+        raise ValueError("must not be 0")
+    return found
+
+
+def argument(value: Any) -> Any:
+    """Return a number as the text that stands in the file, so that ``-m, 4096`` needs no quotes."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not hold a NUL")
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def switch(value: Any) -> Any:
+    """Return true and false as ``on`` and ``off``."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def truth(value: Any) -> Any:
+    """Return ``on`` and ``yes``, ``off`` and ``no`` as true and false."""
+    words = {"on": True, "yes": True, "off": False, "no": False}
+    return words.get(value, value) if isinstance(value, str) else value
+
+
+def channels(value: Any) -> int | Literal["auto"]:
+    """Return a number of multifd channels or ``auto``.
+
+    QEMU takes 1 to 255 (``multifd-channels`` is a uint8, migrate_params_check refuses 0).
+    """
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 255:
+        raise ValueError("must be auto or a number from 1 to 255")
+    return value
+
+
+def check_guest(guest: Mapping[str, Any]) -> None:
+    """Raise ValueError where keys of a guest do not go together; all of them must be there."""
+    given = [key for key in ("qmp", "libvirt", "emulator") if guest[key] is not None]
+    launch = guest["launch"]
+    if len(given) != 1:
+        found = f", not {' and '.join(given)}" if given else ""
+        raise ValueError(f"needs exactly one of qmp, libvirt and emulator{found}")
+    if launch is not None and guest["qmp"] is None:
+        raise ValueError(f"launch goes with qmp, not with {given[0]}")
+    if launch and not launch[0]:
+        raise ValueError("launch must begin with a command")
+    if launch and {"-incoming", "--incoming"} & set(launch):
+        raise ValueError("launch must not hold -incoming: mapsave adds it")
+
+
+def read(path: Path, built_in: config.Config) -> config.Config:
+    """Return the configuration in the file at ``path``, ``built_in`` where it says nothing.
+
+    Relative paths in it are relative to its directory. Raises ConfigMissing, ConfigError.
+    """
+    found = _values(yaml_file.read(path))
+    directory = Path(os.path.abspath(path)).parent
+
+    def place(value: str | None, default: Any) -> Any:
+        return default if value is None else directory / os.path.expanduser(value)
+
+    save = found["save"] or {}
+    return config.Config(
+        images=place(found["images"], built_in.images),
+        state=place(found["state"], built_in.state),
+        socket=place(found["socket"], built_in.socket),
+        jobs=place(found["jobs"], built_in.jobs),
+        policies=place(found["policies"], built_in.policies),
+        guests={
+            name: _guest(name, guest, place(guest["qmp"], None))
+            for name, guest in (found["guests"] or {}).items()
+        },
+        save=config.SaveSettings(**{key: save[key] for key in save if save[key] is not None}),
+        source=path,
+    )
+
+
+def _values(document: yaml_file.Document) -> dict[str, Any]:
+    """Return every key of the file, None or its default where it is not given."""
+    try:
+        found: dict[str, Any] = quick(document.data)
+        return found
+    except ValueError:
+        from manager import config_models
+
+        return document.validate(config_models.ConfigModel).model_dump()
+
+
+def _guest(name: str, found: Mapping[str, Any], qmp: Path | None) -> config.Guest:
+    libvirt, emulator = found["libvirt"], found["emulator"]
+    return config.Guest(
+        name,
+        qmp=qmp,
+        libvirt=config.LibvirtDomain(**libvirt) if libvirt else None,
+        emulator=config.EmulatedGuest(**emulator) if emulator else None,
+        launch=tuple(found["launch"] or ()),
+        policy=found["policy"],
+    )
+
+
+def _name(value: Any) -> str:
+    return config.check_name(plain.string(value))
+
+
+def _argument(value: Any) -> str:
+    return plain.string(argument(value))
+
+
+def _truth(value: Any) -> bool:
+    found = truth(value)
+    if not isinstance(found, bool):
+        raise ValueError("neither true nor false")
+    return found
+
+
+def _switch(value: Any) -> str:
+    return typing.cast("str", _SWITCH(switch(value)))
+
+
+def _reachable(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = _GUEST(value)
+    check_guest(found)
+    return found
+
+
+_SWITCH = plain.word(*typing.get_args(config.Switch))
+_LIBVIRT = plain.record(
+    needed={"domain": plain.text}, preset={"uri": (plain.text, config.LIBVIRT_URI)}
+)
+_EMULATOR = plain.record(
+    needed={"memory": size},
+    preset={
+        "pattern": (plain.word(*typing.get_args(config.Pattern)), "fragmented"),
+        "writer": (_truth, False),
+    },
+)
+_GUEST = plain.record(
+    maybe={
+        "qmp": plain.text,
+        "libvirt": _LIBVIRT,
+        "emulator": _EMULATOR,
+        "launch": plain.sequence(_argument, least=1),
+        "policy": _name,
+    }
+)
+_SAVE = plain.record(
+    maybe={
+        "then": plain.word(*typing.get_args(config.Then)),
+        "live": _truth,
+        "format": plain.word(*typing.get_args(config.Format)),
+        "direct_io": _switch,
+        "zero_pages": plain.word(*typing.get_args(config.ZeroPages)),
+        "channels": channels,
+        "preallocate": _switch,
+        "policy": _name,
+    }
+)
+# What pydantic's ConfigModel would give by model_dump(), of a file that is right.
+quick = plain.record(
+    maybe={
+        **dict.fromkeys(("images", "state", "socket", "jobs", "policies"), plain.text),
+        "guests": plain.table(_name, _reachable),
+        "save": _SAVE,
+    }
+)
