@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -13,14 +14,32 @@ from manager.cli.options import Command, of
 
 @click.command("inspect", cls=Command)
 @click.argument("image")
+@click.option(
+    "--xml", is_flag=True, help="Print the domain XML of a guest of libvirt, passwords included."
+)
 @click.pass_context
-def command(context: click.Context, /, image: str) -> None:
+def command(context: click.Context, /, image: str, xml: bool) -> None:
     """Show what an image holds: guest, state, RAM blocks, and how its used pages lie."""
     from manager.operations import inspect, restore
 
     given = of(context)
-    found = inspect.inspect(restore.resolve(image, given.config()))
+    path = restore.resolve(image, given.config())
+    if xml:
+        held = inspect.domain_xml(path)
+        if given.json:
+            output.result(given, {"image": path, "xml": held}, "")
+        else:
+            sys.stdout.write(_printable(held).rstrip("\n") + "\n")
+        return
+    found = inspect.inspect(path)
     output.result(given, found, text(found))
+
+
+def _printable(xml: str) -> str:
+    """Return the same XML without what a terminal acts upon or cannot show: references instead."""
+    safe = "".join(c if c.isprintable() or c in "\n\t" else f"&#{ord(c)};" for c in xml)
+    coding = sys.stdout.encoding or "utf-8"
+    return safe.encode(coding, "xmlcharrefreplace").decode(coding)
 
 
 def text(found: dict[str, Any]) -> str:
@@ -28,9 +47,14 @@ def text(found: dict[str, Any]) -> str:
     size = units.format_size
     qemu = found["qemu"] or {}
     lines = [
-        f"{found['image']}: {found['state']}",
-        f"  guest      {found['guest']} ({found['run_state']}), saved {found['started']}",
-        f"  QEMU       {qemu.get('version')} {qemu.get('package', '')}",
+        f"{found['image']}: {found['state']}, {found['format']} format",
+        f"  guest      {found['guest']} ({found['run_state']})"
+        + (f", saved {found['started']}" if found["started"] else ""),
+        *(
+            [f"  QEMU       {qemu['version']} {qemu.get('package', '')}"]
+            if "version" in qemu
+            else []
+        ),
         f"  file       {size(found['file_bytes'])}, {size(found['allocated_bytes'])} on disk",
     ]
     if "ram_blocks" not in found:

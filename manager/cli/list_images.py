@@ -28,7 +28,7 @@ def command(context: click.Context, /, directory: Path | None) -> None:
     with store.directory(directory or config.images, create=directory is None) as held:
         entries = store.entries(held)
     rows = [_row(entry) for entry in entries]
-    header = ("saved", "guest", "state", "size", "on disk", "image")
+    header = ("saved", "guest", "state", "format", "size", "on disk", "image")
     text = output.table(rows, header) if rows else f"no images in {held.path}"
     output.result(given, {"directory": held.path, "images": [_data(e) for e in entries]}, text)
 
@@ -38,6 +38,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.modified)),
         str(entry.guest or "-"),
         entry.state,
+        entry.format or "-",
         units.format_size(entry.file_bytes),
         units.format_size(entry.allocated_bytes),
         entry.name,
@@ -50,6 +51,7 @@ def _data(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "guest": entry.guest,
         "state": entry.state,
+        "format": entry.format,
         "started": entry.metadata.get("started"),
         "file_bytes": entry.file_bytes,
         "allocated_bytes": entry.allocated_bytes,

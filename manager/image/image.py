@@ -1,7 +1,8 @@
 """An image from creation to commit, and from opening to validation.
 
 ``creating`` makes ``NAME.partial`` and yields a ``Partial``; only ``Partial.commit`` turns it into
-``NAME``, after data fsync → validation → superblock "saved" → fsync → rename → directory fsync.
+``NAME``, after data fsync → validation → superblock "saved" → fsync → rename → directory fsync. In
+an image of libvirt's format the magic "complete" of libvirt's header follows the superblock.
 Every other way out of the context removes it, unless it was told to ``keep``.
 """
 
@@ -9,24 +10,37 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import os
 import stat
 import time
-import uuid as uuids
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from manager import errors
-from manager.image import bitmaps, description, descriptors, mapped_ram, superblock, syscalls
+from manager.image import (
+    bitmaps,
+    description,
+    descriptors,
+    formats,
+    libvirt_format,
+    libvirt_header,
+    mapped_ram,
+    superblock,
+    syscalls,
+)
 from manager.image.superblock import State, Superblock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from manager.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+
 PARTIAL_SUFFIX = ".partial"
 _NAME_MAX = 255
 _BLANK_AT_MOST = 60.0  # seconds; ``creating`` takes microseconds from open to superblock
+_FOREIGN_AT_MOST = 3600.0  # seconds without a write; libvirt locks no image that it writes
 
 
 def partial_name(name: str) -> str:
@@ -77,6 +91,7 @@ class Partial:
     name: str
     fd: int
     block: Superblock
+    libvirt: LibvirtHeader | None = None
     _keep: bool = False
 
     @property
@@ -101,13 +116,25 @@ class Partial:
         """Bring QEMU's data to stable storage: it never does (``migration/main.rst``)."""
         os.fsync(self.fd)
 
+    def set_was_running(self, was_running: bool) -> None:
+        """Say in libvirt's header whether a restore lets the guest run; durable with the commit.
+
+        Nothing to do in a native image. Raises OSError.
+        """
+        if self.libvirt is not None:
+            self.libvirt = libvirt_header.write_was_running(self.fd, self.libvirt, was_running)
+
     def validate(self) -> Contents:
         """Read back what QEMU wrote. Raises InvalidImage or one of its kin."""
         size = os.fstat(self.fd).st_size
+        if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
+            raise errors.InvalidImage("libvirt's header is not as it was written")
         return validate_stream(self.fd, self.block.stream_offset, size)
 
     def commit(self, metadata: dict[str, Any], *, replace: bool) -> None:
-        """Make it the image ``NAME``: superblock, rename, directory fsync; data is synced already.
+        """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
+
+        Data is synced already. Each of the four is on stable storage before the next.
 
         Raises OSError; FileExistsError where ``NAME`` exists and ``replace`` is false.
         """
@@ -116,6 +143,8 @@ class Partial:
         self.block = superblock.write(self.fd, saved, metadata)
         # The other slot as well: were this one to rot, the older would call the image partial.
         self.block = superblock.write(self.fd, self.block)
+        if self.libvirt is not None:
+            self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
         syscalls.rename(self.directory, self.partial, self.name, replace=replace)
         self._keep = True
         os.fsync(self.directory)
@@ -123,16 +152,25 @@ class Partial:
 
 @contextlib.contextmanager
 def creating(
-    directory: int, name: str, metadata: dict[str, Any], *, stream_offset: int
+    directory: int,
+    name: str,
+    metadata: dict[str, Any],
+    *,
+    stream_offset: int,
+    libvirt: NewLibvirtHeader | None = None,
 ) -> Iterator[Partial]:
     """Create ``NAME.partial``, mode 0600, with a partial superblock; remove it unless committed.
+
+    With ``libvirt`` it is of libvirt's format, and the stream begins behind ``stream_offset`` where
+    header and metadata need more: ``Partial.block.stream_offset`` says where.
 
     Nothing beyond the metadata is written, so the file stays shorter than M: preallocation with
     KEEP_SIZE survives QEMU's ftruncate(M) only then.
 
-    Raises Busy where the partial file exists: its owner lives, or ``mapsave recover`` is due.
+    Raises Busy where the partial file exists: its owner lives, or ``mapsave recover`` is due;
+    ValueError where metadata, XML or cookie cannot be written.
     """
-    superblock.check_stream_offset(stream_offset)
+    first, header = formats.new(metadata, stream_offset, libvirt)
     partial = partial_name(name)
     try:
         fd = syscalls.open_beneath(directory, partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -142,13 +180,14 @@ def creating(
             hint="run 'mapsave recover' if no save is running",
         ) from None
     try:
-        first = Superblock(State.PARTIAL, 0, stream_offset, uuids.uuid4())
-        image = Partial(directory, name, fd, first)
+        image = Partial(directory, name, fd, first, header)
         try:
             # Held as long as we live: what `recover` can lock has no owner any more. It may be
             # trying just now, so wait: it keeps the lock of a file without superblock no longer.
             fcntl.flock(fd, fcntl.LOCK_EX)
             image.block = superblock.write(fd, first, metadata, durable=False)
+            if header is not None:
+                libvirt_header.write(fd, header)
             yield image
         finally:
             if not image._keep:
@@ -169,14 +208,17 @@ def adopting(directory: int, name: str) -> Iterator[Partial]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise errors.Busy(f"{partial_name(name)!r} is being written") from None
-        yield Partial(directory, name, fd, superblock.read(fd))
+        block, header = formats.slots(fd)
+        if block is None:
+            raise errors.InvalidImage(f"{partial_name(name)!r} was not written by mapsave")
+        yield Partial(directory, name, fd, block, header)
 
 
 def is_abandoned(directory: int, partial: str) -> bool:
     """Tell whether the file ``partial`` is a partial image that nobody has locked.
 
     One without a superblock counts after a minute: its manager, or the whole host, ended before
-    the superblock was on disk.
+    the superblock was on disk. One that libvirt writes counts an hour after its last write.
     """
     try:
         with descriptors.opened(directory, partial, os.O_RDONLY | os.O_NONBLOCK) as fd:
@@ -184,21 +226,36 @@ def is_abandoned(directory: int, partial: str) -> bool:
             if not stat.S_ISREG(stats.st_mode):
                 return False
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            age = time.time() - stats.st_mtime
             if superblock.is_blank(fd):
-                return time.time() - stats.st_mtime > _BLANK_AT_MOST
-            return superblock.read(fd).state is State.PARTIAL
+                return age > _BLANK_AT_MOST
+            block, header = formats.slots(fd)
+            if block is not None:
+                return block.state is State.PARTIAL
+            return header is not None and not header.complete and age > _FOREIGN_AT_MOST
     except (OSError, errors.InvalidImage):
         return False
 
 
 @dataclasses.dataclass
 class Image:
-    """A committed image open for reading."""
+    """A committed image open for reading; ``libvirt`` is the header of one of libvirt's format."""
 
     path: str
     fd: int
     block: Superblock
     metadata: dict[str, Any]
+    libvirt: LibvirtHeader | None = None
+
+    @property
+    def format(self) -> Literal["native", "libvirt"]:
+        """The format of the image."""
+        return "native" if self.libvirt is None else "libvirt"
+
+    @property
+    def has_superblock(self) -> bool:
+        """Whether mapsave has written to the image; not so to one that libvirt saved."""
+        return self.block.sequence != libvirt_format.UNWRITTEN
 
     @property
     def size(self) -> int:
@@ -222,29 +279,27 @@ class Image:
     def mark(self, state: State) -> None:
         """Record ``state`` in the superblock, durably.
 
-        Raises OSError: EROFS, EACCES where the image cannot be written.
+        An image that libvirt saved gets its first superblock thereby.
+
+        Raises OSError: EROFS, EACCES where the image cannot be written, ENOSPC where libvirt left
+        no room, EINVAL where it has been damaged since it was opened.
         """
+        if self.libvirt is not None:
+            try:
+                self.reread()  # libvirt may have rewritten the XML, and so wiped our metadata
+            except errors.InvalidImage as error:
+                raise OSError(errno.EINVAL, error.message) from None
+            libvirt_format.check_markable(self.fd, self.libvirt, self.block)
         with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
             marked = dataclasses.replace(self.block, state=state)
             self.block = superblock.write(writable, marked)
 
+    def reread(self) -> None:
+        """Read header, superblock and metadata again, as they are now under the caller's lock.
 
-# What the rest of the manager reads from the metadata, and what it must be where it is there.
-_METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("guest", "qemu", "memory", "strategy", "host"), dict),
-    **dict.fromkeys(("command", "label"), (dict, type(None))),
-    **dict.fromkeys(("run_state", "machine", "started", "ended"), str),
-}
-
-
-def check_metadata(metadata: dict[str, Any]) -> None:
-    """Raise InvalidImage where a part of the metadata is of another type than it must be."""
-    for key, wanted in _METADATA_TYPES.items():
-        if key in metadata and not isinstance(metadata[key], wanted):
-            raise errors.InvalidImage(f"metadata: {key!r} is not what it must be")
-    argv = (metadata.get("command") or {}).get("argv", [])
-    if not isinstance(argv, list) or not all(isinstance(part, str) for part in argv):
-        raise errors.InvalidImage("metadata: 'command' holds no list of arguments")
+        Raises InvalidImage or one of its kin.
+        """
+        self.block, self.metadata, self.libvirt = formats.read(self.fd, self.path)
 
 
 @contextlib.contextmanager
@@ -257,14 +312,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
     """
     name = os.fspath(path)
     with _open_for_reading(name) as fd:
-        try:
-            block = superblock.read(fd)
-            metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}
-            check_metadata(metadata)
-        except errors.InvalidImage as error:
-            error.message = f"{name!r}: {error.message}"
-            raise
-        yield Image(name, fd, block, metadata)
+        yield Image(name, fd, *formats.read(fd, name))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import image
@@ -95,7 +95,10 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One file of an image directory. ``error`` says why it cannot be read as an image."""
+    """One file of an image directory. ``error`` says why it cannot be read as an image.
+
+    ``format`` is ``native`` or ``libvirt``, None where there is an error.
+    """
 
     name: str
     path: str
@@ -105,6 +108,7 @@ class Entry:
     block: Superblock | None
     metadata: dict[str, object]
     error: errors.MapsaveError | None
+    format: str | None = None
 
     @property
     def guest(self) -> str | None:
@@ -129,7 +133,13 @@ def entries(held: Directory) -> list[Entry]:
         try:
             with image.opened(path) as opened:
                 stats = os.fstat(opened.fd)
-                entry = _entry(name, path, stats, opened.block, opened.metadata, None)
+                entry = Entry(
+                    **_facts(name, path, stats),
+                    block=opened.block,
+                    metadata=opened.metadata,
+                    error=None,
+                    format=opened.format,
+                )
         except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
             continue
         except errors.InvalidImage as error:
@@ -137,26 +147,16 @@ def entries(held: Directory) -> list[Entry]:
                 stats = os.stat(path)
             except FileNotFoundError:  # a partial image that was removed while we looked
                 continue
-            entry = _entry(name, path, stats, None, {}, error)
+            entry = Entry(**_facts(name, path, stats), block=None, metadata={}, error=error)
         found.append(entry)
     return sorted(found, key=lambda entry: -entry.modified)
 
 
-def _entry(
-    name: str,
-    path: str,
-    stats: os.stat_result,
-    block: Superblock | None,
-    metadata: dict[str, object],
-    error: errors.MapsaveError | None,
-) -> Entry:
-    return Entry(
-        name,
-        path,
-        stats.st_size,
-        stats.st_blocks * 512,
-        stats.st_mtime,
-        block,
-        metadata,
-        error,
-    )
+def _facts(name: str, path: str, stats: os.stat_result) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": path,
+        "file_bytes": stats.st_size,
+        "allocated_bytes": stats.st_blocks * 512,
+        "modified": stats.st_mtime,
+    }

@@ -1,13 +1,16 @@
-"""The native header of an image: two superblock slots and the metadata behind them.
+"""An image's two superblock slots and its metadata.
 
-The first M bytes of an image (``stream_offset``, 1 MiB unless configured) are mapsave's own; QEMU's
-stream begins at M. Offsets inside the stream are absolute, so M never changes::
+The first M bytes of an image (``stream_offset``, 1 MiB unless configured) lie before QEMU's stream.
+Offsets inside the stream are absolute, so M never changes. In a native image all of them are ours::
 
     0        slot 0   4 KiB
     4096     slot 1   4 KiB
     8192     metadata area A, up to the middle of [8192, M)
     middle   metadata area B
     M        QEMU's stream
+
+In an image of libvirt's format slots and areas lie in the padding of libvirt's header, the slots
+directly before M (``libvirt_format``). ``Place`` says where.
 
 Updates go to the slot, and new metadata to the area, that is not in force: a torn write costs the
 update, never the image. The valid slot with the highest sequence number counts. Little endian.
@@ -60,6 +63,30 @@ class State(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the slots and the metadata areas are, in bytes of the file; the default is native.
+
+    Where the format's own header says what M is, ``stream_offset`` is that, and the slots end the
+    metadata areas; a native image learns M from its slots.
+    """
+
+    slots: int = 0
+    metadata: int = METADATA_START
+    stream_offset: int | None = None
+
+    def slot(self, index: int) -> int:
+        """Return the offset of a slot."""
+        return self.slots + index * SLOT_SIZE
+
+    def area(self, stream_offset: int) -> tuple[int, int]:
+        """Return beginning and end of both metadata areas together."""
+        return self.metadata, stream_offset if self.stream_offset is None else self.slots
+
+
+NATIVE = Place()
+
+
+@dataclasses.dataclass(frozen=True)
 class Superblock:
     """The contents of the slot in force. All offsets and lengths are bytes within the file."""
 
@@ -75,6 +102,7 @@ class Superblock:
     digest_length: int = 0
     must_understand: int = 0
     optional: int = 0
+    place: Place = NATIVE
 
     def pack(self) -> bytes:
         """Return the slot as it stands on disk, checksum included."""
@@ -98,7 +126,7 @@ class Superblock:
         return body + _CHECKSUM(body).digest()
 
 
-def _unpack(slot: bytes) -> Superblock | None:
+def _unpack(slot: bytes, place: Place) -> Superblock | None:
     """Return the superblock in ``slot``; None if its checksum is wrong.
 
     Raises UnsupportedImage where the checksum is right but the format is newer than we are.
@@ -150,6 +178,7 @@ def _unpack(slot: bytes) -> Superblock | None:
         digest_length=digest_length,
         must_understand=must_understand,
         optional=optional,
+        place=place,
     )
 
 
@@ -163,18 +192,15 @@ def check_stream_offset(stream_offset: int) -> None:
 
 def _check(block: Superblock, size: int) -> None:
     """Raise InvalidImage where a field of ``block`` does not fit a file of ``size`` bytes."""
-    try:
-        check_stream_offset(block.stream_offset)
-    except ValueError as error:
-        raise errors.InvalidImage(f"superblock: {error}") from None
+    _check_stream_offset(block)
     if block.sequence > MAX_SEQUENCE:
         raise errors.InvalidImage(f"superblock: sequence number {block.sequence}")
     if block.metadata_length > MAX_METADATA:
         raise errors.InvalidImage(f"superblock: metadata of {block.metadata_length} bytes")
-    area = (METADATA_START, block.stream_offset)
+    area = block.place.area(block.stream_offset)
     for what, offset, length, (low, high) in (
         ("metadata", block.metadata_offset, block.metadata_length, area),
-        ("digest", block.digest_offset, block.digest_length, (METADATA_START, block.file_length)),
+        ("digest", block.digest_offset, block.digest_length, (area[0], block.file_length)),
     ):
         if length and not low <= offset <= offset + length <= high:
             raise errors.InvalidImage(
@@ -194,14 +220,31 @@ def _check(block: Superblock, size: int) -> None:
         )
 
 
-def read(fd: int) -> Superblock:
+def _check_stream_offset(block: Superblock) -> None:
+    said = block.place.stream_offset
+    if said is not None and block.stream_offset != said:
+        raise errors.InvalidImage(
+            f"superblock: stream at {block.stream_offset}, the header before it says {said}"
+        )
+    try:
+        if said is None:
+            check_stream_offset(block.stream_offset)
+    except ValueError as error:
+        raise errors.InvalidImage(f"superblock: {error}") from None
+
+
+def _slots(fd: int, place: Place) -> list[bytes]:
+    return [os.pread(fd, SLOT_SIZE, place.slot(index)) for index in range(SLOTS)]
+
+
+def read(fd: int, place: Place = NATIVE) -> Superblock:
     """Return the superblock in force of the image open as ``fd``, checked against its size.
 
     Raises NotAnImage where neither slot begins with the magic, InvalidImage or one of its kin where
     a field cannot be right.
     """
     size = os.fstat(fd).st_size
-    slots = [os.pread(fd, SLOT_SIZE, index * SLOT_SIZE) for index in range(SLOTS)]
+    slots = _slots(fd, place)
     if not any(slot.startswith(MAGIC) for slot in slots):
         raise errors.NotAnImage(
             "the file does not begin as a mapsave image does",
@@ -211,7 +254,7 @@ def read(fd: int) -> Superblock:
     valid = [
         found
         for index, slot in enumerate(slots)
-        if (found := _unpack(slot)) is not None and found.sequence % SLOTS == index
+        if (found := _unpack(slot, place)) is not None and found.sequence % SLOTS == index
     ]
     if not valid:
         raise errors.InvalidImage(
@@ -222,9 +265,15 @@ def read(fd: int) -> Superblock:
     return block
 
 
-def is_blank(fd: int) -> bool:
+def is_blank(fd: int, place: Place = NATIVE) -> bool:
     """Tell whether nothing was ever written where the slots are: no bytes, or zeros."""
-    return not os.pread(fd, METADATA_START, 0).strip(b"\0")
+    return not any(slot.strip(b"\0") for slot in _slots(fd, place))
+
+
+def is_torn_first(fd: int, place: Place) -> bool:
+    """Tell whether the first slot ever written there was torn: it is damaged, the other blank."""
+    blank, written = sorted(_slots(fd, place), key=lambda slot: bool(slot.strip(b"\0")))
+    return not blank.strip(b"\0") and written.startswith(MAGIC) and _unpack(written, place) is None
 
 
 def read_metadata(fd: int, block: Superblock) -> dict[str, Any]:
@@ -260,22 +309,22 @@ def write(
     if metadata is not None:
         # ASCII, so that names which are not UTF-8 (surrogates in Python) survive as escapes.
         raw = json.dumps(metadata, sort_keys=True).encode("ascii")
-        room = (block.stream_offset - METADATA_START) // 2
+        low, high = block.place.area(block.stream_offset)
+        room = max(0, high - low) // 2
         if len(raw) > min(room, MAX_METADATA):
             raise ValueError(
                 f"metadata of {len(raw)} bytes does not fit the {min(room, MAX_METADATA)} reserved"
             )
         block = dataclasses.replace(
             block,
-            metadata_offset=METADATA_START
-            + (room if block.metadata_offset == METADATA_START else 0),
+            metadata_offset=low + (room if block.metadata_offset == low else 0),
             metadata_length=len(raw),
             metadata_sha256=hashlib.sha256(raw).digest(),
         )
         _write_all(fd, raw, block.metadata_offset)
         if durable:
             os.fdatasync(fd)
-    _write_all(fd, block.pack(), (block.sequence % SLOTS) * SLOT_SIZE)
+    _write_all(fd, block.pack(), block.place.slot(block.sequence % SLOTS))
     if durable:
         os.fsync(fd)
     return block

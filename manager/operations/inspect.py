@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from manager import errors
 from manager.image import bitmaps, image
 from manager.image.superblock import State
 
 if TYPE_CHECKING:
     from manager.image.image import Contents, Image
+    from manager.image.libvirt_header import LibvirtHeader
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def summary(opened: Image) -> dict[str, Any]:
     return {
         "image": opened.path,
         "state": opened.block.state.word,
-        "format": "native",
+        "format": opened.format,
         "uuid": str(opened.block.uuid),
         "file_bytes": opened.size,
         "allocated_bytes": opened.allocated,
@@ -64,7 +66,37 @@ def summary(opened: Image) -> dict[str, Any]:
         "ended": known.get("ended"),
         "duration_s": known.get("duration_s"),
         "mapsave": known.get("mapsave"),
+        "libvirt": _libvirt(opened.libvirt),
     }
+
+
+def _libvirt(header: LibvirtHeader | None) -> dict[str, Any] | None:
+    """Return what libvirt's header says beside the domain XML; None in a native image."""
+    if header is None:
+        return None
+    return {
+        "version": header.version,
+        "was_running": header.was_running,
+        "data_length": header.data_length,
+        "cookie": header.cookie is not None,
+    }
+
+
+def domain_xml(path: str) -> str:
+    """Return the domain XML that the image at ``path`` holds, passwords included.
+
+    Raises UsageError where it is of no guest of libvirt; ImageNotFound, NotPermitted, InvalidImage.
+    """
+    with image.opened(path) as opened:
+        if opened.libvirt is not None:
+            return opened.libvirt.xml
+        xml = (opened.metadata.get("domain") or {}).get("xml")
+        if not isinstance(xml, str):
+            raise errors.UsageError(
+                f"{path!r} holds no domain XML",
+                hint="only images of guests of libvirt do; 'mapsave inspect' shows what it holds",
+            )
+        return xml
 
 
 def _blocks(contents: Contents) -> list[dict[str, Any]]:
@@ -92,10 +124,15 @@ def _by_length(histogram: bitmaps.RunHistogram) -> list[dict[str, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """What ``verify`` has proven of an image; digests of the pages are not kept yet."""
+    """What ``verify`` has proven of an image; digests of the pages are not kept yet.
+
+    ``areas`` are those before the stream: an image that libvirt saved has no superblock.
+    """
 
     path: str
     state: str
+    format: str
+    areas: tuple[str, ...]
     contents: Contents
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,8 +140,9 @@ class Verified:
         return {
             "image": self.path,
             "state": self.state,
+            "format": self.format,
             "valid": True,
-            "verified": ["superblock", "metadata", "structure", "bitmaps", "description"],
+            "verified": [*self.areas, "structure", "bitmaps", "description"],
             "ram_blocks": len(self.contents.stream.blocks),
             "ram_bytes": self.contents.stream.ram_bytes,
             "data_bytes": self.contents.data_bytes,
@@ -117,4 +155,8 @@ def verify(path: str) -> Verified:
     Raises PartialImage, TruncatedImage, InvalidImage; ImageNotFound, NotPermitted.
     """
     with image.opened(path) as opened:
-        return Verified(opened.path, opened.block.state.word, opened.validate())
+        areas = ["libvirt header"] if opened.libvirt else []
+        areas += ["superblock"] if opened.has_superblock else []
+        areas += ["metadata"] if opened.block.metadata_length else []
+        state = opened.block.state.word
+        return Verified(opened.path, state, opened.format, tuple(areas), opened.validate())

@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from manager import errors
-from manager.image import image, superblock
+from manager.image import image
 from manager.image.superblock import State
 from manager.migration import guest_state, parameters
 from manager.migration.parameters import Settings
@@ -62,7 +62,7 @@ def _image_held(config: Config, orphan: Orphan) -> Iterator[Image | None]:
         if opened is not None:
             key = f"image:{opened.block.uuid}"
             stack.enter_context(locks.held(config.state, f"image {opened.path!r}", key))
-            opened.block = superblock.read(opened.fd)  # as it is now that nobody changes it
+            opened.reread()  # as it is now that nobody changes it
         yield opened
 
 
@@ -91,7 +91,7 @@ async def _with_qemu(
             if runs and opened is not None and opened.block.state is not State.RESTORED:
                 opened.mark(State.RESTORED)  # somebody let it run before we came
             if not runs:
-                await guest_state.resume(session)
+                await session.resume()
         return RUNS
     launched = orphan.reached("launch")
     outcome = UNDONE if launched else LEFT

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from manager import config as configuration
 from manager import errors
-from manager.image import descriptors, image, superblock
+from manager.image import descriptors, image
 from manager.image.superblock import State
 from manager.labels import labelling
 from manager.migration import guest_state, incoming, parameters, progress
@@ -82,7 +82,7 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
         key = f"image:{opened.block.uuid}"
         with locks.held(config.state, f"image {opened.path!r}", key):
             # Another restore may have marked it between our reading and our lock.
-            opened.block = superblock.read(opened.fd)
+            opened.reread()
             contents = await waiting.in_thread(opened.validate)
             if opened.block.state is State.RESTORED and not request.again:
                 raise errors.AlreadyRestored(
@@ -277,7 +277,7 @@ async def _hand_to_user(
     if runs:
         log.step("run")
         try:
-            await guest_state.resume(session)
+            await session.resume()
         except errors.MonitorError as error:
             with contextlib.suppress(OSError):
                 opened.mark(before)
