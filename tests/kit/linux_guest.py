@@ -31,6 +31,8 @@ _INIT = Path(__file__).parent / "linux" / "init"
 _KERNEL = "linux-image-cloud-amd64"
 _TICK = re.compile(rb"tick (\d+) ([0-9a-f]{32}) (kept|lost)\r?\n")
 MEMORY = "192M"
+MEMORY_BYTES = 192 << 20
+COMMAND_LINE = "console=ttyS0 quiet"
 
 
 class Tick(NamedTuple):
@@ -101,7 +103,7 @@ def assert_same_memory(before: list[Tick], after: list[Tick]) -> None:
 def arguments(log: Path) -> list[str]:
     """Return the QEMU arguments of the guest, for ``qemu.command()``: serial line to ``log``."""
     kernel, initrd = files()
-    boot = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet"]
+    boot = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", COMMAND_LINE]
     return [*boot, "-cpu", "qemu64", "-serial", f"file:{log}"]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kit import linux_guest, qemu
+from tests.kit import libvirtd, linux_guest, qemu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 MARKERS = {
     "qemu": "runs a real qemu-system-x86_64",
     "kvm": "needs a usable /dev/kvm",
+    "libvirt": "runs a private libvirtd and talks to it by libvirt-python, as root",
     "linux": "boots a live Linux guest (downloads a kernel once)",
     "root": "mounts file systems or changes user, so it runs as root",
     "slow": "takes more than about ten seconds",
@@ -46,9 +48,16 @@ def _linux() -> str | None:
     return _qemu() or linux_guest.unavailable()
 
 
+def _libvirt() -> str | None:
+    if importlib.util.find_spec("libvirt") is None:
+        return "libvirt-python is not installed"
+    return _qemu() or libvirtd.unavailable() or _root()
+
+
 _CHECKS: dict[str, Callable[[], str | None]] = {
     "qemu": _qemu,
     "kvm": _kvm,
+    "libvirt": _libvirt,
     "root": _root,
     "linux": _linux,
 }

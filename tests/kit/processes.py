@@ -92,6 +92,11 @@ def end(pid: int, timeout: float = 10.0) -> None:
         os.close(handle)
 
 
+def has_ended(handle: int) -> bool:
+    """Tell whether the process of a pidfd has ended."""
+    return bool(select.select([handle], [], [], 0)[0])
+
+
 def await_end(handle: int, timeout: float) -> None:
     """Wait for the process of a pidfd to end; raise TimeoutError after ``timeout`` seconds."""
     if not select.select([handle], [], [], timeout)[0]:

@@ -140,16 +140,8 @@ class Qemu:
         return adopted(self.directory, self.name, self.argv)
 
     def fill_ram(self, pattern: patterns.Pattern) -> None:
-        """Fill every RAM block of more than a MiB beyond its first MiB, each with its own seed.
-
-        The firmware has nothing there before the guest runs. Without such a block, the second half
-        of the largest one is filled.
-        """
-        lengths = self.ram.lengths()
-        blocks = [name for name, length in lengths.items() if length > _LOW_MEMORY]
-        for seed, name in enumerate(blocks or [self.ram.largest()], 1):
-            start = min(_LOW_MEMORY, lengths[name] // 2)
-            self.ram.write(name, start, pattern(lengths[name] - start, seed=seed))
+        """Fill its RAM with a pattern; see ``fill_ram()`` of this module."""
+        fill_ram(self.ram, pattern)
 
     def snapshot_ram(self, directory: Path) -> guest_ram.Snapshot:
         """Copy the RAM of the guest, which must not be running, into ``directory``."""
@@ -171,6 +163,19 @@ class Qemu:
         assert self.process is not None
         self.process.kill()
         self.process.wait(20)
+
+
+def fill_ram(ram: guest_ram.LiveRam, pattern: patterns.Pattern) -> None:
+    """Fill every RAM block of more than a MiB beyond its first MiB, each with its own seed.
+
+    The firmware has nothing there before the guest runs. Without such a block, the second half of
+    the largest one is filled.
+    """
+    lengths = ram.lengths()
+    blocks = [name for name, length in lengths.items() if length > _LOW_MEMORY]
+    for seed, name in enumerate(blocks or [ram.largest()], 1):
+        start = min(_LOW_MEMORY, lengths[name] // 2)
+        ram.write(name, start, pattern(lengths[name] - start, seed=seed))
 
 
 def has_kvm() -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.kit import qmp
+    from tests.kit import ram
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class State:
     run_state: str
 
 
-def of(monitor: qmp.Client) -> State:
+def of(monitor: ram.Monitor) -> State:
     """Return the state of the QEMU behind ``monitor``."""
     capabilities = monitor.execute("query-migrate-capabilities")
     return State(

@@ -1,0 +1,33 @@
+"""``python reaper.py PIDFILE COMMAND…``: run a command and reap all that it leaves behind.
+
+QEMUs of libvirt are orphans. They come to us instead of process 1 (PR_SET_CHILD_SUBREAPER,
+prctl(2)), since in some containers that one is slow to reap, and libvirt waits for it whenever it
+ends a guest. PIDFILE gets the process id of the command. We end when the last child is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_SUBREAPER = 36  # linux/prctl.h
+
+
+def main(pid_file: str, *command: str) -> None:
+    """Run ``command``, found by PATH, until it and all its orphans have ended."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    pid = os.posix_spawnp(command[0], command, os.environ)
+    with open(f"{pid_file}.new", "w") as file:
+        file.write(str(pid))
+    os.rename(f"{pid_file}.new", pid_file)
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        return
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
