@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from manager import errors
+from manager import domain_xml, errors
 from manager.image import image
 from manager.image.libvirt_header import NewLibvirtHeader
 from manager.image.superblock import State
@@ -82,11 +82,11 @@ def test_virsh_restores_our_image(guest: Domain, tmp_path: Path) -> None:
     xml = secure_xml(guest)
     path = save_by_hand(guest, tmp_path, "image")
     shown = guest.daemon.virsh("save-image-dumpxml", path, "--security-info").stdout
-    assert shown.strip() == xml.strip()
+    assert domain_xml.identity(shown) == domain_xml.identity(xml)  # virsh adds default devices
     assert cli.mapsave("inspect", "--xml", path, check=0).stdout.strip() == xml.strip()
     marked(path)
     guest.daemon.virsh("restore", path)
-    assert guest.state() == "paused (migration)" or guest.state().startswith("paused")
+    assert guest.state().startswith("paused")
     ram.assert_same(before, guest.snapshot_ram(tmp_path / "after"))
 
 
@@ -156,6 +156,4 @@ def test_other_formats_of_virsh_are_named(guest: Domain, tmp_path: Path, format:
     guest.virsh("save", path, "--image-format", format)
     with pytest.raises(errors.UnsupportedImage, match=format) as caught, image.opened(path):
         pass
-    assert caught.value.hint == f"'virsh restore '\"'\"'{path}'\"'\"'' restores it" or (
-        f"virsh restore '{path}'" in str(caught.value.hint)
-    )
+    assert f"virsh restore '{path}'" in str(caught.value.hint)
