@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +78,83 @@ def test_libraries_are_not_imported_in_vain(arguments: list[str], unwanted: set[
         loaded = process.communicate(timeout=30)[1].splitlines()[-1].split()
     assert "manager.cli.main" in loaded
     assert not unwanted & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["list"], HEAVY - {"yaml"} | {"asyncio"}),
+        (["config", "show"], HEAVY - {"yaml"} | {"asyncio"}),
+        (["check", "toy"], HEAVY - {"yaml", "qemu.qmp", "tenacity"}),
+        (["save", "toy"], HEAVY - {"yaml", "qemu.qmp", "tenacity"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_good_configuration_costs_no_library_in_vain(
+    site: cli.Site, arguments: list[str], unwanted: set[str]
+) -> None:
+    site.add_guest("toy", emulator={"memory": "1M"}, policy="none")
+    try:
+        found = site.run(*arguments, check=0, env={"PYTHONPROFILEIMPORTTIME": "1"}).stderr
+    finally:
+        site.run("save", "toy", "-o", "end", check=None)  # which ends the emulator
+    # "import time:       105 |        105 |   encodings.aliases"
+    lines = (line.split("|") for line in found.splitlines() if line.startswith("import time:"))
+    loaded = {line[-1].strip() for line in lines}
+    assert {"yaml", "manager.config_file"} <= loaded
+    assert not (unwanted | {"importlib.metadata", "difflib"}) & loaded
+
+
+# How the process ends: main.command() leaves without Python's own end.
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["config", "show"]])
+def test_readers_that_have_gone_are_no_failure(site: cli.Site, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone:
+        done = subprocess.run(
+            [*cli.COMMAND, "--config", str(site.config), *arguments],
+            cwd=CHECKOUT,
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_all_of_a_long_output_arrives(site: cli.Site) -> None:
+    site.guests = {f"guest-{n}": {"qmp": f"/run/{n}"} for n in range(20_000)}
+    site.write()
+    shown = site.run("config", "show", "--json", check=0)
+    assert len(shown.json()["guests"]) == 20_000
+
+
+def test_command_without_standard_streams_keeps_its_exit_code(site: cli.Site) -> None:
+    for arguments, code in (("config show", 0), ("discard nosuch", 2)):
+        line = f"{shlex.join([*cli.COMMAND, '--config', str(site.config)])} {arguments}"
+        with processes.running(["sh", "-c", f"exec {line} >&- 2>&-"], cwd=CHECKOUT) as process:
+            assert process.wait(timeout=30) == code, arguments
+
+
+def test_installed_command_is_the_one_that_leaves_at_once() -> None:
+    configured = configparser.ConfigParser()
+    configured.read(CHECKOUT / "setup.cfg")
+    scripts = configured["options.entry_points"]["console_scripts"].split("\n")
+    assert "mapsave = manager.cli.main:command" in scripts
+    program = "import atexit; atexit.register(print, 'late'); from manager.cli import main; {}"
+    said = {}
+    for call in ("main.main(['--version'])", "main.command()"):
+        with processes.running(
+            [sys.executable, "-c", program.format(call), "--version"],
+            cwd=CHECKOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            said[call] = process.communicate(timeout=30)[0]
+    version = cli.mapsave("--version").stdout
+    assert list(said.values()) == [version + "late\n", version]
 
 
 @pytest.mark.parametrize(

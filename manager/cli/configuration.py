@@ -6,6 +6,7 @@ import json
 
 import click
 
+from manager.cli import output
 from manager.cli.options import Command, Group, of
 
 
@@ -26,7 +27,7 @@ def show(context: click.Context, /) -> None:
         import yaml
 
         shown = json.dumps(yaml.safe_load(shown), indent=2) + "\n"
-    click.echo(shown, nl=False)
+    output.say(shown)
 
 
 @command.command("schema", cls=Command)
@@ -42,4 +43,4 @@ def schema(_: click.Context, /, kind: str) -> None:
         from manager import config
 
         found = config.schema()
-    click.echo(json.dumps(found, indent=2))
+    output.say(json.dumps(found, indent=2) + "\n")

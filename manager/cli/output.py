@@ -5,9 +5,9 @@ With ``--json`` stdout gets exactly one JSON object, errors included: ``{"error"
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,18 +23,25 @@ if TYPE_CHECKING:
 def result(given: Globals, data: dict[str, Any], text: str) -> None:
     """Print the outcome: ``data`` as JSON or ``text`` for people."""
     if given.json:
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        say(json.dumps(data, indent=2) + "\n")
     elif text:
-        sys.stdout.write(printable(text) + "\n")
-    sys.stdout.flush()
+        say(printable(text) + "\n")
+
+
+def say(text: str) -> None:
+    """Print ``text`` on stdout; where whoever read it has gone, there is nobody to tell."""
+    if sys.stdout is None:  # the process was started without
+        return
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def printable(text: str) -> str:
     """Return ``text`` without what a terminal would act upon, and without broken characters."""
     clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    return clean.encode(sys.stdout.encoding or "utf-8", "replace").decode(
-        sys.stdout.encoding or "utf-8"
-    )
+    coding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return clean.encode(coding, "replace").decode(coding)
 
 
 def failure(error: BaseException, given: Globals) -> int:
@@ -43,14 +50,12 @@ def failure(error: BaseException, given: Globals) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, BrokenPipeError):
-        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
-        return 0
     ours = _as_ours(error)
     if given.json:
-        sys.stdout.write(json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
-        sys.stdout.flush()
+        say(json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
     if given.debug or ours.exit_code == 1:
+        import traceback
+
         traceback.print_exception(error)
     print(printable(f"mapsave: {ours.message} [{ours.id}]"), file=sys.stderr)
     if ours.hint:
