@@ -1,67 +1,91 @@
 #!/usr/bin/env bash
-# Install what the tests run beside Python: QEMU and the tools that make file systems and guests.
-# On Debian and its kin, as root; elsewhere it says what is missing. Done before: nothing to do.
-# With CI=true nothing may be missing.
+# Install what the tests run beside Python: QEMU, libvirt, and the tools that make file systems and
+# guests. On Debian and its kin, as root; elsewhere it says what is missing. Done before: nothing to
+# do. With CI=true nothing may be missing. $PYTHON is the one that libvirt-python is compiled for.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
-least=9.1 # the first QEMU that saves behind a header through descriptors
+least_qemu=9.1     # the first QEMU that saves behind a header through descriptors
+least_libvirt=11.2 # the first libvirt that has this format
+python=${PYTHON-python3}
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 # package:command, for a command tells on any system whether it is there
 tools=(
-    qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img
+    qemu-utils:qemu-img
     xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 busybox-static:busybox cpio:cpio kmod:modprobe
     apparmor:apparmor_parser
 )
+libvirt_tools=(
+    libvirt-daemon:libvirtd libvirt-daemon-driver-qemu:virt-qemu-run libvirt-clients:virsh
+)
 
 at_least() { # VERSION LEAST
-    [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+    [ -n "$1" ] && [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+absent() { # PACKAGE:COMMAND...; one package a line
+    local tool
+    for tool in "$@"; do
+        command -v "${tool#*:}" >/dev/null || echo "${tool%%:*}"
+    done
 }
 
 qemu_version() {
-    qemu-system-x86_64 --version 2>/dev/null | sed -n '1s/.*version \([0-9.]*\).*/\1/p'
+    qemu-system-x86_64 --version 2>/dev/null | sed -n '1s/.*version \([0-9.]*\).*/\1/p' || true
 }
 
-qemu_is_good() {
-    local version
-    version=$(qemu_version) || true
-    [ -n "$version" ] && at_least "$version" "$least"
+libvirt_version() {
+    libvirtd --version 2>/dev/null | sed -n '1s/.* \([0-9.]*\)$/\1/p' || true
+}
+
+libvirt_is_good() {
+    [ -z "$(absent "${libvirt_tools[@]}")" ] && at_least "$(libvirt_version)" "$least_libvirt"
+}
+
+# What compiling libvirt-python takes, one package a line.
+missing_to_compile() {
+    local include
+    absent gcc:gcc pkg-config:pkg-config
+    # Without recommended packages gcc comes without the C library's headers.
+    echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1 || echo libc6-dev
+    pkg-config --atleast-version="$least_libvirt" libvirt 2>/dev/null || echo libvirt-dev
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null) ||
+        true
+    [ -e "$include/Python.h" ] || echo "${python##*/}-dev"
 }
 
 missing() { # one package a line
-    local tool
-    for tool in "${tools[@]}"; do
-        command -v "${tool#*:}" >/dev/null || echo "${tool%%:*}"
-    done
-    qemu_is_good || echo qemu-system-x86
+    absent "${tools[@]}"
+    at_least "$(qemu_version)" "$least_qemu" || echo qemu-system-x86
+    libvirt_is_good || printf '%s\n' "${libvirt_tools[@]%%:*}"
+    missing_to_compile
 }
 
-# Print the newest QEMU that apt knows, whatever its suite.
-known_qemu() {
-    apt-cache madison qemu-system-x86 2>/dev/null |
+# Print the newest version that apt knows, whatever its suite.
+known() { # PACKAGE
+    apt-cache madison "$1" 2>/dev/null |
         sed -n 's/^[^|]*| *\([0-9]*:\)\{0,1\}\([0-9.]*\)[^|]*|.*/\2/p' | sort -V | tail -n 1
 }
 
-apt_qemu() {
+candidate_is_good() { # PACKAGE LEAST
     local candidate
-    candidate=$(apt-cache policy qemu-system-x86 2>/dev/null |
+    candidate=$(apt-cache policy "$1" 2>/dev/null |
         sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9.]*\).*/\2/p')
-    [ -n "$candidate" ] && at_least "$candidate" "$least"
+    at_least "$candidate" "$2"
 }
 
 apt() {
     DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 "$@" >&2
 }
 
-# Set the array suite to what apt-get needs to take a QEMU that is new enough.
-choose_suite() {
-    local codename source newest etc parts
+# Set the array suite to what apt-get needs to take a version of PACKAGE that is new enough.
+choose_suite() { # PACKAGE LEAST
+    local codename source etc parts
     suite=()
-    apt_qemu && return
+    candidate_is_good "$1" "$2" && return
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
-    newest=$(known_qemu)
-    if [ -z "$newest" ] || ! at_least "$newest" "$least"; then
+    if ! at_least "$(known "$1")" "$2"; then
         eval "$(apt-config shell etc Dir::Etc/d parts Dir::Etc::sourceparts/d)"
         source=$(python3 "$here/backports.py" "$codename" "$etc")
         if [ -z "$source" ]; then
@@ -71,45 +95,73 @@ choose_suite() {
         printf '%s\n' "# Made by tests/install.sh of mapsave." "$source" \
             >"$parts/mapsave-backports.sources"
         apt update || return 1
-        apt_qemu && return
-        newest=$(known_qemu)
-        [ -n "$newest" ] && at_least "$newest" "$least" || return 1
+        candidate_is_good "$1" "$2" && return
+        at_least "$(known "$1")" "$2" || return 1
     fi
     # The whole suite, so that firmware of the same age comes along.
     suite=(-t "$codename-backports")
 }
 
+# Install without starting the services that packages bring: the tests start their own.
+install_quietly() { # OPTION or PACKAGE...
+    local policy=/usr/sbin/policy-rc.d made='' code=0
+    if [ ! -e "$policy" ]; then
+        made=yes
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    apt install --no-install-recommends "$@" || code=$?
+    [ -z "$made" ] || rm -f -- "$policy"
+    return $code
+}
+
+install_from_suite() { # PACKAGE LEAST PACKAGE...; the first decides on the suite
+    local suite
+    choose_suite "$1" "$2" || suite=()
+    install_quietly ${suite[@]+"${suite[@]}"} "$1" "${@:3}" || true
+}
+
 install_missing() { # PACKAGE...
-    local package rest=() suite
+    local package qemu=() libvirt=() rest=()
     apt-cache show "$1" >/dev/null 2>&1 || apt update || true
     for package in "$@"; do
-        [[ $package == qemu-* ]] || rest+=("$package")
+        case $package in
+        qemu-*) qemu=(qemu-utils) ;;
+        libvirt-*) libvirt+=("$package") ;;
+        *) rest+=("$package") ;;
+        esac
     done
-    if [ ${#rest[@]} -gt 0 ]; then
-        apt install --no-install-recommends "${rest[@]}" || true
-    fi
-    if [[ " $* " == *" qemu-"* ]]; then
-        choose_suite || suite=()
-        apt install --no-install-recommends ${suite[@]+"${suite[@]}"} \
-            qemu-system-x86 qemu-utils || true
-    fi
+    [ ${#rest[@]} -eq 0 ] || install_quietly "${rest[@]}" || true
+    [ ${#qemu[@]} -eq 0 ] || install_from_suite qemu-system-x86 "$least_qemu" "${qemu[@]}"
+    # libvirt's packages are of one version, or none of them can be installed.
+    [ ${#libvirt[@]} -eq 0 ] ||
+        install_from_suite libvirt-daemon "$least_libvirt" \
+            "${libvirt_tools[@]%%:*}" libvirt-dev
+}
+
+left_out() { # one line for each thing that cannot be tested
+    local version uncompiled
+    for package in $(absent "${tools[@]}"); do
+        echo "left out: $package is not installed"
+    done
+    version=$(qemu_version)
+    at_least "$version" "$least_qemu" ||
+        echo "left out: a real QEMU >= $least_qemu (here: ${version:-none})"
+    version=$(libvirt_version)
+    libvirt_is_good || echo "left out: libvirt >= $least_libvirt (here: ${version:-none})"
+    uncompiled=$(missing_to_compile)
+    [ -z "$uncompiled" ] ||
+        echo "left out: libvirt-python, which cannot be compiled here: no" $uncompiled
 }
 
 mapfile -t wanted < <(missing | sort -u)
 if [ ${#wanted[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing: ${wanted[*]}" >&2
     install_missing "${wanted[@]}"
-    mapfile -t wanted < <(missing | sort -u)
 fi
-for package in ${wanted[@]+"${wanted[@]}"}; do
-    if [ "$package" = qemu-system-x86 ]; then
-        version=$(qemu_version) || true
-        echo "left out: a real QEMU >= $least (here: ${version:-none})"
-    else
-        echo "left out: $package is not installed"
-    fi
-done
-if [ ${#wanted[@]} -gt 0 ] && [ "${CI-}" = true ]; then
+lines=$(left_out)
+[ -z "$lines" ] || echo "$lines"
+if [ -n "$lines" ] && [ "${CI-}" = true ]; then
     echo "with CI=true nothing may be left out" >&2
     exit 1
 fi

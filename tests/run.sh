@@ -4,7 +4,7 @@
 # Says what it had to leave out; with CI=true nothing may be left out.
 set -euo pipefail
 
-stages=(lint unit emulator qemu faults)
+stages=(lint unit emulator qemu libvirt faults)
 
 usage() {
     echo "usage: bash tests/run.sh [STAGE...]"
@@ -49,32 +49,43 @@ find_python() {
 }
 
 make_venv() {
-    local python
-    python=$(find_python)
     # Debian keeps what venv needs in a package of its own.
-    if ! "$python" -c 'import ensurepip' 2>/dev/null &&
+    if ! "$PYTHON" -c 'import ensurepip' 2>/dev/null &&
         [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get -q update >&2 || true
         DEBIAN_FRONTEND=noninteractive apt-get -q -y install python3-venv >&2
     fi
     # Clear only what is an environment, never a directory that was named by mistake.
     if [ -e "$venv/pyvenv.cfg" ]; then
-        "$python" -m venv --clear "$venv"
+        "$PYTHON" -m venv --clear "$venv"
     else
-        "$python" -m venv "$venv"
+        "$PYTHON" -m venv "$venv"
+    fi
+}
+
+# libvirt-python is compiled against libvirt's library, which install.sh installs.
+choose_extras() {
+    local include
+    include=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    if [ -e "$include/Python.h" ] && command -v gcc >/dev/null &&
+        pkg-config --atleast-version=11.2 libvirt 2>/dev/null; then
+        echo libvirt,test,dev
+    else
+        echo test,dev
     fi
 }
 
 # The stamp holds what was installed: the dependencies, and the place of the checkout.
 install_python() {
-    local stamp="$venv/mapsave-installed"
-    { echo "$checkout" && cat setup.cfg; } >"$work/stamp"
+    local stamp="$venv/mapsave-installed" extras
+    extras=$(choose_extras)
+    { echo "$checkout" "$extras" && cat setup.cfg; } >"$work/stamp"
     if [ -x "$venv/bin/python" ] && cmp -s "$work/stamp" "$stamp"; then
         return
     fi
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || make_venv
     echo "installing mapsave and its test tools into $venv"
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[test,dev]'
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check -e ".[$extras]"
     cp -- "$work/stamp" "$stamp"
 }
 
@@ -93,7 +104,7 @@ run_pytest() { # PATH or option...
 
 run_unit() {
     local ignored=() directory
-    for directory in emulator qemu faults bench; do
+    for directory in emulator qemu libvirt faults bench; do
         ignored+=("--ignore=tests/$directory")
     done
     run_pytest tests "${ignored[@]}"
@@ -112,13 +123,15 @@ export MAPSAVE_SKIPPED="$work/skipped"
 [ "${CI-}" != true ] || export MAPSAVE_NO_SKIPS=1
 : >"$work/left-out"
 : >"$MAPSAVE_SKIPPED"
-install_python
+PYTHON=$(find_python)
+export PYTHON
 if [ "${chosen[*]}" != lint ]; then
     bash tests/install.sh >"$work/left-out" || {
         cat "$work/left-out" >&2
         exit 1
     }
 fi
+install_python
 
 failed=0
 summary=()

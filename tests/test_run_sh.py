@@ -28,7 +28,7 @@ def test_unknown_stage_is_a_usage_error_that_lists_the_stages() -> None:
         done = run("bash", ROOT / "tests/run.sh", "lint", stage)
         assert done.returncode == 2
         assert f"unknown stage: {stage}" in done.stderr
-        assert "stages: lint unit emulator qemu faults" in done.stderr
+        assert "stages: lint unit emulator qemu libvirt faults" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["tests/run.sh", "tests/install.sh", ".ci/run"])
@@ -78,7 +78,7 @@ def test_with_no_skips_a_skip_fails_the_run(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bare_machine(tmp_path: Path) -> Path:
-    """A directory for PATH with what install.sh needs and neither apt nor QEMU."""
+    """A directory for PATH with what install.sh needs and neither apt nor QEMU nor libvirt."""
     directory = tmp_path / "bin"
     directory.mkdir()
     for name in ("bash", "dirname", "id", "sed", "sort", "head"):
@@ -94,6 +94,8 @@ def test_without_apt_and_qemu_it_says_what_is_left_out(bare_machine: Path) -> No
     assert done.returncode == 0
     assert "left out: a real QEMU >= 9.1 (here: none)\n" in done.stdout
     assert "left out: qemu-utils is not installed\n" in done.stdout
+    assert "left out: libvirt >= 11.2 (here: " in done.stdout
+    assert "left out: libvirt-python, which cannot be compiled here: " in done.stdout
     strict = run("bash", script, PATH=str(bare_machine), CI="true")
     assert strict.returncode == 1
     assert "nothing may be left out" in strict.stderr
@@ -110,6 +112,21 @@ def test_qemu_that_is_too_old_is_left_out(bare_machine: Path, version: str, good
     qemu.chmod(0o755)
     done = run("bash", ROOT / "tests/install.sh", PATH=str(bare_machine))
     assert (f"(here: {version})" in done.stdout) is not good
+
+
+@pytest.mark.parametrize(
+    ("version", "good"), [("9.0.0", False), ("11.1.0", False), ("11.2.0", True), ("12.8.0", True)]
+)
+def test_libvirt_that_is_too_old_is_left_out(bare_machine: Path, version: str, good: bool) -> None:
+    for name, words in (("libvirtd", "libvirtd (libvirt) "), ("virsh", ""), ("virt-qemu-run", "")):
+        command = bare_machine / name
+        command.write_text(f"#!/bin/sh\necho '{words}{version}'\n")
+        command.chmod(0o755)
+    done = run("bash", ROOT / "tests/install.sh", PATH=str(bare_machine))
+    assert (f"left out: libvirt >= 11.2 (here: {version})" in done.stdout) is not good
+    (bare_machine / "virsh").unlink()
+    done = run("bash", ROOT / "tests/install.sh", PATH=str(bare_machine))
+    assert "left out: libvirt >= 11.2" in done.stdout
 
 
 SECURITY = """\

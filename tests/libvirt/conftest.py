@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _shared_daemon() -> Iterator[libvirtd.Daemon]:
     with libvirtd.running() as daemon:
         yield daemon
