@@ -2,8 +2,8 @@
 
 One base class. Each subclass fixes a stable ``id``, the exit code of the command line and the HTTP
 status of the service; its docstring is the meaning column of ``docs/errors.md``, which
-``python -m manager.errors`` prints. An instance adds the message (what is wrong and where), a hint
-(what to do) and data for machines.
+``python -m manager.error_table`` prints. An instance adds the message (what is wrong and where), a
+hint (what to do) and data for machines.
 
 Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 refused by preflight, 4 save failed,
 5 restore failed, 6 image invalid, 7 not permitted, 8 busy, 9 interrupted.
@@ -372,29 +372,13 @@ class MonitorLost(MonitorError):
     id = "monitor.lost"
 
 
+class MonitorBroken(MonitorError):
+    """libvirtd ended while it passed a command on that must not be repeated; it is back."""
+
+    id = "monitor.broken"
+
+
 class MonitorTimeout(MonitorError):
     """QEMU did not answer a monitor command in time."""
 
     id = "monitor.timeout"
-
-
-def catalogue() -> list[type[MapsaveError]]:
-    """Return every error class, by exit code and id."""
-
-    def walk(cls: type[MapsaveError]) -> list[type[MapsaveError]]:
-        return [cls, *(found for child in cls.__subclasses__() for found in walk(child))]
-
-    return sorted(walk(MapsaveError), key=lambda cls: (cls.exit_code, cls.id))
-
-
-def table() -> str:
-    """Return the catalogue as the Markdown table of ``docs/errors.md``."""
-    rows = ["| exit | id | HTTP | meaning |", "|---|---|---|---|"]
-    for cls in catalogue():
-        meaning = " ".join((cls.__doc__ or "").split())
-        rows.append(f"| {cls.exit_code} | `{cls.id}` | {cls.http_status} | {meaning} |")
-    return "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    print(table(), end="")
