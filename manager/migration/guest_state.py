@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from manager import errors
 from manager.monitor import undoing
-from manager.monitor.session import DRAIN_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,19 +56,6 @@ async def left(session: Session, state: str) -> str:
     return found
 
 
-async def pause(session: Session) -> None:
-    """Stop the guest's processors; QEMU drains its disks before it answers."""
-    await session.execute("stop", timeout=DRAIN_TIMEOUT)
-
-
-async def resume(session: Session) -> None:
-    """Let the guest run on.
-
-    Raises CommandRefused where QEMU won't.
-    """
-    await session.execute("cont", timeout=DRAIN_TIMEOUT)
-
-
 class Paused:
     """Whether a guest that was running runs again at the end of ``paused``."""
 
@@ -89,7 +75,7 @@ class Paused:
 
     async def resume(self, session: Session) -> None:
         """Continue the guest now, once; it stays so at the end."""
-        await resume(session)
+        await session.resume()
         self.until = time.monotonic()
         self._released = True
 
@@ -102,7 +88,7 @@ class Paused:
             return
         try:
             await settled(session, "running", "paused", "postmigrate", "prelaunch")
-            await resume(session)
+            await session.resume()
         except errors.CommandRefused as error:
             raise errors.GuestNotPutBack(
                 f"{session.address}: QEMU would not continue the guest: {error.desc}",

@@ -100,7 +100,7 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
         outcome = await query(session)
         phases.progress(outcome.ram)
         if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:
-            await guest_state.pause(session)
+            await session.pause()
             live = False
     return outcome
 

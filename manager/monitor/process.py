@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 
@@ -29,6 +30,43 @@ def start_time(pid: int) -> int | None:
 def alive(pid: int, started: int) -> bool:
     """Tell whether the process that started at ``started`` under ``pid`` still runs."""
     return start_time(pid) == started
+
+
+async def ended(pid: int, started: int) -> None:
+    """Wait until the process is gone; pidfd_open(2): a pidfd is readable from then on."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        if alive(pid, started):  # else the pid is another's by now
+            loop.add_reader(fd, over.set)
+            await over.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
+def is_zombie(pid: int | None) -> bool:
+    """Tell whether the process has ended but its parent has not asked for it yet."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return False
+    return stat[stat.rindex(b")") + 2 :].startswith(b"Z")
+
+
+def of_thread(thread: int) -> int | None:
+    """Return the pid of the process that a thread is of; None where there is no such thread."""
+    try:
+        with open(f"/proc/{thread}/status", "rb") as file:
+            found = re.search(rb"^Tgid:\s+(\d+)$", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
 
 
 def command_line(pid: int) -> list[str]:

@@ -21,7 +21,7 @@ import qemu.qmp
 from qemu.qmp.error import QMPError
 
 from manager import errors
-from manager.monitor.session import COMMAND_TIMEOUT, Event, Version
+from manager.monitor.session import COMMAND_TIMEOUT, DRAIN_TIMEOUT, Event, Version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -127,6 +127,18 @@ class QmpSession:
                 raise errors.MonitorLost(
                     f"{self.address}: cannot pass a descriptor: {error}"
                 ) from None
+
+    async def pause(self) -> None:
+        await self.execute("stop", timeout=DRAIN_TIMEOUT)
+
+    async def resume(self) -> None:
+        await self.execute("cont", timeout=DRAIN_TIMEOUT)
+
+    async def end(self, timeout: float) -> None:
+        await self.execute("quit", timeout=timeout)
+
+    async def domain(self) -> None:
+        return None
 
     @contextlib.contextmanager
     def events(self, *names: str) -> Iterator[_Events]:

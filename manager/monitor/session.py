@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
+    from manager.monitor.domain import Domain
+
 # Seconds until a command that QEMU should answer at once counts as unanswered. QEMU's main loop
 # can be held for seconds by a slow disk, so this is patient; nothing fast depends on it.
 COMMAND_TIMEOUT = 60.0
@@ -85,6 +87,24 @@ class Session(Protocol):
 
         Raises as ``execute`` does.
         """
+
+    async def pause(self) -> None:
+        """Stop the guest's processors; QEMU drains its disks before it answers."""
+
+    async def resume(self) -> None:
+        """Let the guest run on.
+
+        Raises CommandRefused where QEMU, or whoever keeps the guest, won't.
+        """
+
+    async def end(self, timeout: float) -> None:
+        """End QEMU; return when it has taken notice.
+
+        Raises MonitorLost where it was gone already, CommandRefused, MonitorTimeout.
+        """
+
+    async def domain(self) -> Domain | None:
+        """Return the guest as libvirt describes it; None for a guest that is not of libvirt."""
 
     def events(self, *names: str) -> AbstractContextManager[Events]:
         """Listen to the events of these names from now on."""

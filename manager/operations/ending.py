@@ -25,7 +25,7 @@ async def end_guest(session: Session) -> None:
     """
     pid = session.pid
     try:
-        await session.execute("quit", timeout=QUIT_TIMEOUT)
+        await session.end(QUIT_TIMEOUT)
     except errors.MonitorLost:
         pass
     except errors.MonitorError as error:

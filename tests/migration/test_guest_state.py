@@ -27,9 +27,9 @@ async def session(emulator: Emulated) -> AsyncIterator[Session]:
 
 async def test_pause_and_resume(session: Session) -> None:
     assert await guest_state.run_state(session) == "running"
-    await guest_state.pause(session)
+    await session.pause()
     assert await guest_state.settled(session, "paused", "postmigrate") == "paused"
-    await guest_state.resume(session)
+    await session.resume()
     assert await guest_state.left(session, "paused") == "running"
 
 
@@ -40,7 +40,7 @@ async def test_put_back_at_end(
 ) -> None:
     async def body() -> None:
         async with guest_state.put_back_at_end(session, was_running=was_running):
-            await guest_state.pause(session)
+            await session.pause()
             if error is not None:
                 raise error
 
@@ -54,17 +54,17 @@ async def test_put_back_at_end(
 
 async def test_released_stays_paused(session: Session) -> None:
     async with guest_state.put_back_at_end(session, was_running=True) as paused:
-        await guest_state.pause(session)
+        await session.pause()
         paused.release()
     assert await guest_state.run_state(session) == "paused"
 
 
 async def test_resumed_early_is_not_continued_again(session: Session) -> None:
     async with guest_state.put_back_at_end(session, was_running=True) as paused:
-        await guest_state.pause(session)
+        await session.pause()
         await paused.resume(session)
         seconds = paused.seconds()
-        await guest_state.pause(session)  # somebody else's wish, after ours
+        await session.pause()  # somebody else's wish, after ours
         await asyncio.sleep(0.02)
         assert paused.seconds() == seconds
     assert await guest_state.run_state(session) == "paused"
@@ -73,7 +73,7 @@ async def test_resumed_early_is_not_continued_again(session: Session) -> None:
 async def test_loss_of_qemu_does_not_hide_the_error(session: Session, emulator: Emulated) -> None:
     with pytest.raises(ZeroDivisionError):
         async with guest_state.put_back_at_end(session, was_running=True):
-            await guest_state.pause(session)
+            await session.pause()
             emulator.kill()
             _ = 1 / 0
 

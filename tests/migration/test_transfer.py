@@ -46,7 +46,7 @@ async def restore(session: Session, path: Path) -> None:
 async def test_saved_and_restored(tmp_path: Path) -> None:
     with emulated(tmp_path / "s", "--pattern", "random") as source:
         async with qmp.connected(source.path) as session:
-            await guest_state.pause(session)
+            await session.pause()
             outcome = await save(session, tmp_path / "image")
             assert outcome.status == "completed"
             assert outcome.normal_pages == 1024

@@ -1,0 +1,176 @@
+"""A connection to a libvirt daemon, its events bridged into asyncio.
+
+libvirt-python's calls block, so each runs in a thread of its own; the thread is a daemon, so that a
+libvirtd that hangs cannot hold us at the end. Events come from libvirt's own loop, which sleeps in
+poll(2) in one thread for the whole process, and are handed over by ``call_soon_threadsafe``.
+``libvirtaio`` is not used: it is not safe against calls from other threads than the loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from manager import errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+T = TypeVar("T")
+
+INSTALL = "install libvirt-python: pip install 'mapsave[libvirt]' (it builds against libvirt-dev)"
+# Seconds between two signs of life of the daemon, and how many may be missing.
+_KEEPALIVE = (5, 6)
+# Seconds that a call which is cancelled may still take.
+GRACE = 5.0
+_loop_lock = threading.Lock()
+_loop_runs = False
+
+
+def library() -> Any:
+    """Return the module ``libvirt``, its event loop running.
+
+    Raises Unsupported where libvirt-python is not installed.
+    """
+    try:
+        import libvirt
+    except ImportError:
+        raise errors.Unsupported(
+            "guests of libvirt need libvirt-python, which is not installed", hint=INSTALL
+        ) from None
+    _run_event_loop(libvirt)
+    return libvirt
+
+
+def _run_event_loop(libvirt: Any) -> None:
+    """Start the thread of libvirt's event loop, once: it must exist before the first connection."""
+    global _loop_runs
+    with _loop_lock:
+        if _loop_runs:
+            return
+        libvirt.virEventRegisterDefaultImpl()
+        libvirt.registerErrorHandler(lambda *_: None, None)  # else it prints what it raises
+
+        def turn() -> None:
+            while True:
+                libvirt.virEventRunDefaultImpl()
+
+        threading.Thread(target=turn, name="libvirt-events", daemon=True).start()
+        _loop_runs = True
+
+
+async def call(function: Callable[..., T], *arguments: Any, grace: float = GRACE) -> T:
+    """Run a blocking function in a daemon thread; what it raises is raised here.
+
+    Cancelled, it waits ``grace`` seconds for the function, so that what undoes it comes behind it;
+    then the function runs on behind our back.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if done.done():  # the loop is winding up
+            return
+        if error is None:
+            done.set_result(result)  # type: ignore[arg-type]
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        try:
+            outcome: tuple[T | None, BaseException | None] = (function(*arguments), None)
+        except BaseException as error:
+            outcome = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(deliver, *outcome)
+
+    threading.Thread(target=work, name=f"libvirt-{function!r}", daemon=True).start()
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        if not done.done():
+            await asyncio.wait({done}, timeout=grace)
+        if done.done() and not done.cancelled():
+            done.exception()  # nobody else will look at it
+        raise
+
+
+async def connect(uri: str) -> Any:
+    """Return a ``virConnect`` to ``uri``.
+
+    Raises Unsupported, Unreachable, NotPermitted.
+    """
+    libvirt = library()
+    try:
+        connection = await call(libvirt.open, uri)
+    except libvirt.libvirtError as error:
+        raise _not_reached(libvirt, uri, error) from None
+    # Not every driver has it (embed): then a daemon that hangs is noticed by time limits only.
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.setKeepAlive(*_KEEPALIVE)
+    return connection
+
+
+def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
+    words = f"cannot connect to libvirt at {uri!r}: {error}"
+    code = error.get_error_code()
+    denied = (
+        libvirt.VIR_ERR_AUTH_FAILED,
+        libvirt.VIR_ERR_AUTH_DENIED,
+        libvirt.VIR_ERR_AUTH_CANCELLED,
+    )
+    if code in denied or "Permission denied" in str(error):
+        return errors.NotPermitted(words, hint="run as root, or as a member of the libvirt group")
+    if code in _codes(libvirt, "INVALID_ARG", "NO_CONNECT"):
+        return errors.UsageError(words, hint="expected a URI such as qemu:///system")
+    return errors.Unreachable(words, hint="is libvirtd (or virtqemud) running?")
+
+
+def _codes(libvirt: Any, *names: str) -> set[int]:
+    return {getattr(libvirt, f"VIR_ERR_{name}") for name in names}
+
+
+@contextlib.asynccontextmanager
+async def connected(uri: str) -> AsyncIterator[Any]:
+    """Connect to ``uri`` for as long as the context lasts. Raises as ``connect`` does."""
+    connection = await connect(uri)
+    try:
+        yield connection
+    finally:
+        await close(connection)
+
+
+async def close(connection: Any) -> None:
+    """Close a connection, alive or not."""
+    with contextlib.suppress(library().libvirtError):
+        await call(connection.close)
+
+
+async def find_domain(connection: Any, uri: str, named: str) -> Any:
+    """Return the ``virDomain`` that ``named`` names: by its name, else its uuid, else its id.
+
+    Raises UnknownGuest, Unreachable.
+    """
+    libvirt = library()
+    lookups: list[Callable[[], Any]] = [
+        functools.partial(connection.lookupByName, named),
+        functools.partial(connection.lookupByUUIDString, named),
+    ]
+    if named.isdecimal() and len(named) < 10:
+        lookups.append(functools.partial(connection.lookupByID, int(named)))
+    for lookup in lookups:
+        try:
+            return await call(lookup)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (
+                libvirt.VIR_ERR_NO_DOMAIN,
+                libvirt.VIR_ERR_INVALID_ARG,
+            ):
+                raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
+    raise errors.UnknownGuest(
+        f"libvirt at {uri!r} has no domain {named!r}",
+        hint=f"see 'virsh -c {uri} list --all', or 'mapsave list --libvirt'",
+    )
