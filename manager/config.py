@@ -26,7 +26,7 @@ NAME_BYTES = 200  # leaves room for ".partial" and the like within the 255 bytes
 _ADDRESSES = ("qmp:", "libvirt:", "libvirt+")
 
 Then = Literal["quit", "resume", "leave"]
-Format = Literal["native", "libvirt"]
+Format = Literal["auto", "native", "libvirt"]
 Switch = Literal["auto", "on", "off"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
 Pattern = Literal["random", "sparse", "fragmented", "linux"]
@@ -71,7 +71,7 @@ class SaveSettings:
 
     then: Then = "quit"
     live: bool = False
-    format: Format = "native"
+    format: Format = "auto"
     direct_io: Switch = "auto"
     zero_pages: ZeroPages = "auto"
     channels: int | Literal["auto"] = "auto"

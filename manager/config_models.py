@@ -85,7 +85,9 @@ class SaveModel(Model):
     live: Truth | None = Field(
         None, description="Whether the guest runs on while its RAM is written (default: no)."
     )
-    format: config.Format | None = Field(None, description="Format of the image.")
+    format: config.Format | None = Field(
+        None, description="Format of the image (auto: libvirt for guests of libvirt)."
+    )
     direct_io: Switch | None = Field(None, description="Whether to bypass the page cache.")
     zero_pages: config.ZeroPages | None = Field(None, description="How to find zero pages.")
     channels: Channels | None = Field(None, description="How many multifd channels.")

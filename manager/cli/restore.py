@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +22,17 @@ from manager.cli.save import Channels, Duration, rate
     is_flag=True,
     help="Start the command line that the image records. It runs with your rights.",
 )
+@click.option(
+    "--xml",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Create the domain from this XML instead of the image's.",
+)
+@click.option(
+    "--through-libvirt",
+    is_flag=True,
+    help="Let libvirt read the image itself, as 'virsh restore' does.",
+)
 @click.option("--run", "run", flag_value="run", help="Let the guest run, however it was saved.")
 @click.option("--paused", "run", flag_value="paused", help="Leave the guest paused.")
 @click.option("--again", is_flag=True, help="Restore an image that was restored before.")
@@ -30,18 +42,26 @@ from manager.cli.save import Channels, Duration, rate
 @click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
 @click.option("--timeout", type=Duration(), help="Give up after this long.")
 @click.pass_context
-def command(context: click.Context, /, into: str | None, run: str | None, **chosen: Any) -> None:
+def command(
+    context: click.Context,
+    /,
+    into: str | None,
+    run: str | None,
+    xml: Path | None,
+    **chosen: Any,
+) -> None:
     """Bring a guest back from an image.
 
     The destination is started by 'launch:' of the guest in the configuration, by the recorded
-    command line, or waits already. The guest runs if it ran when it was saved.
+    command line, or waits already; a guest of libvirt is started by libvirt. The guest runs if it
+    ran when it was saved.
     """
     from manager.operations import restore
 
     given = of(context)
     if chosen["channels"] == "auto":
         chosen["channels"] = None
-    request = restore.Request(into=_socket(into), run=_run(run), **chosen)
+    request = restore.Request(into=_socket(into), run=_run(run), xml=_text(xml), **chosen)
     with running.reporting(given, "restoring") as report:
         done = running.run(restore.restore(given.config(), request, report), given)
     output.result(given, done, summary(done))
@@ -54,6 +74,15 @@ def _socket(into: str | None) -> str | None:
     if kind != "qmp" or not path:
         raise errors.UsageError(f"--into {into!r}: expected qmp:PATH")
     return path
+
+
+def _text(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UsageError(f"--xml {str(file)!r}: {error}") from None
 
 
 def _run(run: str | None) -> Any:

@@ -55,6 +55,11 @@ class Duration(click.ParamType[float]):
     type=click.Choice(["quit", "resume", "leave"]),
     help="What becomes of the guest: ended (default), running on if it ran, or left paused.",
 )
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "native", "libvirt"]),
+    help="libvirt: what 'virsh restore' takes too (default for guests of libvirt).",
+)
 @click.option("--live", is_flag=True, default=None, help="Pause the guest only for the end.")
 @click.option("--direct-io", type=_SWITCH, help="Write past the page cache.")
 @click.option("--channels", type=Channels(), help="Requests under way at once.")

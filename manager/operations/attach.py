@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tenacity
 
@@ -19,6 +20,7 @@ from manager.operations import locks
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+    from types import ModuleType
 
     from manager.config import Config, Guest
     from manager.monitor.session import Session
@@ -26,39 +28,100 @@ if TYPE_CHECKING:
 EMULATOR_START_TIMEOUT = 20.0
 
 
-def socket_path(guest: Guest, config: Config) -> str:
-    """Return the path of the guest's QMP socket.
+@dataclasses.dataclass(frozen=True)
+class Monitor:
+    """Where a guest's monitor is, as locks and the journal name it: a socket, or a libvirt domain.
 
-    Raises Unsupported for a guest of libvirt.
+    ``domain`` is the domain's uuid, which is the same under all its names.
     """
+
+    socket: str | None = None
+    uri: str | None = None
+    domain: str | None = None
+
+    @classmethod
+    def at(cls, socket: str) -> Monitor:
+        """Return the monitor at a QMP socket."""
+        return cls(socket=os.path.realpath(socket))
+
+    @property
+    def key(self) -> str:
+        """What names the guest across processes."""
+        return f"guest:{self.socket}" if self.socket else f"guest:libvirt:{self.domain}"
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return it as the journal keeps it."""
+        return dataclasses.asdict(self)
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Session]:
+        """Connect to it. Raises as ``attached`` does."""
+        if self.socket is not None:
+            async with qmp.connected(self.socket) as session:
+                yield session
+        else:
+            async with passthrough().connected(str(self.uri), str(self.domain)) as session:
+                yield session
+
+
+def passthrough() -> ModuleType:
+    """Return the module of libvirt's sessions: imported only where there is such a guest."""
+    from manager.monitor import passthrough as module
+
+    return module
+
+
+def socket_path(guest: Guest, config: Config) -> str:
+    """Return the path of the QMP socket of a guest that is not one of libvirt."""
     if guest.qmp is not None:
         return str(guest.qmp)
-    if guest.emulator is not None:
-        # A digest, since a guest's name may be longer than a socket's path may be.
-        digest = hashlib.sha256(guest.name.encode()).hexdigest()[:16]
-        return str(locks.state_directory(config.state, "emulated") / f"{digest}.qmp")
-    raise errors.Unsupported(
-        f"guest {guest.name!r} is one of libvirt, which this version does not save yet",
-        hint="give its QMP socket as qmp:PATH",
-    )
-
-
-def lock_key(socket: str) -> str:
-    """Return what names a guest across processes: the real path of its monitor's socket."""
-    return "guest:" + os.path.realpath(socket)
+    assert guest.emulator is not None
+    # A digest, since a guest's name may be longer than a socket's path may be.
+    digest = hashlib.sha256(guest.name.encode()).hexdigest()[:16]
+    return str(locks.state_directory(config.state, "emulated") / f"{digest}.qmp")
 
 
 @contextlib.asynccontextmanager
 async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
     """Connect to the guest's monitor; an emulated guest that does not run is started first.
 
-    Raises Unreachable, NotPermitted, Unsupported.
+    Raises Unreachable, NotPermitted; for a guest of libvirt also Unsupported (no libvirt-python),
+    UnknownGuest and WrongRunState (shut off).
     """
+    if guest.libvirt is not None:
+        found = guest.libvirt
+        async with passthrough().connected(found.uri, found.domain) as session:
+            yield session
+        return
     path = socket_path(guest, config)
     if guest.emulator is not None and not await answers(path):
         await start_emulator(guest, config, path)
     async with qmp.connected(path) as session:
         yield session
+
+
+@contextlib.asynccontextmanager
+async def exclusive(guest: Guest, config: Config) -> AsyncIterator[tuple[Session, Monitor]]:
+    """Connect to the guest's monitor, no other mapsave being at the guest.
+
+    A QMP socket is locked before it is connected to, since it serves one client at a time; a domain
+    of libvirt behind that, since only libvirt knows what its name means.
+
+    Raises Busy, and as ``attached`` does.
+    """
+    who = f"guest {guest.name!r}"
+    async with contextlib.AsyncExitStack() as stack:
+        if guest.libvirt is None:
+            monitor = Monitor.at(socket_path(guest, config))
+            stack.enter_context(locks.held(config.state, who, monitor.key))
+            session = await stack.enter_async_context(attached(guest, config))
+        else:
+            found = guest.libvirt
+            domain: Any = passthrough().connected(found.uri, found.domain)
+            session = of_libvirt = await stack.enter_async_context(domain)
+            monitor = Monitor(uri=found.uri, domain=of_libvirt.uuid)
+            stack.enter_context(locks.held(config.state, who, monitor.key))
+        yield session, monitor
 
 
 async def connected_when_up(

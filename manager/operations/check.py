@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +187,37 @@ def label(found: Preflight) -> str:
     return f"{wanted.module}: {wanted.value}" if wanted.value else wanted.module
 
 
+def domain(found: Preflight) -> str:
+    """libvirt is not at the guest itself, and has nothing that a save would make wrong."""
+    known = found.facts.domain
+    assert known is not None
+    if known.job:
+        raise errors.AlreadyMigrating(
+            f"libvirt has a job under way on domain {known.name!r}: {known.job}",
+            hint="wait for its end; 'virsh domjobinfo' shows it, 'virsh domjobabort' ends it",
+        )
+    if known.state == "pmsuspended":
+        raise errors.WrongRunState(
+            f"domain {known.name!r} is suspended by its own power management",
+            hint=f"wake it up: virsh dompmwakeup {shlex.quote(known.name)}",
+        )
+    if known.block_jobs:
+        raise errors.NotMigratable(
+            f"domain {known.name!r} has block jobs under way on {', '.join(known.block_jobs)}",
+            hint="wait for their end, or 'virsh blockjob --abort'",
+        )
+    if known.has_managed_save:
+        raise errors.Refused(
+            f"libvirt holds a managed save of domain {known.name!r}, which is older than the guest "
+            "that runs: the next start would bring that one back",
+            hint=f"virsh managedsave-remove {shlex.quote(known.name)}",
+        )
+    devices = f", host devices {', '.join(known.host_devices)}" if known.host_devices else ""
+    if known.is_transient:
+        return f"transient: it disappears from libvirt when it is ended{devices}"
+    return f"persistent, and no job under way{devices}"
+
+
 CHECKS: tuple[Callable[[Preflight], str], ...] = (
     run_state,
     migration,
@@ -199,9 +231,13 @@ CHECKS: tuple[Callable[[Preflight], str], ...] = (
 )
 
 
+def _checks(found: Preflight) -> tuple[Callable[[Preflight], str], ...]:
+    return CHECKS if found.facts.domain is None else (domain, *CHECKS)
+
+
 def all_pass(found: Preflight) -> Strategy:
     """Run the checks; raise what the first failing one raises, else return the strategy."""
-    for check in CHECKS:
+    for check in _checks(found):
         check(found)
     return found.strategy()
 
@@ -210,7 +246,7 @@ def report(found: Preflight) -> tuple[list[dict[str, Any]], errors.MapsaveError 
     """Run every check; return a line for each, and the first error."""
     lines: list[dict[str, Any]] = []
     first: errors.MapsaveError | None = None
-    for check in CHECKS:
+    for check in _checks(found):
         name = check.__name__
         try:
             lines.append({"check": name, "ok": True, "detail": check(found), "error": None})

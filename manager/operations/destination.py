@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from manager import errors
 from manager.monitor import qmp
@@ -33,19 +33,25 @@ _READ_CHUNK = 1 << 20
 
 @dataclasses.dataclass
 class Destination:
-    """A QEMU that waits for an incoming migration; ``process`` is set where we started it."""
+    """A QEMU that waits for an incoming migration; ``process`` is set where we started it.
+
+    What it prints goes to the file ``log``, or is read from the open file ``stderr``.
+    """
 
     session: Session
     log: Path | None = None
     process: subprocess.Popen[bytes] | None = None
-    _kept: bool = False
+    stderr: BinaryIO | None = None
+    is_kept: bool = False
 
     def keep(self) -> None:
         """Leave it running at the end: the guest is restored."""
-        self._kept = True
+        self.is_kept = True
 
     def words(self) -> str:
         """Return what QEMU has printed: before 10.2 only there are the reasons of a failure."""
+        if self.stderr is not None:
+            return self.stderr.read().decode(errors="replace").strip()[-4000:]
         if self.log is None:
             return ""
         with contextlib.suppress(OSError):
@@ -132,12 +138,12 @@ async def _connected(
             try:
                 yield destination
             finally:
-                if not destination._kept:
+                if not destination.is_kept:
                     # Also where it made itself a daemon, and our child is only its parent.
                     with contextlib.suppress(errors.MonitorError):
-                        await session.execute("quit", timeout=5.0)
+                        await session.end(5.0)
     finally:
-        if destination is None or not destination._kept:
+        if destination is None or not destination.is_kept:
             process.kill()
             process.wait()
 

@@ -13,6 +13,7 @@ from manager.monitor import fdset, process
 
 if TYPE_CHECKING:
     from manager.migration.parameters import Settings
+    from manager.monitor.domain import Domain
     from manager.monitor.session import Session, Version
 
 OLDEST_QEMU = (9, 1, 0)
@@ -38,7 +39,10 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """One guest as its QEMU describes it."""
+    """One guest as its QEMU describes it, and libvirt where it is one of libvirt's.
+
+    ``process`` is QEMU's pid and start time, which stays unique when the pid is given away again.
+    """
 
     name: str | None
     uuid: str | None
@@ -52,6 +56,8 @@ class Facts:
     blocked_reasons: tuple[str, ...]
     fdsets: tuple[dict[str, Any], ...]
     pid: int | None
+    process: tuple[int, int] | None
+    domain: Domain | None
 
     @property
     def runs(self) -> bool:
@@ -87,7 +93,14 @@ async def _gather(session: Session) -> Facts:
         blocked_reasons=tuple(migration.get("blocked-reasons", ())),
         fdsets=tuple(await fdset.query(session)),
         pid=session.pid,
+        process=_process(session.pid),
+        domain=await session.domain(),
     )
+
+
+def _process(pid: int | None) -> tuple[int, int] | None:
+    started = process.start_time(pid) if pid is not None else None
+    return (pid, started) if pid is not None and started is not None else None
 
 
 async def machine_type(session: Session) -> str:

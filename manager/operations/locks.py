@@ -41,6 +41,19 @@ def state_directory(state: Path, part: str) -> Path:
 
 
 @contextlib.contextmanager
+def process_held(state: Path, what: str, process: tuple[int, int] | None) -> Iterator[None]:
+    """Lock a QEMU process (pid and start time) as well: a guest may have two monitors and names.
+
+    Nothing is locked where the process is not in our sight. Raises Busy.
+    """
+    if process is None:
+        yield
+        return
+    with held(state, what, f"process:{process[0]}:{process[1]}"):
+        yield
+
+
+@contextlib.contextmanager
 def held(state: Path, what: str, key: str) -> Iterator[None]:
     """Hold the lock ``key``; ``what`` names the thing locked, for the error.
 

@@ -7,13 +7,19 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 import manager
+from manager.image.libvirt_header import NewLibvirtHeader
 from manager.operations import facts as guest_facts
 
 if TYPE_CHECKING:
     from manager.image.image import Contents
     from manager.labels.label import Label
+    from manager.monitor.domain import Domain
     from manager.operations.facts import Facts
+    from manager.operations.save_request import Request
     from manager.plan.strategy import Strategy
+
+
+_IN_HEADER = ("xml", "cookie")
 
 
 def now() -> str:
@@ -21,9 +27,10 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def before(guest: str, found: Facts, strategy: Strategy, *, live: bool) -> dict[str, Any]:
+def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> dict[str, Any]:
     """Return what is known before the save: the metadata of the partial image."""
     host = platform.uname()
+    domain = found.domain
     return {
         "mapsave": manager.__version__,
         "guest": {"name": guest, "qemu_name": found.name, "uuid": found.uuid},
@@ -32,12 +39,27 @@ def before(guest: str, found: Facts, strategy: Strategy, *, live: bool) -> dict[
         "cpu": found.cpu,
         "run_state": found.run_state,
         "memory": {"base": found.memory.base, "plugged": found.memory.plugged},
-        "command": guest_facts.command(found.pid),
+        # libvirt builds a new command line from its definition, which has passwords, at each start.
+        "command": None if domain else guest_facts.command(found.pid),
+        **({"domain": _domain(domain, request)} if domain else {}),
         "strategy": strategy.as_dict(),
-        "live": live,
+        "live": request.live,
         "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},
         "started": now(),
     }
+
+
+def _domain(domain: Domain, request: Request) -> dict[str, Any]:
+    """Return what the metadata keep of a domain; libvirt's own header has the rest."""
+    known = domain.as_dict()
+    return {key: known[key] for key in known if request.format == "native" or key not in _IN_HEADER}
+
+
+def libvirt_header(found: Facts, request: Request) -> NewLibvirtHeader | None:
+    """Return what goes into libvirt's header; None for an image of the native format."""
+    if request.format == "native" or found.domain is None:
+        return None
+    return NewLibvirtHeader(found.domain.xml, found.domain.cookie, was_running=found.runs)
 
 
 def after(

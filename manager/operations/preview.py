@@ -24,7 +24,7 @@ async def preview(
     async with attach.attached(guest, config) as session:
         found = await facts.gather(session)
         with save_request.place(guest, config, request) as (held, name):
-            labels = save_request.policy_labelling(config, request.policy)
+            labels = save_request.policy_labelling(config, request.policy, found.domain)
             preflight = check.Preflight(found, held, name, request.replace, request.wishes, labels)
             lines, error = check.report(preflight)
             chosen = preflight.strategy()

@@ -14,7 +14,7 @@ from manager.image import image
 from manager.image.superblock import State
 from manager.migration import guest_state, parameters
 from manager.migration.parameters import Settings
-from manager.monitor import fdset, process, qmp
+from manager.monitor import fdset, process
 from manager.operations import attach, ending, locks
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
     destination lives but does not answer.
     """
     with _image_held(config, orphan) as opened:
-        socket = orphan.facts.get("socket")
-        if socket is None:
+        if orphan.facts.get("monitor") is None:
             return UNDONE  # nothing had been started
-        with locks.held(config.state, f"guest {orphan.facts['guest']!r}", attach.lock_key(socket)):
+        monitor = attach.Monitor(**orphan.facts["monitor"])
+        with locks.held(config.state, f"guest {orphan.facts['guest']!r}", monitor.key):
             try:
-                async with qmp.connected(socket) as session:
+                async with monitor.connected() as session:
                     if await _is_destination(orphan, session):
                         return await _with_qemu(orphan, opened, session, dry_run=dry_run)
-            except errors.Unreachable:
+            except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
                 if _lives(orphan):
                     raise
         return _without_qemu(orphan, opened, dry_run=dry_run)

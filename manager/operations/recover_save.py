@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from manager import errors
 from manager.image import descriptors, image, store
@@ -12,7 +12,7 @@ from manager.image.superblock import State
 from manager.labels.label import Label
 from manager.migration import guest_state, outgoing, parameters, progress
 from manager.migration.parameters import Settings
-from manager.monitor import fdset, process, qmp
+from manager.monitor import fdset, process
 from manager.operations import attach, ending, journal, locks, metadata, save_request, waiting
 
 if TYPE_CHECKING:
@@ -41,37 +41,49 @@ async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
     """
     found = orphan.facts
     who = f"guest {found['guest']!r}"
+    monitor = attach.Monitor(**found["monitor"])
     with (
-        locks.held(config.state, who, attach.lock_key(found["socket"])),
-        _process_held(config, who, found),
+        locks.held(config.state, who, monitor.key),
+        locks.process_held(config.state, who, _process(orphan)),
         store.directory(found["directory"]) as held,
     ):
-        if _lives(orphan):
-            async with qmp.connected(found["socket"]) as session:
-                _check_identity(orphan, session)
-                return await _with_qemu(config, orphan, held, session, dry_run=dry_run)
+        if _may_live(orphan, monitor):
+            async with contextlib.AsyncExitStack() as stack:
+                session = await _session(orphan, monitor, stack)
+                if session is not None:
+                    _check_identity(orphan, session)
+                    return await _with_qemu(config, orphan, held, session, dry_run=dry_run)
         return await _without_qemu(config, orphan, held, dry_run=dry_run)
 
 
-@contextlib.contextmanager
-def _process_held(config: Config, who: str, found: dict[str, Any]) -> Iterator[None]:
-    """Lock the QEMU process as a save does: one may be under way by another of its monitors."""
-    if found.get("pid") is None:
-        yield
-        return
-    key = f"process:{found['pid']}:{found['process_started']}"
-    with locks.held(config.state, who, key):
-        yield
+def _process(orphan: Orphan) -> tuple[int, int] | None:
+    pid, started = orphan.facts.get("pid"), orphan.facts.get("process_started")
+    return (int(pid), int(started)) if pid is not None and started is not None else None
 
 
-def _lives(orphan: Orphan) -> bool:
-    found = orphan.facts
-    pid, started = found.get("pid"), found.get("process_started")
+def _may_live(orphan: Orphan, monitor: attach.Monitor) -> bool:
     if not orphan.is_of_this_boot:
         return False
-    if pid is None:  # behind a proxy or in another pid namespace: the socket has to tell
-        return os.path.exists(found["socket"])
-    return process.alive(int(pid), int(started or 0))
+    found = _process(orphan)
+    if found is not None:
+        return process.alive(*found)
+    # Behind a proxy or in another pid namespace: the monitor has to tell.
+    return monitor.socket is None or os.path.exists(monitor.socket)
+
+
+async def _session(
+    orphan: Orphan, monitor: attach.Monitor, stack: contextlib.AsyncExitStack
+) -> Session | None:
+    """Connect to the guest; None where libvirt says that it runs no more. Raises Unreachable."""
+    try:
+        return await stack.enter_async_context(monitor.connected())
+    except (errors.WrongRunState, errors.UnknownGuest) as error:
+        if _process(orphan) is None:
+            return None
+        raise errors.Unreachable(
+            f"{error.message}, though its QEMU (pid {orphan.facts['pid']}) lives",
+            hint="start libvirtd again, or end that QEMU",
+        ) from None
 
 
 def _check_identity(orphan: Orphan, session: Session) -> None:
@@ -148,7 +160,7 @@ async def _then(orphan: Orphan, session: Session) -> None:
     if orphan.facts["then"] == "quit":
         await ending.end_guest(session)
     elif orphan.facts["then"] == "resume":
-        await guest_state.resume(session)
+        await session.resume()
 
 
 async def _without_qemu(

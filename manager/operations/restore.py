@@ -14,20 +14,24 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from manager import config as configuration
 from manager import errors
 from manager.image import descriptors, image
 from manager.image.superblock import State
 from manager.labels import labelling
 from manager.migration import guest_state, incoming, parameters, progress
 from manager.monitor import fdset, process
-from manager.operations import attach, destination, journal, locks, save_request, waiting
+from manager.operations import (
+    destination,
+    destination_choice,
+    journal,
+    locks,
+    save_request,
+    waiting,
+)
 from manager.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from manager.config import Config, Guest
+    from manager.config import Config
     from manager.image.image import Contents, Image
     from manager.migration.progress import Phases, Report
     from manager.operations.destination import Destination
@@ -40,12 +44,18 @@ _RUNNING = frozenset(("running", "suspended"))
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a restore. ``into`` is the path of a waiting QEMU's QMP socket."""
+    """What is asked of a restore.
+
+    ``into`` is the path of a waiting QEMU's QMP socket, ``xml`` a domain XML that takes the place
+    of the image's.
+    """
 
     image: str
     into: str | None = None
     guest: str | None = None
     trust_recorded_command: bool = False
+    xml: str | None = None
+    through_libvirt: bool = False
     run: Literal["as-saved", "run", "paused"] = "as-saved"
     direct_io: Switch = "auto"
     channels: int | None = None
@@ -94,7 +104,8 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             with journal.operation(
                 config.state, "restore", image=os.path.realpath(path), guest=name
             ) as log:
-                async with _destination(config, request, opened, name, log) as target:
+                chosen = destination_choice.chosen(config, request, opened, name, log)
+                async with chosen as target:
                     return await _load(config, request, opened, contents, target, log, phases)
 
 
@@ -103,60 +114,6 @@ def resolve(name: str, config: Config) -> str:
     if "/" in name or os.path.lexists(name):
         return os.path.abspath(name)
     return str(config.images / name)
-
-
-@contextlib.asynccontextmanager
-async def _destination(
-    config: Config, request: Request, opened: Image, name: str, log: journal.Journal
-) -> AsyncIterator[Destination]:
-    """Attach to or start the destination, whichever the request and the configuration say."""
-    if request.into is not None:
-        log.step("attach", socket=os.path.realpath(request.into))
-        key = attach.lock_key(request.into)
-        with locks.held(config.state, f"the destination {request.into!r}", key):
-            async with destination.waiting_at(request.into) as target:
-                yield target
-        return
-    guest = config.guests.get(name)
-    if guest is None and request.guest is not None:
-        guest = config.guest(request.guest)
-    recorded = opened.metadata.get("command") if request.trust_recorded_command else None
-    if guest is None:
-        guest = configuration.Guest(name)
-    socket, started = _start(config, guest, recorded)
-    log.step("launch", socket=os.path.realpath(socket))
-    with locks.held(config.state, f"guest {name!r}", attach.lock_key(socket)):
-        async with started as target:
-            yield target
-
-
-def _start(
-    config: Config, guest: Guest, recorded: dict[str, Any] | None
-) -> tuple[str, contextlib.AbstractAsyncContextManager[Destination]]:
-    """Return the path of the destination's monitor, and the context that starts it.
-
-    Raises NoDestination where nothing says how.
-    """
-    log = attach.log_path(config, guest.name)
-    if guest.emulator is not None:
-        return attach.socket_path(guest, config), destination.emulated(guest, config)
-    if guest.launch and guest.qmp is not None:
-        socket = str(guest.qmp)
-        return socket, destination.launched(guest.launch, socket, log)
-    if recorded:
-        argv = [str(part) for part in recorded["argv"]]
-        socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
-        return socket, destination.launched(argv, socket, log, recorded.get("cwd"))
-    raise errors.NoDestination(
-        f"nothing says how to start guest {guest.name!r}",
-        hint="give it 'launch:' in the configuration, or use --into qmp:PATH, "
-        "or --trust-recorded-command",
-    )
-
-
-def _own_socket(config: Config, name: str) -> str:
-    directory = locks.state_directory(config.state, "monitors")
-    return str(directory / f"{attach.log_path(config, name).stem[-40:]}.qmp")
 
 
 async def _load(
@@ -172,7 +129,8 @@ async def _load(
     session = target.session
     phases.enter("compare")
     await destination.compare(target, opened, contents, force=request.force)
-    labels = save_request.policy_labelling(config, request.policy or "auto")
+    domain = await session.domain()
+    labels = save_request.policy_labelling(config, request.policy or "auto", domain)
     labels.check(os.path.dirname(os.path.realpath(opened.path)), session.pid, "restore")
     with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
         phases.enter("read")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import image, store, syscalls
 from manager.migration import guest_state, progress
-from manager.monitor import fdset, process
+from manager.monitor import fdset
 from manager.operations import (
     attach,
     check,
@@ -59,58 +58,42 @@ async def save(
 
 async def _save(guest: Guest, config: Config, request: Request, phases: Phases) -> dict[str, Any]:
     phases.enter("preflight")
-    who = f"guest {guest.name!r}"
-    with locks.held(config.state, who, attach.lock_key(attach.socket_path(guest, config))):
-        async with attach.attached(guest, config) as session:
-            found = await facts.gather(session)
-            with (
-                _one_saver(config, who, found),
-                save_request.place(guest, config, request) as (held, name),
-            ):
-                chosen = save_request.policy_labelling(config, request.policy)
-                strategy = check.all_pass(
-                    check.Preflight(found, held, name, request.replace, request.wishes, chosen)
+    async with attach.exclusive(guest, config) as (session, monitor):
+        found = await facts.gather(session)
+        with (
+            locks.process_held(config.state, f"guest {guest.name!r}", found.process),
+            save_request.place(guest, config, request) as (held, name),
+        ):
+            chosen = save_request.policy_labelling(config, request.policy, found.domain)
+            strategy = check.all_pass(
+                check.Preflight(found, held, name, request.replace, request.wishes, chosen)
+            )
+            number = await fdset.choose_id(session)
+            known = metadata.before(guest.name, found, strategy, request)
+            facts_of_it = _journalled(guest, request, held, name, found, monitor)
+            with journal.operation(config.state, "save", **facts_of_it, fdset=number) as log:
+                job = SaveJob(
+                    *(session, held, name, request, found, strategy, chosen, log),
+                    *(phases, known, number),
                 )
-                number = await fdset.choose_id(session)
-                known = metadata.before(guest.name, found, strategy, live=request.live)
-                with journal.operation(
-                    config.state,
-                    "save",
-                    **_journalled(guest, config, request, held, name, found, number),
-                ) as log:
-                    job = SaveJob(
-                        *(session, held, name, request, found, strategy, chosen, log),
-                        *(phases, known, number),
-                    )
-                    return await _write(guest, job)
-
-
-@contextlib.contextmanager
-def _one_saver(config: Config, who: str, found: Facts) -> Iterator[None]:
-    """Lock the QEMU process as well: a guest may have two monitors, and two names."""
-    if found.pid is None:
-        yield
-        return
-    key = f"process:{found.pid}:{process.start_time(found.pid)}"
-    with locks.held(config.state, who, key):
-        yield
+                return await _write(guest, job)
 
 
 def _journalled(
     guest: Guest,
-    config: Config,
     request: Request,
     held: store.Directory,
     name: str,
     found: Facts,
-    number: int,
+    monitor: attach.Monitor,
 ) -> dict[str, Any]:
     """Return what ``mapsave recover`` needs to finish or undo this save."""
+    pid, started = found.process or (None, None)
     return {
         "guest": guest.name,
-        "socket": os.path.realpath(attach.socket_path(guest, config)),
-        "pid": found.pid,
-        "process_started": process.start_time(found.pid) if found.pid else None,
+        "monitor": monitor.as_dict(),
+        "pid": pid,
+        "process_started": started,
         "directory": held.path,
         "name": name,
         "replace": request.replace,
@@ -118,7 +101,6 @@ def _journalled(
         "policy": request.policy,
         "was_running": found.runs,
         "settings": found.settings.as_dict(),
-        "fdset": number,
     }
 
 
@@ -132,6 +114,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                 image.creating(
                     *(job.directory.fd, job.name, job.metadata),
                     stream_offset=job.request.stream_offset,
+                    libvirt=metadata.libvirt_header(job.facts, job.request),
                 )
             )
         applied = stack.enter_context(
@@ -139,7 +122,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
         )
         job.log.step("label", label=applied.label.as_dict(), uuid=str(partial.block.uuid))
         if job.strategy.preallocate:
-            room = job.facts.memory.total + job.request.stream_offset
+            room = job.facts.memory.total + partial.block.stream_offset
             syscalls.preallocate(partial.fd, 0, room)
         async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)

@@ -91,7 +91,7 @@ async def commit(
     return {
         "image": job.path,
         "guest": guest.name,
-        "format": "native",
+        "format": job.request.format,
         "state": partial.block.state.word,
         "ram_bytes": contents.stream.ram_bytes,
         "data_bytes": contents.data_bytes,

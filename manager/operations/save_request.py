@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.config import Config, Guest
+    from manager.monitor.domain import Domain
 
 _READABLE = 150  # characters of a guest's name that its images are named by
 
@@ -32,6 +33,7 @@ class Request:
     policy: str = "auto"
     replace: bool = False
     timeout: float | None = None
+    format: Literal["native", "libvirt"] = "native"
     stream_offset: int = superblock.DEFAULT_STREAM_OFFSET
 
 
@@ -47,10 +49,6 @@ def request(config: Config, guest: Guest, **chosen: Any) -> Request:
         value = chosen.get(name)
         return getattr(general, name) if value is None else value
 
-    if pick("format") != "native":
-        raise errors.Unsupported(
-            f"format {pick('format')!r} is not written by this version", hint="use 'native'"
-        )
     channels = pick("channels")
     return Request(
         image=chosen.get("image"),
@@ -65,13 +63,42 @@ def request(config: Config, guest: Guest, **chosen: Any) -> Request:
         policy=chosen.get("policy") or guest.policy or general.policy or "auto",
         replace=bool(chosen.get("replace")),
         timeout=chosen.get("timeout"),
+        format=_format(guest, pick("format")),
     )
 
 
-def policy_labelling(config: Config, name: str) -> labelling.Labelling:
-    """Return the policy ``name`` ready to be applied. Raises UnknownPolicy, ConfigError."""
+def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
+    """Return the image's format: if not said otherwise, the one that ``virsh restore`` takes.
+
+    Raises Unsupported.
+    """
+    if wanted == "auto":
+        return "native" if guest.libvirt is None else "libvirt"
+    if wanted == "libvirt" and guest.libvirt is None:
+        raise errors.Unsupported(
+            f"guest {guest.name!r} is not one of libvirt, so there is no domain XML for an image "
+            "of libvirt's format",
+            hint="leave format at auto, or use 'native'",
+        )
+    return "libvirt" if wanted == "libvirt" else "native"
+
+
+def policy_labelling(
+    config: Config, name: str, domain: Domain | None = None
+) -> labelling.Labelling:
+    """Return the policy ``name`` ready to be applied.
+
+    Where the policy leaves SELinux's label open, a domain's image gets the one of its own disks.
+
+    Raises UnknownPolicy, ConfigError.
+    """
     search = [config.policies] if config.policies else []
-    return labelling.Labelling(policy.load(name, search))
+    found = policy.load(name, search)
+    label = domain.image_label if domain is not None else None
+    if label and found.selinux.label is None and found.selinux.image_type is None:
+        selinux = dataclasses.replace(found.selinux, label=label)
+        found = dataclasses.replace(found, selinux=selinux)
+    return labelling.Labelling(found)
 
 
 @contextlib.contextmanager
@@ -92,6 +119,9 @@ def place(guest: Guest, config: Config, request: Request) -> Iterator[tuple[stor
 
 def _unused_name(guest: Guest, held: store.Directory) -> str:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    plain = guest.name.removeprefix("qmp:").replace("/", "_").strip("_")[:_READABLE]
+    name = (
+        guest.libvirt.domain if guest.libvirt and guest.name.startswith("libvirt") else guest.name
+    )
+    plain = name.removeprefix("qmp:").replace("/", "_").strip("_")[:_READABLE]
     names = (f"{plain}-{stamp}{suffix}.mapsave" for suffix in ("", *range(-2, -1000, -1)))
     return next(name for name in names if not held.exists(name))

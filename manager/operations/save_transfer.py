@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import descriptors, image
 from manager.labels import labelling
-from manager.migration import guest_state, outgoing, parameters
+from manager.migration import outgoing, parameters
 from manager.monitor import fdset
 from manager.operations import ending
 
@@ -75,7 +75,7 @@ async def let_qemu_write(
     """
     try:
         with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
-            return await _transfer(job, pair, paused)
+            return await _transfer(job, partial.block.stream_offset, pair, paused)
     except errors.MonitorLost as error:
         await _check_loss(job, partial, applied, error)
         return None
@@ -98,7 +98,9 @@ def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
     return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
 
 
-async def _transfer(job: SaveJob, pair: descriptors.Pair, paused: Paused) -> outgoing.Outcome:
+async def _transfer(
+    job: SaveJob, offset: int, pair: descriptors.Pair, paused: Paused
+) -> outgoing.Outcome:
     job.log.step("hand-over")
     fds = (pair.first, pair.second)
     dropped = functools.partial(_refused, job, pair.first)
@@ -108,13 +110,11 @@ async def _transfer(job: SaveJob, pair: descriptors.Pair, paused: Paused) -> out
     ):
         if job.facts.runs and not job.request.live:
             job.log.step("pause")
-            await guest_state.pause(job.session)
+            await job.session.pause()
             paused.since = time.monotonic()
         job.log.step("migrate")
         job.phases.enter("write")
-        outcome = await outgoing.save(
-            job.session, path, job.request.stream_offset, job.phases, live=job.request.live
-        )
+        outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.request.live)
         if job.request.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
         job.log.step("complete")

@@ -1,0 +1,127 @@
+"""Which destination a restore gets: attached to, started by command, or created by libvirt."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from manager import config as configuration
+from manager import domain_xml, errors
+from manager.operations import attach, destination, locks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from manager.config import Config, Guest
+    from manager.image.image import Image
+    from manager.operations import journal
+    from manager.operations.destination import Destination
+    from manager.operations.restore import Request
+
+    _Choice = tuple[attach.Monitor, contextlib.AbstractAsyncContextManager[Destination]]
+
+# What an image says of where its domain was is followed only so far: other URIs can run commands.
+_PLAIN_URIS = ("qemu:///system", "qemu:///session")
+
+
+@contextlib.asynccontextmanager
+async def chosen(
+    config: Config, request: Request, opened: Image, name: str, log: journal.Journal
+) -> AsyncIterator[Destination]:
+    """Attach to or start the destination, whichever the request and the configuration say.
+
+    Raises NoDestination where nothing says how, Busy, LaunchFailed and its kin.
+    """
+    if request.into is not None:
+        monitor = attach.Monitor.at(request.into)
+        log.step("attach", monitor=monitor.as_dict())
+        with locks.held(config.state, f"the destination {request.into!r}", monitor.key):
+            async with destination.waiting_at(request.into) as target:
+                yield target
+        return
+    guest = guest_of(config, request, name)
+    if is_of_libvirt(request, opened, guest):
+        monitor, started = _by_libvirt(request, opened, guest)
+    else:
+        monitor, started = _by_command(config, request, opened, guest)
+    log.step("launch", monitor=monitor.as_dict())
+    with locks.held(config.state, f"guest {guest.name!r}", monitor.key):
+        async with started as target:
+            yield target
+
+
+def guest_of(config: Config, request: Request, name: str) -> Guest:
+    """Return the guest as configured, or as the request's address says; else only its name."""
+    guest = config.guests.get(name)
+    if guest is None and request.guest is not None:
+        guest = config.guest(request.guest)
+    return guest or configuration.Guest(name)
+
+
+def is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
+    """Tell whether libvirt is to have the guest: it had it, and nothing says otherwise."""
+    if guest.libvirt is not None or request.xml is not None:
+        return True
+    configured = guest.launch or guest.emulator is not None or request.trust_recorded_command
+    return not configured and _xml(request, opened) is not None
+
+
+def uri_of(opened: Image, guest: Guest) -> str:
+    """Return the URI of the libvirt daemon that is to have the domain."""
+    if guest.libvirt is not None:
+        return guest.libvirt.uri
+    recorded = opened.metadata.get("domain", {}).get("uri")
+    return recorded if recorded in _PLAIN_URIS else configuration.LIBVIRT_URI
+
+
+def _xml(request: Request, opened: Image) -> str | None:
+    """Return the domain XML to restore by: the one given, or the image's; None without either."""
+    if request.xml is not None:
+        return request.xml
+    if opened.libvirt is not None:
+        return opened.libvirt.xml
+    found = opened.metadata.get("domain", {}).get("xml")
+    return str(found) if found is not None else None
+
+
+def _by_libvirt(request: Request, opened: Image, guest: Guest) -> _Choice:
+    from manager.operations import destination_libvirt
+
+    xml = _xml(request, opened)
+    if xml is None:
+        raise errors.NoDestination(
+            f"the image holds no domain XML to create the domain of guest {guest.name!r} from",
+            hint="give it with --xml FILE, or restore --into qmp:PATH",
+        )
+    uri = uri_of(opened, guest)
+    cookie = opened.libvirt.cookie if opened.libvirt else None
+    if request.xml is None:
+        cookie = cookie or opened.metadata.get("domain", {}).get("cookie")
+    started = destination_libvirt.created(uri, xml, cookie)
+    return attach.Monitor(uri=uri, domain=domain_xml.identity(xml).uuid), started
+
+
+def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -> _Choice:
+    log = attach.log_path(config, guest.name)
+    if guest.emulator is not None:
+        socket = attach.socket_path(guest, config)
+        return attach.Monitor.at(socket), destination.emulated(guest, config)
+    if guest.launch and guest.qmp is not None:
+        socket = str(guest.qmp)
+        return attach.Monitor.at(socket), destination.launched(guest.launch, socket, log)
+    recorded: dict[str, Any] | None = opened.metadata.get("command")
+    if recorded and request.trust_recorded_command:
+        argv = [str(part) for part in recorded["argv"]]
+        socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
+        started = destination.launched(argv, socket, log, recorded.get("cwd"))
+        return attach.Monitor.at(socket), started
+    raise errors.NoDestination(
+        f"nothing says how to start guest {guest.name!r}",
+        hint="give it 'launch:' in the configuration, or use --into qmp:PATH, "
+        "or --trust-recorded-command",
+    )
+
+
+def _own_socket(config: Config, name: str) -> str:
+    directory = locks.state_directory(config.state, "monitors")
+    return str(directory / f"{attach.log_path(config, name).stem[-40:]}.qmp")
