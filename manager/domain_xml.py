@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from manager import errors, units
 
 # libvirt's RPC carries no longer string (REMOTE_STRING_MAX of remote_protocol.x), so no domain has
-# more; and a parser may take a hundred times the bytes of XML made to hurt.
+# more; and a parser may take thirty times the bytes of XML made to hurt.
 MAX_CHARACTERS = 4 * units.MIB
 _MAX_DEPTH = 256  # libxml2, with which libvirt reads it, goes no deeper (xmlParserMaxDepth)
 _CHUNK = 64 * units.KIB

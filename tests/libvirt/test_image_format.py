@@ -1,4 +1,4 @@
-"""Images of libvirt's format between mapsave and virsh: each takes the other's, before and after."""
+"""Images of libvirt's format between mapsave and virsh: each takes the other's."""
 
 from __future__ import annotations
 
