@@ -6,7 +6,8 @@
 The daemon of ``running()`` is root's, as ``qemu:///system`` is. It lives in namespaces of its own
 (unshare(1)): its ``/etc/libvirt``, ``/var/{lib,log,cache}/libvirt`` and all of ``/run`` are private
 directories, so it meets neither D-Bus nor systemd-machined; it sees no control groups and no
-network. All other paths are the same inside and outside.
+network. All other paths are the same inside and outside, but for file systems that are mounted
+while it runs: it sees those only where mounts propagate (mount_namespaces(7)), so mount first.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kit import processes, qemu, wait
+from tests.kit import libvirt_files, processes, qemu, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,12 @@ class Daemon:
     def virsh(
         self, *arguments: str | os.PathLike[str], check: bool = True, timeout: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``virsh`` on this daemon; with ``check``, fail with its words unless it succeeds."""
+        """Run ``virsh`` on this daemon; with ``check``, fail with its words unless it succeeds.
+
+        Files are given as ``Path``, and what the daemon sees there must be what we see.
+        """
+        for path in arguments:
+            assert not isinstance(path, Path) or self._sees(path), f"libvirtd does not see {path}"
         done = subprocess.run(
             ["virsh", "--connect", self.uri, *arguments],
             env={**os.environ, "LC_ALL": "C.UTF-8"},
@@ -158,7 +164,7 @@ class Daemon:
 
     def guests(self) -> list[int]:
         """Return the process ids of QEMUs and helpers that this daemon has started."""
-        return [pid for pid in _belonging_to(self.directory) if pid != self.pid]
+        return [pid for pid in libvirt_files.belonging_to(self.directory) if pid != self.pid]
 
     def close(self) -> None:
         """End the daemon and all its guests."""
@@ -177,6 +183,13 @@ class Daemon:
         if not self.socket.exists():
             return False
         return self.virsh("version", check=False).returncode == 0
+
+    def _sees(self, path: Path) -> bool:
+        """Tell whether the daemon, if it runs, has our directory of ``path`` at this place."""
+        if not self.alive():
+            return True
+        inside = Path(f"/proc/{self.pid}/root{path.parent.resolve()}")
+        return inside.exists() and inside.samefile(path.parent)
 
     def _end(self, number: signal.Signals) -> None:
         if not self.alive():
@@ -209,10 +222,12 @@ def running(*, qemu_conf: str = "", daemon_conf: str = "") -> Iterator[Daemon]:
         (configuration / "qemu.conf").write_text(_QEMU_CONF + _AS_ROOT + qemu_conf)
         (configuration / "libvirtd.conf").write_text(_DAEMON_CONF + daemon_conf)
         socket = directory / "run/libvirt/libvirt-sock"
-        enter = ["unshare", "--mount", "--net", "--propagation=private", "sh", "-c", _ENTER, "sh"]
+        enter = ["unshare", "--mount", "--net", "--propagation=slave", "sh", "-c", _ENTER, "sh"]
         argv = [*enter, str(directory), "libvirtd"]
         daemon = Daemon(f"qemu+unix:///system?socket={socket}", socket, directory, argv)
-        with _capabilities_kept("system", directory / "var/cache/libvirt/qemu", daemon.user):
+        with libvirt_files.capabilities_kept(
+            "system", directory / "var/cache/libvirt/qemu", daemon.user
+        ):
             yield from _lifetime(daemon)
 
 
@@ -241,8 +256,10 @@ def session(*, user: int = NOBODY, qemu_conf: str = "") -> Iterator[Daemon]:
         uri = f"qemu+unix:///session?socket={socket}"
         rights = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         daemon = Daemon(uri, socket, directory, [*rights, "libvirtd"], user, env)
-        with _capabilities_kept("session", directory / "cache/libvirt/qemu/cache", user):
-            _give(directory, user)
+        with libvirt_files.capabilities_kept(
+            "session", directory / "cache/libvirt/qemu/cache", user
+        ):
+            libvirt_files.give(directory, user)
             yield from _lifetime(daemon)
 
 
@@ -257,10 +274,10 @@ def embedded(*, qemu_conf: str = "") -> Iterator[str]:
         (directory / "etc").mkdir()
         (directory / "etc/qemu.conf").write_text(_QEMU_CONF + _AS_ROOT + qemu_conf)
         try:
-            with _capabilities_kept("embedded", directory / "cache/qemu", 0):
+            with libvirt_files.capabilities_kept("embedded", directory / "cache/qemu", 0):
                 yield f"qemu:///embed?root={directory}"
         finally:
-            for pid in _belonging_to(directory):
+            for pid in libvirt_files.belonging_to(directory):
                 processes.end(pid)
 
 
@@ -285,50 +302,3 @@ def _lifetime(daemon: Daemon) -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.close()
-
-
-def _belonging_to(directory: Path) -> list[int]:
-    """Return the processes in a daemon's mount namespace, and QEMUs with files in ``directory``.
-
-    A mount is listed by its path within its file system (proc_pid_mountinfo(5)), whose last part
-    is unique.
-    """
-    name = directory.name.encode()
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        # Gone meanwhile, or not ours to look at.
-        with suppress(OSError):
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            command = (entry / "cmdline").read_bytes()
-            is_qemu = b"qemu-system" in command.partition(b"\0")[0]
-            if name in (entry / "mountinfo").read_bytes() or (is_qemu and name in command):
-                found.append(int(entry.name))
-    return found
-
-
-@contextmanager
-def _capabilities_kept(kind: str, place: Path, user: int) -> Iterator[None]:
-    """Give a new libvirt what an earlier one found out about QEMU, which takes it seconds.
-
-    libvirt itself checks whether that is still true, and asks QEMU again if not.
-    """
-    cache = Path(os.environ.get("MAPSAVE_TEST_CACHE") or Path.home() / ".cache" / "mapsave-tests")
-    kept, found = cache / f"libvirt-{kind}", place / "capabilities"
-    found.mkdir(parents=True)
-    if kept.exists():
-        shutil.copytree(kept, found, dirs_exist_ok=True)
-    _give(found, user)
-    try:
-        yield
-    finally:
-        kept.mkdir(parents=True, exist_ok=True)
-        for path in found.iterdir():
-            new = kept / f"{path.name}.{os.getpid()}"
-            shutil.copyfile(path, new)
-            new.replace(kept / path.name)
-
-
-def _give(directory: Path, user: int) -> None:
-    for path in (directory, *directory.rglob("*")):
-        os.chown(path, user, user)

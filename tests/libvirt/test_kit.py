@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import libvirt
 import pytest
 
-from tests.kit import domain, libvirtd, linux_guest, patterns, processes, qmp, ram, wait
+from tests.kit import domain, libvirtd, linux_guest, patterns, processes, qmp, ram, storage, wait
 
 if TYPE_CHECKING:
     from tests.kit.libvirtd import Daemon
@@ -137,6 +137,16 @@ def test_running_guest_and_errors_of_its_monitor(daemon: Daemon) -> None:
             guest.execute("add-fd", fdset_id=9, opaque="test")
         with pytest.raises(AssertionError, match="virsh suspend"):
             guest.virsh("suspend", "--nosuch")
+
+
+def test_file_system_that_the_daemon_does_not_see(daemon: Daemon, tmp_path: Path) -> None:
+    with storage.tmpfs(8 * patterns.MIB, tmp_path) as place, domain.running(daemon) as guest:
+        if "shared:" not in " ".join(line for line in mounts() if f" {place} " in line):
+            with pytest.raises(AssertionError, match="does not see"):
+                guest.virsh("save", place / "image")
+        with libvirtd.running() as later, domain.running(later) as other:
+            other.virsh("save", place / "image")
+            assert (place / "image").exists()
 
 
 def test_session_of_an_ordinary_user(session_daemon: Daemon, tmp_path: Path) -> None:
