@@ -11,8 +11,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import tenacity
-
 from manager import errors
 from manager.monitor import qmp
 from manager.operations import locks
@@ -131,6 +129,8 @@ async def connected_when_up(
 
     Raises Unreachable after ``timeout`` seconds, or at once where ``process`` has failed.
     """
+
+    import tenacity  # slow to import, and there is time while QEMU starts
 
     def still_coming(_: BaseException) -> bool:
         return process is None or process.poll() in (None, 0)
