@@ -18,9 +18,8 @@ import errno
 import fcntl
 import mmap
 import os
-import secrets
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from manager import errors
 from manager.image import syscalls
@@ -161,10 +160,21 @@ def _probe_file(directory: int) -> Iterator[int]:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-        name = f".mapsave-probe-{secrets.token_hex(8)}"
+        name = f".mapsave-probe-{os.urandom(8).hex()}"
         fd = syscalls.open_beneath(directory, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(name, dir_fd=directory)
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def takes_direct_io(fd: int, wish: Literal["auto", "on", "off"]) -> bool:
+    """Choose direct-io for reading where the file system of ``fd`` takes it; a wish always wins."""
+    if wish != "auto":
+        return wish == "on"
+    try:
+        with reopened(fd, os.O_RDONLY | os.O_DIRECT):
+            return True
+    except OSError:
+        return False
