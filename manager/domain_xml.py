@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import uuid as uuids
-from xml.etree import ElementTree
 
 from manager import errors, units
 
@@ -56,6 +55,8 @@ def identity(xml: str) -> Identity:
 
     Raises InvalidImage where it is no domain XML, too long, or lacks one of the two.
     """
+    from xml.etree import ElementTree  # slow to import, and native images hold no XML
+
     if len(xml) > MAX_CHARACTERS:
         raise errors.InvalidImage(
             f"the domain XML has {len(xml)} characters; libvirt itself takes {MAX_CHARACTERS}"
