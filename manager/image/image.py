@@ -270,10 +270,10 @@ class Image:
     def validate(self) -> Contents:
         """Read the structure whole. Raises PartialImage, TruncatedImage or InvalidImage."""
         if self.block.state is State.PARTIAL:
-            raise errors.PartialImage(
-                f"{self.path!r} was never completed",
-                hint="'mapsave recover' finishes or removes what an interrupted save left",
-            )
+            hint = "'mapsave recover' finishes or removes what an interrupted save left"
+            if not self.has_superblock:
+                hint = "libvirt is saving it just now, or was interrupted and will not complete it"
+            raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
         return validate_stream(self.fd, self.block.stream_offset, self.size)
 
     def mark(self, state: State) -> None:

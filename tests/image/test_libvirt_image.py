@@ -84,6 +84,7 @@ def test_committed_image(held: int, tmp_path: Path) -> None:
         partial.sync()
         assert partial.validate().used_pages == (5, 1)
         partial.commit({"guest": {"name": "new"}}, replace=False)
+        assert partial.libvirt is not None and partial.libvirt.complete
         identity = partial.block.uuid
     assert os.listdir(tmp_path) == ["a"]
     with image.opened(tmp_path / "a") as opened:
@@ -242,8 +243,9 @@ def test_partial_image_of_virsh(held: int, tmp_path: Path) -> None:
     path = write(tmp_path / "a.partial", of_virsh(magic=PART))
     with image.opened(path) as opened:
         assert opened.block.state is State.PARTIAL
-        with pytest.raises(errors.PartialImage):
+        with pytest.raises(errors.PartialImage) as caught:
             opened.validate()
+    assert "libvirt" in str(caught.value.hint)  # recover does nothing about it
     # libvirt holds no lock, so only its silence tells that it writes no more.
     assert not image.is_abandoned(held, "a.partial")
     hour = path.stat().st_mtime - 3610

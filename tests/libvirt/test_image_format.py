@@ -146,8 +146,10 @@ def test_cookie_of_virsh_in_our_image(guest: Domain, tmp_path: Path) -> None:
         cookie = opened.libvirt.cookie
     guest.daemon.virsh("restore", path)
     ours = save_by_hand(guest, tmp_path, "ours", cookie=cookie)
-    guest.daemon.virsh("restore", ours)
+    guest.daemon.virsh("restore", ours, "--parallel-channels", "2", "--bypass-cache")
     assert guest.state().startswith("paused")
+    guest.virsh("managedsave")
+    guest.virsh("start", "--paused")
 
 
 @pytest.mark.parametrize("format", ["raw", "gzip"])
