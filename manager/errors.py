@@ -216,6 +216,12 @@ class CommitFailed(SaveFailed):
     id = "save.commit"
 
 
+class GuestContinued(SaveFailed):
+    """Somebody else continued the guest during the save, which was given up; the guest runs."""
+
+    id = "save.guest_continued"
+
+
 class GuestNotPutBack(SaveFailed):
     """QEMU refused to continue the guest after a save, good or failed; its run state is named."""
 

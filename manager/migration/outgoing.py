@@ -59,18 +59,20 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
     """Save to ``path`` (a file or ``/dev/fdset/N``) from byte ``offset``; return the outcome.
 
     Returns once the guest is in ``postmigrate``: only then may it be continued. Cancelled, it
-    cancels the migration and waits until QEMU has put the guest back.
+    cancels the migration and waits until QEMU has put the guest back; likewise where somebody else
+    continues the guest, unless ``live``.
 
-    Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later, MonitorLost.
+    Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later,
+    GuestContinued, MonitorLost, MonitorBroken.
     """
-    with session.events("MIGRATION", "MIGRATION_PASS", "STOP") as events:
+    with session.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME") as events:
         uri = f"file:{path},offset={offset:#x}"
         try:
             await session.execute("migrate", {"uri": uri})
             outcome = await _follow(session, events, phases, live=live)
             if outcome.status == "completed":
                 await guest_state.settled(session, "postmigrate")
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, errors.MonitorBroken, errors.GuestContinued):
             with contextlib.suppress(errors.MonitorLost):
                 await undoing.whole(cancel(session))
             raise
@@ -97,6 +99,11 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
         event = await events.next(timeout=_POLL)
         if event is not None and event.name == "STOP":
             continue  # a live save pauses the guest for its end; figures follow
+        if event is not None and event.name == "RESUME" and not live:
+            raise errors.GuestContinued(
+                f"{session.address}: somebody else continued the guest while it was being saved",
+                hint="the guest runs; save it again, or with --live",
+            )
         outcome = await query(session)
         phases.progress(outcome.ram)
         if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:

@@ -51,6 +51,16 @@ class Settings:
         """Return the settings that ``as_dict`` gave to the journal."""
         return cls(dict(data["capabilities"]), dict(data["parameters"]))
 
+    def of_libvirt(self) -> Settings:
+        """Return the settings that a guest of libvirt is to be left with.
+
+        libvirt 11.3 leaves mapped-ram and multifd on after a sparse restore or a failed save of its
+        own, and sets them itself whenever it needs them. With them on, the next internal snapshot
+        kills QEMU 10.0: they are not put back.
+        """
+        off = {name: False for name in REQUIRED_CAPABILITIES if name in self.capabilities}
+        return dataclasses.replace(self, capabilities={**self.capabilities, **off})
+
 
 async def query(session: Session) -> Settings:
     """Return what is in force. Raises what ``Session.execute`` raises."""

@@ -117,11 +117,7 @@ async def connect(uri: str) -> Any:
 def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
     words = f"cannot connect to libvirt at {uri!r}: {error}"
     code = error.get_error_code()
-    denied = (
-        libvirt.VIR_ERR_AUTH_FAILED,
-        libvirt.VIR_ERR_AUTH_DENIED,
-        libvirt.VIR_ERR_AUTH_CANCELLED,
-    )
+    denied = _codes(libvirt, "AUTH_FAILED", "AUTH_UNAVAILABLE", "AUTH_CANCELLED")
     if code in denied or "Permission denied" in str(error):
         return errors.NotPermitted(words, hint="run as root, or as a member of the libvirt group")
     if code in _codes(libvirt, "INVALID_ARG", "NO_CONNECT"):

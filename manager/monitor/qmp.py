@@ -136,6 +136,7 @@ class QmpSession:
 
     async def end(self, timeout: float) -> None:
         await self.execute("quit", timeout=timeout)
+        await self.wait_lost(timeout)
 
     async def domain(self) -> None:
         return None

@@ -35,13 +35,15 @@ _READ_CHUNK = 1 << 20
 class Destination:
     """A QEMU that waits for an incoming migration; ``process`` is set where we started it.
 
-    What it prints goes to the file ``log``, or is read from the open file ``stderr``.
+    What it prints goes to the file ``log``, or is read from the open file ``stderr``. ``is_loaded``
+    where libvirt has read the image already.
     """
 
     session: Session
     log: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     stderr: BinaryIO | None = None
+    is_loaded: bool = False
     is_kept: bool = False
 
     def keep(self) -> None:

@@ -60,7 +60,7 @@ def guest_of(config: Config, request: Request, name: str) -> Guest:
 
 def is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
     """Tell whether libvirt is to have the guest: it had it, and nothing says otherwise."""
-    if guest.libvirt is not None or request.xml is not None:
+    if guest.libvirt is not None or request.xml is not None or request.through_libvirt:
         return True
     configured = guest.launch or guest.emulator is not None or request.trust_recorded_command
     return not configured and _xml(request, opened) is not None
@@ -94,11 +94,13 @@ def _by_libvirt(request: Request, opened: Image, guest: Guest) -> _Choice:
             hint="give it with --xml FILE, or restore --into qmp:PATH",
         )
     uri = uri_of(opened, guest)
+    monitor = attach.Monitor(uri=uri, domain=domain_xml.identity(xml).uuid)
+    if request.through_libvirt:
+        return monitor, destination_libvirt.loaded(uri, xml, opened, request)
     cookie = opened.libvirt.cookie if opened.libvirt else None
     if request.xml is None:
         cookie = cookie or opened.metadata.get("domain", {}).get("cookie")
-    started = destination_libvirt.created(uri, xml, cookie)
-    return attach.Monitor(uri=uri, domain=domain_xml.identity(xml).uuid), started
+    return monitor, destination_libvirt.created(uri, xml, cookie)
 
 
 def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -> _Choice:

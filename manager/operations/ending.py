@@ -33,7 +33,6 @@ async def end_guest(session: Session) -> None:
             "%s: the image is committed, but QEMU does not quit: %s", session.address, error
         )
         return
-    await session.wait_lost(QUIT_TIMEOUT)
     if pid is not None and not await ended(pid, QUIT_TIMEOUT):
         _log.warning("%s: QEMU (pid %d) has not ended yet", session.address, pid)
 

@@ -80,6 +80,8 @@ async def gather(session: Session) -> Facts:
 
 async def _gather(session: Session) -> Facts:
     migration = await session.execute("query-migrate")
+    domain = await session.domain()
+    settings = await parameters.query(session)
     return Facts(
         name=(await session.execute("query-name")).get("name"),
         uuid=await _uuid(session),
@@ -88,13 +90,13 @@ async def _gather(session: Session) -> Facts:
         cpu=await _cpu(session),
         run_state=await guest_state.run_state(session),
         memory=await memory(session),
-        settings=await parameters.query(session),
+        settings=settings if domain is None else settings.of_libvirt(),
         migration=outgoing.Outcome.from_reply(migration).status,
         blocked_reasons=tuple(migration.get("blocked-reasons", ())),
         fdsets=tuple(await fdset.query(session)),
         pid=session.pid,
         process=_process(session.pid),
-        domain=await session.domain(),
+        domain=domain,
     )
 
 

@@ -47,7 +47,7 @@ class Request:
     """What is asked of a restore.
 
     ``into`` is the path of a waiting QEMU's QMP socket, ``xml`` a domain XML that takes the place
-    of the image's.
+    of the image's. With ``through_libvirt`` libvirt reads the image by its path itself.
     """
 
     image: str
@@ -99,7 +99,7 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
                     f"{opened.path!r} was restored before",
                     hint="its disks have moved on since; --again restores it nevertheless",
                 )
-            phases.enter("start")
+            phases.enter("read" if request.through_libvirt else "start")
             name = str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
             with journal.operation(
                 config.state, "restore", image=os.path.realpath(path), guest=name
@@ -127,14 +127,15 @@ async def _load(
 ) -> dict[str, Any]:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session = target.session
-    phases.enter("compare")
-    await destination.compare(target, opened, contents, force=request.force)
-    domain = await session.domain()
-    labels = save_request.policy_labelling(config, request.policy or "auto", domain)
-    labels.check(os.path.dirname(os.path.realpath(opened.path)), session.pid, "restore")
-    with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
-        phases.enter("read")
-        await _transfer(request, opened, target, log)
+    if not target.is_loaded:
+        phases.enter("compare")
+        await destination.compare(target, opened, contents, force=request.force)
+        domain = await session.domain()
+        labels = save_request.policy_labelling(config, request.policy or "auto", domain)
+        labels.check(os.path.dirname(os.path.realpath(opened.path)), session.pid, "restore")
+        with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
+            phases.enter("read")
+            await _transfer(request, opened, target, log)
     phases.enter("run")
     runs = _shall_run(request, opened)
     state = await waiting.to_the_end(_hand_to_user(opened, target, log, runs=runs))
@@ -172,7 +173,7 @@ async def _transfer(
     session = target.session
     found = await parameters.query(session)
     wanted = {
-        "direct-io": _direct_io(request, opened),
+        "direct-io": descriptors.takes_direct_io(opened.fd, request.direct_io),
         "multifd-channels": request.channels or DEFAULT_CHANNELS,
     }
     number = await fdset.choose_id(session)
@@ -207,17 +208,6 @@ async def _transfer(
         raise errors.RestoreFailed(
             error.message + (f" ({words})" if words else ""), **error.data
         ) from None
-
-
-def _direct_io(request: Request, opened: Image) -> bool:
-    """Choose direct-io where the image's file system takes it; a wish always wins."""
-    if request.direct_io != "auto":
-        return request.direct_io == "on"
-    try:
-        with descriptors.reopened(opened.fd, os.O_RDONLY | os.O_DIRECT):
-            return True
-    except OSError:
-        return False
 
 
 async def _hand_to_user(

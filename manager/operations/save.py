@@ -133,6 +133,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                 with contextlib.suppress(errors.CommandRefused, errors.MonitorLost):
                     await paused.resume(job.session)
             contents = await save_commit.prove(job, partial, outcome)
+            await save_commit.check_undisturbed(job)
             return await waiting.to_the_end(
                 save_commit.commit(guest, job, partial, applied, paused, contents)
             )

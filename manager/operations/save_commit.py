@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import bitmaps, syscalls
+from manager.migration import guest_state
 from manager.operations import ending, metadata, waiting
 
 if TYPE_CHECKING:
@@ -46,6 +48,22 @@ async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Cont
             f"{job.partial_path!r}, read back: {error.message}", found=error.as_dict()
         ) from None
     return contents
+
+
+async def check_undisturbed(job: SaveJob) -> None:
+    """See that nobody else has continued the guest meanwhile: its image would be stale.
+
+    Raises GuestContinued. A guest that has ended is in the image, and nowhere else.
+    """
+    if job.then == "resume":
+        return
+    with contextlib.suppress(errors.MonitorError):
+        if await guest_state.run_state(job.session) == "running":
+            raise errors.GuestContinued(
+                f"{job.session.address}: somebody else continued the guest before its image was "
+                "committed, which was removed",
+                hint="the guest runs; save it again",
+            )
 
 
 def _trim(partial: Partial, contents: Contents) -> None:

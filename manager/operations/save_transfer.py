@@ -149,6 +149,7 @@ async def _check_loss(
         partial.validate()
     except errors.InvalidImage:
         raise errors.SaveQemuDied(
-            f"guest {job.metadata['guest']['name']!r}: QEMU ended while it was saving",
+            f"guest {job.metadata['guest']['name']!r}: QEMU ended while it was saving "
+            f"({error.message})",
             hint="see QEMU's own log; mapsave did not end it",
         ) from None

@@ -1,0 +1,244 @@
+"""A link to one domain of libvirt: calls on it, its events, and a daemon that may come and go.
+
+When the daemon ends, QEMU goes on. The link then waits for the daemon to come back and repeats the
+call, unless it must not be made twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+import tenacity
+
+from manager import errors
+from manager.monitor import domain, libvirt_connection
+from manager.monitor.session import COMMAND_TIMEOUT, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Seconds that a libvirtd may take to come back: a restart, or an update of its package.
+RECONNECT_TIMEOUT = 60.0
+# An event that says why a domain ended comes about as soon as the end itself.
+_REASON_TIMEOUT = 0.2
+# What may not be repeated: it would be done twice where the first one had come through.
+_ONCE = frozenset(("migrate", "migrate-incoming", "add-fd"))
+
+
+class DomainEvents:
+    """The queue of one listener to QEMU's events, which also ends when the domain does."""
+
+    def __init__(self, link: Link, names: tuple[str, ...]) -> None:
+        self.names = frozenset(names)
+        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._link = link
+
+    async def next(self, timeout: float | None = None) -> Event | None:
+        """Return the next event; None after ``timeout`` seconds. Raises MonitorLost."""
+        if not self.queue.empty():
+            return self.queue.get_nowait()
+        ended = asyncio.ensure_future(self._link.ended.wait())
+        arrived = asyncio.ensure_future(self.queue.get())
+        try:
+            await asyncio.wait(
+                (ended, arrived), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if arrived.done():
+                return arrived.result()
+            if ended.done():
+                raise self._link.lost()
+            return None
+        finally:
+            ended.cancel()
+            arrived.cancel()
+
+
+class Link:
+    """Calls on one domain. ``ended`` is set once the domain runs no more.
+
+    ``handle`` is the ``virDomain``, another one behind each reconnection.
+    """
+
+    def __init__(self, uri: str, connection: Any, handle: Any) -> None:
+        self.uri = uri
+        self.name: str = handle.name()
+        self.uuid: str = handle.UUIDString()
+        self.handle = handle
+        self.libvirt = libvirt_connection.library()
+        self.ended = asyncio.Event()
+        self._connection = connection
+        self._how_ended: str | None = None
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[DomainEvents] = []
+        self._deregister: list[Callable[[], Any]] = []
+        self._reconnecting = asyncio.Lock()
+
+    @property
+    def address(self) -> str:
+        """The domain as users name it."""
+        return f"libvirt+{self.uri}#{self.name}"
+
+    def lost(self) -> errors.MonitorLost:
+        """Return the error that says that the domain runs no more, and why as far as is known."""
+        how = self._how_ended or "is not running any more"
+        return errors.MonitorLost(f"{self.address}: the domain {how}", how=self._how_ended)
+
+    @contextlib.contextmanager
+    def events(self, *names: str) -> Iterator[DomainEvents]:
+        """Listen to QEMU's events of these names from now on."""
+        listener = DomainEvents(self, names)
+        self._listeners.append(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners.remove(listener)
+
+    async def wait_ended(self, timeout: float) -> bool:
+        """Wait until the domain runs no more; False after ``timeout`` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.ended.wait()
+        return self.ended.is_set()
+
+    async def listen(self) -> None:
+        """Begin to listen to libvirt. Raises what ``repeatedly`` raises."""
+        await self.repeatedly("listen", self._register)
+
+    async def close(self) -> None:
+        """Deregister from events, and close the connection."""
+        await libvirt_connection.call(self._unregister)
+        await libvirt_connection.close(self._connection)
+
+    async def repeatedly(
+        self, command: str, function: Callable[[], Any], *, timeout: float | None = COMMAND_TIMEOUT
+    ) -> Any:
+        """Call ``function``, again behind a reconnection where ``command`` may be repeated.
+
+        Raises MonitorTimeout after ``timeout`` seconds; MonitorLost where the domain has ended or
+        the daemon stays away; MonitorBroken where the daemon was lost and ``command`` must not be
+        repeated; CommandRefused, NotPermitted with libvirt's words.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await libvirt_connection.call(function)
+            except TimeoutError:
+                raise errors.MonitorTimeout(
+                    f"{self.address}: no answer to {command} within {timeout:g} s", command=command
+                ) from None
+            except self.libvirt.libvirtError as error:
+                await self._judge(command, error)
+
+    def refused(self, command: str, error: Any) -> errors.MapsaveError:
+        """Return our error for one of libvirt's."""
+        code = error.get_error_code()
+        if code == self.libvirt.VIR_ERR_OPERATION_TIMEOUT:
+            return errors.MonitorTimeout(f"{self.address}: {command}: {error}", command=command)
+        if code in (self.libvirt.VIR_ERR_ACCESS_DENIED, self.libvirt.VIR_ERR_OPERATION_DENIED):
+            return errors.NotPermitted(f"{self.address}: libvirt does not allow {command}: {error}")
+        return errors.CommandRefused(command, "libvirt", str(error))
+
+    def is_over(self, error: Any) -> bool:
+        """Tell whether ``error`` came because the domain runs no more. Blocks."""
+        if error.get_error_code() == self.libvirt.VIR_ERR_NO_DOMAIN:
+            return True
+        try:
+            return not self.handle.isActive()
+        except self.libvirt.libvirtError as second:
+            return bool(second.get_error_code() == self.libvirt.VIR_ERR_NO_DOMAIN)
+
+    async def _judge(self, command: str, error: Any) -> None:
+        """Return where the daemon was lost and is back, and ``command`` may be repeated."""
+        if await libvirt_connection.call(self._is_connected):
+            if await libvirt_connection.call(self.is_over, error):
+                await self.wait_ended(_REASON_TIMEOUT)
+                raise self.lost() from None
+            raise self.refused(command, error) from None
+        await self._reconnect(error)
+        if command in _ONCE:
+            raise errors.MonitorBroken(
+                f"{self.address}: libvirtd ended during {command}, and is back", command=command
+            ) from None
+
+    def _is_connected(self) -> bool:
+        try:
+            return bool(self._connection.isAlive() == 1)
+        except self.libvirt.libvirtError:
+            return False
+
+    async def _reconnect(self, reason: Any) -> None:
+        """Wait for the daemon to come back, and find the domain again."""
+        async with self._reconnecting:
+            if await libvirt_connection.call(self._is_connected):
+                return  # another call has done it meanwhile
+            attempts = tenacity.AsyncRetrying(
+                wait=tenacity.wait_exponential(multiplier=0.05, max=1.0),
+                stop=tenacity.stop_after_delay(RECONNECT_TIMEOUT),
+                retry=tenacity.retry_if_exception_type(errors.Unreachable),
+                reraise=True,
+            )
+            try:
+                connection: Any = await attempts(libvirt_connection.connect, self.uri)
+            except errors.Unreachable as error:
+                raise errors.MonitorLost(
+                    f"{self.address}: libvirtd was lost ({reason}) and has not come back within "
+                    f"{RECONNECT_TIMEOUT:g} s: {error}"
+                ) from None
+            await libvirt_connection.close(self._connection)
+            self._connection = connection
+            try:
+                find = connection.lookupByUUIDString
+                self.handle = await libvirt_connection.call(find, self.uuid)
+                await libvirt_connection.call(self._register)
+            except self.libvirt.libvirtError:
+                raise self.lost() from None
+
+    def _register(self) -> None:
+        """Register for QEMU's events and for those of the domain's life. Blocks."""
+        import libvirt_qemu
+
+        lifecycle = self._connection.domainEventRegisterAny(
+            self.handle,
+            self.libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            lambda _c, _d, event, detail, _o: self._soon(self._lived, event, detail),
+            None,
+        )
+        monitor = libvirt_qemu.qemuMonitorEventRegister(
+            self._connection,
+            self.handle,
+            None,
+            lambda _c, _d, name, _s, _us, details, _o: self._soon(self._heard, name, details),
+            None,
+            0,
+        )
+        self._deregister = [
+            functools.partial(self._connection.domainEventDeregisterAny, lifecycle),
+            functools.partial(libvirt_qemu.qemuMonitorEventDeregister, self._connection, monitor),
+        ]
+
+    def _unregister(self) -> None:
+        for deregister in self._deregister:
+            with contextlib.suppress(self.libvirt.libvirtError):
+                deregister()
+        self._deregister = []
+
+    # Events, from libvirt's thread to our loop.
+
+    def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # our loop has ended meanwhile
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _heard(self, name: str, details: str | None) -> None:
+        event = Event(name, json.loads(details) if details else {})
+        for listener in self._listeners:
+            if not listener.names or name in listener.names:
+                listener.queue.put_nowait(event)
+
+    def _lived(self, event: int, detail: int) -> None:
+        if event == self.libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._how_ended = domain.how_stopped(self.libvirt, detail)
+            self.ended.set()
