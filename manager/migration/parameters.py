@@ -55,11 +55,13 @@ class Settings:
         """Return the settings that a guest of libvirt is to be left with.
 
         libvirt 11.3 leaves mapped-ram and multifd on after a sparse restore or a failed save of its
-        own, and sets them itself whenever it needs them. With them on, the next internal snapshot
-        kills QEMU 10.0: they are not put back.
+        own, and with ``--bypass-cache`` also direct-io, and sets them itself whenever it needs
+        them. With them on, the next internal snapshot kills QEMU 10.0, and with direct-io on the
+        next ``virsh save`` without ``--bypass-cache``: they are not put back.
         """
         off = {name: False for name in REQUIRED_CAPABILITIES if name in self.capabilities}
-        return dataclasses.replace(self, capabilities={**self.capabilities, **off})
+        changed = {"direct-io": False} if "direct-io" in self.parameters else {}
+        return Settings({**self.capabilities, **off}, {**self.parameters, **changed})
 
 
 async def query(session: Session) -> Settings:

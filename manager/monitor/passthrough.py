@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from manager.monitor.session import Events
 
+# libvirt looks every 0.2 s whether a process that it ends is gone (util/virprocess.c).
+_NOTICE_TIMEOUT = 0.5
+
 
 class LibvirtSession:
     """A session with one active domain. Make one with ``connected``."""
@@ -113,9 +116,9 @@ class LibvirtSession:
     async def end(self, timeout: float) -> None:
         """Destroy the domain: a transient one disappears, a persistent one is shut off.
 
-        Returns as soon as QEMU's process has ended, its disks free. libvirt notices up to 0.2 s
-        later (util/virprocess.c), or when the host's init has reaped the process, and until then
-        lets everybody wait who asks about the domain: nobody sees it half ended.
+        Returns when QEMU's process has ended, its disks free, and libvirt has noticed. It cannot
+        notice where the host's init has not reaped the process yet. It does so later then, and
+        until that holds the domain's job, for which a start would wait.
         """
         destroying = asyncio.ensure_future(libvirt_connection.call(self._destroy, grace=0))
         gone = asyncio.ensure_future(self._process_gone())
@@ -123,6 +126,8 @@ class LibvirtSession:
             await asyncio.wait(
                 (destroying, gone), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
             )
+            if gone.done() and not process.is_zombie(self._pid):
+                await asyncio.wait((destroying,), timeout=_NOTICE_TIMEOUT)
             if destroying.done():
                 destroying.result()
             elif not gone.done():

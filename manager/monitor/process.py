@@ -49,6 +49,16 @@ async def ended(pid: int, started: int) -> None:
         os.close(fd)
 
 
+def is_zombie(pid: int | None) -> bool:
+    """Tell whether the process has ended but its parent has not asked for it yet."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return False
+    return stat[stat.rindex(b")") + 2 :].startswith(b"Z")
+
+
 def of_thread(thread: int) -> int | None:
     """Return the pid of the process that a thread is of; None where there is no such thread."""
     try:

@@ -89,7 +89,8 @@ async def _with_qemu(
         if not dry_run:
             await _tidy(orphan, session)
             if runs and opened is not None and opened.block.state is not State.RESTORED:
-                opened.mark(State.RESTORED)  # somebody let it run before we came
+                with contextlib.suppress(OSError):  # as a restore: not every image can be marked
+                    opened.mark(State.RESTORED)  # somebody let it run before we came
             if not runs:
                 await session.resume()
         return RUNS
