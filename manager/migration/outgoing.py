@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # How often QEMU is asked for figures while nothing happens, in seconds.
 _POLL = 0.25
 _OVER = frozenset(("completed", "failed", "cancelled"))
+_UNDER_WAY = frozenset(("setup", "active", "device"))
 # States from which a migration ends by itself once told to; `none` was never started.
 _IDLE = frozenset(("none", *_OVER))
 # A guest that dirties its memory faster than the disk writes would be saved for ever: after this
@@ -99,12 +100,18 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
         event = await events.next(timeout=_POLL)
         if event is not None and event.name == "STOP":
             continue  # a live save pauses the guest for its end; figures follow
-        if event is not None and event.name == "RESUME" and not live:
+        outcome = await query(session)
+        # QEMU itself continues a guest only behind a save that has failed.
+        if (
+            event is not None
+            and event.name == "RESUME"
+            and not live
+            and outcome.status in _UNDER_WAY
+        ):
             raise errors.GuestContinued(
                 f"{session.address}: somebody else continued the guest while it was being saved",
                 hint="the guest runs; save it again, or with --live",
             )
-        outcome = await query(session)
         phases.progress(outcome.ram)
         if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:
             await session.pause()
