@@ -28,13 +28,17 @@ def halting(directory: Path) -> str:
     return f"<loader type='rom'>{saxutils.escape(str(path))}</loader>"
 
 
-def save(how: Save, guest: Domain, site: cli.Site, name: str = "image") -> Path:
-    """Save the guest, which ends, to an image of ``site``; return its path."""
+def save(how: Save, guest: Domain, site: cli.Site, name: str = "image", *more: str) -> Path:
+    """Save the guest, which ends, to an image of ``site``; return its path.
+
+    ``more`` are options of ``mapsave save``.
+    """
     path = site.images / name
     if how == "virsh":
+        assert not more
         guest.virsh("save", path, "--image-format", "sparse")
     else:
-        site.run("save", guest.address, "-o", path, "--format", how, check=0)
+        site.run("save", guest.address, "-o", path, "--format", how, *more, check=0)
     return path
 
 
