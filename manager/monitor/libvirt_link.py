@@ -76,6 +76,7 @@ class Link:
         self._listeners: list[DomainEvents] = []
         self._deregister: list[Callable[[], Any]] = []
         self._reconnecting = asyncio.Lock()
+        self._given_up = False
 
     @property
     def address(self) -> str:
@@ -114,18 +115,25 @@ class Link:
         await libvirt_connection.close(self._connection)
 
     async def repeatedly(
-        self, command: str, function: Callable[[], Any], *, timeout: float | None = COMMAND_TIMEOUT
+        self,
+        command: str,
+        function: Callable[[], Any],
+        *,
+        timeout: float | None = COMMAND_TIMEOUT,
+        grace: float = libvirt_connection.GRACE,
     ) -> Any:
         """Call ``function``, again behind a reconnection where ``command`` may be repeated.
 
-        Raises MonitorTimeout after ``timeout`` seconds; MonitorLost where the domain has ended or
-        the daemon stays away; MonitorBroken where the daemon was lost and ``command`` must not be
-        repeated; CommandRefused, NotPermitted with libvirt's words.
+        Cancelled, it still waits ``grace`` seconds for it.
+
+        Raises MonitorTimeout after ``timeout`` seconds, or where the daemon stays away; MonitorLost
+        where the domain has ended; MonitorBroken where the daemon was lost and ``command`` must not
+        be repeated; CommandRefused, NotPermitted with libvirt's words.
         """
         while True:
             try:
                 async with asyncio.timeout(timeout):
-                    return await libvirt_connection.call(function)
+                    return await libvirt_connection.call(function, grace=grace)
             except TimeoutError:
                 raise errors.MonitorTimeout(
                     f"{self.address}: no answer to {command} within {timeout:g} s", command=command
@@ -177,17 +185,21 @@ class Link:
                 return  # another call has done it meanwhile
             attempts = tenacity.AsyncRetrying(
                 wait=tenacity.wait_exponential(multiplier=0.05, max=1.0),
-                stop=tenacity.stop_after_delay(RECONNECT_TIMEOUT),
+                # Once in vain, nobody waits again: what has to be undone makes several calls.
+                stop=tenacity.stop_after_delay(0 if self._given_up else RECONNECT_TIMEOUT),
                 retry=tenacity.retry_if_exception_type(errors.Unreachable),
                 reraise=True,
             )
             try:
                 connection: Any = await attempts(libvirt_connection.connect, self.uri)
             except errors.Unreachable as error:
-                raise errors.MonitorLost(
+                self._given_up = True
+                # Not MonitorLost: QEMU lives, and what it was told is still in force.
+                raise errors.MonitorTimeout(
                     f"{self.address}: libvirtd was lost ({reason}) and has not come back within "
                     f"{RECONNECT_TIMEOUT:g} s: {error}"
                 ) from None
+            self._given_up = False
             await libvirt_connection.close(self._connection)
             self._connection = connection
             try:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
@@ -120,7 +121,9 @@ class LibvirtSession:
         notice where the host's init has not reaped the process yet. It does so later then, and
         until that holds the domain's job, for which a start would wait.
         """
-        destroying = asyncio.ensure_future(libvirt_connection.call(self._destroy, grace=0))
+        destroying = asyncio.ensure_future(
+            self._link.repeatedly("destroy", self._destroy, timeout=None, grace=0)
+        )
         gone = asyncio.ensure_future(self._process_gone())
         try:
             await asyncio.wait(
@@ -132,8 +135,6 @@ class LibvirtSession:
                 destroying.result()
             elif not gone.done():
                 raise errors.MonitorTimeout(f"{self.address}: libvirt does not end the domain")
-        except self._link.libvirt.libvirtError as error:
-            raise self._link.refused("destroy", error) from None
         finally:
             destroying.cancel()
             gone.cancel()
@@ -218,7 +219,7 @@ async def connected(uri: str, named: str) -> AsyncIterator[LibvirtSession]:
         except errors.MonitorLost:
             raise errors.WrongRunState(
                 f"{session.address}: the domain is shut off",
-                hint=f"start it: virsh start {handle.name()}",
+                hint=f"start it: virsh start {shlex.quote(handle.name())}",
             ) from None
         yield session
     finally:
