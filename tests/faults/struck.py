@@ -38,13 +38,14 @@ def stopped(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run ``mapsave`` up to right behind ``step``, where it stands still; then let it end."""
     with _started(site, "after", step, "STOP", *arguments) as process:
-        wait.until(lambda: _stands_still(process), what=f"mapsave to stop at {step}")
+        wait.until(lambda: stands_still(process), what=f"mapsave to stop at {step}")
         yield process
         process.send_signal(signal.SIGCONT)
         process.wait(60)
 
 
-def _stands_still(process: subprocess.Popen[str]) -> bool:
+def stands_still(process: subprocess.Popen[str]) -> bool:
+    """Tell whether ``mapsave`` was stopped by a signal; fail if it has ended."""
     assert process.poll() is None, process.communicate()
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 

@@ -1,0 +1,287 @@
+"""libvirtd killed at every step of a save, signals, full disks: the guest runs, or is an image."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults import struck
+from tests.kit import cli, domain, patterns, processes, ram, state, storage, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kit.domain import Domain
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+NAME = "web01"
+IMAGE = "one.mapsave"
+RUNS = "running (unpaused)"
+MIB = 1 << 20
+_CHECKOUT = Path(__file__).parents[2]
+# Seconds until a libvirtd that was killed is started again.
+_AWAY = 0.5
+# Bytes per second: a guest of 64 MiB is being written for eight seconds.
+_SLOW = 8 * MIB
+# What a save is killed at before QEMU is done with its stream, and behind that.
+NOT_YET = ("begin", "label", "hand-over", "pause", "migrate")
+WHOLE = ("complete", "commit", "committed")
+# As ``struck.stopped``, with a shorter patience for a libvirtd that is away.
+_IMPATIENT = """
+import sys
+from manager.cli import main
+from manager.monitor import libvirt_link
+from tests.faults import killer
+libvirt_link.RECONNECT_TIMEOUT = 0.5
+killer.arm("after", sys.argv[1], "STOP")
+main.main(sys.argv[2:])
+"""
+
+
+def error_of(result: cli.Result) -> str:
+    """Return the id of the error that ``--json`` printed."""
+    return str(result.json()["error"]["id"])
+
+
+def finished(process: subprocess.Popen[str]) -> cli.Result:
+    """Let a ``mapsave`` that stands still go on to its end, and return what it left."""
+    process.send_signal(signal.SIGCONT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert "Traceback (most recent call last)" not in stderr, stderr
+    return cli.Result((), process.returncode, stdout, stderr)
+
+
+@contextmanager
+def writing(
+    site: cli.Site, guest: Domain, *arguments: str | os.PathLike[str]
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``mapsave save`` until QEMU writes, slowly, from then on."""
+    with struck.stopped(site, "migrate", *arguments) as process:
+        guest.execute("migrate-set-parameters", max_bandwidth=_SLOW)
+        process.send_signal(signal.SIGCONT)
+        wait.until(lambda: _written(site) > 4 * MIB, what="pages in the partial image")
+        yield process
+
+
+def _written(site: cli.Site) -> int:
+    return sum(path.stat().st_blocks * 512 for path in struck.partials(site))
+
+
+def nothing_left(site: cli.Site, *images: str) -> None:
+    """Fail unless the journals are gone and just ``images`` are in the image directory."""
+    assert not struck.journals(site)
+    assert [path.name for path in site.images.iterdir()] == list(images)
+
+
+def as_before(guest: Domain, before: state.State, reason: str = RUNS) -> None:
+    """Fail unless the guest is as it was, for QEMU and for libvirt, which could save it now."""
+    state.assert_left_as_found(before, guest.status())
+    assert guest.state() == reason
+    assert "None" in guest.virsh("domjobinfo").stdout
+    assert not [path for path in guest.open_files() if IMAGE in path]
+
+
+# libvirtd killed, and back soon.
+
+
+def _killed_for_a_while(daemon: Daemon, process: subprocess.Popen[str]) -> cli.Result:
+    daemon.kill()
+    process.send_signal(signal.SIGCONT)
+    time.sleep(_AWAY)
+    assert process.poll() is None or process.returncode in (0, 4)
+    daemon.start()
+    return finished(process)
+
+
+@pytest.mark.parametrize(
+    ("step", "then"),
+    [
+        *zip((*NOT_YET, "writing", *WHOLE), ("quit", "resume") * 4, strict=False),
+        ("writing", "quit"),
+        ("committed", "quit"),
+    ],
+)
+def test_libvirtd_killed_and_restarted(
+    own_daemon: Daemon, site: cli.Site, step: str, then: str
+) -> None:
+    """The save goes on when it is back, or is undone; nothing is left over either way."""
+    with domain.running(own_daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before, pid = guest.status(), guest.pid
+        save = ("save", guest.address, "--image", IMAGE, "--then", then, "--json")
+        at = writing(site, guest, *save) if step == "writing" else struck.stopped(site, step, *save)
+        with at as process:
+            result = _killed_for_a_while(own_daemon, process)
+        assert not own_daemon.crashed
+        if step in WHOLE:
+            assert result.returncode == 0, result
+        if result.returncode:
+            assert result.returncode == 4, result
+            assert "libvirtd" in result.json()["error"]["message"]
+            nothing_left(site)
+            assert guest.pid == pid
+            as_before(guest, before)
+            return
+        nothing_left(site, IMAGE)
+        if then == "resume":
+            as_before(guest, before)
+            guest.remove()
+        assert guest.state() == domain.GONE
+        own_daemon.virsh("restore", site.images / IMAGE)
+        assert guest.state().startswith("running")
+
+
+# libvirtd killed, and gone.
+
+
+@contextmanager
+def _impatient(
+    site: cli.Site, step: str, *arguments: str | os.PathLike[str]
+) -> Iterator[subprocess.Popen[str]]:
+    with processes.running(
+        [sys.executable, "-c", _IMPATIENT, step, "--config", site.config, *arguments],
+        env={"PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory / "home")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait.until(lambda: struck.stands_still(process), what=f"mapsave to stop at {step}")
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("step", "slowly", "outcome"),
+    [
+        ("label", False, "guest put back"),
+        ("pause", False, "guest put back"),
+        ("migrate", True, "image committed"),
+        ("complete", False, "image committed"),
+    ],
+)
+def test_libvirtd_killed_for_good(
+    own_daemon: Daemon, site: cli.Site, step: str, slowly: bool, outcome: str
+) -> None:
+    """What cannot be finished or undone without it is left to recover, once it is back."""
+    with domain.running(own_daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before = guest.status()
+        save = ("save", guest.address, "--image", IMAGE, "--then", "resume", "--json")
+        with _impatient(site, step, *save) as process:
+            if slowly:
+                guest.execute("migrate-set-parameters", max_bandwidth=_SLOW)
+                process.send_signal(signal.SIGCONT)
+                wait.until(lambda: _written(site) > 4 * MIB, what="pages in the partial image")
+            own_daemon.kill()
+            result = finished(process)
+        assert result.returncode == 4, result
+        error = result.json()["error"]
+        assert "libvirtd was lost" in error["message"]
+        assert "mapsave recover" in error["hint"]
+        assert len(struck.journals(site)) == len(struck.partials(site)) == 1
+        again = site.run("recover", "--json", check=3).json()["operations"]
+        assert [line["error"]["id"] for line in again] == ["check.unreachable"]
+        own_daemon.start()
+        done = site.run("recover", "--json", check=0).json()["operations"]
+        assert [line["outcome"] for line in done] == [outcome]
+        as_before(guest, before)
+        nothing_left(site, *([IMAGE] if "committed" in outcome else []))
+        assert not own_daemon.crashed
+
+
+# Signals to mapsave.
+
+
+@pytest.mark.parametrize(
+    ("step", "signals"),
+    [
+        ("begin", "TERM"),
+        ("label", "INT+INT"),
+        ("hand-over", "TERM"),
+        ("pause", "INT"),
+        ("migrate", "TERM"),
+        ("migrate", "INT+INT"),
+        ("complete", "INT"),
+    ],
+)
+def test_signal_at_a_step(daemon: Daemon, site: cli.Site, step: str, signals: str) -> None:
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before = guest.status()
+        result = struck.run(site, "after", step, signals, "save", guest.address, "--image", IMAGE)
+        assert result.returncode == 9, result
+        as_before(guest, before)
+        nothing_left(site)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_qemu_writes(daemon: Daemon, site: cli.Site, number: signal.Signals) -> None:
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before = guest.status()
+        with writing(site, guest, "save", guest.address, "--image", IMAGE) as process:
+            process.send_signal(number)
+            result = finished(process)
+        assert result.returncode == 9, result
+        as_before(guest, before)
+        nothing_left(site)
+
+
+@pytest.mark.parametrize("step", ["launch", "load"])
+def test_signal_in_a_restore(daemon: Daemon, site: cli.Site, step: str) -> None:
+    """The domain goes, and the image is as before."""
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False, transient=False) as guest:
+        site.run("save", guest.address, "--image", IMAGE, check=0)
+        restore = ("restore", IMAGE, "--guest", guest.address)
+        assert struck.run(site, "after", step, "TERM", *restore).returncode == 9
+        guest.wait_state("shut off")
+        nothing_left(site, IMAGE)
+        site.run(*restore, check=0)
+        assert guest.state().startswith("running")
+
+
+# Disks.
+
+
+@pytest.mark.root
+def test_disk_full_half_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
+    """The guest's RAM is a private mapping of a file that is not resident: nobody can know."""
+    content = patterns.write(tmp_path / "ram-file", 64 * MIB, patterns.dense)
+    with (
+        storage.loop_filesystem("ext4", 64 * MIB, tmp_path) as place,
+        # KVM counts a clock up in the guest's RAM when it is loaded.
+        domain.running(daemon, NAME, ram_file=content, paused=False, kvm=False) as guest,
+    ):
+        before = guest.status()
+        save = ("save", guest.address, "--then", "leave", "--json", "--image")
+        with storage.filled(place, leave=30 * MIB):
+            result = site.run(*save, place / IMAGE, check=4)
+            assert "No space left on device" in result.json()["error"]["message"]
+            as_before(guest, before)
+            assert not list(place.glob(f"{IMAGE}*")), "the partial image was left"
+        site.run(*save, IMAGE, check=0)
+        saved = guest.snapshot_ram(tmp_path / "saved")
+        guest.remove()
+        os.truncate(content, 0)  # a destination's RAM must be zero
+        os.truncate(content, 64 * MIB)
+        site.run("restore", IMAGE, "--guest", guest.address, "--paused", check=0)
+        ram.assert_same(saved, guest.ram)
+
+
+@pytest.mark.root
+def test_read_only_directory(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
+    with (
+        domain.running(daemon, NAME, paused=False) as guest,
+        storage.tmpfs(200 * MIB, tmp_path) as place,
+        storage.read_only(place),
+    ):
+        before = guest.status()
+        result = site.run("save", guest.address, "--json", "--image", place / IMAGE, check=3)
+        assert error_of(result) == "check.directory"
+        as_before(guest, before)
