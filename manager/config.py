@@ -23,7 +23,7 @@ VARIABLE = "MAPSAVE_CONFIG"
 LIBVIRT_URI = "qemu:///system"
 
 NAME_BYTES = 200  # leaves room for ".partial" and the like within the 255 bytes of a file name
-_ADDRESSES = ("qmp:", "libvirt:", "libvirt+")
+ADDRESSES = ("qmp:", "libvirt:", "libvirt+")
 
 Then = Literal["quit", "resume", "leave"]
 Format = Literal["auto", "native", "libvirt"]
@@ -111,6 +111,11 @@ class Config:
         return found
 
 
+def is_address(text: str) -> bool:
+    """Tell whether a GUEST is an address, rather than a name of the configuration."""
+    return text.startswith(_ADDRESSES)
+
+
 def load(explicit: Path | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration that is in force.
 
@@ -187,8 +192,8 @@ def check_name(name: str) -> str:
         raise ValueError(f"the name {name!r} holds a slash or a character that is not printable")
     if name.startswith("-") or name != name.strip():
         raise ValueError(f"the name {name!r} begins with '-' or has spaces around it")
-    if name.startswith(_ADDRESSES):
-        raise ValueError(f"the name {name!r} reads like an address ({', '.join(_ADDRESSES)})")
+    if name.startswith(ADDRESSES):
+        raise ValueError(f"the name {name!r} reads like an address ({', '.join(ADDRESSES)})")
     if len(name.encode()) > NAME_BYTES:
         raise ValueError(f"the name {name[:20]!r}... is longer than {NAME_BYTES} bytes")
     return name

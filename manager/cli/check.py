@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manager import config as configuration
 from manager import errors
 from manager.cli import output, running
 from manager.cli.options import Command, of
+from manager.config import ADDRESSES
 
 if TYPE_CHECKING:
     from manager.cli.options import Globals
@@ -36,7 +38,7 @@ def command(context: click.Context, /, target: str, **chosen: Any) -> int:
 
 def _is_guest(target: str, config: Config) -> bool:
     """Tell guests from images: a configured name or an address is a guest, a file is an image."""
-    if target in config.guests or target.partition(":")[0] in ("qmp", "libvirt"):
+    if target in config.guests or target.startswith(ADDRESSES):
         return True
     from manager.operations import restore
 
@@ -69,9 +71,11 @@ def _check_image(given: Globals, config: Config, target: str) -> int:
     from manager.operations import inspect, restore
 
     found = inspect.verify(restore.resolve(target, config)).as_dict()
-    guest = inspect.inspect(found["image"])["guest"]
-    startable = guest in config.guests and bool(
-        config.guests[guest].launch or config.guests[guest].emulator
+    known = inspect.inspect(found["image"])
+    guest = known["guest"]
+    configured = config.guests.get(guest)
+    startable = known["has_domain_xml"] or bool(
+        configured and (configured.launch or configured.emulator)
     )
     output.result(
         given,

@@ -72,6 +72,7 @@ def waiting(xml: str, image_cookie: str | None) -> str:
     Raises InvalidImage where it is no XML.
     """
     plain = without_incoming(xml)
+    _parsed(plain)
     cpu = _parsed(image_cookie).find("./cpu") if image_cookie else None
     if cpu is not None:
         plain = _with_cpu(plain, cpu)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import shlex
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -168,5 +169,5 @@ async def find_domain(connection: Any, uri: str, named: str) -> Any:
                 raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
     raise errors.UnknownGuest(
         f"libvirt at {uri!r} has no domain {named!r}",
-        hint=f"see 'virsh -c {uri} list --all', or 'mapsave list --libvirt'",
+        hint=f"see 'virsh -c {shlex.quote(uri)} list --all', or 'mapsave list --libvirt'",
     )

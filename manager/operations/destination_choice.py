@@ -70,7 +70,7 @@ def uri_of(opened: Image, guest: Guest) -> str:
     """Return the URI of the libvirt daemon that is to have the domain."""
     if guest.libvirt is not None:
         return guest.libvirt.uri
-    recorded = opened.metadata.get("domain", {}).get("uri")
+    recorded = (opened.metadata.get("domain") or {}).get("uri")
     return recorded if recorded in _PLAIN_URIS else configuration.LIBVIRT_URI
 
 
@@ -80,7 +80,7 @@ def _xml(request: Request, opened: Image) -> str | None:
         return request.xml
     if opened.libvirt is not None:
         return opened.libvirt.xml
-    found = opened.metadata.get("domain", {}).get("xml")
+    found = (opened.metadata.get("domain") or {}).get("xml")
     return str(found) if found is not None else None
 
 
@@ -99,7 +99,7 @@ def _by_libvirt(request: Request, opened: Image, guest: Guest) -> _Choice:
         return monitor, destination_libvirt.loaded(uri, xml, opened, request)
     cookie = opened.libvirt.cookie if opened.libvirt else None
     if request.xml is None:
-        cookie = cookie or opened.metadata.get("domain", {}).get("cookie")
+        cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
     return monitor, destination_libvirt.created(uri, xml, cookie)
 
 

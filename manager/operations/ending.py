@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from manager import errors
@@ -40,9 +39,11 @@ async def end_guest(session: Session) -> None:
 async def ended(pid: int, timeout: float) -> bool:
     """Wait until the process is gone; False after ``timeout`` seconds."""
     started = process.start_time(pid)
-    deadline = time.monotonic() + timeout
-    while started is not None and process.alive(pid, started):
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.005)
+    if started is None:
+        return True
+    try:
+        async with asyncio.timeout(timeout):
+            await process.ended(pid, started)
+    except TimeoutError:
+        return False
     return True

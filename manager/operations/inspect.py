@@ -67,7 +67,16 @@ def summary(opened: Image) -> dict[str, Any]:
         "duration_s": known.get("duration_s"),
         "mapsave": known.get("mapsave"),
         "libvirt": _libvirt(opened.libvirt),
+        "domain": _domain(known.get("domain")),
+        "has_domain_xml": opened.libvirt is not None or "xml" in (known.get("domain") or {}),
     }
+
+
+def _domain(known: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the metadata say of a domain, but for the XML that ``--xml`` prints."""
+    if known is None:
+        return None
+    return {key: known[key] for key in known if key not in ("xml", "cookie")}
 
 
 def _libvirt(header: LibvirtHeader | None) -> dict[str, Any] | None:

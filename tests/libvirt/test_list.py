@@ -1,0 +1,60 @@
+"""``mapsave list --libvirt`` and ``mapsave check``: what can be saved, told beforehand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import domain
+
+if TYPE_CHECKING:
+    from tests.kit import cli
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+
+def test_lists_domains_and_which_can_be_saved(daemon: Daemon, site: cli.Site) -> None:
+    with (
+        domain.running(daemon, "an odd <&> 'näme'") as odd,
+        domain.running(daemon, "persistent", transient=False) as off,
+        domain.running(daemon, "paused", paused=False) as running,
+    ):
+        off.virsh("destroy")
+        done = site.run("list", "--libvirt", "--uri", daemon.uri, "--json")
+        lines = {line["name"]: line for line in done.json()["domains"]}
+        assert [line["uuid"] for line in lines.values()] == [
+            guest.uuid for guest in (odd, running, off)
+        ]
+        assert lines["an odd <&> 'näme'"]["state"] == "paused"
+        assert lines["an odd <&> 'näme'"]["persistent"] is False
+        assert lines["paused"]["state"] == "running"
+        assert [line["can_save"] for line in lines.values()] == [True, True, False]
+        assert lines["persistent"]["state"] == "shut off"
+        assert lines["persistent"]["error"]["id"] == "check.run_state"
+        text = site.run("list", "--libvirt", "--uri", daemon.uri).stdout
+        assert "an odd <&> 'näme' (transient)" in text
+        assert "the domain is shut off" in text
+        assert running.state().startswith("running")
+
+
+def test_no_domains(daemon: Daemon, site: cli.Site) -> None:
+    done = site.run("list", "--libvirt", "--uri", daemon.uri)
+    assert done.stdout.strip() == f"no domains at {daemon.uri}"
+
+
+def test_options_that_do_not_fit(site: cli.Site) -> None:
+    site.run("list", "--uri", "qemu:///system", check=2)
+    site.run("list", "--libvirt", "directory", check=2)
+
+
+def test_check_tells_what_libvirt_says(daemon: Daemon, site: cli.Site) -> None:
+    with domain.running(daemon, "web01") as guest:
+        done = site.run("check", f"libvirt+{daemon.uri}#web01", "--json")
+        found = done.json()
+        line = next(line for line in found["checks"] if line["check"] == "domain")
+        assert line["ok"]
+        assert line["detail"].startswith("transient")
+        assert found["can_save"]
+        assert guest.state().startswith("paused")

@@ -1,0 +1,81 @@
+"""The request of a save, completed by configuration: format and label of guests of libvirt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manager import config, errors
+from manager.monitor.domain import Domain
+from manager.operations import save_request
+
+PLAIN = config.Guest("web", qmp=Path("/run/web.qmp"))
+OF_LIBVIRT = config.Guest("db", libvirt=config.LibvirtDomain("db"))
+LABEL = "system_u:object_r:svirt_image_t:s0:c1,c2"
+
+
+def configuration(tmp_path: Path, policies: str = "") -> config.Config:
+    places = {name: tmp_path / name for name in ("images", "state", "socket", "jobs")}
+    directory = tmp_path / "policies"
+    directory.mkdir()
+    (directory / "own.yaml").write_text(policies or "module: auto\n")
+    return config.Config(**places, policies=directory)
+
+
+def domain(label: str | None) -> Domain:
+    seclabel = f"<seclabel model='selinux'><imagelabel>{label}</imagelabel></seclabel>"
+    live = f"<domain>{seclabel if label else ''}</domain>"
+    return Domain(
+        *("qemu:///system", "db", "63485de2-3445-42e8-ae99-094ba34fae00", "running"),
+        *("<domain/>", live, None, None, (), False, ()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("guest", "wanted", "expected"),
+    [
+        (PLAIN, None, "native"),
+        (PLAIN, "auto", "native"),
+        (PLAIN, "native", "native"),
+        (OF_LIBVIRT, None, "libvirt"),
+        (OF_LIBVIRT, "auto", "libvirt"),
+        (OF_LIBVIRT, "native", "native"),
+        (OF_LIBVIRT, "libvirt", "libvirt"),
+    ],
+)
+def test_format(tmp_path: Path, guest: config.Guest, wanted: str | None, expected: str) -> None:
+    made = save_request.request(configuration(tmp_path), guest, format=wanted)
+    assert made.format == expected
+
+
+def test_libvirts_format_needs_a_guest_of_libvirt(tmp_path: Path) -> None:
+    with pytest.raises(errors.Unsupported, match="no domain XML"):
+        save_request.request(configuration(tmp_path), PLAIN, format="libvirt")
+
+
+def test_image_gets_the_label_of_the_domains_own_disks(tmp_path: Path) -> None:
+    found = save_request.policy_labelling(configuration(tmp_path), "own", domain(LABEL))
+    assert found.policy.selinux.label == LABEL
+    without = save_request.policy_labelling(configuration_of(tmp_path), "own", domain(None))
+    assert without.policy.selinux.label is None
+
+
+@pytest.mark.parametrize("option", ["label: 'system_u:object_r:other_t:s0'", "image_type: other_t"])
+def test_a_policy_that_names_a_label_wins(tmp_path: Path, option: str) -> None:
+    text = f"module: auto\nselinux:\n  {option}\n"
+    found = save_request.policy_labelling(configuration(tmp_path, text), "own", domain(LABEL))
+    assert found.policy.selinux.label != LABEL
+
+
+def configuration_of(tmp_path: Path) -> config.Config:
+    places = {name: tmp_path / name for name in ("images", "state", "socket", "jobs")}
+    return config.Config(**places, policies=tmp_path / "policies")
+
+
+def test_default_name_is_the_domains(tmp_path: Path) -> None:
+    address = "libvirt+qemu+unix:///system?socket=/a#web/01"
+    guest = config.Guest(address, libvirt=config.LibvirtDomain("web/01", "qemu:///system"))
+    settings = configuration(tmp_path)
+    with save_request.place(guest, settings, save_request.Request()) as (_, name):
+        assert name.startswith("web_01-")
