@@ -111,11 +111,6 @@ class Config:
         return found
 
 
-def is_address(text: str) -> bool:
-    """Tell whether a GUEST is an address, rather than a name of the configuration."""
-    return text.startswith(_ADDRESSES)
-
-
 def load(explicit: Path | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration that is in force.
 

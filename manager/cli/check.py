@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from manager import config as configuration
 from manager import errors
 from manager.cli import output, running
 from manager.cli.options import Command, of
