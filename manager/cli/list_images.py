@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manager import errors, units
-from manager.cli import output, running
+from manager.cli import output
 from manager.cli.options import Command, of
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def command(
 
 
 def _list_domains(given: Globals, uri: str | None) -> None:
+    from manager.cli import running  # and with it asyncio, not for a list of images
     from manager.config import LIBVIRT_URI
     from manager.operations import domains
 
