@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.bench.bare import MIB, Monitor
 
@@ -41,11 +41,15 @@ class Site:
 
     def configure(self, launch: list[str]) -> None:
         """Write the configuration for a guest whose destination is started by ``launch``."""
+        self.describe({"qmp": str(self.socket), "launch": launch})
+
+    def describe(self, guest: dict[str, Any]) -> None:
+        """Write the configuration, of which ``guest`` is the guest's part."""
         self.images.mkdir(mode=0o700, exist_ok=True)
         content = {
             "images": str(self.images),
             "state": str(self.directory / "state"),
-            "guests": {NAME: {"qmp": str(self.socket), "launch": launch}},
+            "guests": {NAME: guest},
         }
         self.config.write_text(json.dumps(content))
 

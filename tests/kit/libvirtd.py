@@ -61,7 +61,7 @@ class Daemon:
 
     ``uri`` connects to it from anywhere on this machine. ``directory`` holds all that it writes.
     ``env`` and ``user`` are those of its owner, for whom ``qemu:///session`` is this daemon if it
-    is one of ``session()``.
+    is one of ``session()``. Without ``reaper`` its guests are left to process 1 when they end.
     """
 
     uri: str
@@ -70,9 +70,10 @@ class Daemon:
     argv: list[str]
     user: int = 0
     env: dict[str, str] = field(default_factory=dict)
+    reaper: bool = True
     pid: int = field(init=False, default=0)
     _handle: int = field(init=False, default=-1)
-    _reapers: list[subprocess.Popen[bytes]] = field(init=False, default_factory=list)
+    _children: list[subprocess.Popen[bytes]] = field(init=False, default_factory=list)
     _killed: bool = field(init=False, default=False)
 
     @property
@@ -145,19 +146,22 @@ class Daemon:
         """
         pid_file = self.directory / "pid"
         pid_file.unlink(missing_ok=True)
+        around = [*_REAPER, str(pid_file)] if self.reaper else []
         with (self.directory / "libvirtd.log").open("ab") as log:
-            reaper = subprocess.Popen(
-                [*_REAPER, str(pid_file), *self.argv],
+            child = subprocess.Popen(
+                [*around, *self.argv],
                 env=processes.environment({"PATH": _PATH, **self.env}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
             )
-        self._reapers.append(reaper)
+        self._children.append(child)
         self._killed = False
-        wait.until(lambda: pid_file.exists() or reaper.poll(), what="start of libvirtd")
-        self.pid = int(pid_file.read_text())
+        self.pid = child.pid  # all that argv runs before libvirtd becomes it (execve(2))
+        if self.reaper:
+            wait.until(lambda: pid_file.exists() or child.poll(), what="start of libvirtd")
+            self.pid = int(pid_file.read_text())
         self._let_go()
         self._handle = os.pidfd_open(self.pid)
         wait.until(self._answers, timeout=60, what="libvirtd")
@@ -173,8 +177,8 @@ class Daemon:
         finally:
             for pid in self.guests():
                 processes.end(pid)
-            for reaper in self._reapers:
-                reaper.wait(20)
+            for child in self._children:
+                child.wait(20)
             self._let_go()
         assert self.guests() == []
 
@@ -209,10 +213,11 @@ class Daemon:
 
 
 @contextmanager
-def running(*, qemu_conf: str = "", daemon_conf: str = "") -> Iterator[Daemon]:
+def running(*, qemu_conf: str = "", daemon_conf: str = "", reaper: bool = True) -> Iterator[Daemon]:
     """Run a private libvirtd in system mode, as root; it and all its guests are gone at the end.
 
     ``qemu_conf`` and ``daemon_conf`` are further lines of ``qemu.conf`` and ``libvirtd.conf``.
+    ``reaper``: guests that end are reaped at once, whatever the host's process 1 does.
     """
     with qemu.directory_for() as directory:
         directory.chmod(0o755)
@@ -224,7 +229,8 @@ def running(*, qemu_conf: str = "", daemon_conf: str = "") -> Iterator[Daemon]:
         socket = directory / "run/libvirt/libvirt-sock"
         enter = ["unshare", "--mount", "--net", "--propagation=slave", "sh", "-c", _ENTER, "sh"]
         argv = [*enter, str(directory), "libvirtd"]
-        daemon = Daemon(f"qemu+unix:///system?socket={socket}", socket, directory, argv)
+        uri = f"qemu+unix:///system?socket={socket}"
+        daemon = Daemon(uri, socket, directory, argv, reaper=reaper)
         with libvirt_files.capabilities_kept(
             "system", directory / "var/cache/libvirt/qemu", daemon.user
         ):
