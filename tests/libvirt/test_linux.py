@@ -43,7 +43,9 @@ def test_guest_that_resumes_counts_on(daemon: Daemon, site: cli.Site, tmp_path: 
     with domain.linux(daemon, log=tmp_path / "serial.log") as guest:
         before = guest.serial.wait_ticks(2)
         path, address = site.images / "first", guest.domain.address
-        done = site.run("save", address, "-o", path, "--live", "--then", "resume", "--json", check=0)
+        done = site.run(
+            "save", address, "-o", path, "--live", "--then", "resume", "--json", check=0
+        )
         assert 0 < done.json()["downtime_s"] < done.json()["duration_s"]
         assert guest.domain.state() == "running (unpaused)"
         going_on = guest.serial.wait_ticks(2)

@@ -1,0 +1,94 @@
+"""Guests of libvirt and their images go by any name, and are found by name, uuid and id."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import domain, patterns, ram
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kit import cli
+    from tests.kit.domain import Domain
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+NAMES = ["a \"b\" 'c' &<é> ünï", "-#,= $(id) `x` 名前 %s \\n;*?"]
+
+
+def configured(site: cli.Site, name: str, guest: Domain) -> str:
+    """Add the guest to the configuration; return the name."""
+    site.add_guest(name, libvirt={"uri": guest.daemon.uri, "domain": guest.name})
+    return name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_names_of_domains_and_images(
+    daemon: Daemon, site: cli.Site, tmp_path: Path, name: str
+) -> None:
+    directory = tmp_path / f"in {name}"
+    directory.mkdir()
+    with domain.running(daemon, name, ram=patterns.sparse, transient=False) as guest:
+        before = guest.snapshot_ram(tmp_path / "before")
+        called = configured(site, "é 'web' \"&<01>\"", guest)
+        path = directory / f"im {name}"
+        saved = site.run("save", called, "-o", path, "--json", check=0).json()
+        assert (saved["image"], saved["guest"]) == (str(path), called)
+        assert guest.virsh("domname").stdout.strip() == name
+        found = site.run("inspect", path, "--json", check=0).json()
+        assert found["guest_uuid"] == guest.uuid
+        site.run("verify", path, check=0)
+        # Without --guest: the image says whose it is.
+        site.run("restore", path, "--json", check=0)
+        ram.assert_same(before, guest.ram)
+        site.run("save", called, "-o", path, "--replace", check=0)
+        guest.wait_state("shut off")
+        daemon.virsh("restore", path)
+        ram.assert_same(before, guest.ram)
+        guest.virsh("save", path, "--image-format", "sparse")
+        site.run("restore", path, "--guest", called, "--through-libvirt", check=0)
+        ram.assert_same(before, guest.ram)
+
+
+def test_name_uuid_and_id_name_the_domain(daemon: Daemon, site: cli.Site) -> None:
+    with domain.running(daemon, NAMES[0], transient=False) as guest:
+        number = guest.virsh("domid").stdout.strip()
+        configured(site, "web01", guest)
+        words = (guest.name, guest.uuid, number)
+        for address in (*(f"libvirt+{daemon.uri}#{each}" for each in words), "web01"):
+            checked = site.run("check", address, "--json", check=0).json()
+            assert all(line["ok"] for line in checked["checks"])
+            path = site.images / "image"
+            site.run("save", address, "-o", path, "--replace", "--then", "leave", check=0)
+            assert site.run("inspect", path, "--json", check=0).json()["guest_uuid"] == guest.uuid
+            guest.virsh("resume")
+            guest.virsh("suspend")
+        # What names no domain is said so, whatever it looks like.
+        for unknown in ("nobody", "9999", "00000000-0000-4000-8000-000000000000"):
+            result = site.run("save", f"libvirt+{daemon.uri}#{unknown}", "--json", check=2)
+            assert result.json()["error"]["id"] == "guest.unknown"
+            assert unknown in result.json()["error"]["message"]
+        assert guest.state() == "paused (user)"
+
+
+def test_domain_whose_name_is_the_id_of_another(daemon: Daemon, site: cli.Site) -> None:
+    with domain.running(daemon, "first") as other:
+        number = other.virsh("domid").stdout.strip()
+        with domain.running(daemon, number) as guest:
+            saved = site.run("save", guest.address, "--json", check=0).json()
+            guest.wait_state(domain.GONE)
+            assert other.state() == "paused (user)"
+            assert saved["image"].startswith(f"{site.images}/{number}-")
+
+
+def test_domain_that_is_shut_off(daemon: Daemon, site: cli.Site) -> None:
+    with domain.defined(daemon, domain.definition("it's off"), "it's off") as guest:
+        error = site.run("save", guest.address, "--json", check=3).json()["error"]
+        assert error["id"] == "check.run_state" and "shut off" in error["message"]
+        assert error["hint"].endswith(f"virsh start {shlex.quote(guest.name)}")
+        assert not any(site.images.iterdir())
