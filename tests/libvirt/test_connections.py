@@ -1,0 +1,132 @@
+"""qemu:///system, qemu:///session of an ordinary user, and the embedded driver."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import cli, domain, patterns, processes, qemu, qmp, ram, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+NAME = "a 'b' <é>"
+_CHECKOUT = str(Path(__file__).parents[2])
+
+
+def run(
+    command: Sequence[str], site: cli.Site, *words: str | Path, env: Mapping[str, str] | None = None
+) -> cli.Result:
+    """Run ``mapsave``, whose beginning is ``command``, with the site's configuration."""
+    arguments = ["--config", str(site.config), *map(str, words), "--json"]
+    with processes.running(
+        [*command, *arguments],
+        env={"PYTHONPATH": _CHECKOUT, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr, stderr
+    assert process.returncode == 0, (stdout, stderr)
+    return cli.Result(tuple(arguments), process.returncode, stdout, stderr)
+
+
+def test_address_without_a_uri_is_one_of_the_system(
+    daemon: Daemon, site: cli.Site, tmp_path: Path
+) -> None:
+    # Where the daemon is, qemu:///system is the daemon.
+    inside = ["nsenter", f"--mount=/proc/{daemon.pid}/ns/mnt", *cli.COMMAND]
+    with domain.running(daemon, NAME, ram=patterns.sparse, transient=False) as guest:
+        before = guest.snapshot_ram(tmp_path / "before")
+        path = site.images / "image"
+        run(inside, site, "save", f"libvirt:{NAME}", "-o", path)
+        guest.wait_state("shut off (destroyed)")
+        restored = run(inside, site, "restore", path).json()
+        assert restored["monitor"] == f"libvirt+qemu:///system#{NAME}"
+        ram.assert_same(before, guest.ram)
+        saved = run(inside, site, "save", f"libvirt:{guest.uuid}", "--then", "leave").json()
+        assert Path(saved["image"]).name.startswith(f"{guest.uuid}-")
+
+
+def as_user(user: int) -> list[str]:
+    """Return what begins the command of an ordinary user.
+
+    Not every Python may be read by other users: the one right beyond theirs is to read files.
+    """
+    rights = "dac_read_search"
+    return [
+        *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"),
+        *(f"--inh-caps=-all,+{rights}", f"--ambient-caps=-all,+{rights}"),
+    ]
+
+
+@pytest.fixture
+def users_site(session_daemon: Daemon) -> Iterator[cli.Site]:
+    """A set-up that belongs to the owner of the session's daemon."""
+    site = cli.Site(session_daemon.directory / "site")
+    for path in (site.directory, *site.directory.rglob("*")):
+        os.chown(path, session_daemon.user, session_daemon.user)
+    yield site
+
+
+def test_ordinary_user_saves_the_guests_of_the_own_session(
+    session_daemon: Daemon, users_site: cli.Site, tmp_path: Path
+) -> None:
+    command = [*as_user(session_daemon.user), *cli.COMMAND]
+    address, path = f"libvirt+qemu:///session#{NAME}", users_site.images / "image"
+    with domain.running(session_daemon, NAME, ram=patterns.sparse, transient=False) as guest:
+        before = guest.snapshot_ram(tmp_path / "before")
+        for through in ([], ["--through-libvirt"]):
+            words = ("save", address, "-o", path, "--replace")
+            run(command, users_site, *words, env=session_daemon.env)
+            guest.wait_state("shut off (destroyed)")
+            assert path.stat().st_uid == session_daemon.user
+            words = ("restore", path, "--guest", address, *through)
+            restored = run(command, users_site, *words, env=session_daemon.env).json()
+            assert restored["monitor"] == address
+            ram.assert_same(before, guest.ram)
+
+
+# Opens the embedded driver, and starts the domain.
+_START = """
+import sys, threading, libvirt
+libvirt.virEventRegisterDefaultImpl()
+def turn():
+    while True: libvirt.virEventRunDefaultImpl()
+threading.Thread(target=turn, daemon=True).start()
+libvirt.open(sys.argv[1]).createXML(sys.argv[2], libvirt.VIR_DOMAIN_START_PAUSED)
+"""
+
+
+def test_embedded_driver(embedded_uri: str, site: cli.Site, tmp_path: Path) -> None:
+    # Only who opened the driver reaches libvirt's monitor, so the guest has one for us.
+    with qemu.directory_for() as place:
+        socket = place / "qmp"
+        monitor = ["-qmp", f"unix:{socket},server=on,wait=off"]
+        xml = domain.definition(NAME, arguments=monitor)
+        subprocess.run([sys.executable, "-c", _START, embedded_uri, xml], check=True, timeout=60)
+        with qmp.connect(socket) as client:
+            live, pid = ram.LiveRam(client.peer_pid(), client), client.peer_pid()
+            qemu.fill_ram(live, patterns.sparse)
+            before = ram.snapshot(live, tmp_path / "before")
+        address, path = f"libvirt+{embedded_uri}#{NAME}", site.images / "image"
+        site.run("save", address, "-o", path, check=0)
+        wait.until(lambda: not Path(f"/proc/{pid}").exists(), what="end of QEMU")
+        site.run("restore", path, "--guest", address, check=0)
+        with qmp.connect(socket) as client:
+            ram.assert_same(before, ram.LiveRam(client.peer_pid(), client))
+            assert client.execute("query-fdsets") == []
+        # Another mapsave finds the guest again.
+        saved = site.run("save", address, "--then", "leave", "--json", check=0).json()
+        site.run("verify", saved["image"], check=0)
