@@ -121,7 +121,9 @@ def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
     denied = _codes(libvirt, "AUTH_FAILED", "AUTH_UNAVAILABLE", "AUTH_CANCELLED")
     if code in denied or "Permission denied" in str(error):
         return errors.NotPermitted(words, hint="run as root, or as a member of the libvirt group")
-    if code in _codes(libvirt, "INVALID_ARG", "NO_CONNECT"):
+    # To libvirt it is an "internal error" too (viruri.c, virConnectValidateURIPath).
+    bad_uri = code in _codes(libvirt, "INTERNAL_ERROR") and "URI" in str(error)
+    if bad_uri or code in _codes(libvirt, "INVALID_ARG", "NO_CONNECT"):
         return errors.UsageError(words, hint="expected a URI such as qemu:///system")
     return errors.Unreachable(words, hint="is libvirtd (or virtqemud) running?")
 
