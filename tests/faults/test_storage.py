@@ -278,6 +278,8 @@ import manager
 for found in pkgutil.walk_packages(manager.__path__, "manager."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
+with contextlib.suppress(ImportError):
+    import libvirt, libvirt_qemu
 from manager.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     main([*sys.argv[1:3], "check", "qmp:/nonexistent", "--json"])

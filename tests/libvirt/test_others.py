@@ -1,0 +1,372 @@
+"""Somebody else at a guest of libvirt while mapsave saves it, or before: no guest is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults import struck
+from tests.faults.test_storage import as_nobody
+from tests.kit import cli, domain, patterns, processes, qemu, wait
+from tests.libvirt.test_interrupted import (
+    IMAGE,
+    MIB,
+    NAME,
+    as_before,
+    error_of,
+    finished,
+    nothing_left,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.kit.domain import Domain
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+THEIRS = "theirs"
+_NOT_YET = ("label", "hand-over", "pause", "migrate", "writing")
+_WHOLE = ("complete", "commit", "committed")
+
+
+def _destroy(guest: Domain, site: cli.Site) -> None:
+    guest.virsh("destroy")
+
+
+def _kill(guest: Domain, site: cli.Site) -> None:
+    guest.kill()
+    guest.wait_state(domain.GONE)
+
+
+def _save(guest: Domain, site: cli.Site) -> None:
+    guest.virsh("save", site.directory / THEIRS)
+
+
+def _managed_save(guest: Domain, site: cli.Site) -> None:
+    guest.virsh("managedsave")
+
+
+def _shut_down(guest: Domain, site: cli.Site) -> None:
+    # Whether its answer arrives before its end is another matter.
+    guest.virsh("qemu-monitor-command", '{"execute": "quit"}', check=False)
+    guest.wait_state(domain.GONE)
+
+
+@contextmanager
+def _at(site: cli.Site, guest: Domain, step: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+    save = ("save", guest.address, "--image", IMAGE, "--json", *more)
+    at = writing(site, guest, *save) if step == "writing" else struck.stopped(site, step, *save)
+    with at as process:
+        yield process
+
+
+# While it is being saved.
+
+
+@pytest.mark.parametrize(
+    ("step", "act", "words"),
+    [
+        *((step, _destroy, "was destroyed") for step in _NOT_YET),
+        *((step, _kill, "") for step in _NOT_YET),
+        *((step, _save, "was saved by somebody else") for step in _NOT_YET[:-1]),
+        ("writing", _shut_down, ""),
+    ],
+)
+def test_guest_ended_by_somebody_else(
+    daemon: Daemon,
+    site: cli.Site,
+    step: str,
+    act: Callable[[Domain, cli.Site], None],
+    words: str,
+) -> None:
+    """Nothing of ours stays; what they have saved is theirs, and whole."""
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        with _at(site, guest, step) as process:
+            act(guest, site)
+            result = finished(process)
+        assert result.returncode == 4, result
+        assert error_of(result) == "save.qemu_died"
+        assert words in result.json()["error"]["message"]
+        nothing_left(site)
+        assert guest.state() == domain.GONE
+        if act is _save:
+            daemon.virsh("restore", site.directory / THEIRS)
+            guest.wait_state("running" if step != "migrate" else "paused")
+
+
+@pytest.mark.parametrize("act", [_destroy, _kill])
+@pytest.mark.parametrize("step", _WHOLE)
+def test_guest_ended_by_somebody_else_behind_its_stream(
+    daemon: Daemon, site: cli.Site, step: str, act: Callable[[Domain, cli.Site], None]
+) -> None:
+    """What QEMU has written whole becomes the image: the guest is nowhere else."""
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        with _at(site, guest, step) as process:
+            act(guest, site)
+            result = finished(process)
+        assert result.returncode == 0, result
+        nothing_left(site, IMAGE)
+        daemon.virsh("restore", site.images / IMAGE)
+        guest.wait_state("running")
+
+
+@pytest.mark.parametrize("step", ["label", "pause", "migrate"])
+def test_managed_save_by_somebody_else(daemon: Daemon, site: cli.Site, step: str) -> None:
+    with domain.running(daemon, NAME, paused=False, transient=False) as guest:
+        with _at(site, guest, step) as process:
+            _managed_save(guest, site)
+            result = finished(process)
+        assert result.returncode == 4, result
+        assert "was saved by somebody else" in result.json()["error"]["message"]
+        nothing_left(site)
+        assert guest.state() == "shut off (saved)"
+        guest.virsh("start")
+        guest.wait_state("running" if step != "migrate" else "paused")
+
+
+@pytest.mark.parametrize("then", ["quit", "leave"])
+@pytest.mark.parametrize("step", ["migrate", "writing", "complete"])
+def test_guest_resumed_by_somebody_else(
+    daemon: Daemon, site: cli.Site, step: str, then: str
+) -> None:
+    """The guest runs on, and there is no image of it as it was before."""
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before = guest.status()
+        with _at(site, guest, step, "--then", then) as process:
+            guest.virsh("resume")
+            result = finished(process)
+        assert result.returncode == 4, result
+        assert error_of(result) == "save.guest_continued"
+        assert "somebody else continued" in result.json()["error"]["message"]
+        as_before(guest, before)
+        nothing_left(site)
+
+
+@pytest.mark.xfail(reason="a guest that runs is destroyed", strict=True)
+@pytest.mark.parametrize("step", ["commit", "committed"])
+def test_guest_resumed_by_somebody_else_behind_the_commit(
+    daemon: Daemon, site: cli.Site, step: str
+) -> None:
+    """It is too late to take the image back, but a guest that runs is not destroyed."""
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before = guest.status()
+        with _at(site, guest, step) as process:
+            guest.virsh("resume")
+            result = finished(process)
+        as_before(guest, before)
+        assert result.returncode in (0, 4), result
+
+
+@pytest.mark.parametrize("command", ["save", "managedsave", "dump"])
+def test_libvirt_told_to_save_while_we_write(daemon: Daemon, site: cli.Site, command: str) -> None:
+    """Theirs fails; ours goes on."""
+    theirs = {"save": (site.directory / THEIRS,), "dump": (site.directory / THEIRS,)}
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False, transient=False) as guest:
+        before = guest.status()
+        with _at(site, guest, "writing", "--then", "resume") as process:
+            done = guest.virsh(command, *theirs.get(command, ()), check=False)
+            assert done.returncode != 0, done
+            result = finished(process)
+        assert not daemon.crashed
+        assert result.returncode == 0, result
+        nothing_left(site, IMAGE)
+        site.run("verify", IMAGE, check=0)
+        as_before(guest, before)
+
+
+def test_migration_cancelled_by_somebody_else(daemon: Daemon, site: cli.Site) -> None:
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before = guest.status()
+        with _at(site, guest, "writing") as process:
+            guest.execute("migrate_cancel")
+            result = finished(process)
+        assert result.returncode == 4, result
+        assert "cancelled" in result.json()["error"]["message"]
+        as_before(guest, before)
+        nothing_left(site)
+
+
+# Two at one guest.
+
+
+def _refused(site: cli.Site, code: int, *arguments: str | Path) -> dict[str, Any]:
+    """Return the error of a ``mapsave`` that is refused, whose state stays as it is."""
+    files = struck.contents(site)
+    error = site.run(*arguments, "--json", check=code).json()["error"]
+    assert struck.contents(site) == files
+    assert isinstance(error, dict)
+    return error
+
+
+def test_second_save_by_every_name(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
+    further = tmp_path / "further.qmp"
+    monitor = ("-qmp", f"unix:{further},server=on,wait=off")
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False, arguments=monitor) as guest:
+        site.add_guest("other", libvirt={"uri": daemon.uri, "domain": guest.uuid})
+        before = guest.status()
+        number = guest.virsh("domid").stdout.strip()
+        others = ("other", f"libvirt+{daemon.uri}#{number}", guest.address, f"qmp:{further}")
+        with _at(site, guest, "hand-over", "--then", "resume") as process:
+            for other in others:
+                error = _refused(site, 8, "save", other, "--image", "two.mapsave")
+                assert error["id"] == "guest.busy", other
+            assert site.run("recover", "--json", check=0).json()["operations"] == []
+            result = finished(process)
+        assert result.returncode == 0, result
+        nothing_left(site, IMAGE)
+        as_before(guest, before)
+        site.run("save", f"qmp:{further}", "--image", "two.mapsave", "--then", "resume", check=0)
+        as_before(guest, before)
+
+
+def test_second_restore_of_one_image(daemon: Daemon, site: cli.Site) -> None:
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        site.run("save", guest.address, "--image", IMAGE, check=0)
+        restore = ("restore", IMAGE, "--guest", guest.address)
+        with struck.stopped(site, "load", *restore) as process:
+            assert _refused(site, 8, *restore)["id"] == "guest.busy"
+            assert finished(process).returncode == 0
+        guest.wait_state("running")
+        assert _refused(site, 3, *restore)["id"] == "check.already_restored"
+        error = _refused(site, 8, *restore, "--again")
+        assert "runs already" in error["message"]
+        assert guest.state().startswith("running")
+
+
+# libvirt at work.
+
+
+@contextmanager
+def _held(
+    daemon: Daemon, guest: Domain, command: str, path: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """Run virsh's ``command``, which stands still in the middle as what writes for it does."""
+    with processes.running(
+        ["virsh", "--connect", daemon.uri, command, guest.uuid, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        helper = wait.until(lambda: _writer(daemon), what="libvirt's writer")
+        os.kill(helper, signal.SIGSTOP)
+        try:
+            yield process
+        finally:
+            os.kill(helper, signal.SIGCONT)
+            process.wait(30)
+
+
+def _writer(daemon: Daemon) -> int | None:
+    for pid in daemon.guests():
+        if b"iohelper" in Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]:
+            return pid
+    return None
+
+
+@pytest.mark.parametrize(("command", "left"), [("save", domain.GONE), ("dump", "running")])
+def test_libvirt_saves_already(
+    daemon: Daemon, site: cli.Site, tmp_path: Path, command: str, left: str
+) -> None:
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        with _held(daemon, guest, command, tmp_path / THEIRS) as process:
+            error = _refused(site, 8, "save", guest.address, "--image", IMAGE)
+            assert error["id"] == "guest.migrating"
+            assert f"job under way on domain '{NAME}': {command}" in error["message"]
+        assert process.returncode == 0, process.communicate()
+        guest.wait_state(left)
+        if command == "save":
+            daemon.virsh("restore", tmp_path / THEIRS)
+            guest.wait_state("running")
+
+
+def test_block_job_under_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
+    disk = patterns.write(tmp_path / "disk", 4 * MIB, patterns.dense)
+    device = (
+        f"<disk type='file'><driver name='qemu' type='raw'/><source file='{disk}'/>"
+        "<target dev='vda' bus='virtio'/></disk>"
+    )
+    with domain.running(daemon, NAME, paused=False, devices=device) as guest:
+        before = guest.status()
+        # Having copied all, it goes on mirroring until it is told to end.
+        guest.virsh("blockcopy", "vda", "--dest", tmp_path / "copy", "--format", "raw")
+        error = _refused(site, 3, "save", guest.address, "--image", IMAGE)
+        assert error["id"] == "check.not_migratable"
+        assert "block jobs under way on vda" in error["message"]
+        guest.virsh("blockjob", "vda", "--abort")
+        as_before(guest, before)
+        site.run("save", guest.address, "--image", IMAGE, "--then", "resume", check=0)
+        as_before(guest, before)
+
+
+# Refused before anything is touched.
+
+
+def test_domain_that_is_shut_off(daemon: Daemon, site: cli.Site) -> None:
+    with domain.running(daemon, NAME, transient=False) as guest:
+        guest.virsh("destroy")
+        error = _refused(site, 3, "save", guest.address)
+        assert error["id"] == "check.run_state"
+        assert "is shut off" in error["message"]
+        assert f"virsh start {NAME}" in error["hint"]
+        assert guest.state() == "shut off (destroyed)"
+
+
+def test_managed_save_that_is_older_than_the_guest(
+    daemon: Daemon, site: cli.Site, tmp_path: Path
+) -> None:
+    with domain.running(daemon, NAME, paused=False, transient=False) as guest:
+        guest.virsh("managedsave")
+        copy = tmp_path / THEIRS
+        kept = daemon.directory / f"var/lib/libvirt/qemu/save/{NAME}.save"
+        copy.write_bytes(kept.read_bytes())
+        daemon.virsh("restore", copy)
+        before = guest.status()
+        error = _refused(site, 3, "save", guest.address)
+        assert f"virsh managedsave-remove {NAME}" in error["hint"]
+        assert guest.status() == before
+        guest.virsh("managedsave-remove")
+        site.run("save", guest.address, "--image", IMAGE, "--then", "resume", check=0)
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "identifier", "words"),
+    [
+        ("libvirt+{uri}#none", 2, "guest.unknown", "has no domain 'none'"),
+        ("libvirt+qemu+unix:///system?socket=/nonexistent/s#x", 3, "check.unreachable", "/nonex"),
+        ("libvirt+qemu+unix:///nowhere?socket={socket}#x", 2, "usage", "/nowhere"),
+        ("libvirt+no uri#x", 2, "usage", "no uri"),
+    ],
+)
+def test_address_that_leads_nowhere(
+    daemon: Daemon, site: cli.Site, address: str, code: int, identifier: str, words: str
+) -> None:
+    for command in ("save", "check"):
+        error = _refused(site, code, command, address.format(uri=daemon.uri, socket=daemon.socket))
+        assert error["id"] == identifier
+        assert words in error["message"]
+        assert error["hint"]
+
+
+@pytest.mark.root
+def test_socket_that_is_of_root_only(daemon: Daemon) -> None:
+    with domain.running(daemon, NAME, paused=False) as guest, qemu.directory_for() as place:
+        place.chmod(0o755)
+        site = cli.Site(place / "site")
+        for path in (site.directory, site.images):
+            path.chmod(0o755)
+        site.state.chmod(0o777)
+        daemon.socket.chmod(0o700)
+        before = guest.status()
+        result = as_nobody(site, "save", guest.address)
+        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert "libvirt group" in result.json()["error"]["hint"]
+        as_before(guest, before)
