@@ -41,6 +41,12 @@ class MapsaveError(Exception):
         }
 
 
+class OutputFailed(MapsaveError):
+    """The outcome could not be printed, for want of room; what the command has done stays done."""
+
+    id = "output.failed"
+
+
 # Exit code 2: the command line or a YAML file is wrong; nothing was touched.
 
 

@@ -275,3 +275,20 @@ def test_service_says_that_it_is_not_there_yet() -> None:
     assert (process.returncode, stdout) == (2, "")
     assert "no service yet" in stderr
     assert "mapsave job run" in stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_output_without_room_is_told_and_is_no_bug(options: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*cli.COMMAND, "config", "show", *options],
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "[output.failed]" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -22,6 +22,7 @@ EXIT_CODES = {
     "monitor.failed": 1,
     "monitor.lost": 1,
     "monitor.timeout": 1,
+    "output.failed": 1,
     "config.invalid": 2,
     "config.missing": 2,
     "guest.unknown": 2,

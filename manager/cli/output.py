@@ -29,12 +29,21 @@ def result(given: Globals, data: dict[str, Any], text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print ``text`` on stdout; where whoever read it has gone, there is nobody to tell."""
+    """Print ``text`` on stdout; where whoever read it has gone, there is nobody to tell.
+
+    Raises OutputFailed.
+    """
     if sys.stdout is None:  # the process was started without
         return
-    with contextlib.suppress(BrokenPipeError):
+    try:
         sys.stdout.write(text)
         sys.stdout.flush()
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        raise errors.OutputFailed(
+            f"cannot print the outcome: {error.strerror}", hint="what was done stays done"
+        ) from None
 
 
 def printable(text: str) -> str:
@@ -52,8 +61,9 @@ def failure(error: BaseException, given: Globals) -> int:
         return error.code if isinstance(error.code, int) else 1
     ours = _as_ours(error)
     if given.json:
-        say(json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
-    if given.debug or ours.exit_code == 1:
+        with contextlib.suppress(errors.OutputFailed):
+            say(json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
+    if given.debug or (ours.exit_code == 1 and not isinstance(ours, errors.OutputFailed)):
         import traceback
 
         traceback.print_exception(error)
