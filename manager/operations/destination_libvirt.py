@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import stat
+import time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from manager import domain_xml, errors
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 _LIBVIRTS = "libvirt-incoming-migrate"
 _END_TIMEOUT = 60.0
+# A destroy lets the host's init so long to reap QEMU (util/virprocess.c: 200 times 0.2 s).
+_ENDING_TIMEOUT = 40.0
+# What a QEMU has from its start (10.0, migration/options.c); libvirt leaves what its restore used.
+_FRESH = {"multifd-channels": 2}
 
 
 @contextlib.asynccontextmanager
@@ -80,10 +85,12 @@ async def loaded(uri: str, xml: str, opened: Image, request: Request) -> AsyncIt
 
 
 async def _tidy(session: Session) -> None:
-    for found in await fdset.query(session):
-        if any(str(fd.get("opaque", "")).startswith(_LIBVIRTS) for fd in found["fds"]):
-            await fdset.take_back(session, int(found["fdset-id"]))
-    await parameters.put_back(session, (await parameters.query(session)).of_libvirt())
+    for each in await fdset.query(session):
+        if any(str(fd.get("opaque", "")).startswith(_LIBVIRTS) for fd in each["fds"]):
+            await fdset.take_back(session, int(each["fdset-id"]))
+    found = (await parameters.query(session)).of_libvirt()
+    fresh = parameters.Settings(found.capabilities, {**found.parameters, **_FRESH})
+    await parameters.put_back(session, fresh)
 
 
 @contextlib.asynccontextmanager
@@ -150,14 +157,19 @@ async def _end_started(
 
 
 async def _check_free(connection: Any, uri: str, identity: domain_xml.Identity) -> None:
-    """Raise Busy where the domain runs already."""
-    with contextlib.suppress(libvirt_connection.library().libvirtError):
+    """Raise Busy where the domain runs already; wait for one that is just ending, after a save."""
+    libvirt = libvirt_connection.library()
+    deadline = time.monotonic() + _ENDING_TIMEOUT
+    with contextlib.suppress(libvirt.libvirtError):
         handle = await libvirt_connection.call(connection.lookupByUUIDString, identity.uuid)
-        if await libvirt_connection.call(handle.isActive):
-            raise errors.Busy(
-                f"domain {identity.name!r} of libvirt at {uri!r} runs already",
-                hint="it may be the one that was saved; end it first (virsh destroy)",
-            )
+        while await libvirt_connection.call(handle.isActive):
+            state, _ = await libvirt_connection.call(handle.state)
+            if state != libvirt.VIR_DOMAIN_SHUTDOWN or time.monotonic() > deadline:
+                raise errors.Busy(
+                    f"domain {identity.name!r} of libvirt at {uri!r} runs already",
+                    hint="it may be the one that was saved; end it first (virsh destroy)",
+                )
+            await asyncio.sleep(0.01)
 
 
 @contextlib.contextmanager
