@@ -82,7 +82,7 @@ class Paused:
     async def put_back(self, session: Session) -> None:
         """Continue a guest that was running, unless released.
 
-        Raises GuestNotPutBack where QEMU refuses.
+        Raises GuestNotPutBack where QEMU refuses, or does not answer.
         """
         if self._released or not self.was_running:
             return
@@ -94,6 +94,11 @@ class Paused:
                 f"{session.address}: QEMU would not continue the guest: {error.desc}",
                 hint="the guest is paused, not lost: continue it with 'cont' at its monitor",
                 run_state=await run_state(session),
+            ) from None
+        except errors.MonitorTimeout as error:
+            raise errors.GuestNotPutBack(
+                f"{error.message}: the guest may still be paused",
+                hint="run 'mapsave recover': it lets the guest run again",
             ) from None
 
 
