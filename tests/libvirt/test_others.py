@@ -195,6 +195,24 @@ def test_migration_cancelled_by_somebody_else(daemon: Daemon, site: cli.Site) ->
         nothing_left(site)
 
 
+def test_migration_begun_by_somebody_else(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
+    """Behind our preflight: ours gives way, theirs goes on."""
+    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+        before = guest.status()
+        with _at(site, guest, "label") as process:
+            guest.execute("migrate-set-parameters", max_bandwidth=MIB)
+            guest.execute("migrate", uri=f"file:{tmp_path / THEIRS}")
+            result = finished(process)
+        assert result.returncode == 4, result
+        assert "migration process in progress" in result.json()["error"]["message"]
+        nothing_left(site)
+        assert guest.execute("query-migrate")["status"] == "active"
+        guest.execute("migrate_cancel")
+        wait.until(lambda: guest.execute("query-migrate")["status"] == "cancelled", what="its end")
+        guest.execute("migrate-set-parameters", max_bandwidth=before.parameters["max-bandwidth"])
+        as_before(guest, before)
+
+
 # Two at one guest.
 
 

@@ -1,0 +1,115 @@
+"""Hostile images of libvirt's format: an error, and libvirtd, whom some would abort, sees none."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import cli, domain, patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+# The header of libvirt's images: manager/image/libvirt_header.py.
+_HEADER = 92
+_VERSION, _DATA_LENGTH, _FORMAT, _COOKIE_OFFSET = 16, 20, 28, 32
+_MOST = (1 << 32) - 1
+_BOMB = (
+    "<?xml version='1.0'?><!DOCTYPE domain [<!ENTITY a0 'ha'>"
+    + "".join(f"<!ENTITY a{n} '{f'&a{n - 1};' * 10}'>" for n in range(1, 30))
+    + "]><domain type='kvm'><name>&a29;</name></domain>"
+)
+_OUTSIDE = (
+    "<!DOCTYPE domain [<!ENTITY a SYSTEM 'file:///etc/passwd'>]>"
+    "<domain type='kvm'><name>&a;</name></domain>"
+)
+_PLAIN = "<domain type='kvm'><name>web01</name><uuid>{}</uuid></domain>"
+
+
+class Victim:
+    """An image to be damaged: ``number`` and ``data`` write to it, ``xml`` replaces its XML."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            (self.length,) = struct.unpack_from("=I", file.read(_HEADER), _DATA_LENGTH)
+
+    def data(self, offset: int, content: bytes) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(content)
+
+    def number(self, offset: int, value: int) -> None:
+        self.data(offset, struct.pack("=I", value))
+
+    def xml(self, content: str | bytes) -> None:
+        raw = content.encode() if isinstance(content, str) else content
+        assert len(raw) < self.length
+        self.number(_COOKIE_OFFSET, 0)
+        self.data(_HEADER, raw + bytes(self.length - len(raw)))
+
+    def cut(self, size: int) -> None:
+        os.truncate(self.path, size)
+
+
+_DAMAGES: dict[str, Callable[[Victim], None]] = {
+    "cookie beyond the data": lambda each: each.number(_COOKIE_OFFSET, each.length + 1),
+    "cookie at the end of all": lambda each: each.number(_COOKIE_OFFSET, _MOST),
+    "cookie within the XML": lambda each: each.number(_COOKIE_OFFSET, 7),
+    "data of 4 GiB": lambda each: each.number(_DATA_LENGTH, _MOST),
+    "no data": lambda each: each.number(_DATA_LENGTH, 0),
+    "data that ends elsewhere": lambda each: each.number(_DATA_LENGTH, each.length - 1),
+    "format unknown": lambda each: each.number(_FORMAT, _MOST),
+    "version unknown": lambda each: each.number(_VERSION, _MOST),
+    "XML without end": lambda each: each.data(_HEADER, b"x" * each.length),
+    "XML unterminated": lambda each: each.xml("<domain type='kvm'><name>web01</name>"),
+    "XML bomb": lambda each: each.xml(_BOMB),
+    "XML that reads files": lambda each: each.xml(_OUTSIDE),
+    "XML deeper than any": lambda each: each.xml("<a>" * 20_000),
+    "XML not UTF-8": lambda each: each.xml(b"<domain>\xff\xfe</domain>"),
+    "XML of something else": lambda each: each.xml("<network><name>x</name></network>"),
+    "XML with a uuid that is none": lambda each: each.xml(_PLAIN.format("../../etc")),
+    "no XML": lambda each: each.xml(""),
+    "cut in the header": lambda each: each.cut(50),
+    "cut in the XML": lambda each: each.cut(_HEADER + 100),
+    "cut before the stream": lambda each: each.cut(_HEADER + each.length),
+    "cut in the stream": lambda each: each.cut(_HEADER + each.length + 5000),
+}
+
+
+@pytest.mark.parametrize("maker", ["virsh", "mapsave"])
+def test_hostile_images(daemon: Daemon, site: cli.Site, tmp_path: Path, maker: str) -> None:
+    with domain.running(daemon, "web01", ram=patterns.sparse, memory=16 << 20) as guest:
+        good = tmp_path / "good"
+        if maker == "virsh":
+            guest.virsh("save", good, "--image-format", "sparse")
+        else:
+            site.run("save", guest.address, "--image", good, check=0)
+        content, pid = good.read_bytes(), daemon.pid
+        wrong: list[tuple[object, ...]] = []
+        for name, damage in _DAMAGES.items():
+            path = site.images / "hostile"
+            path.write_bytes(content)
+            damage(Victim(path))
+            into = ("restore", path, "--guest", guest.address)
+            commands = [(*into, "--through-libvirt")]
+            if maker == "virsh":
+                commands += [into, ("verify", path), ("inspect", path)]
+            for command in commands:
+                result = site.run(*command, "--json", timeout=30)
+                if result.returncode != 6:
+                    wrong.append((name, command[0], command[-1], result.returncode, result.stderr))
+            assert daemon.alive(), name
+            assert daemon.domains() == [], name
+        assert not wrong
+        assert daemon.pid == pid
+        # The undamaged one is good.
+        site.run("restore", good, "--guest", guest.address, check=0)
