@@ -94,13 +94,23 @@ def _by_libvirt(request: Request, opened: Image, guest: Guest) -> _Choice:
             hint="give it with --xml FILE, or restore --into qmp:PATH",
         )
     uri = uri_of(opened, guest)
-    monitor = attach.Monitor(uri=uri, domain=domain_xml.identity(xml).uuid)
+    monitor = attach.Monitor(uri=uri, domain=_uuid(xml, request))
     if request.through_libvirt:
         return monitor, destination_libvirt.loaded(uri, xml, opened, request)
     cookie = opened.libvirt.cookie if opened.libvirt else None
     if request.xml is None:
         cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
     return monitor, destination_libvirt.created(uri, xml, cookie)
+
+
+def _uuid(xml: str, request: Request) -> str:
+    """Return the uuid of the domain. Raises InvalidImage, or UsageError where the user gave it."""
+    try:
+        return domain_xml.identity(xml).uuid
+    except errors.InvalidImage as error:
+        if request.xml is None:
+            raise
+        raise errors.UsageError(f"--xml: {error.message}") from None
 
 
 def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -> _Choice:
