@@ -1,0 +1,135 @@
+"""``restore --xml``: another definition than the image's, and definitions that are none."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.kit import domain, patterns, ram
+from tests.kit.domain import Domain
+from tests.libvirt import ways
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.kit import cli
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+TITLE = "<title>another &amp; &lt;é&gt;</title>"
+
+
+@pytest.fixture
+def guest(daemon: Daemon, tmp_path: Path) -> Iterator[Domain]:
+    boot = ways.halting(tmp_path)
+    with domain.running(daemon, ram=patterns.sparse, paused=False, boot=boot) as running:
+        yield running
+
+
+def saved_xml(site: cli.Site, path: Path) -> str:
+    return site.run("inspect", "--xml", path, check=0).stdout
+
+
+def titled(xml: str) -> str:
+    return xml.replace("</name>", f"</name>{TITLE}")
+
+
+@pytest.mark.parametrize("save", ["native", "libvirt"])
+def test_restored_beside_the_guest_that_runs_on(
+    daemon: Daemon, site: cli.Site, tmp_path: Path, guest: Domain, save: ways.Save
+) -> None:
+    before = ram.snapshot(guest.ram, tmp_path / "before")
+    path = site.images / "image"
+    site.run(*("save", guest.address, "-o", path, "--format", save, "--then", "resume"), check=0)
+    error = site.run("restore", path, "--guest", guest.address, "--json", check=8).json()["error"]
+    assert "runs already" in error["message"]
+
+    copy = Domain(daemon, "the 'copy' <é>", str(uuid.uuid4()))
+    xml = titled(saved_xml(site, path)).replace(guest.uuid, copy.uuid)
+    file = tmp_path / "the copy's é.xml"
+    file.write_text(xml.replace("<name>guest<", "<name>the 'copy' &lt;é&gt;<"), encoding="utf-8")
+    restored = site.run(
+        "restore", path, "--guest", guest.address, "--xml", file, "--json", check=0
+    ).json()
+    assert restored["monitor"] == copy.address
+    assert copy.state() == guest.state() == "running (unpaused)"
+    assert TITLE in copy.xml()
+    assert copy.pid != guest.pid
+    ram.assert_same(before, copy.ram)
+    ram.assert_same(before, guest.ram)
+    # It is a guest like any other: its own images name it.
+    site.run("save", copy.address, "-o", "second", check=0)
+    assert site.run("inspect", "second", "--json", check=0).json()["guest_uuid"] == copy.uuid
+
+
+@pytest.mark.parametrize("restore", ["own", "through"])
+def test_restored_with_another_title(
+    site: cli.Site, tmp_path: Path, guest: Domain, restore: ways.Restore
+) -> None:
+    before = ram.snapshot(guest.ram, tmp_path / "before")
+    path = ways.save("libvirt", guest, site)
+    file = tmp_path / "titled.xml"
+    file.write_text(titled(saved_xml(site, path)), encoding="utf-8")
+    ways.restore(restore, guest, site, path, "--xml", str(file))
+    assert TITLE in guest.xml()
+    ram.assert_same(before, guest.ram)
+    # The image has the definition that it had.
+    assert TITLE not in saved_xml(site, path)
+
+
+def refused(site: cli.Site, daemon: Daemon, code: int, *words: str | Path) -> dict[str, Any]:
+    """Run a restore that must fail and start nothing; return the error."""
+    error: dict[str, Any] = site.run("restore", *words, "--json", check=code).json()["error"]
+    assert daemon.domains() == []
+    assert daemon.guests() == []
+    return error
+
+
+def test_definitions_that_are_none(
+    daemon: Daemon, site: cli.Site, tmp_path: Path, guest: Domain
+) -> None:
+    path = ways.save("libvirt", guest, site)
+    guest.wait_state(domain.GONE)
+    good, file = saved_xml(site, path), tmp_path / "broken.xml"
+    image = path.read_bytes()
+    broken = {
+        "cut off": good[:-20],
+        "another document": "<network><name>x</name></network>",
+        "empty": "",
+        "without a name": good.replace("<name>guest</name>", ""),
+        "a document type": f"<!DOCTYPE x [<!ENTITY a 'b'>]>{good}",
+    }
+    for what, text in broken.items():
+        file.write_text(text, encoding="utf-8")
+        error = refused(site, daemon, 2, path, "--guest", guest.address, "--xml", file)
+        assert "--xml" in error["message"], what
+    file.write_bytes(b"\xff\xfe")
+    assert str(file) in refused(site, daemon, 2, path, "--xml", file)["message"]
+    missing = tmp_path / "missing.xml"
+    assert str(missing) in refused(site, daemon, 2, path, "--xml", missing)["message"]
+    assert path.read_bytes() == image
+
+
+def test_definitions_that_do_not_fit(
+    daemon: Daemon, site: cli.Site, tmp_path: Path, guest: Domain
+) -> None:
+    path = ways.save("libvirt", guest, site)
+    guest.wait_state(domain.GONE)
+    good, file = saved_xml(site, path), tmp_path / "other.xml"
+    image = path.read_bytes()
+    options = (path, "--guest", guest.address, "--xml", file)
+
+    file.write_text(good.replace(">65536<", ">131072<"), encoding="utf-8")
+    assert "RAM" in refused(site, daemon, 3, *options)["message"]
+    assert "memory" in refused(site, daemon, 5, *options, "--through-libvirt")["message"]
+    file.write_text(good.replace("halt.bin", "missing.bin"), encoding="utf-8")
+    error = refused(site, daemon, 5, *options)
+    assert (error["id"], "missing.bin" in error["message"]) == ("restore.launch", True)
+    file.write_text(good.replace("pc-i440fx", "pc-q35"), encoding="utf-8")
+    assert "q35" in refused(site, daemon, 3, *options)["message"]
+    assert path.read_bytes() == image
+    ways.restore("own", guest, site, path)
