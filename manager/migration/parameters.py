@@ -66,11 +66,13 @@ class Settings:
 
 async def query(session: Session) -> Settings:
     """Return what is in force. Raises what ``Session.execute`` raises."""
-    capabilities = await session.execute("query-migrate-capabilities")
-    parameters = await session.execute("query-migrate-parameters")
-    return Settings(
-        {entry["capability"]: bool(entry["state"]) for entry in capabilities}, dict(parameters)
-    )
+    capabilities = await _query_capabilities(session)
+    return Settings(capabilities, dict(await session.execute("query-migrate-parameters")))
+
+
+async def _query_capabilities(session: Session) -> dict[str, bool]:
+    found = await session.execute("query-migrate-capabilities")
+    return {entry["capability"]: bool(entry["state"]) for entry in found}
 
 
 def missing(settings: Settings) -> list[str]:
@@ -92,11 +94,9 @@ async def configured(
     Raises CommandRefused, MonitorLost.
     """
     try:
-        await _capabilities(session, dict.fromkeys(found.capabilities, False))
+        now = await _set_off(session, await _query_capabilities(session))
         await _parameters(session, {**_neutral(found), **wanted})
-        await _capabilities(
-            session, {name: name in _ON for name in found.capabilities if name in _ON}
-        )
+        await _set(session, now, dict.fromkeys(_ON, True))
         yield
     finally:
         with contextlib.suppress(errors.MonitorLost):
@@ -121,32 +121,35 @@ async def put_back(session: Session, found: Settings) -> None:
         return
     try:
         # Off first: with mapped-ram on QEMU would not let a compression be put back.
-        await _capabilities(session, dict.fromkeys(now.capabilities, False))
+        capabilities = await _set_off(session, now.capabilities)
         changed = {
             name: value
             for name, value in found.parameters.items()
             if now.parameters.get(name) != value
         }
         await _parameters(session, changed)
-        await _capabilities(session, found.capabilities)
+        await _set(session, capabilities, found.capabilities)
     except errors.CommandRefused as error:
         _log.warning("%s: settings not put back: %s", session.address, error.desc)
 
 
-async def _capabilities(session: Session, wanted: Mapping[str, bool]) -> None:
-    """Set capabilities, all in one command: QEMU checks them together, and only what differs."""
-    found = await session.execute("query-migrate-capabilities")
-    changes = [
-        {"capability": name, "state": wanted[name]}
-        for name in (entry["capability"] for entry in found)
-        if name in wanted and wanted[name] != _state(found, name)
-    ]
-    if changes:
-        await _patiently(session, "migrate-set-capabilities", {"capabilities": changes})
+async def _set(
+    session: Session, now: Mapping[str, bool], wanted: Mapping[str, bool]
+) -> dict[str, bool]:
+    """Bring capabilities from ``now`` to ``wanted``, and return what they are then.
+
+    All in one command, for QEMU checks them together; only those that differ, and that it has.
+    """
+    changed = {name: wanted[name] for name in now if name in wanted and wanted[name] != now[name]}
+    if changed:
+        states = [{"capability": name, "state": state} for name, state in changed.items()]
+        await _patiently(session, "migrate-set-capabilities", {"capabilities": states})
+    return {**now, **changed}
 
 
-def _state(found: list[dict[str, Any]], name: str) -> bool:
-    return any(entry["capability"] == name and entry["state"] for entry in found)
+async def _set_off(session: Session, now: Mapping[str, bool]) -> dict[str, bool]:
+    """Set all capabilities off but `events`, which has no part in what QEMU checks."""
+    return await _set(session, now, {name: False for name in now if name != "events"})
 
 
 async def _parameters(session: Session, wanted: Mapping[str, Any]) -> None:

@@ -45,7 +45,12 @@ def ours(fdsets: Sequence[dict[str, Any]]) -> list[int]:
 
 async def choose_id(session: Session) -> int:
     """Return an id that no set of this QEMU has."""
-    taken = {int(fdset["fdset-id"]) for fdset in await query(session)}
+    return free_id(await query(session))
+
+
+def free_id(fdsets: Sequence[dict[str, Any]]) -> int:
+    """Return an id that none of these sets has."""
+    taken = {int(fdset["fdset-id"]) for fdset in fdsets}
     return next(i for i in range(FIRST_ID, FIRST_ID + len(taken) + 1) if i not in taken)
 
 

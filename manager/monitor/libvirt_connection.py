@@ -1,7 +1,7 @@
 """A connection to a libvirt daemon, its events bridged into asyncio.
 
-libvirt-python's calls block, so each runs in a thread of its own; the thread is a daemon, so that a
-libvirtd that hangs cannot hold us at the end. Events come from libvirt's own loop, which sleeps in
+libvirt-python's calls block, so they run in other threads, which are daemons, so that a libvirtd
+that hangs cannot hold us at the end. Events come from libvirt's own loop, which sleeps in
 poll(2) in one thread for the whole process, and are handed over by ``call_soon_threadsafe``.
 ``libvirtaio`` is not used: it is not safe against calls from other threads than the loop's.
 """
@@ -9,8 +9,10 @@ poll(2) in one thread for the whole process, and are handed over by ``call_soon_
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import functools
+import queue
 import shlex
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,6 +65,35 @@ def _run_event_loop(libvirt: Any) -> None:
         _loop_runs = True
 
 
+class _Worker:
+    """A daemon thread that does one thing after the other."""
+
+    def __init__(self) -> None:
+        self._given: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._turn, name="libvirt-call", daemon=True).start()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do ``work``, which must not raise, and be idle again."""
+        self._given.put(work)
+
+    def _turn(self) -> None:
+        while True:
+            self._given.get()()
+            _idle.append(self)
+
+
+# A new thread for every call took longer than most calls: libvirt sets much up for each thread.
+_idle: collections.deque[_Worker] = collections.deque()
+
+
+def _idle_worker() -> _Worker:
+    """Return a worker that is idle, or a new one: a call that hangs holds up no other."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Worker()
+
+
 async def call(function: Callable[..., T], *arguments: Any, grace: float = GRACE) -> T:
     """Run a blocking function in a daemon thread; what it raises is raised here.
 
@@ -88,7 +119,7 @@ async def call(function: Callable[..., T], *arguments: Any, grace: float = GRACE
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(deliver, *outcome)
 
-    threading.Thread(target=work, name=f"libvirt-{function!r}", daemon=True).start()
+    _idle_worker().do(work)
     try:
         return await asyncio.shield(done)
     except asyncio.CancelledError:

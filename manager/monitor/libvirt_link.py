@@ -12,8 +12,6 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-import tenacity
-
 from manager import errors
 from manager.monitor import domain, libvirt_connection
 from manager.monitor.session import COMMAND_TIMEOUT, Event
@@ -183,6 +181,8 @@ class Link:
         async with self._reconnecting:
             if await libvirt_connection.call(self._is_connected):
                 return  # another call has done it meanwhile
+            import tenacity  # slow to import, and hardly ever needed
+
             attempts = tenacity.AsyncRetrying(
                 wait=tenacity.wait_exponential(multiplier=0.05, max=1.0),
                 # Once in vain, nobody waits again: what has to be undone makes several calls.

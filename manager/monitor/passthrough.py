@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # libvirt looks every 0.2 s whether a process that it ends is gone (util/virprocess.c).
 _NOTICE_TIMEOUT = 0.5
+# An init that waits for its children reaps within a few milliseconds.
+_REAP_TIMEOUT = 0.02
 
 
 class LibvirtSession:
@@ -129,6 +131,8 @@ class LibvirtSession:
             await asyncio.wait(
                 (destroying, gone), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
             )
+            if gone.done():
+                await asyncio.wait((destroying,), timeout=_REAP_TIMEOUT)
             if gone.done() and not process.is_zombie(self._pid):
                 await asyncio.wait((destroying,), timeout=_NOTICE_TIMEOUT)
             if destroying.done():

@@ -83,8 +83,8 @@ async def _gather(session: Session) -> Facts:
     domain = await session.domain()
     settings = await parameters.query(session)
     return Facts(
-        name=(await session.execute("query-name")).get("name"),
-        uuid=await _uuid(session),
+        name=domain.name if domain else (await session.execute("query-name")).get("name"),
+        uuid=domain.uuid if domain else await _uuid(session),
         version=session.version,
         machine=await machine_type(session),
         cpu=await _cpu(session),

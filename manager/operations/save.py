@@ -68,7 +68,7 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
             strategy = check.all_pass(
                 check.Preflight(found, held, name, request.replace, request.wishes, chosen)
             )
-            number = await fdset.choose_id(session)
+            number = fdset.free_id(found.fdsets)
             known = metadata.before(guest.name, found, strategy, request)
             facts_of_it = _journalled(guest, request, held, name, found, monitor)
             with journal.operation(config.state, "save", **facts_of_it, fdset=number) as log:
