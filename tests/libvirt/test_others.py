@@ -22,6 +22,7 @@ from tests.libvirt.test_interrupted import (
     error_of,
     finished,
     nothing_left,
+    small,
     writing,
 )
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.libvirt
 
 THEIRS = "theirs"
-_NOT_YET = ("label", "hand-over", "pause", "migrate", "writing")
-_WHOLE = ("complete", "commit", "committed")
 
 
 def _destroy(guest: Domain, site: cli.Site) -> None:
@@ -75,9 +74,9 @@ def _at(site: cli.Site, guest: Domain, step: str, *more: str) -> Iterator[subpro
 @pytest.mark.parametrize(
     ("step", "act", "words"),
     [
-        *((step, _destroy, "was destroyed") for step in _NOT_YET),
-        *((step, _kill, "") for step in _NOT_YET),
-        *((step, _save, "was saved by somebody else") for step in _NOT_YET[:-1]),
+        *((step, _destroy, "was destroyed") for step in ("label", "pause", "migrate", "writing")),
+        *((step, _kill, "") for step in ("hand-over", "migrate", "writing")),
+        *((step, _save, "was saved by somebody else") for step in ("label", "pause", "migrate")),
         ("writing", _shut_down, ""),
     ],
 )
@@ -89,7 +88,7 @@ def test_guest_ended_by_somebody_else(
     words: str,
 ) -> None:
     """Nothing of ours stays; what they have saved is theirs, and whole."""
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         with _at(site, guest, step) as process:
             act(guest, site)
             result = finished(process)
@@ -103,13 +102,15 @@ def test_guest_ended_by_somebody_else(
             guest.wait_state("running" if step != "migrate" else "paused")
 
 
-@pytest.mark.parametrize("act", [_destroy, _kill])
-@pytest.mark.parametrize("step", _WHOLE)
+@pytest.mark.parametrize(
+    ("step", "act"),
+    [("complete", _destroy), ("complete", _kill), ("commit", _destroy), ("committed", _kill)],
+)
 def test_guest_ended_by_somebody_else_behind_its_stream(
     daemon: Daemon, site: cli.Site, step: str, act: Callable[[Domain, cli.Site], None]
 ) -> None:
     """What QEMU has written whole becomes the image: the guest is nowhere else."""
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         with _at(site, guest, step) as process:
             act(guest, site)
             result = finished(process)
@@ -119,9 +120,9 @@ def test_guest_ended_by_somebody_else_behind_its_stream(
         guest.wait_state("running")
 
 
-@pytest.mark.parametrize("step", ["label", "pause", "migrate"])
+@pytest.mark.parametrize("step", ["label", "migrate"])
 def test_managed_save_by_somebody_else(daemon: Daemon, site: cli.Site, step: str) -> None:
-    with domain.running(daemon, NAME, paused=False, transient=False) as guest:
+    with small(daemon, paused=False, transient=False) as guest:
         with _at(site, guest, step) as process:
             _managed_save(guest, site)
             result = finished(process)
@@ -133,13 +134,15 @@ def test_managed_save_by_somebody_else(daemon: Daemon, site: cli.Site, step: str
         guest.wait_state("running" if step != "migrate" else "paused")
 
 
-@pytest.mark.parametrize("then", ["quit", "leave"])
-@pytest.mark.parametrize("step", ["migrate", "writing", "complete"])
+@pytest.mark.parametrize(
+    ("step", "then"),
+    [("migrate", "leave"), ("writing", "quit"), ("complete", "quit"), ("complete", "leave")],
+)
 def test_guest_resumed_by_somebody_else(
     daemon: Daemon, site: cli.Site, step: str, then: str
 ) -> None:
     """The guest runs on, and there is no image of it as it was before."""
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         before = guest.status()
         with _at(site, guest, step, "--then", then) as process:
             guest.virsh("resume")
@@ -157,7 +160,7 @@ def test_guest_resumed_by_somebody_else_behind_the_commit(
     daemon: Daemon, site: cli.Site, step: str
 ) -> None:
     """It is too late to take the image back, but a guest that runs is not destroyed."""
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         before = guest.status()
         with _at(site, guest, step) as process:
             guest.virsh("resume")
@@ -170,7 +173,7 @@ def test_guest_resumed_by_somebody_else_behind_the_commit(
 def test_libvirt_told_to_save_while_we_write(daemon: Daemon, site: cli.Site, command: str) -> None:
     """Theirs fails; ours goes on."""
     theirs = {"save": (site.directory / THEIRS,), "dump": (site.directory / THEIRS,)}
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False, transient=False) as guest:
+    with small(daemon, paused=False, transient=False) as guest:
         before = guest.status()
         with _at(site, guest, "writing", "--then", "resume") as process:
             done = guest.virsh(command, *theirs.get(command, ()), check=False)
@@ -184,7 +187,7 @@ def test_libvirt_told_to_save_while_we_write(daemon: Daemon, site: cli.Site, com
 
 
 def test_migration_cancelled_by_somebody_else(daemon: Daemon, site: cli.Site) -> None:
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         before = guest.status()
         with _at(site, guest, "writing") as process:
             guest.execute("migrate_cancel")
@@ -197,7 +200,7 @@ def test_migration_cancelled_by_somebody_else(daemon: Daemon, site: cli.Site) ->
 
 def test_migration_begun_by_somebody_else(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
     """Behind our preflight: ours gives way, theirs goes on."""
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         before = guest.status()
         with _at(site, guest, "label") as process:
             guest.execute("migrate-set-parameters", max_bandwidth=MIB)
@@ -228,7 +231,7 @@ def _refused(site: cli.Site, code: int, *arguments: str | Path) -> dict[str, Any
 def test_second_save_by_every_name(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
     further = tmp_path / "further.qmp"
     monitor = ("-qmp", f"unix:{further},server=on,wait=off")
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False, arguments=monitor) as guest:
+    with small(daemon, paused=False, arguments=monitor) as guest:
         site.add_guest("other", libvirt={"uri": daemon.uri, "domain": guest.uuid})
         before = guest.status()
         number = guest.virsh("domid").stdout.strip()
@@ -247,7 +250,7 @@ def test_second_save_by_every_name(daemon: Daemon, site: cli.Site, tmp_path: Pat
 
 
 def test_second_restore_of_one_image(daemon: Daemon, site: cli.Site) -> None:
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         site.run("save", guest.address, "--image", IMAGE, check=0)
         restore = ("restore", IMAGE, "--guest", guest.address)
         with struck.stopped(site, "load", *restore) as process:
@@ -294,7 +297,7 @@ def _writer(daemon: Daemon) -> int | None:
 def test_libvirt_saves_already(
     daemon: Daemon, site: cli.Site, tmp_path: Path, command: str, left: str
 ) -> None:
-    with domain.running(daemon, NAME, ram=patterns.dense, paused=False) as guest:
+    with small(daemon, paused=False) as guest:
         with _held(daemon, guest, command, tmp_path / THEIRS) as process:
             error = _refused(site, 8, "save", guest.address, "--image", IMAGE)
             assert error["id"] == "guest.migrating"
@@ -312,7 +315,7 @@ def test_block_job_under_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> 
         f"<disk type='file'><driver name='qemu' type='raw'/><source file='{disk}'/>"
         "<target dev='vda' bus='virtio'/></disk>"
     )
-    with domain.running(daemon, NAME, paused=False, devices=device) as guest:
+    with small(daemon, paused=False, devices=device) as guest:
         before = guest.status()
         # Having copied all, it goes on mirroring until it is told to end.
         guest.virsh("blockcopy", "vda", "--dest", tmp_path / "copy", "--format", "raw")
@@ -329,7 +332,7 @@ def test_block_job_under_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> 
 
 
 def test_domain_that_is_shut_off(daemon: Daemon, site: cli.Site) -> None:
-    with domain.running(daemon, NAME, transient=False) as guest:
+    with small(daemon, transient=False) as guest:
         guest.virsh("destroy")
         error = _refused(site, 3, "save", guest.address)
         assert error["id"] == "check.run_state"
@@ -341,7 +344,7 @@ def test_domain_that_is_shut_off(daemon: Daemon, site: cli.Site) -> None:
 def test_managed_save_that_is_older_than_the_guest(
     daemon: Daemon, site: cli.Site, tmp_path: Path
 ) -> None:
-    with domain.running(daemon, NAME, paused=False, transient=False) as guest:
+    with small(daemon, paused=False, transient=False) as guest:
         guest.virsh("managedsave")
         copy = tmp_path / THEIRS
         kept = daemon.directory / f"var/lib/libvirt/qemu/save/{NAME}.save"
@@ -376,7 +379,7 @@ def test_address_that_leads_nowhere(
 
 @pytest.mark.root
 def test_socket_that_is_of_root_only(daemon: Daemon) -> None:
-    with domain.running(daemon, NAME, paused=False) as guest, qemu.directory_for() as place:
+    with small(daemon, paused=False) as guest, qemu.directory_for() as place:
         place.chmod(0o755)
         site = cli.Site(place / "site")
         for path in (site.directory, site.images):
