@@ -88,12 +88,12 @@ def test_ordinary_user_saves_the_guests_of_the_own_session(
     with domain.running(session_daemon, NAME, ram=patterns.sparse, transient=False) as guest:
         before = guest.snapshot_ram(tmp_path / "before")
         for through in ([], ["--through-libvirt"]):
-            words = ("save", address, "-o", path, "--replace")
-            run(command, users_site, *words, env=session_daemon.env)
+            saving = ("save", address, "-o", path, "--replace")
+            run(command, users_site, *saving, env=session_daemon.env)
             guest.wait_state("shut off (destroyed)")
             assert path.stat().st_uid == session_daemon.user
-            words = ("restore", path, "--guest", address, *through)
-            restored = run(command, users_site, *words, env=session_daemon.env).json()
+            restoring: list[str | Path] = ["restore", path, "--guest", address, *through]
+            restored = run(command, users_site, *restoring, env=session_daemon.env).json()
             assert restored["monitor"] == address
             ram.assert_same(before, guest.ram)
 

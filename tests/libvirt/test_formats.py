@@ -24,13 +24,14 @@ def test_formats_that_only_virsh_restores(daemon: Daemon, site: cli.Site, tmp_pa
         for format in ("raw", "zstd"):
             guest.virsh("save", path, "--image-format", format)
             address = ["--guest", guest.address]
-            for words in (
+            commands: list[list[str | Path]] = [
                 ["restore", path, *address],
                 ["restore", path, *address, "--through-libvirt"],
                 ["inspect", path],
                 ["verify", path],
                 ["check", path],
-            ):
+            ]
+            for words in commands:
                 error = site.run(*words, "--json", check=6).json()["error"]
                 assert error["id"] == "image.unsupported"
                 assert repr(format) in error["message"]
@@ -95,9 +96,10 @@ def test_images_of_libvirt_without_libvirt_python(
     with domain.running(daemon, boot=ways.halting(tmp_path)) as guest:
         path = ways.save("libvirt", guest, site)
         image = path.read_bytes()
-        for words in (["inspect", path], ["verify", path], ["list"]):
-            site.run(*words, check=0, env=without_libvirt)
-        words = ["restore", path, "--guest", guest.address]
-        error = site.run(*words, "--json", check=2, env=without_libvirt).json()["error"]
+        for command in ("inspect", "verify"):
+            site.run(command, path, check=0, env=without_libvirt)
+        site.run("list", check=0, env=without_libvirt)
+        words = ("restore", path, "--guest", guest.address, "--json")
+        error = site.run(*words, check=2, env=without_libvirt).json()["error"]
         assert "pip install" in error["hint"]
         assert path.read_bytes() == image

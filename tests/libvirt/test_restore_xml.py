@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kit import domain, patterns, ram
+from tests.kit import domain, patterns, ram, wait
 from tests.kit.domain import Domain
 from tests.libvirt import ways
 
@@ -84,8 +84,7 @@ def test_restored_with_another_title(
 def refused(site: cli.Site, daemon: Daemon, code: int, *words: str | Path) -> dict[str, Any]:
     """Run a restore that must fail and start nothing; return the error."""
     error: dict[str, Any] = site.run("restore", *words, "--json", check=code).json()["error"]
-    assert daemon.domains() == []
-    assert daemon.guests() == []
+    wait.until(lambda: not daemon.domains() and not daemon.guests(), what="no domain")
     return error
 
 
