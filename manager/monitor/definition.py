@@ -34,6 +34,11 @@ def disks(xml: str) -> list[str]:
     return [target.attrib["dev"] for target in targets if "dev" in target.attrib]
 
 
+def takes_internal_snapshots(xml: str) -> bool:
+    """Tell whether a disk of the domain can hold snapshots itself (``snapshot-create-as``)."""
+    return _parsed(xml).find("./devices/disk/driver[@type='qcow2']") is not None
+
+
 def host_devices(xml: str) -> list[str]:
     """Return the kinds of the host's own devices that the domain uses, such as ``pci``."""
     devices = _parsed(xml).iterfind("./devices/hostdev")

@@ -10,7 +10,7 @@ from manager import domain_xml, errors
 from manager.operations import attach, destination, locks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from manager.config import Config, Guest
     from manager.image.image import Image
@@ -41,7 +41,7 @@ async def chosen(
         return
     guest = guest_of(config, request, name)
     if is_of_libvirt(request, opened, guest):
-        monitor, started = _by_libvirt(request, opened, guest)
+        monitor, started = _by_libvirt(request, opened, guest, log.unsettled)
     else:
         monitor, started = _by_command(config, request, opened, guest)
     log.step("launch", monitor=monitor.as_dict())
@@ -84,7 +84,9 @@ def _xml(request: Request, opened: Image) -> str | None:
     return str(found) if found is not None else None
 
 
-def _by_libvirt(request: Request, opened: Image, guest: Guest) -> _Choice:
+def _by_libvirt(
+    request: Request, opened: Image, guest: Guest, on_left: Callable[[], None]
+) -> _Choice:
     from manager.operations import destination_libvirt
 
     xml = _xml(request, opened)
@@ -96,11 +98,11 @@ def _by_libvirt(request: Request, opened: Image, guest: Guest) -> _Choice:
     uri = uri_of(opened, guest)
     monitor = attach.Monitor(uri=uri, domain=_uuid(xml, request))
     if request.through_libvirt:
-        return monitor, destination_libvirt.loaded(uri, xml, opened, request)
+        return monitor, destination_libvirt.loaded(uri, xml, opened, request, on_left)
+    # As libvirt does, the CPU that the guest has seen is kept under another definition too.
     cookie = opened.libvirt.cookie if opened.libvirt else None
-    if request.xml is None:
-        cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
-    return monitor, destination_libvirt.created(uri, xml, cookie)
+    cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
+    return monitor, destination_libvirt.created(uri, xml, cookie, on_left)
 
 
 def _uuid(xml: str, request: Request) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import stat
 import time
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from manager.monitor.session import Session
     from manager.operations.restore import Request
 
+_log = logging.getLogger(__name__)
+
 _LIBVIRTS = "libvirt-incoming-migrate"
 _END_TIMEOUT = 60.0
 # A destroy lets the host's init so long to reap QEMU (util/virprocess.c: 200 times 0.2 s).
@@ -32,10 +35,13 @@ _FRESH = {"multifd-channels": 2}
 
 
 @contextlib.asynccontextmanager
-async def created(uri: str, xml: str, cookie: str | None) -> AsyncIterator[Destination]:
+async def created(
+    uri: str, xml: str, cookie: str | None, on_left: Callable[[], None]
+) -> AsyncIterator[Destination]:
     """Have libvirt at ``uri`` start the domain of ``xml`` to wait; destroy it unless it was kept.
 
-    The extra arguments stand in the live definition only: a persistent one stays as it is.
+    ``on_left`` is called where libvirt does not destroy it. The extra arguments stand in the live
+    definition only: a persistent one stays as it is.
 
     Raises Busy where the domain runs already, LaunchFailed with libvirt's words, Unsupported,
     Unreachable, NotPermitted, InvalidImage where ``xml`` is none.
@@ -46,12 +52,21 @@ async def created(uri: str, xml: str, cookie: str | None) -> AsyncIterator[Desti
     def start(connection: Any) -> None:
         connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
 
-    async with _started(uri, domain_xml.identity(xml), start) as target:
+    identity = domain_xml.identity(xml)
+    if definition.takes_internal_snapshots(xml):
+        _log.warning(
+            "domain %r can be reverted to internal snapshots only once it was started anew, or if "
+            "restored with --through-libvirt (docs/libvirt.md)",
+            identity.name,
+        )
+    async with _started(uri, identity, start, on_left) as target:
         yield target
 
 
 @contextlib.asynccontextmanager
-async def loaded(uri: str, xml: str, opened: Image, request: Request) -> AsyncIterator[Destination]:
+async def loaded(
+    uri: str, xml: str, opened: Image, request: Request, on_left: Callable[[], None]
+) -> AsyncIterator[Destination]:
     """Have libvirt at ``uri`` restore the image by its path, paused; destroy it unless it was kept.
 
     libvirt 11.3 leaves the image open in QEMU for as long as the guest lives, and capabilities on
@@ -78,7 +93,7 @@ async def loaded(uri: str, xml: str, opened: Image, request: Request) -> AsyncIt
     def start(connection: Any) -> None:
         connection.restoreParams(parameters, flags)
 
-    async with _started(uri, domain_xml.identity(xml), start) as target:
+    async with _started(uri, domain_xml.identity(xml), start, on_left) as target:
         await _tidy(target.session)
         target.is_loaded = True
         yield target
@@ -95,7 +110,10 @@ async def _tidy(session: Session) -> None:
 
 @contextlib.asynccontextmanager
 async def _started(
-    uri: str, identity: domain_xml.Identity, start: Callable[[Any], None]
+    uri: str,
+    identity: domain_xml.Identity,
+    start: Callable[[Any], None],
+    on_left: Callable[[], None],
 ) -> AsyncIterator[Destination]:
     connection = await libvirt_connection.connect(uri)
     try:
@@ -112,8 +130,12 @@ async def _started(
             yield target
     finally:
         if target is None or not target.is_kept:
-            with contextlib.suppress(errors.MonitorError):
+            try:
                 await undoing.whole(session.end(_END_TIMEOUT))
+            except errors.MonitorLost:
+                pass  # it has ended by itself
+            except errors.MonitorError:
+                on_left()
         await undoing.whole(session.close())
 
 

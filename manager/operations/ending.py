@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 QUIT_TIMEOUT = 60.0
 
 
-async def end_guest(session: Session) -> None:
-    """Tell QEMU to quit, and wait until its process is gone (its disks are free then).
+async def end_guest(session: Session) -> bool:
+    """End QEMU, and wait until its process is gone (its disks are free then).
 
-    A QEMU that is gone already is what was wanted; one that stays is logged.
+    A QEMU that is gone already is what was wanted; for one that stays this logs why, and is False.
     """
     pid = session.pid
     try:
@@ -31,9 +31,11 @@ async def end_guest(session: Session) -> None:
         _log.warning(
             "%s: the image is committed, but QEMU does not quit: %s", session.address, error
         )
-        return
+        return False
     if pid is not None and not await ended(pid, QUIT_TIMEOUT):
         _log.warning("%s: QEMU (pid %d) has not ended yet", session.address, pid)
+        return False
+    return True
 
 
 async def ended(pid: int, timeout: float) -> bool:

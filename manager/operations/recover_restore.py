@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 RUNS = "guest restored"
 UNDONE = "destination ended, image as before"
 LEFT = "image as before; the destination, which mapsave had not started, was left paused"
+PAUSED = (
+    "image as before; libvirt may have loaded the guest meanwhile: if the domain that is active is "
+    "that one, end it (virsh destroy) or let it run (virsh resume)"
+)
 ENDED_SINCE = "guest restored, and ended since; the image stays marked as restored"
 
 
@@ -46,10 +50,21 @@ async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
                 async with monitor.connected() as session:
                     if await _is_destination(orphan, session):
                         return await _with_qemu(orphan, opened, session, dry_run=dry_run)
+                    if _libvirt_may_have_loaded(orphan, monitor):
+                        return PAUSED
             except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
                 if _lives(orphan):
                     raise
         return _without_qemu(orphan, opened, dry_run=dry_run)
+
+
+def _libvirt_may_have_loaded(orphan: Orphan, monitor: attach.Monitor) -> bool:
+    """Tell whether libvirt itself was reading the image: it goes on without its client."""
+    return (
+        monitor.uri is not None
+        and bool(orphan.facts.get("through_libvirt"))
+        and (not orphan.reached("loaded"))
+    )
 
 
 @contextlib.contextmanager
@@ -88,9 +103,10 @@ async def _with_qemu(
     if runs or orphan.reached("run"):
         if not dry_run:
             await _tidy(orphan, session)
-            if runs and opened is not None and opened.block.state is not State.RESTORED:
+            # Somebody has let it run before we came, or the mark was taken back.
+            if opened is not None and opened.block.state is not State.RESTORED:
                 with contextlib.suppress(OSError):  # as a restore: not every image can be marked
-                    opened.mark(State.RESTORED)  # somebody let it run before we came
+                    opened.mark(State.RESTORED)
             if not runs:
                 await session.resume()
         return RUNS

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from manager.config import Config
     from manager.image.image import Contents, Image
     from manager.migration.progress import Phases, Report
+    from manager.monitor.session import Session
     from manager.operations.destination import Destination
     from manager.plan.strategy import Switch
 
@@ -102,7 +103,11 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             phases.enter("read" if request.through_libvirt else "start")
             name = str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
             with journal.operation(
-                config.state, "restore", image=os.path.realpath(path), guest=name
+                config.state,
+                "restore",
+                image=os.path.realpath(path),
+                guest=name,
+                through_libvirt=request.through_libvirt,
             ) as log:
                 chosen = destination_choice.chosen(config, request, opened, name, log)
                 async with chosen as target:
@@ -127,7 +132,9 @@ async def _load(
 ) -> dict[str, Any]:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session = target.session
-    if not target.is_loaded:
+    if target.is_loaded:
+        log.step("loaded", **_process(session))
+    else:
         phases.enter("compare")
         await destination.compare(target, opened, contents, force=request.force)
         domain = await session.domain()
@@ -167,6 +174,12 @@ def _shall_run(request: Request, opened: Image) -> bool:
     return request.run == "run"
 
 
+def _process(session: Session) -> dict[str, int | None]:
+    """Return what names the destination's process to ``mapsave recover``."""
+    started = process.start_time(session.pid) if session.pid else None
+    return {"pid": session.pid, "process_started": started}
+
+
 async def _transfer(
     request: Request, opened: Image, target: Destination, log: journal.Journal
 ) -> None:
@@ -183,9 +196,7 @@ async def _transfer(
 
     # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
     await session.execute("stop")
-    started = process.start_time(session.pid) if session.pid else None
-    whom = {"pid": session.pid, "process_started": started}
-    log.step("load", fdset=number, settings=found.as_dict(), **whom)
+    log.step("load", fdset=number, settings=found.as_dict(), **_process(session))
     try:
         with descriptors.paired(
             opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])

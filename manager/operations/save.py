@@ -130,8 +130,15 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                 job.log.step("resume")
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and
                 # what became of the guest is reported behind that.
-                with contextlib.suppress(errors.CommandRefused, errors.MonitorLost):
+                try:
                     await paused.resume(job.session)
+                except errors.MonitorTimeout as error:
+                    paused.release()
+                    raise save_transfer.left_to_recover(
+                        job, partial, applied, error.message
+                    ) from None
+                except (errors.CommandRefused, errors.MonitorLost):
+                    pass
             contents = await save_commit.prove(job, partial, outcome)
             await save_commit.check_undisturbed(job)
             return await waiting.to_the_end(

@@ -50,6 +50,20 @@ async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Cont
     return contents
 
 
+async def _end(job: SaveJob, paused: Paused) -> None:
+    """End the guest, unless somebody else has continued it behind the commit."""
+    with contextlib.suppress(errors.MonitorError):
+        if await guest_state.run_state(job.session) == "running":
+            paused.release()
+            raise errors.GuestContinued(
+                f"{job.session.address}: {job.path!r} is committed, but somebody else has "
+                "continued the guest, which was not ended",
+                hint="its disks move on, so the image is of use only together with a copy of them",
+            )
+    if not await ending.end_guest(job.session):
+        job.log.unsettled()  # `mapsave recover` tries again
+
+
 async def check_undisturbed(job: SaveJob) -> None:
     """See that nobody else has continued the guest meanwhile: its image would be stale.
 
@@ -100,7 +114,7 @@ async def commit(
     applied.at_rest()
     if job.then == "quit":
         job.phases.enter("quit")
-        await ending.end_guest(job.session)
+        await _end(job, paused)
     if job.then != "resume":
         paused.release()
     stats = os.fstat(partial.fd)

@@ -81,7 +81,7 @@ async def let_qemu_write(
         return None
     except errors.MonitorTimeout as error:
         paused.release()  # it would not answer `cont` either
-        raise _left_to_recover(job, partial, applied, error.message) from None
+        raise left_to_recover(job, partial, applied, error.message) from None
     except errors.CommandRefused as error:
         if _DENIED in error.desc:
             raise _refused(job, partial.fd, error.desc) from None
@@ -122,7 +122,7 @@ async def _transfer(
         return outcome
 
 
-def _left_to_recover(
+def left_to_recover(
     job: SaveJob, partial: Partial, applied: Applied, message: str
 ) -> errors.SaveFailed:
     """Leave everything as it is for ``mapsave recover``, and return the error that says so."""
@@ -144,7 +144,7 @@ async def _check_loss(
     found = job.facts
     if found.pid is not None and not await ending.ended(found.pid, _END_TIMEOUT):
         lives = f"{error.message}, though QEMU (pid {found.pid}) lives"
-        raise _left_to_recover(job, partial, applied, lives)
+        raise left_to_recover(job, partial, applied, lives)
     try:
         partial.validate()
     except errors.InvalidImage:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAPSAVE = [sys.executable, "-m", "manager.cli.main"]
+# An installation has bytecode beside its modules, whatever the environment of this process says.
+_BYTECODE = tempfile.TemporaryDirectory(prefix="mapsave-bytecode-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,12 @@ def run(command: list[str], root: Path) -> Run:
     execve(2), so it is never too low, and the parent must be small.
     """
     with tempfile.TemporaryFile() as output:
-        environment = {**os.environ, "PYTHONPATH": str(root)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(root),
+            "PYTHONPYCACHEPREFIX": _BYTECODE.name,
+        }
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         started = time.perf_counter()
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output

@@ -154,7 +154,6 @@ def test_guest_resumed_by_somebody_else(
         nothing_left(site)
 
 
-@pytest.mark.xfail(reason="a guest that runs is destroyed", strict=True)
 @pytest.mark.parametrize("step", ["commit", "committed"])
 def test_guest_resumed_by_somebody_else_behind_the_commit(
     daemon: Daemon, site: cli.Site, step: str

@@ -63,6 +63,12 @@ def test_reads_a_live_definition() -> None:
     assert definition.host_devices(LIVE) == ["pci"]
 
 
+def test_internal_snapshots_need_a_qcow2_disk() -> None:
+    assert not definition.takes_internal_snapshots(LIVE)
+    qcow2 = LIVE.replace("<target dev='vda'", "<driver name='qemu' type='qcow2'/><target dev='vda'")
+    assert definition.takes_internal_snapshots(qcow2)
+
+
 def test_cookie_holds_the_cpu_as_it_came_out() -> None:
     cookie = ElementTree.fromstring(definition.cookie(LIVE))
     assert cookie.tag == "cookie"
