@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import qemu.qmp
 from qemu.qmp.error import QMPError
+from qemu.qmp.qmp_client import NegotiationError
 
 from manager import errors
 from manager.monitor.session import COMMAND_TIMEOUT, DRAIN_TIMEOUT, Event, Version
@@ -168,11 +169,9 @@ async def connected(path: str, *, timeout: float = GREETING_TIMEOUT) -> AsyncIte
 
     Raises Unreachable, NotPermitted.
     """
-    with contextlib.closing(await connect(path, timeout)) as sock:
-        pid = _peer_pid(sock)
-        client = qemu.qmp.QMPClient(path)
-        await _negotiate(client, sock, path, timeout)
-        session = QmpSession(client, path, _version(client), pid)
+    sock, client = await _opened(path, timeout)
+    with contextlib.closing(sock):
+        session = QmpSession(client, path, _version(client), _peer_pid(sock))
         watcher = asyncio.create_task(session.watch())
         try:
             yield session
@@ -180,6 +179,31 @@ async def connected(path: str, *, timeout: float = GREETING_TIMEOUT) -> AsyncIte
             watcher.cancel()
             with contextlib.suppress(QMPError, OSError, EOFError):
                 await client.disconnect()
+
+
+async def _opened(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QMPClient]:
+    """Connect and negotiate; a QEMU that answers with something else is tried a second time.
+
+    One that has just begun to listen may greet twice, which looks like a wrong answer: it greets
+    whoever is connected, and again when its monitor is set up (10.0, ``monitor/qmp.c``).
+    """
+    try:
+        return await _opened_once(path, timeout)
+    except errors.Unreachable as error:
+        if not isinstance(getattr(error.__cause__, "exc", None), NegotiationError):
+            raise
+        return await _opened_once(path, timeout)
+
+
+async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QMPClient]:
+    sock = await connect(path, timeout)
+    client = qemu.qmp.QMPClient(path)
+    try:
+        await _negotiate(client, sock, path, timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock, client
 
 
 async def connect(path: str, timeout: float) -> socket.socket:
@@ -235,7 +259,7 @@ async def _negotiate(
             "give the guest a monitor of its own for mapsave",
         ) from None
     except (QMPError, OSError, EOFError) as error:
-        raise errors.Unreachable(f"qmp:{path}: no QMP monitor answers: {error}") from None
+        raise errors.Unreachable(f"qmp:{path}: no QMP monitor answers: {error}") from error
 
 
 def _peer_pid(sock: socket.socket) -> int | None:

@@ -60,9 +60,13 @@ class Qmp:
         return message
 
     def reply(self) -> dict[str, Any]:
-        """Return the next reply, keeping the events that come before it."""
-        while "event" in (message := self.read()):
-            self.events.append(message)
+        """Return the next reply, keeping the events that come before it.
+
+        A second greeting is passed over: a QEMU that has only just begun to listen may send one.
+        """
+        while "return" not in (message := self.read()) and "error" not in message:
+            if "event" in message:
+                self.events.append(message)
         return message
 
     def raw(self, text: str | bytes, fds: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -56,6 +56,39 @@ async def unreachable(path: Path | str, timeout: float = 5.0) -> errors.Unreacha
     return caught.value
 
 
+async def test_monitor_that_greets_twice_is_asked_again(tmp_path: Path) -> None:
+    """As a real QEMU does now and then that has only just begun to listen."""
+    path = tmp_path / "monitor"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        serving = asyncio.get_running_loop().run_in_executor(None, _greet, server, (2, 1))
+        async with qmp.connected(str(path), timeout=5.0) as session:
+            assert session.version.major == 9
+        await serving
+
+
+async def test_monitor_that_never_answers_right_is_unreachable(tmp_path: Path) -> None:
+    path = tmp_path / "monitor"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        serving = asyncio.get_running_loop().run_in_executor(None, _greet, server, (2, 2))
+        await unreachable(path)
+        await serving
+
+
+def _greet(server: socket.socket, greetings: tuple[int, ...]) -> None:
+    """Serve a client after the other, each greeted so many times before it is answered."""
+    for count in greetings:
+        client, _ = server.accept()
+        with client, contextlib.suppress(OSError):
+            client.sendall(GREETING * count)
+            client.recv(65536)  # qmp_capabilities
+            client.sendall(b'{"return": {}, "id": "x"}\r\n')
+            client.recv(65536)
+
+
 async def test_greeting_tells_version_and_pid(emulator: Emulated) -> None:
     async with qmp.connected(emulator.path) as session:
         assert session.address == f"qmp:{emulator.path}"
