@@ -173,7 +173,7 @@ NOTES = "/a file that is neither image nor YAML of ours"
         (["check", "nosuch"], 2, "guest.unknown"),
         (["save", "qmp:/nonexistent/qmp"], 3, "check.unreachable"),
         (["check", "qmp:/nonexistent/qmp"], 3, "check.unreachable"),
-        (["save", "libvirt+qemu:///nosuchpath#web01"], 2, "usage"),
+        (["save", "libvirt+qemu+unix:///system?socket=/nowhere#web01"], 3, "check.unreachable"),
         (["save", "qmp:/nonexistent/qmp", "--channels", "0"], 2, "usage"),
         (["save", "qmp:/nonexistent/qmp", "--channels", "256"], 2, "usage"),
         (["save", "qmp:/nonexistent/qmp", "--then", "explode"], 2, "usage"),
