@@ -154,11 +154,10 @@ def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
 def _started(command: list[str], path: Path, stderr: Path, *, negotiate: bool) -> Iterator[Qmp]:
     with stderr.open("wb") as errors, subprocess.Popen(command, stderr=errors) as process:
         try:
-            qmp = Qmp(path, process)
-            if negotiate:
-                qmp("qmp_capabilities")
-            yield qmp
-            qmp.close()
+            with contextlib.closing(Qmp(path, process)) as qmp:
+                if negotiate:
+                    qmp("qmp_capabilities")
+                yield qmp
         finally:
             process.kill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -72,7 +73,8 @@ def test_missing_direct_descriptor_at_save_kills(tmp_path: Path, start: Start) -
         qmp("migrate-set-parameters", direct_io=True)
         with helpers.opened(tmp_path / "image", os.O_WRONLY | os.O_CREAT) as fd:
             qmp("add-fd", fd, fdset_id=1)
-        assert qmp("migrate", uri="file:/dev/fdset/1") == {}
+        with contextlib.suppress(helpers.Died):  # its answer, and its end by another thread
+            assert qmp("migrate", uri="file:/dev/fdset/1") == {}
         assert death(qmp) == -signal.SIGSEGV
     if start is helpers.emulator:
         assert "QEMU 10.0.2 would crash here: a multifd channel" in stderr_of(tmp_path)
