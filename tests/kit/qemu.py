@@ -191,9 +191,13 @@ def command(
     memory: str = "64M",
     accel: str | None = None,
     sandbox: bool = False,
+    under: Sequence[str] = (),
 ) -> list[str]:
-    """Return the command line of a guest whose two monitors are in ``directory``."""
-    base = [BINARY, "-name", name, "-display", "none", "-nodefaults", "-no-user-config"]
+    """Return the command line of a guest whose two monitors are in ``directory``.
+
+    ``under``: the words before it, of a command that becomes QEMU, such as ``runcon CONTEXT``.
+    """
+    base = [*under, BINARY, "-name", name, "-display", "none", "-nodefaults", "-no-user-config"]
     base += ["-machine", machine, "-m", memory, "-accel", accel or ("kvm" if has_kvm() else "tcg")]
     for kind in ("qmp", "control"):
         base += ["-qmp", f"unix:{directory}/{name}.{kind},server=on,wait=off"]
@@ -227,13 +231,14 @@ def running(
     sandbox: bool = False,
     ram: patterns.Pattern | None = None,
     directory: Path | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[Qemu]:
     """Run a QEMU with these ``arguments`` on top; it is gone at the end.
 
     ``paused``: with ``-S``. ``incoming``: with ``-incoming defer``. ``accel``: KVM if usable.
     ``user``: uid and gid to run as, without supplementary groups. ``ram``: see ``fill_ram``; with
     ``paused=False`` the guest is continued after that. ``directory``: where the monitors are,
-    instead of a directory of its own.
+    instead of a directory of its own. ``under``: see ``command()``.
 
     Raises AssertionError with QEMU's standard error when it does not come up.
     """
@@ -249,6 +254,7 @@ def running(
             memory=memory,
             accel=accel,
             sandbox=sandbox,
+            under=under,
         )
         switches = ["-S"] if paused or ram else []
         switches += ["-incoming", "defer"] if incoming else []
