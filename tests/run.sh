@@ -4,7 +4,7 @@
 # Says what it had to leave out; with CI=true nothing may be left out.
 set -euo pipefail
 
-stages=(lint unit emulator qemu libvirt faults)
+stages=(lint unit emulator qemu libvirt faults mac)
 
 usage() {
     echo "usage: bash tests/run.sh [STAGE...]"
@@ -104,7 +104,7 @@ run_pytest() { # PATH or option...
 
 run_unit() {
     local ignored=() directory
-    for directory in emulator qemu libvirt faults bench; do
+    for directory in emulator qemu libvirt faults mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
     run_pytest tests "${ignored[@]}"

@@ -1,0 +1,24 @@
+"""mapsave itself under enforcing SELinux and AppArmor, inside a small virtual machine.
+
+``image.py`` builds the machine's disk once, ``machine.py`` boots it under TCG, once for each of
+its ``MODES``. A boot unpacks this checkout and runs the cases of one file of ``guest/`` with
+pytest; the tests out here, one for each case, report what came of it on the serial line.
+
+A case is an ordinary test in ``guest/selinux_cases.py`` (or another ``*_cases.py``) that has the
+whole test kit, as root, with ``mapsave`` as users have it::
+
+    @pytest.mark.refusal  # it sees a refusal, so it must fail in the control boot
+    def test_wrong_categories_are_refused(site: cli.Site) -> None:
+        with confined.running() as guest:
+            ...
+            done = site.run("save", guest.address, "--json", check=7)
+
+Write one function for each case, without parametrization: the functions' names are read from the
+source, and a case without a result fails. Fixtures of all cases are in ``guest/conftest.py``.
+
+    python -m tests.mac selinux -k wrong_categories
+
+boots and runs some cases by hand, in six seconds and what the cases take. To add a mode, add it to
+``machine.MODES`` and a file ``test_MODE.py`` like the others. What the disk contains is said by
+``image.py`` and ``vm/``; after a change there it is built anew (a minute).
+"""

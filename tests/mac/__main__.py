@@ -1,0 +1,28 @@
+"""Run cases by hand: ``python -m tests.mac MODE [ARGUMENT OF PYTEST...]``, such as ``-k name``.
+
+Prints the result of each case, and where the serial line is.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.mac import machine
+
+
+def main(mode: str, *arguments: str) -> int:
+    """Boot once and print what came of it; return how many cases failed."""
+    directory = Path(tempfile.mkdtemp(prefix="mapsave-mac-"))
+    begun = time.monotonic()
+    done = machine.boot(mode, directory, *arguments)
+    for case, (outcome, words) in done.results.items():
+        print(f"{outcome:7} {case} {words}")
+    print(f"{time.monotonic() - begun:.0f} s, serial line: {directory / mode}.serial")
+    return sum(outcome != "passed" for outcome, _ in done.results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

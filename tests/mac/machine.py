@@ -1,0 +1,152 @@
+"""Boot the virtual machine with one security module, and take the results off its serial line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shlex
+import subprocess
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.kit import processes
+from tests.mac import image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GUEST = Path(__file__).parent / "guest"
+RESULT = "MACRESULT "  # what a line of results begins with; see guest/console.py
+TIMEOUT = (
+    420.0  # seconds for a boot and all its cases; a busy machine takes several times the usual
+)
+_MIB = 1 << 20
+_CARRIED = (
+    "manager",
+    "policies",
+    "tests/__init__.py",
+    "tests/backports.py",
+    "tests/conftest.py",
+    "tests/kit",
+    "tests/mac",
+)
+_KERNEL = (
+    "root=/dev/nvme0n1 rw init=/usr/sbin/mac-init console=ttyS0 loglevel=4 audit=1 "
+    "audit_backlog_limit=8192 log_buf_len=8M mitigations=off panic=-1"
+)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A boot: the kernel's switches, the file of cases in ``guest``, and which of them to run."""
+
+    switches: str
+    cases: str
+    only: str = ""  # an expression of pytest's -m
+
+
+MODES = {
+    "selinux": Mode("security=selinux enforcing=1", "selinux_cases.py"),
+    # The control: the cases that see a refusal must fail where nothing is refused.
+    "selinux-off": Mode("security=selinux enforcing=0", "selinux_cases.py", "refusal"),
+    "none": Mode("lsm=capability", "none_cases.py"),
+}
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What came of a boot: the result and the words of each case, and the whole serial line."""
+
+    results: dict[str, tuple[str, str]]
+    log: str
+
+    def outcome(self, case: str) -> str:
+        """Return ``passed`` or ``failed``; fail with the serial line where there is no result."""
+        assert case in self.results, f"{case}: no result; the serial line ends:\n{self.log[-6000:]}"
+        return self.results[case][0]
+
+    def assert_passed(self, case: str) -> None:
+        """Fail with what was said inside unless the case passed."""
+        outcome = self.outcome(case)
+        assert outcome == "passed", f"{case} {outcome} inside:\n{self.results[case][1]}"
+
+
+def cases(mode: str) -> list[str]:
+    """Return the names of the cases of a mode, from their source: they need not be imported."""
+    chosen = MODES[mode]
+    tree = ast.parse((GUEST / chosen.cases).read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    tests = [function for function in functions if function.name.startswith("test_")]
+    if chosen.only:
+        mark = f"pytest.mark.{chosen.only}"
+        tests = [each for each in tests if mark in map(ast.unparse, each.decorator_list)]
+    return [each.name for each in tests]
+
+
+def boot(mode: str, directory: Path, *arguments: str, timeout: float = TIMEOUT) -> Boot:
+    """Boot, run the cases of ``mode``, wait for the end; the serial line goes to ``directory``.
+
+    ``arguments`` are further ones of pytest inside. Raises AssertionError where the machine does
+    not end within ``timeout`` seconds, but not for cases that fail.
+    """
+    kernel, disk = image.files()
+    serial = directory / f"{mode}.serial"
+    with _carried(directory, MODES[mode], arguments) as carried:
+        command = _command(kernel, disk, carried, serial, MODES[mode].switches)
+        with processes.running(command, stdin=subprocess.DEVNULL) as machine:
+            try:
+                status: int | None = machine.wait(timeout)
+            except subprocess.TimeoutExpired:
+                status = None
+    log = serial.read_text(errors="replace")
+    assert status == 0, f"{mode}: exit status {status}; the serial line ends:\n{log[-6000:]}"
+    return Boot(_results(log), log)
+
+
+def _results(log: str) -> dict[str, tuple[str, str]]:
+    lines = [line.partition(RESULT)[2] for line in log.splitlines() if RESULT in line]
+    found = [json.loads(line) for line in lines]
+    return {each["case"]: (each["outcome"], each["words"]) for each in found}
+
+
+def _command(kernel: Path, disk: Path, carried: Path, serial: Path, switches: str) -> list[str]:
+    drives = {"root": f"file={disk},snapshot=on", "carried": f"file={carried},readonly=on"}
+    command = [
+        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35"),
+        *("-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-no-reboot", "-kernel", str(kernel), "-append", f"{_KERNEL} {switches}"),
+        *("-serial", f"file:{serial}"),
+    ]
+    for name, options in drives.items():
+        command += ["-drive", f"if=none,id={name},format=raw,{options}"]
+        command += ["-device", f"nvme,drive={name},serial={name}"]
+    return command
+
+
+@contextmanager
+def _carried(directory: Path, mode: Mode, arguments: tuple[str, ...]) -> Iterator[Path]:
+    """Make the second disk: a plain archive of this checkout and the command to run."""
+    words = ["-c", "tests/mac/guest/pytest.ini", f"tests/mac/guest/{mode.cases}"]
+    words += ["-m", mode.only] if mode.only else []
+    run = directory / "run"
+    run.write_text(
+        "exec python3 -m pytest " + " ".join(map(shlex.quote, (*words, *arguments))) + "\n"
+    )
+    path = directory / "carried.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(run, "run")
+        for name in _CARRIED:
+            archive.add(image.CHECKOUT / name, name, filter=_without_caches)
+    with path.open("r+b") as file:
+        file.truncate(-(-path.stat().st_size // _MIB) * _MIB)
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+def _without_caches(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if member.name.endswith("__pycache__") else member

@@ -1,0 +1,19 @@
+"""A kernel without a security module that labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mac import machine
+
+if TYPE_CHECKING:
+    from tests.mac.conftest import Boots
+
+pytestmark = [pytest.mark.mac, pytest.mark.timeout(machine.TIMEOUT + 700)]
+
+
+@pytest.mark.parametrize("case", machine.cases("none"))
+def test_no_module(case: str, booted: Boots) -> None:
+    booted("none").assert_passed(case)

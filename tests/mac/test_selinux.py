@@ -1,0 +1,24 @@
+"""SELinux, enforcing; and the control that the cases which see a refusal need it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mac import machine
+
+if TYPE_CHECKING:
+    from tests.mac.conftest import Boots
+
+pytestmark = [pytest.mark.mac, pytest.mark.timeout(machine.TIMEOUT + 700)]
+
+
+@pytest.mark.parametrize("case", machine.cases("selinux"))
+def test_selinux(case: str, booted: Boots) -> None:
+    booted("selinux").assert_passed(case)
+
+
+@pytest.mark.parametrize("case", machine.cases("selinux-off"))
+def test_fails_without_enforcement(case: str, booted: Boots) -> None:
+    assert booted("selinux-off").outcome(case) == "failed"
