@@ -96,8 +96,11 @@ class Apparmor:
                 self._place(profile, f"images in {directory}", [rule], allowed)
         return labels.Label(self.name, None, context)
 
-    def apply(self, target: Target) -> Label:
-        """Add the rules that are missing and load the profile. Raises LabelRefused."""
+    def intended(self, target: Target) -> Label:
+        """Return the label with the rules that are missing, and where they go. Raises LabelRefused.
+
+        For the journal: who dies while the rules are being added leaves them to be taken out.
+        """
         context = self.process(target.pid)
         profile = self._to_convince(context, target.access)
         if profile is None:
@@ -117,9 +120,17 @@ class Apparmor:
         )
         if place is None:
             return labels.Label(self.name, None, context, detail={"rules": []})
-        done = labels.Label(self.name, None, context, detail=_detail(profile, place, rules))
+        return labels.Label(self.name, None, context, detail=_detail(profile, place, rules))
+
+    def apply(self, target: Target) -> Label:
+        """Add the rules that are missing and load the profile. Raises LabelRefused."""
+        done = self.intended(target)
+        rules = done.detail.get("rules") or []
+        if not rules:
+            return done
+        profile = _parse(str(done.process))
         try:
-            self._add(place, rules, profile, target)
+            self._add(_place_in(done), rules, profile, target)
             self._verify(profile, target, rules)
         except BaseException:
             self._take_out_quietly(done)
@@ -127,18 +138,20 @@ class Apparmor:
         return done
 
     def undo(self, target: Target, label: Label) -> None:
-        """Take exactly the added lines out again and load the profile, if it still is loaded."""
+        """Take exactly the added lines out again and load the profile, if it still is loaded.
+
+        It is loaded even where the lines are gone: who took them out may have died before that.
+        """
         rules = label.detail.get("rules") or []
         if not rules:
             return
-        place = Place(Path(label.detail["rules_file"]), Path(label.detail["profile_file"]))
+        place = _place_in(label)
         if not place.profile_file.exists():  # the guest is gone, and its profile with it
             apparmor_rules.remove(place.rules_file, rules)
             return
         with apparmor_rules.locked(place.profile_file):
-            if apparmor_rules.remove(place.rules_file, rules) and self._loaded(
-                label.detail["profile"]
-            ):
+            apparmor_rules.remove(place.rules_file, rules)
+            if self._loaded(label.detail["profile"]):
                 complaint = self._load(place)
                 if complaint is not None:
                     raise errors.NotPermitted(
@@ -338,3 +351,7 @@ def _detail(profile: Confinement, place: Place, rules: Sequence[str]) -> dict[st
         "rules_file": str(place.rules_file),
         "profile_file": str(place.profile_file),
     }
+
+
+def _place_in(label: Label) -> Place:
+    return Place(Path(label.detail["rules_file"]), Path(label.detail["profile_file"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -45,3 +45,11 @@ class SecurityModule(Protocol):
 
     def explain(self, target: Target) -> str:
         """Return one sentence about the file, QEMU and whether the module lets them meet."""
+
+
+@runtime_checkable
+class ChangesElsewhere(Protocol):
+    """A security module that changes more than the image, which goes with the image if it fails."""
+
+    def intended(self, target: Target) -> Label:
+        """Return what ``apply`` would return, and change nothing. Raises LabelRefused."""

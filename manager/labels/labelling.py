@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from manager import errors
 from manager.labels.dac import Dac
+from manager.labels.interface import ChangesElsewhere
 from manager.labels.label import Access, Label, Target, name_of, who
 from manager.labels.policy import BUILT_IN, Policy
 from manager.labels.system import System
@@ -34,6 +35,7 @@ __all__ = [
     "Labelling",
     "describe_refusal",
     "system_process_context",
+    "take_out",
 ]
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,21 @@ class Labelling:
                 yield Applied(_joined([label for _, label in done]), target, done, undoing)
         finally:
             os.close(kept)
+
+    def intended(
+        self, fd: int, path: str, other_paths: Sequence[str], pid: int | None, access: Access
+    ) -> Label | None:
+        """Return what :meth:`applied` would change elsewhere than on the image; None: nothing.
+
+        Journal it before, for :func:`take_out`. Raises LabelRefused.
+        """
+        target = Target(fd, path, tuple(other_paths), pid, access)
+        parts: list[Label] = []
+        for module in self.modules:
+            if isinstance(module, ChangesElsewhere):
+                with _speaking(module, path, pid):
+                    parts.append(module.intended(target))
+        return _joined(parts) if any(part.detail.get("rules") for part in parts) else None
 
     @contextlib.contextmanager
     def creating(self, pid: int | None) -> Iterator[None]:
@@ -167,6 +184,21 @@ class Applied:
             for module, label in reversed(self._done)
             for problem in _attempt(module, "rest", self._target, label)
         ]
+
+
+def take_out(label: Label, path: str, system: System = _HOST) -> list[str]:
+    """Take out what a mapsave that died had changed elsewhere than on the image at ``path``.
+
+    ``label`` is from the journal. Taken out twice does no harm. Returns what went wrong.
+    """
+    with_rules = [part for part in label.parts() if part.detail.get("rules")]
+    if not with_rules:
+        return []
+    from manager.labels.apparmor import Apparmor
+
+    module = Apparmor(BUILT_IN["auto"], system)
+    target = Target(-1, path, (), None, "save")
+    return [problem for part in with_rules for problem in _attempt(module, "undo", target, part)]
 
 
 def describe_refusal(

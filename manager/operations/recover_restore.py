@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from manager import errors
 from manager.image import image
 from manager.image.superblock import State
+from manager.labels import labelling
+from manager.labels.label import Label
 from manager.migration import guest_state, parameters
 from manager.migration.parameters import Settings
 from manager.monitor import fdset, process
@@ -36,6 +38,14 @@ ENDED_SINCE = "guest restored, and ended since; the image stays marked as restor
 
 
 async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
+    """Finish or undo the restore, see ``_recover``; nothing stays in QEMU's profile either way."""
+    outcome = await _recover(config, orphan, dry_run=dry_run)
+    if not dry_run and (label := orphan.facts.get("label")):
+        labelling.take_out(Label.from_dict(label), str(orphan.facts["image"]))
+    return outcome
+
+
+async def _recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
     """Finish the restore where the guest was about to run, else undo it; return which.
 
     Raises Busy where somebody works on the destination or the image, Unreachable where the

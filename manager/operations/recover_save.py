@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from manager import errors
 from manager.image import descriptors, image, store
 from manager.image.superblock import State
+from manager.labels import labelling
 from manager.labels.label import Label
 from manager.migration import guest_state, outgoing, parameters, progress
 from manager.migration.parameters import Settings
@@ -34,6 +35,15 @@ GONE_SINCE = f"{COMMITTED}, and gone from its place since; guest left as it is"
 
 
 async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
+    """Finish or undo the save, see ``_recover``; nothing stays in QEMU's profile either way."""
+    outcome = await _recover(config, orphan, dry_run=dry_run)
+    if not dry_run and (label := _label(orphan)) is not None:
+        # The image may be gone, or be another's: what is elsewhere is taken out all the same.
+        labelling.take_out(label, os.path.join(orphan.facts["directory"], orphan.facts["name"]))
+    return outcome
+
+
+async def _recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
     """Finish or undo the save; return what was done (or would be).
 
     Raises Busy where somebody works on the guest, Unreachable where its QEMU lives but does not

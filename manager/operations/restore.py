@@ -140,6 +140,8 @@ async def _load(
         domain = await session.domain()
         labels = save_request.policy_labelling(config, request.policy or "auto", domain)
         labels.check(os.path.dirname(os.path.realpath(opened.path)), session.pid, "restore")
+        if intended := labels.intended(opened.fd, opened.path, [], session.pid, "restore"):
+            log.step("rules", label=intended.as_dict())
         with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
             phases.enter("read")
             await _transfer(request, opened, target, log)

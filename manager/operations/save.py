@@ -117,10 +117,12 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                     libvirt=metadata.libvirt_header(job.facts, job.request),
                 )
             )
-        applied = stack.enter_context(
-            job.labelling.applied(partial.fd, job.partial_path, [job.path], job.facts.pid, "save")
-        )
-        job.log.step("label", label=applied.label.as_dict(), uuid=str(partial.block.uuid))
+        place = (partial.fd, job.partial_path, [job.path], job.facts.pid)
+        uuid = str(partial.block.uuid)
+        if (intended := job.labelling.intended(*place, "save")) is not None:
+            job.log.step("rules", label=intended.as_dict(), uuid=uuid)
+        applied = stack.enter_context(job.labelling.applied(*place, "save"))
+        job.log.step("label", label=applied.label.as_dict(), uuid=uuid)
         if job.strategy.preallocate:
             room = job.facts.memory.total + partial.block.stream_offset
             syscalls.preallocate(partial.fd, 0, room)

@@ -205,6 +205,37 @@ def test_rules_of_a_dead_mapsave_are_taken_out(apparmor: Host, image: Path) -> N
     assert rules(apparmor) == []
 
 
+@pytest.mark.parametrize("died", ["before adding", "before loading", "while taking out"])
+def test_what_was_journalled_before_is_taken_out(apparmor: Host, image: Path, died: str) -> None:
+    """The journal is written before the rule is; whoever dies at whatever point leaves none."""
+    final = str(image.with_name("a"))
+    with open(image, "wb") as file:
+        place = (file.fileno(), str(image), (final,), PID)
+        intended = work(apparmor).intended(*place, "save")
+        assert intended is not None
+        assert (rules(apparmor), apparmor.commands) == ([], [])
+        if died != "before adding":
+            with work(apparmor).applied(*place, "save") as applied:
+                assert applied.label == intended
+                applied.keep()
+        if died == "while taking out":  # the lines are gone, but the profile is loaded with them
+            apparmor.locate(RULES).write_text("")
+    loads = len(apparmor.commands)
+    journalled = labelling.Label.from_dict(intended.as_dict())
+    assert labelling.take_out(journalled, str(image), apparmor) == []
+    assert rules(apparmor) == []
+    assert len(apparmor.commands) == loads + 1
+    assert labelling.take_out(journalled, str(image), apparmor) == []
+
+
+def test_nothing_is_intended_where_nothing_is_missing(apparmor: Host, image: Path) -> None:
+    with open(image, "rb") as file:  # to restore takes no rule: mapsave is not confined
+        assert work(apparmor).intended(file.fileno(), str(image), (), PID, "restore") is None
+    apparmor.put(f"/proc/{PID}/attr/apparmor/current", "vmq (complain)\n")
+    with open(image, "wb") as file:
+        assert work(apparmor).intended(file.fileno(), str(image), (), PID, "save") is None
+
+
 def test_no_attribute_is_written(apparmor: Host, image: Path) -> None:
     use(apparmor, image)
     assert apparmor.attributes == {}
