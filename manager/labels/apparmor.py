@@ -164,6 +164,14 @@ class Apparmor:
         """Take the rules out: at rest nobody needs the path."""
         self.undo(target, label)
 
+    def refuses(self, target: Target) -> bool:
+        """Return whether QEMU's profile lacks the rule now; False if it can't be asked."""
+        profile = self._to_convince(self.process(target.pid), target.access)
+        if profile is None:
+            return False
+        path = labels.name_of(target.fd, target.path)
+        return self.allows(profile.profile, path, target.access) is False
+
     def explain(self, target: Target) -> str:
         """Return the sentence with QEMU's profile, its answer and the rule that is missing."""
         current = self._read(target.pid) if target.pid is not None else None

@@ -99,6 +99,10 @@ class Dac:
         if target.access == "save":
             _set(target.fd, *self._owner(), self.policy.mode)
 
+    def refuses(self, target: Target) -> bool:
+        """Return False: permissions count when a file is opened, and QEMU gets it open."""
+        return False
+
     def explain(self, target: Target) -> str:
         """Return the sentence with the file's owner and mode."""
         return f"the file has {_text(_state(target.fd))}"

@@ -43,6 +43,9 @@ class SecurityModule(Protocol):
     def rest(self, target: Target, label: Label) -> None:
         """Give the image the label for rest. Raises OSError, NotPermitted."""
 
+    def refuses(self, target: Target) -> bool:
+        """Return whether the module keeps the file from QEMU now; False where it can't be asked."""
+
     def explain(self, target: Target) -> str:
         """Return one sentence about the file, QEMU and whether the module lets them meet."""
 

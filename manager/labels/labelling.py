@@ -34,6 +34,7 @@ __all__ = [
     "Label",
     "Labelling",
     "describe_refusal",
+    "refusal",
     "system_process_context",
     "take_out",
 ]
@@ -41,6 +42,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _HOST = System()
+
+_DENIED = "Permission denied"
 
 
 class Labelling:
@@ -209,8 +212,7 @@ def describe_refusal(
     ``error_desc`` is QEMU's: "No file descriptor supplied via SCM_RIGHTS" at add-fd is how a
     refused descriptor looks; "Permission denied" at migrate is a refused truncate or write.
     """
-    reading = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-    target = Target(fd, path, (), pid, "restore" if reading else "save")
+    target = _target(fd, path, pid)
     found: list[str] = []
     for module in _mandatory(BUILT_IN["auto"], system):
         try:
@@ -228,6 +230,36 @@ def describe_refusal(
         process=system_process_context(pid, system),
         findings=found,
     )
+
+
+def refusal(
+    error_desc: str, fd: int, path: str, pid: int | None, system: System = _HOST
+) -> errors.LabelRefused | None:
+    """Return the error if a refused file is why QEMU failed, else None.
+
+    QEMU's words need not tell: a label that changed while it was saving or loading shows as
+    "Input/output error" or "Invalid argument". So the security modules are asked as well.
+    """
+    target = _target(fd, path, pid)
+    if _DENIED in error_desc or any(
+        _refuses(module, target) for module in _mandatory(BUILT_IN["auto"], system)
+    ):
+        return describe_refusal(error_desc, fd, path, pid, system)
+    return None
+
+
+def _target(fd: int, path: str, pid: int | None) -> Target:
+    """Return the image as QEMU was to use it: to read where ``fd`` is for reading only."""
+    reading = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    return Target(fd, path, (), pid, "restore" if reading else "save")
+
+
+def _refuses(module: SecurityModule, target: Target) -> bool:
+    try:
+        return module.refuses(target)
+    except (OSError, errors.MapsaveError) as error:
+        log.debug("%s cannot say whether it refuses %s: %s", module.name, target.path, error)
+        return False
 
 
 def system_process_context(pid: int | None, system: System = _HOST) -> str | None:

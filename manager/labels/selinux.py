@@ -90,6 +90,14 @@ class Selinux:
             value = self._canonical(choice)
         return None if value is None else self._write(target.fd, value)
 
+    def refuses(self, target: Target) -> bool:
+        """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
+        process = self.process(target.pid)
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        if process is None or found is None or not self.kernel.enforcing():
+            return False
+        return self.kernel.allows(process, found, "file", labels.ACTION[target.access]) is False
+
     def explain(self, target: Target) -> str:
         """Return the sentence with the file's label, QEMU's context and the kernel's answer."""
         process = self.system.read_or_none(_current(target.pid)) if target.pid else None
@@ -225,7 +233,7 @@ class Selinux:
         """Raise LabelRefused if the loaded policy would keep the file from QEMU."""
         action = labels.ACTION[access]
         own = self.kernel.own()
-        why, hint = "", ""
+        kind, permission, why, hint = "file", action, "", ""
         if self.kernel.allows(process, found, "file", action) is False:
             why = f"may not {action} a file labelled {found}"
             hint = (
@@ -233,6 +241,7 @@ class Selinux:
                 "to the label of a disk of that guest (ls -Z)"
             )
         elif own and own != process and self.kernel.allows(process, own, "fd", "use") is False:
+            kind, permission = "fd", "use"
             why = f"may not use descriptors of mapsave, which runs as {own}"
             hint = f"add the rule: allow {process.split(':')[2]} {own.split(':')[2]}:fd use;"
         if not why:
@@ -242,8 +251,9 @@ class Selinux:
         if not self.kernel.enforcing():
             log.warning("%s; SELinux is permissive, going on", message)
             return
+        asked = {"class": kind, "permission": permission}
         raise errors.LabelRefused(
-            message, hint=hint, file=path, label=found, process=process, wanted=wanted
+            message, hint=hint, file=path, label=found, process=process, wanted=wanted, **asked
         )
 
 

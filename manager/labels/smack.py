@@ -91,6 +91,14 @@ class Smack:
         elif choice != "keep":
             self.system.set_attribute(target.fd, ATTRIBUTE, choice.encode())
 
+    def refuses(self, target: Target) -> bool:
+        """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
+        process = self.process(target.pid)
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        return bool(process and found) and (
+            self.allows(str(process), str(found), target.access) is False
+        )
+
     def explain(self, target: Target) -> str:
         """Return the sentence with the file's label, QEMU's label and the kernel's answer."""
         process = self._read(target.pid) if target.pid is not None else None

@@ -214,13 +214,24 @@ async def _transfer(
         raise errors.RestoreFailed(
             f"the destination ended while it was loading: {target.words() or error.message}"
         ) from None
-    except (errors.CommandRefused, errors.MonitorTimeout) as error:
+    except errors.CommandRefused as error:
+        _raise_if_refused(opened, session.pid, error.desc)
+        raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
+    except errors.MonitorTimeout as error:
         raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
     except errors.RestoreFailed as error:
+        _raise_if_refused(opened, session.pid, str(error.data.get("qemu_error")))
         words = target.words()
         raise errors.RestoreFailed(
             error.message + (f" ({words})" if words else ""), **error.data
         ) from None
+
+
+def _raise_if_refused(opened: Image, pid: int | None, words: str) -> None:
+    """Raise LabelRefused if a security module is why QEMU failed."""
+    found = labelling.refusal(words, opened.fd, opened.path, pid)
+    if found is not None:
+        raise found from None
 
 
 async def _hand_to_user(

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 # A process that was killed closes its monitor a moment before it is gone.
 _END_TIMEOUT = 2.0
-_DENIED = "Permission denied"
 
 
 @dataclasses.dataclass
@@ -83,19 +82,23 @@ async def let_qemu_write(
         paused.release()  # it would not answer `cont` either
         raise left_to_recover(job, partial, applied, error.message) from None
     except errors.CommandRefused as error:
-        if _DENIED in error.desc:
-            raise _refused(job, partial.fd, error.desc) from None
+        _raise_if_refused(job, partial.fd, error.desc)
         raise errors.SaveFailed(f"{job.session.address}: {error.message}") from None
     except errors.SaveFailed as error:
-        words = str(error.data.get("qemu_error"))
-        if _DENIED in words:
-            raise _refused(job, partial.fd, words) from None
+        _raise_if_refused(job, partial.fd, str(error.data.get("qemu_error")))
         raise
 
 
 def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
     """Return the error for a file that a security module kept from QEMU, with QEMU's words."""
     return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
+
+
+def _raise_if_refused(job: SaveJob, fd: int, words: str) -> None:
+    """Raise LabelRefused if a security module is why QEMU failed."""
+    found = labelling.refusal(words, fd, job.partial_path, job.facts.pid)
+    if found is not None:
+        raise found from None
 
 
 async def _transfer(

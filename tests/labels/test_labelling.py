@@ -263,6 +263,54 @@ def test_refusal_on_smack(smack: Host, image: Path) -> None:
     ) in error.message
 
 
+@pytest.mark.parametrize("words", ["ram_save_setup failed: Input/output error", "no reason given"])
+def test_refusal_is_seen_whatever_qemu_says(selinux: Host, image: Path, words: str) -> None:
+    """BORN is a label that QEMU may neither read nor write."""
+    with open(image, "wb") as file:
+        error = labelling.refusal(words, file.fileno(), str(image), PID, selinux)
+    assert error is not None
+    assert error.message.endswith(
+        f"which may not write such a file; the file has "
+        f"{os.geteuid()}:{os.getegid()} 0600 (QEMU said: {words})"
+    )
+
+
+@pytest.mark.parametrize("why", ["allowed", "permissive", "QEMU is gone", "cannot be asked"])
+def test_other_failures_are_no_refusals(selinux: Host, image: Path, why: str) -> None:
+    pid = PID
+    match why:
+        case "allowed":
+            selinux.allowed.add((QEMU, BORN, "7", "4"))
+        case "permissive":
+            selinux.put("/sys/fs/selinux/enforce", "0")
+        case "QEMU is gone":
+            pid = 999_999_999
+        case "cannot be asked":
+            selinux.failures["/sys/fs/selinux/access"] = errno.EACCES
+    with open(image, "wb") as file:
+        said = "ram_save_setup failed: Input/output error"
+        assert labelling.refusal(said, file.fileno(), str(image), pid, selinux) is None
+        said = "Unable to write to file: Permission denied"
+        assert labelling.refusal(said, file.fileno(), str(image), pid, selinux) is not None
+
+
+def test_refusal_is_seen_on_apparmor(apparmor: Host, image: Path) -> None:
+    apparmor.put("/sys/kernel/security/apparmor/.access", "")
+    with open(image, "wb") as file:
+        asked = ("no reason given", file.fileno(), str(image), PID, apparmor)
+        assert "has no rule to write" in str(labelling.refusal(*asked))
+        apparmor.allowed.add(("vmq", str(image)))
+        assert labelling.refusal(*asked) is None
+
+
+def test_refusal_is_seen_on_smack(smack: Host, image: Path) -> None:
+    with open(image, "wb") as file:
+        asked = ("no reason given", file.fileno(), str(image), PID, smack)
+        assert "may not write" in str(labelling.refusal(*asked))
+        smack.allowed.add(("Guest1", "System", "w"))
+        assert labelling.refusal(*asked) is None
+
+
 def test_refusal_without_any_module(plain: Host, image: Path) -> None:
     fd = os.open(image, os.O_WRONLY)
     error = labelling.describe_refusal("Permission denied", fd, str(image), None, plain)

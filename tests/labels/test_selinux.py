@@ -102,7 +102,8 @@ def test_refused_by_the_loaded_policy(selinux: Host, image: Path) -> None:
     assert caught.value.exit_code == 7
     assert "selinux.image_type" in (caught.value.hint or "")
     assert caught.value.data == {
-        "file": str(image), "label": wrong, "process": QEMU, "wanted": wrong
+        "file": str(image), "label": wrong, "process": QEMU, "wanted": wrong,
+        "class": "file", "permission": "write",
     }  # fmt: skip
     assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
 
@@ -113,6 +114,7 @@ def test_descriptors_of_mapsave_may_be_refused(selinux: Host, image: Path) -> No
         apply(selinux, image)
     assert f"{QEMU} may not use descriptors of mapsave, which runs as {OWN}" in str(caught.value)
     assert caught.value.hint == "add the rule: allow svirt_t initrc_t:fd use;"
+    assert (caught.value.data["class"], caught.value.data["permission"]) == ("fd", "use")
     assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
 
 
