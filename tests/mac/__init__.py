@@ -4,12 +4,12 @@
 its ``MODES``. A boot unpacks this checkout and runs the cases of one file of ``guest/`` with
 pytest; the tests out here, one for each case, report what came of it on the serial line.
 
-A case is an ordinary test in ``guest/selinux_cases.py`` (or another ``*_cases.py``) that has the
+A case is an ordinary test in ``guest/selinux_*_cases.py`` (or another file of a mode) that has the
 whole test kit, as root, with ``mapsave`` as users have it::
 
     @pytest.mark.refusal  # it sees a refusal, so it must fail in the control boot
     def test_wrong_categories_are_refused(site: cli.Site) -> None:
-        with confined.running() as guest:
+        with svirt.running() as guest:
             ...
             done = site.run("save", guest.address, "--json", check=7)
 

@@ -20,19 +20,11 @@ if TYPE_CHECKING:
 
 GUEST = Path(__file__).parent / "guest"
 RESULT = "MACRESULT "  # what a line of results begins with; see guest/console.py
-TIMEOUT = (
-    420.0  # seconds for a boot and all its cases; a busy machine takes several times the usual
-)
+# Seconds for a boot and all its cases: a busy machine takes several times the usual.
+TIMEOUT = 420.0
 _MIB = 1 << 20
-_CARRIED = (
-    "manager",
-    "policies",
-    "tests/__init__.py",
-    "tests/backports.py",
-    "tests/conftest.py",
-    "tests/kit",
-    "tests/mac",
-)
+_TESTS = ("__init__.py", "backports.py", "conftest.py", "faults", "kit", "mac")
+_CARRIED = ("manager", "policies", *(f"tests/{name}" for name in _TESTS))
 _KERNEL = (
     "root=/dev/nvme0n1 rw init=/usr/sbin/mac-init console=ttyS0 loglevel=4 audit=1 "
     "audit_backlog_limit=8192 log_buf_len=8M mitigations=off panic=-1"
@@ -41,17 +33,20 @@ _KERNEL = (
 
 @dataclass(frozen=True)
 class Mode:
-    """A boot: the kernel's switches, the file of cases in ``guest``, and which of them to run."""
+    """A boot: the kernel's switches, the files of cases in ``guest``, and which cases to run."""
 
     switches: str
-    cases: str
+    cases: str  # a pattern of file names
     only: str = ""  # an expression of pytest's -m
 
 
 MODES = {
-    "selinux": Mode("security=selinux enforcing=1", "selinux_cases.py"),
+    "selinux": Mode("security=selinux enforcing=1", "selinux_*cases.py"),
     # The control: the cases that see a refusal must fail where nothing is refused.
-    "selinux-off": Mode("security=selinux enforcing=0", "selinux_cases.py", "refusal"),
+    "selinux-off": Mode("security=selinux enforcing=0", "selinux_*cases.py", "refusal"),
+    "apparmor": Mode("security=apparmor", "apparmor_*cases.py"),
+    # The same with mapsave itself in the profile that ships.
+    "apparmor-confined": Mode("security=apparmor mapsave.confined", "apparmor_*cases.py"),
     "none": Mode("lsm=capability", "none_cases.py"),
 }
 
@@ -77,13 +72,19 @@ class Boot:
 def cases(mode: str) -> list[str]:
     """Return the names of the cases of a mode, from their source: they need not be imported."""
     chosen = MODES[mode]
-    tree = ast.parse((GUEST / chosen.cases).read_text())
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    nodes = [node for file in _files(chosen) for node in ast.parse(file.read_text()).body]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     tests = [function for function in functions if function.name.startswith("test_")]
     if chosen.only:
         mark = f"pytest.mark.{chosen.only}"
         tests = [each for each in tests if mark in map(ast.unparse, each.decorator_list)]
-    return [each.name for each in tests]
+    names = [each.name for each in tests]
+    assert len(set(names)) == len(names), f"two cases of one name: {names}"
+    return names
+
+
+def _files(mode: Mode) -> list[Path]:
+    return sorted(GUEST.glob(mode.cases))
 
 
 def boot(mode: str, directory: Path, *arguments: str, timeout: float = TIMEOUT) -> Boot:
@@ -129,7 +130,8 @@ def _command(kernel: Path, disk: Path, carried: Path, serial: Path, switches: st
 @contextmanager
 def _carried(directory: Path, mode: Mode, arguments: tuple[str, ...]) -> Iterator[Path]:
     """Make the second disk: a plain archive of this checkout and the command to run."""
-    words = ["-c", "tests/mac/guest/pytest.ini", f"tests/mac/guest/{mode.cases}"]
+    words = ["-c", "tests/mac/guest/pytest.ini"]
+    words += [str(file.relative_to(image.CHECKOUT)) for file in _files(mode)]
     words += ["-m", mode.only] if mode.only else []
     run = directory / "run"
     run.write_text(

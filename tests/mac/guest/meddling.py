@@ -1,0 +1,83 @@
+"""What somebody else does to an image while mapsave and QEMU are at it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.kit import cli
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.kit.qemu import Qemu
+
+IN_ATTRIB, IN_CREATE = 0x4, 0x100  # inotify(7), linux/inotify.h
+_IN_NONBLOCK = os.O_NONBLOCK
+_EVENT = struct.Struct("iIII")
+_FIRST_FDSET = 1_000_000  # mapsave's are from here upwards
+_WITHIN = 60.0
+
+
+def handed_over(guest: Qemu) -> bool:
+    """Tell whether QEMU has both descriptors."""
+    fdsets = guest.control.execute("query-fdsets")
+    return any(each["fdset-id"] >= _FIRST_FDSET and len(each["fds"]) == 2 for each in fdsets)
+
+
+def migrating(guest: Qemu) -> bool:
+    """Tell whether QEMU has begun to save."""
+    return str(guest.control.execute("query-migrate").get("status")) in ("setup", "active")
+
+
+@contextmanager
+def held(process: subprocess.Popen[str], moment: Callable[[], bool]) -> Iterator[None]:
+    """Stop mapsave (SIGSTOP) at the first sight of ``moment``, and let it go on at the end."""
+    deadline = time.monotonic() + _WITHIN
+    while not moment():  # without a pause: the moment is short
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def end_of(process: subprocess.Popen[str]) -> cli.Result:
+    """Wait for the end of ``mapsave`` and return what it left."""
+    stdout, stderr = process.communicate(timeout=_WITHIN)
+    assert "Traceback (most recent call last)" not in stderr, stderr
+    return cli.Result((), process.returncode, stdout, stderr)
+
+
+class Watch:
+    """What happens in a directory from now on (inotify(7)); a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.inotify_init1(_IN_NONBLOCK)
+        watch = libc.inotify_add_watch(self._fd, os.fsencode(directory), IN_CREATE | IN_ATTRIB)
+        assert self._fd >= 0 and watch >= 0, os.strerror(ctypes.get_errno())
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def events(self) -> list[tuple[int, str]]:
+        """Return what has happened: IN_CREATE or IN_ATTRIB, and the file's name."""
+        data, found = os.read(self._fd, 1 << 16), []
+        while data:
+            _, mask, _, length = _EVENT.unpack_from(data)
+            name = data[_EVENT.size : _EVENT.size + length].rstrip(b"\0").decode()
+            found.append((mask & (IN_CREATE | IN_ATTRIB), name))
+            data = data[_EVENT.size + length :]
+        return found
