@@ -11,7 +11,7 @@ from tests.mac import machine
 if TYPE_CHECKING:
     from tests.mac.conftest import Boots
 
-pytestmark = [pytest.mark.mac, pytest.mark.timeout(machine.TIMEOUT + 700)]
+pytestmark = pytest.mark.timeout(machine.TIMEOUT + 700)
 
 
 @pytest.mark.parametrize("case", machine.cases("selinux"))
