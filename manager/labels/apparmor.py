@@ -149,7 +149,7 @@ class Apparmor:
         if not place.profile_file.exists():  # the guest is gone, and its profile with it
             apparmor_rules.remove(place.rules_file, rules)
             return
-        with apparmor_rules.locked(place.profile_file):
+        with apparmor_rules.locked(place.rules_file):
             apparmor_rules.remove(place.rules_file, rules)
             if self._loaded(label.detail["profile"]):
                 complaint = self._load(place)
@@ -182,9 +182,22 @@ class Apparmor:
             return f"{said}, which does not keep it from {path}"
         answer = {True: "has a rule to", False: "has no rule to", None: "may lack the rule to"}
         allowed = self.allows(_parse(current).profile, path, target.access)
+        wanted = apparmor_rules.rule(path, PERMISSIONS[target.access])[:-1]
+        elsewhere = "" if allowed is False else self._elsewhere(target.pid)
+        return f"{said}, which {answer[allowed]} {action} the file: {wanted}{elsewhere}"
+
+    def _elsewhere(self, pid: int | None) -> str:
+        """Say so if QEMU is in another mount namespace, where the file may have no path."""
+        try:
+            spaces = {os.readlink(self.system.locate(f"/proc/{p}/ns/mnt")) for p in ("self", pid)}
+        except OSError:
+            return ""
+        if len(spaces) == 1:
+            return ""
         return (
-            f"{said}, which {answer[allowed]} {action} the file: "
-            f"{apparmor_rules.rule(path, PERMISSIONS[target.access])[:-1]}"
+            ", but it is in another mount namespace: a file system that is not mounted there has "
+            "no path for it; its profile needs flags=(attach_disconnected), and a rule with the "
+            "path from the root of that file system"
         )
 
     def process(self, pid: int | None) -> str | None:
@@ -293,7 +306,7 @@ class Apparmor:
         self, place: Place, rules: Sequence[str], profile: Confinement, target: Target
     ) -> None:
         try:
-            with apparmor_rules.locked(place.profile_file):
+            with apparmor_rules.locked(place.rules_file):
                 apparmor_rules.add(place.rules_file, rules)
                 complaint = self._load(place)
         except OSError as error:

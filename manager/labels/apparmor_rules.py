@@ -39,9 +39,13 @@ def _escaped(character: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(profile_file: Path) -> Iterator[None]:
-    """Keep other saves from changing and loading this profile meanwhile. Raises OSError."""
-    fd = os.open(profile_file, os.O_RDONLY | os.O_CLOEXEC)
+def locked(rules_file: Path) -> Iterator[None]:
+    """Keep other saves from changing and loading the same profile meanwhile. Raises OSError.
+
+    The directory is locked: AppArmor asks for write permission, which mapsave's own profile has on
+    it, but not on profiles (security/apparmor/lsm.c, ``common_file_perm`` with F_WRLCK).
+    """
+    fd = os.open(rules_file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -93,10 +97,13 @@ def _lines(file: Path) -> list[bytes]:
 
 
 def _replace(file: Path, lines: Sequence[bytes]) -> None:
-    """Write the file anew and rename it into place, with the owner and mode it had."""
-    import tempfile  # rarely needed, and slow to import
+    """Write the file anew and rename it into place, with the owner and mode it had.
 
-    fd, temporary = tempfile.mkstemp(prefix=".mapsave-", dir=file.parent)
+    Always by the same name, so that those who die meanwhile leave one file at most.
+    """
+    temporary = file.with_name(f".mapsave-{file.name}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600)
     try:
         with open(fd, "wb") as new:
             new.write(b"".join(lines))

@@ -236,6 +236,23 @@ def test_nothing_is_intended_where_nothing_is_missing(apparmor: Host, image: Pat
         assert work(apparmor).intended(file.fileno(), str(image), (), PID, "save") is None
 
 
+def test_another_mount_namespace_is_named(apparmor: Host, image: Path) -> None:
+    """A rule is there, and still it was refused: QEMU sees the file by another path, or none."""
+    apparmor.put(ACCESS, "")
+    apparmor.allowed.add(("vmq", str(image)))
+    spaces = [apparmor.locate(f"/proc/{pid}/ns/mnt") for pid in ("self", PID)]
+    for number, space in enumerate(spaces):
+        space.parent.mkdir(parents=True)
+        space.symlink_to(f"mnt:[{number}]")
+    with open(image, "wb") as file:
+        refused = labelling.describe_refusal("no", file.fileno(), str(image), PID, apparmor)
+        assert "flags=(attach_disconnected)" in refused.message
+        spaces[0].unlink()
+        spaces[0].symlink_to("mnt:[1]")
+        refused = labelling.describe_refusal("no", file.fileno(), str(image), PID, apparmor)
+        assert "attach_disconnected" not in refused.message
+
+
 def test_no_attribute_is_written(apparmor: Host, image: Path) -> None:
     use(apparmor, image)
     assert apparmor.attributes == {}

@@ -73,6 +73,14 @@ def test_adding_and_removing_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == ["rules"]
 
 
+def test_what_a_dead_one_was_writing_does_no_harm(tmp_path: Path) -> None:
+    file = tmp_path / "rules"
+    (tmp_path / ".mapsave-rules").write_text('"/of the dead" rw,\n' * 100)
+    apparmor_rules.add(file, ['"/a" rw,'])
+    assert file.read_text() == f'  "/a" rw,{apparmor_rules.MARK}\n'
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_administrators_own_line_is_not_removed(tmp_path: Path) -> None:
     file = tmp_path / "rules"
     file.write_text('  "/a" rw,\n')
