@@ -1,0 +1,148 @@
+"""AppArmor: refusals that only the kernel sees, and what is taken out when a save fails."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.kit import cli, state
+from tests.mac.guest import apparmor_guests as guests
+from tests.mac.guest import apparmor_manager as manager
+from tests.mac.guest import meddling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kit.qemu import Qemu
+
+DROPPED = "No file descriptor supplied via SCM_RIGHTS"
+
+
+@pytest.mark.refusal
+@pytest.mark.unconfined
+def test_nothing_was_added_for_a_save(site: cli.Site) -> None:
+    """The policy none: the descriptor of a confined mapsave is dropped, another not truncated."""
+    image = site.images / "none"
+    with guests.profile() as profile, guests.running(profile, paused=False) as guest:
+        found = guest.state()
+        done = site.run(*guests.save(guest, image, "none"))
+        error = _assert_as_before(site, guest, found, done)
+        assert f'"{image}.partial" rw' in error["message"]
+        assert "has no rule to write" in error["message"]
+        seen = DROPPED if manager.CONFINED else "Permission denied"
+        assert seen in error["data"]["qemu"]
+        operation = "file_receive" if manager.CONFINED else "truncate"
+        assert guests.refusals(f'operation="{operation}"', image.name)
+        assert profile.rules() == []
+
+
+@pytest.mark.refusal
+@pytest.mark.unconfined
+def test_nothing_was_added_for_a_restore(site: cli.Site) -> None:
+    """QEMU may read what somebody who is not confined has opened."""
+    image = site.images / "none"
+    with guests.profile() as profile:
+        with guests.running(profile) as guest:
+            site.run(*guests.save(guest, image), check=0)
+        with guests.running(profile, incoming=True) as guest:
+            done = site.run("restore", image, "--into", guest.address, "--policy", "none", "--json")
+            if not manager.CONFINED:
+                assert done.returncode == 0, done
+                return
+            error = guests.assert_refused(done, f'"{image}" r', "has no rule to read")
+            assert DROPPED in error["data"]["qemu"]
+            assert guest.status() == "inmigrate"
+            assert site.run("inspect", image, "--json", check=0).json()["state"] == "saved"
+            words = ("restore", image, "--into", guest.address, "--policy", guests.POLICY)
+            site.run(*words, check=0)
+        assert profile.rules() == []
+
+
+@pytest.mark.refusal
+@pytest.mark.unconfined
+def test_rule_goes_between_hand_over_and_migrate(site: cli.Site) -> None:
+    image = site.images / "meanwhile"
+    with guests.profile() as profile, guests.running(profile, paused=False) as guest:
+        found = guest.state()
+        with site.start(*guests.save(guest, image)) as process:
+            with meddling.held(process, lambda: meddling.handed_over(guest)):
+                profile.rules_file.unlink()
+                manager.load(profile.file)
+            done = meddling.end_of(process)
+        error = _assert_as_before(site, guest, found, done)
+        assert "has no rule to write" in error["message"]
+        assert "Permission denied" in error["data"]["qemu"]
+        # As before means that it can be saved.
+        site.run(*guests.save(guest, image), check=0)
+        assert profile.rules() == []
+
+
+@pytest.mark.refusal
+@pytest.mark.unconfined
+def test_file_system_of_another_mount_namespace(site: cli.Site) -> None:
+    """QEMU sees a file that has no path: it takes attach_disconnected, and a rule from the root."""
+    place = site.images / "private"
+    place.mkdir()
+    with guests.profile(flags="") as profile, guests.running(profile, paused=False) as guest:
+        found = guest.state()
+        words = guests.save(guest, place / "one")
+        done = _with_a_mount_of_its_own(site, place, *words)
+        guests.assert_refused(done, "another mount namespace", "flags=(attach_disconnected)")
+        state.assert_left_as_found(found, guest.state())
+        assert guests.refusals("disconnected path")
+        profile.write(rules='  "/one{,.partial}" rw,', flags="attach_disconnected")
+        done = _with_a_mount_of_its_own(site, place, *words)
+        assert done.returncode == 0, done
+        assert profile.rules() == []
+
+
+def _with_a_mount_of_its_own(site: cli.Site, place: Path, *words: str) -> cli.Result:
+    """Run ``mapsave`` with a file system at ``place`` that nobody else sees, as of a service."""
+    script = 'mount -t tmpfs -o mode=700 none "$0" && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, str(place), *cli.COMMAND]
+    done = subprocess.run(
+        [*command, "--config", site.config, *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return cli.Result(words, done.returncode, done.stdout, done.stderr)
+
+
+def test_rules_are_taken_out_when_qemu_dies(site: cli.Site) -> None:
+    image = site.images / "died"
+    with guests.profile() as profile, guests.running(profile) as guest:
+        with site.start(*guests.save(guest, image)) as process:
+            with meddling.held(process, lambda: meddling.handed_over(guest)):
+                assert profile.rules() == guests.both_names(image)
+                guest.kill()
+            assert meddling.end_of(process).returncode == 4
+        assert profile.rules() == []
+        assert not guests.allows(profile, image)
+    assert list(site.images.iterdir()) == []
+
+
+def test_rules_are_taken_out_when_mapsave_is_interrupted(site: cli.Site) -> None:
+    image = site.images / "interrupted"
+    with guests.profile() as profile, guests.running(profile, paused=False) as guest:
+        found = guest.state()
+        with site.start(*guests.save(guest, image)) as process:
+            with meddling.held(process, lambda: meddling.handed_over(guest)):
+                process.send_signal(signal.SIGTERM)
+            assert meddling.end_of(process).returncode == 9
+        assert profile.rules() == []
+        assert not guests.allows(profile, image)
+        state.assert_left_as_found(found, guest.state())
+    assert list(site.images.iterdir()) == []
+
+
+def _assert_as_before(
+    site: cli.Site, guest: Qemu, found: state.State, done: cli.Result
+) -> dict[str, Any]:
+    """Refused by AppArmor with nothing left behind; return the error."""
+    error = guests.assert_refused(done)
+    state.assert_left_as_found(found, guest.state())
+    assert guest.status() == "running"
+    assert list(site.images.iterdir()) == []
+    return error

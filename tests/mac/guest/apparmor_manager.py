@@ -1,0 +1,111 @@
+"""mapsave installed as a distribution would, and confined where the kernel's command line says so.
+
+A plugin for pytest. With ``mapsave.confined`` on the command line of the kernel, the cases run
+``/usr/bin/mapsave`` in the profile that ships, else the same outside of any.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import manager
+from tests.kit import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFINED = "mapsave.confined" in Path("/proc/cmdline").read_text().split()
+PROFILES = Path("/etc/apparmor.d")
+COMMAND = Path("/usr/bin/mapsave")
+# mapsave that is killed at a step; see tests/faults/killer.py.
+KILLER = [
+    *(("aa-exec", "-p", "mapsave", "--") if CONFINED else ()),
+    *("python3", "-m", "mapsave_killer"),
+]
+_SHIPPED = Path(manager.__file__).parents[1] / "policies"
+# As pip writes it.
+_SCRIPT = (
+    "#!/usr/bin/python3\nimport sys\nfrom manager.cli.main import command\nsys.exit(command())\n"
+)
+# Where the cases have what an operator has in one place.
+_PLACES = """
+@{mapsave_images} += /var/lib/mapsave/*/images{,.*}
+@{mapsave_state} += /var/lib/mapsave/*/state
+@{mapsave_config} += /var/lib/mapsave/*/*.yaml /var/lib/mapsave/*/home
+"""
+
+
+def load(profile: Path) -> None:
+    """Load a profile as an operator does. Raises AssertionError with the parser's complaint."""
+    _parser("-r", "-K", profile)
+
+
+def unload(profile: Path) -> None:
+    """Remove the profiles of a file from the kernel; processes in them become unconfined."""
+    _parser("-R", "-K", profile)
+
+
+def _parser(*words: str | Path) -> None:
+    done = subprocess.run(["apparmor_parser", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed() -> Iterator[None]:
+    """Install mapsave; load its profile if it is to be confined."""
+    if not Path("/sys/kernel/security/apparmor/profiles").exists():
+        yield
+        return
+    packages = Path(sysconfig.get_path("purelib", "deb_system"))
+    shutil.copytree(_SHIPPED.parent / "manager", packages / "manager")
+    shutil.copy(_SHIPPED.parent / "tests/faults/killer.py", packages / "mapsave_killer.py")
+    shutil.copytree(_SHIPPED, "/usr/share/mapsave/policies")
+    COMMAND.write_text(_SCRIPT)
+    COMMAND.chmod(0o755)
+    shutil.copytree(
+        _SHIPPED / "apparmor" / "abstractions", PROFILES / "abstractions", dirs_exist_ok=True
+    )
+    (PROFILES / "local").mkdir(exist_ok=True)
+    (PROFILES / "libvirt").mkdir(exist_ok=True)
+    if CONFINED:
+        # It may not keep what it has compiled, and compiling takes long here.
+        subprocess.run(
+            ["python3", "-m", "compileall", "-q", "-j2", packages / "manager"], check=True
+        )
+        (PROFILES / "tunables" / "mapsave.d").mkdir()
+        (PROFILES / "tunables" / "mapsave.d" / "places").write_text(_PLACES)
+        profile = PROFILES / "usr.bin.mapsave"
+        shutil.copy(_SHIPPED / "apparmor" / profile.name, profile)
+        load(profile)
+    usual, cli.COMMAND[:] = cli.COMMAND[:], [str(COMMAND)]
+    yield
+    cli.COMMAND[:] = usual
+
+
+@pytest.fixture(autouse=True)
+def enough() -> Iterator[None]:
+    """Fail where mapsave's own profile has kept it from anything."""
+    before = _kept_from_mapsave()
+    yield
+    kept = {_what(line) for line in _kept_from_mapsave() - before}
+    # /run/carried is the test kit's, and on the path where Python looks for modules.
+    assert not [each for each in kept if "/run/carried" not in each]
+
+
+def _kept_from_mapsave() -> set[str]:
+    if not CONFINED:
+        return set()
+    said = subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
+    return {line for line in said.splitlines() if 'DENIED"' in line and 'profile="mapsave' in line}
+
+
+def _what(line: str) -> str:
+    words = re.findall(r'(?:operation|profile|name|requested_mask|peer|capname|info)="[^"]*"', line)
+    return " ".join(words)

@@ -1,0 +1,24 @@
+"""AppArmor, enforcing, with mapsave itself in the profile that ships, and without."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mac import machine
+
+if TYPE_CHECKING:
+    from tests.mac.conftest import Boots
+
+pytestmark = pytest.mark.timeout(machine.TIMEOUT + 700)
+
+
+@pytest.mark.parametrize("case", machine.cases("apparmor-confined"))
+def test_with_mapsave_confined(case: str, booted: Boots) -> None:
+    booted("apparmor-confined").assert_passed(case)
+
+
+@pytest.mark.parametrize("case", machine.cases("apparmor"))
+def test_with_mapsave_unconfined(case: str, booted: Boots) -> None:
+    booted("apparmor").assert_passed(case)
