@@ -18,10 +18,10 @@ def main(mode: str, *arguments: str) -> int:
     directory = Path(tempfile.mkdtemp(prefix="mapsave-mac-"))
     begun = time.monotonic()
     done = machine.boot(mode, directory, *arguments)
-    for case, (outcome, words) in done.results.items():
-        print(f"{outcome:7} {case} {words}")
+    for case, (outcome, words, seconds) in done.results.items():
+        print(f"{outcome:7} {seconds:5.1f} s {case} {words}")
     print(f"{time.monotonic() - begun:.0f} s, serial line: {directory / mode}.serial")
-    return sum(outcome != "passed" for outcome, _ in done.results.values())
+    return sum(each.outcome != "passed" for each in done.results.values())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.kit import processes
 from tests.mac import image
@@ -51,22 +51,30 @@ MODES = {
 }
 
 
+class Result(NamedTuple):
+    """What came of a case: ``passed`` or ``failed``, why, and the seconds it took inside."""
+
+    outcome: str
+    words: str
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Boot:
-    """What came of a boot: the result and the words of each case, and the whole serial line."""
+    """What came of a boot: the result of each case, and the whole serial line."""
 
-    results: dict[str, tuple[str, str]]
+    results: dict[str, Result]
     log: str
 
     def outcome(self, case: str) -> str:
         """Return ``passed`` or ``failed``; fail with the serial line where there is no result."""
         assert case in self.results, f"{case}: no result; the serial line ends:\n{self.log[-6000:]}"
-        return self.results[case][0]
+        return self.results[case].outcome
 
     def assert_passed(self, case: str) -> None:
         """Fail with what was said inside unless the case passed."""
         outcome = self.outcome(case)
-        assert outcome == "passed", f"{case} {outcome} inside:\n{self.results[case][1]}"
+        assert outcome == "passed", f"{case} {outcome} inside:\n{self.results[case].words}"
 
 
 def cases(mode: str) -> list[str]:
@@ -107,17 +115,17 @@ def boot(mode: str, directory: Path, *arguments: str, timeout: float = TIMEOUT) 
     return Boot(_results(log), log)
 
 
-def _results(log: str) -> dict[str, tuple[str, str]]:
+def _results(log: str) -> dict[str, Result]:
     lines = [line.partition(RESULT)[2] for line in log.splitlines() if RESULT in line]
     found = [json.loads(line) for line in lines]
-    return {each["case"]: (each["outcome"], each["words"]) for each in found}
+    return {each["case"]: Result(*(each[name] for name in Result._fields)) for each in found}
 
 
 def _command(kernel: Path, disk: Path, carried: Path, serial: Path, switches: str) -> list[str]:
     drives = {"root": f"file={disk},snapshot=on", "carried": f"file={carried},readonly=on"}
     command = [
         *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35"),
-        *("-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-smp", "1", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-no-reboot", "-kernel", str(kernel), "-append", f"{_KERNEL} {switches}"),
         *("-serial", f"file:{serial}"),
     ]
@@ -134,9 +142,7 @@ def _carried(directory: Path, mode: Mode, arguments: tuple[str, ...]) -> Iterato
     words += [str(file.relative_to(image.CHECKOUT)) for file in _files(mode)]
     words += ["-m", mode.only] if mode.only else []
     run = directory / "run"
-    run.write_text(
-        "exec python3 -m pytest " + " ".join(map(shlex.quote, (*words, *arguments))) + "\n"
-    )
+    run.write_text(f"exec python3 -m pytest {shlex.join((*words, *arguments))}\n")
     path = directory / "carried.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(run, "run")

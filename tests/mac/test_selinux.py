@@ -22,3 +22,4 @@ def test_selinux(case: str, booted: Boots) -> None:
 @pytest.mark.parametrize("case", machine.cases("selinux-off"))
 def test_fails_without_enforcement(case: str, booted: Boots) -> None:
     assert booted("selinux-off").outcome(case) == "failed"
+    assert "not refused" in booted("selinux-off").results[case].words

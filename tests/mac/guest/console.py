@@ -15,8 +15,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Print the result: of the call, or of whatever else failed."""
     if report.when == "call" or report.failed:
         name = report.nodeid.rpartition("::")[2]
-        words = report.longreprtext[-_WORDS:] if report.failed else f"{report.duration:.1f} s"
-        result = {"case": name, "outcome": report.outcome, "words": words}
+        words = report.longreprtext[-_WORDS:] if report.failed else ""
+        result: dict[str, str | float] = {"case": name, "outcome": report.outcome, "words": words}
+        result["seconds"] = round(report.duration, 1)
         print("\nMACRESULT " + json.dumps(result), flush=True)
 
 

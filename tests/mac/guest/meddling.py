@@ -41,8 +41,9 @@ def migrating(guest: Qemu) -> bool:
 def held(process: subprocess.Popen[str], moment: Callable[[], bool]) -> Iterator[None]:
     """Stop mapsave (SIGSTOP) at the first sight of ``moment``, and let it go on at the end."""
     deadline = time.monotonic() + _WITHIN
-    while not moment():  # without a pause: the moment is short
+    while not moment():
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.001)  # there is one processor, and the moment is short
     process.send_signal(signal.SIGSTOP)
     try:
         yield

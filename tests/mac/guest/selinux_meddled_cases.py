@@ -77,7 +77,7 @@ def test_label_changed_between_hand_over_and_migrate(site: cli.Site) -> None:
 @pytest.mark.refusal
 def test_label_changed_during_the_save(site: cli.Site) -> None:
     image = site.images / "changed"
-    with svirt.running(memory="192M", ram=patterns.dense, paused=False) as guest:
+    with svirt.running(memory="96M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         with site.start(*svirt.save(guest, image, "selinux-svirt")) as process:
             with meddling.held(process, lambda: meddling.migrating(guest)):
@@ -111,7 +111,7 @@ def test_label_changed_before_the_restore_begins(site: cli.Site) -> None:
 def test_old_label_is_back_after_a_failed_save(site: cli.Site) -> None:
     """Seen on the partial image, which is deleted, by a descriptor that the test keeps."""
     image = site.images / "failed"
-    with svirt.running(memory="192M", ram=patterns.dense, paused=False) as guest:
+    with svirt.running(memory="96M", ram=patterns.dense, paused=False) as guest:
         words = svirt.save(guest, image, svirt.policy(site, label=svirt.IMAGE))
         with site.start(*words) as process:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
