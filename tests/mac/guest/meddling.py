@@ -41,14 +41,30 @@ def migrating(guest: Qemu) -> bool:
 def held(process: subprocess.Popen[str], moment: Callable[[], bool]) -> Iterator[None]:
     """Stop mapsave (SIGSTOP) at the first sight of ``moment``, and let it go on at the end."""
     deadline = time.monotonic() + _WITHIN
-    while not moment():
+    awake = False
+    while not awake or not moment():
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.001)  # there is one processor, and the moment is short
+        time.sleep(0.001 if awake else 0.05)  # the moment is short
+        awake = awake or _awake(process.pid)
     process.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
         process.send_signal(signal.SIGCONT)
+
+
+def _awake(pid: int) -> bool:
+    """Tell whether mapsave has started its event loop, which begins with a pair of sockets.
+
+    Until then asking QEMU would only take time from it: there is one processor.
+    """
+    try:
+        files = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    except FileNotFoundError:
+        return False  # it has just closed one
+    except PermissionError:
+        return True  # a security module keeps us from looking
+    return any(file.startswith("socket:") for file in files)
 
 
 def end_of(process: subprocess.Popen[str]) -> cli.Result:

@@ -35,7 +35,7 @@ def test_descriptor_dropped_without_a_word_in_the_log(site: cli.Site) -> None:
     """The policy has a dontaudit rule for guests that write to this type."""
     label = "system_u:object_r:virt_content_t:s0"
     svirt.relabel(site.images, label)
-    with svirt.running(paused=False) as guest:
+    with svirt.running() as guest:
         before = guest.state()
         done = site.run(*svirt.save(guest, site.images / "silent", "none"))
         svirt.assert_refused(done, label, svirt.GUEST, "may not write")

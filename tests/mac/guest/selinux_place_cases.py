@@ -73,7 +73,7 @@ def test_watcher_sees_a_label_that_is_set(site: cli.Site) -> None:
 
 @pytest.mark.refusal
 def test_guest_whose_type_wants_another_image_type(site: cli.Site) -> None:
-    with svirt.running(context=OTHER_DOMAIN, paused=False) as guest:
+    with svirt.running(context=OTHER_DOMAIN) as guest:
         before = guest.state()
         done = site.run(*svirt.save(guest, site.images / "prot", "selinux-svirt"))
         error = svirt.assert_refused(done, svirt.IMAGE, OTHER_DOMAIN, "may not write")
