@@ -6,8 +6,6 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.kit import patterns, ram, state
 from tests.mac.guest import apparmor_guests as guests
 from tests.mac.guest import apparmor_manager as manager
@@ -19,11 +17,10 @@ if TYPE_CHECKING:
     from tests.mac.guest.apparmor_guests import Profile
 
 # Before the first of these nothing was added, behind the last everything is taken out.
-_PUT_BACK = ("after rules", "before label", "after label", "after hand-over", "before migrate")
-_COMMITTED = ("after complete", "after commit", "before committed", "after committed")
+_PUT_BACK = ("after rules", "before label", "after hand-over", "before migrate")
+_COMMITTED = ("after complete", "before committed", "after committed")
 
 
-@pytest.mark.unconfined
 def test_killed_before_the_stream_is_whole(site: cli.Site, tmp_path: Path) -> None:
     image = site.images / "killed"
     with guests.profile() as profile, guests.running(profile, ram=patterns.sparse) as guest:
@@ -70,13 +67,12 @@ def test_killed_and_the_image_is_gone_since(site: cli.Site) -> None:
         assert not guests.allows(profile, image)
 
 
-@pytest.mark.unconfined
 def test_killed_while_restoring(site: cli.Site) -> None:
     image = site.images / "restored"
     with guests.profile() as profile:
         with guests.running(profile) as guest:
             site.run(*guests.save(guest, image), check=0)
-        for moment in ("before load", "after load", "after mark"):
+        for moment in ("after load", "after mark"):
             with guests.running(profile, incoming=True) as guest:
                 words = ("restore", str(image), "--into", guest.address, "--policy", guests.POLICY)
                 _killed(site, moment, *words)

@@ -35,6 +35,16 @@ def test_mapsave_is_confined_if_it_is_to_be(site: cli.Site) -> None:
         wait.until(lambda: _context(process.pid) == expected, what=f"mapsave: {expected}")
 
 
+def test_own_profile_is_enforced(site: cli.Site) -> None:
+    """What the rest is worth: mapsave may not read what is none of its business."""
+    secret = Path("/srv") / manager.SECRET
+    secret.write_text("secret")
+    done = site.run("inspect", secret)
+    assert done.returncode not in (0, 1), done
+    assert "Permission denied" in done.stderr
+    assert guests.refusals('profile="mapsave"', 'operation="open"', str(secret))
+
+
 @pytest.mark.unconfined
 def test_saves_and_restores(site: cli.Site, tmp_path: Path) -> None:
     image = site.images / "one"
