@@ -1,7 +1,9 @@
-"""The boots, one for each mode, when the first test asks for its results."""
+"""The boots, one for each mode, before the first test that wants results of any."""
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,31 +12,35 @@ from tests.mac import image, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Boots = Callable[[str], machine.Boot]
 
+# Each machine has one processor; more of them at a time than this would be short of memory.
+_AT_A_TIME = min(2, os.cpu_count() or 1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker that says which boot a test wants results of."""
+    config.addinivalue_line("markers", "boot(mode): wants results of this one of machine.MODES")
+
 
 @pytest.fixture(scope="session")
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Boots:
-    """Return what gives the results of a mode; it boots once, and its failure is remembered."""
+def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Boots:
+    """Return what gives the results of a mode, or raises what went wrong with its boot."""
     if reason := image.unavailable():
         pytest.skip(reason)
-    done: dict[str, machine.Boot | AssertionError] = {}
+    marks = [item.get_closest_marker("boot") for item in request.session.items]
+    modes = dict.fromkeys(mark.args[0] for mark in marks if mark)
+    image.files()  # once, before they all want it
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        boots = {
+            mode: pool.submit(machine.boot, mode, tmp_path_factory.mktemp(mode)) for mode in modes
+        }
 
     def results(mode: str) -> machine.Boot:
-        if mode not in done:
-            done[mode] = _boot(mode, tmp_path_factory.mktemp(mode))
-        found = done[mode]
-        if isinstance(found, AssertionError):
-            raise found
-        return found
+        if mode not in boots:  # a test without the mark
+            boots[mode] = Future()
+            boots[mode].set_result(machine.boot(mode, tmp_path_factory.mktemp(mode)))
+        return boots[mode].result()
 
     return results
-
-
-def _boot(mode: str, directory: Path) -> machine.Boot | AssertionError:
-    try:
-        return machine.boot(mode, directory)
-    except AssertionError as error:
-        return error

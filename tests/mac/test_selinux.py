@@ -11,14 +11,16 @@ from tests.mac import machine
 if TYPE_CHECKING:
     from tests.mac.conftest import Boots
 
-pytestmark = pytest.mark.timeout(machine.TIMEOUT + 700)
+pytestmark = pytest.mark.timeout(machine.TIMEOUT_ALL)
 
 
+@pytest.mark.boot("selinux")
 @pytest.mark.parametrize("case", machine.cases("selinux"))
 def test_selinux(case: str, booted: Boots) -> None:
     booted("selinux").assert_passed(case)
 
 
+@pytest.mark.boot("selinux-off")
 @pytest.mark.parametrize("case", machine.cases("selinux-off"))
 def test_fails_without_enforcement(case: str, booted: Boots) -> None:
     assert booted("selinux-off").outcome(case) == "failed"
