@@ -30,7 +30,8 @@ def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if reason := image.unavailable():
         pytest.skip(reason)
     marks = [item.get_closest_marker("boot") for item in request.session.items]
-    modes = dict.fromkeys(mark.args[0] for mark in marks if mark)
+    wanted = {mark.args[0] for mark in marks if mark}
+    modes = [mode for mode in machine.MODES if mode in wanted]
     image.files()  # once, before they all want it
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         boots = {
