@@ -1,4 +1,4 @@
-"""What every security module can do. For the type checker; nothing imports it at run time."""
+"""What every security module can do."""
 
 from __future__ import annotations
 
