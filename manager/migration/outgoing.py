@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 # How often QEMU is asked for figures while nothing happens, in seconds.
 _POLL = 0.25
 _OVER = frozenset(("completed", "failed", "cancelled"))
+_STARTING = frozenset(("setup", "active"))
+# A channel writes 1 MiB at most at a time, so two looks this far apart tell whether it still does.
+_CALM_PAUSE = 0.02
+_CALM_TIMEOUT = 2.0
 _UNDER_WAY = frozenset(("setup", "active", "device"))
 # States from which a migration ends by itself once told to; `none` was never started.
 _IDLE = frozenset(("none", *_OVER))
@@ -119,11 +124,35 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
     return outcome
 
 
+async def _calm(session: Session) -> None:
+    """Have QEMU write no more, as far as it lets itself be slowed, so that it can be cancelled.
+
+    QEMU 10.0 gives its bitmaps back as soon as it is cancelled, while a channel may be about to
+    mark pages in them, and dies of that (``ram_save_cleanup`` comes before
+    ``multifd_send_shutdown``): one cancel in ten within the first milliseconds, hardly one later.
+    Slowed to a byte a second it hands nothing to its channels any more. Its last stage cannot be
+    slowed, and is waited for.
+    """
+    await session.execute("migrate-set-parameters", {"max-bandwidth": 1})
+    deadline = time.monotonic() + _CALM_TIMEOUT
+    before = -1
+    while time.monotonic() < deadline:
+        outcome = await query(session)
+        written = int(outcome.ram.get("multifd-bytes", 0))
+        is_calm = outcome.status == "active" and 0 < written == before
+        if outcome.status not in _STARTING or is_calm:
+            return
+        before = written
+        await asyncio.sleep(_CALM_PAUSE)
+
+
 async def cancel(session: Session) -> Outcome:
     """Cancel and wait until QEMU says so; the guest is then in the state it had before.
 
-    Parameters are left alone meanwhile: changing the channels and cancelling kills QEMU 10.0.
+    Other parameters than the bandwidth are left alone meanwhile: changing the channels and
+    cancelling kills QEMU 10.0. The caller puts the bandwidth back.
     """
+    await _calm(session)
     await session.execute("migrate_cancel")
     delay = 0.001
     while (outcome := await query(session)).status not in _IDLE:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RECONNECT_TIMEOUT = 60.0
 # An event that says why a domain ended comes about as soon as the end itself.
 _REASON_TIMEOUT = 0.2
+# libvirt takes a domain for ended once the host's init has reaped its QEMU.
+_NOTICE_TIMEOUT = 3.0
 # What may not be repeated: it would be done twice where the first one had come through.
 _ONCE = frozenset(("migrate", "migrate-incoming", "add-fd"))
 
@@ -162,6 +164,10 @@ class Link:
         if await libvirt_connection.call(self._is_connected):
             if await libvirt_connection.call(self.is_over, error):
                 await self.wait_ended(_REASON_TIMEOUT)
+                raise self.lost() from None
+            # A monitor that cannot be read is that of a QEMU which died: libvirt says so soon.
+            is_broken = error.get_error_code() == self.libvirt.VIR_ERR_SYSTEM_ERROR
+            if is_broken and await self.wait_ended(_NOTICE_TIMEOUT):
                 raise self.lost() from None
             raise self.refused(command, error) from None
         await self._reconnect(error)

@@ -30,6 +30,8 @@ _LIBVIRTS = "libvirt-incoming-migrate"
 _END_TIMEOUT = 60.0
 # A destroy lets the host's init so long to reap QEMU (util/virprocess.c: 200 times 0.2 s).
 _ENDING_TIMEOUT = 40.0
+# Until libvirt has heard that a QEMU is ending.
+_SURELY = 1.0
 # What a QEMU has from its start (10.0, migration/options.c); libvirt leaves what its restore used.
 _FRESH = {"multifd-channels": 2}
 
@@ -181,12 +183,13 @@ async def _end_started(
 async def _check_free(connection: Any, uri: str, identity: domain_xml.Identity) -> None:
     """Raise Busy where the domain runs already; wait for one that is just ending, after a save."""
     libvirt = libvirt_connection.library()
-    deadline = time.monotonic() + _ENDING_TIMEOUT
+    surely, deadline = time.monotonic() + _SURELY, time.monotonic() + _ENDING_TIMEOUT
     with contextlib.suppress(libvirt.libvirtError):
         handle = await libvirt_connection.call(connection.lookupByUUIDString, identity.uuid)
         while await libvirt_connection.call(handle.isActive):
             state, _ = await libvirt_connection.call(handle.state)
-            if state != libvirt.VIR_DOMAIN_SHUTDOWN or time.monotonic() > deadline:
+            is_ending = state == libvirt.VIR_DOMAIN_SHUTDOWN
+            if time.monotonic() > (deadline if is_ending else surely):
                 raise errors.Busy(
                     f"domain {identity.name!r} of libvirt at {uri!r} runs already",
                     hint="it may be the one that was saved; end it first (virsh destroy)",
