@@ -34,6 +34,8 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write down what was left out, and fail the run if nothing may be."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist: what it leaves out is reported to the main process
     log = os.environ.get("MAPSAVE_SKIPPED")
     if log and _left_out:
         with open(log, "a", encoding="utf-8") as file:

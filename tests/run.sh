@@ -114,6 +114,8 @@ run_stage() { # STAGE
     case $1 in
     lint) run_lint ;;
     unit) run_unit ;;
+    # They wait more than they work: for libvirtd, for guests, for processes to end.
+    libvirt) run_pytest -n 3 tests/libvirt ;;
     qemu) run_pytest tests/qemu tests/bench ;;
     *) run_pytest "tests/$1" ;;
     esac

@@ -206,13 +206,18 @@ def test_migration_begun_by_somebody_else(daemon: Daemon, site: cli.Site, tmp_pa
             guest.execute("migrate", uri=f"file:{tmp_path / THEIRS}")
             result = finished(process)
         assert result.returncode == 4, result
-        assert "migration process in progress" in result.json()["error"]["message"]
+        message = result.json()["error"]["message"]
+        # The latter where theirs, slow as it is, has ended before ours begins.
+        refusals = ("migration process in progress", "due to previous migration")
+        assert any(words in message for words in refusals), message
         nothing_left(site)
-        assert guest.execute("query-migrate")["status"] == "active"
+        theirs = guest.execute("query-migrate")["status"]
+        assert theirs in ("active", "completed")
         guest.execute("migrate_cancel")
-        wait.until(lambda: guest.execute("query-migrate")["status"] == "cancelled", what="its end")
+        wait.until(lambda: guest.execute("query-migrate")["status"] != "active", what="its end")
         guest.execute("migrate-set-parameters", max_bandwidth=before.parameters["max-bandwidth"])
-        as_before(guest, before)
+        if guest.execute("query-migrate")["status"] == "cancelled":
+            as_before(guest, before)
 
 
 # Two at one guest.
