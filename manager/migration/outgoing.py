@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 _POLL = 0.25
 _OVER = frozenset(("completed", "failed", "cancelled"))
 _STARTING = frozenset(("setup", "active"))
-# A channel writes 1 MiB at most at a time, so two looks this far apart tell whether it still does.
-_CALM_PAUSE = 0.02
-_CALM_TIMEOUT = 2.0
+_START_TIMEOUT = 1.0
+_STEADY = 0.1
 _UNDER_WAY = frozenset(("setup", "active", "device"))
 # States from which a migration ends by itself once told to; `none` was never started.
 _IDLE = frozenset(("none", *_OVER))
@@ -124,35 +123,32 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
     return outcome
 
 
-async def _calm(session: Session) -> None:
-    """Have QEMU write no more, as far as it lets itself be slowed, so that it can be cancelled.
+async def _well_under_way(session: Session) -> None:
+    """Wait until the channels have written for a while, or the save is over.
 
     QEMU 10.0 gives its bitmaps back as soon as it is cancelled, while a channel may be about to
     mark pages in them, and dies of that (``ram_save_cleanup`` comes before
-    ``multifd_send_shutdown``): one cancel in ten within the first milliseconds, hardly one later.
-    Slowed to a byte a second it hands nothing to its channels any more. Its last stage cannot be
-    slowed, and is waited for.
+    ``multifd_send_shutdown``): one cancel in ten within the first 20 ms, none of hundreds later,
+    when the channels are busy with the disk. A save without a byte after a second has nothing but
+    zero pages so far.
     """
-    await session.execute("migrate-set-parameters", {"max-bandwidth": 1})
-    deadline = time.monotonic() + _CALM_TIMEOUT
-    before = -1
-    while time.monotonic() < deadline:
+    now = time.monotonic()
+    deadline, steady = now + _START_TIMEOUT, None
+    while (now := time.monotonic()) < deadline:
         outcome = await query(session)
-        written = int(outcome.ram.get("multifd-bytes", 0))
-        is_calm = outcome.status == "active" and 0 < written == before
-        if outcome.status not in _STARTING or is_calm:
+        if outcome.status not in _STARTING or (steady is not None and now >= steady):
             return
-        before = written
-        await asyncio.sleep(_CALM_PAUSE)
+        if steady is None and int(outcome.ram.get("multifd-bytes", 0)):
+            steady = now + _STEADY
+        await asyncio.sleep(0.005)
 
 
 async def cancel(session: Session) -> Outcome:
     """Cancel and wait until QEMU says so; the guest is then in the state it had before.
 
-    Other parameters than the bandwidth are left alone meanwhile: changing the channels and
-    cancelling kills QEMU 10.0. The caller puts the bandwidth back.
+    Parameters are left alone meanwhile: changing the channels and cancelling kills QEMU 10.0.
     """
-    await _calm(session)
+    await _well_under_way(session)
     await session.execute("migrate_cancel")
     delay = 0.001
     while (outcome := await query(session)).status not in _IDLE:
