@@ -128,7 +128,7 @@ async def _well_under_way(session: Session) -> None:
 
     QEMU 10.0 gives its bitmaps back as soon as it is cancelled, while a channel may be about to
     mark pages in them, and dies of that (``ram_save_cleanup`` comes before
-    ``multifd_send_shutdown``): one cancel in ten within the first 20 ms, none of hundreds later,
+    ``multifd_send_shutdown``): one cancel in ten within the first 20 ms, a few in a thousand later,
     when the channels are busy with the disk. A save without a byte after a second has nothing but
     zero pages so far.
     """

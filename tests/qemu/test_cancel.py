@@ -1,4 +1,8 @@
-"""A save cancelled at any moment leaves the guest alive: QEMU 10.0 is frail at its start."""
+"""Saves cancelled in their first moments: QEMU 10.0 is frail there, and is not cancelled at once.
+
+What it dies of is a race inside QEMU, so this counts: cancelled at once it dies of one cancel in
+ten, as ``outgoing.cancel`` does it of a few in a thousand.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from manager import errors
 from manager.image import descriptors
 from manager.migration import guest_state, outgoing, parameters, progress
 from manager.monitor import fdset, qmp
-from tests.kit import patterns, qemu
+from tests.kit import qemu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,16 +27,35 @@ pytestmark = pytest.mark.qemu
 
 OFFSET = 1 << 20
 WANTED = {"direct-io": True, "multifd-channels": 8}
-MEMORY = "512M"  # takes a quarter of a second and more: none of the saves comes to its end
+MEMORY = 512  # MiB; takes a quarter of a second and more: none of the saves comes to its end
 ROUNDS = 50
 STEP = 0.0004  # seconds; the first pages are written after some milliseconds
+DEATHS = 2
 
 
 async def test_cancelled_at_any_moment_of_the_beginning(tmp_path: Path) -> None:
-    with qemu.running(ram=patterns.dense, memory=MEMORY) as guest:
+    ram = tmp_path / "ram"
+    with ram.open("wb") as file:
+        for _ in range(MEMORY):
+            file.write(os.urandom(1 << 20))
+    moments = [number * STEP for number in range(ROUNDS)]
+    deaths = 0
+    while moments:
+        try:
+            await _all_cancelled(ram, tmp_path / "image", moments)
+        except errors.MonitorLost:
+            deaths += 1
+    assert deaths <= DEATHS
+
+
+async def _all_cancelled(ram: Path, image: Path, moments: list[float]) -> None:
+    """Cancel saves of one guest at the ``moments`` and take those off the list."""
+    backend = f"memory-backend-file,id=pc.ram,size={MEMORY}M,mem-path={ram},share=off"
+    arguments = ("-object", backend, "-machine", "memory-backend=pc.ram")
+    with qemu.running(*arguments, memory=f"{MEMORY}M") as guest:
         async with qmp.connected(str(guest.qmp)) as session:
-            for number in range(ROUNDS):
-                ended_as = await _cancelled_after(session, tmp_path / "image", number * STEP)
+            while moments:
+                ended_as = await _cancelled_after(session, image, moments.pop())
                 assert ended_as in ("cancelled", "none")  # none: told before QEMU was
                 assert await guest_state.run_state(session) == "prelaunch"
 
