@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.monitor import domain, libvirt_connection
+from manager.monitor.listening import is_set_within, next_unless_lost
 from manager.monitor.session import COMMAND_TIMEOUT, Event
 
 if TYPE_CHECKING:
@@ -41,20 +42,8 @@ class DomainEvents:
         """Return the next event; None after ``timeout`` seconds. Raises MonitorLost."""
         if not self.queue.empty():
             return self.queue.get_nowait()
-        ended = asyncio.ensure_future(self._link.ended.wait())
-        arrived = asyncio.ensure_future(self.queue.get())
-        try:
-            await asyncio.wait(
-                (ended, arrived), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            if arrived.done():
-                return arrived.result()
-            if ended.done():
-                raise self._link.lost()
-            return None
-        finally:
-            ended.cancel()
-            arrived.cancel()
+        link = self._link
+        return await next_unless_lost(self.queue.get(), link.ended, link.lost, timeout)
 
 
 class Link:
@@ -100,10 +89,7 @@ class Link:
 
     async def wait_ended(self, timeout: float) -> bool:
         """Wait until the domain runs no more; False after ``timeout`` seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self.ended.wait()
-        return self.ended.is_set()
+        return await is_set_within(self.ended, timeout)
 
     async def listen(self) -> None:
         """Begin to listen to libvirt. Raises what ``repeatedly`` raises."""

@@ -22,6 +22,7 @@ from qemu.qmp.error import QMPError
 from qemu.qmp.qmp_client import NegotiationError
 
 from manager import errors
+from manager.monitor.listening import is_set_within, next_unless_lost
 from manager.monitor.session import COMMAND_TIMEOUT, DRAIN_TIMEOUT, Event, Version
 
 if TYPE_CHECKING:
@@ -45,20 +46,12 @@ class _Events:
     async def next(self, timeout: float | None = None) -> Event | None:
         if not self._listener.empty():
             return _event(await self._listener.get())
-        ended = asyncio.ensure_future(self._lost.wait())
-        arrived = asyncio.ensure_future(self._listener.get())
-        try:
-            await asyncio.wait(
-                (ended, arrived), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            if arrived.done():
-                return _event(arrived.result())
-            if ended.done():
-                raise errors.MonitorLost(f"{self._address}: QEMU closed the monitor")
-            return None
-        finally:
-            ended.cancel()
-            arrived.cancel()
+        arrival = self._listener.get()
+        message = await next_unless_lost(arrival, self._lost, self._closed, timeout)
+        return None if message is None else _event(message)
+
+    def _closed(self) -> errors.MonitorLost:
+        return errors.MonitorLost(f"{self._address}: QEMU closed the monitor")
 
 
 def _event(message: Mapping[str, Any]) -> Event:
@@ -148,10 +141,7 @@ class QmpSession:
             yield _Events(listener, self._lost, self.address)
 
     async def wait_lost(self, timeout: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._lost.wait()
-        return self._lost.is_set()
+        return await is_set_within(self._lost, timeout)
 
     async def watch(self) -> None:
         """Set the lost mark once the connection is no longer running."""
