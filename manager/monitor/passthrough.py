@@ -39,7 +39,7 @@ class LibvirtSession:
         self._link = Link(uri, connection, handle)
         self._version = Version(0, 0, 0, "")
         self._pid: int | None = None
-        self._process_started: int | None = None
+        self._process: tuple[int, int] | None = None
 
     @property
     def address(self) -> str:
@@ -63,7 +63,7 @@ class LibvirtSession:
         await self._link.listen()
         self._version = _version(await self.execute("query-version"))
         self._pid = await self._find_pid()
-        self._process_started = process.start_time(self._pid) if self._pid else None
+        self._process = process.identity(self._pid)
 
     async def execute(
         self,
@@ -175,10 +175,10 @@ class LibvirtSession:
         return pid if ours else None
 
     async def _process_gone(self) -> None:
-        if self._pid is None or self._process_started is None:
+        if self._process is None:
             await asyncio.Event().wait()  # not to be seen: libvirt has to tell
         else:
-            await process.ended(self._pid, self._process_started)
+            await process.ended(*self._process)
 
 
 def _library() -> Any:

@@ -27,6 +27,12 @@ def start_time(pid: int) -> int | None:
     return None if state in (b"Z", b"X") and threads <= 1 else started
 
 
+def identity(pid: int | None) -> tuple[int, int] | None:
+    """Return pid and start time of a process that lives; None where it is gone or not in sight."""
+    started = start_time(pid) if pid is not None else None
+    return (pid, started) if pid is not None and started is not None else None
+
+
 def alive(pid: int, started: int) -> bool:
     """Tell whether the process that started at ``started`` under ``pid`` still runs."""
     return start_time(pid) == started

@@ -95,14 +95,9 @@ async def _gather(session: Session) -> Facts:
         blocked_reasons=tuple(migration.get("blocked-reasons", ())),
         fdsets=tuple(await fdset.query(session)),
         pid=session.pid,
-        process=_process(session.pid),
+        process=process.identity(session.pid),
         domain=domain,
     )
-
-
-def _process(pid: int | None) -> tuple[int, int] | None:
-    started = process.start_time(pid) if pid is not None else None
-    return (pid, started) if pid is not None and started is not None else None
 
 
 async def machine_type(session: Session) -> str:
