@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -52,14 +51,13 @@ async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Cont
 
 async def _end(job: SaveJob, paused: Paused) -> None:
     """End the guest, unless somebody else has continued it behind the commit."""
-    with contextlib.suppress(errors.MonitorError):
-        if await guest_state.run_state(job.session) == "running":
-            paused.release()
-            raise errors.GuestContinued(
-                f"{job.session.address}: {job.path!r} is committed, but somebody else has "
-                "continued the guest, which was not ended",
-                hint="its disks move on, so the image is of use only together with a copy of them",
-            )
+    if await _runs(job):
+        paused.release()
+        raise errors.GuestContinued(
+            f"{job.session.address}: {job.path!r} is committed, but somebody else has continued "
+            "the guest, which was not ended",
+            hint="its disks move on, so the image is of use only together with a copy of them",
+        )
     if not await ending.end_guest(job.session):
         job.log.unsettled()  # `mapsave recover` tries again
 
@@ -69,15 +67,20 @@ async def check_undisturbed(job: SaveJob) -> None:
 
     Raises GuestContinued. A guest that has ended is in the image, and nowhere else.
     """
-    if job.then == "resume":
-        return
-    with contextlib.suppress(errors.MonitorError):
-        if await guest_state.run_state(job.session) == "running":
-            raise errors.GuestContinued(
-                f"{job.session.address}: somebody else continued the guest before its image was "
-                "committed, which was removed",
-                hint="the guest runs; save it again",
-            )
+    if job.then != "resume" and await _runs(job):
+        raise errors.GuestContinued(
+            f"{job.session.address}: somebody else continued the guest before its image was "
+            "committed, which was removed",
+            hint="the guest runs; save it again",
+        )
+
+
+async def _runs(job: SaveJob) -> bool:
+    """Tell whether the guest runs; one whose QEMU does not tell counts as one that does not."""
+    try:
+        return await guest_state.run_state(job.session) == "running"
+    except errors.MonitorError:
+        return False
 
 
 def _trim(partial: Partial, contents: Contents) -> None:
