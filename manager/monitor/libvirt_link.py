@@ -151,9 +151,10 @@ class Link:
             if await libvirt_connection.call(self.is_over, error):
                 await self.wait_ended(_REASON_TIMEOUT)
                 raise self.lost() from None
-            # A monitor that cannot be read is that of a QEMU which died: libvirt says so soon.
-            is_broken = error.get_error_code() == self.libvirt.VIR_ERR_SYSTEM_ERROR
-            if is_broken and await self.wait_ended(_NOTICE_TIMEOUT):
+            # A monitor that cannot be read, or that ends, is that of a QEMU which died: libvirt
+            # says so once it has noticed (the codes are those of qemu_monitor.c).
+            broken = (self.libvirt.VIR_ERR_SYSTEM_ERROR, self.libvirt.VIR_ERR_INTERNAL_ERROR)
+            if error.get_error_code() in broken and await self.wait_ended(_NOTICE_TIMEOUT):
                 raise self.lost() from None
             raise self.refused(command, error) from None
         await self._reconnect(error)

@@ -93,7 +93,7 @@ def test_guest_ended_by_somebody_else(
             act(guest, site)
             result = finished(process)
         assert result.returncode == 4, result
-        assert error_of(result) == "save.qemu_died"
+        assert error_of(result) == "save.qemu_died", result
         assert words in result.json()["error"]["message"]
         nothing_left(site)
         assert guest.state() == domain.GONE
