@@ -23,15 +23,23 @@ EXIT_CODES = {
     "monitor.lost": 1,
     "monitor.timeout": 1,
     "output.failed": 1,
+    "service.lost": 1,
     "config.invalid": 2,
     "config.missing": 2,
     "guest.unknown": 2,
     "image.not_found": 2,
+    "job.unknown": 2,
+    "operation.unknown": 2,
     "policy.unknown": 2,
+    "request.invalid": 2,
+    "request.method": 2,
+    "request.not_found": 2,
+    "request.too_large": 2,
     "unsupported": 2,
     "usage": 2,
     "check.already_restored": 3,
     "check.capability": 3,
+    "check.deadline": 3,
     "check.destination": 3,
     "check.destination_not_zero": 3,
     "check.direct_io": 3,
@@ -45,6 +53,8 @@ EXIT_CODES = {
     "check.run_state": 3,
     "check.too_old": 3,
     "check.unreachable": 3,
+    "hook.refused": 3,
+    "service.unreachable": 3,
     "save.commit": 4,
     "save.failed": 4,
     "save.guest_continued": 4,
@@ -63,9 +73,13 @@ EXIT_CODES = {
     "label.refused": 7,
     "label.unavailable": 7,
     "permission.denied": 7,
+    "permission.role": 7,
     "policy.violation": 7,
     "guest.busy": 8,
     "guest.migrating": 8,
+    "operation.not_cancellable": 8,
+    "service.running": 8,
+    "service.stopping": 8,
     "interrupted": 9,
 }
 
@@ -112,6 +126,19 @@ def test_error_as_json() -> None:
         "data": {"needed": 5},
     }
     assert str(error) == error.message
+
+
+@pytest.mark.parametrize("cls", catalogue(), ids=lambda cls: cls.id)
+def test_error_comes_back_from_what_was_told_of_it(cls: type[errors.MapsaveError]) -> None:
+    made = cls("migrate", "GenericError", "no") if cls is errors.CommandRefused else cls("words")
+    found = errors.from_dict(json.loads(json.dumps({**made.as_dict(), "hint": "do"})))
+    assert type(found) is cls
+    assert (found.message, found.hint, found.data) == (made.message, "do", made.data)
+
+
+def test_error_of_another_version_comes_back_as_one_of_no_kind() -> None:
+    found = errors.from_dict({"id": "of.the.future", "message": "words"})
+    assert (type(found), found.message, found.hint) == (errors.MapsaveError, "words", None)
 
 
 def test_refused_command_quotes_qemu() -> None:

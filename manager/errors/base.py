@@ -1,0 +1,44 @@
+"""The base of all errors, and those that are of no operation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MapsaveError(Exception):
+    """An unexpected failure, most likely a bug in mapsave."""
+
+    id: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, hint: str | None = None, **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.data = data
+
+    def __str__(self) -> str:
+        return self.message  # which whoever knows the file or guest may have completed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the error as the object that ``--json`` and the service print."""
+        return {
+            "id": self.id,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "hint": self.hint,
+            "data": self.data,
+        }
+
+
+class OutputFailed(MapsaveError):
+    """The outcome could not be printed, for want of room; what the command has done stays done."""
+
+    id = "output.failed"
+
+
+class ServiceLost(MapsaveError):
+    """The service ended while it did the work, and has not come back; it goes on when it is."""
+
+    id = "service.lost"

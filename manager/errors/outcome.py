@@ -1,0 +1,120 @@
+"""What a save, a restore or a monitor came to: exit codes 4, 5, 9 and 1."""
+
+from __future__ import annotations
+
+from manager.errors.base import MapsaveError
+
+# Exit code 4: the save failed; the guest is as it was before.
+
+
+class SaveFailed(MapsaveError):
+    """The save failed; the guest is in the run state it had before."""
+
+    id = "save.failed"
+    exit_code = 4
+
+
+class SaveTimeout(SaveFailed):
+    """The save took longer than its ``timeout`` and was cancelled; the guest is as before."""
+
+    id = "save.timeout"
+    http_status = 504
+
+
+class SaveQemuDied(SaveFailed):
+    """QEMU ended while it was saving, before its stream was whole."""
+
+    id = "save.qemu_died"
+
+
+class CommitFailed(SaveFailed):
+    """QEMU wrote its stream, but the image could not be proven good and on stable storage."""
+
+    id = "save.commit"
+
+
+class GuestContinued(SaveFailed):
+    """Somebody else continued the guest during the save, which was given up; the guest runs."""
+
+    id = "save.guest_continued"
+
+
+class GuestNotPutBack(SaveFailed):
+    """QEMU refused to continue the guest after a save, good or failed; its run state is named."""
+
+    id = "save.guest_not_put_back"
+
+
+# Exit code 5: the restore failed; the image is as it was before.
+
+
+class RestoreFailed(MapsaveError):
+    """The restore failed; the image is as it was, and QEMU's own words are in the message."""
+
+    id = "restore.failed"
+    exit_code = 5
+
+
+class LaunchFailed(RestoreFailed):
+    """The destination QEMU could not be started; its standard error is quoted."""
+
+    id = "restore.launch"
+
+
+class RestoreTimeout(RestoreFailed):
+    """The restore took longer than its ``timeout``; a destination mapsave started was ended."""
+
+    id = "restore.timeout"
+    http_status = 504
+
+
+# Exit code 9: told to stop.
+
+
+class Interrupted(MapsaveError):
+    """Ctrl-C, SIGTERM or a cancel request; the guest is as before."""
+
+    id = "interrupted"
+    exit_code = 9
+    http_status = 499
+
+
+# Errors of the monitor, turned into one of the above by whoever knows what was being attempted.
+
+
+class MonitorError(MapsaveError):
+    """The monitor failed outside of any operation that could say more."""
+
+    id = "monitor.failed"
+
+
+class CommandRefused(MonitorError):
+    """QEMU answered a monitor command with an error; ``error_class`` and ``desc`` are its words."""
+
+    id = "monitor.command"
+
+    def __init__(self, command: str, error_class: str, desc: str) -> None:
+        super().__init__(
+            f"QEMU refused {command}: {desc}", command=command, error_class=error_class
+        )
+        self.command = command
+        self.error_class = error_class
+        self.desc = desc
+
+
+class MonitorLost(MonitorError):
+    """The connection to QEMU's monitor broke."""
+
+    id = "monitor.lost"
+
+
+class MonitorBroken(MonitorError):
+    """libvirtd ended while it passed a command on that must not be repeated; it is back."""
+
+    id = "monitor.broken"
+
+
+class MonitorTimeout(MonitorError):
+    """QEMU did not answer a monitor command in time."""
+
+    id = "monitor.timeout"
