@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from manager import errors
+from manager.service_settings import Hooks, Service, Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +55,8 @@ class Guest:
     """One guest and how it is reached: exactly one of ``qmp``, ``libvirt`` and ``emulator``.
 
     ``launch`` is the command that starts the destination of a restore, without ``-incoming``; it
-    is empty if there is none. ``policy`` names the label policy of the guest's images.
+    is empty if there is none. ``policy`` names the label policy of the guest's images. Guests of a
+    higher ``priority`` are saved and restored first where all of them are.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Guest:
     emulator: EmulatedGuest | None = None
     launch: tuple[str, ...] = ()
     policy: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ class Config:
     policies: Path | None = None
     guests: Mapping[str, Guest] = field(default_factory=dict)
     save: SaveSettings = field(default_factory=SaveSettings)
+    service: Service = field(default_factory=Service)
+    hooks: Hooks = field(default_factory=Hooks)
+    notify: tuple[Webhook, ...] = ()
     source: Path | None = None
 
     def guest(self, address: str) -> Guest:
@@ -214,4 +220,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in pairs if item is not None and item != ()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # seconds, as people write them
     return str(value) if isinstance(value, Path) else value

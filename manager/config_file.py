@@ -11,7 +11,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from manager import config, plain, units, yaml_file
+from manager import config, plain, service_settings, units, yaml_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +57,36 @@ def channels(value: Any) -> int | Literal["auto"]:
     return value
 
 
+def duration(value: Any) -> float:
+    """Return the seconds that ``15m`` or 90 means; raise ValueError for none, and for 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError("not a duration (write 30s, 15m, 1h30m)")
+    seconds = units.parse_duration(value)
+    if seconds == 0:
+        raise ValueError("must be longer than 0")
+    return seconds
+
+
+def count(value: Any) -> int:
+    """Return a number of things that are done at once, from 1 to 1000."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+        raise ValueError("must be a number from 1 to 1000")
+    return value
+
+
+def priority(value: Any) -> int:
+    """Return a priority, from -1000 to 1000."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
+        raise ValueError("must be a number from -1000 to 1000")
+    return value
+
+
+def address(value: Any) -> str:
+    """Return ``ADDRESS:PORT``; raise ValueError if it is none."""
+    service_settings.host_and_port(plain.string(value))
+    return plain.string(value)
+
+
 def check_guest(guest: Mapping[str, Any]) -> None:
     """Raise ValueError where keys of a guest do not go together; all of them must be there."""
     given = [key for key in ("qmp", "libvirt", "emulator") if guest[key] is not None]
@@ -83,7 +113,7 @@ def read(path: Path, built_in: config.Config) -> config.Config:
     def place(value: str | None, default: Any) -> Any:
         return default if value is None else directory / os.path.expanduser(value)
 
-    save = found["save"] or {}
+    save, hooks, service = found["save"] or {}, found["hooks"] or {}, found["service"] or {}
     return config.Config(
         images=place(found["images"], built_in.images),
         state=place(found["state"], built_in.state),
@@ -95,6 +125,18 @@ def read(path: Path, built_in: config.Config) -> config.Config:
             for name, guest in (found["guests"] or {}).items()
         },
         save=config.SaveSettings(**{key: save[key] for key in save if save[key] is not None}),
+        service=service_settings.of(
+            service_settings.Service,
+            service,
+            textfile=place(service.get("textfile"), None),
+            listen=_listen(service.get("listen"), place),
+        ),
+        hooks=service_settings.of(
+            service_settings.Hooks, hooks, directory=place(hooks.get("directory"), None)
+        ),
+        notify=tuple(
+            service_settings.of(service_settings.Webhook, each) for each in found["notify"] or ()
+        ),
         source=path,
     )
 
@@ -119,7 +161,18 @@ def _guest(name: str, found: Mapping[str, Any], qmp: Path | None) -> config.Gues
         emulator=config.EmulatedGuest(**emulator) if emulator else None,
         launch=tuple(found["launch"] or ()),
         policy=found["policy"],
+        priority=found["priority"] or 0,
     )
+
+
+def _listen(found: Mapping[str, Any] | None, place: Any) -> service_settings.Listen | None:
+    if found is None:
+        return None
+    files = {key: place(found[key], None) for key in ("certificate", "key", "clients")}
+    listen: service_settings.Listen = service_settings.of(
+        service_settings.Listen, dict(found), **files
+    )
+    return listen
 
 
 def _name(value: Any) -> str:
@@ -165,6 +218,7 @@ _GUEST = plain.record(
         "emulator": _EMULATOR,
         "launch": plain.sequence(_argument, least=1),
         "policy": _name,
+        "priority": priority,
     }
 )
 _SAVE = plain.record(
@@ -179,11 +233,63 @@ _SAVE = plain.record(
         "policy": _name,
     }
 )
+
+
+def _hook(value: Any) -> str:
+    return service_settings.hook_name(plain.string(value))
+
+
+def _url(value: Any) -> str:
+    return service_settings.url(plain.string(value))
+
+
+_TEXTS = plain.sequence(plain.text)
+_LISTEN = plain.record(
+    needed={
+        "address": address,
+        "certificate": plain.text,
+        "key": plain.text,
+        "clients": plain.text,
+    },
+    maybe={"operators": _TEXTS, "readers": _TEXTS},
+)
+_SERVICE = plain.record(
+    maybe={
+        "group": plain.text,
+        "operators": _TEXTS,
+        "readers": _TEXTS,
+        "on_stop": plain.word(*typing.get_args(service_settings.OnStop)),
+        "concurrency": count,
+        "per_file_system": count,
+        "bandwidth": size,
+        "history": duration,
+        "log": plain.word(*typing.get_args(service_settings.LogFormat)),
+        "textfile": plain.text,
+        "listen": _LISTEN,
+    }
+)
+_HOOKS = plain.record(
+    maybe={
+        "directory": plain.text,
+        "timeout": duration,
+        **dict.fromkeys(typing.get_args(service_settings.Moment), plain.sequence(_hook)),
+    }
+)
+_WEBHOOK = plain.record(
+    needed={"url": _url},
+    maybe={
+        "on": plain.sequence(plain.word(*typing.get_args(service_settings.Outcome)), least=1),
+        "timeout": duration,
+    },
+)
 # What pydantic's ConfigModel would give by model_dump(), of a file that is right.
 quick = plain.record(
     maybe={
         **dict.fromkeys(("images", "state", "socket", "jobs", "policies"), plain.text),
         "guests": plain.table(_name, _reachable),
         "save": _SAVE,
+        "service": _SERVICE,
+        "hooks": _HOOKS,
+        "notify": plain.sequence(_WEBHOOK),
     }
 )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from manager import config, config_file, plain
+from manager import config, config_file, plain, service_settings
 
 
 class Model(pydantic.BaseModel):
@@ -42,6 +42,13 @@ Channels = Annotated[
 ]
 
 
+Duration = Annotated[
+    float, pydantic.PlainValidator(config_file.duration, json_schema_input_type=str | int | float)
+]
+AtOnce = Annotated[int, pydantic.PlainValidator(config_file.count, json_schema_input_type=int)]
+Hook = Annotated[str, pydantic.AfterValidator(service_settings.hook_name)]
+
+
 class LibvirtModel(Model):
     """A guest that libvirt manages."""
 
@@ -69,6 +76,10 @@ class GuestModel(Model):
         description="Command and arguments that start it for a restore; mapsave adds -incoming.",
     )
     policy: Name | None = Field(None, description="Label policy of its images.")
+    priority: (
+        Annotated[int, pydantic.PlainValidator(config_file.priority, json_schema_input_type=int)]
+        | None
+    ) = Field(None, description="Guests of a higher one are saved first by save-all (default: 0).")
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> GuestModel:
@@ -101,6 +112,77 @@ class SaveModel(Model):
         return {name: value for name, value in pairs if value is not None}
 
 
+class ListenModel(Model):
+    """A TCP address with mutual TLS; there is none without."""
+
+    address: Annotated[str, pydantic.AfterValidator(config_file.address)] = Field(
+        description="Numeric address and port, such as 127.0.0.1:8443."
+    )
+    certificate: Text = Field(description="File of the service's certificate (PEM).")
+    key: Text = Field(description="File of its key.")
+    clients: Text = Field(description="File of the CA that signs the clients' certificates.")
+    operators: list[Text] | None = Field(
+        None, description="Common names that may save, restore and cancel."
+    )
+    readers: list[Text] | None = Field(None, description="Common names that may only look.")
+
+
+class ServiceModel(Model):
+    """How mapsaved runs."""
+
+    group: Text | None = Field(None, description="Group that owns the socket, by name.")
+    operators: list[Text] | None = Field(
+        None, description="Groups whose members may save, restore and cancel."
+    )
+    readers: list[Text] | None = Field(None, description="Groups whose members may only look.")
+    on_stop: service_settings.OnStop | None = Field(
+        None, description="What becomes of running saves when it stops (default: finish)."
+    )
+    concurrency: AtOnce | None = Field(None, description="Saves at once (default: 4).")
+    per_file_system: AtOnce | None = Field(
+        None, description="Saves at once to one file system (default: 2)."
+    )
+    bandwidth: Size | None = Field(
+        None, description="Bytes a second for all saves to one file system (default: no limit)."
+    )
+    history: Duration | None = Field(
+        None, description="How long ended operations are remembered (default: 90d)."
+    )
+    log: service_settings.LogFormat | None = Field(
+        None, description="Form of the log (auto: journald's where it listens, else text)."
+    )
+    textfile: Text | None = Field(
+        None, description="File that the metrics are written to, for hosts without scraping."
+    )
+    listen: ListenModel | None = Field(None, description="A TCP address with mutual TLS.")
+
+
+class HooksModel(Model):
+    """Executables that run before and after."""
+
+    directory: Text | None = Field(
+        None, description="Their directory, which belongs to root (default: /etc/mapsave/hooks.d)."
+    )
+    timeout: Duration | None = Field(None, description="For each of them (default: 60s).")
+    before_save: list[Hook] | None = Field(None, description="Before a guest is touched.")
+    after_save: list[Hook] | None = Field(None, description="Once the image is committed.")
+    on_failure: list[Hook] | None = Field(None, description="Once a save or restore has failed.")
+    before_restore: list[Hook] | None = Field(None, description="Before a destination is started.")
+    after_restore: list[Hook] | None = Field(None, description="Once the guest is back.")
+
+
+class WebhookModel(Model):
+    """Where outcomes are told, by a POST of JSON."""
+
+    url: Annotated[str, pydantic.AfterValidator(service_settings.url)] = Field(
+        description="An http or https address."
+    )
+    on: Annotated[list[service_settings.Outcome], Field(min_length=1)] | None = Field(
+        None, description="Which outcomes (default: failure)."
+    )
+    timeout: Duration | None = Field(None, description="For each try (default: 10s).")
+
+
 class ConfigModel(Model):
     """The configuration of mapsave: manager.yaml."""
 
@@ -111,3 +193,6 @@ class ConfigModel(Model):
     policies: Text | None = Field(None, description="Directory of further label policies.")
     guests: dict[Name, GuestModel] | None = Field(None, description="The guests, by name.")
     save: SaveModel | None = Field(None, description="Defaults of every save.")
+    service: ServiceModel | None = Field(None, description="How mapsaved runs.")
+    hooks: HooksModel | None = Field(None, description="Executables that run before and after.")
+    notify: list[WebhookModel] | None = Field(None, description="Webhooks that are told outcomes.")

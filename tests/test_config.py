@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manager import config, errors
+from manager.service_settings import DAY, Hooks, Listen, Service, Webhook
 
 FULL = """\
 images: images
@@ -26,6 +27,7 @@ guests:
     qmp: /run/qemu/web01.qmp
     launch: [qemu-system-x86_64, -name, web01, -m, 4096, -sandbox, on, -append, ""]
     policy: selinux-svirt
+    priority: 5
   db01:
     libvirt: {uri: "qemu+ssh://host/system", domain: db-1}
   toy:
@@ -39,6 +41,37 @@ save:
   channels: 4
   preallocate: false
   policy: none
+service:
+  group: mapsave
+  operators: [ops, wheel]
+  readers: [monitoring]
+  on_stop: cancel
+  concurrency: 8
+  per_file_system: 3
+  bandwidth: 2G
+  history: 30d
+  log: json
+  textfile: metrics/mapsave.prom
+  listen:
+    address: "[::1]:8443"
+    certificate: tls/service.pem
+    key: tls/service.key
+    clients: /etc/pki/clients.pem
+    operators: [alice]
+    readers: [grafana]
+hooks:
+  directory: hooks.d
+  timeout: 30s
+  before_save: [freeze]
+  after_save: [thaw, tell]
+  on_failure: [tell]
+  before_restore: [check]
+  after_restore: [clock]
+notify:
+  - url: http://127.0.0.1:9/hook
+    on: [failure, success]
+    timeout: 5s
+  - url: https://example.org/
 """
 
 
@@ -78,6 +111,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
                     *("-sandbox", "on", "-append", ""),
                 ),
                 policy="selinux-svirt",
+                priority=5,
             ),
             "db01": config.Guest(
                 "db01", libvirt=config.LibvirtDomain("db-1", "qemu+ssh://host/system")
@@ -87,6 +121,24 @@ def test_every_key_arrives(tmp_path: Path) -> None:
             ),
         },
         save=config.SaveSettings("resume", True, "libvirt", "on", "legacy", 4, "off", "none"),
+        service=Service(
+            *("mapsave", ("ops", "wheel"), ("monitoring",), "cancel", 8, 3, 2 << 30),
+            history=30 * DAY,
+            log="json",
+            textfile=tmp_path / "metrics/mapsave.prom",
+            listen=Listen(
+                *("[::1]:8443", tmp_path / "tls/service.pem", tmp_path / "tls/service.key"),
+                *(Path("/etc/pki/clients.pem"), ("alice",), ("grafana",)),
+            ),
+        ),
+        hooks=Hooks(
+            *(tmp_path / "hooks.d", 30.0, ("freeze",), ("thaw", "tell"), ("tell",), ("check",)),
+            ("clock",),
+        ),
+        notify=(
+            Webhook("http://127.0.0.1:9/hook", ("failure", "success"), 5.0),
+            Webhook("https://example.org/"),
+        ),
         source=source,
     )
 
@@ -283,6 +335,7 @@ def test_schema_describes_every_key() -> None:
     json.dumps(schema)
     assert set(schema["properties"]) == {
         *("images", "state", "socket", "jobs", "policies", "guests", "save"),
+        *("service", "hooks", "notify"),
     }
     for model in (schema, *schema["$defs"].values()):
         assert model["additionalProperties"] is False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manager import config
+from manager import config, service_settings
 from manager.jobs import job
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,11 @@ def test_example_configuration_sets_what_is_built_in_for_root() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [config.Config, config.Guest, config.EmulatedGuest, config.SaveSettings, job.Keep]
+    "kind",
+    [
+        *(config.Config, config.Guest, config.EmulatedGuest, config.SaveSettings, job.Keep),
+        *(config.Service, config.Hooks, config.Webhook, service_settings.Listen),
+    ],
 )
 def test_every_key_is_documented(kind: type) -> None:
     keys = {each.name for each in dataclasses.fields(kind)} - {"source", "name"}

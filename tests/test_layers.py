@@ -27,6 +27,8 @@ FLOORS = (
     (
         *("config", "config_file", "config_models", "plain"),
         *("yaml_file", "yaml_errors", "domain_xml", "error_table", "errors", "units"),
+        "service_settings",
+        "unix_socket",
     ),
 )
 OPEN_FLOORS = (FLOORS[0], FLOORS[-1])  # here rooms may import one another

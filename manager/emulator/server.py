@@ -18,6 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from manager import unix_socket
 from manager.emulator.session import GREETING, Session
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ def listening(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         if path.is_socket():
             path.unlink()
-        listener.bind(str(path))
+        with unix_socket.to_bind(path) as address:
+            listener.bind(address)
         listener.listen(8)
         listener.setblocking(False)
         try:

@@ -21,7 +21,7 @@ import qemu.qmp
 from qemu.qmp.error import QMPError
 from qemu.qmp.qmp_client import NegotiationError
 
-from manager import errors
+from manager import errors, unix_socket
 from manager.monitor.listening import is_set_within, next_unless_lost
 from manager.monitor.session import COMMAND_TIMEOUT, DRAIN_TIMEOUT, Event, Version
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
 GREETING_TIMEOUT = 10.0
-_SUN_PATH_MAX = 107
 
 # Its warnings are about connections that ended, which we report ourselves.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -205,7 +204,7 @@ async def connect(path: str, timeout: float) -> socket.socket:
     sock.setblocking(False)
     try:
         async with asyncio.timeout(timeout):
-            with _short_path(path) as address:
+            with unix_socket.to_connect(path) as address:
                 await asyncio.get_running_loop().sock_connect(sock, address)
     except PermissionError as error:
         sock.close()
@@ -221,19 +220,6 @@ async def connect(path: str, timeout: float) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-@contextlib.contextmanager
-def _short_path(path: str) -> Iterator[str]:
-    """Yield an address for ``path`` that fits the 108 bytes of sun_path (unix(7))."""
-    if len(os.fsencode(path)) <= _SUN_PATH_MAX:
-        yield path
-        return
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
 
 
 async def _negotiate(

@@ -1,4 +1,4 @@
-"""The journal: each step of an operation is on stable storage before the step is taken.
+"""The step journal: each step of an operation is on stable storage before the step is taken.
 
 One file an operation, in the state directory: JSON lines, the first of which says what the
 operation is about. Its owner holds it locked; it is removed when nothing is left to undo. What is
@@ -8,6 +8,7 @@ found unlocked belongs to a manager that died, and is what ``mapsave recover`` w
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import errno
 import fcntl
@@ -22,11 +23,35 @@ from manager.image import image
 from manager.operations import locks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 _SUFFIX = ".jsonl"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Who wants to see the steps of an operation, and by what id it knows the operation.
+
+    ``saw`` is called with each step and its data, once that is on stable storage.
+    """
+
+    operation: str
+    saw: Callable[[str, Mapping[str, Any]], None]
+
+
+_watch: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
+
+
+@contextlib.contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Show the steps of what this task does to ``watch``."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 class Journal:
@@ -35,6 +60,7 @@ class Journal:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._settled = False
+        self._watch = _watch.get()
 
     def step(self, step: str, **data: Any) -> None:
         """Record that ``step`` is about to be taken, durably. Raises OSError."""
@@ -43,6 +69,8 @@ class Journal:
         if os.write(self._fd, line) != len(line):  # write(2): what fits is written first
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fdatasync(self._fd)
+        if self._watch is not None:
+            self._watch.saw(step, data)
 
     def unsettled(self) -> None:
         """Keep the file at the end: something is left for ``mapsave recover``."""
@@ -76,6 +104,8 @@ def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
             journal.settled()
             stack.callback(_end, journal, path)
             facts = {"manager_pid": os.getpid(), "boot": boot_id(), **facts}
+            if (watch := _watch.get()) is not None:
+                facts["operation"] = watch.operation
             journal.step("begin", kind=kind, **facts)
             _sync_directory(directory)
         except OSError as error:

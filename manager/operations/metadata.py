@@ -44,6 +44,8 @@ def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> di
         **({"domain": _domain(domain, request)} if domain else {}),
         "strategy": strategy.as_dict(),
         "live": request.live,
+        "then": request.then,
+        "job": request.job,
         "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},
         "started": now(),
     }

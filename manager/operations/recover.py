@@ -6,6 +6,7 @@ says was *about to be done* may or may not have been done, so QEMU and the file 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,10 @@ async def recover(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
     its journal and is reported with its error.
     """
     with journal.orphans(config.state) as orphans:
-        operations = [await _one(config, orphan, dry_run=dry_run) for orphan in orphans]
+        # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
+        operations = await asyncio.gather(
+            *(_one(config, orphan, dry_run=dry_run) for orphan in orphans)
+        )
     if not dry_run:
         journal.remove_empty(config.state)
     return {"operations": operations, "swept": sweep(config, dry_run=dry_run), "dry_run": dry_run}
@@ -37,6 +41,7 @@ async def recover(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
 async def _one(config: Config, orphan: Orphan, *, dry_run: bool) -> dict[str, Any]:
     line: dict[str, Any] = {
         "operation": orphan.kind,
+        "id": orphan.facts.get("operation"),
         "guest": orphan.facts.get("guest"),
         "interrupted_at": orphan.last,
         "outcome": None,

@@ -24,7 +24,10 @@ _READABLE = 150  # characters of a guest's name that its images are named by
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a save. ``image`` is a path or a name in the image directory."""
+    """What is asked of a save. ``image`` is a path or a name in the image directory.
+
+    ``job`` is the name of the save job that asks, and goes into the image's metadata.
+    """
 
     image: str | None = None
     then: Literal["quit", "resume", "leave"] = "quit"
@@ -34,13 +37,14 @@ class Request:
     replace: bool = False
     timeout: float | None = None
     format: Literal["native", "libvirt"] = "native"
+    job: str | None = None
     stream_offset: int = superblock.DEFAULT_STREAM_OFFSET
 
 
 def request(config: Config, guest: Guest, **chosen: Any) -> Request:
     """Return the request for what was ``chosen``, completed by the guest's and general settings.
 
-    ``chosen`` holds ``image``, ``replace``, ``timeout`` and any of the settings of
+    ``chosen`` holds ``image``, ``replace``, ``timeout``, ``job`` and any of the settings of
     ``config.SaveSettings``; those that are None are filled in.
     """
     general = config.save
@@ -64,6 +68,7 @@ def request(config: Config, guest: Guest, **chosen: Any) -> Request:
         replace=bool(chosen.get("replace")),
         timeout=chosen.get("timeout"),
         format=_format(guest, pick("format")),
+        job=chosen.get("job"),
     )
 
 

@@ -20,12 +20,16 @@ MAX_CHANNELS = 255  # QEMU's parameter is a uint8
 
 @dataclasses.dataclass(frozen=True)
 class Wishes:
-    """What the user asked for; ``auto`` (or None for channels) leaves the choice to mapsave."""
+    """What the user asked for; ``auto`` (or None for channels) leaves the choice to mapsave.
+
+    ``bandwidth`` is in bytes per second; 0 is no limit.
+    """
 
     direct_io: Switch = "auto"
     zero_pages: ZeroPages = "auto"
     channels: int | None = None
     preallocate: Switch = "auto"
+    bandwidth: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Strategy:
     zero_pages: str
     channels: int
     preallocate: bool
+    bandwidth: int = 0
     reasons: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def as_dict(self) -> dict[str, bool | int | str]:
@@ -45,18 +50,19 @@ class Strategy:
             "zero_pages": self.zero_pages,
             "channels": self.channels,
             "preallocate": self.preallocate,
+            "bandwidth": self.bandwidth,
         }
 
     def parameters(self) -> dict[str, bool | int | str]:
         """Return QEMU's migration parameters for a save by this strategy.
 
-        Bandwidth is unlimited: the default of 128 MiB/s throttles file saves as well.
+        Bandwidth is always set: QEMU's default of 128 MiB/s throttles file saves as well.
         """
         return {
             "direct-io": self.direct_io,
             "multifd-channels": self.channels,
             "zero-page-detection": self.zero_pages,
-            "max-bandwidth": 0,
+            "max-bandwidth": self.bandwidth,
         }
 
 
@@ -81,5 +87,6 @@ def choose(wishes: Wishes, direct_io_refusal: str | None) -> Strategy:
         zero_pages="multifd" if wishes.zero_pages == "auto" else wishes.zero_pages,
         channels=wishes.channels or DEFAULT_CHANNELS,
         preallocate=wishes.preallocate == "on",
+        bandwidth=wishes.bandwidth,
         reasons=reasons,
     )

@@ -102,13 +102,23 @@ class Site:
         return self.directory / "state"
 
     @property
+    def socket(self) -> Path:
+        """Where a service of this site listens."""
+        return self.directory / "mapsave.sock"
+
+    @property
     def config(self) -> Path:
         """The configuration file."""
         return self.directory / "manager.yaml"
 
     def write(self) -> None:
         """Write the configuration file as ``guests`` and ``settings`` are now."""
-        content = {"images": str(self.images), "state": str(self.state), **self.settings}
+        content = {
+            "images": str(self.images),
+            "state": str(self.state),
+            "socket": str(self.socket),
+            **self.settings,
+        }
         if self.guests:
             content["guests"] = self.guests
         self.config.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -13,6 +13,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+from manager import unix_socket
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -51,7 +53,8 @@ class Client:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(timeout)
-            self._socket.connect(str(path))
+            with unix_socket.to_connect(path) as address:
+                self._socket.connect(address)
             self.greeting = self._receive(time.monotonic() + timeout)["QMP"]
             self.execute("qmp_capabilities")
         except BaseException:
