@@ -1,0 +1,17 @@
+"""The exit code of many operations at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# What is worst to the one who reads the exit code: a lost or damaged thing before a refused one.
+_WORST_FIRST = (1, 4, 5, 6, 7, 9, 8, 3, 2)
+
+
+def exit_code(codes: Iterable[int]) -> int:
+    """Return the worst of the exit codes of several operations; 0 where none is worse."""
+    found = set(codes)
+    return next((code for code in _WORST_FIRST if code in found), 0)
