@@ -4,7 +4,7 @@
 # Says what it had to leave out; with CI=true nothing may be left out.
 set -euo pipefail
 
-stages=(lint unit emulator qemu libvirt faults mac)
+stages=(lint unit emulator qemu libvirt faults service mac)
 
 usage() {
     echo "usage: bash tests/run.sh [STAGE...]"
@@ -104,7 +104,7 @@ run_pytest() { # PATH or option...
 
 run_unit() {
     local ignored=() directory
-    for directory in emulator qemu libvirt faults mac bench; do
+    for directory in emulator qemu libvirt faults service fleet mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
     run_pytest tests "${ignored[@]}"
@@ -117,6 +117,7 @@ run_stage() { # STAGE
     # They wait more than they work: for libvirtd, for guests, for processes to end.
     libvirt) run_pytest -n 3 tests/libvirt ;;
     qemu) run_pytest tests/qemu tests/bench ;;
+    service) run_pytest -n 3 tests/service tests/fleet ;;
     *) run_pytest "tests/$1" ;;
     esac
 }

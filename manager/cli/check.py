@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manager import errors
-from manager.cli import output, running
+from manager.cli import following, look, output, remote, running
 from manager.cli.options import Command, of
 from manager.config import ADDRESSES
 
 if TYPE_CHECKING:
     from manager.cli.options import Globals
-    from manager.config import Config
+    from manager.config import Config, Guest
 
 
 @click.command("check", cls=Command)
@@ -50,11 +50,8 @@ def _is_guest(target: str, config: Config) -> bool:
 
 
 def _check_guest(given: Globals, config: Config, target: str, chosen: dict[str, Any]) -> int:
-    from manager.operations import preview, save_request
-
     guest = config.guest(target)
-    request = save_request.request(config, guest, **chosen)
-    found, error = running.run(preview.preview(guest, config, request), given)
+    found, error = _preview(given, config, guest, chosen)
     lines = [
         f"{'ok  ' if line['ok'] else 'FAIL'} {line['check']}: {line['detail']}"
         for line in found["checks"]
@@ -66,11 +63,31 @@ def _check_guest(given: Globals, config: Config, target: str, chosen: dict[str, 
     return error.exit_code if error else 0
 
 
-def _check_image(given: Globals, config: Config, target: str) -> int:
-    from manager.operations import inspect, restore
+def _preview(
+    given: Globals, config: Config, guest: Guest, chosen: dict[str, Any]
+) -> tuple[dict[str, Any], errors.MapsaveError | None]:
+    """Let the service check the save where it would do it, else check it here."""
+    image = chosen["image"] and remote.image_name(config, chosen["image"])
+    wanted = {**{key: value for key, value in chosen.items() if value}, "image": image}
+    for_service = image == chosen["image"] or image is not None
+    client = None
+    if for_service and "/" not in (chosen["policy"] or ""):
+        client = remote.service(given, config)
+    if client is not None:
+        options = {key: value for key, value in wanted.items() if value}
+        body = {"kind": "check", "guest": remote.address(guest.name), "check": options}
+        found = following.perform(client, body)
+        error = found.pop("error")
+        return found, None if error is None else errors.from_dict(error)
+    from manager.operations import preview, save_request
 
-    found = inspect.verify(restore.resolve(target, config)).as_dict()
-    known = inspect.inspect(found["image"])
+    request = save_request.request(config, guest, **chosen)
+    return running.run(preview.preview(guest, config, request), given)
+
+
+def _check_image(given: Globals, config: Config, target: str) -> int:
+    found = look.verify(given, config, target)
+    known = look.inspect(given, config, target)
     guest = known["guest"]
     configured = config.guests.get(guest)
     startable = known["has_domain_xml"] or bool(

@@ -1,17 +1,13 @@
-"""``mapsaved``: the service's entry point."""
+"""``mapsaved``: the service's entry point, ``mapsave serve`` under the name that units know."""
 
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
-from manager import errors
-from manager.cli import options, output
+from manager.cli import main as mapsave
 
 
-def main() -> None:
-    """Say that this version has no service yet, and exit with 2."""
-    error = errors.Unsupported(
-        "this version has no service yet",
-        hint="run jobs by hand or by a timer: mapsave job run FILE",
-    )
-    sys.exit(output.failure(error, options.Globals()))
+def main() -> NoReturn:
+    """Run the service with the global options of ``mapsave``, and exit as ``mapsave`` does."""
+    mapsave.main(["serve", *sys.argv[1:]])

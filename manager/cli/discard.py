@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from manager import units
-from manager.cli import output
+from manager.cli import following, output, remote
 from manager.cli.options import Command, of
 
 
@@ -18,10 +18,14 @@ def command(context: click.Context, /, image: str, yes: bool) -> None:
 
     An image that was never restored is the only copy of its guest: it goes only with --yes.
     """
-    from manager.operations import discard, restore
-
     given = of(context)
     config = given.config()
-    done = discard.discard(config, restore.resolve(image, config), unrestored=yes)
+    if asked := remote.image_to_ask_for(config, given, image):
+        client, name = asked
+        done = following.perform(client, {"kind": "discard", "image": name, "unrestored": yes})
+    else:
+        from manager.operations import discard, restore
+
+        done = discard.discard(config, restore.resolve(image, config), unrestored=yes)
     freed = units.format_size(done["freed_bytes"])
     output.result(given, done, f"discarded {done['image']}, {freed} freed")

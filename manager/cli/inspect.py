@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from manager import units
-from manager.cli import output
+from manager.cli import look, output
 from manager.cli.options import Command, of
 
 
@@ -20,18 +20,19 @@ from manager.cli.options import Command, of
 @click.pass_context
 def command(context: click.Context, /, image: str, xml: bool) -> None:
     """Show what an image holds: guest, state, RAM blocks, and how its used pages lie."""
-    from manager.operations import inspect, restore
-
     given = of(context)
-    path = restore.resolve(image, given.config())
+    config = given.config()
     if xml:
+        from manager.operations import inspect, restore
+
+        path = restore.resolve(image, config)
         held = inspect.domain_xml(path)
         if given.json:
             output.result(given, {"image": path, "xml": held}, "")
         else:
             sys.stdout.write(_printable(held).rstrip("\n") + "\n")
         return
-    found = inspect.inspect(path)
+    found = look.inspect(given, config, image)
     output.result(given, found, text(found))
 
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manager import errors, units
-from manager.cli import output
+from manager.cli import output, remote
 from manager.cli.options import Command, of
 
 if TYPE_CHECKING:
     from manager.cli.options import Globals
-    from manager.image.store import Entry
 
 
 @click.command("list", cls=Command)
@@ -60,37 +59,28 @@ def _list_domains(given: Globals, uri: str | None) -> None:
 
 def _list_images(given: Globals, directory: Path | None) -> None:
     from manager.image import store
+    from manager.operations import images
 
     config = given.config()
-    with store.directory(directory or config.images, create=directory is None) as held:
-        entries = store.entries(held)
-    rows = [_row(entry) for entry in entries]
+    client = remote.service(given, config) if directory is None else None
+    if client is not None:
+        found = client.get("/v1/images")
+    else:
+        with store.directory(directory or config.images, create=directory is None) as held:
+            found = images.listing(held)
+    rows = [_row(line) for line in found["images"]]
     header = ("saved", "guest", "state", "format", "size", "on disk", "image")
-    text = output.table(rows, header) if rows else f"no images in {held.path}"
-    output.result(given, {"directory": held.path, "images": [_data(e) for e in entries]}, text)
+    text = output.table(rows, header) if rows else f"no images in {found['directory']}"
+    output.result(given, found, text)
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(line: dict[str, Any]) -> tuple[str, ...]:
     return (
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.modified)),
-        str(entry.guest or "-"),
-        entry.state,
-        entry.format or "-",
-        units.format_size(entry.file_bytes),
-        units.format_size(entry.allocated_bytes),
-        entry.name,
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["modified"])),
+        str(line["guest"] or "-"),
+        line["state"],
+        line["format"] or "-",
+        units.format_size(line["file_bytes"]),
+        units.format_size(line["allocated_bytes"]),
+        line["name"],
     )
-
-
-def _data(entry: Entry) -> dict[str, Any]:
-    return {
-        "image": entry.path,
-        "name": entry.name,
-        "guest": entry.guest,
-        "state": entry.state,
-        "format": entry.format,
-        "started": entry.metadata.get("started"),
-        "file_bytes": entry.file_bytes,
-        "allocated_bytes": entry.allocated_bytes,
-        "error": entry.error.as_dict() if entry.error else None,
-    }

@@ -16,6 +16,8 @@ from manager.cli import options, output
 _COMMANDS = {
     "save": "Save a running guest to an image.",
     "restore": "Bring a guest back from an image.",
+    "save-all": "Save all guests before the host goes down.",
+    "restore-all": "Bring back what save-all saved.",
     "check": "Tell what would fail: a guest's save, or an image.",
     "inspect": "Show what an image holds.",
     "verify": "Prove that an image is whole.",
@@ -23,10 +25,21 @@ _COMMANDS = {
     "discard": "Delete an image.",
     "recover": "Finish or undo what an interrupted mapsave left.",
     "job": "Run or check a save job written in YAML.",
+    "serve": "Run the service.",
+    "ps": "List the operations of the service.",
+    "wait": "Wait for operations of the service.",
+    "cancel": "Cancel an operation of the service.",
+    "logs": "Show the steps of an operation of the service.",
     "config": "Show the configuration in force, or its schema.",
     "emulate": "Run an emulated QEMU to try things out.",
 }
-_MODULES = {"list": "list_images", "job": "jobs", "config": "configuration"}
+_MODULES = {
+    "list": "list_images",
+    "job": "jobs",
+    "config": "configuration",
+    "save-all": "save_all",
+    "restore-all": "restore_all",
+}
 _NEW_OBJECTS = 50_000
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from manager.cli import output, running
+from manager.cli import following, output, remote, running
 from manager.cli.options import Command, of
 
 
@@ -19,10 +19,15 @@ def command(context: click.Context, /, dry_run: bool) -> int:
     Afterwards each guest is in the state it had, or its image is committed. Operations that are
     still running are left alone. The exit code is that of the first that cannot be dealt with yet.
     """
-    from manager.operations import recover
-
     given = of(context)
-    done = running.run(recover.recover(given.config(), dry_run=dry_run), given)
+    config = given.config()
+    client = remote.service(given, config)
+    if client is not None:
+        done = following.perform(client, {"kind": "recover", "dry_run": dry_run})
+    else:
+        from manager.operations import recover
+
+        done = running.run(recover.recover(config, dry_run=dry_run), given)
     output.result(given, done, text(done))
     failed = [line["error"]["exit_code"] for line in done["operations"] if line["error"]]
     return int(failed[0]) if failed else 0

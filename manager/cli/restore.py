@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manager import errors, units
-from manager.cli import output, running
+from manager.cli import following, output, remote, running
 from manager.cli.options import Command, of
 from manager.cli.save import Channels, Duration, rate
+
+if TYPE_CHECKING:
+    from manager.cli.options import Globals
+    from manager.config import Config
+    from manager.migration.progress import Report
 
 
 @click.command("restore", cls=Command)
@@ -56,15 +62,37 @@ def command(
     command line, or waits already; a guest of libvirt is started by libvirt. The guest runs if it
     ran when it was saved.
     """
-    from manager.operations import restore
-
     given = of(context)
+    config = given.config()
     if chosen["channels"] == "auto":
         chosen["channels"] = None
-    request = restore.Request(into=_socket(into), run=_run(run), xml=_text(xml), **chosen)
+    chosen |= {"into": _socket(into), "run": _run(run), "xml": _text(xml)}
+    body = _body(config, chosen)
+    client = remote.service(given, config) if body is not None else None
     with running.reporting(given, "restoring") as report:
-        done = running.run(restore.restore(given.config(), request, report), given)
+        if client is not None and body is not None:
+            done = following.perform(client, body, report)
+        else:
+            done = _here(given, config, chosen, report)
     output.result(given, done, summary(done))
+
+
+def _here(given: Globals, config: Config, chosen: dict[str, Any], report: Report) -> dict[str, Any]:
+    from manager.jobs import hooked
+    from manager.operations import restore
+
+    return running.run(hooked.restore(config, restore.Request(**chosen), report), given)
+
+
+def _body(config: Config, chosen: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what is asked of the service; None for what it does not do: any path, any policy."""
+    name = remote.image_name(config, chosen["image"])
+    if name is None or "/" in (chosen["policy"] or ""):
+        return None
+    given = {key: value for key, value in chosen.items() if value is not None and key != "image"}
+    if "into" in given:
+        given["into"] = os.path.abspath(given["into"])
+    return {"kind": "restore", "image": name, "restore": given}
 
 
 def _socket(into: str | None) -> str | None:

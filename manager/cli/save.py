@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manager import units
-from manager.cli import output, running
+from manager.cli import following, output, remote, running
 from manager.cli.options import Command, of
+
+if TYPE_CHECKING:
+    from manager.config import Config
 
 _WORTH_A_RATE = 64 * units.MIB
 _SWITCH = click.Choice(["auto", "on", "off"])
@@ -75,18 +78,38 @@ def command(context: click.Context, /, guest: str, image: str | None, **chosen: 
     The guest is told to quit only once the image is proven whole and on stable storage; if anything
     fails before that, the guest goes back to the run state it had.
     """
-    from manager.operations import save, save_request
-
     given = of(context)
     config = given.config()
     target = config.guest(guest)
+    body = _body(config, target.name, image, chosen)
+    client = remote.service(given, config) if body is not None else None
+    if client is not None and body is not None:
+        with running.reporting(given, f"saving {target.name}") as report:
+            done = following.perform(client, body, report)
+        output.result(given, done, summary(done))
+        return
+    from manager.jobs import hooked
+    from manager.operations import save_request
+
     replace, timeout = chosen.pop("replace"), chosen.pop("timeout")
     request = save_request.request(
         config, target, image=image, replace=replace, timeout=timeout, **chosen
     )
     with running.reporting(given, f"saving {target.name}") as report:
-        done = running.run(save.save(target, config, request, report), given)
+        done = running.run(hooked.save(target, config, request, report), given)
     output.result(given, done, summary(done))
+
+
+def _body(
+    config: Config, guest: str, image: str | None, chosen: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return what is asked of the service; None for what it does not do: any path, any policy."""
+    name = None if image is None else remote.image_name(config, image)
+    if (image is not None and name is None) or "/" in (chosen["policy"] or ""):
+        return None
+    options = {**chosen, "image": name}
+    given = {key: value for key, value in options.items() if value is not None}
+    return {"kind": "save", "guest": remote.address(guest), "save": given}
 
 
 def summary(done: dict[str, Any]) -> str:

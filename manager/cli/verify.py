@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from manager import errors, units
-from manager.cli import output
+from manager.cli import look, output
 from manager.cli.options import Command, of
 
 
@@ -19,7 +19,7 @@ def command(context: click.Context, /, images: tuple[str, ...]) -> int:
 
     The exit code is that of the first image that is not.
     """
-    from manager.operations import inspect, restore
+    from manager.operations import restore
 
     given = of(context)
     config = given.config()
@@ -28,7 +28,7 @@ def command(context: click.Context, /, images: tuple[str, ...]) -> int:
     for name in images:
         path = restore.resolve(name, config)
         try:
-            found.append(inspect.verify(path).as_dict())
+            found.append(look.verify(given, config, name))
         except errors.MapsaveError as error:
             if len(images) == 1:
                 raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import manager
 from manager.image.libvirt_header import NewLibvirtHeader
 from manager.operations import facts as guest_facts
+from manager.operations import journal
 
 if TYPE_CHECKING:
     from manager.image.image import Contents
@@ -46,6 +47,7 @@ def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> di
         "live": request.live,
         "then": request.then,
         "job": request.job,
+        "operation": journal.watching(),
         "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},
         "started": now(),
     }

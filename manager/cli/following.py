@@ -1,0 +1,121 @@
+"""Have the service do something, and follow it to its end as if it were done here."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.cli import remote
+from manager.migration import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from manager.cli.remote import Client
+    from manager.migration.progress import Report
+
+_WAIT = 30.0
+_ENDED = ("done", "failed", "cancelled")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Told(BaseException):
+    """A signal that means: stop. Not an Exception, as KeyboardInterrupt is none."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.name = number.name
+
+
+def perform(
+    client: Client, body: Mapping[str, Any], report: Report = progress.silent
+) -> dict[str, Any]:
+    """Begin the operation ``body``, follow it, and return its result.
+
+    Ctrl-C and SIGTERM cancel it; it puts everything back first. Raises what it failed with, as the
+    same operation would here; Interrupted, ServiceLost.
+    """
+    # Chosen here, so that it can be asked for and cancelled even if its answer never came.
+    number = secrets.token_hex(6)
+    told: str | None = None
+    with _signals() as handlers:
+        try:
+            _begin(client, number, body)
+            found = _follow(client, number, report)
+        except _Told as signalled:
+            told = signalled.name
+            handlers.ignore()
+            found = _cancelled(client, number, report)
+    if found["error"] is not None:
+        if told is not None and found["error"]["id"] == errors.Interrupted.id:
+            raise errors.Interrupted(f"interrupted by {told}; everything was put back")
+        raise errors.from_dict(found["error"])
+    result: dict[str, Any] = found["result"] or {}
+    return result
+
+
+def _begin(client: Client, number: str, body: Mapping[str, Any]) -> None:
+    client.post("/v1/operations", body, {"Mapsave-Operation": number})
+
+
+def follow(client: Client, number: str, report: Report = progress.silent) -> dict[str, Any]:
+    """Wait for the end of an operation that is under way already; return it.
+
+    Ctrl-C ends the waiting, not the operation. Raises UnknownOperation, Interrupted, ServiceLost.
+    """
+    with _signals():
+        try:
+            return _follow(client, number, report)
+        except _Told as told:
+            raise errors.Interrupted(
+                f"waiting was interrupted by {told.name}; the operation goes on"
+            ) from None
+
+
+def _follow(client: Client, number: str, report: Report) -> dict[str, Any]:
+    since = -1
+    while True:
+        path = f"/v1/operations/{number}"
+        found = remote.reconnecting(client, path, wait=_WAIT, since=since)
+        if found["state"] in _ENDED:
+            return found
+        since = found["revision"]
+        if found["progress"]:
+            names = ("phase", "done_bytes", "total_bytes", "rate")
+            report(progress.Progress(**{name: found["progress"][name] for name in names}))
+
+
+def _cancelled(client: Client, number: str, report: Report) -> dict[str, Any]:
+    """Cancel the operation and wait for its end, whatever that is."""
+    try:
+        client.post(f"/v1/operations/{number}/cancel")
+    except errors.NotCancellable:
+        pass  # it has ended, or is past the point
+    except errors.UnknownOperation:
+        raise errors.Interrupted("interrupted before anything was begun") from None
+    return _follow(client, number, report)
+
+
+class _Handlers:
+    def ignore(self) -> None:
+        """Let further signals pass: a second one must not tear the undoing apart."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Handlers]:
+    """Turn the signals that mean "stop" into an exception; put their handlers back at the end."""
+
+    def told(number: int, _: Any) -> None:
+        raise _Told(signal.Signals(number))
+
+    before = {number: signal.signal(number, told) for number in _SIGNALS}
+    try:
+        yield _Handlers()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

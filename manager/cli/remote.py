@@ -1,0 +1,208 @@
+"""The service's client: what the command line asks of a service that runs on this host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from manager import errors, unix_socket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from http.client import HTTPResponse
+
+    from manager.cli.options import Globals
+    from manager.config import Config
+
+_TIMEOUT = 90.0  # seconds for one answer; the service lets us wait for at most 60
+_RECONNECT = 60.0  # seconds that a service may take to come back while we wait for an operation
+_SOCKET = "mapsaved"
+
+
+class Client:
+    """Talks to the service at a unix socket; one connection a request, which costs little there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
+        """Return what the service answers. Raises its errors, ServiceUnreachable, NotPermitted."""
+        given = {name: value for name, value in query.items() if value is not None}
+        if given:
+            import urllib.parse
+
+            path = f"{path}?{urllib.parse.urlencode(given)}"
+        return self._ask("GET", path)
+
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Post ``body`` and return what the service answers. Raises as ``get`` does."""
+        return self._ask("POST", path, body, headers)
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        """Yield the lines of an answer that goes on. Raises as ``get`` does."""
+        with self._answer("GET", path, None, None) as answer:
+            yield from answer
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        import json
+
+        with self._answer(method, path, body, headers) as answer:
+            try:
+                found = json.loads(answer.read())
+            except (OSError, ValueError) as error:
+                raise self._unreachable(error) from None
+        if answer.status >= 400:
+            raise errors.from_dict(found.get("error", {}))
+        assert isinstance(found, dict)
+        return found
+
+    @contextlib.contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+    ) -> Iterator[HTTPResponse]:
+        import http.client
+        import json
+
+        connection = http.client.HTTPConnection(_SOCKET, timeout=_TIMEOUT)
+        text = None if body is None else json.dumps(body)
+        kind = {} if body is None else {"Content-Type": "application/json"}
+        try:
+            try:
+                connection.sock = connect(self.path)
+                connection.request(method, path, text, {**kind, **(headers or {})})
+                answer = connection.getresponse()
+            except PermissionError as error:
+                raise errors.NotPermitted(
+                    f"cannot connect to the service at {self.path!r}: {error.strerror}",
+                    hint="its group may; --local does the work without the service",
+                ) from None
+            except (OSError, http.client.HTTPException) as error:
+                raise self._unreachable(error) from None
+            yield answer
+        finally:
+            connection.close()
+
+    def _unreachable(self, error: Exception) -> errors.ServiceUnreachable:
+        return errors.ServiceUnreachable(
+            f"the service at {self.path!r} does not answer: {error or type(error).__name__}",
+            hint="see its log; --local does the work without it",
+        )
+
+
+def connect(path: str) -> socket.socket:
+    """Return a connection to the socket at ``path``. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(_TIMEOUT)
+        with unix_socket.to_connect(path) as address:
+            sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def service(given: Globals, config: Config) -> Client | None:
+    """Return the client of the service that works with this configuration; None to work here.
+
+    There is none with ``--local``, where nobody listens, and where the service has another state
+    directory: then it is not about the same guests. Raises NotPermitted.
+    """
+    path = str(config.socket)
+    if given.local or not os.path.exists(path):
+        return None
+    try:
+        connect(path).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return None  # one that was killed leaves its socket behind
+    except OSError:
+        pass  # what the request says of it is better
+    client = Client(path)
+    health = client.get("/v1/health")
+    return client if _same(health.get("state"), config.state) else None
+
+
+def needed(given: Globals, config: Config) -> Client:
+    """Return the client of the service, for commands that are about nothing else.
+
+    Raises UsageError with ``--local``, ServiceUnreachable where none runs.
+    """
+    if given.local:
+        raise errors.UsageError("--local works without the service, which this command is about")
+    client = service(given, config)
+    if client is None:
+        raise errors.ServiceUnreachable(
+            f"no service listens at {str(config.socket)!r}",
+            hint="start it: systemctl start mapsaved, or 'mapsave serve'",
+        )
+    return client
+
+
+def _same(one: Any, other: Any) -> bool:
+    return os.path.realpath(str(one)) == os.path.realpath(str(other))
+
+
+def image_name(config: Config, given: str) -> str | None:
+    """Return the name of an image that lies in the image directory; None for any other."""
+    if "/" not in given and not os.path.lexists(given):
+        return given
+    directory, name = os.path.split(os.path.abspath(given))
+    return name if _same(directory, config.images) else None
+
+
+def reconnecting(client: Client, path: str, **query: Any) -> dict[str, Any]:
+    """Return what ``client.get`` does; wait for a service that ended meanwhile to come back.
+
+    Raises ServiceLost where it does not.
+    """
+    deadline = time.monotonic() + _RECONNECT
+    while True:
+        try:
+            return client.get(path, **query)
+        except errors.ServiceUnreachable as error:
+            if time.monotonic() > deadline:
+                raise errors.ServiceLost(
+                    f"the service has ended, and has not come back within {_RECONNECT:g} s: "
+                    f"{error.message}",
+                    hint="the operation is finished or undone when it is started again, "
+                    "or by 'mapsave recover'",
+                ) from None
+        time.sleep(0.2)
+
+
+def address(guest: str) -> str:
+    """Return a guest's name or address as the service understands it, which runs elsewhere."""
+    kind, _, path = guest.partition(":")
+    return f"qmp:{os.path.abspath(path)}" if kind == "qmp" and path else guest
+
+
+def image_to_ask_for(config: Config, given: Globals, image: str) -> tuple[Client, str] | None:
+    """Return the service and the name by which it knows an image; None to look at it here."""
+    name = image_name(config, image)
+    client = service(given, config) if name is not None else None
+    return (client, name) if client is not None and name is not None else None
+
+
+def quoted(text: str) -> str:
+    """Return ``text`` as one part of a path."""
+    import urllib.parse
+
+    return urllib.parse.quote(text, safe="")

@@ -1,0 +1,32 @@
+"""The images of a directory, as ``mapsave list --json`` and the service tell of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from manager.image import store
+
+if TYPE_CHECKING:
+    from manager.image.store import Directory, Entry
+
+
+def listing(held: Directory) -> dict[str, Any]:
+    """Return the directory's path and a line for each image, newest first."""
+    return {"directory": held.path, "images": [line(entry) for entry in store.entries(held)]}
+
+
+def line(entry: Entry) -> dict[str, Any]:
+    """Return what is told of one image; times in seconds since the epoch, sizes in bytes."""
+    return {
+        "image": entry.path,
+        "name": entry.name,
+        "guest": entry.guest,
+        "job": entry.metadata.get("job"),
+        "state": entry.state,
+        "format": entry.format,
+        "started": entry.metadata.get("started"),
+        "modified": entry.modified,
+        "file_bytes": entry.file_bytes,
+        "allocated_bytes": entry.allocated_bytes,
+        "error": entry.error.as_dict() if entry.error else None,
+    }

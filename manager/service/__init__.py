@@ -1,0 +1,1 @@
+"""mapsaved: the service of one host."""

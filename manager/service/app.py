@@ -1,0 +1,192 @@
+"""The REST interface: routes, who may use them, and how errors become answers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from manager import errors
+from manager.service import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from manager.service.connections import Connections
+    from manager.service.peers import Peer, Role
+    from manager.service.service import Service
+
+    Handler = Callable[["Call"], Awaitable[Any]]
+
+_log = logging.getLogger(__name__)
+
+LARGEST_BODY = 1 << 20
+BODY_TIMEOUT = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """One method of one path: who may use it, what it takes, and what it answers."""
+
+    method: str
+    path: str
+    role: Role
+    summary: str
+    handler: Handler
+    answer: type[Any] | None = None
+    query: type[queries.Query] = queries.Nothing
+    takes_body: bool = False
+    endless: bool = False
+    status: int = 200
+    errors: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One request that was let in. ``body`` is what its JSON holds, None for a route without."""
+
+    service: Service
+    request: web.Request
+    peer: Peer
+    query: Any
+    body: Any
+
+    def part(self, name: str) -> str:
+        """Return a part of the path."""
+        return self.request.match_info[name]
+
+
+def application(
+    service: Service, routes: Sequence[Route], connections: Connections
+) -> web.Application:
+    """Return the application that answers at ``routes``."""
+    app = web.Application(middlewares=[_errors_as_json], client_max_size=LARGEST_BODY)
+    for route in routes:
+        app.router.add_route(route.method, route.path, _handler(service, route, connections))
+    return app
+
+
+def _handler(
+    service: Service, route: Route, connections: Connections
+) -> Callable[[web.Request], Awaitable[Any]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        with connections.serving(request.protocol, endless=route.endless):
+            return await answer(request)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        peer = _peer(service, request)
+        peer.require(route.role, f"{route.method} {request.path}")
+        query = queries.parse(route.query, request.query, _repeated(request))
+        body = await _body(request) if route.takes_body else None
+        found = await route.handler(Call(service, request, peer, query, body))
+        if isinstance(found, web.StreamResponse):
+            return found
+        return as_json(found, status=route.status)
+
+    return handle
+
+
+def as_json(
+    data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return an answer with ``data`` as JSON."""
+    text = json.dumps(data, default=str, ensure_ascii=False)
+    return web.Response(
+        # A name from a file system may hold bytes that are no text.
+        body=text.encode("utf-8", "backslashreplace"),
+        content_type="application/json",
+        charset="utf-8",
+        status=status,
+        headers=headers,
+    )
+
+
+def failure(error: errors.MapsaveError) -> web.Response:
+    """Return the answer that tells an error."""
+    return as_json({"error": error.as_dict()}, status=error.http_status)
+
+
+def _peer(service: Service, request: web.Request) -> Peer:
+    """Return who asks. Raises RoleMissing where the connection does not tell."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        raise errors.RoleMissing("the connection is gone")
+    if sock.family == socket.AF_UNIX:
+        return service.roles.of_socket(sock)
+    assert transport is not None
+    return service.roles.of_certificate(transport.get_extra_info("peercert"))
+
+
+def _repeated(request: web.Request) -> set[str]:
+    return {name for name in request.query if len(request.query.getall(name)) > 1}
+
+
+async def _body(request: web.Request) -> Any:
+    """Return the JSON of a request. Raises RequestInvalid, RequestTooLarge."""
+    if request.content_type != "application/json":
+        raise errors.RequestInvalid(
+            f"the body is {request.content_type}, not JSON",
+            hint="send it with Content-Type: application/json",
+        )
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            raw = await request.read()
+    except TimeoutError:
+        raise errors.RequestInvalid(f"the body did not come within {BODY_TIMEOUT:g} s") from None
+    try:
+        return json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repetition)
+    except RecursionError:
+        raise errors.RequestInvalid("the body is nested too deeply") from None
+    except ValueError as error:  # UnicodeDecodeError too
+        raise errors.RequestInvalid(f"the body is not JSON: {error}") from None
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given more than once")
+    return found
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer every error as JSON, in the words that the command line has for it."""
+    try:
+        return await handler(request)
+    except errors.MapsaveError as error:
+        return failure(error)
+    except web.HTTPRequestEntityTooLarge:
+        limit = f"a request has at most {LARGEST_BODY} bytes"
+        return failure(errors.RequestTooLarge(limit))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        answer = failure(
+            errors.WrongMethod(f"{request.path} takes {allowed}, not {request.method}")
+        )
+        answer.headers["Allow"] = allowed
+        return answer
+    except web.HTTPNotFound:
+        return failure(
+            errors.UnknownResource(
+                f"nothing at {request.path}", hint="GET /v1/openapi.json describes what there is"
+            )
+        )
+    except web.HTTPException as error:
+        return failure(errors.RequestInvalid(error.reason))
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception as error:
+        _log.exception("%s %s: a bug in mapsave", request.method, request.path)
+        return failure(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))

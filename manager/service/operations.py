@@ -1,0 +1,242 @@
+"""The operations under way: begun, watched, cancelled, and kept in the journal when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from manager import errors
+from manager.operations import journal as steps
+from manager.service import operation as states
+from manager.service.operation import Operation, of_record
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from manager.jobs.journal import Journal, Step
+    from manager.migration.progress import Progress
+    from manager.service.events import Hub
+    from manager.service.metrics import Metrics
+
+    Work = Callable[[Operation], Awaitable[dict[str, Any]]]
+    Ended = Callable[[Operation], None]
+
+_log = logging.getLogger(__name__)
+
+MOST = 10_000  # operations under way at once
+_PREFIX = re.compile(r"[0-9a-f]{1,12}")
+
+
+class Operations:
+    """The operations of the service, those under way and those of the journal."""
+
+    def __init__(self, journal: Journal, hub: Hub, metrics: Metrics, ended: Ended) -> None:
+        """``ended`` is called with each operation that is part of no other, once it has ended."""
+        self._journal = journal
+        self._hub = hub
+        self._metrics = metrics
+        self._on_end = ended
+        self._active: dict[str, Operation] = {}
+        self._stopping = False
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def under_way(self) -> Iterable[Operation]:
+        """Return the operations under way, oldest first."""
+        return list(self._active.values())
+
+    def refuse_new(self) -> None:
+        """Begin nothing new from now on: the service is about to stop."""
+        self._stopping = True
+
+    async def begin(self, new: Operation, work: Work) -> Operation:
+        """Begin an operation: it is in the journal when this returns, and ``work`` runs.
+
+        Raises ServiceStopping, and what the journal raises.
+        """
+        if self._stopping and new.parent is None:
+            raise errors.ServiceStopping("the service is stopping", hint="try again when it is up")
+        if len(self._active) >= MOST:
+            raise errors.ServiceStopping(f"{MOST} operations are under way", hint="try again later")
+        self._active[new.id] = new
+        try:
+            await self._journal.begin(new.record())
+        except BaseException:
+            del self._active[new.id]
+            raise
+        self._metrics.began(new.kind)
+        self._tell(new)
+        new.task = asyncio.create_task(self._run(new, work), name=f"{new.kind} {new.id}")
+        return new
+
+    async def perform(self, new: Operation, work: Work) -> dict[str, Any]:
+        """Begin an operation that is part of another one, and return its result.
+
+        Cancelled, it cancels the operation and waits for its end. Raises what ``work`` raises.
+        """
+        await self.begin(new, work)
+        try:
+            await new.wait_end()
+        except asyncio.CancelledError:
+            self._cancel(new)
+            await _to_the_end(new)
+            raise
+        if new.error is not None:
+            raise errors.from_dict(new.error)
+        return new.result or {}
+
+    async def starts(self, active: Operation) -> None:
+        """Note that an operation's turn has come."""
+        active.change(state=states.RUNNING, started=time.time())
+        await self._journal.change(active.id, state=active.state, started=active.started)
+        self._tell(active)
+
+    async def names_image(self, active: Operation, image: str) -> None:
+        """Note the path of the image that an operation has made."""
+        active.change(image=image)
+        await self._journal.change(active.id, image=image)
+
+    def progressed(self, active: Operation, progress: Progress) -> None:
+        """Note how far an operation is."""
+        active.change(progress=progress)
+        self._hub.tell(
+            "progress",
+            {"id": active.id, "progress": states.progress_as_dict(progress)},
+            active.id,
+        )
+
+    def cancel(self, active: Operation) -> None:
+        """Tell an operation to stop; it puts everything back first. Raises NotCancellable."""
+        if active.is_over:
+            raise errors.NotCancellable(f"operation {active.id} has ended: {active.state}")
+        if active.state == states.COMMITTING:
+            raise errors.NotCancellable(
+                f"operation {active.id} is committing its image, and is finished instead"
+            )
+        self._cancel(active)
+
+    def _cancel(self, active: Operation) -> None:
+        # Once: a second one must not tear the undoing apart.
+        if active.cancel_requested:
+            return
+        active.cancel_requested = True
+        # A task that is cancelled before its first step would end without a word.
+        if active.has_begun and active.task is not None:
+            active.task.cancel()
+
+    async def stop(self, *, finish: bool) -> None:
+        """Begin nothing new, and wait for the end of what is under way.
+
+        What waits for its turn is cancelled; what runs too, unless ``finish``.
+        """
+        self.refuse_new()
+        while self._active:
+            for active in self.under_way():
+                if active.state == states.PENDING or not finish:
+                    self._cancel(active)
+            tasks = [each.task for each in self._active.values() if each.task is not None]
+            if tasks:
+                await asyncio.wait(tasks, timeout=1.0)
+            else:
+                await asyncio.sleep(0.01)
+
+    def find_active(self, name: str) -> Operation | None:
+        """Return the operation under way of that id."""
+        return self._active.get(name)
+
+    async def resolve(self, name: str) -> str:
+        """Return the id that ``name``, an id or the beginning of one, means.
+
+        Raises UnknownOperation where it means none, or several.
+        """
+        if not _PREFIX.fullmatch(name):
+            raise errors.UnknownOperation(f"{name!r} is not the id of an operation")
+        found = {each for each in self._active if each.startswith(name)}
+        found.update(await self._journal.named(name))
+        if len(found) != 1:
+            several = f" alone: {', '.join(sorted(found))}" if found else ""
+            raise errors.UnknownOperation(
+                f"no operation {name!r}{several}", hint="'mapsave ps --all' lists them"
+            )
+        return found.pop()
+
+    async def get(self, operation: str) -> dict[str, Any]:
+        """Return an operation as the API shows it. Raises UnknownOperation."""
+        if (active := self._active.get(operation)) is not None:
+            return active.as_dict()
+        record = await self._journal.get(operation)
+        if record is None:
+            raise errors.UnknownOperation(f"no operation {operation!r}")
+        return of_record(record)
+
+    async def find(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Return operations, newest first; ``wanted`` is what the journal's ``find`` takes."""
+        records = await self._journal.find(**wanted)
+        return [
+            active.as_dict() if (active := self._active.get(record.id)) else of_record(record)
+            for record in records
+        ]
+
+    async def steps(self, operation: str) -> list[Step]:
+        """Return the steps that an operation took."""
+        return await self._journal.steps(operation)
+
+    async def _run(self, active: Operation, work: Work) -> None:
+        def saw(step: str, data: Mapping[str, Any]) -> None:
+            active.saw(step)
+            self._journal.step(active.id, step, data)
+            self._tell(active)
+
+        context = {"operation": active.id, "guest": active.guest, "job": active.job}
+        structlog.contextvars.bind_contextvars(**{k: v for k, v in context.items() if v})
+        active.has_begun = True
+        try:
+            if active.cancel_requested:
+                raise asyncio.CancelledError
+            with steps.watched(steps.Watch(active.id, saw)):
+                ended: dict[str, Any] = {"state": states.DONE, "result": await work(active)}
+        except asyncio.CancelledError:
+            error: errors.MapsaveError = errors.Interrupted("cancelled; everything was put back")
+            ended = {"state": states.CANCELLED, "error": error.as_dict()}
+        except errors.MapsaveError as found:
+            over = isinstance(found, errors.Interrupted)
+            ended = {"state": states.CANCELLED if over else states.FAILED, "error": found.as_dict()}
+        except Exception as found:
+            _log.exception("operation %s: a bug in mapsave", active.id)
+            bug = errors.MapsaveError(f"unexpected {type(found).__name__}: {found}")
+            ended = {"state": states.FAILED, "error": bug.as_dict()}
+        await self._end(active, ended)
+
+    async def _end(self, active: Operation, ended: dict[str, Any]) -> None:
+        """Put the outcome into the journal, then tell it: whoever is told finds it there."""
+        outcome = {"result": ended.get("result"), "error": ended.get("error")}
+        try:
+            await self._journal.end(active.id, ended["state"], **outcome)
+        except errors.MapsaveError as error:
+            _log.error("operation %s: its end is not in the journal: %s", active.id, error)
+        del self._active[active.id]
+        active.change(**ended, ended=time.time(), progress=None)
+        level = logging.INFO if active.error is None else logging.WARNING
+        words = f": {active.error['message']} [{active.error['id']}]" if active.error else ""
+        _log.log(level, "%s %s%s", active.kind, active.state, words)
+        self._metrics.ended(active.record().as_dict())
+        self._tell(active)
+        if active.parent is None:
+            self._on_end(active)
+
+    def _tell(self, active: Operation) -> None:
+        self._hub.tell("operation", active.as_dict(), active.id)
+
+
+async def _to_the_end(active: Operation) -> None:
+    """Wait for the end although we are cancelled ourselves."""
+    while not active.is_over:
+        with contextlib.suppress(asyncio.CancelledError):
+            await active.wait_end()

@@ -1,0 +1,114 @@
+"""Run each job when its schedule says so."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import random
+from typing import TYPE_CHECKING, Any
+
+from manager.jobs import schedule as schedules
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from manager.jobs.job import Job
+    from manager.jobs.journal import Journal
+    from manager.service.job_files import Jobs
+
+_log = logging.getLogger(__name__)
+
+# The clock of the host may be set, or the host suspended: look at it again at least this often.
+_LOOK = 20.0
+
+
+class Scheduler:
+    """When each job runs next, and the loop that waits for it.
+
+    ``start`` begins a job and returns whether it did: not while its run before is under way.
+    """
+
+    def __init__(self, journal: Journal, start: Callable[[Job], Awaitable[bool]]) -> None:
+        self._journal = journal
+        self._start = start
+        self._next: dict[str, datetime.datetime] = {}
+        self._jobs: dict[str, Job] = {}
+        self._changed = asyncio.Event()
+        self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
+
+    async def set_jobs(self, jobs: Jobs) -> None:
+        """Take over the jobs of a configuration; a run that is due or was missed comes at once."""
+        now = _now()
+        found: dict[str, datetime.datetime] = {}
+        for job in jobs:
+            if job.schedule is None:
+                continue
+            known = self._jobs.get(job.name)
+            if known is not None and known.schedule == job.schedule and job.name in self._next:
+                found[job.name] = self._next[job.name]
+                continue
+            last = await self._last_run(job.name)
+            if last is None:
+                await self._journal.ran(job.name, now.timestamp())  # counts from now on
+            elif schedules.missed(job.schedule, last, now):
+                _log.info("job %s: a run was missed, it comes now", job.name)
+                found[job.name] = now
+                continue
+            found[job.name] = self._after(job, now)
+        self._jobs = {job.name: job for job in jobs}
+        self._next = found
+        self._changed.set()
+
+    def next_run(self, job: str) -> float | None:
+        """Return when a job runs next, seconds since the epoch; None for one without schedule."""
+        found = self._next.get(job)
+        return found.timestamp() if found is not None else None
+
+    async def run(self) -> None:
+        """Start jobs when they are due, for ever."""
+        while True:
+            self._changed.clear()
+            now = _now()
+            for name in [name for name, when in self._next.items() if when <= now]:
+                await self._due(self._jobs[name], now)
+            waits = [(when - _now()).total_seconds() for when in self._next.values()]
+            try:
+                async with asyncio.timeout(max(min([_LOOK, *waits]), 0)):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _due(self, job: Job, now: datetime.datetime) -> None:
+        self._next[job.name] = self._after(job, now)
+        try:
+            started = await self._start(job)
+        except Exception as error:
+            # The others' runs must not depend on this one.
+            _log.error("job %s could not be started: %s", job.name, error)
+            return
+        if started:
+            await self._journal.ran(job.name, now.timestamp())
+        else:
+            _log.warning(
+                "job %s: its run before is still under way; this one is left out", job.name
+            )
+
+    def _after(self, job: Job, now: datetime.datetime) -> datetime.datetime:
+        assert job.schedule is not None
+        return schedules.next_run(job.schedule, now) + schedules.jitter(job.schedule, self._random)
+
+    async def _last_run(self, job: str) -> datetime.datetime | None:
+        last = await self._journal.last_run(job)
+        return None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def as_time(seconds: float | None) -> Any:
+    """Return a time as the API shows it: ISO 8601 in UTC; None for None."""
+    if seconds is None:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")

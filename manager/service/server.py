@@ -1,0 +1,149 @@
+"""Run the service: from the sockets to the signals, and a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from manager import errors
+from manager.jobs import journal
+from manager.service import app, routes, service, sockets, systemd
+from manager.service.connections import Connections
+from manager.service.peers import Roles
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from manager.config import Config
+    from manager.service.service import Service
+    from manager.service.systemd import Notifier
+
+_log = logging.getLogger(__name__)
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_EXTEND = 5.0  # seconds between two requests for more time while saves are finished
+_KEEPALIVE = 25.0
+
+
+async def serve(load: Callable[[], Config], config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration anew, by ``load``.
+
+    Raises ServiceRunning, ConfigError, NotPermitted.
+    """
+    notifier = systemd.Notifier.from_environment(os.environ)
+    _raise_descriptor_limit()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _STOPPING:
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        # First of all, for both go on until everything else has ended.
+        stack.callback(_task(systemd.beat(notifier, systemd.watchdog_interval(os.environ))).cancel)
+        stack.callback(_task(_extend(notifier, stop)).cancel)
+        stack.enter_context(sockets.only_one(config.state))
+        kept = await stack.enter_async_context(journal.opened(config.state / "journal.db"))
+        running = await stack.enter_async_context(_listening(load, config, kept))
+        loop.add_signal_handler(
+            signal.SIGHUP, lambda: running.spawn("reload", _reload(running, notifier))
+        )
+        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+        notifier.ready()
+        notifier.status(f"{len(config.guests)} guests, {len(running.jobs)} jobs")
+        _log.info("serving at %s", config.socket)
+        await stop.wait()
+        _log.info("stopping: running saves are %s", _ending(running))
+        notifier.stopping()
+        notifier.status(f"stopping: running saves are {_ending(running)}")
+    _log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    load: Callable[[], Config], config: Config, kept: journal.Journal
+) -> AsyncIterator[Service]:
+    """Yield the service while it listens; it still answers while it stops."""
+    async with contextlib.AsyncExitStack() as stack:
+        connections = Connections()
+        # The sockets are bound before the service begins, so that a second one changes nothing.
+        listeners = systemd.listen_sockets(os.environ)
+        if not listeners:
+            group = Roles(config.service).group
+            listeners = [stack.enter_context(sockets.unix(config.socket, group))]
+        async with service.started(load, config, kept) as running:
+            runner = web.AppRunner(
+                app.application(running, routes.ROUTES, connections),
+                access_log=None,
+                keepalive_timeout=_KEEPALIVE,
+                shutdown_timeout=1.0,
+            )
+            await runner.setup()
+            try:
+                await _start(runner, listeners, config, stack)
+                sweep = asyncio.create_task(connections.sweep(runner.server), name="connections")
+                try:
+                    yield running
+                    await running.stop()
+                finally:
+                    sweep.cancel()
+            finally:
+                running.hub.close()
+                await runner.cleanup()
+
+
+async def _start(
+    runner: web.AppRunner,
+    listeners: list[socket.socket],
+    config: Config,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    for listener in listeners:
+        await web.SockSite(runner, listener, backlog=1024).start()
+    if config.service.listen is not None:
+        listener, context = stack.enter_context(sockets.tcp(config.service.listen))
+        await web.SockSite(runner, listener, ssl_context=context, backlog=1024).start()
+
+
+async def _reload(running: Service, notifier: Notifier) -> None:
+    """Read the configuration anew, and tell systemd and the log what came of it."""
+    notifier.reloading()
+    try:
+        fixed = await running.reload()
+    except errors.MapsaveError as error:
+        _log.error("the old configuration stays in force: %s", error.message)
+        notifier.status(f"the old configuration stays in force: {error.message}")
+    else:
+        for key in fixed:
+            _log.warning("%s: takes effect only when the service is started again", key)
+        _log.info("the configuration was read anew")
+        notifier.status(f"{len(running.config.guests)} guests, {len(running.jobs)} jobs")
+    notifier.ready()
+
+
+def _ending(running: Service) -> str:
+    return "finished" if running.config.service.on_stop == "finish" else "cancelled"
+
+
+def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(work)
+
+
+async def _extend(notifier: Notifier, stop: asyncio.Event) -> None:
+    """Ask systemd for more time once we stop, as long as there are saves to finish."""
+    await stop.wait()
+    while True:
+        notifier.extend(4 * _EXTEND)
+        await asyncio.sleep(_EXTEND)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as we may have: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,228 @@
+"""The service: what is in force, what is under way, and everything that works together for it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from manager.jobs import notify
+from manager.service import job_files, operation, work
+from manager.service.events import Hub
+from manager.service.metrics import Metrics
+from manager.service.operation import Operation
+from manager.service.operations import Operations
+from manager.service.peers import Roles
+from manager.service.recovery import Recovery
+from manager.service.scheduler import Scheduler
+from manager.service.scrape import JobState, Sources
+from manager.service.slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from manager.config import Config
+    from manager.jobs.job import Job
+    from manager.jobs.journal import Journal
+
+_log = logging.getLogger(__name__)
+
+_TOLD = ("save", "restore", "job", "save-all", "restore-all")
+_SCHEDULER = "the schedule"
+_DAY = 86400.0
+_TEXTFILE = 15.0  # seconds between two writings of the metrics' file
+_GRACE = 5.0  # seconds that notifications may still take when the service stops
+# What takes effect only when the service starts.
+_FIXED = ("state", "socket")
+
+
+class Service:
+    """The service of one host. Make one with ``started``."""
+
+    def __init__(self, load: Callable[[], Config], config: Config, journal: Journal) -> None:
+        """``load`` reads the configuration anew. Raises ConfigError where a group is missing."""
+        self._load = load
+        self._background: set[asyncio.Task[Any]] = set()
+        self.started = time.time()
+        self.config = config
+        self.roles = Roles(config.service)
+        self.jobs = job_files.load(config)
+        self.hub = Hub()
+        limits = config.service
+        self.slots = Slots(limits.concurrency, limits.per_file_system, limits.bandwidth)
+        self.scheduler = Scheduler(journal, self.start_job)
+        self.metrics = Metrics(self._sources(journal))
+        self.operations = Operations(journal, self.hub, self.metrics, self._tell_outcome)
+        self.recovery = Recovery(self, journal)
+        self.journal = journal
+
+    async def start_job(self, job: Job) -> bool:
+        """Begin a run of a job; return False where its run before is still under way."""
+        if self.is_running(job.name):
+            return False
+        new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
+        await self.operations.begin(new, lambda active: work.run_job(self, active, job))
+        return True
+
+    def is_running(self, job: str) -> bool:
+        """Tell whether a run of a job is under way."""
+        return any(each.kind == "job" and each.job == job for each in self.operations.under_way())
+
+    async def reload(self) -> list[str]:
+        """Take over the configuration and the jobs as they are on disk now.
+
+        Where something in them is wrong, all stays as it is. Returns what takes effect only at the
+        next start. Raises ConfigError, ConfigMissing.
+        """
+        config = self._load()
+        jobs = job_files.load(config)
+        if jobs.broken:
+            raise jobs.broken[0].error
+        self.roles = Roles(config.service)
+        fixed = [key for key in _FIXED if getattr(config, key) != getattr(self.config, key)]
+        if config.service.listen != self.config.service.listen:
+            fixed.append("service.listen")
+        limits = config.service
+        self.config, self.jobs = config, jobs
+        self.slots.set_limits(limits.concurrency, limits.per_file_system, limits.bandwidth)
+        await self.scheduler.set_jobs(jobs)
+        self.hub.tell("service", {"reloaded": True})
+        return fixed
+
+    async def stop(self) -> None:
+        """Begin nothing new, and finish or cancel what is under way, as configured."""
+        await self.operations.stop(finish=self.config.service.on_stop == "finish")
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside; an error in it is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s: %s", task.get_name(), error, exc_info=error)
+
+    async def end_background(self, grace: float) -> None:
+        """Wait for what runs beside, at most ``grace`` seconds, then cancel it."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=grace)
+        for task in list(self._background):
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+
+    def _tell_outcome(self, ended: Operation) -> None:
+        """Tell the webhooks of an operation that is part of no other."""
+        if not self.config.notify or ended.kind not in _TOLD:
+            return
+        found = ended.as_dict()
+        telling = notify.tell(
+            self.config.notify, notify.message_of(found), notify.outcome_of(found)
+        )
+        self.spawn(f"notification of {ended.kind} {ended.id}", telling)
+
+    def _sources(self, journal: Journal) -> Sources:
+        def pending() -> int:
+            return sum(each.state == operation.PENDING for each in self.operations.under_way())
+
+        def running() -> dict[str, int]:
+            return collections.Counter(
+                each.kind
+                for each in self.operations.under_way()
+                if each.state != operation.PENDING
+            )
+
+        return Sources(
+            running=running,
+            pending=pending,
+            listeners=lambda: len(self.hub),
+            journal_bytes=journal.size_bytes,
+            images=lambda: self.config.images,
+            jobs=lambda: {
+                job.name: JobState(self.scheduler.next_run(job.name), job.resolve(self.config))
+                for job in self.jobs
+            },
+        )
+
+    async def housekeeping(self) -> None:
+        """Forget operations that ended long ago, once a day."""
+        while True:
+            removed = await self.journal.prune(time.time() - self.config.service.history)
+            if removed:
+                _log.info("journal: %d operations forgotten", removed)
+            await asyncio.sleep(_DAY)
+
+    async def write_metrics(self) -> None:
+        """Write the metrics' file now and then, where the configuration names one."""
+        while True:
+            if self.config.service.textfile is not None:
+                await self.metrics.write_textfile(self.config.service.textfile)
+            await asyncio.sleep(_TEXTFILE)
+
+    def health(self) -> dict[str, Any]:
+        """Return how the service is, and what tells it from another."""
+        import manager
+
+        return {
+            "status": "ok" if self.recovery.is_done and not self.jobs.broken else "degraded",
+            "version": manager.__version__,
+            "pid": os.getpid(),
+            "started": self.started,
+            "state": str(self.config.state),
+            "images": str(self.config.images),
+            "config": str(self.config.source) if self.config.source else None,
+            "operations": len(self.operations),
+            "recovered": self.recovery.is_done,
+            "broken_jobs": [
+                {"file": str(each.path), "error": each.error.as_dict()} for each in self.jobs.broken
+            ],
+        }
+
+
+@contextlib.asynccontextmanager
+async def started(
+    load: Callable[[], Config], config: Config, journal: Journal
+) -> AsyncIterator[Service]:
+    """Yield a service that recovers, keeps schedules and writes metrics; at the end all of that
+    ends, operations included.
+
+    Raises ConfigError.
+    """
+    service = Service(load, config, journal)
+    for broken in service.jobs.broken:
+        _log.error("%s", broken.error.message)
+    service.metrics.seed(await journal.last_successes())
+    await service.recovery.begin()
+    await service.scheduler.set_jobs(service.jobs)
+    schedule = asyncio.create_task(service.scheduler.run(), name="scheduler")
+    beside = (
+        ("recovery", service.recovery.run()),
+        ("housekeeping", service.housekeeping()),
+        ("metrics", service.write_metrics()),
+    )
+    tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
+    for task in tasks:
+        task.add_done_callback(_died)
+    try:
+        yield service
+    finally:
+        schedule.cancel()
+        try:
+            await service.stop()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await service.end_background(_GRACE)
+
+
+def _died(task: asyncio.Task[Any]) -> None:
+    """Log the end of what should have gone on: the service goes on without it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("%s has ended: %s", task.get_name(), error, exc_info=error)

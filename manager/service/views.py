@@ -1,0 +1,91 @@
+"""What the service shows of guests and jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.image import store
+from manager.operations import images
+from manager.service.scheduler import as_time
+
+if TYPE_CHECKING:
+    from manager.config import Guest
+    from manager.jobs.job import Job
+    from manager.service.service import Service
+
+
+def guests(service: Service) -> list[dict[str, Any]]:
+    """Return a line for each guest of the configuration; no guest is asked anything."""
+    busy = {
+        each.guest: each.id
+        for each in service.operations.under_way()
+        if each.kind in ("save", "restore")
+    }
+    return [_guest(guest, busy.get(guest.name)) for guest in service.config.guests.values()]
+
+
+async def guest(service: Service, name: str) -> dict[str, Any]:
+    """Return one guest with its images and its last operations. Raises UnknownGuest."""
+    found = next((line for line in guests(service) if line["name"] == name), None)
+    if found is None:
+        raise errors.UnknownGuest(f"no guest {name!r} is configured")
+    listed = await image_listing(service)
+    return {
+        **found,
+        "images": [line for line in listed["images"] if line["guest"] == name],
+        "operations": await service.operations.find(guest=name, limit=10),
+    }
+
+
+def _guest(guest: Guest, busy: str | None) -> dict[str, Any]:
+    kind = next(kind for kind in ("qmp", "libvirt", "emulator") if getattr(guest, kind) is not None)
+    address = {"qmp": str(guest.qmp), "libvirt": None, "emulator": None}[kind]
+    if guest.libvirt is not None:
+        address = f"{guest.libvirt.uri}#{guest.libvirt.domain}"
+    return {
+        "name": guest.name,
+        "kind": kind,
+        "address": address,
+        "policy": guest.policy,
+        "priority": guest.priority,
+        "launch": bool(guest.launch) or kind != "qmp",
+        "operation": busy,
+    }
+
+
+async def image_listing(service: Service) -> dict[str, Any]:
+    """Return the images of the image directory, as ``mapsave list --json`` does."""
+
+    def look() -> dict[str, Any]:
+        with store.directory(service.config.images, create=True) as held:
+            return images.listing(held)
+
+    return await asyncio.to_thread(look)
+
+
+async def jobs(service: Service) -> dict[str, Any]:
+    """Return a line for each job, and the files that are none."""
+    broken = [
+        {"file": str(each.path), "error": each.error.as_dict()} for each in service.jobs.broken
+    ]
+    lines = [await job(service, each) for each in service.jobs]
+    return {"jobs": lines, "broken": broken}
+
+
+async def job(service: Service, job: Job) -> dict[str, Any]:
+    """Return one job: what it saves, when it ran, and when it runs next."""
+    runs = await service.operations.find(kind="job", job=job.name, limit=1)
+    return {
+        "name": job.name,
+        "file": str(job.source),
+        "guests": job.resolve(service.config),
+        "schedule": dataclasses.asdict(job.schedule) if job.schedule is not None else None,
+        "keep": dataclasses.asdict(job.keep) if job.keep is not None else None,
+        "concurrency": job.concurrency,
+        "timeout": job.timeout,
+        "next_run": as_time(service.scheduler.next_run(job.name)),
+        "last_run": runs[0] if runs else None,
+    }

@@ -1,0 +1,269 @@
+"""What each kind of operation does: the same functions that the command line calls."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from manager import config as configuration
+from manager import errors
+from manager.fleet import restore_all, save_all
+from manager.image import store
+from manager.jobs import engine, hooked, retention
+from manager.operations import (
+    discard,
+    inspect,
+    preview,
+    recover,
+    restore,
+    save_request,
+)
+from manager.service.operation import Operation
+from manager.service.peers import Role
+
+if TYPE_CHECKING:
+    from manager.config import Config, Guest
+    from manager.jobs.job import Job
+    from manager.migration.progress import Progress, Report
+    from manager.operations.save_request import Request
+    from manager.service.peers import Peer
+    from manager.service.service import Service
+
+_ROLES = {
+    **dict.fromkeys(("save", "restore", "check", "verify", "job", "save-all"), Role.OPERATOR),
+    **dict.fromkeys(("restore-all",), Role.OPERATOR),
+    **dict.fromkeys(("discard", "recover", "prune"), Role.ADMIN),
+}
+
+
+def allow(peer: Peer, asked: Any, config: Config) -> None:
+    """Raise RoleMissing unless the peer may ask for that.
+
+    An operator works on the guests and images that root has configured. What reaches further (any
+    socket, any command, any definition) is root's.
+    """
+    peer.require(_ROLES[asked.kind], f"ask for {asked.kind!r}")
+    for guest in _addresses(asked):
+        if guest not in config.guests:
+            peer.require(Role.ADMIN, f"name the guest {guest!r}, which is not configured")
+    if asked.kind == "restore":
+        for field in ("into", "xml", "trust_recorded_command"):
+            if getattr(asked.restore, field):
+                peer.require(Role.ADMIN, f"set {field!r} of a restore")
+    if asked.kind == "verify" or asked.kind == "discard":
+        return
+    if getattr(asked, "discard", False):
+        peer.require(Role.ADMIN, "discard images")
+
+
+def _addresses(asked: Any) -> list[str]:
+    """Return the addresses that are asked for in place of names."""
+    guests = [getattr(asked, "guest", None), *getattr(asked, "guests", ())]
+    if asked.kind == "restore":
+        guests.append(asked.restore.guest)
+    return [each for each in guests if each and each.startswith(configuration.ADDRESSES)]
+
+
+def operation(asked: Any, user: str) -> Operation:
+    """Return the operation that a request makes."""
+    request = asked.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+    if asked.kind == "restore" and asked.restore.xml:
+        request["restore"]["xml"] = "given"  # it may hold passwords
+    return Operation(
+        asked.kind,
+        user,
+        request,
+        guest=getattr(asked, "guest", None),
+        job=getattr(asked, "job", None),
+        image=getattr(asked, "image", None),
+    )
+
+
+async def perform(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    """Do what is asked; return what the command of that name prints with ``--json``.
+
+    Raises what that command raises.
+    """
+    if asked.kind == "save":
+        config = service.config
+        guest = config.guest(asked.guest)
+        request = save_request.request(
+            config,
+            guest,
+            **asked.save.given(),
+            image=asked.save.image,
+            replace=asked.save.replace,
+            timeout=asked.save.timeout,
+        )
+        return await save(service, active, guest, request)
+    if asked.kind == "job":
+        return await run_job(service, active, service.jobs.get(asked.job))
+    await service.operations.starts(active)
+    works = {
+        "restore": _restore,
+        "check": _check,
+        "verify": _verify,
+        "discard": _discard,
+        "recover": _recover,
+        "prune": _prune,
+        "save-all": _save_all,
+        "restore-all": _restore_all,
+    }
+    return await works[asked.kind](service, active, asked)
+
+
+async def save(
+    service: Service, active: Operation, guest: Guest, request: Request, job: Job | None = None
+) -> dict[str, Any]:
+    """Save a guest once there is a slot for it."""
+    config = service.config
+    with store.directory(config.images, create=True) as held:
+        device = os.fstat(held.fd).st_dev
+    async with service.slots.taken(device) as share:
+        await service.operations.starts(active)
+        limited = dataclasses.replace(
+            request, wishes=dataclasses.replace(request.wishes, bandwidth=share)
+        )
+        return await _hooked_save(service, active, guest, limited, job)
+
+
+async def _hooked_save(
+    service: Service, active: Operation, guest: Guest, request: Request, job: Job | None
+) -> dict[str, Any]:
+    done = await hooked.save(
+        guest,
+        service.config,
+        request,
+        _report(service, active),
+        more=job.hooks if job is not None else {},
+    )
+    await service.operations.names_image(active, done["image"])
+    return done
+
+
+def _report(service: Service, active: Operation) -> Report:
+    def report(now: Progress) -> None:
+        service.operations.progressed(active, now)
+
+    return report
+
+
+async def run_job(service: Service, active: Operation, job: Job) -> dict[str, Any]:
+    """Run a job: each of its saves is an operation of its own, and part of this one."""
+
+    async def saver(guest: Guest, request: Request) -> dict[str, Any]:
+        new = Operation(
+            *("save", active.user, {"job": job.name}),
+            guest=guest.name,
+            job=job.name,
+            image=request.image,
+            parent=active.id,
+        )
+        return await service.operations.perform(
+            new, lambda child: save(service, child, guest, request, job)
+        )
+
+    await service.operations.starts(active)
+    return await engine.run(job, service.config, saver=saver)
+
+
+async def _restore(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    chosen = asked.restore.model_dump()
+    request = restore.Request(image=path_of(service.config, asked.image), **chosen)
+    return await hooked.restore(service.config, request, _report(service, active))
+
+
+async def _check(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    config = service.config
+    guest = config.guest(asked.guest)
+    request = save_request.request(config, guest, **asked.check.model_dump())
+    found, error = await preview.preview(guest, config, request)
+    return {**found, "error": error.as_dict() if error is not None else None}
+
+
+async def _verify(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    path = path_of(service.config, asked.image)
+    return (await asyncio.to_thread(inspect.verify, path)).as_dict()
+
+
+async def _discard(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    path = path_of(service.config, asked.image)
+    return discard.discard(service.config, path, unrestored=asked.unrestored)
+
+
+async def _recover(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    if asked.dry_run:
+        return await recover.recover(service.config, dry_run=True)
+    return await service.recovery.once()
+
+
+async def _prune(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    job = service.jobs.get(asked.job)
+    lines = await retention.prune(job, service.config, dry_run=asked.dry_run)
+    return retention.summary(job, lines, dry_run=asked.dry_run)
+
+
+async def _save_all(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    """Save all guests; no slots and no bandwidth: the host is about to go down."""
+
+    async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        new = Operation(
+            *("save", active.user, {"save-all": active.id}), guest=guest.name, parent=active.id
+        )
+
+        async def work(child: Operation) -> dict[str, Any]:
+            await service.operations.starts(child)
+
+            def both(now: Progress) -> None:
+                service.operations.progressed(child, now)
+                report(now)
+
+            done = await hooked.save(guest, service.config, request, both)
+            await service.operations.names_image(child, done["image"])
+            return done
+
+        return await service.operations.perform(new, work)
+
+    request = save_all.Request(
+        names=tuple(asked.guests),
+        deadline=asked.deadline,
+        then=asked.then,
+        parallel=asked.parallel,
+        dry_run=asked.dry_run,
+    )
+    return await save_all.save_all(
+        service.config, request, saver=saver, report=_report(service, active)
+    )
+
+
+async def _restore_all(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    request = restore_all.Request(
+        parallel=asked.parallel, discard=asked.discard, dry_run=asked.dry_run
+    )
+    return await restore_all.restore_all(service.config, request, _report(service, active))
+
+
+def path_of(config: Config, image: str) -> str:
+    """Return the path of an image of the image directory, where no link leads out of it.
+
+    Raises NotPermitted for a symbolic link.
+    """
+    path = config.images / image
+    if path.is_symlink():
+        raise errors.NotPermitted(
+            f"{str(path)!r} is a symbolic link, which may lead out of the image directory",
+            hint="name the image itself, with --local",
+        )
+    return str(path)
+
+
+def check_known(service: Service, asked: Any) -> None:
+    """Raise UnknownGuest, UnknownJob or Unsupported before anything is begun for what is not."""
+    if getattr(asked, "job", None) is not None:
+        service.jobs.get(asked.job)
+    if getattr(asked, "guest", None) is not None:
+        service.config.guest(asked.guest)
+    if asked.kind == "restore" and asked.restore.guest is not None:
+        service.config.guest(asked.restore.guest)
