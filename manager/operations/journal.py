@@ -54,6 +54,12 @@ def watched(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
+def watching() -> str | None:
+    """Return the id of the operation that this task is of; None where nobody gave it one."""
+    watch = _watch.get()
+    return watch.operation if watch is not None else None
+
+
 class Journal:
     """The journal of one running operation."""
 

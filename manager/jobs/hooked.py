@@ -1,0 +1,130 @@
+"""Save and restore with the hooks around them: what the command line, jobs and service call.
+
+Behind an operation comes exactly one of ``after_...`` and ``on_failure``, also where a hook before
+it refused: so what a hook has begun beforehand can always be ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from manager import errors
+from manager.migration import progress
+from manager.operations import journal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from manager.config import Config, Guest
+    from manager.migration.progress import Report
+    from manager.operations import restore as restoring
+    from manager.operations import save_request
+    from manager.service_settings import Hooks, Moment
+
+    More = Mapping[str, tuple[str, ...]]
+
+_log = logging.getLogger(__name__)
+
+_NO_MORE: More = {}
+_MOMENTS: dict[str, tuple[Moment, Moment]] = {
+    "save": ("before_save", "after_save"),
+    "restore": ("before_restore", "after_restore"),
+}
+
+
+async def save(
+    guest: Guest,
+    config: Config,
+    request: save_request.Request,
+    report: Report = progress.silent,
+    *,
+    more: More = _NO_MORE,
+) -> dict[str, Any]:
+    """Save ``guest`` as ``operations.save`` does, with the hooks of the configuration and ``more``.
+
+    ``more`` are names of hooks by moment, run after those of the configuration. The time limit of
+    the request does not count the hooks' time, which have their own.
+
+    Raises HookRefused or NotPermitted where a hook stands against it, and what the save raises.
+    """
+    from manager.operations import save as saving
+
+    image = request.image
+    if image is not None:
+        image = os.path.abspath(image if "/" in image else config.images / image)
+    facts = {"guest": guest.name, "job": request.job, "image": image}
+
+    def work() -> Awaitable[dict[str, Any]]:
+        return saving.save(guest, config, request, report)
+
+    return await _around("save", config.hooks, more, facts, work)
+
+
+async def restore(
+    config: Config,
+    request: restoring.Request,
+    report: Report = progress.silent,
+    *,
+    more: More = _NO_MORE,
+) -> dict[str, Any]:
+    """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``."""
+    from manager.operations import restore as restoring
+
+    image = restoring.resolve(request.image, config)
+    facts = {"guest": request.guest, "job": None, "image": image}
+
+    def work() -> Awaitable[dict[str, Any]]:
+        return restoring.restore(config, request, report)
+
+    return await _around("restore", config.hooks, more, facts, work)
+
+
+async def _around(
+    kind: Literal["save", "restore"],
+    hooks: Hooks,
+    more: More,
+    facts: dict[str, Any],
+    work: Callable[[], Awaitable[dict[str, Any]]],
+) -> dict[str, Any]:
+    before, after = _MOMENTS[kind]
+    if not any(hooks.of(each) or more.get(each) for each in (before, after, "on_failure")):
+        return await work()
+    from manager.jobs import hooks as running
+
+    async def run(moment: Moment, **found: Any) -> None:
+        told = {"outcome": None, "result": None, "error": None, **facts, **found}
+        told = {"operation": journal.watching(), **told}
+        await running.run(hooks, moment, told, tuple(more.get(moment, ())))
+
+    async def run_behind(moment: Moment, **found: Any) -> None:
+        try:
+            await run(moment, **found)
+        except asyncio.CancelledError:
+            # What has come of the operation stays so, and must be what the caller is told.
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
+            _log.warning("the hooks of %s were cancelled; the outcome stays as it is", moment)
+
+    try:
+        await run(before)
+        result = await work()
+    except (Exception, asyncio.CancelledError) as error:
+        cancelled = isinstance(error, (asyncio.CancelledError, errors.Interrupted))
+        outcome = "cancelled" if cancelled else "failure"
+        await run_behind("on_failure", outcome=outcome, error=_as_dict(error))
+        raise
+    found = {"guest": result["guest"], "image": result["image"]}
+    await run_behind(after, outcome="success", result=result, **found)
+    return result
+
+
+def _as_dict(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, asyncio.CancelledError):
+        error = errors.Interrupted("cancelled; everything was put back")
+    if isinstance(error, errors.MapsaveError):
+        return error.as_dict()
+    return errors.MapsaveError(f"unexpected {type(error).__name__}: {error}").as_dict()

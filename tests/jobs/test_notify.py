@@ -1,0 +1,342 @@
+"""Webhooks are real servers here, on the loopback: told, tried again, given up, never raised."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import email.utils
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+import manager
+from manager.jobs import notify
+from manager.service_settings import Webhook
+from tests.kit import wait
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from manager.service_settings import Outcome
+
+    Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+OPERATION = {"id": "0123456789ab", "kind": "save", "state": "done", "result": {"then": "quit"}}
+MESSAGE = notify.message_of(OPERATION)
+PACE = 0.01
+SECRETS = ("hunter2", "T0ken", "p4th")
+
+
+class Server:
+    """What came to a webhook, and when (``time.monotonic``)."""
+
+    def __init__(self, *answers: Answer | int) -> None:
+        self._answers = list(answers)
+        self.requests: list[web.BaseRequest] = []
+        self.bodies: list[bytes] = []
+        self.times: list[float] = []
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Give the next answer; the last one again and again."""
+        self.requests.append(request)
+        self.times.append(time.monotonic())
+        self.bodies.append(await request.read())
+        next_one = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(next_one, int):
+            return web.Response(status=next_one, text="words of the server")
+        return await next_one(request)
+
+
+@contextlib.asynccontextmanager
+async def served(*answers: Answer | int) -> AsyncIterator[Server]:
+    server = Server(*answers)
+    application = web.Application()
+    application.router.add_post("/{tail:.*}", server.answer)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+
+
+async def tell(*urls: str, **settings: Any) -> None:
+    webhooks = [Webhook(url, on=("failure", "success"), **settings) for url in urls]
+    await notify.tell(webhooks, MESSAGE, "success", pace=PACE)
+
+
+@pytest.mark.parametrize(
+    ("operation", "outcome"),
+    [
+        ({"state": "done", "result": {"guest": "web01"}}, "success"),
+        ({"state": "done", "result": {"exit_code": 0}}, "success"),
+        ({"state": "done", "result": None}, "success"),
+        ({"state": "done", "result": {"exit_code": 4}}, "failure"),
+        ({"state": "failed", "result": None}, "failure"),
+        ({"state": "cancelled", "result": None}, "failure"),
+    ],
+)
+def test_message(operation: dict[str, Any], outcome: Outcome) -> None:
+    before = time.time()
+    message = notify.message_of(operation)
+    assert abs(message.pop("time") - before) < 60
+    assert message == {
+        "mapsave": manager.__version__,
+        "host": socket.gethostname(),
+        "outcome": outcome,
+        "operation": operation,
+    }
+
+
+async def test_a_webhook_gets_the_message(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(204) as server:
+        url = server.url.replace("//", "//user:hunter2@") + "some/path?token=T0ken"
+        await tell(url)
+    (request,) = server.requests
+    assert request.path_qs == "/some/path?token=T0ken"
+    assert request.headers["Content-Type"] == "application/json"
+    credentials = base64.b64encode(b"user:hunter2").decode()
+    assert request.headers["Authorization"] == f"Basic {credentials}"
+    assert json.loads(server.bodies[0]) == MESSAGE
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("outcome", ["failure", "success"])
+async def test_only_who_wants_to_know_is_told(outcome: Outcome) -> None:
+    async with served(200) as failures, served(200) as successes, served(200) as both:
+        webhooks = [
+            Webhook(failures.url),
+            Webhook(successes.url, on=("success",)),
+            Webhook(both.url, on=("failure", "success")),
+        ]
+        await notify.tell(webhooks, MESSAGE, outcome, pace=PACE)
+    assert len(failures.bodies) == (outcome == "failure")
+    assert len(successes.bodies) == (outcome == "success")
+    assert len(both.bodies) == 1
+
+
+async def _hang_up(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def _sleep(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(600)
+    return web.Response()
+
+
+@pytest.mark.parametrize("failure", [500, 502, 503, 429, _hang_up], ids=str)
+async def test_what_may_pass_is_tried_again(
+    caplog: pytest.LogCaptureFixture, failure: Answer | int
+) -> None:
+    async with served(failure, failure, failure, failure, 200) as server:
+        await tell(server.url)
+    assert len(server.bodies) == notify.TRIES == 5
+    assert set(server.bodies) == {server.bodies[0]}
+    assert warnings(caplog) == []
+    waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
+    assert all(each >= PACE * 2**n for n, each in enumerate(waits))
+
+
+async def test_a_slow_server_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(_sleep, 200) as server:
+        await tell(server.url, timeout=1.0)
+    assert len(server.bodies) == 2
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (500, "the server answered 500"),
+        (429, "the server answered 429"),
+        (_hang_up, "ServerDisconnectedError"),
+    ],
+    ids=str,
+)
+async def test_it_is_given_up_after_five_tries(
+    caplog: pytest.LogCaptureFixture, answer: Answer | int, words: str
+) -> None:
+    async with served(answer) as server:
+        await tell(server.url)
+    assert len(server.bodies) == 5
+    (warning,) = warnings(caplog)
+    assert "was not told, in 5 tries" in warning
+    assert words in warning
+
+
+async def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        await tell(f"http://127.0.0.1:{bound.getsockname()[1]}/")
+    (warning,) = warnings(caplog)
+    assert "was not told, in 5 tries: Connect" in warning
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 410, 413])
+async def test_what_will_not_pass_is_tried_once(
+    caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    async with served(status) as server:
+        await tell(server.url)
+    assert len(server.bodies) == 1
+    (warning,) = warnings(caplog)
+    assert warning.endswith(f"was not told: the server answered {status}")
+
+
+async def test_redirects_are_not_followed(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(200) as elsewhere:
+
+        async def redirect(request: web.Request) -> web.StreamResponse:
+            raise web.HTTPTemporaryRedirect(elsewhere.url)
+
+        async with served(redirect) as server:
+            await tell(server.url)
+    assert (len(server.bodies), len(elsewhere.bodies)) == (1, 0)
+    assert "answered 307, and redirects are not followed" in warnings(caplog)[0]
+
+
+async def test_an_answer_that_is_no_http_is_no_failure_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-p4th\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(nonsense, "127.0.0.1", 0)
+    async with server:
+        await tell(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/p4th")
+    (warning,) = warnings(caplog)
+    assert "was not told" in warning
+    assert "p4th" not in warning
+
+
+@pytest.mark.parametrize("answer", [404, 503, _hang_up], ids=str)
+async def test_secrets_of_the_address_are_not_logged(
+    caplog: pytest.LogCaptureFixture, answer: Answer | int
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with served(answer) as server:
+        host = server.url.removeprefix("http://").rstrip("/")
+        await tell(f"http://user:hunter2@{host}/p4th/more?token=T0ken#T0ken")
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"webhook 1 (http://{host}/...) was not told")
+    said = [each.getMessage() for each in caplog.records if each.name == notify.__name__]
+    assert not [line for line in said if any(secret in line for secret in SECRETS)]
+
+
+def test_a_bare_address_is_shown_as_it_is() -> None:
+    assert notify.shown("https://[::1]:8443/") == "https://[::1]:8443"
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_an_endless_answer_is_left(caplog: pytest.LogCaptureFixture, level: int) -> None:
+    caplog.set_level(level, notify.__name__)
+    sent: list[int] = []
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=400)
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b"x" * 65536)
+                sent.append(65536)
+        return response
+
+    async with served(endless) as server:
+        await tell(server.url, timeout=30.0)
+    assert sum(sent) < 64 << 20
+    said = [each.getMessage() for each in caplog.records if each.name == notify.__name__]
+    assert sum("xxx" in line for line in said) == (level == logging.DEBUG)
+    assert max(map(len, said)) < notify.BODY_LIMIT + 200
+    assert warnings(caplog) == [f"{said[-1]}"]
+    assert said[-1].endswith("the server answered 400")
+
+
+async def test_each_is_told_whatever_befalls_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(200) as first, served(_sleep) as slow, served(200) as last:
+        telling = asyncio.ensure_future(tell(first.url, slow.url, last.url, "http://[", timeout=60))
+        servers = (first, slow, last)
+        await asyncio.to_thread(wait.until, lambda: all(each.bodies for each in servers))
+        assert not telling.done()
+        telling.cancel()
+        await asyncio.wait({telling}, timeout=20)
+        assert telling.cancelled()
+    (warning,) = warnings(caplog)
+    assert warning.startswith("webhook 4")
+
+
+async def test_cancelled_while_it_waits_it_ends() -> None:
+    async with served(503) as server:
+        webhooks = [Webhook(server.url)]
+        telling = asyncio.ensure_future(notify.tell(webhooks, MESSAGE, "failure", pace=1000))
+        await asyncio.to_thread(wait.until, lambda: server.bodies)
+        telling.cancel()
+        await asyncio.wait({telling}, timeout=20)
+        assert telling.cancelled()
+
+
+def _later(after: str) -> Answer:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503, headers={"Retry-After": after})
+
+    return answer
+
+
+async def test_retry_after_is_honoured() -> None:
+    async with served(_later("50"), 200) as server:
+        await tell(server.url)
+    assert server.times[1] - server.times[0] >= 50 * PACE
+
+
+async def test_retry_after_of_a_day_is_a_minute() -> None:
+    async with served(_later("86400"), 200) as server:
+        async with asyncio.timeout(60):  # a day at this pace is 864 s
+            await tell(server.url)
+    assert server.times[1] - server.times[0] >= notify.RETRY_AFTER_LIMIT * PACE
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        ("", 0, 0),
+        ("soon", 0, 0),
+        ("-5", 0, 0),
+        ("1.5", 0, 0),
+        ("²", 0, 0),
+        ("0", 0, 0),
+        ("17", 17, 17),
+        ("9" * 5000, 999_999_999, 999_999_999),
+        (email.utils.formatdate(time.time() + 5000, usegmt=True), 4000, 5001),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", 0, 0),
+    ],
+)
+def test_retry_after(value: str, least: float, most: float) -> None:
+    assert least <= notify.retry_after(value) <= most
+
+
+def test_without_webhooks_no_library_is_loaded() -> None:
+    program = (
+        "import asyncio, sys; from manager.jobs import notify\n"
+        "asyncio.run(notify.tell((), {}, 'failure'))\n"
+        "print({'aiohttp', 'tenacity'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout == b"set()\n"
