@@ -1,0 +1,176 @@
+"""What stands in the journal: operations and their steps, as rows and as what is asked for.
+
+Any ``str`` goes in and comes out as it was. A file name that is no UTF-8 holds surrogates, which
+sqlite3 does not take as text, so texts are bound as bytes and cast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Row = tuple[Any, ...]
+
+_NEWEST = 2**63 - 1  # the highest rowid there can be, sqlite.org/autoinc.html
+
+
+@dataclass(frozen=True)
+class Record:
+    """One operation. Times are in seconds since the epoch; ``ended`` is None while under way.
+
+    ``parent`` is the id of the operation it is part of; ``error`` is ``MapsaveError.as_dict()``.
+    """
+
+    id: str
+    kind: str
+    state: str
+    guest: str | None
+    job: str | None
+    parent: str | None
+    image: str | None
+    user: str
+    request: dict[str, Any]
+    created: float
+    started: float | None = None
+    ended: float | None = None
+    step: str | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the operation as the object that the service's API shows."""
+        return {column: getattr(self, column) for column in COLUMNS}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an operation: when it was recorded (seconds since the epoch), its facts."""
+
+    time: float
+    step: str
+    data: dict[str, Any]
+
+
+class Query(NamedTuple):
+    """An SQL statement and what its question marks stand for."""
+
+    sql: str
+    values: Sequence[Any]
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
+CHANGEABLE = frozenset({"state", "guest", "job", "image", "started", "step"})
+_OBJECTS = frozenset({"request", "result", "error"})
+_TIMES = frozenset({"created", "started", "ended"})
+_TEXT = "CAST(? AS TEXT)"
+_RECORDS = f"SELECT {', '.join(COLUMNS)} FROM operations"  # noqa: S608 (our own words)
+
+
+def text(value: str) -> bytes:
+    """Return what to bind where a statement casts to TEXT."""
+    return value.encode("utf-8", "surrogatepass")
+
+
+def from_text(value: bytes) -> str:
+    """Return the text that SQLite has stored: the ``text_factory`` of our connections."""
+    return value.decode("utf-8", "surrogatepass")
+
+
+def record(row: Row) -> Record:
+    """Return the operation in a row of ``COLUMNS``. Raises ValueError where it is damaged."""
+    found = dict(zip(COLUMNS, row, strict=True))
+    for column in _OBJECTS:
+        if found[column] is not None:
+            found[column] = json.loads(found[column])
+    return Record(**found)
+
+
+def insertion(new: Record) -> Query:
+    """Return how an operation is entered."""
+    values = [_bound(column, getattr(new, column)) for column in COLUMNS]
+    places = ", ".join(map(_place, COLUMNS))
+    return Query(f"INSERT INTO operations ({', '.join(COLUMNS)}) VALUES ({places})", values)  # noqa: S608
+
+
+def update(operation: str, fields: Mapping[str, Any]) -> Query:
+    """Return how fields of an operation under way are changed; an outcome stays as it is."""
+    changes = ", ".join(f"{column} = {_place(column)}" for column in fields)
+    values = [_bound(column, value) for column, value in fields.items()]
+    sql = f"UPDATE operations SET {changes} WHERE id = {_TEXT} AND ended IS NULL"  # noqa: S608
+    return Query(sql, [*values, text(operation)])
+
+
+def get(operation: str) -> Query:
+    """Return how one operation is asked for."""
+    return Query(f"{_RECORDS} WHERE id = {_TEXT}", [text(operation)])
+
+
+def number(operation: str) -> Query:
+    """Return how the number of an operation is asked for: they count up as operations begin."""
+    return Query(f"SELECT number FROM operations WHERE id = {_TEXT}", [text(operation)])  # noqa: S608
+
+
+def named(prefix: str, limit: int) -> Query:
+    """Return how the first ids that begin with ``prefix`` are asked for."""
+    # A range, unlike LIKE and GLOB, has no wildcards; U+10FFFF sorts behind all that may follow.
+    sql = (
+        f"SELECT id FROM operations WHERE id >= {_TEXT} AND id < {_TEXT}"  # noqa: S608
+        " ORDER BY id LIMIT ?"
+    )
+    return Query(sql, [text(prefix), text(prefix + "\U0010ffff"), limit])
+
+
+def find(wanted: Mapping[str, str | None], limit: int, below: int = _NEWEST) -> Query:
+    """Return how operations are asked for, newest first; None wants any value of a column."""
+    given = {column: text(value) for column, value in wanted.items() if value is not None}
+    where = "".join(f"{column} = {_TEXT} AND " for column in given)
+    sql = f"{_RECORDS} WHERE {where}number < ? ORDER BY number DESC LIMIT ?"
+    return Query(sql, [*given.values(), below, limit])
+
+
+def unfinished() -> Query:
+    """Return how the operations that have no outcome are asked for, oldest first."""
+    return Query(f"{_RECORDS} WHERE ended IS NULL ORDER BY number", [])
+
+
+def last_successes() -> Query:
+    """Return how guest, job and end of each last save that is done are asked for."""
+    # Without statistics SQLite would take the index of the kinds, and sort.
+    sql = (
+        "SELECT guest, job, max(ended) FROM operations INDEXED BY operations_saved"
+        " WHERE kind = 'save' AND state = 'done' AND guest IS NOT NULL GROUP BY guest, job"
+    )
+    return Query(sql, [])
+
+
+def steps(operation: str) -> Query:
+    """Return how the steps of an operation are asked for, in their order."""
+    of = f"(SELECT number FROM operations WHERE id = {_TEXT})"  # noqa: S608
+    sql = f"SELECT time, step, data FROM steps WHERE operation = {of} ORDER BY number"  # noqa: S608
+    return Query(sql, [text(operation)])
+
+
+def removal(before: float, limit: int) -> Query:
+    """Return how ended operations are removed, their steps with them."""
+    sql = (
+        "DELETE FROM operations WHERE number IN"
+        " (SELECT number FROM operations WHERE ended < ? LIMIT ?)"
+    )
+    return Query(sql, [before, limit])
+
+
+def _place(column: str) -> str:
+    return "?" if column in _TIMES else _TEXT
+
+
+def _bound(column: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if column in _OBJECTS:
+        return json.dumps(value)
+    return float(value) if column in _TIMES else text(value)
