@@ -11,8 +11,6 @@ from manager import units
 from manager.cli import output, remote
 from manager.cli.options import Command, of
 
-_UNDER_WAY = ("pending", "running", "committing")
-
 
 @click.command("ps", cls=Command)
 @click.option("--all", "-a", "ended", is_flag=True, help="Those that have ended, too.")
@@ -26,11 +24,9 @@ def command(
     """List the operations of the service that are under way, newest first."""
     given = of(context)
     client = remote.needed(given, given.config())
-    wanted: dict[str, Any] = {"guest": guest, "job": job, "limit": limit}
-    found: list[dict[str, Any]] = []
-    for state in (None,) if ended else _UNDER_WAY:
-        found += client.get("/v1/operations", state=state, **wanted)["operations"]
-    found = sorted(found, key=lambda each: -each["created"])[:limit]
+    active = None if ended else "true"
+    wanted = {"active": active, "guest": guest, "job": job, "limit": limit}
+    found = client.get("/v1/operations", **wanted)["operations"]
     header = ("operation", "kind", "guest", "state", "since", "time", "how far")
     rows = [_row(each) for each in found]
     text = output.table(rows, header) if rows else "no operations"

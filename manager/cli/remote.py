@@ -147,13 +147,17 @@ def needed(given: Globals, config: Config) -> Client:
     """
     if given.local:
         raise errors.UsageError("--local works without the service, which this command is about")
-    client = service(given, config)
-    if client is None:
+    path = str(config.socket)
+    try:
+        connect(path).close()
+    except (ConnectionRefusedError, FileNotFoundError):
         raise errors.ServiceUnreachable(
-            f"no service listens at {str(config.socket)!r}",
+            f"no service listens at {path!r}",
             hint="start it: systemctl start mapsaved, or 'mapsave serve'",
-        )
-    return client
+        ) from None
+    except OSError:
+        pass  # what the request says of it is better
+    return Client(path)
 
 
 def _same(one: Any, other: Any) -> bool:

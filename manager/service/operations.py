@@ -13,13 +13,14 @@ import structlog
 
 from manager import errors
 from manager.operations import journal as steps
+from manager.operations import waiting
 from manager.service import operation as states
 from manager.service.operation import Operation, of_record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from manager.jobs.journal import Journal, Step
+    from manager.jobs.journal import Journal, Record, Step
     from manager.migration.progress import Progress
     from manager.service.events import Hub
     from manager.service.metrics import Metrics
@@ -43,6 +44,8 @@ class Operations:
         self._metrics = metrics
         self._on_end = ended
         self._active: dict[str, Operation] = {}
+        # Ended, but the journal could not be told: it would call them running.
+        self._unwritten: dict[str, Operation] = {}
         self._stopping = False
 
     def __len__(self) -> int:
@@ -63,6 +66,8 @@ class Operations:
         """
         if self._stopping and new.parent is None:
             raise errors.ServiceStopping("the service is stopping", hint="try again when it is up")
+        if new.id in self._active:
+            raise errors.Busy(f"an operation {new.id} is under way already")
         if len(self._active) >= MOST:
             raise errors.ServiceStopping(f"{MOST} operations are under way", hint="try again later")
         self._active[new.id] = new
@@ -99,9 +104,12 @@ class Operations:
         self._tell(active)
 
     async def names_image(self, active: Operation, image: str) -> None:
-        """Note the path of the image that an operation has made."""
+        """Note the path of the image that an operation has made; it is made, whatever fails now."""
         active.change(image=image)
-        await self._journal.change(active.id, image=image)
+        try:
+            await self._journal.change(active.id, image=image)
+        except errors.MapsaveError as error:
+            _log.error("operation %s: its image is not in the journal: %s", active.id, error)
 
     def progressed(self, active: Operation, progress: Progress) -> None:
         """Note how far an operation is."""
@@ -146,6 +154,7 @@ class Operations:
                 await asyncio.wait(tasks, timeout=1.0)
             else:
                 await asyncio.sleep(0.01)
+        await self.write_ends()
 
     def find_active(self, name: str) -> Operation | None:
         """Return the operation under way of that id."""
@@ -169,20 +178,41 @@ class Operations:
 
     async def get(self, operation: str) -> dict[str, Any]:
         """Return an operation as the API shows it. Raises UnknownOperation."""
-        if (active := self._active.get(operation)) is not None:
-            return active.as_dict()
+        if (known := self._known(operation)) is not None:
+            return known.as_dict()
         record = await self._journal.get(operation)
         if record is None:
             raise errors.UnknownOperation(f"no operation {operation!r}")
         return of_record(record)
 
-    async def find(self, **wanted: Any) -> list[dict[str, Any]]:
-        """Return operations, newest first; ``wanted`` is what the journal's ``find`` takes."""
+    async def find(self, *, active: bool = False, **wanted: Any) -> list[dict[str, Any]]:
+        """Return operations, newest first; ``wanted`` is what the journal's ``find`` takes.
+
+        With ``active`` only those under way, which the journal need not be asked for.
+        """
+        if active:
+            return self._find_active(**wanted)
         records = await self._journal.find(**wanted)
-        return [
-            active.as_dict() if (active := self._active.get(record.id)) else of_record(record)
+        found = [
+            known.as_dict() if (known := self._known(record.id)) else of_record(record)
             for record in records
         ]
+        return [each for each in found if wanted.get("state") in (None, each["state"])]
+
+    def _known(self, operation: str) -> Operation | None:
+        return self._active.get(operation) or self._unwritten.get(operation)
+
+    def _find_active(
+        self, *, before: str | None = None, limit: int = 100, **wanted: Any
+    ) -> list[dict[str, Any]]:
+        given = {name: value for name, value in wanted.items() if value is not None}
+        found = [
+            each.as_dict()
+            for each in reversed(self._active.values())
+            if all(getattr(each, name) == value for name, value in given.items())
+        ]
+        names = [each["id"] for each in found]
+        return found[names.index(before) + 1 if before in names else 0 :][:limit]
 
     async def steps(self, operation: str) -> list[Step]:
         """Return the steps that an operation took."""
@@ -212,7 +242,8 @@ class Operations:
             _log.exception("operation %s: a bug in mapsave", active.id)
             bug = errors.MapsaveError(f"unexpected {type(found).__name__}: {found}")
             ended = {"state": states.FAILED, "error": bug.as_dict()}
-        await self._end(active, ended)
+        # A cancel that comes now is too late, and must not keep it from ending.
+        await waiting.to_the_end(self._end(active, ended))
 
     async def _end(self, active: Operation, ended: dict[str, Any]) -> None:
         """Put the outcome into the journal, then tell it: whoever is told finds it there."""
@@ -220,7 +251,8 @@ class Operations:
         try:
             await self._journal.end(active.id, ended["state"], **outcome)
         except errors.MapsaveError as error:
-            _log.error("operation %s: its end is not in the journal: %s", active.id, error)
+            _log.error("operation %s: its end is not in the journal yet: %s", active.id, error)
+            self._unwritten[active.id] = active
         del self._active[active.id]
         active.change(**ended, ended=time.time(), progress=None)
         level = logging.INFO if active.error is None else logging.WARNING
@@ -230,6 +262,36 @@ class Operations:
         self._tell(active)
         if active.parent is None:
             self._on_end(active)
+
+    async def write_ends(self) -> None:
+        """Put into the journal what ended while that could not be written."""
+        for each in list(self._unwritten.values()):
+            try:
+                if each.image is not None:
+                    await self._journal.change(each.id, image=each.image)
+                await self._journal.end(each.id, each.state, result=each.result, error=each.error)
+            except errors.UnknownOperation:
+                pass  # another journal lies there by now
+            except errors.MapsaveError as error:
+                _log.error("the journal still cannot be written: %s", error)
+                return
+            del self._unwritten[each.id]
+
+    async def settle(self, record: Record, state: str, **outcome: dict[str, Any] | None) -> None:
+        """End an operation of a service before us, with ``result`` or ``error``. Raises Refused."""
+        image = (outcome.get("result") or {}).get("image", record.image)
+        if image != record.image:
+            await self._journal.change(record.id, image=image)
+        await self._journal.end(record.id, state, **outcome)
+        over = Operation(**{**record.as_dict(), "state": state, "image": image, **outcome})
+        over.ended = time.time()
+        level = logging.INFO if over.error is None else logging.WARNING
+        words = f": {over.error['message']}" if over.error else ""
+        _log.log(level, "%s %s of %s %s%s", over.kind, over.id, over.guest, state, words)
+        self._metrics.ended(over.record().as_dict())
+        self._tell(over)
+        if over.parent is None:
+            self._on_end(over)
 
     def _tell(self, active: Operation) -> None:
         self._hub.tell("operation", active.as_dict(), active.id)

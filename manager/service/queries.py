@@ -35,6 +35,7 @@ class Nothing(Query):
 class Find(Query):
     """Which operations are listed, newest first."""
 
+    active: bool = Field(False, description="Only those under way.")
     state: State | None = Field(None, description="Only those in this state.")
     kind: Kind | None = Field(None, description="Only those of this kind.")
     guest: str | None = Field(None, min_length=1, description="Only those of this guest.")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from manager import errors
 from manager.jobs import notify
 from manager.service import job_files, operation, work
 from manager.service.events import Hub
@@ -35,9 +37,11 @@ _TOLD = ("save", "restore", "job", "save-all", "restore-all")
 _SCHEDULER = "the schedule"
 _DAY = 86400.0
 _TEXTFILE = 15.0  # seconds between two writings of the metrics' file
+_MEND = 5.0  # seconds between two tries to write what the journal lacks
 _GRACE = 5.0  # seconds that notifications may still take when the service stops
 # What takes effect only when the service starts.
 _FIXED = ("state", "socket")
+_FIXED_OF_SERVICE = ("group", "listen", "log")
 
 
 class Service:
@@ -59,6 +63,7 @@ class Service:
         self.operations = Operations(journal, self.hub, self.metrics, self._tell_outcome)
         self.recovery = Recovery(self, journal)
         self.journal = journal
+        self._reloading = asyncio.Lock()
 
     async def start_job(self, job: Job) -> bool:
         """Begin a run of a job; return False where its run before is still under way."""
@@ -76,20 +81,30 @@ class Service:
         """Take over the configuration and the jobs as they are on disk now.
 
         Where something in them is wrong, all stays as it is. Returns what takes effect only at the
-        next start. Raises ConfigError, ConfigMissing.
+        next start. Raises ConfigError, ConfigMissing, NotPermitted, Refused.
         """
+        async with self._reloading:
+            return await self._reload()
+
+    async def _reload(self) -> list[str]:
         config = self._load()
         jobs = job_files.load(config)
         if jobs.broken:
             raise jobs.broken[0].error
-        self.roles = Roles(config.service)
-        fixed = [key for key in _FIXED if getattr(config, key) != getattr(self.config, key)]
-        if config.service.listen != self.config.service.listen:
-            fixed.append("service.listen")
-        limits = config.service
-        self.config, self.jobs = config, jobs
-        self.slots.set_limits(limits.concurrency, limits.per_file_system, limits.bandwidth)
+        roles = Roles(config.service)
+        before = self.config
+        fixed = [key for key in _FIXED if getattr(config, key) != getattr(before, key)]
+        fixed += [
+            f"service.{key}"
+            for key in _FIXED_OF_SERVICE
+            if getattr(config.service, key) != getattr(before.service, key)
+        ]
+        # Locks and step journals of saves under way are in the state directory we began with.
+        config = dataclasses.replace(config, state=before.state, socket=before.socket)
         await self.scheduler.set_jobs(jobs)
+        limits = config.service
+        self.roles, self.config, self.jobs = roles, config, jobs
+        self.slots.set_limits(limits.concurrency, limits.per_file_system, limits.bandwidth)
         self.hub.tell("service", {"reloaded": True})
         return fixed
 
@@ -133,9 +148,7 @@ class Service:
 
         def running() -> dict[str, int]:
             return collections.Counter(
-                each.kind
-                for each in self.operations.under_way()
-                if each.state != operation.PENDING
+                each.kind for each in self.operations.under_way() if each.state != operation.PENDING
             )
 
         return Sources(
@@ -153,10 +166,20 @@ class Service:
     async def housekeeping(self) -> None:
         """Forget operations that ended long ago, once a day."""
         while True:
-            removed = await self.journal.prune(time.time() - self.config.service.history)
-            if removed:
-                _log.info("journal: %d operations forgotten", removed)
+            try:
+                removed = await self.journal.prune(time.time() - self.config.service.history)
+            except errors.MapsaveError as error:
+                _log.error("journal: old operations were not forgotten: %s", error)
+            else:
+                if removed:
+                    _log.info("journal: %d operations forgotten", removed)
             await asyncio.sleep(_DAY)
+
+    async def mend_journal(self) -> None:
+        """Put into the journal what could not be written when it happened, once it can be."""
+        while True:
+            await asyncio.sleep(_MEND)
+            await self.operations.write_ends()
 
     async def write_metrics(self) -> None:
         """Write the metrics' file now and then, where the configuration names one."""
@@ -178,6 +201,7 @@ class Service:
             "images": str(self.config.images),
             "config": str(self.config.source) if self.config.source else None,
             "operations": len(self.operations),
+            "tasks": len(asyncio.all_tasks()),
             "recovered": self.recovery.is_done,
             "broken_jobs": [
                 {"file": str(each.path), "error": each.error.as_dict()} for each in self.jobs.broken
@@ -205,6 +229,7 @@ async def started(
         ("recovery", service.recovery.run()),
         ("housekeeping", service.housekeeping()),
         ("metrics", service.write_metrics()),
+        ("journal", service.mend_journal()),
     )
     tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
     for task in tasks:

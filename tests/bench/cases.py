@@ -191,6 +191,13 @@ def run_mapsave(site: Site, *arguments: str) -> Run:
     return measure.run(command, ROOT)
 
 
+def service(bench: Bench) -> Iterator[Row]:
+    """One service under load: many guests, many operations, a long journal."""
+    from tests.bench import service_cases
+
+    yield from service_cases.rows(bench)
+
+
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "help": help_,
     "idle": idle,
@@ -199,4 +206,4 @@ CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "inspect": inspect,
 }
 # What is measured only if it is named, and alone.
-NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {"libvirt": libvirt}
+NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {"libvirt": libvirt, "service": service}

@@ -1,0 +1,186 @@
+"""One service under load: many guests at once, many operations in a row, a long journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manager.jobs import journal
+from tests.bench import measure
+from tests.bench.cases import MB, ROOT, Row
+from tests.kit import cli, service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.bench.cases import Bench
+    from tests.kit.service import Service
+
+_GUESTS, _AT_ONCE, _MEMORY = 200, 8, "8M"
+_QUICK_GUESTS = 40
+_OPERATIONS, _WARM = 1000, 200
+_ROWS = 10_000
+_PAUSE = 0.05  # seconds between two requests that are timed
+_PS = 0.1
+_ANSWER = 0.1
+_PEAK = 200 * MB
+_GROWTH = 8 * MB  # of a process that allocates and frees all the time
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """Yield the rows; a smaller ``bench`` has fewer guests and operations."""
+    part = 1 if bench.dense > 1 << 30 else _GUESTS // _QUICK_GUESTS
+    directory = bench.site.directory
+    yield from _many_guests(cli.Site(directory / "many"), _GUESTS // part)
+    yield from _many_operations(cli.Site(directory / "row"), _OPERATIONS // part, _WARM // part)
+    yield from _long_journal(cli.Site(directory / "long"), bench.rounds)
+
+
+def _many_guests(site: cli.Site, count: int) -> Iterator[Row]:
+    """Save all guests by one job, and see that each is an image that is whole, and is gone."""
+    names = [f"guest{number:03d}" for number in range(count)]
+    site.guests = {name: {"emulator": {"memory": _MEMORY, "pattern": "random"}} for name in names}
+    limits = {"concurrency": _AT_ONCE, "per_file_system": _AT_ONCE}
+    _job(site, {"job": "all", "guests": ["guest*"], "concurrency": count}, limits)
+    with service.running(site) as mapsaved:
+        begun = time.monotonic()
+        number = mapsaved.begin(kind="job", job="all")["id"]
+        with _asking(mapsaved) as answers:
+            done = mapsaved.ended(number, timeout=1200)["result"]
+        seconds = time.monotonic() - begun
+        peak = _memory(mapsaved.pid, "VmHWM")
+        whole = sum(_is_whole(mapsaved, line) for line in done["guests"])
+        left = len(list(site.state.glob("emulated/*.qmp")))
+    what = f"{count} emulated guests of {_MEMORY}, {_AT_ONCE} at once"
+    yield Row(what, f"{seconds:.1f} s")
+    yield Row(
+        *("    images committed and verified", f"{whole}", "", "", f"= {count}", whole == count)
+    )
+    yield Row("    guests that neither run nor are an image", f"{count - whole - left}", "", "")
+    median, worst = statistics.median(answers), max(answers)
+    yield Row(
+        *(f"    answer meanwhile, median of {len(answers)}", f"{median * 1000:.1f} ms", "", ""),
+        *(f"<= {_ANSWER * 1000:.0f} ms", median <= _ANSWER),
+    )
+    yield Row("    answer meanwhile, slowest", f"{worst * 1000:.1f} ms")
+    yield Row(
+        *("    peak memory of the service", f"{peak / MB:.0f} MB", "", ""),
+        *(f"<= {_PEAK // MB} MB", peak <= _PEAK),
+    )
+
+
+def _is_whole(mapsaved: Service, line: dict[str, Any]) -> bool:
+    if line["error"] is not None:
+        return False
+    image = Path(line["result"]["image"]).name
+    return bool(mapsaved.done(kind="verify", image=image)["valid"])
+
+
+def _many_operations(site: cli.Site, count: int, warm: int) -> Iterator[Row]:
+    """Do operations in a row; what the service holds after a few, it holds after many."""
+    site.add_guest("toy", emulator={"memory": _MEMORY, "pattern": "random"})
+    with service.running(site) as mapsaved:
+        held: list[tuple[int, int, int]] = []
+        for number in range(count):
+            kind = ("save", "verify", "check", "save")[number % 4]
+            if kind == "save":
+                options = {"image": "toy", "replace": True, "then": "resume"}
+                mapsaved.done(kind="save", guest="toy", save=options)
+            elif kind == "verify":
+                mapsaved.done(kind="verify", image="toy")
+            else:
+                mapsaved.done(kind="check", guest="toy")
+            if number + 1 in (warm, count):
+                held.append(_held(mapsaved))
+    (files, tasks, memory), (files_after, tasks_after, memory_after) = held
+    what = f"{count} operations in a row, beyond the first {warm}:"
+    for name, more, limit in (
+        ("descriptors", files_after - files, 0),
+        ("tasks", tasks_after - tasks, 0),
+    ):
+        yield Row(f"{what} {name}", f"{more:+d}", "", "", f"<= +{limit}", more <= limit)
+    growth = memory_after - memory
+    yield Row(
+        *(f"{what} memory", f"{growth / MB:+.1f} MB", "", ""),
+        *(f"<= +{_GROWTH // MB} MB", growth <= _GROWTH),
+    )
+
+
+def _held(mapsaved: Service) -> tuple[int, int, int]:
+    """Return descriptors, tasks and bytes of memory of the service at rest."""
+    time.sleep(1.0)  # connections of the last requests are closed by then
+    tasks = mapsaved.get("/v1/health")["tasks"]
+    files = len(list(Path(f"/proc/{mapsaved.pid}/fd").iterdir()))
+    return files, tasks, _memory(mapsaved.pid, "VmRSS")
+
+
+def _long_journal(site: cli.Site, rounds: int) -> Iterator[Row]:
+    """Time ``mapsave ps`` as a whole process, with many operations in the journal."""
+    asyncio.run(_fill(site.state / "journal.db"))
+    with service.running(site) as mapsaved:
+        for words in (("ps",), ("ps", "--all")):
+            command = [*measure.MAPSAVE, "--config", str(site.config), *words, "--json"]
+            series = measure.repeated(4 * rounds + 1, lambda line=command: measure.run(line, ROOT))
+            shown = len(json.loads(series.runs[0].output)["operations"])
+            yield Row(
+                *(f"mapsave {' '.join(words)}, {_ROWS} rows, {shown} shown",),
+                *(f"{series.seconds:.3f} s", "", "", f"<= {_PS} s", series.seconds <= _PS),
+            )
+        assert mapsaved.process.poll() is None
+
+
+async def _fill(path: Path) -> None:
+    async with journal.opened(path) as kept:
+        now = time.time()
+        for number in range(_ROWS):
+            record = journal.Record(
+                *(secrets.token_hex(6), "save", "pending", f"guest{number % 200}", "nightly"),
+                *(None, f"/images/{number}", "root", {}, now - _ROWS + number),
+            )
+            await kept.begin(record)
+            kept.step(record.id, "migrate", {})
+            await kept.end(record.id, "done", result={"image": record.image})
+
+
+@contextlib.contextmanager
+def _asking(mapsaved: Service) -> Iterator[list[float]]:
+    """Ask the service again and again meanwhile; yield the seconds that each answer took."""
+    seconds: list[float] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(_PAUSE):
+            begun = time.monotonic()
+            mapsaved.get("/v1/operations?limit=50")
+            seconds.append(time.monotonic() - begun)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield seconds
+    finally:
+        stop.set()
+        asking.join()
+
+
+def _job(site: cli.Site, job: dict[str, Any], limits: dict[str, Any]) -> None:
+    jobs = site.directory / "jobs.d"
+    jobs.mkdir()
+    (jobs / "job.yaml").write_text(json.dumps(job))
+    site.settings = {"jobs": str(jobs), "service": limits}
+    site.write()
+
+
+def _memory(pid: int, field: str) -> int:
+    """Return bytes of a field of /proc/PID/status (proc(5))."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"no {field} of process {pid}")
