@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manager import config, service_settings
-from manager.jobs import job
+from manager.jobs import job, job_models, schedule
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTATION = (ROOT / "docs/configuration.md").read_text()
@@ -19,6 +19,9 @@ def test_example_job_saves_the_guests_of_the_example_configuration() -> None:
     nightly = job.load(ROOT / "examples/nightly.yaml")
     assert nightly.resolve(configured) == ["web01", "db01"]
     assert nightly.settings(configured).then == "resume"
+    assert nightly.schedule == schedule.Schedule("30 2 * * *", "Europe/Berlin", True, 600.0)
+    assert nightly.keep == job.Keep(last=3, daily=7, weekly=4)
+    assert nightly.retries.times == 3
     assert configured.guests["web01"].launch[0] == "qemu-system-x86_64"
 
 
@@ -34,11 +37,20 @@ def test_example_configuration_sets_what_is_built_in_for_root() -> None:
     [
         *(config.Config, config.Guest, config.EmulatedGuest, config.SaveSettings, job.Keep),
         *(config.Service, config.Hooks, config.Webhook, service_settings.Listen),
+        *(schedule.Schedule, job.Retries),
     ],
 )
 def test_every_key_is_documented(kind: type) -> None:
     keys = {each.name for each in dataclasses.fields(kind)} - {"source", "name"}
     assert {key for key in keys if f"`{key}`" not in DOCUMENTATION} == set()
+
+
+def test_every_key_of_a_job_is_documented() -> None:
+    part = DOCUMENTATION.partition("## Save jobs")[2].partition("## YAML")[0]
+    models = (job_models.JobModel, job_models.ScheduleModel, job_models.RetriesModel)
+    keys = {key for model in models for key in model.model_fields}
+    keys |= {*job_models.JobHooksModel.model_fields, *job_models.KeepModel.model_fields}
+    assert {key for key in keys if f"`{key}`" not in part} == set()
 
 
 def test_defaults_are_documented() -> None:

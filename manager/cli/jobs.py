@@ -1,4 +1,4 @@
-"""``mapsave job run|check FILE``."""
+"""``mapsave job run|check|prune FILE``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FILE = click.Path(path_type=Path)
 
 @click.group("job", cls=Group)
 def command() -> None:
-    """Run or check a save job written in YAML."""
+    """Run or check a save job written in YAML, or remove the images that it does not keep."""
 
 
 @command.command("run", cls=Command)
@@ -25,7 +25,8 @@ def command() -> None:
 def run(context: click.Context, /, file: Path) -> int:
     """Run a job once: its guests side by side, as many at a time as it allows.
 
-    A guest that fails does not stop the others. The exit code is the worst of all.
+    A guest that fails does not stop the others. The exit code is the worst of all. Images that the
+    job does not keep are removed afterwards.
     """
     from manager.jobs import engine, job
 
@@ -50,18 +51,66 @@ def check(context: click.Context, /, file: Path) -> int:
     return int(done["exit_code"])
 
 
+@command.command("prune", cls=Command)
+@click.argument("file", type=_FILE)
+@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@click.pass_context
+def prune(context: click.Context, /, file: Path, dry_run: bool) -> int:
+    """Remove the images that a job does not keep.
+
+    Never removed are the newest good image of a guest, an image that is the guest itself (saved to
+    quit and not restored since), and damaged ones.
+    """
+    from manager.jobs import job, retention
+
+    given = of(context)
+    loaded = job.load(file)
+    lines = running.run(retention.prune(loaded, given.config(), dry_run=dry_run), given)
+    done = retention.summary(loaded, lines, dry_run=dry_run)
+    output.result(given, done, prune_text(done, keeps_all=loaded.keep is None))
+    return int(done["exit_code"])
+
+
 def text(done: dict[str, Any]) -> str:
     """Return the summary of a job's run for people."""
     rows = []
     for each in done["guests"]:
-        error, saved = each["error"], each["result"]
+        error, saved, tries = each["error"], each["result"], len(each["tries"])
+        often = f" ({tries} tries)" if tries > 1 else ""
         if error:
-            rows.append((each["guest"], "FAILED", "", f"{error['message']} [{error['id']}]"))
+            words = f"{error['message']} [{error['id']}]"
+            rows.append((each["guest"], f"FAILED{often}", "", words))
         else:
             seconds = units.format_duration(saved["duration_s"])
-            rows.append((each["guest"], "saved", seconds, saved["image"]))
+            rows.append((each["guest"], f"saved{often}", seconds, saved["image"]))
     summary = f"job {done['job']}: {done['saved']} saved, {done['failed']} failed"
-    return output.table(rows, ("guest", "outcome", "time", "image")) + "\n" + summary
+    if removed := sum(not line["kept"] for line in done["pruned"]):
+        summary += f", {removed} old images removed"
+    failed = [line["error"] for line in done["pruned"] if line["error"]]
+    failed += [done["prune_error"]] if done["prune_error"] else []
+    told = [f"old images: {error['message']} [{error['id']}]" for error in failed]
+    return "\n".join([output.table(rows, ("guest", "outcome", "time", "image")), *told, summary])
+
+
+def prune_text(done: dict[str, Any], *, keeps_all: bool) -> str:
+    """Return for people what was, or would be, removed."""
+    if keeps_all:
+        return f"job {done['job']}: keeps all of its images; it has no 'keep:'"
+    rows = []
+    would = done["dry_run"]
+    for line in done["images"]:
+        error = line["error"]
+        outcome = "kept" if line["kept"] else "would go" if would else "removed"
+        why = ", ".join(line["reasons"]) or "-"
+        if error:
+            outcome, why = "FAILED", f"{error['message']} [{error['id']}]"
+        rows.append((line["guest"], outcome, Path(line["image"]).name, why))
+    freed = units.format_size(done["freed_bytes"])
+    removed = f"{done['removed']} {'would go' if would else 'removed'} ({freed})"
+    summary = f"job {done['job']}: {done['kept']} kept, {removed}"
+    if not rows:
+        return f"job {done['job']}: no images"
+    return output.table(rows, ("guest", "outcome", "image", "why")) + "\n" + summary
 
 
 def check_text(done: dict[str, Any]) -> str:

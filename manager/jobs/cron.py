@@ -1,19 +1,32 @@
-"""Check the schedule of a save job: five fields as in crontab(5), or a word such as ``@daily``."""
+"""Check when a save job runs: five fields as in crontab(5), or a word such as ``@daily``."""
 
 from __future__ import annotations
 
-WORDS = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
+import datetime
+import re
 
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_FIELDS = (  # name, least, greatest, names of the values from the least on
-    ("minute", 0, 59, ()),
-    ("hour", 0, 23, ()),
-    ("day of the month", 1, 31, ()),
-    ("month", 1, 12, _MONTHS),
-    ("day of the week", 0, 7, _DAYS),  # 0 and 7 are both Sunday
+import cronsim
+
+WORDS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+
+_FIELDS = (  # name, greatest value, what it is made of
+    ("minute", 59, "0-59"),
+    ("hour", 23, "0-23"),
+    ("day of the month", 31, "1-31, or L for the last"),
+    ("month", 12, "1-12 or jan-dec"),
+    ("day of the week", 7, "0-7 or sun-sat"),
 )
-_DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_LONGEST = 500  # characters: every minute written out has 170
+_SOME_DAY = datetime.datetime(2024, 1, 1)
+_STEP = re.compile(r"/([0-9]+)")
 
 
 def check(schedule: str) -> str:
@@ -29,39 +42,36 @@ def check(schedule: str) -> str:
     if len(fields) != len(_FIELDS):
         names = ", ".join(name for name, *_ in _FIELDS)
         raise ValueError(f"needs five fields ({names}), not {len(fields)}")
-    sets = [_values(field, *known) for field, known in zip(fields, _FIELDS, strict=True)]
-    _, _, days, months, _ = sets
-    # With a day of the week given too, crontab(5) runs on either, so that always comes.
-    if fields[4] == "*" and min(days) > max(_DAYS_OF_MONTH[month - 1] for month in months):
-        raise ValueError(f"{schedule!r} never comes: no such month has a day {min(days)}")
-    return " ".join(fields)
+    checked = " ".join(fields)
+    if len(checked) > _LONGEST:
+        raise ValueError(f"has {len(checked)} characters; {_LONGEST} are enough for any schedule")
+    for index, field in enumerate(fields):
+        _check_field(index, field)
+    try:
+        first = next(cronsim.CronSim(checked, _SOME_DAY), None)
+    except cronsim.CronSimError:
+        first = None  # each field is right by itself: no such day in those months
+    if first is None:
+        raise ValueError(f"{checked!r} never comes: those months have no such day")
+    return checked
 
 
-def _values(field: str, name: str, least: int, greatest: int, names: tuple[str, ...]) -> set[int]:
-    """Return the numbers that one field means; raise ValueError if it is not right."""
+def expression(schedule: str) -> str:
+    """Return the five fields that a checked ``schedule`` means."""
+    return WORDS.get(schedule, schedule)
 
-    def number(text: str) -> int:
-        if text.lower() in names:
-            return least + names.index(text.lower())
-        if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= greatest):
-            raise ValueError(f"{name}: {text!r} is not within {least}-{greatest}")
-        return int(text)
 
-    values: set[int] = set()
-    for item in field.split(","):
-        span, slash, step = item.partition("/")
-        if slash and not (step.isascii() and step.isdigit() and 0 < int(step[:9]) <= greatest):
-            raise ValueError(f"{name}: the step in {item!r} is not within 1-{greatest}")
-        first, dash, last = span.partition("-")
-        if span == "*":
-            low, high = least, greatest
-        elif dash:
-            low, high = number(first), number(last)
-            if low > high:
-                raise ValueError(f"{name}: {span!r} ends before it begins")
-        elif slash:
-            raise ValueError(f"{name}: a step needs '*' or a range before it, not {item!r}")
-        else:
-            low = high = number(span)
-        values.update(range(low, high + 1, int(step) if slash else 1))
-    return values
+def _check_field(index: int, field: str) -> None:
+    """Raise ValueError unless ``field`` is right where the others are any."""
+    name, greatest, values = _FIELDS[index]
+    # cronsim takes */90 for minute 0 of each hour, which is not what anybody means by it.
+    if any(int(step) > greatest for step in _STEP.findall(field)):
+        raise ValueError(f"{name}: the step in {field!r} is not within 1-{greatest}")
+    alone = ["*"] * len(_FIELDS)
+    alone[index] = field
+    try:
+        cronsim.CronSim(" ".join(alone), _SOME_DAY)
+    except cronsim.CronSimError:
+        raise ValueError(
+            f"{name}: {field!r} is neither * nor made of {values} (as 1,5 or 1-5 or */5)"
+        ) from None

@@ -4,35 +4,73 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.operations import preview, save, save_request
+from manager.jobs import hooked, outcome, retention
+from manager.migration import progress
+from manager.operations import preview, save_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from manager.config import Config, Guest
     from manager.jobs.job import Job
+    from manager.migration.progress import Report
+    from manager.operations.save_request import Request
 
-# What is worst to the one who reads the exit code: a lost or damaged thing before a refused one.
-_WORST_FIRST = (1, 4, 5, 6, 7, 9, 8, 3, 2, 0)
+    Line = dict[str, Any]
+    Saver = Callable[[Guest, Request], Awaitable[dict[str, Any]]]
+
+_log = logging.getLogger(__name__)
+
+# What may pass by itself, of that which is found before anything is changed. Other refusals need
+# somebody who does something about them.
+_MAY_PASS = (errors.Unreachable, errors.NoRoom, errors.Busy)
+_WILL_NOT = (errors.ServiceStopping, errors.ServiceRunning, errors.NotCancellable)
 
 
-async def run(job: Job, config: Config) -> dict[str, Any]:
+async def run(
+    job: Job, config: Config, *, saver: Saver | None = None, report: Report = progress.silent
+) -> dict[str, Any]:
     """Save every guest of the job, at most ``concurrency`` at once; return the summary.
 
-    One guest's failure is a line of the summary, not the end of the job. Cancelled, the saves under
+    ``saver`` saves one guest, ``hooked.save`` if not given, which tells ``report``. A save that
+    could not begin is tried again as ``retries`` says; meanwhile another guest has its place.
+    One guest's failure is a line of the summary, not the end of the job. Images that ``keep`` does
+    not keep are removed afterwards, those of guests that were saved now. Cancelled, the saves under
     way put their guests back first.
 
     Raises ConfigError where the job names no guest or ambiguous images.
     """
     now = datetime.datetime.now(datetime.UTC)
+    slots = asyncio.Semaphore(job.concurrency)
 
-    async def one(guest: Guest) -> dict[str, Any]:
-        return await save.save(guest, config, _request(job, config, guest, now))
+    async def hooks_around(guest: Guest, request: Request) -> dict[str, Any]:
+        return await hooked.save(guest, config, request, report, more=job.hooks)
 
-    return await _each(job, config, one)
+    save = saver or hooks_around
+
+    async def one(guest: Guest, line: Line) -> dict[str, Any]:
+        line["tries"] = []
+        request = _request(job, config, guest, now)
+
+        async def attempt() -> dict[str, Any]:
+            async with slots:
+                tried: Line = {"started": time.time(), "error": None}
+                line["tries"].append(tried)
+                try:
+                    return await save(guest, request)
+                except errors.MapsaveError as error:
+                    tried["error"] = error.as_dict()
+                    raise
+
+        return await _tried(job, guest, attempt)
+
+    done = await _each(job, config, one)
+    return {**done, **await _prune(job, config, done)}
 
 
 async def check(job: Job, config: Config) -> dict[str, Any]:
@@ -41,9 +79,12 @@ async def check(job: Job, config: Config) -> dict[str, Any]:
     Raises ConfigError where the job names no guest or ambiguous images.
     """
     now = datetime.datetime.now(datetime.UTC)
+    slots = asyncio.Semaphore(job.concurrency)
 
-    async def one(guest: Guest) -> dict[str, Any]:
-        found, error = await preview.preview(guest, config, _request(job, config, guest, now))
+    async def one(guest: Guest, _: Line) -> dict[str, Any]:
+        async with slots:
+            request = _request(job, config, guest, now)
+            found, error = await preview.preview(guest, config, request)
         if error is not None:
             raise error
         return found
@@ -51,40 +92,87 @@ async def check(job: Job, config: Config) -> dict[str, Any]:
     return await _each(job, config, one)
 
 
-def _request(
-    job: Job, config: Config, guest: Guest, now: datetime.datetime
-) -> save_request.Request:
-    settings = {**job.given, "image": job.image_name(guest.name, now), "replace": job.replace}
-    return save_request.request(config, guest, **settings, timeout=job.timeout)
+def may_pass(error: BaseException) -> bool:
+    """Tell whether to try a save again: nothing was changed, and the cause may pass by itself."""
+    return isinstance(error, _MAY_PASS) and not isinstance(error, _WILL_NOT)
+
+
+async def _tried(
+    job: Job, guest: Guest, attempt: Callable[[], Awaitable[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Do ``attempt`` until it succeeds, fails for good, or has failed as often as it may."""
+    import tenacity  # slow to import
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        _log.warning(
+            "job %s: guest %s: %s; tried again in %g s",
+            job.name,
+            guest.name,
+            error,
+            job.retries.wait,
+        )
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(may_pass),
+        stop=tenacity.stop_after_attempt(1 + job.retries.times),
+        wait=tenacity.wait_fixed(job.retries.wait),
+        before_sleep=tell,
+        reraise=True,
+    )
+    return await retrying(attempt)
+
+
+async def _prune(job: Job, config: Config, done: dict[str, Any]) -> dict[str, Any]:
+    """Remove what the job does not keep of the guests that it saved; return what to tell of it."""
+    saved = [line["guest"] for line in done["guests"] if line["error"] is None]
+    told: dict[str, Any] = {"pruned": [], "prune_error": None}
+    try:
+        told["pruned"] = await retention.prune(job, config, guests=saved)
+    except errors.MapsaveError as error:
+        told["prune_error"] = error.as_dict()
+    codes = [done["exit_code"], *retention.exit_codes(told["pruned"])]
+    if told["prune_error"]:
+        codes.append(told["prune_error"]["exit_code"])
+    return {**told, "exit_code": outcome.worst(codes)}
+
+
+def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> Request:
+    return save_request.request(
+        config,
+        guest,
+        **job.given,
+        image=job.image_name(guest.name, now),
+        replace=job.replace,
+        timeout=job.timeout,
+        job=job.name,
+    )
 
 
 async def _each(
-    job: Job, config: Config, work: Callable[[Guest], Awaitable[dict[str, Any]]]
+    job: Job, config: Config, work: Callable[[Guest, Line], Awaitable[dict[str, Any]]]
 ) -> dict[str, Any]:
     names = job.resolve(config)
-    slots = asyncio.Semaphore(job.concurrency)
 
-    async def one(name: str) -> dict[str, Any]:
-        line: dict[str, Any] = {"guest": name, "result": None, "error": None}
-        async with slots:
-            try:
-                line["result"] = await work(config.guest(name))
-            except errors.MapsaveError as error:
-                line["error"] = error.as_dict()
-            except Exception as error:
-                # A bug in one save must not cost the others theirs.
-                bug = errors.MapsaveError(f"unexpected {type(error).__name__}: {error}")
-                line["error"] = bug.as_dict()
+    async def one(name: str) -> Line:
+        line: Line = {"guest": name, "result": None, "error": None}
+        try:
+            line["result"] = await work(config.guest(name), line)
+        except errors.MapsaveError as error:
+            line["error"] = error.as_dict()
+        except Exception as error:
+            # A bug in one save must not cost the others theirs.
+            bug = errors.MapsaveError(f"unexpected {type(error).__name__}: {error}")
+            line["error"] = bug.as_dict()
         return line
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(name)) for name in names]
     lines = [task.result() for task in tasks]
-    codes = {line["error"]["exit_code"] if line["error"] else 0 for line in lines}
     return {
         "job": job.name,
         "guests": lines,
         "saved": sum(line["error"] is None for line in lines),
         "failed": sum(line["error"] is not None for line in lines),
-        "exit_code": next(code for code in _WORST_FIRST if code in codes),
+        "exit_code": outcome.worst(line["error"]["exit_code"] for line in lines if line["error"]),
     }

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import fnmatch
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import pydantic
-from pydantic import Field
-
-from manager import config, errors, units, yaml_errors, yaml_file
-from manager.config_models import Model, Name, SaveModel, Text, Truth
-from manager.jobs import cron, template
+from manager import config, errors, yaml_errors, yaml_file
+from manager.jobs import job_models, schedule, template
 
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Mapping
     from pathlib import Path
 
@@ -33,19 +29,40 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Retries:
+    """How many more tries a save gets that could not begin, and the seconds between them."""
+
+    times: int = 0
+    wait: float = 60.0
+
+
+@dataclass(frozen=True)
 class Job:
-    """One save job. ``timeout`` is in seconds for each guest; None means no limit."""
+    """One save job. ``timeout`` is in seconds for each save; None means no limit.
+
+    ``hooks`` has, for each moment, the names of those that run after the configuration's.
+    """
 
     name: str
     guests: tuple[str, ...]
     image: template.Template
     replace: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
-    schedule: str | None = None
+    schedule: schedule.Schedule | None = None
     keep: Keep | None = None
     concurrency: int = 1
     timeout: float | None = None
+    retries: Retries = Retries()
+    hooks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     document: yaml_file.Document | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def zone(self) -> datetime.tzinfo:
+        """The time zone of its schedule, which its hours, days and weeks are counted in as well.
+
+        Raises ConfigError where that is the host's and is not known.
+        """
+        return self.schedule.zone if self.schedule else schedule.local_zone()
 
     @property
     def source(self) -> Path | None:
@@ -108,88 +125,26 @@ def load(path: Path) -> Job:
     Raises ConfigMissing if it cannot be read, ConfigError with file and line for each mistake.
     """
     document = yaml_file.read(path)
-    model = document.validate(JobModel)
-    save = model.save or JobSaveModel.model_validate({})
+    model = document.validate(job_models.JobModel)
+    save = model.save or job_models.JobSaveModel.model_validate({})
+    if model.schedule and model.schedule.time_zone is None:
+        schedule.local_zone()  # told now, not when the job is due
     return Job(
         name=model.job,
         guests=tuple(model.guests),
         image=template.parse(save.image or template.DEFAULT),
         replace=bool(save.replace),
         given=save.given(),
-        schedule=model.schedule,
+        schedule=schedule.Schedule(**dict(model.schedule)) if model.schedule else None,
         keep=Keep(**model.keep.model_dump(exclude_none=True)) if model.keep else None,
         concurrency=model.concurrency,
         timeout=model.timeout,
+        retries=Retries(**dict(model.retries)) if model.retries else Retries(),
+        hooks=model.hooks.given() if model.hooks else {},
         document=document,
     )
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a save job, for editors."""
-    return JobModel.model_json_schema()
-
-
-def _image(value: str) -> str:
-    """Return ``value`` if it renders; what depends on the guest is checked with the guest."""
-    sample = uuid.UUID(int=0)
-    template.parse(value).render("guest", "job", datetime.datetime.now(datetime.UTC), sample)
-    return value
-
-
-def _timeout(value: Any) -> float:
-    if not isinstance(value, (str, int, float)):
-        raise ValueError("not a duration (write 30s, 15m, 1h30m)")
-    seconds = units.parse_duration(value)
-    if seconds == 0:
-        raise ValueError("must be longer than 0; leave it out for no limit")
-    return seconds
-
-
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
-class JobSaveModel(SaveModel):
-    """How the job saves; what is not given is as the configuration's ``save`` says."""
-
-    image: Annotated[Text, pydantic.AfterValidator(_image)] | None = Field(
-        None, description="Name of the image; {guest}, {job}, {uuid}, {time:%Y...} are filled in."
-    )
-    replace: Truth | None = Field(
-        None, description="Whether an image of that name may be replaced (default: no)."
-    )
-
-
-class KeepModel(Model):
-    """How many images of each guest to keep; older ones are removed."""
-
-    last: Count | None = Field(None, description="The last ones, whenever they were made.")
-    hourly: Count | None = Field(None, description="The last one of each of so many hours.")
-    daily: Count | None = Field(None, description="The last one of each of so many days.")
-    weekly: Count | None = Field(None, description="The last one of each of so many weeks.")
-    monthly: Count | None = Field(None, description="The last one of each of so many months.")
-
-    @pydantic.model_validator(mode="after")
-    def _keeps(self) -> KeepModel:
-        if not self.model_dump(exclude_none=True):
-            raise ValueError("must keep something: last, hourly, daily, weekly or monthly")
-        return self
-
-
-class JobModel(Model):
-    """A save job of mapsave."""
-
-    job: Name = Field(description="The job's name.")
-    guests: list[Text] = Field(min_length=1, description="Names of guests, or patterns like db*.")
-    save: JobSaveModel | None = Field(None, description="How to save.")
-    schedule: Annotated[str, pydantic.AfterValidator(cron.check)] | None = Field(
-        None, description="When: five fields as in crontab(5), or a word such as @daily."
-    )
-    keep: KeepModel | None = Field(None, description="How many images to keep.")
-    concurrency: Count = Field(1, description="How many guests to save side by side.")
-    timeout: (
-        Annotated[
-            float,
-            pydantic.PlainValidator(_timeout, json_schema_input_type=str | int | float),
-        ]
-        | None
-    ) = Field(None, description="How long each save may take, such as 15m.")
+    return job_models.JobModel.model_json_schema()

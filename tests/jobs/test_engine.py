@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import signal
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from manager import config, errors
+from manager.image import store
+from manager.jobs import engine, job
+from manager.operations import save, save_request
 from tests.kit import cli, processes, qmp, state, wait
 
 if TYPE_CHECKING:
@@ -40,9 +45,9 @@ def emulated(site: cli.Site, sockets: Path, name: str, *options: str) -> Iterato
 
 
 def write_job(site: cli.Site, **settings: Any) -> Path:
-    job = site.directory / "job.yaml"
-    job.write_text(yaml.safe_dump({"job": "nightly", "guests": ["*"], **settings}))
-    return job
+    path = site.directory / "job.yaml"
+    path.write_text(yaml.safe_dump({"job": "nightly", "guests": ["*"], **settings}))
+    return path
 
 
 def memory_of(socket: Path, target: Path) -> tuple[str, str]:
@@ -65,8 +70,8 @@ def test_saved_guests_come_back_with_their_ram(site: cli.Site, tmp_path: Path) -
     # A writer changes their RAM while they run, so it is not what a new one is filled with.
     for name, pattern in (("toy1", "random"), ("toy2", "linux")):
         site.add_guest(name, emulator={"memory": "16M", "pattern": pattern, "writer": True})
-    job = write_job(site, concurrency=2, save={"then": "leave", "image": "{guest}"})
-    site.run("job", "run", job, check=0)
+    path = write_job(site, concurrency=2, save={"then": "leave", "image": "{guest}"})
+    site.run("job", "run", path, check=0)
     before = set()
     for socket in site.state.glob("emulated/*.qmp"):
         before.add(memory_of(socket, tmp_path / "ram"))
@@ -87,9 +92,9 @@ def test_guests_are_saved_side_by_side_up_to_concurrency(site: cli.Site, sockets
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(emulated(site, sockets, name, "--throttle", "24M"))
-        job = write_job(site, concurrency=2, save={"image": "{guest}"})
+        path = write_job(site, concurrency=2, save={"image": "{guest}"})
         most = 0
-        with site.start("job", "run", job, "--json") as process:
+        with site.start("job", "run", path, "--json") as process:
             while process.poll() is None:
                 most = max(most, len(list(site.images.glob("*.partial"))))
                 time.sleep(0.005)
@@ -108,8 +113,8 @@ def test_failures_stop_nobody_and_the_worst_counts(
     ):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
         site.add_guest("gone", tmp_path / "nobody.qmp")
-        job = write_job(site, guests=["gone", "full", "*"], save={"image": "{guest}"})
-        result = site.run("job", "run", job, "--json", check=4)
+        path = write_job(site, guests=["gone", "full", "*"], save={"image": "{guest}"})
+        result = site.run("job", "run", path, "--json", check=4)
         done = result.json()
         with qmp.connect(sockets / "full") as monitor:
             assert monitor.execute("query-status")["status"] == "running"
@@ -125,8 +130,8 @@ def test_failures_stop_nobody_and_the_worst_counts(
 def test_summary_lists_each_guest(site: cli.Site, sockets: Path, tmp_path: Path) -> None:
     with emulated(site, sockets, "good"):
         site.add_guest("gone", tmp_path / "nobody.qmp")
-        job = write_job(site, save={"image": "{guest}-{job}"})
-        shown = site.run("job", "run", job, check=3).stdout.splitlines()
+        path = write_job(site, save={"image": "{guest}-{job}"})
+        shown = site.run("job", "run", path, check=3).stdout.splitlines()
     assert shown[0].split() == ["guest", "outcome", "time", "image"]
     assert shown[1].split()[:2] == ["good", "saved"]
     assert str(site.images / "good-nightly") in shown[1]
@@ -138,10 +143,10 @@ def test_summary_lists_each_guest(site: cli.Site, sockets: Path, tmp_path: Path)
 def test_job_check_touches_nothing(site: cli.Site, sockets: Path, tmp_path: Path) -> None:
     with emulated(site, sockets, "good"):
         site.add_guest("gone", tmp_path / "nobody.qmp")
-        job = write_job(site)
+        path = write_job(site)
         with qmp.connect(sockets / "good") as monitor:
             before = state.of(monitor)
-        done = site.run("job", "check", job, "--json", check=3).json()
+        done = site.run("job", "check", path, "--json", check=3).json()
         with qmp.connect(sockets / "good") as monitor:
             assert state.of(monitor) == before
             assert "status" not in monitor.execute("query-migrate")
@@ -154,10 +159,172 @@ def test_job_check_touches_nothing(site: cli.Site, sockets: Path, tmp_path: Path
 
 def test_timeout_of_a_job_leaves_the_guest_running(site: cli.Site, sockets: Path) -> None:
     with emulated(site, sockets, "slow", "--throttle", "1M"):
-        job = write_job(site, timeout="1s")
-        done = site.run("job", "run", job, "--json", check=4).json()
+        path = write_job(site, timeout="1s")
+        done = site.run("job", "run", path, "--json", check=4).json()
         assert done["guests"][0]["error"]["id"] == "save.timeout"
         with qmp.connect(sockets / "slow") as monitor:
             assert monitor.execute("query-status")["status"] == "running"
             assert monitor.execute("query-fdsets") == []
     assert list(site.images.iterdir()) == []
+
+
+def images_of(site: cli.Site) -> dict[str, list[dict[str, Any]]]:
+    """Return the metadata of the images of each guest, newest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    with store.directory(site.images) as held:
+        for entry in store.entries(held):
+            found.setdefault(str(entry.guest), []).append(entry.metadata)
+    return found
+
+
+def test_old_images_go_after_a_run_of_the_guests_that_it_saved(
+    site: cli.Site, sockets: Path
+) -> None:
+    how: dict[str, Any] = {"save": {"image": "{guest}-{uuid}", "then": "resume"}}
+    with emulated(site, sockets, "good"):
+        with emulated(site, sockets, "late"):
+            for _ in range(2):
+                done = site.run("job", "run", write_job(site, **how), "--json", check=0).json()
+            assert done["pruned"] == []
+            site.run("save", "good", "--image", "by-hand", "--then", "resume", check=0)
+        path = write_job(site, **how, keep={"last": 1, "monthly": 1})
+        done = site.run("job", "run", path, "--json", check=3).json()
+        kept, *gone = done["pruned"]
+        shown = site.run("job", "run", path, check=3).stdout.splitlines()
+    assert done["guests"][0]["result"]["image"] == kept["image"]
+    assert (kept["kept"], kept["reasons"][1]) == (True, "last 1 of 1")
+    assert [(line["guest"], line["kept"]) for line in gone] == [("good", False)] * 2
+    assert done["prune_error"] is None
+    assert shown[-1] == "job nightly: 1 saved, 1 failed, 1 old images removed"
+    found = images_of(site)
+    assert [each["job"] for each in found["late"]] == ["nightly"] * 2
+    assert sorted(str(each["job"]) for each in found["good"]) == ["None", "nightly"]
+    assert not Path(kept["image"]).exists()
+
+
+def test_a_guest_that_was_saved_to_quit_is_not_removed(site: cli.Site, sockets: Path) -> None:
+    path = write_job(site, save={"image": "{guest}-{uuid}"}, keep={"last": 1})
+    for _ in range(2):
+        with emulated(site, sockets, "good"):
+            done = site.run("job", "run", path, "--json", check=0).json()
+    assert [line["kept"] for line in done["pruned"]] == [True, True]
+    assert done["pruned"][1]["reasons"] == ["the guest itself: it was not restored since"]
+    assert len(images_of(site)["good"]) == 2
+
+
+def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site, sockets: Path) -> None:
+    site.add_guest("late", sockets / "late")
+    path = write_job(
+        site, save={"image": "{guest}"}, retries={"times": 100, "wait": "200ms"}, guests=["late"]
+    )
+    with site.start("job", "run", path) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert first.startswith("mapsave: job nightly: guest late: ")
+        assert first.endswith("; tried again in 0.2 s\n")
+        with emulated(site, sockets, "late"):
+            stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    row = stdout.splitlines()[1].split()
+    assert row[:2] == ["late", "saved"]
+    assert row[3] == "tries)"
+    assert int(row[2].removeprefix("(")) > 1
+
+
+def test_tries_end_after_as_many_as_it_says(site: cli.Site, sockets: Path) -> None:
+    site.add_guest("gone", sockets / "gone")
+    path = write_job(site, retries={"times": 2, "wait": "10ms"})
+    done = site.run("job", "run", path, "--json", check=3).json()
+    (line,) = done["guests"]
+    assert [each["error"]["id"] for each in line["tries"]] == ["check.unreachable"] * 3
+    assert line["tries"][0]["started"] < line["tries"][2]["started"]
+    assert line["error"] == line["tries"][2]["error"]
+    assert "(3 tries)" in site.run("job", "run", path, check=3).stdout
+
+
+def test_a_save_that_failed_behind_its_beginning_is_not_tried_again(
+    site: cli.Site, sockets: Path
+) -> None:
+    with emulated(site, sockets, "full") as pid:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+        path = write_job(site, retries={"times": 5, "wait": "10ms"})
+        done = site.run("job", "run", path, "--json", check=4).json()
+    assert [each["error"]["id"] for each in done["guests"][0]["tries"]] == ["save.failed"]
+
+
+def test_a_guest_that_waits_for_its_next_try_holds_nobody_up(site: cli.Site, sockets: Path) -> None:
+    site.add_guest("gone", sockets / "gone")
+    with emulated(site, sockets, "good"):
+        path = write_job(
+            site,
+            guests=["gone", "good"],
+            concurrency=1,
+            save={"image": "{guest}", "then": "resume"},
+            retries={"times": 5, "wait": "1h"},
+        )
+        with site.start("job", "run", path) as process:
+            wait.until((site.images / "good").exists, what="the image of the other guest")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 9
+
+
+def test_only_what_may_pass_by_itself_is_tried_again() -> None:
+    def classes(cls: type[errors.MapsaveError]) -> list[type[errors.MapsaveError]]:
+        return [cls, *(each for child in cls.__subclasses__() for each in classes(child))]
+
+    def made(cls: type[errors.MapsaveError]) -> errors.MapsaveError:
+        return cls("a", "b", "c") if cls is errors.CommandRefused else cls("words")
+
+    again = {cls for cls in classes(errors.MapsaveError) if engine.may_pass(made(cls))}
+    assert again == {errors.Unreachable, errors.NoRoom, errors.Busy, errors.AlreadyMigrating}
+    assert {cls.exit_code for cls in again} == {3, 8}
+    assert not engine.may_pass(OSError())
+
+
+async def test_whoever_runs_a_job_may_save_in_its_own_way(site: cli.Site, sockets: Path) -> None:
+    asked: list[save_request.Request] = []
+
+    with emulated(site, sockets, "good"), emulated(site, sockets, "poor"):
+        configured = config.load(site.config, {})
+        path = write_job(
+            site, save={"image": "{guest}", "then": "resume"}, timeout="1m", keep={"last": 1}
+        )
+
+        async def saver(guest: config.Guest, request: save_request.Request) -> dict[str, Any]:
+            asked.append(request)
+            if guest.name == "poor":
+                raise ZeroDivisionError("a bug")
+            return await save.save(guest, configured, request)
+
+        done = await engine.run(job.load(path), configured, saver=saver)
+    assert [(each.image, each.job, each.timeout) for each in asked] == [
+        ("good", "nightly", 60.0),
+        ("poor", "nightly", 60.0),
+    ]
+    assert done["exit_code"] == 1
+    assert done["guests"][0]["result"]["guest"] == "good"
+    assert done["guests"][0]["error"] is None
+    assert done["guests"][1]["error"]["message"] == "unexpected ZeroDivisionError: a bug"
+    assert (site.images / "good").exists()
+
+
+def test_hooks_of_the_job_run_behind_those_of_the_configuration(
+    site: cli.Site, sockets: Path
+) -> None:
+    hooks = site.directory / "hooks"
+    hooks.mkdir(mode=0o755)
+    told = site.directory / "told"
+    for name in ("first", "second"):
+        (hooks / name).write_text(
+            f'#!/bin/sh\necho "{name} $MAPSAVE_JOB $MAPSAVE_GUEST" >> {told}\n'
+        )
+        (hooks / name).chmod(0o755)
+    site.settings["hooks"] = {"directory": str(hooks), "after_save": ["first"]}
+    with emulated(site, sockets, "good"):
+        path = write_job(site, hooks={"after_save": ["second"], "before_save": ["second"]})
+        site.run("job", "run", path, check=0)
+    assert told.read_text().splitlines() == [
+        "second nightly good",
+        "first nightly good",
+        "second nightly good",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
+import zoneinfo
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manager import config, errors
-from manager.jobs import cron, job, template
+from manager.jobs import job, schedule, template
 
 FULL = """\
 job: nightly-web
@@ -28,10 +29,12 @@ save:
   preallocate: on
   policy: selinux-svirt
   replace: yes
-schedule: "30 2 * *   mon-fri"
+schedule: {cron: "30 2 * *   mon-fri", time_zone: Europe/Berlin, persistent: no, jitter: 10m}
 keep: {last: 3, daily: 7}
 concurrency: 2
 timeout: 15m
+retries: {times: 3, wait: 90s}
+hooks: {before_save: [freeze], after_save: [thaw, copy], on_failure: [thaw]}
 """
 WHEN = datetime.datetime(
     2026, 3, 1, 0, 30, 5, tzinfo=datetime.timezone(datetime.timedelta(hours=2))
@@ -72,11 +75,14 @@ def test_every_key_arrives(tmp_path: Path) -> None:
             "preallocate": "on",
             "policy": "selinux-svirt",
         },
-        schedule="30 2 * * mon-fri",
+        schedule=schedule.Schedule("30 2 * * mon-fri", "Europe/Berlin", False, 600.0),
         keep=job.Keep(last=3, daily=7),
         concurrency=2,
         timeout=900.0,
+        retries=job.Retries(times=3, wait=90.0),
+        hooks={"before_save": ("freeze",), "after_save": ("thaw", "copy"), "on_failure": ("thaw",)},
     )
+    assert loaded.zone is zoneinfo.ZoneInfo("Europe/Berlin")
     assert loaded.source == tmp_path / "job.yaml"
 
 
@@ -85,8 +91,28 @@ def test_least_job(tmp_path: Path) -> None:
     assert loaded.settings(configured()) == config.SaveSettings()
     assert loaded.settings(configured()).then == "quit"
     assert (loaded.replace, loaded.concurrency, loaded.timeout) == (False, 1, None)
-    assert (loaded.schedule, loaded.keep) == (None, None)
+    assert (loaded.schedule, loaded.keep, loaded.hooks) == (None, None, {})
+    assert loaded.retries.times == 0
     assert loaded.image_name("a", WHEN) == "a-20260228T223005Z.mapsave"
+
+
+def test_a_schedule_may_be_its_times_alone(tmp_path: Path) -> None:
+    alone = load(tmp_path, HEAD + "schedule: '@daily'")
+    assert alone.schedule == schedule.Schedule("@daily", None, True, 0.0)
+    assert load(tmp_path, HEAD + "schedule: {cron: '@daily'}") == alone
+    assert load(tmp_path, HEAD + "schedule: ~").schedule is None
+    assert load(tmp_path, HEAD + "retries: {times: 2}").retries == job.Retries(2, 60.0)
+
+
+def test_a_schedule_in_a_zone_that_the_host_does_not_know_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Mars/Olympus")
+    with pytest.raises(errors.ConfigError, match="the host's time zone 'Mars/Olympus'") as caught:
+        load(tmp_path, HEAD + "schedule: '@daily'")
+    assert "time_zone" in str(caught.value.hint)
+    zoned = load(tmp_path, HEAD + "schedule: {cron: '@daily', time_zone: UTC}")
+    assert zoned.zone is zoneinfo.ZoneInfo("UTC")
 
 
 def test_settings_of_the_job_win_over_those_of_the_configuration(tmp_path: Path) -> None:
@@ -189,8 +215,35 @@ HEAD = "job: j\nguests: [a]\n"
         (HEAD + "save: {image: ''}", "job.yaml:3:15: save.image: must not be empty"),
         (HEAD + f"save: {{image: '{'x' * 256}'}}", "longer than 255 bytes"),
         (HEAD + "save: {replace: maybe}", "job.yaml:3:17: save.replace: input should be a valid b"),
-        (HEAD + "schedule: '61 * * * *'", "job.yaml:3:11: schedule: minute: '61' is not within 0"),
+        (HEAD + "schedule: '61 * * * *'", "job.yaml:3:11: schedule: minute: '61' is neither"),
         (HEAD + "schedule: 5", "job.yaml:3:11: schedule: must be text"),
+        (HEAD + "schedule: [5]", "job.yaml:3:11: schedule: input should be a valid string"),
+        (HEAD + "schedule: {}", "job.yaml:3:11: the key 'cron' is missing in schedule"),
+        (
+            HEAD + "schedule:\n  cron: '* 24 * * *'",
+            "job.yaml:4:9: schedule.cron: hour: '24' is neither * nor made of 0-23",
+        ),
+        (
+            HEAD + "schedule: {cron: '@daily', jiter: 5m}",
+            "job.yaml:3:28: unknown key 'jiter': did you mean 'jitter'?",
+        ),
+        (
+            HEAD + "schedule: {cron: '@daily', time_zone: Europe/Berln}",
+            "3:39: schedule.time_zone: no time zone is called 'Europe/Berln' on this host: "
+            "did you mean 'Europe/Berlin'?",
+        ),
+        (HEAD + "schedule: {cron: '@daily', time_zone: ../x}", "no time zone is called '../x'"),
+        (HEAD + "schedule: {cron: '@daily', time_zone: Europe}", "no time zone is called 'Europe'"),
+        (HEAD + "schedule: {cron: '@daily', jitter: soon}", "schedule.jitter: not a duration"),
+        (HEAD + "schedule: {cron: '@daily', jitter: 25h}", "schedule.jitter: must be at most a d"),
+        (HEAD + "schedule: {cron: '@daily', persistent: 2}", "3:40: schedule.persistent: input s"),
+        (HEAD + "retries: {wait: 1m}", "job.yaml:3:10: the key 'times' is missing in retries"),
+        (HEAD + "retries: {times: 0}", "job.yaml:3:18: retries.times: input should be greater"),
+        (HEAD + "retries: {times: 1, wait: 0}", "3:27: retries.wait: must be longer than 0"),
+        (HEAD + "retries: 3", "job.yaml:3:10: retries: input should be a valid dictionary"),
+        (HEAD + "hooks: {before_restore: [a]}", "job.yaml:3:9: unknown key 'before_restore': did"),
+        (HEAD + "hooks: {after_save: [../a]}", "3:22: hooks.after_save[0]: must be the name of an"),
+        (HEAD + "hooks: {after_save: a}", "hooks.after_save: input should be a valid list"),
         (HEAD + "keep: {}", "job.yaml:3:7: keep: must keep something"),
         (HEAD + "keep: {last: 0}", "job.yaml:3:14: keep.last: input should be greater than or eq"),
         (HEAD + "keep: {yearly: 1}", "3:8: unknown key 'yearly' (known: daily"),
@@ -207,63 +260,6 @@ HEAD = "job: j\nguests: [a]\n"
 )
 def test_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     assert message in error_of(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        *("30 2 * * *", "*/5 * * * *", "0 0 1,15 * *", "0 0 * jan-mar MON", "0 9-17/2 * * 1-5"),
-        *("0 0 29 2 *", "0 0 31 2 1", "59 23 31 12 7", "1-5,10-20/3,59 * * * *", *cron.WORDS),
-    ],
-)
-def test_good_schedule(schedule: str) -> None:
-    assert cron.check(schedule) == schedule
-
-
-@pytest.mark.parametrize(
-    ("schedule", "words"),
-    [
-        ("", "five fields"),
-        ("* * * *", "not 4"),
-        ("* * * * * *", "not 6"),
-        ("@reboot", "'@reboot' is not one of @hourly"),
-        ("60 * * * *", "minute: '60' is not within 0-59"),
-        ("* 24 * * *", "hour: '24' is not within 0-23"),
-        ("* * 0 * *", "day of the month: '0' is not within 1-31"),
-        ("* * * 13 *", "month: '13' is not within 1-12"),
-        ("* * * * 8", "day of the week: '8' is not within 0-7"),
-        ("* * * foo *", "month: 'foo'"),
-        ("jan * * * *", "minute: 'jan'"),
-        ("5-1 * * * *", "minute: '5-1' ends before it begins"),
-        ("*/0 * * * *", "minute: the step in '*/0'"),
-        ("*/ * * * *", "minute: the step in '*/'"),
-        ("*/60 * * * *", "minute: the step in '*/60'"),
-        ("5/10 * * * *", "a step needs '*' or a range"),
-        ("1,,2 * * * *", "minute: ''"),
-        ("-1 * * * *", "minute: ''"),
-        ("1- * * * *", "minute: ''"),
-        ("*-5 * * * *", "minute: '*'"),
-        ("+1 * * * *", "minute: '+1'"),
-        ("² * * * *", "minute: '²'"),
-        ("0 0 30 2 *", "never comes"),
-        ("0 0 31 4,6,9,11 *", "never comes"),
-    ],
-)
-def test_bad_schedule(schedule: str, words: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        cron.check(schedule)
-    assert words in str(caught.value)
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.text("0123456789*/-,@ monjaful²", max_size=20))
-def test_random_schedule_is_checked_or_refused(schedule: str) -> None:
-    try:
-        checked = cron.check(schedule)
-    except ValueError:
-        return
-    assert cron.check(checked) == checked
-    assert schedule.split() == checked.split()
 
 
 @settings(max_examples=400, deadline=None)
@@ -283,7 +279,8 @@ LINES = st.tuples(
     st.sampled_from(
         [
             *("job", "guests", "save", "image", "then", "replace", "schedule", "keep", "last"),
-            *("concurrency", "timeout", "channels"),
+            *("concurrency", "timeout", "channels", "cron", "jitter", "time_zone", "retries"),
+            *("times", "wait", "hooks", "on_failure"),
         ]
     ),
     st.sampled_from(
@@ -322,8 +319,12 @@ def test_random_job_is_loaded_or_a_declared_error(tmp_path: Path, lines: list[st
 def test_schema_describes_every_key() -> None:
     schema = job.schema()
     json.dumps(schema)
-    assert {"job", "guests", "save", "schedule", "keep", "concurrency", "timeout"} == set(
-        schema["properties"]
+    keys = {"job", "guests", "save", "schedule", "keep", "concurrency", "timeout"}
+    assert keys | {"retries", "hooks"} == set(schema["properties"])
+    times, mapping, absent = schema["properties"]["schedule"]["anyOf"]
+    assert (times["type"], mapping["$ref"][-13:], absent["type"]) == (
+        *("string", "ScheduleModel"),
+        "null",
     )
     for model in (schema, *schema["$defs"].values()):
         assert model["additionalProperties"] is False
