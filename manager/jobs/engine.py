@@ -131,6 +131,9 @@ async def _prune(job: Job, config: Config, done: dict[str, Any]) -> dict[str, An
         told["pruned"] = await retention.prune(job, config, guests=saved)
     except errors.MapsaveError as error:
         told["prune_error"] = error.as_dict()
+    except Exception as error:
+        # Nor must one here cost the saves their summary.
+        told["prune_error"] = _bug(error).as_dict()
     codes = [done["exit_code"], *retention.exit_codes(told["pruned"])]
     if told["prune_error"]:
         codes.append(told["prune_error"]["exit_code"])
@@ -162,8 +165,7 @@ async def _each(
             line["error"] = error.as_dict()
         except Exception as error:
             # A bug in one save must not cost the others theirs.
-            bug = errors.MapsaveError(f"unexpected {type(error).__name__}: {error}")
-            line["error"] = bug.as_dict()
+            line["error"] = _bug(error).as_dict()
         return line
 
     async with asyncio.TaskGroup() as group:
@@ -176,3 +178,7 @@ async def _each(
         "failed": sum(line["error"] is not None for line in lines),
         "exit_code": outcome.worst(line["error"]["exit_code"] for line in lines if line["error"]),
     }
+
+
+def _bug(error: Exception) -> errors.MapsaveError:
+    return errors.MapsaveError(f"unexpected {type(error).__name__}: {error}")

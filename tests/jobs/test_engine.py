@@ -212,6 +212,18 @@ def test_a_guest_that_was_saved_to_quit_is_not_removed(site: cli.Site, sockets: 
     assert len(images_of(site)["good"]) == 2
 
 
+def test_where_old_images_cannot_be_looked_at_the_saves_are_told_as_well(
+    site: cli.Site, sockets: Path
+) -> None:
+    path = write_job(site, save={"image": "{guest}"}, keep={"daily": 1})
+    with emulated(site, sockets, "good"):
+        result = site.run("job", "run", path, "--json", check=2, env={"TZ": "Mars/Olympus"})
+    done = result.json()
+    assert (done["saved"], done["failed"], done["pruned"]) == (1, 0, [])
+    assert done["prune_error"]["id"] == "config.invalid"
+    assert (site.images / "good").exists()
+
+
 def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site, sockets: Path) -> None:
     site.add_guest("late", sockets / "late")
     path = write_job(
