@@ -157,11 +157,25 @@ class Service:
             listeners=lambda: len(self.hub),
             journal_bytes=journal.size_bytes,
             images=lambda: self.config.images,
-            jobs=lambda: {
-                job.name: JobState(self.scheduler.next_run(job.name), job.resolve(self.config))
-                for job in self.jobs
-            },
+            jobs=lambda: {job.name: self._job_state(job) for job in self.jobs},
         )
+
+    def _job_state(self, job: Job) -> JobState:
+        try:
+            guests = job.resolve(self.config)
+        except errors.MapsaveError:
+            guests = []  # the configuration is another since the job was loaded
+        return JobState(self.scheduler.next_run(job.name), guests)
+
+    async def seed_metrics(self) -> None:
+        """Let the metrics go on from what the journal knows."""
+        runs = []
+        for job in self.jobs:
+            for record in await self.journal.find(kind="job", job=job.name, limit=1):
+                if record.ended is not None:
+                    is_good = record.state == "done" and not (record.result or {}).get("failed")
+                    runs.append((job.name, record.started or record.ended, is_good))
+        self.metrics.seed(await self.journal.last_successes(), runs)
 
     async def housekeeping(self) -> None:
         """Forget operations that ended long ago, once a day."""
@@ -221,7 +235,7 @@ async def started(
     service = Service(load, config, journal)
     for broken in service.jobs.broken:
         _log.error("%s", broken.error.message)
-    service.metrics.seed(await journal.last_successes())
+    await service.seed_metrics()
     await service.recovery.begin()
     await service.scheduler.set_jobs(service.jobs)
     schedule = asyncio.create_task(service.scheduler.run(), name="scheduler")
