@@ -28,7 +28,7 @@ def test_example_job_saves_the_guests_of_the_example_configuration() -> None:
 def test_example_configuration_sets_what_is_built_in_for_root() -> None:
     configured = config.load(ROOT / "examples/manager.yaml", {})
     built_in = config.defaults({}, root=True)
-    for name in ("images", "state", "socket", "jobs", "save"):
+    for name in ("images", "state", "socket", "jobs", "save", "service", "hooks", "notify"):
         assert getattr(configured, name) == getattr(built_in, name)
 
 
