@@ -18,6 +18,7 @@ from tests.kit import cli, processes
 CHECKOUT = Path(__file__).parents[1]
 COMMANDS = (
     *("save", "restore", "check", "inspect", "verify", "list", "discard", "recover", "emulate"),
+    *("save-all", "restore-all"),
     *("job", "job run", "job check", "config", "config show", "config schema"),
 )
 HEAVY = {"pydantic", "qemu.qmp", "numpy", "yaml", "rich", "tenacity"}

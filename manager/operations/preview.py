@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from manager.monitor import process
 from manager.operations import attach, check, facts, save_request
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ async def preview(
                 "machine": found.machine,
                 "qemu": str(found.version),
                 "memory_bytes": found.memory.total,
+                "resident_bytes": process.resident_bytes(found.pid) if found.pid else None,
                 "image": f"{held.path}/{name}",
                 "checks": lines,
                 "strategy": chosen.as_dict(),

@@ -1,0 +1,110 @@
+"""Save every guest before the host goes down: the dearest first, and as many as the time allows.
+
+Read ``save_all`` and the ``Run`` of ``run.py`` from top to bottom: look at all guests while they
+run, write down what is about to be saved, then begin one save after the other as the disk takes
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.fleet import forecast, guests, record, run, targets
+from manager.image import store
+from manager.jobs import hooked, outcome
+from manager.migration.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manager.config import Config, Guest, Then
+    from manager.fleet.run import Saver
+    from manager.fleet.targets import Target
+    from manager.migration.progress import Report
+    from manager.operations import save_request
+
+_COUNTED = ("saved", "failed", "no_time", "not_running", "skipped")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of save-all: all guests that are configured, or those of ``names``.
+
+    ``libvirt`` is the URI of a daemon whose active domains are added. ``deadline`` is in seconds
+    from now; ``parallel`` None finds out how many saves at once the disk takes.
+    """
+
+    names: tuple[str, ...] = ()
+    libvirt: str | None = None
+    deadline: float | None = None
+    then: Then = "quit"
+    parallel: int | None = None
+    dry_run: bool = False
+
+
+async def save_all(
+    config: Config, request: Request, report: Report = silent, *, saver: Saver | None = None
+) -> dict[str, Any]:
+    """Save the guests, and return the summary that ``mapsave save-all --json`` prints.
+
+    One guest's failure is a line of the summary. ``saver`` saves one guest. Cancelled, the saves
+    under way put their guests back first; what is committed stays in the record.
+
+    Raises UnknownGuest, UsageError, Unsupported, Unreachable or NotPermitted where it is not known
+    which guests there are, Busy, and Refused where the record cannot be written: nothing is touched
+    then.
+    """
+    started = asyncio.get_running_loop().time()
+    found = await guests.chosen(config, request.names, request.libvirt)
+    if request.dry_run:
+        lines = await targets.examined(config, found, request.then, None)
+        rate = await asyncio.to_thread(forecast.known_rate, config)
+        forecast.foretell(lines, request.deadline, rate)
+        return {**_summary(config, request, lines, started), "rate_bytes_per_s": rate}
+    with record.held(config.state, set_aside=True) as kept:
+        lines = await targets.examined(config, found, request.then, request.deadline)
+        saved_before = {each.guest: each.image for each in kept.entries}
+        for line in lines:
+            line.image = line.image or saved_before.get(line.name)
+        saves = run.Run(config, request, lines, kept, saver or _saver(config), report, started)
+        await saves.to_the_end()
+        return {**_summary(config, request, lines, started), "rate_bytes_per_s": saves.pace.rate}
+
+
+def _saver(config: Config) -> Saver:
+    async def one(guest: Guest, request: save_request.Request, report: Report) -> dict[str, Any]:
+        return await hooked.save(guest, config, request, report)
+
+    return one
+
+
+def _summary(
+    config: Config, request: Request, lines: Sequence[Target], started: float
+) -> dict[str, Any]:
+    seconds = asyncio.get_running_loop().time() - started
+    written = sum(each.result["data_bytes"] for each in lines if each.result)
+    order = {"not_running": 1}  # behind those that there was something to do with
+    told = sorted(lines, key=lambda each: order.get(each.outcome, 0))
+    return {
+        "guests": [each.as_dict() for each in told],
+        "dry_run": request.dry_run,
+        **{word: sum(each.outcome == word for each in lines) for word in _COUNTED},
+        "duration_s": round(seconds, 6),
+        "bytes_per_s": round(written / seconds) if seconds else 0,
+        "needed_bytes": sum(each.size for each in lines if each.outcome in ("planned", "saved")),
+        "free_bytes": _free(config),
+        "record": str(config.state / record.NAME),
+        "exit_code": outcome.worst(each.error.exit_code for each in lines if each.error),
+    }
+
+
+def _free(config: Config) -> int | None:
+    """Return the bytes that may be written beside the images; None where that is not known."""
+    try:
+        with store.directory(config.images) as held:
+            return held.free_bytes()
+    except errors.MapsaveError:
+        return None

@@ -1,0 +1,103 @@
+"""Emulated guests for the tests of save-all and restore-all, which a restore starts again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tests.kit import processes, qmp, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.kit import cli
+
+MIB = 1 << 20
+
+
+def socket_of(site: cli.Site, name: str) -> Path:
+    """Return where the guest ``name`` listens."""
+    return site.directory / f"{name}.qmp"
+
+
+@contextlib.contextmanager
+def guest(
+    site: cli.Site,
+    name: str,
+    *,
+    size: int = 8 * MIB,
+    throttle: str | None = None,
+    priority: int = 0,
+    paused: bool = False,
+) -> Iterator[Path]:
+    """Run an emulated guest that a restore starts again, unthrottled; yield its monitor socket.
+
+    Whatever listens there at the end, the guest or the one restored, is ended.
+    """
+    socket = socket_of(site, name)
+    emulator = [sys.executable, "-m", "manager.emulator", "--qmp", str(socket)]
+    launch = [*emulator, "--memory", str(size), "--name", name]
+    site.add_guest(name, socket, launch=launch, priority=priority)
+    words = ["--pattern", "random", "--seed", str(sum(name.encode()))]
+    words += ["--throttle", throttle] if throttle else []
+    words += ["-S"] if paused else []
+    with processes.running([*launch, *words]):
+        try:
+            wait.until(lambda: answers(socket), what=f"the monitor of {name}")
+            yield socket
+        finally:
+            end(socket)
+
+
+def answers(socket: Path) -> bool:
+    """Tell whether a guest is there."""
+    with contextlib.suppress(OSError):
+        qmp.Client(socket).close()
+        return True
+    return False
+
+
+def end(socket: Path) -> None:
+    """End the QEMU that listens at ``socket``, if there is one."""
+    with contextlib.suppress(OSError):
+        client = qmp.Client(socket)
+        pid = client.peer_pid()
+        client.close()
+        processes.end(pid)
+
+
+def status(socket: Path) -> str:
+    """Return the run state of the guest."""
+    with qmp.connect(socket) as client:
+        return str(client.execute("query-status")["status"])
+
+
+def ram_of(socket: Path, target: Path) -> str:
+    """Return the SHA-256 of the RAM of a guest that does not change it."""
+    with qmp.connect(socket) as client:
+        size = client.execute("query-memory-size-summary")["base-memory"]
+        client.execute("pmemsave", val=0, size=size, filename=str(target))
+    return hashlib.sha256(target.read_bytes()).hexdigest()
+
+
+def recorded(site: cli.Site) -> list[dict[str, Any]]:
+    """Return the guests of the record; empty where there is none."""
+    path = site.state / "save-all.json"
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text())["guests"]
+    return found
+
+
+def committed(site: cli.Site) -> set[str]:
+    """Return the names of the guests that the record says are in an image."""
+    return {each["guest"] for each in recorded(site) if each["time"]}
+
+
+def outcomes(done: dict[str, Any]) -> dict[str, str]:
+    """Return what became of each guest of a summary, in its order."""
+    return {line["guest"]: line["outcome"] for line in done["guests"]}
