@@ -258,6 +258,11 @@ def partial_images(state: Path) -> set[str]:
     }
 
 
+def operations(state: Path) -> set[str]:
+    """Return the ids of the service's operations that journals speak of, owned or not."""
+    return {str(facts["operation"]) for facts in _all_facts(state) if facts.get("operation")}
+
+
 def claimed(state: Path, image_uuid: uuid.UUID) -> bool:
     """Tell whether a journal, owned or not, speaks of the image ``image_uuid`` as its own."""
     return any(facts.get("uuid") == str(image_uuid) for facts in _all_facts(state))

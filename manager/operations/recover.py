@@ -20,45 +20,77 @@ if TYPE_CHECKING:
     from manager.config import Config
     from manager.operations.journal import Orphan
 
+    Line = dict[str, Any]
+    Told = Callable[[Line], Awaitable[None]]
 
-async def recover(config: Config, *, dry_run: bool = False) -> dict[str, Any]:
+
+async def recover(
+    config: Config, *, dry_run: bool = False, told: Told | None = None
+) -> dict[str, Any]:
     """Deal with every operation whose manager died, then sweep partial images without an owner.
 
     Returns ``operations`` and ``swept``. With ``dry_run`` nothing is changed, and each entry says
     what would be done. An operation that cannot be dealt with yet (its QEMU does not answer) keeps
-    its journal and is reported with its error.
+    its journal and is reported with its error. ``told`` gets each entry as soon as it is there: one
+    save that QEMU is still doing may take long.
     """
     with journal.orphans(config.state) as orphans:
         # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
         operations = await asyncio.gather(
-            *(_one(config, orphan, dry_run=dry_run) for orphan in orphans)
+            *(_one(config, orphan, told, dry_run=dry_run) for orphan in orphans)
         )
     if not dry_run:
         journal.remove_empty(config.state)
     return {"operations": operations, "swept": sweep(config, dry_run=dry_run), "dry_run": dry_run}
 
 
-async def _one(config: Config, orphan: Orphan, *, dry_run: bool) -> dict[str, Any]:
+async def _one(
+    config: Config, orphan: Orphan, told: Told | None, *, dry_run: bool
+) -> dict[str, Any]:
     line: dict[str, Any] = {
         "operation": orphan.kind,
         "id": orphan.facts.get("operation"),
         "guest": orphan.facts.get("guest"),
+        "image": _image(orphan),
+        "monitor": _monitor(orphan),
         "interrupted_at": orphan.last,
         "outcome": None,
         "error": None,
     }
+    await _deal_with(config, orphan, line, dry_run=dry_run)
+    if told is not None:
+        await told(line)
+    return line
+
+
+async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: bool) -> None:
     try:
         line["outcome"] = await _work(orphan)(config, orphan, dry_run=dry_run)
     except errors.MapsaveError as error:
         line["error"] = error.as_dict()
-        return line
+        return
     except OSError as error:
         words = f"{error.filename or orphan.path}: {error.strerror}"
         line["error"] = errors.SaveFailed(words, hint="mend that, then recover again").as_dict()
-        return line
+        return
     if not dry_run:
         journal.forget(orphan)
-    return line
+
+
+def _image(orphan: Orphan) -> str | None:
+    """Return the path of the image that the operation was about, whether it is there or not."""
+    facts = orphan.facts
+    if "directory" in facts:
+        return os.path.join(str(facts["directory"]), str(facts["name"]))
+    return facts.get("image")
+
+
+def _monitor(orphan: Orphan) -> str | None:
+    """Return the address of the guest's monitor; None where none was known yet."""
+    found = orphan.facts.get("monitor") or {}
+    if found.get("socket"):
+        return str(found["socket"])
+    return f"{found['uri']}#{found['domain']}" if found.get("uri") else None
 
 
 def _work(orphan: Orphan) -> Callable[..., Awaitable[str]]:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import store
-from manager.operations import images, recover, recover_save
+from manager.operations import journal as steps
+from manager.operations import recover, recover_restore, recover_save
 from manager.service import operation as states
+from manager.service import recovered
 
 if TYPE_CHECKING:
+    from manager.image.store import Entry
     from manager.jobs.journal import Journal, Record
     from manager.service.service import Service
 
+    Line = dict[str, Any]
+
 _log = logging.getLogger(__name__)
 
-_AGAIN = 30.0  # seconds until what could not be dealt with is tried again
-_WHOLE = "committed"  # the step from which on a save's image is valid under its name
+# Seconds until what could not be dealt with is tried again: the first time, and at most.
+_SOON, _LATER = 1.0, 30.0
+_GOOD = ("saved", "restored")
+# The last steps of a restore: the guest is its user's.
+_HANDED_OVER = ("mark", "run")
 
 
 class Recovery:
@@ -28,82 +37,123 @@ class Recovery:
         self._service = service
         self._journal = journal
         self._one_at_a_time = asyncio.Lock()
-        self._interrupted: list[Record] = []
+        self._interrupted: dict[str, Record] = {}
         self.is_done = False
 
     async def begin(self) -> None:
         """Note what was under way when the service before us ended."""
-        self._interrupted = await self._journal.unfinished()
+        self._interrupted = {each.id: each for each in await self._journal.unfinished()}
 
     def speaks_of(self, operation: str) -> bool:
         """Tell whether an operation is still to be recovered."""
-        return any(record.id == operation for record in self._interrupted)
+        return operation in self._interrupted
 
     async def run(self) -> None:
         """Recover, again and again, until nothing is left."""
-        while True:
-            done = await self.once()
-            left = [line for line in done["operations"] if line["error"]]
-            if not left:
-                self.is_done = True
-                return
-            for line in left:
-                _log.warning(
-                    "recovery of the %s of %s: %s; tried again in %g s",
-                    *(line["operation"], line["guest"], line["error"]["message"], _AGAIN),
-                )
-            await asyncio.sleep(_AGAIN)
+        pause = _SOON
+        while not self.is_done:
+            try:
+                done = await self.once()
+            except (errors.MapsaveError, OSError) as error:
+                # The journal cannot be written, the image directory is gone: that may pass.
+                _log.error("recovery: %s; tried again in %g s", error, pause)
+            else:
+                for line in done["operations"]:
+                    if line["error"]:
+                        words = (line["operation"], line["guest"], line["error"]["message"], pause)
+                        _log.warning("recovery of the %s of %s: %s; tried again in %g s", *words)
+            if not self.is_done:
+                await asyncio.sleep(pause)
+            pause = min(pause * 2, _LATER)
 
     async def once(self) -> dict[str, Any]:
-        """Recover once; return what ``mapsave recover --json`` prints."""
+        """Recover once; return what ``mapsave recover --json`` prints. Raises Refused, OSError."""
         async with self._one_at_a_time:
-            done = await recover.recover(self._service.config)
-            outcomes = {line["id"]: line for line in done["operations"] if line["id"]}
-            for line in done["operations"]:
-                if line["outcome"]:
-                    words = (line["operation"], line["guest"], line["outcome"])
-                    _log.info("recovered the %s of %s: %s", *words)
-            still = []
-            for record in self._interrupted:
-                line = outcomes.get(record.id)
-                if line is not None and line["error"]:
-                    still.append(record)
-                else:
-                    await self._settle(record, line["outcome"] if line else None)
-            self._interrupted = still
+            config = self._service.config
+            await self._settle_others()
+            done = await recover.recover(config, told=self._told)
+            await self._settle_others()
+            self.is_done = not self._interrupted and not any(
+                line["error"] for line in done["operations"]
+            )
             return done
 
-    async def _settle(self, record: Record, outcome: str | None) -> None:
+    async def _told(self, line: Line) -> None:
+        """Tell what was done about one operation, and settle it."""
+        if line["error"]:
+            return
+        words = (line["operation"], line["guest"], line["outcome"])
+        _log.info("recovered the %s of %s: %s", *words)
+        record = self._interrupted.get(str(line["id"]))
+        if record is None:
+            return  # the command line's own, or one whose end we knew
+        try:
+            await self._settle(record, line, await self._images())
+        except errors.MapsaveError as error:
+            # Its step journal is gone; the image still tells, when it is tried again.
+            _log.error("operation %s: its end is not in the journal yet: %s", record.id, error)
+
+    async def _settle_others(self) -> None:
+        """Settle those that no step journal speaks of: they waited, or had just ended."""
+        spoken_of = steps.operations(self._service.config.state)
+        others = [each for each in self._interrupted.values() if each.id not in spoken_of]
+        if not others:
+            return
+        images = await self._images()
+        for record in others:
+            await self._settle(record, None, images)
+
+    async def _settle(self, record: Record, line: Line | None, images: dict[str, Entry]) -> None:
         """Put into the journal what became of an operation of the service before us."""
-        image = await asyncio.to_thread(self._image, record) if record.kind == "save" else None
-        if image is not None:
-            await self._end(record, states.DONE, result={**image, "recovered": True})
-            return
-        if outcome is not None and outcome.startswith(recover_save.COMMITTED):
-            await self._end(record, states.DONE, result={"recovered": True, "outcome": outcome})
-            return
-        error = errors.Interrupted(
-            f"the service ended meanwhile; {outcome or 'nothing was under way any more'}",
-            hint="begin it again",
-            step=record.step,
-        )
-        await self._end(record, states.CANCELLED, error=error.as_dict())
+        result = self._result(record, line, images)
+        operations = self._service.operations
+        if result is not None:
+            await operations.settle(record, states.DONE, result=result)
+        else:
+            outcome = line["outcome"] if line else "nothing was under way any more"
+            error = errors.Interrupted(
+                f"the service ended meanwhile; {outcome}",
+                hint="begin it again",
+                step=record.step,
+            )
+            await operations.settle(record, states.CANCELLED, error=error.as_dict())
+        del self._interrupted[record.id]
 
-    async def _end(self, record: Record, state: str, **outcome: Any) -> None:
-        await self._journal.end(record.id, state, **outcome)
-        self._service.hub.tell(
-            "operation", await self._service.operations.get(record.id), record.id
-        )
+    async def _images(self) -> dict[str, Entry]:
+        """Return the good images, by their paths and by the ids of the operations they are of."""
+        directory = self._service.config.images
 
-    def _image(self, record: Record) -> dict[str, Any] | None:
-        """Return the image that a save has committed, by the id of the operation in it."""
-        config = self._service.config
-        if not config.images.is_dir():
-            return None
-        with store.directory(config.images) as held:
-            for entry in store.entries(held):
-                ours = entry.metadata.get("operation") == record.id
-                if ours and entry.state in ("saved", "restored"):
-                    line = images.line(entry)
-                    return {key: line[key] for key in ("image", "guest", "format", "state")}
+        def look() -> dict[str, Entry]:
+            if not directory.is_dir():
+                return {}
+            with store.directory(directory) as held:
+                good = [each for each in store.entries(held) if each.state in _GOOD]
+            return {each.path: each for each in good} | {
+                str(each.metadata["operation"]): each
+                for each in good
+                if each.metadata.get("operation")
+            }
+
+        return await asyncio.to_thread(look)
+
+    def _result(
+        self, record: Record, line: Line | None, images: dict[str, Entry]
+    ) -> dict[str, Any] | None:
+        """Return the result of what has reached its end after all; None for the others."""
+        outcome = str(line["outcome"]) if line else ""
+        if record.kind == "save":
+            if (entry := images.get(record.id)) is not None:
+                return recovered.save(entry)
+            if line is not None and outcome.startswith(recover_save.COMMITTED):
+                return recovered.gone(line)
+        if record.kind == "restore":
+            path = line["image"] if line else self._service.config.images / str(record.image)
+            entry = images.get(os.path.realpath(path))
+            over = (
+                line is None
+                and record.step in _HANDED_OVER
+                and (entry is not None and entry.state == "restored")
+            )
+            if over or outcome in (recover_restore.RUNS, recover_restore.ENDED_SINCE):
+                return recovered.restore(entry, line, record.guest)
         return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import logging
 import random
 from typing import TYPE_CHECKING, Any
 
+from manager import errors
 from manager.jobs import schedule as schedules
 
 if TYPE_CHECKING:
@@ -21,17 +23,31 @@ _log = logging.getLogger(__name__)
 
 # The clock of the host may be set, or the host suspended: look at it again at least this often.
 _LOOK = 20.0
+# A clock that went back by less was corrected, and what has just run must not run again.
+_SET_BACK = datetime.timedelta(minutes=1)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 class Scheduler:
     """When each job runs next, and the loop that waits for it.
 
     ``start`` begins a job and returns whether it did: not while its run before is under way.
+    ``now`` is the clock, in UTC.
     """
 
-    def __init__(self, journal: Journal, start: Callable[[Job], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        start: Callable[[Job], Awaitable[bool]],
+        now: Callable[[], datetime.datetime] = _now,
+    ) -> None:
         self._journal = journal
         self._start = start
+        self._now = now
+        self._looked = now()
         self._next: dict[str, datetime.datetime] = {}
         self._jobs: dict[str, Job] = {}
         self._changed = asyncio.Event()
@@ -39,7 +55,7 @@ class Scheduler:
 
     async def set_jobs(self, jobs: Jobs) -> None:
         """Take over the jobs of a configuration; a run that is due or was missed comes at once."""
-        now = _now()
+        now = self._now()
         found: dict[str, datetime.datetime] = {}
         for job in jobs:
             if job.schedule is None:
@@ -69,26 +85,41 @@ class Scheduler:
         """Start jobs when they are due, for ever."""
         while True:
             self._changed.clear()
-            now = _now()
+            now = self._now()
+            if now < self._looked - _SET_BACK:
+                self._set_back(now)
+            self._looked = now
             for name in [name for name, when in self._next.items() if when <= now]:
-                await self._due(self._jobs[name], now)
-            waits = [(when - _now()).total_seconds() for when in self._next.values()]
+                # The jobs may be others by now.
+                if (job := self._jobs.get(name)) is not None and name in self._next:
+                    await self._due(job, now)
+            waits = [(when - self._now()).total_seconds() for when in self._next.values()]
             try:
                 async with asyncio.timeout(max(min([_LOOK, *waits]), 0)):
                     await self._changed.wait()
             except TimeoutError:
                 pass
 
+    def _set_back(self, now: datetime.datetime) -> None:
+        """Reckon anew: times reckoned by a clock that was ahead may be years away."""
+        for name in list(self._next):
+            with contextlib.suppress(errors.MapsaveError):  # as it was, where there is no time zone
+                self._next[name] = min(self._next[name], self._after(self._jobs[name], now))
+
     async def _due(self, job: Job, now: datetime.datetime) -> None:
-        self._next[job.name] = self._after(job, now)
+        # The others' runs must not depend on this one.
+        self._next[job.name] = now + datetime.timedelta(seconds=_LOOK)
         try:
+            self._next[job.name] = self._after(job, now)
             started = await self._start(job)
         except Exception as error:
-            # The others' runs must not depend on this one.
             _log.error("job %s could not be started: %s", job.name, error)
             return
         if started:
-            await self._journal.ran(job.name, now.timestamp())
+            try:
+                await self._journal.ran(job.name, now.timestamp())
+            except errors.MapsaveError as error:
+                _log.error("job %s: that it ran is not in the journal: %s", job.name, error)
         else:
             _log.warning(
                 "job %s: its run before is still under way; this one is left out", job.name
@@ -101,10 +132,6 @@ class Scheduler:
     async def _last_run(self, job: str) -> datetime.datetime | None:
         last = await self._journal.last_run(job)
         return None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC)
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
 
 
 def as_time(seconds: float | None) -> Any:

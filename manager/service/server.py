@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _EXTEND = 5.0  # seconds between two requests for more time while saves are finished
 _KEEPALIVE = 25.0
+_LINGER = 0.5  # seconds in which those who wait for what has just ended ask for its outcome
 
 
 async def serve(load: Callable[[], Config], config: Config) -> None:
@@ -40,10 +41,12 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
     """
     notifier = systemd.Notifier.from_environment(os.environ)
     _raise_descriptor_limit()
-    stop = asyncio.Event()
+    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _STOPPING:
         loop.add_signal_handler(number, stop.set)
+    # From the first moment to the last: what nobody handles would end us amid a save.
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with contextlib.AsyncExitStack() as stack:
         # First of all, for both go on until everything else has ended.
         stack.callback(_task(systemd.beat(notifier, systemd.watchdog_interval(os.environ))).cancel)
@@ -51,14 +54,12 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
         stack.enter_context(sockets.only_one(config.state))
         kept = await stack.enter_async_context(journal.opened(config.state / "journal.db"))
         running = await stack.enter_async_context(_listening(load, config, kept))
-        loop.add_signal_handler(
-            signal.SIGHUP, lambda: running.spawn("reload", _reload(running, notifier))
-        )
-        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
         notifier.ready()
-        notifier.status(f"{len(config.guests)} guests, {len(running.jobs)} jobs")
+        notifier.status(_summary(running))
         _log.info("serving at %s", config.socket)
+        reloading = _task(_reload_when(reload, running, notifier))
         await stop.wait()
+        reloading.cancel()
         _log.info("stopping: running saves are %s", _ending(running))
         notifier.stopping()
         notifier.status(f"stopping: running saves are {_ending(running)}")
@@ -90,7 +91,9 @@ async def _listening(
                 sweep = asyncio.create_task(connections.sweep(runner.server), name="connections")
                 try:
                     yield running
+                    was_busy = len(running.operations) > 0
                     await running.stop()
+                    await asyncio.sleep(_LINGER if was_busy else 0)
                 finally:
                     sweep.cancel()
             finally:
@@ -111,6 +114,18 @@ async def _start(
         await web.SockSite(runner, listener, ssl_context=context, backlog=1024).start()
 
 
+async def _reload_when(asked: asyncio.Event, running: Service, notifier: Notifier) -> None:
+    """Reload each time that SIGHUP asks for it, for ever."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await _reload(running, notifier)
+        except Exception:
+            _log.exception("reload: a bug in mapsave")
+            notifier.ready()
+
+
 async def _reload(running: Service, notifier: Notifier) -> None:
     """Read the configuration anew, and tell systemd and the log what came of it."""
     notifier.reloading()
@@ -123,8 +138,12 @@ async def _reload(running: Service, notifier: Notifier) -> None:
         for key in fixed:
             _log.warning("%s: takes effect only when the service is started again", key)
         _log.info("the configuration was read anew")
-        notifier.status(f"{len(running.config.guests)} guests, {len(running.jobs)} jobs")
+        notifier.status(_summary(running))
     notifier.ready()
+
+
+def _summary(running: Service) -> str:
+    return f"{len(running.config.guests)} guests, {len(running.jobs)} jobs"
 
 
 def _ending(running: Service) -> str:

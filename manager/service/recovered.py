@@ -1,0 +1,99 @@
+"""What a recovered operation tells as its result: the same as if nothing had come between."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from manager.image.store import Entry
+
+
+def save(entry: Entry) -> dict[str, Any]:
+    """Return the result of a save, from what its image says of itself.
+
+    How long the single phases took went with the service that saw them.
+    """
+    known = entry.metadata
+    started, ended = _time(known.get("started")), _time(known.get("ended"))
+    paused = known.get("paused_at")
+    seconds = max(ended - started, 0.0) if started and ended else 0.0
+    data = _number(known.get("data_bytes"))
+    return {
+        "image": entry.path,
+        "guest": entry.guest,
+        "format": entry.format,
+        "state": entry.state,
+        "ram_bytes": _ram(known),
+        "data_bytes": data,
+        "file_bytes": entry.file_bytes,
+        "allocated_bytes": entry.allocated_bytes,
+        "duration_s": round(seconds, 6),
+        "downtime_s": round(max(ended - float(str(paused)), 0.0), 6) if paused and ended else 0.0,
+        "phases": {},
+        "bytes_per_s": round(data / seconds) if seconds else 0,
+        "strategy": known.get("strategy"),
+        "reasons": [],
+        "label": known.get("label"),
+        "then": known.get("then"),
+        "recovered": True,
+    }
+
+
+def gone(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of a save whose image somebody has taken away since it was committed."""
+    numbers = ("ram_bytes", "data_bytes", "file_bytes", "allocated_bytes", "bytes_per_s")
+    return {
+        "image": line["image"],
+        "guest": line["guest"],
+        **dict.fromkeys(numbers, 0),
+        "duration_s": 0.0,
+        "downtime_s": 0.0,
+        "phases": {},
+        "then": "leave",
+        "outcome": line["outcome"],
+        "recovered": True,
+    }
+
+
+def restore(
+    entry: Entry | None, line: Mapping[str, Any] | None, guest: str | None
+) -> dict[str, Any]:
+    """Return the result of a restore: its guest was let run.
+
+    ``line`` is what recovery did; None where nothing was left to do. How long it took nobody saw.
+    """
+    known = entry.metadata if entry is not None else {}
+    told = line or {}
+    return {
+        "image": told.get("image") or (entry.path if entry is not None else None),
+        "guest": told.get("guest") or guest or (entry.guest if entry is not None else None),
+        "run_state": "running",
+        "duration_s": 0.0,
+        "downtime_s": None,
+        "bytes_per_s": 0,
+        "ram_bytes": _ram(known),
+        "data_bytes": _number(known.get("data_bytes")),
+        "phases": {},
+        "monitor": told.get("monitor"),
+        "pid": None,
+        "recovered": True,
+    }
+
+
+def _ram(known: Mapping[str, Any]) -> int:
+    return sum(_number(block.get("bytes")) for block in known.get("ram_blocks") or ())
+
+
+def _number(found: Any) -> int:
+    return int(found) if isinstance(found, int) else 0
+
+
+def _time(found: Any) -> float:
+    """Return an ISO 8601 time in seconds since the epoch; 0 where there is none."""
+    try:
+        return datetime.datetime.fromisoformat(str(found)).timestamp()
+    except ValueError:
+        return 0.0
