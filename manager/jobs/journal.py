@@ -114,18 +114,19 @@ class Journal(History):
         operation: str,
         state: str,
         *,
+        ended: float | None = None,
         result: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
     ) -> None:
         """Enter the outcome of an operation: on stable storage when this returns.
 
-        ``state`` is done, failed or cancelled. Entered also when cancelled. Raises UnknownOperation
-        where no such one is under way, Refused where the journal cannot be written: it counts as
-        under way then.
+        ``state`` is done, failed or cancelled, since ``ended``, or else since now. Entered also
+        when cancelled. Raises UnknownOperation where no such one is under way, Refused where the
+        journal cannot be written: it counts as under way then.
         """
         if state not in ENDED:
             raise ValueError(f"an operation does not end {state!r}")
-        outcome = {"state": state, "ended": time.time(), "result": result, "error": error}
+        outcome = {"state": state, "ended": ended or time.time(), "result": result, "error": error}
         query = rows.update(operation, outcome)
         await self._update(operation, query, f"the end of operation {operation}: {outcome}")
 

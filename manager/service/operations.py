@@ -247,14 +247,15 @@ class Operations:
 
     async def _end(self, active: Operation, ended: dict[str, Any]) -> None:
         """Put the outcome into the journal, then tell it: whoever is told finds it there."""
-        outcome = {"result": ended.get("result"), "error": ended.get("error")}
+        ended["ended"] = time.time()
+        outcome = {name: ended.get(name) for name in ("ended", "result", "error")}
         try:
             await self._journal.end(active.id, ended["state"], **outcome)
         except errors.MapsaveError as error:
             _log.error("operation %s: its end is not in the journal yet: %s", active.id, error)
             self._unwritten[active.id] = active
         del self._active[active.id]
-        active.change(**ended, ended=time.time(), progress=None)
+        active.change(**ended, progress=None)
         level = logging.INFO if active.error is None else logging.WARNING
         words = f": {active.error['message']} [{active.error['id']}]" if active.error else ""
         _log.log(level, "%s %s%s", active.kind, active.state, words)
@@ -269,7 +270,8 @@ class Operations:
             try:
                 if each.image is not None:
                     await self._journal.change(each.id, image=each.image)
-                await self._journal.end(each.id, each.state, result=each.result, error=each.error)
+                outcome = {"ended": each.ended, "result": each.result, "error": each.error}
+                await self._journal.end(each.id, each.state, **outcome)
             except errors.UnknownOperation:
                 pass  # another journal lies there by now
             except errors.MapsaveError as error:
