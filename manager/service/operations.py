@@ -270,7 +270,7 @@ class Operations:
             try:
                 if each.image is not None:
                     await self._journal.change(each.id, image=each.image)
-                outcome = {"ended": each.ended, "result": each.result, "error": each.error}
+                outcome = {name: getattr(each, name) for name in ("ended", "result", "error")}
                 await self._journal.end(each.id, each.state, **outcome)
             except errors.UnknownOperation:
                 pass  # another journal lies there by now
@@ -279,7 +279,7 @@ class Operations:
                 return
             del self._unwritten[each.id]
 
-    async def settle(self, record: Record, state: str, **outcome: dict[str, Any] | None) -> None:
+    async def settle(self, record: Record, state: str, **outcome: Any) -> None:
         """End an operation of a service before us, with ``result`` or ``error``. Raises Refused."""
         image = (outcome.get("result") or {}).get("image", record.image)
         if image != record.image:
