@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 90.0  # seconds for one answer; the service lets us wait for at most 60
 _RECONNECT = 60.0  # seconds that a service may take to come back while we wait for an operation
+_BUSY = 10.0  # seconds that a service may take to accept a connection
 _SOCKET = "mapsaved"
 
 
@@ -113,11 +114,23 @@ def connect(path: str) -> socket.socket:
     try:
         sock.settimeout(_TIMEOUT)
         with unix_socket.to_connect(path) as address:
-            sock.connect(address)
+            _connect(sock, address)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _connect(sock: socket.socket, address: str) -> None:
+    """Connect; wait while so many do that the queue is full, which is told as EAGAIN (unix(7))."""
+    deadline = time.monotonic() + _BUSY
+    while True:
+        try:
+            return sock.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def service(given: Globals, config: Config) -> Client | None:

@@ -9,7 +9,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from manager import errors
 from manager.service import queries
@@ -17,7 +17,7 @@ from manager.service import queries
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from manager.service.connections import Connections
+    from manager.service.connections import Connections, Patience
     from manager.service.peers import Peer, Role
     from manager.service.service import Service
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LARGEST_BODY = 1 << 20
-BODY_TIMEOUT = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Call:
     peer: Peer
     query: Any
     body: Any
+    patience: Patience
 
     def part(self, name: str) -> str:
         """Return a part of the path."""
@@ -65,6 +65,7 @@ def application(
     service: Service, routes: Sequence[Route], connections: Connections
 ) -> web.Application:
     """Return the application that answers at ``routes``."""
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     app = web.Application(middlewares=[_errors_as_json], client_max_size=LARGEST_BODY)
     for route in routes:
         app.router.add_route(route.method, route.path, _handler(service, route, connections))
@@ -82,8 +83,9 @@ def _handler(
         peer = _peer(service, request)
         peer.require(route.role, f"{route.method} {request.path}")
         query = queries.parse(route.query, request.query, _repeated(request))
-        body = await _body(request) if route.takes_body else None
-        found = await route.handler(Call(service, request, peer, query, body))
+        patience = connections.patience
+        body = await _body(request, patience.body) if route.takes_body else None
+        found = await route.handler(Call(service, request, peer, query, body, patience))
         if isinstance(found, web.StreamResponse):
             return found
         return as_json(found, status=route.status)
@@ -127,7 +129,7 @@ def _repeated(request: web.Request) -> set[str]:
     return {name for name in request.query if len(request.query.getall(name)) > 1}
 
 
-async def _body(request: web.Request) -> Any:
+async def _body(request: web.Request, timeout: float) -> Any:
     """Return the JSON of a request. Raises RequestInvalid, RequestTooLarge."""
     if request.content_type != "application/json":
         raise errors.RequestInvalid(
@@ -135,12 +137,17 @@ async def _body(request: web.Request) -> Any:
             hint="send it with Content-Type: application/json",
         )
     try:
-        async with asyncio.timeout(BODY_TIMEOUT):
+        async with asyncio.timeout(timeout):
             raw = await request.read()
     except TimeoutError:
-        raise errors.RequestInvalid(f"the body did not come within {BODY_TIMEOUT:g} s") from None
+        raise errors.RequestInvalid(f"the body did not come within {timeout:g} s") from None
     try:
-        return json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repetition)
+        found = json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repetition)
+        # Bytes of a file name that are no text may be in it, but no other half of a pair.
+        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        return found
+    except UnicodeEncodeError:
+        raise errors.RequestInvalid("the body holds half of a surrogate pair") from None
     except RecursionError:
         raise errors.RequestInvalid("the body is nested too deeply") from None
     except ValueError as error:  # UnicodeDecodeError too
@@ -185,8 +192,17 @@ async def _errors_as_json(
         )
     except web.HTTPException as error:
         return failure(errors.RequestInvalid(error.reason))
-    except (asyncio.CancelledError, ConnectionError):
-        raise
     except Exception as error:
+        if request.transport is None or request.transport.is_closing():
+            return web.Response()  # the client is gone, which is its right
         _log.exception("%s %s: a bug in mapsave", request.method, request.path)
         return failure(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Tell whether an error that aiohttp logs is one of ours: what clients send wrong is not."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, http_exceptions.HttpProcessingError | ConnectionError):
+        return True
+    _log.debug("a client sent what is no request: %s", error)
+    return False

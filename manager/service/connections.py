@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_IDLE = 30.0  # seconds to send the head of a request, or to read what was answered
-_SERVING = 120.0  # seconds that a request may take; what takes longer is an operation
-_EVERY = 5.0
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long a client may take; all in seconds.
+
+    ``idle`` to send the head of a request, or to read what was answered; ``body`` to send the body;
+    ``serving`` for the whole of a request that is no endless one; ``reading`` to read an event. A
+    listener without events gets a comment after ``beat``.
+    """
+
+    idle: float = 30.0
+    body: float = 20.0
+    serving: float = 120.0
+    reading: float = 20.0
+    beat: float = 15.0
+    every: float = 5.0
+
+
+USUAL = Patience()
 
 
 class Connections:
     """When each connection was last of use. A connection is a protocol of aiohttp's server."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience | None = None) -> None:
+        self.patience = patience or USUAL
         self._since: dict[Any, float] = {}
         self._serving: dict[Any, float | None] = {}
 
@@ -39,15 +57,18 @@ class Connections:
         self._since = {each: self._since.get(each, now) for each in alive}
         for each in alive:
             if each not in self._serving:
-                if now - self._since[each] > _IDLE:
+                if now - self._since[each] > self.patience.idle:
                     found.append(each)
-            elif (begun := self._serving[each]) is not None and now - begun > _SERVING:
+            elif (begun := self._serving[each]) is not None and now - begun > self.patience.serving:
                 found.append(each)
         return found
 
     async def sweep(self, server: Any) -> None:
         """Close overdue connections of ``server``, for ever."""
         while True:
-            await asyncio.sleep(_EVERY)
+            await asyncio.sleep(self.patience.every)
             for each in self.overdue(server.connections, time.monotonic()):
+                transport = each.transport
                 each.force_close()
+                if transport is not None:
+                    transport.abort()  # closing alone waits until all that was answered is read

@@ -48,9 +48,16 @@ def _guest(value: str) -> str:
     return value
 
 
+def _xml(value: str) -> str:
+    if not value.isascii():
+        value.encode()  # raises a ValueError where it is no text
+    return value
+
+
 Image = Annotated[Text, pydantic.AfterValidator(_image)]
 # A name of the configuration, or an address, which only the administrator may give.
 Guest = Annotated[Text, pydantic.AfterValidator(_guest)]
+Xml = Annotated[Text, pydantic.AfterValidator(_xml)]
 
 
 class SaveOptions(SaveModel):
@@ -82,7 +89,7 @@ class RestoreOptions(Model):
     timeout: Duration | None = None
     through_libvirt: Truth = False
     into: Text | None = Field(None, description="QMP socket of a QEMU that waits (root only).")
-    xml: Text | None = Field(None, description="Domain XML that takes the image's place (root).")
+    xml: Xml | None = Field(None, description="Domain XML that takes the image's place (root).")
     trust_recorded_command: Truth = Field(False, description="Start what is recorded (root only).")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from typing import Any
 
@@ -14,8 +15,6 @@ from manager.service import answers, openapi, queries, requests, views, work
 from manager.service.app import Call, Route, as_json
 from manager.service.peers import Role
 
-_BEAT = 15.0  # seconds after which a listener without events gets a comment
-_GIVE_UP = 20.0  # seconds that a listener may take to read what it was sent
 _OWN_ID = re.compile(r"[0-9a-f]{12}")
 OWN_ID_HEADER = "Mapsave-Operation"
 
@@ -25,6 +24,12 @@ async def _health(call: Call) -> dict[str, Any]:
 
 
 async def _openapi(call: Call) -> dict[str, Any]:
+    return _document()
+
+
+@functools.cache
+def _document() -> dict[str, Any]:
+    """Return the OpenAPI document, which takes long enough to make that others would notice."""
     return openapi.document(ROUTES)
 
 
@@ -78,6 +83,9 @@ async def _begin(call: Call) -> web.Response:
         if not _OWN_ID.fullmatch(own):
             raise errors.RequestInvalid(f"{OWN_ID_HEADER}: must be 12 hexadecimal digits")
         known = await _known(call, own)
+        # Another request of that id may have begun while the journal was asked.
+        if known is None and (active := service.operations.find_active(own)) is not None:
+            known = _own(call, active.as_dict())
         if known is not None:
             return _accepted(known)
         new.id = own
@@ -91,8 +99,13 @@ async def _known(call: Call, own: str) -> dict[str, Any] | None:
         known = await call.service.operations.get(own)
     except errors.UnknownOperation:
         return None
+    return _own(call, known)
+
+
+def _own(call: Call, known: dict[str, Any]) -> dict[str, Any]:
+    """Return an operation that this client has begun. Raises Busy where another one has."""
     if known["user"] != call.peer.name:
-        raise errors.Busy(f"{OWN_ID_HEADER}: an operation {own} exists already")
+        raise errors.Busy(f"{OWN_ID_HEADER}: an operation {known['id']} exists already")
     return known
 
 
@@ -141,9 +154,9 @@ async def _events(call: Call) -> web.StreamResponse:
     )
     with call.service.hub.listening(operation) as listener:
         await answer.prepare(call.request)
-        while (event := await listener.next(_BEAT)) is not None:
+        while (event := await listener.next(call.patience.beat)) is not None:
             try:
-                async with asyncio.timeout(_GIVE_UP):
+                async with asyncio.timeout(call.patience.reading):
                     await answer.write(event)
             except (TimeoutError, ConnectionError):
                 break

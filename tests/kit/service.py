@@ -52,10 +52,10 @@ class Answer:
 def connect(path: Path, timeout: float = 30.0) -> socket.socket:
     """Return a connection to a unix socket."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(timeout)
     try:
         with unix_socket.to_connect(path) as address:
-            sock.connect(address)
+            sock.connect(address)  # blocking: waits where many connect at once
+        sock.settimeout(timeout)
     except OSError:
         sock.close()
         raise

@@ -1,0 +1,46 @@
+"""``mapsave`` with a service that waits for clients for less than a second, not for half a minute."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from manager.cli import main
+from manager.service import connections
+from tests.kit import service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE = connections.Patience(idle=0.5, body=0.5, serving=4.0, reading=1.0, beat=0.5, every=0.1)
+COMMAND = [sys.executable, "-m", "tests.service.impatient"]
+
+
+@contextlib.contextmanager
+def staying_up(mapsaved: service.Service) -> Iterator[None]:
+    """Fail if what happens meanwhile is logged as an error of the service, or goes on afterwards."""
+    before = len(mapsaved.logged())
+    with service.emulated_ended(mapsaved.site):
+        yield
+        assert mapsaved.get("/v1/health")["operations"] == 0
+    told = mapsaved.logged()[before:]
+    assert not [words for words in ("Traceback", " error ", " critical ") if words in told], told
+
+
+def descriptors(mapsaved: service.Service) -> int:
+    """Return how many descriptors the service has open."""
+    return len(os.listdir(f"/proc/{mapsaved.pid}/fd"))
+
+
+def memory(mapsaved: service.Service) -> int:
+    """Return the bytes of memory that the service has written to and nobody else has."""
+    with open(f"/proc/{mapsaved.pid}/smaps_rollup") as file:
+        sizes = {line.split()[0]: line.split()[1] for line in file if line.startswith("Private")}
+    return int(sizes["Private_Dirty:"]) << 10
+
+
+if __name__ == "__main__":
+    connections.USUAL = PATIENCE
+    main.command()

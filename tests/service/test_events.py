@@ -1,0 +1,235 @@
+"""Server-sent events: what is told, to whom, and what becomes of listeners that do not read."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import selectors
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fleet import fleet
+from tests.kit import cli, service, wait
+from tests.service import impatient
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+LISTENERS = 2000
+DEAF = 20
+ROUNDS = 6
+LARGE: dict[str, Any] = {"kind": "save-all", "guests": ["x" * 1000] * 25, "dry_run": True}
+_NUMBER = re.compile(rb"id: (\d+)\n")
+
+
+@pytest.fixture(scope="module")
+def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
+    """A service with a guest that is slow to save, and little patience."""
+    site = cli.Site(tmp_path_factory.mktemp("events") / "site")
+    with (
+        fleet.guest(site, "db", throttle="4M"),
+        service.running(site, command=impatient.COMMAND) as running,
+    ):
+        yield running
+
+
+class Listener:
+    """Somebody who listens: parses what was read so far."""
+
+    def __init__(self, mapsaved: service.Service, query: str = "") -> None:
+        self.socket = service.connect(mapsaved.site.socket)
+        self.socket.sendall(f"GET /v1/events{query} HTTP/1.0\r\n\r\n".encode())
+        self.numbers: list[int] = []
+        self.events: list[tuple[str, Any]] = []
+        self.comments = 0
+        self.keeps = True
+        self._head, self._rest = b"", b""
+
+    @property
+    def status(self) -> bytes:
+        """The first line of the answer."""
+        return self._head.split(b"\r\n", 1)[0]
+
+    def read(self) -> bool:
+        """Read what there is; return False once the service has closed the connection."""
+        try:
+            piece = self.socket.recv(1 << 18)
+        except ConnectionResetError:
+            return False
+        self._rest += piece
+        if not self._head and b"\r\n\r\n" in self._rest:
+            self._head, _, self._rest = self._rest.partition(b"\r\n\r\n")
+        if self._head:
+            *whole, self._rest = self._rest.split(b"\n\n")
+            for event in whole:
+                self._take(event)
+        return bool(piece)
+
+    def _take(self, event: bytes) -> None:
+        if event.startswith(b":"):
+            self.comments += 1
+            return
+        found = _NUMBER.match(event)
+        assert found is not None, event
+        self.numbers.append(int(found[1]))
+        if self.keeps:
+            fields = dict(line.split(": ", 1) for line in event.decode().splitlines())
+            self.events.append((fields["event"], json.loads(fields["data"])))
+
+    def until(self, condition: Any) -> None:
+        """Read until ``condition(self)`` holds."""
+        while not condition(self):
+            assert self.read(), (self._head, self._rest, self.events)
+
+
+@contextmanager
+def listening(mapsaved: service.Service, query: str = "") -> Iterator[Listener]:
+    """Yield a listener that is being served."""
+    listener = Listener(mapsaved, query)
+    with listener.socket:
+        # A comment is the proof that it is among those who are told.
+        listener.until(lambda it: it.comments)
+        yield listener
+
+
+def ended(listener: Listener, operation: str) -> bool:
+    """Tell whether the end of an operation has been told."""
+    return any(
+        kind == "operation" and data["id"] == operation and data["state"] in service.ENDED
+        for kind, data in listener.events
+    )
+
+
+def test_a_save_is_told_from_its_begin_to_its_end(mapsaved: service.Service) -> None:
+    with listening(mapsaved) as listener:
+        number = mapsaved.begin(kind="save", guest="db", save={"then": "resume"})["id"]
+        listener.until(lambda it: ended(it, number))
+    assert listener.status == b"HTTP/1.0 200 OK"
+    assert listener.numbers == list(range(listener.numbers[0], listener.numbers[-1] + 1))
+    operations = [data for kind, data in listener.events if kind == "operation"]
+    states = list(dict.fromkeys(each["state"] for each in operations))
+    assert states == ["pending", "running", "committing", "done"]
+    steps = [each["step"] for each in operations if each["step"]]
+    assert list(dict.fromkeys(steps))[-1:] == ["committed"]
+    assert {**operations[-1], "revision": 0} == mapsaved.get(f"/v1/operations/{number}")
+    progress = [data for kind, data in listener.events if kind == "progress"]
+    assert {each["id"] for each in progress} == {number}
+    done = [each["progress"]["done_bytes"] for each in progress]
+    assert any(0 < each for each in done)
+    assert {each["progress"]["phase"] for each in progress} >= {"write"}
+
+
+def test_one_operation_alone_can_be_listened_to(mapsaved: service.Service) -> None:
+    number = mapsaved.begin(kind="save", guest="db", save={"then": "resume"})["id"]
+    listener = Listener(mapsaved, f"?operation={number[:11]}")
+    with listener.socket:
+        other = mapsaved.begin(kind="verify", image="nothing")["id"]
+        listener.until(lambda it: ended(it, number))
+    assert mapsaved.ended(other)["state"] == "failed"
+    assert {data["id"] for _, data in listener.events} == {number}
+
+
+def test_a_listener_with_nothing_to_hear_gets_comments(mapsaved: service.Service) -> None:
+    with listening(mapsaved) as listener:
+        listener.until(lambda it: it.comments >= 3)
+        assert listener.events == []
+
+
+def test_the_end_of_the_service_ends_the_listening(site: cli.Site) -> None:
+    with service.running(site) as mapsaved:
+        listener = Listener(mapsaved)
+        with listener.socket:
+            wait.until(lambda: metric(mapsaved, "mapsave_event_listeners") == 1, what="listener")
+            assert mapsaved.stop() == 0
+            while listener.read():
+                pass
+    assert listener.status == b"HTTP/1.0 200 OK"
+
+
+def metric(mapsaved: service.Service, name: str) -> float:
+    """Return the value of a metric without labels."""
+    text = mapsaved.request("GET", "/metrics").body.decode()
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+@contextmanager
+def _enough_descriptors() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class Talk(threading.Thread):
+    """Operations that make much to tell, one after the other, and looks at the service meanwhile."""
+
+    def __init__(self, mapsaved: service.Service) -> None:
+        super().__init__()
+        self.mapsaved = mapsaved
+        self.last: str | None = None
+
+    def run(self) -> None:
+        for _ in range(ROUNDS):
+            number = self.mapsaved.begin(**LARGE)["id"]
+            self.mapsaved.get("/v1/health")
+            self.mapsaved.ended(number)
+        self.last = number
+
+
+def _hear(listeners: list[Listener], talk: Talk) -> None:
+    """Let all listeners hear until nothing more is told."""
+    with selectors.DefaultSelector() as selector:
+        for each in listeners:
+            each.socket.setblocking(False)
+            selector.register(each.socket, selectors.EVENT_READ, each)
+        talk.start()
+        while found := selector.select(1.0 if talk.is_alive() else 0.3):
+            for key, _ in found:
+                assert key.data.read(), "a listener that reads was disconnected"
+            if not talk.is_alive() and all(
+                each.numbers[-1:] == listeners[0].numbers[-1:] and each.comments > 1
+                for each in listeners
+            ):
+                break
+        talk.join()
+
+
+@pytest.mark.timeout(120)
+def test_thousands_listen_and_those_that_do_not_read_are_disconnected(
+    mapsaved: service.Service,
+) -> None:
+    descriptors, memory = impatient.descriptors(mapsaved), impatient.memory(mapsaved)
+    with _enough_descriptors(), ExitStack() as stack:
+        listeners = [Listener(mapsaved) for _ in range(LISTENERS)]
+        for each in listeners:
+            stack.enter_context(each.socket)
+            each.keeps = False
+        wait.until(
+            lambda: metric(mapsaved, "mapsave_event_listeners") == LISTENERS, what="listeners"
+        )
+        deaf, others = listeners[:DEAF], listeners[DEAF:]
+        talk = Talk(mapsaved)
+        _hear(others, talk)
+        heard = others[0].numbers
+        assert heard == list(range(heard[0], heard[-1] + 1))
+        assert len(heard) >= 3 * ROUNDS
+        assert all(each.numbers == heard for each in others)
+        wait.until(
+            lambda: metric(mapsaved, "mapsave_event_listeners") == LISTENERS - DEAF,
+            what="end of those that do not read",
+        )
+        for each in deaf:
+            while each.read():
+                pass
+            assert len(each.numbers) < len(heard)
+    wait.until(lambda: metric(mapsaved, "mapsave_event_listeners") == 0, what="end of listeners")
+    wait.until(lambda: impatient.descriptors(mapsaved) <= descriptors, what="end of connections")
+    # An interpreter keeps some of what it once had for the next time.
+    assert impatient.memory(mapsaved) - memory < 64 << 20
