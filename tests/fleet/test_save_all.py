@@ -23,8 +23,8 @@ MIB = fleet.MIB
 
 def test_saves_all_by_priority_then_size(site: cli.Site) -> None:
     with (
-        fleet.guest(site, "small", size=4 * MIB),
         fleet.guest(site, "large", size=12 * MIB),
+        fleet.guest(site, "small", size=4 * MIB),
         fleet.guest(site, "dear", size=16 * MIB, priority=5),
         fleet.guest(site, "cheap", size=4 * MIB, priority=-1),
     ):

@@ -1,0 +1,126 @@
+"""A save-all whose saver is not the usual one, as the service's: what it may do, and what then."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from manager import config, errors
+from manager.fleet import save_all
+from manager.jobs import hooked
+from manager.migration.progress import Progress
+from tests.fleet import fleet
+from tests.kit import wait
+
+if TYPE_CHECKING:
+    from manager.config import Config, Guest
+    from manager.migration.progress import Report
+    from manager.operations.save_request import Request
+    from tests.kit import cli
+
+
+def load(site: cli.Site) -> Config:
+    return config.load(site.config, {})
+
+
+async def test_what_is_being_committed_at_the_deadline_is_finished(site: cli.Site) -> None:
+    with fleet.guest(site, "web"), fleet.guest(site, "late", size=16 * fleet.MIB) as late:
+        found = load(site)
+
+        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+            report(Progress("commit"))
+            await asyncio.sleep(1.5)
+            return await hooked.save(guest, found, request, report)
+
+        asked = save_all.Request(deadline=1.0, parallel=1)
+        done = await save_all.save_all(found, asked, saver=saver)
+        assert fleet.status(late) == "running"
+    assert fleet.outcomes(done) == {"web": "saved", "late": "no_time"}
+    assert fleet.committed(site) == {"web"}
+
+
+async def test_what_hangs_before_that_is_given_up(site: cli.Site) -> None:
+    with fleet.guest(site, "web") as socket:
+        found = load(site)
+
+        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+            report(Progress("sync"))
+            await asyncio.sleep(60)
+            return {}
+
+        done = await save_all.save_all(found, save_all.Request(deadline=1.0), saver=saver)
+        assert fleet.status(socket) == "running"
+    assert done["guests"][0]["error"]["id"] == "save.timeout"
+    assert fleet.recorded(site) == []
+
+
+async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
+    with fleet.guest(site, "bug", priority=1), fleet.guest(site, "web"):
+        found = load(site)
+
+        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+            if guest.name == "bug":
+                raise ZeroDivisionError("by zero")
+            return await hooked.save(guest, found, request, report)
+
+        done = await save_all.save_all(found, save_all.Request(), saver=saver)
+    assert fleet.outcomes(done) == {"bug": "failed", "web": "saved"}
+    assert done["guests"][0]["error"]["message"] == "unexpected ZeroDivisionError: by zero"
+    assert done["exit_code"] == 1
+
+
+async def test_a_guest_that_ends_while_it_waits_is_no_failure(site: cli.Site) -> None:
+    with fleet.guest(site, "first", priority=1), fleet.guest(site, "second") as second:
+        found = load(site)
+
+        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+            if guest.name == "first":
+                await asyncio.to_thread(fleet.end, second)
+            return await hooked.save(guest, found, request, report)
+
+        done = await save_all.save_all(found, save_all.Request(parallel=1), saver=saver)
+    assert fleet.outcomes(done) == {"first": "saved", "second": "not_running"}
+    assert done["exit_code"] == 0
+    assert fleet.committed(site) == {"first"}
+
+
+async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
+    site: cli.Site,
+) -> None:
+    with fleet.guest(site, "web"):
+        found = load(site)
+
+        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+            await hooked.save(guest, found, request, report)
+            raise errors.GuestContinued("somebody has continued the guest")
+
+        done = await save_all.save_all(found, save_all.Request(), saver=saver)
+    assert done["exit_code"] == 4
+    assert len(list(site.images.iterdir())) == 1
+    assert fleet.recorded(site) == []
+
+
+async def test_reports_sum_all_guests_up(site: cli.Site) -> None:
+    seen: list[Progress] = []
+    with fleet.guest(site, "one"), fleet.guest(site, "two"):
+        done = await save_all.save_all(load(site), save_all.Request(), seen.append)
+    assert done["saved"] == 2
+    assert {each.total_bytes for each in seen} == {16 * fleet.MIB}
+    assert [each.done_bytes for each in seen] == sorted(each.done_bytes for each in seen)
+    assert seen[-1].done_bytes == 16 * fleet.MIB
+    assert {each.phase for each in seen} <= {f"{number} of 2 guests" for number in range(3)}
+
+
+async def test_cancelled_it_puts_back_and_says_so(site: cli.Site) -> None:
+    with fleet.guest(site, "web", throttle="1M") as socket:
+        running = asyncio.create_task(save_all.save_all(load(site), save_all.Request()))
+        await asyncio.to_thread(
+            wait.until, lambda: list(site.images.glob("*.partial")), what="the save"
+        )
+        assert fleet.recorded(site)[0]["time"] is None
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled()
+        assert fleet.status(socket) == "running"
+    assert fleet.recorded(site) == []
+    assert list(site.images.iterdir()) == []
