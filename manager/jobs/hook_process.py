@@ -161,7 +161,7 @@ class _Output:
         self._tail = (self._tail + chunk)[-_TAIL:]
         room = CAPTURED - self._count
         self._count += len(chunk)
-        if room <= 0:
+        if room < 0:
             return  # read nevertheless, so that the hook does not wait for us
         *lines, self._line = (self._line + chunk[:room]).split(b"\n")
         for line in lines:
