@@ -14,7 +14,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 tools=(
     qemu-utils:qemu-img
     xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 busybox-static:busybox cpio:cpio kmod:modprobe
-    apparmor:apparmor_parser mmdebstrap:mmdebstrap
+    apparmor:apparmor_parser mmdebstrap:mmdebstrap systemd:systemd-analyze
 )
 libvirt_tools=(
     libvirt-daemon:libvirtd libvirt-daemon-driver-qemu:virt-qemu-run libvirt-clients:virsh
