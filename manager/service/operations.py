@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MOST = 10_000  # operations under way at once
+_COLUMNS = ("kind", "guest", "job", "parent")
 _PREFIX = re.compile(r"[0-9a-f]{1,12}")
 
 
@@ -193,11 +195,22 @@ class Operations:
         if active:
             return self._find_active(**wanted)
         records = await self._journal.find(**wanted)
-        found = [
-            known.as_dict() if (known := self._known(record.id)) else of_record(record)
+        found = {
+            record.id: known.as_dict() if (known := self._known(record.id)) else of_record(record)
             for record in records
-        ]
-        return [each for each in found if wanted.get("state") in (None, each["state"])]
+        }
+        state = wanted.get("state")
+        if state is None:
+            return list(found.values())
+        # The journal hears of a state later than we know it, and of some not at all.
+        before = wanted.get("before")
+        end = (await self.get(before))["created"] if before is not None else math.inf
+        alike = {name: wanted[name] for name in _COLUMNS if wanted.get(name) is not None}
+        for each in (*self._active.values(), *self._unwritten.values()):
+            if each.created < end and all(getattr(each, name) == alike[name] for name in alike):
+                found[each.id] = each.as_dict()
+        good = [each for each in found.values() if each["state"] == state]
+        return sorted(good, key=lambda each: -each["created"])[: wanted.get("limit")]
 
     def _known(self, operation: str) -> Operation | None:
         return self._active.get(operation) or self._unwritten.get(operation)

@@ -1,0 +1,87 @@
+"""No room for the journal: clear errors, and a service that stays up and catches up."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fleet import fleet
+from tests.kit import service, storage, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.kit import cli
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def place(site: cli.Site) -> Iterator[Path]:
+    """A small file system that holds the state of the site."""
+    with storage.tmpfs(4 * MIB, site.directory) as found:
+        site.settings["state"] = str(found)
+        site.write()
+        yield found
+
+
+def _tries(site: cli.Site) -> str:
+    return (site.directory / "service.log").read_text()
+
+
+def test_nothing_is_begun_without_room_and_all_goes_on_with_it(site: cli.Site, place: Path) -> None:
+    with fleet.guest(site, "db") as guest, service.running(site) as mapsaved:
+        with storage.filled(place, leave=0):
+            for _ in range(3):  # what SQLite had reserved is used up
+                answer = mapsaved.request("POST", "/v1/operations", {"kind": "save", "guest": "db"})
+                if answer.status != 202:
+                    break
+                assert mapsaved.ended(answer.json()["id"])["state"] == "failed"
+            assert (answer.status, answer.error) == (409, "check.refused")
+            assert "journal" in answer.json()["error"]["message"]
+            refused = site.run("save", "db", "--json", check=3).json()["error"]
+            assert "make room" in refused["hint"]
+            assert mapsaved.get("/v1/health")["status"] == "ok"
+            assert fleet.status(guest) == "running"
+        mapsaved.done(kind="save", guest="db", save={"then": "resume"})
+
+
+def test_an_end_that_cannot_be_written_is_told_and_written_later(
+    site: cli.Site, place: Path
+) -> None:
+    with fleet.guest(site, "db", throttle="4M"), service.running(site) as mapsaved:
+        with site.start("save", "db", "--then", "resume", "--json") as waiting:
+            (begun,) = wait.until(
+                lambda: mapsaved.get("/v1/operations?state=running")["operations"], what="the save"
+            )
+            with storage.filled(place, leave=0):
+                ended = mapsaved.ended(begun["id"])
+                mapsaved.await_log("its end is not in the journal yet")
+                stdout, stderr = waiting.communicate(timeout=30)
+                if ended["state"] == "done":
+                    assert json.loads(stdout)["image"] == ended["image"], stderr
+                else:
+                    assert json.loads(stdout)["error"] == ended["error"]
+                path = f"/v1/operations?state={ended['state']}"
+                assert [each["id"] for each in mapsaved.get(path)["operations"]] == [begun["id"]]
+                assert not mapsaved.get("/v1/operations?state=running")["operations"]
+        assert mapsaved.stop() == 0
+    with service.running(site) as again:
+        found = again.get(f"/v1/operations/{begun['id']}")
+        assert (found["state"], found["result"]) == (ended["state"], ended["result"])
+        assert found["error"] == ended["error"]
+        assert found["image"] == ended["image"]
+        assert "recovered" not in (found["result"] or {})
+
+
+def test_a_start_without_room_says_so(site: cli.Site, place: Path) -> None:
+    with storage.filled(place, leave=0):
+        error = site.run("serve", "--json", check=3).json()["error"]
+        assert "journal" in error["message"] and "make room" in error["hint"]
+    with service.running(site) as mapsaved:
+        assert mapsaved.get("/v1/health")["status"] in ("ok", "degraded")

@@ -1,0 +1,118 @@
+"""The operations under way: begun once, ended in any case, and found as they are."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager import errors
+from manager.jobs import journal
+from manager.service import operation as states
+from manager.service.events import Hub
+from manager.service.metrics import Metrics
+from manager.service.operation import Operation
+from manager.service.operations import Operations
+from tests.service.observing import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from manager.jobs.journal import Journal
+
+
+@pytest.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[Journal]:
+    """A journal."""
+    async with journal.opened(tmp_path / "journal.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def told() -> list[Operation]:
+    """The operations whose outcome was told."""
+    return []
+
+
+@pytest.fixture
+def operations(kept: Journal, told: list[Operation], tmp_path: Path) -> Operations:
+    """The operations of a service."""
+    return Operations(kept, Hub(), Metrics(State(tmp_path).sources()), told.append)
+
+
+def _new(**more: Any) -> Operation:
+    return Operation("verify", "root", {}, **more)
+
+
+async def test_a_cancel_behind_the_work_does_not_keep_it_from_ending(
+    operations: Operations, kept: Journal, told: list[Operation]
+) -> None:
+    new = _new()
+    loop = asyncio.get_running_loop()
+
+    async def work(active: Operation) -> dict[str, Any]:
+        await operations.starts(active)
+        loop.call_soon(operations.cancel, active)  # comes while the end is being written
+        return {"good": True}
+
+    await operations.begin(new, work)
+    async with asyncio.timeout(20):
+        await new.wait_end()
+        await operations.stop(finish=True)
+    assert new.cancel_requested
+    record = await kept.get(new.id)
+    assert record is not None
+    assert (record.state, record.result) == ("done", {"good": True})
+    assert told == [new]
+
+
+async def test_one_id_is_one_operation(operations: Operations) -> None:
+    new, over = _new(), asyncio.Event()
+
+    async def work(active: Operation) -> dict[str, Any]:
+        await over.wait()
+        return {}
+
+    await operations.begin(new, work)
+    with pytest.raises(errors.Busy, match=new.id):
+        await operations.begin(_new(id=new.id), work)
+    assert operations.find_active(new.id) is new
+    over.set()
+    async with asyncio.timeout(20):
+        await new.wait_end()
+
+
+async def test_found_in_the_state_that_is_known_here(operations: Operations) -> None:
+    """A save that commits is not in that state in the journal."""
+    over = asyncio.Event()
+
+    async def work(active: Operation) -> dict[str, Any]:
+        await operations.starts(active)
+        active.saw("commit")
+        await over.wait()
+        return {}
+
+    ones = [await operations.begin(_new(guest=guest), work) for guest in ("a", "b", "a")]
+    async with asyncio.timeout(20):
+        for each in ones:
+            while each.state != states.COMMITTING:
+                await each.wait_change(each.revision, 20)
+
+    async def found(**wanted: Any) -> list[str]:
+        return [each["id"] for each in await operations.find(**wanted)]
+
+    ids = [each.id for each in reversed(ones)]
+    assert await found(state="committing") == ids
+    assert await found(state="committing", limit=2) == ids[:2]
+    assert await found(state="committing", guest="a") == [ids[0], ids[2]]
+    assert await found(state="committing", before=ids[0]) == ids[1:]
+    assert await found(state="running") == []
+    assert await found() == ids
+    over.set()
+    async with asyncio.timeout(20):
+        for each in ones:
+            await each.wait_end()
+    assert await found(state="committing") == []
+    assert await found(state="done") == ids

@@ -1,0 +1,367 @@
+"""The service killed at every step: the next one finishes or undoes what it had under way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from tests.faults import struck
+from tests.faults.test_signals import await_writing, looked_at, slow_guest
+from tests.fleet import fleet
+from tests.kit import cli, patterns, qemu, ram, service, state, wait
+from tests.service import interrupted
+from tests.service.interrupted import (
+    COMMITTED,
+    IMAGE,
+    NAME,
+    NOTHING,
+    PUT_BACK,
+    RESTORED,
+    UNDONE,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+pytestmark = pytest.mark.qemu
+
+# Step by step, and whether QEMU has written its stream whole by then.
+_SAVE = (
+    ("before", "begin", False),
+    ("after", "begin", False),
+    ("before", "label", False),
+    ("after", "label", False),
+    ("after", "hand-over", False),
+    ("after", "pause", False),
+    ("before", "migrate", False),
+    ("after", "migrate", False),
+    ("before", "complete", True),
+    ("after", "complete", True),
+    ("after", "commit", True),
+    ("before", "committed", True),
+    ("after", "committed", True),
+    ("after", "end", True),
+)
+_THEN = ("quit", "resume", "leave")
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "then"),
+    [
+        (where, step, _THEN[number % 3])
+        for number, (where, step, whole) in enumerate(_SAVE)
+        if not whole
+    ],
+)
+def test_killed_before_the_stream_is_whole(
+    site: cli.Site, where: str, step: str, then: str
+) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        arguments = ("save", NAME, "--image", IMAGE, "--then", then)
+        with interrupted.survived(site, where, step, *arguments) as (waiting, mapsaved):
+            code, told = interrupted.outcome(waiting)
+            assert (code, told["error"]["id"]) == (9, "interrupted"), told
+            undone = NOTHING if (where, step) == ("before", "begin") else PUT_BACK
+            interrupted.assert_undone(interrupted.the_only(mapsaved, kind="save"), undone)
+            interrupted.await_recovery(mapsaved)
+            state.assert_left_as_found(before, guest.state())
+            interrupted.nothing_left(mapsaved)
+            assert not list(site.images.iterdir())
+            done = mapsaved.done(kind="save", guest=NAME, save={"image": IMAGE})
+            assert done["image"] == str(site.images / IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "then"),
+    [
+        *(
+            (where, step, _THEN[number % 3])
+            for number, (where, step, whole) in enumerate(_SAVE)
+            if whole
+        ),
+        ("after", "resume", "resume"),
+        ("after", "commit", "quit"),
+    ],
+)
+def test_killed_when_the_stream_is_whole(site: cli.Site, where: str, step: str, then: str) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        before = guest.state()
+        arguments = ("save", NAME, "--image", IMAGE, "--then", then)
+        with interrupted.survived(site, where, step, *arguments) as (waiting, mapsaved):
+            code, told = interrupted.outcome(waiting)
+            assert (code, told["image"], told["then"]) == (0, str(site.images / IMAGE), then)
+            assert told["recovered"] is True
+            assert told["ram_bytes"] >= told["data_bytes"] > 0
+            saved = interrupted.the_only(mapsaved, kind="save")
+            assert (saved["state"], saved["image"]) == ("done", told["image"])
+            assert saved["result"] == told
+            interrupted.await_recovery(mapsaved)
+            interrupted.nothing_left(mapsaved)
+            metrics = mapsaved.request("GET", "/metrics").body.decode()
+            assert f'last_success_timestamp_seconds{{guest="{NAME}",job=""}}' in metrics
+            if then == "quit":
+                guest.wait()
+            else:
+                left = {"resume": "running", "leave": "postmigrate"}[then]
+                state.assert_left_as_found(before, guest.state(), run_state=left)
+                mapsaved.done(kind="verify", image=IMAGE)
+                return
+            mapsaved.done(kind="restore", image=IMAGE)
+            with guest.successor() as restored:
+                assert restored.status() == "running"
+
+
+def test_a_save_that_qemu_still_does_is_adopted(site: cli.Site, tmp_path: Path) -> None:
+    """Slowed down by its share of the bandwidth, QEMU writes on while there is no service."""
+    site.settings["service"] = {"bandwidth": "8M"}
+    with qemu.running(name=NAME, ram=patterns.dense) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        before = guest.snapshot_ram(tmp_path / "before")
+        with (
+            service.running(site) as doomed,
+            site.start("save", NAME, "--image", IMAGE, "--json") as waiting,
+        ):
+            wait.until(
+                lambda: guest.control.execute("query-migrate").get("status") == "active",
+                what="the migration",
+            )
+            doomed.kill()
+            assert guest.control.execute("query-migrate")["status"] == "active"
+            with service.running(site) as mapsaved:
+                assert mapsaved.get("/v1/health")["status"] == "degraded"
+                assert interrupted.the_only(mapsaved, kind="save")["state"] == "running"
+                code, told = interrupted.outcome(waiting)
+                assert (code, told["image"]) == (0, str(site.images / IMAGE)), told
+                assert interrupted.the_only(mapsaved, kind="save")["state"] == "done"
+                interrupted.await_recovery(mapsaved)
+                guest.wait()
+                interrupted.nothing_left(mapsaved)
+                mapsaved.done(kind="restore", image=IMAGE)
+                with guest.successor() as restored:
+                    ram.assert_same(before, restored.ram)
+
+
+def test_adopted_at_a_slow_emulated_guest_and_told_to_people(site: cli.Site) -> None:
+    with (
+        fleet.guest(site, NAME, size=16 << 20, throttle="4M") as path,
+        service.running(site) as doomed,
+        site.start("save", NAME, "--image", IMAGE, "--then", "resume") as waiting,
+    ):
+        await_writing(site)
+        doomed.kill()
+        assert looked_at(path).run_state != "running"
+        with service.running(site) as mapsaved:
+            stdout, stderr = waiting.communicate(timeout=60)
+            assert waiting.returncode == 0, stderr
+            assert stdout.startswith(f"saved {NAME} to {site.images / IMAGE}: 16"), stdout
+            assert stdout.endswith("guest running on\n")
+            interrupted.await_recovery(mapsaved)
+            assert looked_at(path).run_state == "running"
+            mapsaved.done(kind="verify", image=IMAGE)
+
+
+def test_a_service_that_stops_leaves_the_rest_of_the_recovery_to_the_next(site: cli.Site) -> None:
+    with slow_guest(site) as path, service.running(site) as doomed:
+        begun = doomed.begin(kind="save", guest=NAME, save={"image": IMAGE, "then": "resume"})
+        await_writing(site)
+        doomed.kill()
+        with service.running(site) as between:
+            assert between.get("/v1/health")["recovered"] is False
+            assert between.stop() == 0
+        with service.running(site) as mapsaved:
+            assert mapsaved.ended(begun["id"])["state"] == "done"
+            assert looked_at(path).run_state == "running"
+
+
+def test_a_partial_image_without_an_owner_is_swept(site: cli.Site) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        with interrupted.until_killed(
+            site, "before", "label", "save", NAME, "--image", IMAGE
+        ) as waiting:
+            (journal,) = struck.journals(site)
+            journal.unlink()
+            assert struck.partials(site)
+            with service.running(site) as mapsaved:
+                assert interrupted.outcome(waiting)[0] == 9
+                interrupted.assert_undone(interrupted.the_only(mapsaved, kind="save"), NOTHING)
+                interrupted.await_recovery(mapsaved)
+                assert not struck.partials(site)
+
+
+def test_what_was_recovered_by_hand_meanwhile_is_known(site: cli.Site) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        with interrupted.until_killed(
+            site, "after", "complete", "save", NAME, "--image", IMAGE
+        ) as waiting:
+            files = struck.contents(site)
+            dry = site.run("recover", "--dry-run", "--json", "--local", check=0).json()
+            (line,) = dry["operations"]
+            assert line["outcome"] == f"would be: {COMMITTED}"
+            assert line["image"] == str(site.images / IMAGE)
+            assert struck.contents(site) == files
+            site.run("recover", check=0)  # the socket is there, and nobody listens
+            guest.wait()
+            with service.running(site) as mapsaved:
+                assert interrupted.outcome(waiting)[0] == 0
+                assert interrupted.the_only(mapsaved, kind="save")["state"] == "done"
+        with interrupted.until_killed(site, "after", "run", "restore", IMAGE) as waiting:
+            done = site.run("recover", "--json", check=0).json()
+            assert [line["outcome"] for line in done["operations"]] == [RESTORED]
+            with service.running(site) as mapsaved:
+                assert interrupted.outcome(waiting)[0] == 0
+                assert interrupted.the_only(mapsaved, kind="restore")["state"] == "done"
+        with guest.successor() as restored:
+            assert restored.status() == "running"
+
+
+def test_the_service_recovers_what_a_command_left(site: cli.Site) -> None:
+    """Asked to; and asked for a dry run it tells, and changes nothing."""
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        with service.running(site) as mapsaved:
+            interrupted.await_recovery(mapsaved)
+            struck.run(site, "after", "pause", "KILL", "save", NAME, "--image", IMAGE, "--local")
+            left = guest.state()
+            files = _but_the_journal(struck.contents(site))
+            dry = site.run("recover", "--dry-run", "--json", check=0).json()
+            assert [line["outcome"] for line in dry["operations"]] == [f"would be: {PUT_BACK}"]
+            assert _but_the_journal(struck.contents(site)) == files
+            state.assert_left_as_found(left, guest.state())
+            done = site.run("recover", "--json", check=0).json()
+            assert [line["outcome"] for line in done["operations"]] == [PUT_BACK]
+            state.assert_left_as_found(before, guest.state())
+            interrupted.nothing_left(mapsaved)
+            assert {each["kind"] for each in mapsaved.get("/v1/operations")["operations"]} == {
+                "recover"
+            }
+
+
+def _but_the_journal(files: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    ours = ("journal.db", "service.log")
+    return {path: found for path, found in files.items() if not any(each in path for each in ours)}
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "outcome"),
+    [
+        ("before", "begin", NOTHING),
+        ("before", "launch", UNDONE),
+        ("after", "launch", UNDONE),
+        ("before", "load", UNDONE),
+        ("after", "load", UNDONE),
+        ("before", "mark", UNDONE),
+        ("after", "mark", UNDONE),
+        ("before", "run", UNDONE),
+        ("after", "run", RESTORED),
+        ("after", "end", RESTORED),
+    ],
+)
+def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        site.run("save", NAME, "--image", IMAGE, check=0)
+        guest.wait()
+        with interrupted.survived(site, where, step, "restore", IMAGE) as (waiting, mapsaved):
+            code, told = interrupted.outcome(waiting)
+            interrupted.await_recovery(mapsaved)
+            operation = interrupted.the_only(mapsaved, kind="restore")
+            if outcome == RESTORED:
+                assert (code, operation["state"]) == (0, "done"), told
+                assert operation["result"] == told
+                assert (told["guest"], told["image"]) == (NAME, str(site.images / IMAGE))
+                assert (told["run_state"], told["monitor"]) == ("running", str(guest.qmp))
+            else:
+                assert (code, told["error"]["id"]) == (9, "interrupted")
+                interrupted.assert_undone(operation, outcome)
+                (image,) = mapsaved.get("/v1/images")["images"]
+                assert image["state"] == "saved"
+                mapsaved.done(kind="restore", image=IMAGE)
+            interrupted.nothing_left(mapsaved)
+            with guest.successor() as restored:
+                assert restored.status() == "running"
+
+
+def test_a_job_that_was_interrupted_is_settled_with_its_saves(site: cli.Site) -> None:
+    site.settings["service"] = {"concurrency": 1}
+    jobs = site.directory / "jobs.d"
+    jobs.mkdir()
+    site.settings["jobs"] = str(jobs)
+    content = {"job": "nightly", "guests": ["one", "two"], "concurrency": 2}
+    (jobs / "nightly.yaml").write_text(yaml.safe_dump(content))
+    with (
+        qemu.running(name="one", ram=patterns.dense, paused=False) as one,
+        qemu.running(name="two", ram=patterns.dense, paused=False) as two,
+    ):
+        site.add_guest("one", one.qmp)
+        site.add_guest("two", two.qmp)
+        before = [guest.state() for guest in (one, two)]
+        with service.started(site, command=interrupted.killer("after", "migrate")) as doomed:
+            service.await_answer(doomed)
+            doomed.begin(kind="job", job="nightly")
+            assert doomed.process.wait(30) == -signal.SIGKILL
+        with service.running(site) as mapsaved:
+            interrupted.await_recovery(mapsaved)
+            job = interrupted.the_only(mapsaved, kind="job")
+            interrupted.assert_undone(job, NOTHING)
+            saves = mapsaved.get(f"/v1/operations?parent={job['id']}")["operations"]
+            assert len(saves) == 2
+            interrupted.assert_undone(next(each for each in saves if each["started"]), PUT_BACK)
+            interrupted.assert_undone(next(each for each in saves if not each["started"]), NOTHING)
+            for guest, found in zip((one, two), before, strict=True):
+                state.assert_left_as_found(found, guest.state())
+            interrupted.nothing_left(mapsaved)
+            done = mapsaved.done(kind="job", job="nightly")
+            assert (done["saved"], done["failed"]) == (2, 0)
+
+
+def test_a_guest_that_does_not_answer_is_tried_again(site: cli.Site) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        with interrupted.until_killed(
+            site, "after", "pause", "save", NAME, "--image", IMAGE
+        ) as waiting:
+            os.kill(guest.pid, signal.SIGSTOP)
+            try:
+                with service.running(site) as mapsaved:
+                    mapsaved.await_log("tried again in")
+                    health = mapsaved.get("/v1/health")
+                    assert (health["status"], health["recovered"]) == ("degraded", False)
+                    assert interrupted.the_only(mapsaved, kind="save")["state"] == "running"
+                    assert waiting.poll() is None
+                    os.kill(guest.pid, signal.SIGCONT)
+                    assert interrupted.outcome(waiting)[0] == 9
+                    interrupted.assert_undone(interrupted.the_only(mapsaved, kind="save"), PUT_BACK)
+                    interrupted.await_recovery(mapsaved)
+                    assert mapsaved.get("/v1/health")["status"] == "ok"
+                    state.assert_left_as_found(before, guest.state())
+                    interrupted.nothing_left(mapsaved)
+            finally:
+                os.kill(guest.pid, signal.SIGCONT)
+
+
+def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
+    """It may be restored elsewhere, so the guest stays as it is, and who asked is told."""
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        arguments = ("save", NAME, "--image", IMAGE, "--then", "resume")
+        with interrupted.until_killed(site, "after", "committed", *arguments) as waiting:
+            (site.images / IMAGE).unlink()
+            left = guest.state()
+            with service.running(site) as mapsaved:
+                code, told = interrupted.outcome(waiting)
+                assert (code, told["image"]) == (0, str(site.images / IMAGE))
+                assert "gone from its place since" in told["outcome"]
+                interrupted.await_recovery(mapsaved)
+                assert guest.state().run_state == left.run_state
