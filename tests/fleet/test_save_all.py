@@ -170,11 +170,11 @@ def test_as_many_side_by_side_as_told(site: cli.Site) -> None:
 
 
 def test_more_side_by_side_while_that_is_faster(site: cli.Site) -> None:
-    """Each guest writes 4 MiB/s, whatever the others do: so a third one is worth its slot."""
+    """Each guest writes 6 MiB/s, whatever the others do: so a third one is worth its slot."""
     most = 0
     with ExitStack() as stack:
         for name in "abcd":
-            stack.enter_context(fleet.guest(site, name, size=16 * MIB, throttle="4M"))
+            stack.enter_context(fleet.guest(site, name, size=32 * MIB, throttle="6M"))
         with site.start("save-all", "--json") as process:
             while process.poll() is None:
                 most = max(most, len(list(site.images.glob("*.partial"))))
