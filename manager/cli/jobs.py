@@ -1,74 +1,102 @@
-"""``mapsave job run|check|prune FILE``."""
+"""``mapsave job run|check|prune|list``."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from manager import units
-from manager.cli import output, running
+from manager.cli import following, jobs_of, output, running
 from manager.cli.options import Command, Group, of
-
-_FILE = click.Path(path_type=Path)
 
 
 @click.group("job", cls=Group)
 def command() -> None:
-    """Run or check a save job written in YAML, or remove the images that it does not keep."""
+    """Run, check or list save jobs, or remove the images that one does not keep.
+
+    JOB is a YAML file, or the name of a job in the directory of the jobs ('jobs:' in the
+    configuration). The service runs those that it knows.
+    """
 
 
 @command.command("run", cls=Command)
-@click.argument("file", type=_FILE)
+@click.argument("job", metavar="JOB")
 @click.pass_context
-def run(context: click.Context, /, file: Path) -> int:
+def run(context: click.Context, /, job: str) -> int:
     """Run a job once: its guests side by side, as many at a time as it allows.
 
     A guest that fails does not stop the others. The exit code is the worst of all. Images that the
     job does not keep are removed afterwards.
     """
-    from manager.jobs import engine, job
-
     given = of(context)
     config = given.config()
-    done = running.run(engine.run(job.load(file), config), given)
+    if known := jobs_of.known(given, config, job):
+        done = following.perform(known.client, {"kind": "job", "job": known.name})
+    else:
+        from manager.jobs import engine
+
+        done = running.run(engine.run(jobs_of.load(config, job), config), given)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 
 
 @command.command("check", cls=Command)
-@click.argument("file", type=_FILE)
+@click.argument("job", metavar="JOB")
 @click.pass_context
-def check(context: click.Context, /, file: Path) -> int:
+def check(context: click.Context, /, job: str) -> int:
     """Tell what would fail, for the file and for each of its guests; nothing is touched."""
-    from manager.jobs import engine, job
-
     given = of(context)
     config = given.config()
-    done = running.run(engine.check(job.load(file), config), given)
+    if known := jobs_of.known(given, config, job):
+        done = following.perform(known.client, {"kind": "check", "job": known.name})
+    else:
+        from manager.jobs import engine
+
+        done = running.run(engine.check(jobs_of.load(config, job), config), given)
     output.result(given, done, check_text(done))
     return int(done["exit_code"])
 
 
 @command.command("prune", cls=Command)
-@click.argument("file", type=_FILE)
+@click.argument("job", metavar="JOB")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
 @click.pass_context
-def prune(context: click.Context, /, file: Path, dry_run: bool) -> int:
+def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
     """Remove the images that a job does not keep.
 
     Never removed are the newest good image of a guest, an image that is the guest itself (saved to
     quit and not restored since), and damaged ones.
     """
-    from manager.jobs import job, retention
-
     given = of(context)
-    loaded = job.load(file)
-    lines = running.run(retention.prune(loaded, given.config(), dry_run=dry_run), given)
-    done = retention.summary(loaded, lines, dry_run=dry_run)
-    output.result(given, done, prune_text(done, keeps_all=loaded.keep is None))
+    config = given.config()
+    if known := jobs_of.known(given, config, job):
+        body = {"kind": "prune", "job": known.name, "dry_run": dry_run}
+        done = following.perform(known.client, body)
+        keeps_all = known.line["keep"] is None
+    else:
+        from manager.jobs import retention
+
+        loaded = jobs_of.load(config, job)
+        lines = running.run(retention.prune(loaded, config, dry_run=dry_run), given)
+        done = retention.summary(loaded, lines, dry_run=dry_run)
+        keeps_all = loaded.keep is None
+    output.result(given, done, prune_text(done, keeps_all=keeps_all))
     return int(done["exit_code"])
+
+
+@command.command("list", cls=Command)
+@click.pass_context
+def list_jobs(context: click.Context, /) -> None:
+    """List the jobs of the directory of the jobs, and the files in it that are none.
+
+    When a job ran, and when it runs next, is known to the service alone.
+    """
+    given = of(context)
+    found = jobs_of.listing(given, given.config())
+    output.result(given, found, list_text(found))
 
 
 def text(done: dict[str, Any]) -> str:
@@ -123,3 +151,29 @@ def check_text(done: dict[str, Any]) -> str:
             + ("can be saved" if not error else f"FAIL {error['message']} [{error['id']}]")
         )
     return "\n".join([*lines, f"job {done['job']}: {done['failed']} would fail"])
+
+
+def list_text(found: dict[str, Any]) -> str:
+    """Return the jobs for people, what is wrong last."""
+    header = ("job", "guests", "schedule", "last run", "next run", "file")
+    rows = []
+    for each in found["jobs"]:
+        last, schedule = each["last_run"], each["schedule"]
+        rows.append(
+            (
+                each["name"],
+                str(len(each["guests"])),
+                schedule["cron"] if schedule else "-",
+                f"{_time(last['created'])} {last['state']}" if last else "-",
+                each["next_run"] or "-",
+                each["file"],
+            )
+        )
+    lines = [output.table(rows, header) if rows else "no jobs"]
+    broken = (each["error"] for each in found["broken"])
+    lines += [f"BAD: {error['message']} [{error['id']}]" for error in broken]
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.jobs import job as jobs
@@ -22,6 +22,10 @@ class Broken:
 
     path: Path
     error: errors.MapsaveError
+
+    def line(self) -> dict[str, Any]:
+        """Return it as the API and ``mapsave job list`` show it."""
+        return {"file": str(self.path), "error": self.error.as_dict()}
 
 
 class Jobs:
@@ -79,3 +83,16 @@ def load(config: Config) -> Jobs:
         else:
             found[job.name] = job
     return Jobs(found, tuple(broken))
+
+
+def line(job: Job, config: Config) -> dict[str, Any]:
+    """Return a job as the API and ``mapsave job list`` show it. Raises ConfigError."""
+    return {
+        "name": job.name,
+        "file": str(job.source),
+        "guests": job.resolve(config),
+        "schedule": dataclasses.asdict(job.schedule) if job.schedule is not None else None,
+        "keep": dataclasses.asdict(job.keep) if job.keep is not None else None,
+        "concurrency": job.concurrency,
+        "timeout": job.timeout,
+    }

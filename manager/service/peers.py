@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import enum
 import errno
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python's socket module does not have it
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
-_MOST_GROUPS = 65536  # NGROUPS_MAX, limits.h
+_FEW_GROUPS = 64
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Role(enum.IntEnum):
@@ -108,19 +110,20 @@ class Roles:
 
 def _groups(sock: socket.socket) -> list[int]:
     """Return the supplementary groups that the peer had when it connected (Linux 4.13)."""
-    size = 64
-    while size <= _MOST_GROUPS:
-        try:
-            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, size * 4)
-        except OSError as error:
-            if error.errno == errno.ERANGE:
-                size *= 4
+    # Not by the method of the socket, which takes at most 1024 bytes: 256 groups.
+    length = ctypes.c_uint32(_FEW_GROUPS * 4)
+    while True:
+        raw = ctypes.create_string_buffer(length.value)
+        if _libc.getsockopt(
+            sock.fileno(), socket.SOL_SOCKET, _SO_PEERGROUPS, raw, ctypes.byref(length)
+        ):
+            number = ctypes.get_errno()
+            if number == errno.ERANGE:  # the kernel has put into it how many bytes they take
                 continue
-            if error.errno == errno.ENOPROTOOPT:
+            if number == errno.ENOPROTOOPT:
                 return []
-            raise
-        return [found for (found,) in struct.iter_unpack("I", raw)]
-    return []
+            raise OSError(number, os.strerror(number))
+        return [found for (found,) in struct.iter_unpack("I", raw.raw[: length.value])]
 
 
 def _group(name: str, key: str) -> int:

@@ -110,11 +110,36 @@ class CheckOptions(Model):
 
 
 class Check(Model):
-    """Tell what would fail if the guest were saved; nothing is touched."""
+    """Tell what would fail if a guest were saved, or a job run; nothing is touched."""
+
+    model_config = pydantic.ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "required": ["guest"],
+                    "properties": {"guest": {"type": "string"}, "job": {"type": "null"}},
+                },
+                {
+                    "required": ["job"],
+                    "properties": {"job": {"type": "string"}, "guest": {"type": "null"}},
+                    "not": {"required": ["check"]},
+                },
+            ]
+        }
+    )
 
     kind: Literal["check"]
-    guest: Guest
+    guest: Guest | None = None
+    job: Name | None = Field(None, description="A job in place of a guest; it says how to save.")
     check: CheckOptions = CheckOptions.model_validate({})
+
+    @pydantic.model_validator(mode="after")
+    def _one(self) -> Check:
+        if (self.guest is None) == (self.job is None):
+            raise ValueError("needs either 'guest' or 'job'")
+        if self.job is not None and "check" in self.model_fields_set:
+            raise ValueError("'check' goes with 'guest': a job says itself how to save")
+        return self
 
 
 class Verify(Model):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import store
 from manager.operations import images
+from manager.service import job_files
 from manager.service.scheduler import as_time
 
 if TYPE_CHECKING:
@@ -68,24 +68,15 @@ async def image_listing(service: Service) -> dict[str, Any]:
 
 async def jobs(service: Service) -> dict[str, Any]:
     """Return a line for each job, and the files that are none."""
-    broken = [
-        {"file": str(each.path), "error": each.error.as_dict()} for each in service.jobs.broken
-    ]
     lines = [await job(service, each) for each in service.jobs]
-    return {"jobs": lines, "broken": broken}
+    return {"jobs": lines, "broken": [each.line() for each in service.jobs.broken]}
 
 
 async def job(service: Service, job: Job) -> dict[str, Any]:
     """Return one job: what it saves, when it ran, and when it runs next."""
     runs = await service.operations.find(kind="job", job=job.name, limit=1)
     return {
-        "name": job.name,
-        "file": str(job.source),
-        "guests": job.resolve(service.config),
-        "schedule": dataclasses.asdict(job.schedule) if job.schedule is not None else None,
-        "keep": dataclasses.asdict(job.keep) if job.keep is not None else None,
-        "concurrency": job.concurrency,
-        "timeout": job.timeout,
+        **job_files.line(job, service.config),
         "next_run": as_time(service.scheduler.next_run(job.name)),
         "last_run": runs[0] if runs else None,
     }

@@ -177,6 +177,8 @@ async def _restore(service: Service, active: Operation, asked: Any) -> dict[str,
 
 async def _check(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
     config = service.config
+    if asked.job is not None:
+        return await engine.check(service.jobs.get(asked.job), config)
     guest = config.guest(asked.guest)
     request = save_request.request(config, guest, **asked.check.model_dump())
     found, error = await preview.preview(guest, config, request)

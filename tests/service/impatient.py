@@ -1,4 +1,4 @@
-"""``mapsave`` with a service that waits for clients for less than a second, not for half a minute."""
+"""``mapsave`` with a service that waits less than a second for clients, not half a minute."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "tests.service.impatient"]
 
 @contextlib.contextmanager
 def staying_up(mapsaved: service.Service) -> Iterator[None]:
-    """Fail if what happens meanwhile is logged as an error of the service, or goes on afterwards."""
+    """Fail if something is logged as an error meanwhile, or is under way afterwards."""
     before = len(mapsaved.logged())
     with service.emulated_ended(mapsaved.site):
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from tests.kit import cli, service, wait
 from tests.service import impatient
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 OPERATIONS = "/v1/operations"

@@ -17,7 +17,6 @@ from tests.kit import cli, service, wait
 from tests.service import impatient
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
 LISTENERS = 2000
@@ -120,7 +119,7 @@ def test_a_save_is_told_from_its_begin_to_its_end(mapsaved: service.Service) -> 
     progress = [data for kind, data in listener.events if kind == "progress"]
     assert {each["id"] for each in progress} == {number}
     done = [each["progress"]["done_bytes"] for each in progress]
-    assert any(0 < each for each in done)
+    assert any(each > 0 for each in done)
     assert {each["progress"]["phase"] for each in progress} >= {"write"}
 
 
@@ -168,7 +167,7 @@ def _enough_descriptors() -> Iterator[None]:
 
 
 class Talk(threading.Thread):
-    """Operations that make much to tell, one after the other, and looks at the service meanwhile."""
+    """Begins operations of which there is much to tell, and looks at the service meanwhile."""
 
     def __init__(self, mapsaved: service.Service) -> None:
         super().__init__()

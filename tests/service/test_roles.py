@@ -1,0 +1,313 @@
+"""Who may do what, asked by real users of this host: by the kernel's word, groups included."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager.service import routes
+from tests.kit import cli, processes, service, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.root
+
+UID = 12345  # of users that this host need not know
+# Asks over the socket that it connects to itself, as one user; prints an array of answers.
+_ASK = """
+import http.client, json, socket, sys
+found = []
+for method, target, body in json.load(sys.stdin):
+    connection = http.client.HTTPConnection("mapsaved", timeout=30)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(sys.argv[1])
+    kind = {} if body is None else {"Content-Type": "application/json"}
+    connection.request(method, target, None if body is None else json.dumps(body), kind)
+    answer = connection.getresponse()
+    is_json = answer.getheader("Content-Type").startswith("application/json")
+    found.append([answer.status, answer.read().decode() if is_json else ""])
+    connection.close()
+print(json.dumps(found))
+"""
+
+
+def _groups(count: int) -> list[grp.struct_group]:
+    """Return groups of this host that nobody needs to be in."""
+    found = [each for each in grp.getgrall() if each.gr_gid not in (0, 65534)]
+    assert len(found) >= count
+    return found[-count:]
+
+
+SOCKET, OPERATORS, READERS = _groups(3)
+
+
+@pytest.fixture(scope="module")
+def mapsaved() -> Iterator[service.Service]:
+    """A service with groups; its socket may be connected to by one more group, that has no role."""
+    with service.reachable_site() as site:
+        site.directory.chmod(0o755)
+        site.add_guest("db", emulator={"memory": "8M"})
+        jobs = site.directory / "jobs"
+        jobs.mkdir()
+        (jobs / "nightly.yaml").write_text("job: nightly\nguests: [db]\nsave: {then: resume}\n")
+        site.settings = {
+            "jobs": str(jobs),
+            "service": {
+                "group": SOCKET.gr_name,
+                "operators": [OPERATORS.gr_name],
+                "readers": [READERS.gr_name],
+            },
+        }
+        site.write()
+        site.config.chmod(0o644)
+        with service.running(site) as running:
+            saved = running.done(kind="save", guest="db", save={"image": "one", "then": "resume"})
+            assert saved["guest"] == "db"
+            yield running
+
+
+@pytest.fixture(autouse=True)
+def _guests_end(mapsaved: service.Service) -> Iterator[None]:
+    with service.emulated_ended(mapsaved.site):
+        yield
+
+
+class User:
+    """A user who is in some groups by their own right, or by a list of further ones."""
+
+    def __init__(self, mapsaved: service.Service, gid: int, *more: int) -> None:
+        self.mapsaved = mapsaved
+        self.command = service.as_user(UID, gid, list(more))
+
+    def ask_all(self, *requests: tuple[str, str, Any]) -> list[tuple[int, Any]]:
+        """Return status and body of each answer."""
+        words = [*self.command, sys.executable, "-c", _ASK, str(self.mapsaved.site.socket)]
+        done = subprocess.run(
+            words,
+            input=json.dumps(requests),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=processes.environment(),
+        )
+        assert done.returncode == 0, done.stderr
+        return [(status, text and json.loads(text)) for status, text in json.loads(done.stdout)]
+
+    def ask(self, method: str, target: str, body: Any = None) -> tuple[int, Any]:
+        """Return status and body of one answer."""
+        return self.ask_all((method, target, body))[0]
+
+    def asked_for(self, **body: Any) -> str:
+        """Ask for an operation, and wait for its end; return its state, or the error's id."""
+        status, found = self.ask("POST", "/v1/operations", body)
+        if status != 202:
+            assert status == 403, found
+            return str(found["error"]["id"])
+        assert found["user"] == f"user {UID}"
+        return str(self.mapsaved.ended(found["id"])["state"])
+
+    def run(self, *arguments: str) -> cli.Result:
+        """Run ``mapsave`` as that user."""
+        site = self.mapsaved.site
+        words = [*self.command, *cli.COMMAND, "--config", str(site.config), *arguments]
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=processes.environment({"PYTHONPATH": os.getcwd(), "HOME": "/"}),
+        )
+        assert "Traceback" not in done.stderr
+        return cli.Result(arguments, done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def operator(mapsaved: service.Service) -> User:
+    """A member of 'operators' by a supplementary group."""
+    return User(mapsaved, UID, SOCKET.gr_gid, OPERATORS.gr_gid)
+
+
+@pytest.fixture
+def reader(mapsaved: service.Service) -> User:
+    """A member of 'readers' by the group that is its own."""
+    return User(mapsaved, READERS.gr_gid, SOCKET.gr_gid)
+
+
+@pytest.fixture
+def stranger(mapsaved: service.Service) -> User:
+    """One who may connect, and that is all."""
+    return User(mapsaved, SOCKET.gr_gid)
+
+
+_PARTS = {"guest": "db", "image": "one", "job": "nightly", "operation": "0"}
+LOOKS = [
+    ("GET", each.path.format(**_PARTS), None) for each in routes.ROUTES if each.method == "GET"
+]
+
+
+def test_the_socket_is_for_its_group(mapsaved: service.Service) -> None:
+    stats = mapsaved.site.socket.stat()
+    assert (stats.st_mode & 0o7777, stats.st_gid) == (0o660, SOCKET.gr_gid)
+
+
+def test_root_may_do_everything(mapsaved: service.Service) -> None:
+    assert mapsaved.done(kind="save", guest="db", save={"image": "two", "then": "resume"})
+    assert mapsaved.done(kind="discard", image="two", unrestored=True)
+    assert mapsaved.request("POST", "/v1/reload").status == 200
+    assert mapsaved.get("/v1/images/one")["command"] is not None
+
+
+def test_an_operator_works_on_guests_and_images(operator: User) -> None:
+    save = {"image": "three", "then": "resume"}
+    assert operator.asked_for(kind="check", guest="db") == "done"
+    assert operator.asked_for(kind="save", guest="db", save=save) == "done"
+    assert operator.asked_for(kind="verify", image="three") == "done"
+    assert operator.asked_for(kind="job", job="nightly") == "done"
+    assert operator.asked_for(kind="save-all", dry_run=True) == "done"
+    assert operator.asked_for(kind="restore-all", dry_run=True) == "done"
+    assert operator.asked_for(kind="save", guest="db", save={"image": "four"}) == "done"
+    assert operator.asked_for(kind="restore", image="four") == "done"
+    answers = operator.ask_all(*LOOKS)
+    assert {status for status, _ in answers} <= {200, 404}
+    assert operator.ask("GET", "/v1/images/one")[1]["command"] is not None
+
+
+def test_an_operator_cancels_what_others_began(mapsaved: service.Service, operator: User) -> None:
+    status, found = operator.ask("POST", "/v1/operations/0123456789ab/cancel")
+    assert (status, found["error"]["id"]) == (404, "operation.unknown")
+    over = mapsaved.begin(kind="recover")["id"]
+    mapsaved.ended(over)
+    status, found = operator.ask("POST", f"/v1/operations/{over}/cancel")
+    assert (status, found["error"]["id"]) == (409, "operation.not_cancellable")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"kind": "discard", "image": "one"},
+        {"kind": "recover"},
+        {"kind": "recover", "dry_run": True},
+        {"kind": "prune", "job": "nightly"},
+        {"kind": "restore-all", "discard": True},
+        {"kind": "save", "guest": "qmp:/run/other.qmp"},
+        {"kind": "check", "guest": "qmp:/run/other.qmp"},
+        {"kind": "save", "guest": "libvirt:web"},
+        {"kind": "save-all", "guests": ["db", "qmp:/run/other.qmp"]},
+        {"kind": "restore", "image": "one", "restore": {"guest": "qmp:/run/other.qmp"}},
+        {"kind": "restore", "image": "one", "restore": {"into": "/run/other.qmp"}},
+        {"kind": "restore", "image": "one", "restore": {"xml": "<domain/>"}},
+        {"kind": "restore", "image": "one", "restore": {"trust_recorded_command": True}},
+    ],
+)
+def test_what_reaches_further_is_roots(
+    mapsaved: service.Service, operator: User, body: dict[str, Any]
+) -> None:
+    before = mapsaved.get("/v1/operations")
+    status, found = operator.ask("POST", "/v1/operations", body)
+    error = found["error"]
+    assert (status, error["id"], error["exit_code"]) == (403, "permission.role", 7)
+    assert (error["data"]["role"], error["data"]["needed"]) == ("operator", "admin")
+    assert mapsaved.get("/v1/operations") == before
+
+
+def test_an_operator_does_not_reload(operator: User) -> None:
+    status, found = operator.ask("POST", "/v1/reload")
+    assert (status, found["error"]["id"]) == (403, "permission.role")
+
+
+def test_a_reader_looks_and_that_is_all(mapsaved: service.Service, reader: User) -> None:
+    assert {status for status, _ in reader.ask_all(*LOOKS)} <= {200, 404}
+    number = mapsaved.get("/v1/operations")["operations"][0]["id"]
+    assert reader.ask("GET", f"/v1/operations/{number}")[0] == 200
+    held = reader.ask("GET", "/v1/images/one")[1]
+    assert held["guest"] == "db"
+    assert held["command"] is None
+    for target, body in (
+        ("/v1/operations", {"kind": "save", "guest": "db"}),
+        ("/v1/operations", {"kind": "check", "guest": "db"}),
+        ("/v1/operations", {"kind": "verify", "image": "one"}),
+        (f"/v1/operations/{number}/cancel", None),
+        ("/v1/reload", None),
+    ):
+        status, found = reader.ask("POST", target, body)
+        assert (status, found["error"]["id"]) == (403, "permission.role")
+        assert found["error"]["data"]["role"] == "reader"
+        assert f"user {UID}" in found["error"]["message"]
+
+
+def test_a_stranger_sees_nothing(stranger: User) -> None:
+    everything = [
+        (each.method, each.path.format(**_PARTS), {"kind": "recover"} if each.takes_body else None)
+        for each in routes.ROUTES
+    ]
+    for status, found in stranger.ask_all(*everything):
+        assert (status, found["error"]["id"]) == (403, "permission.role")
+        assert set(found) == {"error"}
+    result = stranger.run("list")
+    assert (result.returncode, result.stdout) == (7, "")
+    assert "[permission.role]" in result.stderr
+    assert "'readers' or 'operators'" in result.stderr
+
+
+def test_many_groups_are_looked_through(mapsaved: service.Service) -> None:
+    # More than fit into what the kernel is first asked with.
+    many = [*range(20_000, 20_300), SOCKET.gr_gid, OPERATORS.gr_gid]
+    assert User(mapsaved, UID, *many).asked_for(kind="check", guest="db") == "done"
+
+
+def test_who_is_not_in_the_group_of_the_socket_cannot_connect(mapsaved: service.Service) -> None:
+    outsider = User(mapsaved, UID, READERS.gr_gid)
+    for arguments in (["list"], ["ps"], ["save", "db"], ["job", "list"]):
+        result = outsider.run(*arguments, "--json")
+        assert result.returncode == 7, result
+        error = result.json()["error"]
+        assert error["id"] == "permission.denied"
+        assert "cannot connect to the service" in error["message"]
+        assert "--local" in error["hint"]
+
+
+def test_the_command_line_of_an_operator(mapsaved: service.Service, operator: User) -> None:
+    done = operator.run("save", "db", "--image", "five", "--then", "resume", "--json")
+    assert done.returncode == 0, done
+    assert done.json()["image"] == str(mapsaved.site.images / "five")
+    listed = operator.run("list", "--json").json()
+    assert "five" in [each["name"] for each in listed["images"]]
+    assert operator.run("verify", "five").returncode == 0
+    assert operator.run("inspect", "five").returncode == 0
+    assert operator.run("job", "run", "nightly").returncode == 0
+    assert operator.run("ps", "--all").returncode == 0
+    refused = operator.run("discard", "five", "--yes")
+    assert (refused.returncode, refused.stdout) == (7, "")
+    assert "[permission.role]" in refused.stderr
+    assert (mapsaved.site.images / "five").exists()
+
+
+def test_the_command_line_of_a_reader(reader: User) -> None:
+    assert reader.run("list").returncode == 0
+    assert reader.run("inspect", "one", "--json").json()["command"] is None
+    assert reader.run("ps").returncode == 0
+    refused = reader.run("save", "db", "--json")
+    assert (refused.returncode, refused.json()["error"]["id"]) == (7, "permission.role")
+
+
+def test_the_user_that_the_service_runs_as_is_its_administrator() -> None:
+    with service.reachable_site() as site:
+        for path in (site.directory, site.images, site.state):
+            os.chown(path, UID, UID)
+        mine = service.as_user(UID, UID, [])
+        with service.running(site, command=[*mine, *cli.COMMAND]) as mapsaved:
+            wait.until(lambda: mapsaved.get("/v1/health")["recovered"], what="recovery")
+            user = User(mapsaved, UID)
+            assert user.asked_for(kind="recover") == "done"
+            assert user.ask("POST", "/v1/reload")[0] == 200
+            assert mapsaved.done(kind="recover")["swept"] == []  # root may, as well
+            assert mapsaved.site.socket.stat().st_uid == UID
