@@ -51,8 +51,8 @@ async def _one(
         "operation": orphan.kind,
         "id": orphan.facts.get("operation"),
         "guest": orphan.facts.get("guest"),
-        "image": _image(orphan),
-        "monitor": _monitor(orphan),
+        "image": None,
+        "monitor": None,
         "interrupted_at": orphan.last,
         "outcome": None,
         "error": None,
@@ -65,6 +65,7 @@ async def _one(
 
 async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: bool) -> None:
     try:
+        line.update(image=_image(orphan), monitor=_monitor(orphan))
         line["outcome"] = await _work(orphan)(config, orphan, dry_run=dry_run)
     except errors.MapsaveError as error:
         line["error"] = error.as_dict()
@@ -72,6 +73,11 @@ async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: boo
     except OSError as error:
         words = f"{error.filename or orphan.path}: {error.strerror}"
         line["error"] = errors.SaveFailed(words, hint="mend that, then recover again").as_dict()
+        return
+    except Exception as error:
+        # A journal that is not as we write them must not keep the others from being recovered.
+        words = f"{str(orphan.path)!r}: unexpected {type(error).__name__}: {error}"
+        line["error"] = errors.MapsaveError(words, hint="move it away if it is damaged").as_dict()
         return
     if not dry_run:
         journal.forget(orphan)

@@ -66,7 +66,7 @@ class Operations:
 
         Raises ServiceStopping, and what the journal raises.
         """
-        if self._stopping and new.parent is None:
+        if self._stopping and not self._is_part_of_save_all(new):
             raise errors.ServiceStopping("the service is stopping", hint="try again when it is up")
         if new.id in self._active:
             raise errors.Busy(f"an operation {new.id} is under way already")
@@ -82,6 +82,11 @@ class Operations:
         self._tell(new)
         new.task = asyncio.create_task(self._run(new, work), name=f"{new.kind} {new.id}")
         return new
+
+    def _is_part_of_save_all(self, new: Operation) -> bool:
+        """Tell whether it belongs to what saves the guests before the host goes down."""
+        parent = self._active.get(new.parent or "")
+        return parent is not None and parent.kind == "save-all"
 
     async def perform(self, new: Operation, work: Work) -> dict[str, Any]:
         """Begin an operation that is part of another one, and return its result.
@@ -144,13 +149,22 @@ class Operations:
     async def stop(self, *, finish: bool) -> None:
         """Begin nothing new, and wait for the end of what is under way.
 
-        What waits for its turn is cancelled; what runs too, unless ``finish``.
+        What waits for its turn is cancelled; what runs too, unless ``finish``. A job that is to
+        finish begins no more saves; one that only waits to try again is cancelled.
         """
         self.refuse_new()
+        waited: set[str] = set()
         while self._active:
+            parents = {each.parent for each in self._active.values()}
+            idle = {
+                each.id
+                for each in self._active.values()
+                if each.kind == "job" and each.id not in parents
+            }
             for active in self.under_way():
-                if active.state == states.PENDING or not finish:
+                if active.state == states.PENDING or not finish or active.id in idle & waited:
                     self._cancel(active)
+            waited = idle
             tasks = [each.task for each in self._active.values() if each.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=1.0)

@@ -57,6 +57,8 @@ class Recovery:
             except (errors.MapsaveError, OSError) as error:
                 # The journal cannot be written, the image directory is gone: that may pass.
                 _log.error("recovery: %s; tried again in %g s", error, pause)
+            except Exception:
+                _log.exception("recovery: a bug in mapsave; tried again in %g s", pause)
             else:
                 for line in done["operations"]:
                     if line["error"]:

@@ -365,3 +365,21 @@ def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
                 assert "gone from its place since" in told["outcome"]
                 interrupted.await_recovery(mapsaved)
                 assert guest.state().run_state == left.run_state
+
+
+def test_a_journal_that_cannot_be_read_keeps_no_other_from_being_recovered(site: cli.Site) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        at = ("after", "pause", "save", NAME, "--image", IMAGE)
+        with interrupted.until_killed(site, *at) as waiting:
+            damaged = site.state / "journal" / "save-damaged.jsonl"
+            damaged.write_text('{"step": "begin", "kind": "save", "guest": "lost"}\n')
+            with service.running(site) as mapsaved:
+                assert interrupted.outcome(waiting)[0] == 9
+                state.assert_left_as_found(before, guest.state())
+                mapsaved.await_log("recovery of the save of lost")
+                assert str(damaged) in mapsaved.logged()
+                assert mapsaved.get("/v1/health")["status"] == "degraded"
+                damaged.unlink()
+                interrupted.await_recovery(mapsaved)

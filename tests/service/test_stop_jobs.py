@@ -1,0 +1,61 @@
+"""A stop amid a job: the save that runs is finished, and no other begun."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tests.fleet import fleet
+from tests.kit import service, wait
+
+if TYPE_CHECKING:
+    from tests.kit import cli
+
+
+def _write_job(site: cli.Site, **content: Any) -> None:
+    jobs = site.directory / "jobs.d"
+    jobs.mkdir()
+    site.settings["jobs"] = str(jobs)
+    site.write()
+    text = yaml.safe_dump({"job": "nightly", "save": {"then": "resume"}, **content})
+    (jobs / "nightly.yaml").write_text(text)
+
+
+def _ended_job(site: cli.Site, number: str) -> dict[str, Any]:
+    with service.running(site) as again:
+        found: dict[str, Any] = again.get(f"/v1/operations/{number}")
+        assert len(again.get(f"/v1/operations?parent={number}")["operations"]) == 1
+        return found
+
+
+def test_the_guests_that_had_not_their_turn_are_named(site: cli.Site) -> None:
+    names = ["one", "two", "three"]
+    with (
+        fleet.guest(site, "one", throttle="4M"),
+        fleet.guest(site, "two", throttle="4M"),
+        fleet.guest(site, "three", throttle="4M"),
+    ):
+        _write_job(site, guests=names, concurrency=1)
+        with service.running(site) as mapsaved:
+            number = mapsaved.begin(kind="job", job="nightly")["id"]
+            running = "/v1/operations?kind=save&state=running"
+            wait.until(lambda: mapsaved.get(running)["operations"], what="the first save")
+            assert mapsaved.stop() == 0
+        job = _ended_job(site, number)
+        assert job["state"] == "done"
+        result = job["result"]
+        assert (result["saved"], result["failed"]) == (1, 2)
+        left_out = [line["error"]["id"] for line in result["guests"] if line["error"]]
+        assert left_out == ["service.stopping"] * 2
+
+
+def test_a_job_that_waits_to_try_again_does_not_hold_it_up(site: cli.Site) -> None:
+    site.add_guest("gone", site.directory / "gone.qmp")
+    _write_job(site, guests=["gone"], retries={"times": 3, "wait": "10m"})
+    with service.running(site) as mapsaved:
+        number = mapsaved.begin(kind="job", job="nightly")["id"]
+        mapsaved.await_log("tried again in 600 s")
+        assert mapsaved.stop(30) == 0
+    job = _ended_job(site, number)
+    assert (job["state"], job["error"]["id"]) == ("cancelled", "interrupted")
