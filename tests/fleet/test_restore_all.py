@@ -77,7 +77,7 @@ def test_higher_priorities_first(site: cli.Site) -> None:
 def test_killed_in_the_middle_what_was_committed_comes_back(site: cli.Site, tmp_path: Path) -> None:
     with (
         fleet.guest(site, "done", priority=2) as done,
-        fleet.guest(site, "slow", throttle="4M", priority=1) as slow,
+        fleet.guest(site, "slow", throttle="1M", priority=1) as slow,
         fleet.guest(site, "next", size=16 * MIB) as following,
     ):
         before = fleet.ram_of(done, tmp_path / "ram")
