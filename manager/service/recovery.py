@@ -38,6 +38,7 @@ class Recovery:
         self._journal = journal
         self._one_at_a_time = asyncio.Lock()
         self._interrupted: dict[str, Record] = {}
+        self._dealt_with: dict[str, Line] = {}
         self.is_done = False
 
     async def begin(self) -> None:
@@ -89,10 +90,11 @@ class Recovery:
         record = self._interrupted.get(str(line["id"]))
         if record is None:
             return  # the command line's own, or one whose end we knew
+        self._dealt_with[record.id] = line
         try:
-            await self._settle(record, line, await self._images())
+            await self._settle(record, await self._images())
         except errors.MapsaveError as error:
-            # Its step journal is gone; the image still tells, when it is tried again.
+            # Its step journal is gone, so it is one of the others when this is tried again.
             _log.error("operation %s: its end is not in the journal yet: %s", record.id, error)
 
     async def _settle_others(self) -> None:
@@ -103,10 +105,11 @@ class Recovery:
             return
         images = await self._images()
         for record in others:
-            await self._settle(record, None, images)
+            await self._settle(record, images)
 
-    async def _settle(self, record: Record, line: Line | None, images: dict[str, Entry]) -> None:
+    async def _settle(self, record: Record, images: dict[str, Entry]) -> None:
         """Put into the journal what became of an operation of the service before us."""
+        line = self._dealt_with.get(record.id)
         result = self._result(record, line, images)
         operations = self._service.operations
         if result is not None:
@@ -120,6 +123,7 @@ class Recovery:
             )
             await operations.settle(record, states.CANCELLED, error=error.as_dict())
         del self._interrupted[record.id]
+        self._dealt_with.pop(record.id, None)
 
     async def _images(self) -> dict[str, Entry]:
         """Return the good images, by their paths and by the ids of the operations they are of."""

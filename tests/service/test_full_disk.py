@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fleet import fleet
-from tests.kit import service, storage, wait
+from tests.kit import qemu, service, storage, wait
+from tests.service import interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +30,6 @@ def place(site: cli.Site) -> Iterator[Path]:
         site.settings["state"] = str(found)
         site.write()
         yield found
-
-
-def _tries(site: cli.Site) -> str:
-    return (site.directory / "service.log").read_text()
 
 
 def test_nothing_is_begun_without_room_and_all_goes_on_with_it(site: cli.Site, place: Path) -> None:
@@ -85,3 +83,38 @@ def test_a_start_without_room_says_so(site: cli.Site, place: Path) -> None:
         assert "journal" in error["message"] and "make room" in error["hint"]
     with service.running(site) as mapsaved:
         assert mapsaved.get("/v1/health")["status"] in ("ok", "degraded")
+
+
+@pytest.mark.qemu
+def test_what_was_recovered_without_room_is_told_later(site: cli.Site, place: Path) -> None:
+    """The guest is put back all the same; until there is room the operation counts as running."""
+    with qemu.running(name=interrupted.NAME, paused=False) as guest:
+        site.add_guest(interrupted.NAME, guest.qmp)
+        arguments = ("save", interrupted.NAME, "--image", interrupted.IMAGE)
+        with interrupted.until_killed(site, "after", "pause", *arguments) as waiting:
+            guest.kill(signal.SIGSTOP)
+            with service.running(site) as mapsaved:
+                try:
+                    mapsaved.await_log("tried again in")
+                    with storage.filled(place, leave=0):
+                        _use_up(mapsaved)
+                        guest.kill(signal.SIGCONT)
+                        mapsaved.await_log("its end is not in the journal yet")
+                        assert guest.status() == "running"
+                        assert mapsaved.get("/v1/health")["recovered"] is False
+                finally:
+                    guest.kill(signal.SIGCONT)
+                code, told = interrupted.outcome(waiting)
+                assert (code, told["error"]["id"]) == (9, "interrupted")
+                found = interrupted.the_only(mapsaved, kind="save", state="cancelled")
+                interrupted.assert_undone(found, interrupted.PUT_BACK)
+                interrupted.await_recovery(mapsaved)
+
+
+def _use_up(mapsaved: service.Service) -> None:
+    """Begin operations until the journal takes no more: what SQLite has reserved is used up."""
+    for _ in range(50):
+        body = {"kind": "check", "guest": "qmp:/nowhere"}
+        if mapsaved.request("POST", "/v1/operations", body).status == 409:
+            return
+    raise AssertionError("the journal still takes operations")
