@@ -20,8 +20,23 @@ class Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-Text = Annotated[str, pydantic.AfterValidator(plain.text)]
-Name = Annotated[str, pydantic.AfterValidator(config.check_name)]
+# What editors and clients are told beforehand; the validators have the last word.
+NAME = (
+    r"^(?!\.{1,2}$|qmp:|libvirt[:+])"
+    r"[^\u0000-\u0020\u007f/\-]([^\u0000-\u001f\u007f/]*[^\u0000-\u0020\u007f/])?$"
+)
+_DURATION = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|([1-9][0-9]*(\.[0-9]+)?(ms|s|m|h|d))+)$"
+
+Text = Annotated[
+    str,
+    pydantic.AfterValidator(plain.text),
+    pydantic.WithJsonSchema({"type": "string", "minLength": 1, "pattern": r"^[^\u0000]+$"}),
+]
+Name = Annotated[
+    str,
+    pydantic.AfterValidator(config.check_name),
+    pydantic.WithJsonSchema({"type": "string", "pattern": NAME, "maxLength": config.NAME_BYTES}),
+]
 Size = Annotated[
     int | str, pydantic.PlainValidator(config_file.size, json_schema_input_type=int | str)
 ]
@@ -43,7 +58,16 @@ Channels = Annotated[
 
 
 Duration = Annotated[
-    float, pydantic.PlainValidator(config_file.duration, json_schema_input_type=str | int | float)
+    float,
+    pydantic.PlainValidator(config_file.duration, json_schema_input_type=str | int | float),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": _DURATION},
+                {"type": "number", "exclusiveMinimum": 0},
+            ]
+        }
+    ),
 ]
 AtOnce = Annotated[int, pydantic.PlainValidator(config_file.count, json_schema_input_type=int)]
 Hook = Annotated[str, pydantic.AfterValidator(service_settings.hook_name)]

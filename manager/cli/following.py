@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def perform(
     same operation would here; Interrupted, ServiceLost.
     """
     # Chosen here, so that it can be asked for and cancelled even if its answer never came.
-    number = secrets.token_hex(6)
+    number = os.urandom(6).hex()
     told: str | None = None
     with _signals() as handlers:
         try:

@@ -142,7 +142,12 @@ async def _body(request: web.Request, timeout: float) -> Any:
     except TimeoutError:
         raise errors.RequestInvalid(f"the body did not come within {timeout:g} s") from None
     try:
-        found = json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repetition)
+        found = json.loads(
+            raw,
+            parse_float=_number,
+            parse_constant=_no_constant,
+            object_pairs_hook=_no_repetition,
+        )
         # Bytes of a file name that are no text may be in it, but no other half of a pair.
         json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
         return found
@@ -152,6 +157,12 @@ async def _body(request: web.Request, timeout: float) -> Any:
         raise errors.RequestInvalid("the body is nested too deeply") from None
     except ValueError as error:  # UnicodeDecodeError too
         raise errors.RequestInvalid(f"the body is not JSON: {error}") from None
+
+
+def _number(word: str) -> float:
+    """Return a number; 1.0 is the integer 1 in JSON."""
+    found = float(word)
+    return int(found) if found.is_integer() else found
 
 
 def _no_constant(word: str) -> Any:

@@ -9,7 +9,17 @@ import pydantic
 from pydantic import Field
 
 from manager import config, errors
-from manager.config_models import Channels, Duration, Model, Name, SaveModel, Switch, Text, Truth
+from manager.config_models import (
+    NAME,
+    Channels,
+    Duration,
+    Model,
+    Name,
+    SaveModel,
+    Switch,
+    Text,
+    Truth,
+)
 from manager.image import store
 
 if TYPE_CHECKING:
@@ -54,9 +64,25 @@ def _xml(value: str) -> str:
     return value
 
 
-Image = Annotated[Text, pydantic.AfterValidator(_image)]
+_IMAGE = r"^(?!\.{1,2}$|.*\.partial$)[^\u0000/]+$"
+_ADDRESS = r"^(qmp:|libvirt[:+])[^\u0000]+$"
+
+Image = Annotated[
+    Text,
+    pydantic.AfterValidator(_image),
+    pydantic.WithJsonSchema({"type": "string", "pattern": _IMAGE, "maxLength": 255}),
+]
 # A name of the configuration, or an address, which only the administrator may give.
-Guest = Annotated[Text, pydantic.AfterValidator(_guest)]
+Guest = Annotated[
+    Text,
+    pydantic.AfterValidator(_guest),
+    pydantic.WithJsonSchema(
+        {
+            "type": "string",
+            "anyOf": [{"pattern": NAME, "maxLength": config.NAME_BYTES}, {"pattern": _ADDRESS}],
+        }
+    ),
+]
 Xml = Annotated[Text, pydantic.AfterValidator(_xml)]
 
 

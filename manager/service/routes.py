@@ -197,6 +197,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         *(_GET, "/v1/operations", _LOOK, "Operations, newest first", _operations),
         *(answers.Operations, queries.Find),
+        errors=(404,),
     ),
     Route(
         *(_POST, "/v1/operations", _WORK, "Begin an operation", _begin, answers.Operation),
