@@ -18,8 +18,17 @@ from tests.kit import cli, processes
 CHECKOUT = Path(__file__).parents[1]
 COMMANDS = (
     *("save", "restore", "check", "inspect", "verify", "list", "discard", "recover", "emulate"),
-    *("save-all", "restore-all"),
-    *("job", "job run", "job check", "config", "config show", "config schema"),
+    *("save-all", "restore-all", "serve", "ps", "wait", "cancel", "logs"),
+    *(
+        "job",
+        "job run",
+        "job check",
+        "job prune",
+        "job list",
+        "config",
+        "config show",
+        "config schema",
+    ),
 )
 HEAVY = {"pydantic", "qemu.qmp", "numpy", "yaml", "rich", "tenacity"}
 GLOBAL_OPTIONS = ("--config", "--json", "--debug", "--local", "--quiet")
@@ -264,9 +273,14 @@ def test_config_schema_describes_every_key(kind: str) -> None:
     assert all("description" in each for each in schema["properties"].values())
 
 
-def test_service_says_that_it_is_not_there_yet() -> None:
+def test_mapsaved_is_mapsave_serve(site: cli.Site) -> None:
+    """With the same options before it: here a configuration that is wrong, which ends it."""
+    site.config.write_text("stte: /tmp\n")
     with processes.running(
-        [sys.executable, "-c", "from manager.cli import daemon; daemon.main()"],
+        [
+            *(sys.executable, "-c", "from manager.cli import daemon; daemon.main()"),
+            *("--config", str(site.config)),
+        ],
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -274,8 +288,14 @@ def test_service_says_that_it_is_not_there_yet() -> None:
     ) as process:
         stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (2, "")
-    assert "no service yet" in stderr
-    assert "mapsave job run" in stderr
+    assert f"{site.config}:1" in stderr
+
+
+@pytest.mark.parametrize("command", [("ps",), ("logs", "a"), ("wait", "a"), ("cancel", "a")])
+def test_without_a_service_its_commands_say_so(site: cli.Site, command: tuple[str, ...]) -> None:
+    failed = site.run(*command, check=3)
+    assert "[service.unreachable]" in failed.stderr
+    assert "mapsave serve" in failed.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -40,18 +40,14 @@ def perform(
     """
     # Chosen here, so that it can be asked for and cancelled even if its answer never came.
     number = os.urandom(6).hex()
-    told: str | None = None
     with _signals() as handlers:
         try:
             _begin(client, number, body)
             found = _follow(client, number, report)
-        except _Told as signalled:
-            told = signalled.name
+        except _Told:
             handlers.ignore()
             found = _cancelled(client, number, report)
     if found["error"] is not None:
-        if told is not None and found["error"]["id"] == errors.Interrupted.id:
-            raise errors.Interrupted(f"interrupted by {told}; everything was put back")
         raise errors.from_dict(found["error"])
     result: dict[str, Any] = found["result"] or {}
     return result

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from manager import units
-from manager.cli import output, running
+from manager.cli import following, output, remote, running
 from manager.cli.options import Command, of
 
 _WORDS = {
@@ -39,8 +39,13 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     given = of(context)
     config = given.config()
     request = restore_all.Request(**chosen)
+    client = remote.service(given, config)
     with running.reporting(given, "restoring") as report:
-        done = running.run(restore_all.restore_all(config, request, report), given)
+        if client is not None:
+            asked = {key: each for key, each in chosen.items() if each is not None}
+            done = following.perform(client, {"kind": "restore-all", **asked}, report)
+        else:
+            done = running.run(restore_all.restore_all(config, request, report), given)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 

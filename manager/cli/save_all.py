@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from manager import errors, units
-from manager.cli import output, running
+from manager.cli import following, output, remote, running
 from manager.cli.options import Command, of
 from manager.cli.save import Duration
 
 if TYPE_CHECKING:
-    from manager.config import Config
     from manager.fleet.save_all import Request
-    from manager.migration.progress import Report
 
 _WORDS = {
     "saved": "saved",
@@ -71,8 +70,12 @@ def command(context: click.Context, /, **chosen: Any) -> int:
         parallel=chosen["parallel"],
         dry_run=chosen["dry_run"],
     )
+    client = remote.service(given, config)
     with running.reporting(given, "saving") as report:
-        done = running.run(_work(config, request, report), given)
+        if client is not None:
+            done = following.perform(client, _body(request), report)
+        else:
+            done = running.run(save_all.interruptible(config, request, report), given)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 
@@ -85,22 +88,11 @@ def _uri(libvirt: bool, uri: str | None) -> str | None:
     return (uri or LIBVIRT_URI) if libvirt else None
 
 
-async def _work(config: Config, request: Request, report: Report) -> dict[str, Any]:
-    """Save all; interrupted, tell which guests are in images now, for these were not put back."""
-    import asyncio
-
-    from manager.fleet import record, save_all
-
-    try:
-        return await save_all.save_all(config, request, report)
-    except asyncio.CancelledError:
-        saved = [each.guest for each in record.load(config.state).entries if each.is_committed]
-        words = f"saved before that: {', '.join(saved)}" if saved else "none was saved before that"
-        raise errors.Interrupted(
-            f"interrupted; guests whose save was under way were put back, {words}",
-            hint="'mapsave restore-all' brings back what was saved" if saved else None,
-            saved=saved,
-        ) from None
+def _body(request: Request) -> dict[str, Any]:
+    """Return what is asked of the service."""
+    asked = dataclasses.asdict(request)
+    asked["guests"] = list(asked.pop("names"))
+    return {"kind": "save-all", **{key: each for key, each in asked.items() if each is not None}}
 
 
 def text(done: dict[str, Any]) -> str:

@@ -74,6 +74,25 @@ async def save_all(
         return {**_summary(config, request, lines, started), "rate_bytes_per_s": saves.pace.rate}
 
 
+async def interruptible(
+    config: Config, request: Request, report: Report = silent, *, saver: Saver | None = None
+) -> dict[str, Any]:
+    """Do as ``save_all``; cancelled, tell which guests are in images now: they were not put back.
+
+    Raises Interrupted in place of a cancellation.
+    """
+    try:
+        return await save_all(config, request, report, saver=saver)
+    except asyncio.CancelledError:
+        saved = [each.guest for each in record.load(config.state).entries if each.is_committed]
+        words = f"saved before that: {', '.join(saved)}" if saved else "none was saved before that"
+        raise errors.Interrupted(
+            f"interrupted; guests whose save was under way were put back, {words}",
+            hint="'mapsave restore-all' brings back what was saved" if saved else None,
+            saved=saved,
+        ) from None
+
+
 def _saver(config: Config) -> Saver:
     async def one(guest: Guest, request: save_request.Request, report: Report) -> dict[str, Any]:
         return await hooked.save(guest, config, request, report)

@@ -210,6 +210,9 @@ class SaveAll(Model):
 
     kind: Literal["save-all"]
     guests: list[Text] = Field(default=[], description="Names or patterns (default: all).")
+    libvirt: Text | None = Field(
+        None, description="URI of a libvirt whose active domains are saved too (root only)."
+    )
     deadline: Duration | None = Field(None, description="How long it may take.")
     parallel: Annotated[int, Field(ge=1, le=64)] | None = None
     then: config.Then = "quit"

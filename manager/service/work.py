@@ -52,10 +52,10 @@ def allow(peer: Peer, asked: Any, config: Config) -> None:
         for field in ("into", "xml", "trust_recorded_command"):
             if getattr(asked.restore, field):
                 peer.require(Role.ADMIN, f"set {field!r} of a restore")
-    if asked.kind == "verify" or asked.kind == "discard":
-        return
-    if getattr(asked, "discard", False):
+    if asked.kind == "restore-all" and asked.discard:
         peer.require(Role.ADMIN, "discard images")
+    if asked.kind == "save-all" and asked.libvirt is not None:
+        peer.require(Role.ADMIN, "save domains that are not configured")
 
 
 def _addresses(asked: Any) -> list[str]:
@@ -230,21 +230,46 @@ async def _save_all(service: Service, active: Operation, asked: Any) -> dict[str
 
     request = save_all.Request(
         names=tuple(asked.guests),
+        libvirt=asked.libvirt,
         deadline=asked.deadline,
         then=asked.then,
         parallel=asked.parallel,
         dry_run=asked.dry_run,
     )
-    return await save_all.save_all(
+    return await save_all.interruptible(
         service.config, request, saver=saver, report=_report(service, active)
     )
 
 
 async def _restore_all(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+    """Restore what save-all saved; each restore is an operation of its own."""
+
+    async def restorer(request: restore.Request, report: Report) -> dict[str, Any]:
+        image = os.path.basename(request.image)
+        new = Operation(
+            *("restore", active.user, {"restore-all": active.id}),
+            guest=request.guest,
+            image=image,
+            parent=active.id,
+        )
+
+        async def work(child: Operation) -> dict[str, Any]:
+            await service.operations.starts(child)
+
+            def both(now: Progress) -> None:
+                service.operations.progressed(child, now)
+                report(now)
+
+            return await hooked.restore(service.config, request, both)
+
+        return await service.operations.perform(new, work)
+
     request = restore_all.Request(
         parallel=asked.parallel, discard=asked.discard, dry_run=asked.dry_run
     )
-    return await restore_all.restore_all(service.config, request, _report(service, active))
+    return await restore_all.restore_all(
+        service.config, request, _report(service, active), restorer=restorer
+    )
 
 
 def path_of(config: Config, image: str) -> str:
