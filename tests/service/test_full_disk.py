@@ -52,7 +52,7 @@ def test_nothing_is_begun_without_room_and_all_goes_on_with_it(site: cli.Site, p
 def test_an_end_that_cannot_be_written_is_told_and_written_later(
     site: cli.Site, place: Path
 ) -> None:
-    with fleet.guest(site, "db", throttle="4M"), service.running(site) as mapsaved:
+    with fleet.guest(site, "db", throttle="2M"), service.running(site) as mapsaved:
         with site.start("save", "db", "--then", "resume", "--json") as waiting:
             (begun,) = wait.until(
                 lambda: mapsaved.get("/v1/operations?state=running")["operations"], what="the save"

@@ -11,7 +11,9 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
+from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +27,7 @@ from tests.service.test_systemd import receiver, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.kit.service import Service
 
@@ -97,10 +100,10 @@ def test_a_second_service_is_refused_and_the_first_unharmed(site: cli.Site) -> N
 def test_the_socket_of_one_that_was_killed_is_replaced(site: cli.Site) -> None:
     with service.running(site) as doomed:
         doomed.kill()
-        inode = _inode(site)
+        with pytest.raises(ConnectionRefusedError):
+            service.connect(site.socket)
         with service.running(site) as mapsaved:
             assert mapsaved.get("/v1/health")["pid"] == mapsaved.pid
-            assert _inode(site) != inode
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
@@ -140,7 +143,7 @@ def test_an_unknown_group_is_named(site: cli.Site, key: str) -> None:
 
 
 def test_sighup_takes_over_guests_limits_and_jobs(site: cli.Site) -> None:
-    with fleet.guest(site, "db", throttle="4M"), fleet.guest(site, "web", throttle="4M"):
+    with fleet.guest(site, "db", throttle="1M"), fleet.guest(site, "web", throttle="1M"):
         guests = dict(site.guests)
         del site.guests["web"]
         site.settings["service"] = {"concurrency": 1}
@@ -212,12 +215,36 @@ def test_a_broken_configuration_leaves_the_old_one_in_force(site: cli.Site, brok
 
 
 @contextlib.contextmanager
+def _heard(place: Path) -> Iterator[list[str]]:
+    """Listen as systemd does, and yield what it is told; whole when this ends.
+
+    All the time, for the kernel queues only a few datagrams (net.unix.max_dgram_qlen).
+    """
+    heard: list[str] = []
+    over = threading.Event()
+    with receiver(str(place)) as systemd:
+
+        def listen() -> None:
+            while not over.wait(0.02):
+                heard.extend(told(systemd))
+
+        with futures.ThreadPoolExecutor(1) as threads:
+            listening = threads.submit(listen)
+            try:
+                yield heard
+            finally:
+                over.set()
+                listening.result()
+                heard.extend(told(systemd))
+
+
+@contextlib.contextmanager
 def _saving(site: cli.Site, *options: str, **how: Any) -> Iterator[tuple[Service, Any]]:
     """Run a service that saves a slow guest for a command, and has another save wait for it."""
     site.settings.setdefault("service", {})["concurrency"] = 1
     site.write()
     with (
-        fleet.guest(site, "slow", throttle="2M"),
+        fleet.guest(site, "slow", throttle="1M"),
         fleet.guest(site, "other"),
         service.running(site, **how) as mapsaved,
         site.start("save", "slow", "--image", IMAGE, "--json", *options) as waiting,
@@ -230,7 +257,7 @@ def test_sigterm_finishes_what_runs_and_cancels_what_waits(site: cli.Site) -> No
     notify = site.directory / "notify"
     env = {"NOTIFY_SOCKET": str(notify), "WATCHDOG_USEC": "200000"}
     with (
-        receiver(str(notify)) as systemd,
+        _heard(notify) as heard,
         _saving(site, "--then", "resume", env=env) as (mapsaved, waiting),
     ):
         waits = mapsaved.begin(kind="save", guest="other")["id"]
@@ -252,7 +279,6 @@ def test_sigterm_finishes_what_runs_and_cancels_what_waits(site: cli.Site) -> No
         assert not site.socket.exists()
         assert fleet.status(fleet.socket_of(site, "slow")) == "running"
         site.run("verify", IMAGE, check=0)
-        heard = told(systemd)
     assert heard.index("READY=1") < heard.index("STOPPING=1")
     assert any(each.startswith("EXTEND_TIMEOUT_USEC=") for each in heard)
     assert heard.count("WATCHDOG=1") >= 2

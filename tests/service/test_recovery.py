@@ -121,7 +121,7 @@ def test_killed_when_the_stream_is_whole(site: cli.Site, where: str, step: str, 
 
 def test_a_save_that_qemu_still_does_is_adopted(site: cli.Site, tmp_path: Path) -> None:
     """Slowed down by its share of the bandwidth, QEMU writes on while there is no service."""
-    site.settings["service"] = {"bandwidth": "8M"}
+    site.settings["service"] = {"bandwidth": "6M"}
     with qemu.running(name=NAME, ram=patterns.dense) as guest:
         site.add_guest(NAME, guest.qmp, launch=guest.argv)
         before = guest.snapshot_ram(tmp_path / "before")

@@ -32,9 +32,9 @@ def _ended_job(site: cli.Site, number: str) -> dict[str, Any]:
 def test_the_guests_that_had_not_their_turn_are_named(site: cli.Site) -> None:
     names = ["one", "two", "three"]
     with (
-        fleet.guest(site, "one", throttle="4M"),
-        fleet.guest(site, "two", throttle="4M"),
-        fleet.guest(site, "three", throttle="4M"),
+        fleet.guest(site, "one", throttle="2M"),
+        fleet.guest(site, "two"),
+        fleet.guest(site, "three"),
     ):
         _write_job(site, guests=names, concurrency=1)
         with service.running(site) as mapsaved:
