@@ -21,6 +21,7 @@ _TIMEOUT = 90.0  # seconds for one answer; the service lets us wait for at most 
 _RECONNECT = 60.0  # seconds that a service may take to come back while we wait for an operation
 _BUSY = 10.0  # seconds that a service may take to accept a connection
 _SOCKET = "mapsaved"
+_PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 
 
 class Client:
@@ -178,11 +179,17 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def image_name(config: Config, given: str) -> str | None:
-    """Return the name of an image that lies in the image directory; None for any other."""
-    if "/" not in given and not os.path.lexists(given):
-        return given
-    directory, name = os.path.split(os.path.abspath(given))
-    return name if _same(directory, config.images) else None
+    """Return the name of an image that lies in the image directory; None for any other.
+
+    What cannot be the name of an image is one of the others: it is told here what is wrong with it.
+    """
+    directory, name = os.path.split(given)
+    if directory or os.path.lexists(given):
+        directory, name = os.path.split(os.path.abspath(given))
+        if not _same(directory, config.images):
+            return None
+    wrong = name in ("", ".", "..") or name.endswith(_PARTIAL) or len(os.fsencode(name)) > 255
+    return None if wrong else name
 
 
 def reconnecting(client: Client, path: str, **query: Any) -> dict[str, Any]:

@@ -1,0 +1,294 @@
+"""The commands through the service: the same output, JSON and exit codes as without it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.fleet import fleet
+from tests.kit import cli, service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RESUME = ("--then", "resume")
+ODD = "wêb one"
+# What differs from one time to the next.
+_VOLATILE = (
+    (re.compile(r"\d{8}T\d{6}Z"), "TIME"),
+    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?"), "TIME"),
+    (re.compile(r"\b\d+(\.\d+)? (ms|s)\b"), "DURATION"),
+    (re.compile(r"\b(local|served)\b"), "WAY"),
+    (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "UUID"),
+)
+
+
+@pytest.fixture(scope="module")
+def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
+    """A service with guests that are quick, slow and not there, and jobs for them."""
+    site = cli.Site(tmp_path_factory.mktemp("cli") / "site")
+    jobs = site.directory / "jobs"
+    jobs.mkdir()
+    _job(jobs, "nightly", ["db"])
+    _job(jobs, "all", ["db", "gone"])
+    (jobs / "broken.yaml").write_text("job: [")
+    site.settings = {"jobs": str(jobs)}
+    site.add_guest("gone", site.directory / "gone.qmp")
+    with (
+        fleet.guest(site, "db"),
+        fleet.guest(site, ODD),
+        fleet.guest(site, "passing local"),
+        fleet.guest(site, "passing served"),
+        service.running(site) as running,
+    ):
+        yield running
+
+
+def _job(jobs: Path, name: str, guests: list[str]) -> None:
+    save = {"then": "resume", "image": "{guest}-{job}.img", "replace": True}
+    content = {"job": name, "guests": guests, "save": save, "keep": {"last": 1}}
+    (jobs / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def both(mapsaved: service.Service, *arguments: str) -> tuple[cli.Result, cli.Result]:
+    """Run a command without and with the service; WAY in it becomes another word for each."""
+    before = _newest(mapsaved)
+    local = mapsaved.site.run("--local", *(each.replace("WAY", "local") for each in arguments))
+    assert _newest(mapsaved) == before, "the service had to do with it"
+    return local, mapsaved.site.run(*(each.replace("WAY", "served") for each in arguments))
+
+
+def _newest(mapsaved: service.Service) -> Any:
+    return mapsaved.get("/v1/operations?limit=1")["operations"]
+
+
+def steady(text: str) -> str:
+    """Return output without what differs from one time to the next."""
+    for pattern, word in _VOLATILE:
+        text = pattern.sub(word, text)
+    return text
+
+
+def shape(found: Any) -> Any:
+    """Return a JSON value with numbers and strings as they are at any time."""
+    if isinstance(found, dict):
+        return {key: shape(each) for key, each in found.items() if key != "duration_s"}
+    if isinstance(found, list):
+        return [shape(each) for each in found]
+    if isinstance(found, str):
+        return steady(found)
+    return "NUMBER" if isinstance(found, (int, float)) and not isinstance(found, bool) else found
+
+
+def same(mapsaved: service.Service, code: int, *arguments: str) -> tuple[cli.Result, cli.Result]:
+    """Fail unless a command prints and returns the same with and without the service."""
+    local, served = both(mapsaved, *arguments)
+    assert (local.returncode, served.returncode) == (code, code), (local, served)
+    assert steady(local.stderr) == steady(served.stderr)
+    if "--json" in arguments:
+        assert shape(local.json()) == shape(served.json())
+    else:
+        assert _columns(steady(local.stdout)) == _columns(steady(served.stdout))
+    return local, served
+
+
+def _columns(text: str) -> list[list[str]]:
+    """Return words, for the width of columns follows that of times."""
+    return [line.split() for line in text.splitlines()]
+
+
+GOOD = [
+    ("save", "db", "--image", "WAY.img", *RESUME, "--replace"),
+    ("save", ODD, "--image", "WAY ä.img", *RESUME, "--replace"),
+    ("check", "db"),
+    ("check", ODD, "--image", "other"),
+    ("list",),
+    ("recover",),
+    ("recover", "--dry-run"),
+    ("job", "run", "nightly"),
+    ("job", "check", "nightly"),
+    ("job", "prune", "nightly"),
+    ("job", "prune", "nightly", "--dry-run"),
+]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize("arguments", GOOD, ids=" ".join)
+def test_what_goes_well_is_told_alike(
+    mapsaved: service.Service, arguments: tuple[str, ...], form: tuple[str, ...]
+) -> None:
+    _, served = same(mapsaved, 0, *arguments, *form)
+    assert served.stdout
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize(
+    "arguments",
+    [("inspect", "image ö"), ("verify", "image ö"), ("check", "image ö")],
+    ids=" ".join,
+)
+def test_an_image_is_looked_into_alike(
+    mapsaved: service.Service, arguments: tuple[str, ...], form: tuple[str, ...]
+) -> None:
+    mapsaved.site.run("save", "db", "-o", "image ö", "--replace", *RESUME, check=0)
+    before = len(mapsaved.get("/v1/operations?limit=1000")["operations"])
+    _, served = same(mapsaved, 0, *arguments, *form)
+    assert (served.json()["image"] if form else served.stdout).count("image ö") == 1
+    after = len(mapsaved.get("/v1/operations?limit=1000")["operations"])
+    assert after - before == (0 if arguments[0] == "inspect" else 1)
+
+
+def test_a_restore_is_told_alike(mapsaved: service.Service) -> None:
+    site = mapsaved.site
+    done = []
+    for name, way in (("passing local", ["--local"]), ("passing served", [])):
+        site.run("--local", "save", name, "-o", f"{name}.img", check=0)
+        before = _newest(mapsaved)
+        result = site.run(*way, "restore", f"{name}.img", "--json", check=0)
+        assert (_newest(mapsaved) == before) is bool(way)
+        done.append(shape(result.json()))
+        fleet.end(fleet.socket_of(site, name))
+        again = site.run(*way, "restore", f"{name}.img", "--json", check=3)
+        done.append(shape(again.json()))
+        gone = site.run(*way, "discard", f"{name}.img", check=0)
+        done.append(steady(gone.stdout))
+    assert done[:3] == done[3:]
+
+
+BAD = [
+    (2, ("save", "dbb")),
+    (3, ("save", "gone")),
+    (3, ("save", "db", "--image", "there.img")),
+    (3, ("check", "gone")),
+    (3, ("check", "db", "--image", "there.img")),
+    (2, ("save", "db", "--image", "a.partial")),
+    (2, ("save", "db", "--policy", "nothing")),
+    (2, ("restore", "nothing.img")),
+    (6, ("restore", "damaged.img")),
+    (2, ("verify", "nothing.img")),
+    (6, ("verify", "damaged.img")),
+    (6, ("verify", "there.img", "damaged.img", "nothing.img")),
+    (2, ("inspect", "nothing.img")),
+    (6, ("inspect", "damaged.img")),
+    (2, ("check", "nothing.img")),
+    (6, ("check", "damaged.img")),
+    (3, ("discard", "there.img")),
+    (2, ("discard", "nothing.img")),
+    (6, ("discard", "text.img")),
+    (3, ("job", "run", "all")),
+    (3, ("job", "check", "all")),
+    (2, ("job", "run", "weekly")),
+    (2, ("job", "check", "nightli")),
+    (2, ("job", "prune", "weekly")),
+    (2, ("job", "run", "weekly.yaml")),
+]
+
+
+@pytest.fixture(scope="module")
+def _images(mapsaved: service.Service) -> None:
+    """An image that is there, one that is damaged, and a file that is none."""
+    images = mapsaved.site.images
+    for name in ("there.img", "damaged.img"):
+        mapsaved.site.run("--local", "save", "db", "-o", name, *RESUME, check=0)
+    with (images / "damaged.img").open("r+b") as file:
+        file.truncate(1 << 20)
+    (images / "text.img").write_text("not an image")
+
+
+@pytest.mark.usefixtures("_images")
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    BAD,
+    ids=lambda each: " ".join(map(str, each)) if isinstance(each, tuple) else "",
+)
+def test_what_fails_is_told_alike(
+    mapsaved: service.Service, code: int, arguments: tuple[str, ...]
+) -> None:
+    same(mapsaved, code, *arguments, "--json")  # which says on stderr what it would without
+
+
+def test_a_file_of_the_directory_of_the_jobs_is_the_services_others_are_not(
+    mapsaved: service.Service, tmp_path: Path
+) -> None:
+    def runs() -> int:
+        return len(mapsaved.get("/v1/operations?kind=job&limit=1000")["operations"])
+
+    site, jobs = mapsaved.site, mapsaved.site.directory / "jobs"
+    before = runs()
+    site.run("job", "run", jobs / "nightly.yaml", check=0)
+    (tmp_path / "link").symlink_to(jobs)
+    site.run("job", "run", tmp_path / "link/nightly.yaml", check=0)
+    assert runs() == before + 2
+    (tmp_path / "nightly.yaml").write_text((jobs / "nightly.yaml").read_text())
+    site.run("job", "run", tmp_path / "nightly.yaml", check=0)
+    assert runs() == before + 2
+    broken = site.run("job", "run", jobs / "broken.yaml", "--json", check=2).json()
+    assert broken["error"]["id"] == "config.invalid"
+    missing = site.run("job", "run", jobs / "missing.yaml", "--json", check=2).json()
+    assert missing["error"]["id"] == "config.missing"
+    _job(jobs, "new", ["db"])
+    try:
+        new = site.run("job", "run", jobs / "new.yaml", "--json", check=2).json()
+        assert new["error"]["id"] == "job.unknown"
+        assert "reload" in new["error"]["hint"]
+        site.run("--local", "job", "run", jobs / "new.yaml", check=0)
+    finally:
+        (jobs / "new.yaml").unlink()
+
+
+def test_jobs_are_listed_with_their_last_run(mapsaved: service.Service) -> None:
+    mapsaved.site.run("job", "run", "nightly", check=0)
+    local, served = both(mapsaved, "job", "list", "--json")
+    found = served.json()
+    for each in local.json()["jobs"]:
+        line = next(line for line in found["jobs"] if line["name"] == each["name"])
+        assert {**line, "last_run": None, "next_run": None} == each
+    assert local.json()["broken"] == found["broken"]
+    lines = {each["name"]: each for each in found["jobs"]}
+    assert lines["nightly"]["last_run"]["state"] == "done"
+    assert lines["all"]["guests"] == ["db", "gone"]
+    text = mapsaved.site.run("job", "list", check=0).stdout
+    assert "BAD: " in text
+    assert "broken.yaml" in text
+    assert re.search(r"^nightly +1 +- +\S+ \S+ done", text, re.MULTILINE)
+
+
+def test_an_image_elsewhere_is_done_here(mapsaved: service.Service, tmp_path: Path) -> None:
+    before = _newest(mapsaved)
+    site, image = mapsaved.site, tmp_path / "elsewhere.img"
+    site.run("save", "db", "-o", image, *RESUME, check=0)
+    for command in ("verify", "inspect", "check"):
+        assert str(image) in site.run(command, image, check=0).stdout
+    site.run("discard", image, "--yes", check=0)
+    assert _newest(mapsaved) == before
+    assert not image.exists()
+    # The same directory by another name is still the service's.
+    (tmp_path / "link").symlink_to(site.images)
+    site.run("save", "db", "-o", tmp_path / "link/by-link.img", *RESUME, check=0)
+    assert _newest(mapsaved) != before
+    assert (site.images / "by-link.img").exists()
+
+
+def test_another_state_directory_is_no_business_of_the_service(
+    mapsaved: service.Service, tmp_path: Path
+) -> None:
+    other = cli.Site(tmp_path / "other")
+    other.settings = {"socket": str(mapsaved.site.socket)}
+    other.add_guest("db", fleet.socket_of(mapsaved.site, "db"))
+    before = _newest(mapsaved)
+    done = other.run("save", "db", *RESUME, "--json", check=0).json()
+    assert done["image"].startswith(str(other.images))
+    assert _newest(mapsaved) == before
+
+
+def test_a_socket_that_nobody_listens_at_is_no_service(site: cli.Site) -> None:
+    with service.running(site) as mapsaved:
+        mapsaved.kill()
+    assert site.socket.exists()
+    assert site.run("list", check=0).stdout.startswith("no images")
+    for command in (["ps"], ["wait", "0"], ["cancel", "0"], ["logs", "0"]):
+        assert "[service.unreachable]" in site.run(*command, check=3).stderr
