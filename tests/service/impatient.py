@@ -7,15 +7,22 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from manager.cli import main
-from manager.service import connections
 from tests.kit import service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE = connections.Patience(idle=0.5, body=0.5, serving=4.0, reading=1.0, beat=0.5, every=0.1)
-COMMAND = [sys.executable, "-m", "tests.service.impatient"]
+
+def command(**patience: float) -> list[str]:
+    """Return what runs ``mapsave`` with that patience; see ``connections.Patience``."""
+    code = (
+        "from manager.cli import main; from manager.service import connections;"
+        f"connections.USUAL = connections.Patience(**{patience!r}); main.command()"
+    )
+    return [sys.executable, "-c", code]
+
+
+COMMAND = command(idle=1.0, body=0.5, serving=4.0, reading=1.0, beat=0.5, every=0.1)
 
 
 @contextlib.contextmanager
@@ -39,8 +46,3 @@ def memory(mapsaved: service.Service) -> int:
     with open(f"/proc/{mapsaved.pid}/smaps_rollup") as file:
         sizes = {line.split()[0]: line.split()[1] for line in file if line.startswith("Private")}
     return int(sizes["Private_Dirty:"]) << 10
-
-
-if __name__ == "__main__":
-    connections.USUAL = PATIENCE
-    main.command()

@@ -28,11 +28,12 @@ _NUMBER = re.compile(rb"id: (\d+)\n")
 
 @pytest.fixture(scope="module")
 def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
-    """A service with a guest that is slow to save, and little patience."""
+    """A service with a guest that is slow to save."""
     site = cli.Site(tmp_path_factory.mktemp("events") / "site")
     with (
         fleet.guest(site, "db", throttle="4M"),
-        service.running(site, command=impatient.COMMAND) as running,
+        # Patient with those that read, however busy the machine is.
+        service.running(site, command=impatient.command(reading=4.0, beat=0.5)) as running,
     ):
         yield running
 
@@ -45,6 +46,7 @@ class Listener:
         self.socket.sendall(f"GET /v1/events{query} HTTP/1.0\r\n\r\n".encode())
         self.numbers: list[int] = []
         self.events: list[tuple[str, Any]] = []
+        self.latest = b""
         self.comments = 0
         self.keeps = True
         self._head, self._rest = b"", b""
@@ -76,6 +78,7 @@ class Listener:
         found = _NUMBER.match(event)
         assert found is not None, event
         self.numbers.append(int(found[1]))
+        self.latest = event
         if self.keeps:
             fields = dict(line.split(": ", 1) for line in event.decode().splitlines())
             self.events.append((fields["event"], json.loads(fields["data"])))
@@ -172,14 +175,25 @@ class Talk(threading.Thread):
     def __init__(self, mapsaved: service.Service) -> None:
         super().__init__()
         self.mapsaved = mapsaved
+        self.error: Exception | None = None
         self.last: str | None = None
 
     def run(self) -> None:
-        for _ in range(ROUNDS):
-            number = self.mapsaved.begin(**LARGE)["id"]
-            self.mapsaved.get("/v1/health")
-            self.mapsaved.ended(number)
-        self.last = number
+        try:
+            for _ in range(ROUNDS):
+                number = self.mapsaved.begin(**LARGE)["id"]
+                self.mapsaved.get("/v1/health")
+                self.mapsaved.ended(number)
+            self.last = number
+        except Exception as error:
+            self.error = error
+
+
+def _has_heard(listener: Listener, operation: str | None) -> bool:
+    """Tell whether the last that a listener heard is the end of an operation."""
+    ends = (b'"state": "done"', b'"state": "failed"')
+    told = listener.latest
+    return operation is not None and operation.encode() in told and any(e in told for e in ends)
 
 
 def _hear(listeners: list[Listener], talk: Talk) -> None:
@@ -189,15 +203,12 @@ def _hear(listeners: list[Listener], talk: Talk) -> None:
             each.socket.setblocking(False)
             selector.register(each.socket, selectors.EVENT_READ, each)
         talk.start()
-        while found := selector.select(1.0 if talk.is_alive() else 0.3):
-            for key, _ in found:
+        while talk.error is None and not all(_has_heard(each, talk.last) for each in listeners):
+            for key, _ in selector.select(0.2):
                 assert key.data.read(), "a listener that reads was disconnected"
-            if not talk.is_alive() and all(
-                each.numbers[-1:] == listeners[0].numbers[-1:] and each.comments > 1
-                for each in listeners
-            ):
-                break
         talk.join()
+    if talk.error is not None:
+        raise talk.error
 
 
 @pytest.mark.timeout(120)
