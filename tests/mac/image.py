@@ -34,6 +34,8 @@ _RULES = [*sorted((CHECKOUT / "policies" / "selinux").glob("*.cil")), _FILES / "
 PACKAGES = (
     *("python3", "qemu-system-x86", "iproute2", "kmod", "mount"),
     *("apparmor", "policycoreutils", "selinux-policy-default", "selinux-utils"),
+    # What the service's TLS library reads where it is there, as it is on most hosts.
+    *("openssl", "ca-certificates"),
 )
 _SIZE = 1 << 30
 # QEMU of the same age as the host's; its firmware comes along, or apt finds no solution.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GUEST = Path(__file__).parent / "guest"
 RESULT = "MACRESULT "  # what a line of results begins with; see guest/console.py
 # Seconds for a boot and all its cases: a busy machine takes several times the usual.
-TIMEOUT = 420.0
+TIMEOUT = 600.0
 TIMEOUT_ALL = 2400.0  # for the disk and all the boots, which the first test waits for
 _MIB = 1 << 20
 _TESTS = ("__init__.py", "backports.py", "conftest.py", "faults", "kit", "mac")

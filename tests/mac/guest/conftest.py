@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 IMAGES = Path("/var/lib/mapsave")
+SOCKET = Path("/run/mapsave/mapsave.sock")
+
+
+class Site(cli.Site):
+    """A site whose service listens where that of an operator does."""
+
+    @property
+    def socket(self) -> Path:
+        """Where a service listens that a case has started."""
+        return SOCKET
 
 
 @pytest.fixture
 def site() -> Iterator[cli.Site]:
     """An operator's set-up below /var/lib/mapsave, all of it labelled as what is there."""
     directory = Path(tempfile.mkdtemp(dir=IMAGES))
-    yield cli.Site(directory)
+    yield Site(directory)
     shutil.rmtree(directory)
