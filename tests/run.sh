@@ -33,7 +33,7 @@ venv=${MAPSAVE_VENV-}
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 checkout=$(pwd)
 venv=${venv:-$checkout/.venv}
-work=$(mktemp -d)
+work=$(mktemp -d /tmp/msXXXXXX) # short, for the sockets of QEMUs that are below it
 trap 'rm -rf -- "$work"' EXIT
 
 find_python() {
@@ -97,7 +97,7 @@ run_lint() {
 
 run_pytest() { # PATH or option...
     local code=0
-    "$venv/bin/python" -m pytest -p tests.no_skips "$@" || code=$?
+    "$venv/bin/python" -m pytest -p tests.no_skips --basetemp "$work/t" "$@" || code=$?
     [ $code -ne 5 ] || echo "no tests: $*" >&2
     return $code
 }
@@ -107,18 +107,18 @@ run_unit() {
     for directory in emulator qemu libvirt faults service fleet mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
-    run_pytest tests "${ignored[@]}"
+    run_pytest -n 3 tests "${ignored[@]}"
 }
 
 run_stage() { # STAGE
     case $1 in
     lint) run_lint ;;
     unit) run_unit ;;
-    # They wait more than they work: for libvirtd, for guests, for processes to end.
-    libvirt) run_pytest -n 3 tests/libvirt ;;
-    qemu) run_pytest tests/qemu tests/bench ;;
+    # They wait as much as they work: for guests, for libvirtd, for processes to end.
+    qemu) run_pytest -n 3 tests/qemu tests/bench ;;
     service) run_pytest -n 3 tests/service tests/fleet ;;
-    *) run_pytest "tests/$1" ;;
+    mac) run_pytest tests/mac ;; # two virtual machines at a time take both processors
+    *) run_pytest -n 3 "tests/$1" ;;
     esac
 }
 

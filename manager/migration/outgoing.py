@@ -72,6 +72,9 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
     """
     with session.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME") as events:
         uri = f"file:{path},offset={offset:#x}"
+        # A small guest is saved before the event of its being continued could be seen.
+        if not live and await guest_state.run_state(session) == "running":
+            raise _continued(session, "before QEMU began to save it")
         try:
             await session.execute("migrate", {"uri": uri})
             outcome = await _follow(session, events, phases, live=live)
@@ -112,15 +115,19 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
             and not live
             and outcome.status in _UNDER_WAY
         ):
-            raise errors.GuestContinued(
-                f"{session.address}: somebody else continued the guest while it was being saved",
-                hint="the guest runs; save it again, or with --live",
-            )
+            raise _continued(session, "while it was being saved")
         phases.progress(outcome.ram)
         if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:
             await session.pause()
             live = False
     return outcome
+
+
+def _continued(session: Session, when: str) -> errors.GuestContinued:
+    return errors.GuestContinued(
+        f"{session.address}: somebody else continued the guest {when}",
+        hint="the guest runs; save it again, or with --live",
+    )
 
 
 async def _well_under_way(session: Session) -> None:

@@ -63,7 +63,8 @@ def _many_guests(site: cli.Site, count: int) -> Iterator[Row]:
     yield Row(
         *("    images committed and verified", f"{whole}", "", "", f"= {count}", whole == count)
     )
-    yield Row("    guests that neither run nor are an image", f"{count - whole - left}", "", "")
+    lost = count - whole - left
+    yield Row("    guests that neither run nor are an image", f"{lost}", "", "", "= 0", lost <= 0)
     median, worst = statistics.median(answers), max(answers)
     yield Row(
         *(f"    answer meanwhile, median of {len(answers)}", f"{median * 1000:.1f} ms", "", ""),

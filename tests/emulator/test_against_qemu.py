@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import random
 from typing import TYPE_CHECKING
 
@@ -110,8 +111,16 @@ def test_emulator_restores_what_qemu_saved(
         assert helpers.memory_of(qmp, size, tmp_path) == ram.read_bytes()
 
 
+# A part of the section of RAM that holds its end mark alone (migration/savevm.c, migration/ram.c):
+# type, id, mark, and the footer with the id again.
+_EMPTY_PASS = re.compile(rb"\x02(....)" + (16).to_bytes(8, "big") + rb"\x7e\1", re.DOTALL)
+
+
 def test_images_are_alike(tmp_path: Path) -> None:
-    """The same RAM saved by both gives the same file, but for the clock's two counters."""
+    """The same RAM saved by both gives the same file, but for the clock's two counters.
+
+    And for passes over RAM that found nothing: how many there are is a matter of QEMU's timing.
+    """
     ram = tmp_path / "ram"
     ram.write_bytes(sparse_ram(33 * MIB))
     images = []
@@ -123,7 +132,7 @@ def test_images_are_alike(tmp_path: Path) -> None:
         assert qmp("query-status")["status"] == "prelaunch"
         helpers.save(qmp, f"{tmp_path}/emulated,offset={OFFSET}")
         images.append(tmp_path / "emulated")
-    real, emulated = (bytearray(image.read_bytes()) for image in images)
+    real, emulated = (bytearray(_EMPTY_PASS.sub(b"", image.read_bytes())) for image in images)
     at = real.index(b"\x05timer") + len(b"\x05timer") + 8
     assert emulated.index(b"\x05timer") + len(b"\x05timer") + 8 == at
     real[at : at + 24] = emulated[at : at + 24] = bytes(24)

@@ -25,7 +25,7 @@ SAVE_KEYS = {
     *("allocated_bytes", "duration_s", "downtime_s", "phases", "bytes_per_s", "strategy"),
     *("label", "then"),
 }
-STRATEGY_KEYS = {"direct_io", "zero_pages", "channels", "preallocate"}
+STRATEGY_KEYS = {"direct_io", "zero_pages", "channels", "preallocate", "bandwidth"}
 RESTORE_KEYS = {"image", "guest", "run_state", "duration_s", "downtime_s", "bytes_per_s"}
 
 
