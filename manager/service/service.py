@@ -89,8 +89,10 @@ class Service:
     async def _reload(self) -> list[str]:
         config = self._load()
         jobs = job_files.load(config)
-        if jobs.broken:
-            raise jobs.broken[0].error
+        known = {each.path for each in self.jobs.broken}
+        for each in jobs.broken:
+            if each.path not in known:  # one that was broken already keeps nothing from changing
+                raise each.error
         roles = Roles(config.service)
         before = self.config
         fixed = [key for key in _FIXED if getattr(config, key) != getattr(before, key)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from manager import config as configuration
 from manager import errors
 from manager.fleet import restore_all, save_all
-from manager.image import store
+from manager.image import image, store
 from manager.jobs import engine, hooked, retention
 from manager.operations import (
     discard,
@@ -52,10 +52,23 @@ def allow(peer: Peer, asked: Any, config: Config) -> None:
         for field in ("into", "xml", "trust_recorded_command"):
             if getattr(asked.restore, field):
                 peer.require(Role.ADMIN, f"set {field!r} of a restore")
+    if asked.kind == "save" and asked.save.replace and asked.save.image is not None:
+        others = _guest_of(config, asked.save.image)
+        if others not in (None, asked.guest):
+            peer.require(Role.ADMIN, f"replace an image of another guest, {others!r}")
     if asked.kind == "restore-all" and asked.discard:
         peer.require(Role.ADMIN, "discard images")
     if asked.kind == "save-all" and asked.libvirt is not None:
         peer.require(Role.ADMIN, "save domains that are not configured")
+
+
+def _guest_of(config: Config, name: str) -> str | None:
+    """Return whose image that is; None where there is none, or none that can be read."""
+    try:
+        with image.opened(path_of(config, name)) as found:
+            return str(found.metadata.get("guest", {}).get("name"))
+    except errors.MapsaveError:
+        return None
 
 
 def _addresses(asked: Any) -> list[str]:

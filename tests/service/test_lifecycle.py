@@ -365,6 +365,10 @@ def test_a_broken_job_is_told_and_the_others_run(site: cli.Site) -> None:
             assert "61" in health["broken_jobs"][0]["error"]["message"]
             assert mapsaved.done(kind="job", job="good")["saved"] == 1
             assert mapsaved.begin(404, kind="job", job="bad")["error"]["id"] == "job.unknown"
+            # What was broken before keeps nothing from changing.
+            _write_job(site, "new", save={"then": "resume"})
+            assert mapsaved.request("POST", "/v1/reload").status == 200
+            assert [each["name"] for each in mapsaved.get("/v1/jobs")["jobs"]] == ["good", "new"]
 
 
 @pytest.mark.parametrize("persistent", [True, False])

@@ -54,6 +54,7 @@ def mapsaved() -> Iterator[service.Service]:
     with service.reachable_site() as site:
         site.directory.chmod(0o755)
         site.add_guest("db", emulator={"memory": "8M"})
+        site.add_guest("other", emulator={"memory": "8M"})
         jobs = site.directory / "jobs"
         jobs.mkdir()
         (jobs / "nightly.yaml").write_text("job: nightly\nguests: [db]\nsave: {then: resume}\n")
@@ -217,6 +218,16 @@ def test_what_reaches_further_is_roots(
     assert (status, error["id"], error["exit_code"]) == (403, "permission.role", 7)
     assert (error["data"]["role"], error["data"]["needed"]) == ("operator", "admin")
     assert mapsaved.get("/v1/operations") == before
+
+
+def test_an_operator_replaces_images_of_that_guest_only(
+    mapsaved: service.Service, operator: User
+) -> None:
+    """Else who may save one guest could delete the image that another one is."""
+    replace = {"image": "one", "replace": True, "then": "resume"}
+    assert operator.asked_for(kind="save", guest="other", save=replace) == "permission.role"
+    assert mapsaved.get("/v1/images/one")["guest"] == "db"
+    assert operator.asked_for(kind="save", guest="db", save=replace) == "done"
 
 
 def test_an_operator_does_not_reload(operator: User) -> None:
