@@ -24,7 +24,7 @@ _COMMANDS = {
     "list": "List the images of a directory.",
     "discard": "Delete an image.",
     "recover": "Finish or undo what an interrupted mapsave left.",
-    "job": "Run or check a save job written in YAML.",
+    "job": "Run, check or list save jobs, or remove what they do not keep.",
     "serve": "Run the service.",
     "ps": "List the operations of the service.",
     "wait": "Wait for operations of the service.",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from manager.monitor.session import Session
 
 EMULATOR_START_TIMEOUT = 20.0
+_spawned: list[subprocess.Popen[bytes]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ def spawn(arguments: list[str], log: Path, cwd: str | None = None) -> subprocess
     Raises OSError.
     """
     with open(log, "wb") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             arguments,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -203,6 +204,17 @@ def spawn(arguments: list[str], log: Path, cwd: str | None = None) -> subprocess
             stderr=output,
             start_new_session=True,
         )
+    _spawned.append(process)
+    return process
+
+
+def reap() -> None:
+    """Let go of those that ``spawn`` started and that have ended.
+
+    For a service: they are its children, and would stay in the table of processes as zombies. A
+    command ends before they do.
+    """
+    _spawned[:] = [process for process in _spawned if process.poll() is None]
 
 
 def log_path(config: Config, name: str) -> Path:

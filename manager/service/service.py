@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.jobs import notify
+from manager.operations import attach
 from manager.service import job_files, operation, work
 from manager.service.events import Hub
 from manager.service.metrics import Metrics
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 _TOLD = ("save", "restore", "job", "save-all", "restore-all")
 _SCHEDULER = "the schedule"
 _DAY = 86400.0
+_REAP = 2.0  # seconds that a guest which has ended stays a zombie
 _TEXTFILE = 15.0  # seconds between two writings of the metrics' file
 _MEND = 5.0  # seconds between two tries to write what the journal lacks
 _GRACE = 5.0  # seconds that notifications may still take when the service stops
@@ -197,6 +199,12 @@ class Service:
             await asyncio.sleep(_MEND)
             await self.operations.write_ends()
 
+    async def reap(self) -> None:
+        """Let go of guests that were started here, and have ended, for ever."""
+        while True:
+            attach.reap()
+            await asyncio.sleep(_REAP)
+
     async def write_metrics(self) -> None:
         """Write the metrics' file now and then, where the configuration names one."""
         while True:
@@ -245,6 +253,7 @@ async def started(
         ("recovery", service.recovery.run()),
         ("housekeeping", service.housekeeping()),
         ("metrics", service.write_metrics()),
+        ("reaper", service.reap()),
         ("journal", service.mend_journal()),
     )
     tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import parser
@@ -14,7 +15,6 @@ from tests.kit import service, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.kit import cli
 
@@ -137,3 +137,15 @@ def test_a_hook_that_says_no_keeps_the_guest_untouched(site: cli.Site) -> None:
         assert "[hook.refused]" in failed.stderr
         assert "a backup is running" in failed.stderr
         assert mapsaved.get("/v1/images")["images"] == []
+
+
+def test_a_guest_that_was_started_and_has_ended_is_no_zombie(site: cli.Site) -> None:
+    site.add_guest("toy", emulator={"memory": "8M"})
+    with service.running(site) as mapsaved:
+        mapsaved.done(kind="save", guest="toy", save={"image": "toy"})  # started, and then quit
+
+        def children() -> list[str]:
+            found = Path(f"/proc/{mapsaved.pid}/task").glob("*/children")  # proc(5)
+            return [pid for path in found for pid in path.read_text().split()]
+
+        wait.until(lambda: not children(), what="end of the children")
