@@ -72,9 +72,6 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
     """
     with session.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME") as events:
         uri = f"file:{path},offset={offset:#x}"
-        # A small guest is saved before the event of its being continued could be seen.
-        if not live and await guest_state.run_state(session) == "running":
-            raise _continued(session, "before QEMU began to save it")
         try:
             await session.execute("migrate", {"uri": uri})
             outcome = await _follow(session, events, phases, live=live)
@@ -115,7 +112,7 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
             and not live
             and outcome.status in _UNDER_WAY
         ):
-            raise _continued(session, "while it was being saved")
+            raise continued(session, "while it was being saved")
         phases.progress(outcome.ram)
         if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:
             await session.pause()
@@ -123,7 +120,8 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
     return outcome
 
 
-def _continued(session: Session, when: str) -> errors.GuestContinued:
+def continued(session: Session, when: str) -> errors.GuestContinued:
+    """Return the error for a guest that somebody else continued."""
     return errors.GuestContinued(
         f"{session.address}: somebody else continued the guest {when}",
         hint="the guest runs; save it again, or with --live",

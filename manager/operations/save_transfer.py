@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import descriptors, image
 from manager.labels import labelling
-from manager.migration import outgoing, parameters
+from manager.migration import guest_state, outgoing, parameters
 from manager.monitor import fdset
 from manager.operations import ending
 
@@ -117,6 +117,9 @@ async def _transfer(
             paused.since = time.monotonic()
         job.log.step("migrate")
         job.phases.enter("write")
+        # A small guest is saved before the event of its being continued could be seen.
+        if not job.request.live and await guest_state.run_state(job.session) == "running":
+            raise outgoing.continued(job.session, "before QEMU began to save it")
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.request.live)
         if job.request.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
