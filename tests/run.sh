@@ -107,7 +107,7 @@ run_unit() {
     for directory in emulator qemu libvirt faults service fleet mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
-    run_pytest -n 3 tests "${ignored[@]}"
+    run_pytest -n 4 tests "${ignored[@]}"
 }
 
 run_stage() { # STAGE
@@ -116,7 +116,7 @@ run_stage() { # STAGE
     unit) run_unit ;;
     # They wait as much as they work: for guests, for libvirtd, for processes to end.
     qemu) run_pytest -n 3 tests/qemu tests/bench ;;
-    service) run_pytest -n 3 tests/service tests/fleet ;;
+    service) run_pytest -n 5 tests/service tests/fleet ;; # these wait most of the time
     mac) run_pytest tests/mac ;; # two virtual machines at a time take both processors
     *) run_pytest -n 3 "tests/$1" ;;
     esac
