@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -130,6 +131,14 @@ def test_wait_has_the_exit_code_of_what_it_waited_for(
 
 
 def _still_waits(process: subprocess.Popen[str]) -> bool:
+    """Wait until the command catches SIGHUP, as it does from when it follows the operation."""
+
+    def catches() -> bool:
+        assert process.poll() is None, process.communicate()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return bool(int(status.partition("SigCgt:")[2].split()[0], 16) & 1 << signal.SIGHUP - 1)
+
+    wait.until(catches, what="handlers of signals")
     time.sleep(0.5)
     return process.poll() is None
 
