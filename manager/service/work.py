@@ -12,6 +12,7 @@ from manager import errors
 from manager.fleet import restore_all, save_all
 from manager.image import image, store
 from manager.jobs import engine, hooked, retention
+from manager.migration.progress import silent
 from manager.operations import (
     discard,
     inspect,
@@ -139,26 +140,19 @@ async def save(
         limited = dataclasses.replace(
             request, wishes=dataclasses.replace(request.wishes, bandwidth=share)
         )
-        return await _hooked_save(service, active, guest, limited, job)
+        more = job.hooks if job is not None else {}
+        report = _report(service, active)
+        done = await hooked.save(guest, service.config, limited, report, more=more)
+        await service.operations.names_image(active, done["image"])
+        return done
 
 
-async def _hooked_save(
-    service: Service, active: Operation, guest: Guest, request: Request, job: Job | None
-) -> dict[str, Any]:
-    done = await hooked.save(
-        guest,
-        service.config,
-        request,
-        _report(service, active),
-        more=job.hooks if job is not None else {},
-    )
-    await service.operations.names_image(active, done["image"])
-    return done
+def _report(service: Service, active: Operation, whole: Report = silent) -> Report:
+    """Return what notes how far ``active`` is, and tells ``whole``, which it is part of."""
 
-
-def _report(service: Service, active: Operation) -> Report:
     def report(now: Progress) -> None:
         service.operations.progressed(active, now)
+        whole(now)
 
     return report
 
@@ -230,12 +224,9 @@ async def _save_all(service: Service, active: Operation, asked: Any) -> dict[str
 
         async def work(child: Operation) -> dict[str, Any]:
             await service.operations.starts(child)
-
-            def both(now: Progress) -> None:
-                service.operations.progressed(child, now)
-                report(now)
-
-            done = await hooked.save(guest, service.config, request, both)
+            done = await hooked.save(
+                guest, service.config, request, _report(service, child, report)
+            )
             await service.operations.names_image(child, done["image"])
             return done
 
@@ -268,12 +259,7 @@ async def _restore_all(service: Service, active: Operation, asked: Any) -> dict[
 
         async def work(child: Operation) -> dict[str, Any]:
             await service.operations.starts(child)
-
-            def both(now: Progress) -> None:
-                service.operations.progressed(child, now)
-                report(now)
-
-            return await hooked.restore(service.config, request, both)
+            return await hooked.restore(service.config, request, _report(service, child, report))
 
         return await service.operations.perform(new, work)
 
