@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +17,18 @@ if TYPE_CHECKING:
 MAPSAVE = [sys.executable, "-m", "manager.cli.main"]
 # An installation has bytecode beside its modules, whatever the environment of this process says.
 _BYTECODE = tempfile.TemporaryDirectory(prefix="mapsave-bytecode-")
+
+# Runs the command and writes its exit code, seconds and peak in KiB to the descriptor.
+_PARENT = """
+import os, sys, time
+os.set_inheritable(int(sys.argv[1]), False)
+started = time.perf_counter()
+process = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(process, 0)
+seconds = time.perf_counter() - started
+figures = (os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss)
+os.write(int(sys.argv[1]), " ".join(map(str, figures)).encode())
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +60,33 @@ class Series:
 def run(command: list[str], root: Path) -> Run:
     """Run a command to its end. Raises RuntimeError with its output where it fails.
 
-    The peak is ``ru_maxrss`` of wait4(2). Linux counts in it what the parent had at the time of
-    execve(2), so it is never too low, and the parent must be small.
+    The peak is ``ru_maxrss`` of wait4(2). Linux counts in it what the parent had when the command
+    was executed (``exec_mmap`` of Linux's fs/exec.c): a test process may have more than the
+    command ever takes. So its parent is a process of its own that holds some 10 MB.
     """
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile("w+") as figures:
         environment = {
             **os.environ,
             "PYTHONPATH": str(root),
             "PYTHONPYCACHEPREFIX": _BYTECODE.name,
         }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        parent = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _PARENT, str(figures.fileno()), *command],
+            check=False,
+            env=environment,
+            pass_fds=[figures.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         said = output.read().decode(errors="replace")
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}: {said}")
-    return Run(seconds, usage.ru_maxrss * 1024, said)
+        figures.seek(0)
+        code, seconds, peak = (figures.read() or f"{parent.returncode} 0 0").split()
+    if code != "0":
+        raise RuntimeError(f"{' '.join(command)}: exit code {code}: {said}")
+    return Run(float(seconds), int(peak) * 1024, said)
 
 
 def alternating(
