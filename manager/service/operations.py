@@ -40,7 +40,7 @@ class Operations:
     """The operations of the service, those under way and those of the journal."""
 
     def __init__(self, journal: Journal, hub: Hub, metrics: Metrics, ended: Ended) -> None:
-        """``ended`` is called with each operation that is part of no other, once it has ended."""
+        """``ended`` is called with each operation once it has ended."""
         self._journal = journal
         self._hub = hub
         self._metrics = metrics
@@ -48,14 +48,20 @@ class Operations:
         self._active: dict[str, Operation] = {}
         # Ended, but the journal could not be told: it would call them running.
         self._unwritten: dict[str, Operation] = {}
+        # Under way when the service before us ended, and still to be recovered.
+        self.interrupted: dict[str, Record] = {}
         self._stopping = False
 
     def __len__(self) -> int:
-        return len(self._active)
+        return len(self._active) + len(self.interrupted)
 
     def under_way(self) -> Iterable[Operation]:
         """Return the operations under way, oldest first."""
         return list(self._active.values())
+
+    def all_under_way(self) -> Iterable[Operation | Record]:
+        """Return those to be recovered too, which QEMU may still be doing; oldest first."""
+        return [*self.interrupted.values(), *self._active.values()]
 
     def refuse_new(self) -> None:
         """Begin nothing new from now on: the service is about to stop."""
@@ -234,8 +240,8 @@ class Operations:
     ) -> list[dict[str, Any]]:
         given = {name: value for name, value in wanted.items() if value is not None}
         found = [
-            each.as_dict()
-            for each in reversed(self._active.values())
+            each.as_dict() if isinstance(each, Operation) else of_record(each)
+            for each in reversed(list(self.all_under_way()))
             if all(getattr(each, name) == value for name, value in given.items())
         ]
         names = [each["id"] for each in found]
@@ -288,8 +294,7 @@ class Operations:
         _log.log(level, "%s %s%s", active.kind, active.state, words)
         self._metrics.ended(active.record().as_dict())
         self._tell(active)
-        if active.parent is None:
-            self._on_end(active)
+        self._on_end(active)
 
     async def write_ends(self) -> None:
         """Put into the journal what ended while that could not be written."""
@@ -317,10 +322,10 @@ class Operations:
         level = logging.INFO if over.error is None else logging.WARNING
         words = f": {over.error['message']}" if over.error else ""
         _log.log(level, "%s %s of %s %s%s", over.kind, over.id, over.guest, state, words)
+        self.interrupted.pop(record.id, None)
         self._metrics.ended(over.record().as_dict())
         self._tell(over)
-        if over.parent is None:
-            self._on_end(over)
+        self._on_end(over)
 
     def _tell(self, active: Operation) -> None:
         self._hub.tell("operation", active.as_dict(), active.id)

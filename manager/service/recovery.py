@@ -1,8 +1,9 @@
-"""After a start: what a service that died had under way is finished or undone, and told so."""
+"""What a service that died had under way, and what an operation left, is finished or undone."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -25,32 +26,86 @@ _log = logging.getLogger(__name__)
 
 # Seconds until what could not be dealt with is tried again: the first time, and at most.
 _SOON, _LATER = 1.0, 30.0
+_PATIENCE = 2.0  # seconds that the image directory has to answer
 _GOOD = ("saved", "restored")
 # The last steps of a restore: the guest is its user's.
 _HANDED_OVER = ("mark", "run")
 
 
 class Recovery:
-    """Recovers until nothing is left; what cannot be dealt with yet is tried again."""
+    """Recovers at the start, and whenever an operation has left something to it.
+
+    What cannot be dealt with yet is tried again.
+    """
 
     def __init__(self, service: Service, journal: Journal) -> None:
         self._service = service
         self._journal = journal
         self._one_at_a_time = asyncio.Lock()
-        self._interrupted: dict[str, Record] = {}
         self._dealt_with: dict[str, Line] = {}
+        self._slots: dict[str, contextlib.ExitStack] = {}
+        self._wanted = asyncio.Event()
         self.is_done = False
+
+    @property
+    def _interrupted(self) -> dict[str, Record]:
+        return self._service.operations.interrupted
 
     async def begin(self) -> None:
         """Note what was under way when the service before us ended."""
-        self._interrupted = {each.id: each for each in await self._journal.unfinished()}
+        self._interrupted.update({each.id: each for each in await self._journal.unfinished()})
+        await self._hold_slots()
+
+    async def _hold_slots(self) -> None:
+        """Hold the slots of the saves that QEMU may still be doing."""
+        saves = [
+            each
+            for each in self._interrupted.values()
+            if each.kind == "save" and each.state != states.PENDING
+        ]
+        if not saves:
+            return
+        device = await self._device()
+        for each in saves:
+            stack = self._slots[each.id] = contextlib.ExitStack()
+            stack.enter_context(self._service.slots.held(device))
+
+    async def _device(self) -> int:
+        """Return the file system of the images; 0 where it cannot be told."""
+        look = asyncio.to_thread(os.stat, self._service.config.images)
+        try:
+            return (await asyncio.wait_for(look, _PATIENCE)).st_dev
+        except (OSError, TimeoutError):
+            return 0  # a server that is gone must not keep the service from starting
+
+    def _give_slot_back(self, operation: str) -> None:
+        if (stack := self._slots.pop(operation, None)) is not None:
+            stack.close()
 
     def speaks_of(self, operation: str) -> bool:
         """Tell whether an operation is still to be recovered."""
         return operation in self._interrupted
 
+    def ended(self, operation: str) -> None:
+        """Recover again where an operation that has ended left its step journal behind."""
+        try:
+            if operation not in steps.operations(self._service.config.state):
+                return
+        except OSError as error:
+            # Whether it has is found out by trying.
+            _log.error("the step journals cannot be read: %s", error)
+        else:
+            _log.warning("operation %s has left something to recover", operation)
+        self.is_done = False
+        self._wanted.set()
+
     async def run(self) -> None:
-        """Recover, again and again, until nothing is left."""
+        """Recover until nothing is left, each time that something is; for ever."""
+        while True:
+            await self._until_done()
+            await self._wanted.wait()
+
+    async def _until_done(self) -> None:
         pause = _SOON
         while not self.is_done:
             try:
@@ -73,17 +128,22 @@ class Recovery:
         """Recover once; return what ``mapsave recover --json`` prints. Raises Refused, OSError."""
         async with self._one_at_a_time:
             config = self._service.config
+            # What is left from now on may come too late for this time.
+            self._wanted.clear()
             await self._settle_others()
             done = await recover.recover(config, told=self._told)
             await self._settle_others()
-            self.is_done = not self._interrupted and not any(
-                line["error"] for line in done["operations"]
-            )
+            has_failed = any(line["error"] for line in done["operations"])
+            if self._interrupted or has_failed:
+                self._wanted.set()
+            self.is_done = not self._wanted.is_set()
             return done
 
     async def _told(self, line: Line) -> None:
         """Tell what was done about one operation, and settle it."""
         if line["error"]:
+            # It may last for days, and must not keep the other guests from being saved.
+            self._give_slot_back(str(line["id"]))
             return
         words = (line["operation"], line["guest"], line["outcome"])
         _log.info("recovered the %s of %s: %s", *words)
@@ -122,7 +182,7 @@ class Recovery:
                 step=record.step,
             )
             await operations.settle(record, states.CANCELLED, error=error.as_dict())
-        del self._interrupted[record.id]
+        self._give_slot_back(record.id)
         self._dealt_with.pop(record.id, None)
 
     async def _images(self) -> dict[str, Entry]:

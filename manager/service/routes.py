@@ -137,6 +137,11 @@ async def _cancel(call: Call) -> web.Response:
     operations = call.service.operations
     name = await operations.resolve(call.part("operation"))
     active = operations.find_active(name)
+    if active is None and call.service.recovery.speaks_of(name):
+        raise errors.NotCancellable(
+            f"operation {name} is being recovered: the service before this one had it under way",
+            hint="wait for its end: it is finished where that can be done, else undone",
+        )
     if active is None:
         state = (await operations.get(name))["state"]
         raise errors.NotCancellable(f"operation {name} is not under way: {state}")

@@ -62,7 +62,7 @@ class Service:
         self.slots = Slots(limits.concurrency, limits.per_file_system, limits.bandwidth)
         self.scheduler = Scheduler(journal, self.start_job)
         self.metrics = Metrics(self._sources(journal))
-        self.operations = Operations(journal, self.hub, self.metrics, self._tell_outcome)
+        self.operations = Operations(journal, self.hub, self.metrics, self._has_ended)
         self.recovery = Recovery(self, journal)
         self.journal = journal
         self._reloading = asyncio.Lock()
@@ -136,9 +136,13 @@ class Service:
         if self._background:
             await asyncio.wait(self._background)
 
+    def _has_ended(self, ended: Operation) -> None:
+        self.recovery.ended(ended.id)
+        self._tell_outcome(ended)
+
     def _tell_outcome(self, ended: Operation) -> None:
         """Tell the webhooks of an operation that is part of no other."""
-        if not self.config.notify or ended.kind not in _TOLD:
+        if not self.config.notify or ended.kind not in _TOLD or ended.parent is not None:
             return
         found = ended.as_dict()
         telling = notify.tell(
@@ -148,11 +152,13 @@ class Service:
 
     def _sources(self, journal: Journal) -> Sources:
         def pending() -> int:
-            return sum(each.state == operation.PENDING for each in self.operations.under_way())
+            return sum(each.state == operation.PENDING for each in self.operations.all_under_way())
 
         def running() -> dict[str, int]:
             return collections.Counter(
-                each.kind for each in self.operations.under_way() if each.state != operation.PENDING
+                each.kind
+                for each in self.operations.all_under_way()
+                if each.state != operation.PENDING
             )
 
         return Sources(

@@ -21,7 +21,7 @@ def guests(service: Service) -> list[dict[str, Any]]:
     """Return a line for each guest of the configuration; no guest is asked anything."""
     busy = {
         each.guest: each.id
-        for each in service.operations.under_way()
+        for each in service.operations.all_under_way()
         if each.kind in ("save", "restore")
     }
     return [_guest(guest, busy.get(guest.name)) for guest in service.config.guests.values()]
