@@ -97,7 +97,8 @@ class Operations:
     async def perform(self, new: Operation, work: Work) -> dict[str, Any]:
         """Begin an operation that is part of another one, and return its result.
 
-        Cancelled, it cancels the operation and waits for its end. Raises what ``work`` raises.
+        Cancelled, it cancels the operation and waits for its end. One that is done all the same
+        counts, and the cancellation is dropped. Raises what ``work`` raises.
         """
         await self.begin(new, work)
         try:
@@ -105,7 +106,11 @@ class Operations:
         except asyncio.CancelledError:
             self._cancel(new)
             await _to_the_end(new)
-            raise
+            if new.error is not None:
+                raise
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
         if new.error is not None:
             raise errors.from_dict(new.error)
         return new.result or {}
@@ -120,7 +125,8 @@ class Operations:
         """Note the path of the image that an operation has made; it is made, whatever fails now."""
         active.change(image=image)
         try:
-            await self._journal.change(active.id, image=image)
+            # A cancel that comes now is too late: the image is committed, the guest may have ended.
+            await waiting.to_the_end(self._journal.change(active.id, image=image))
         except errors.MapsaveError as error:
             _log.error("operation %s: its image is not in the journal: %s", active.id, error)
 
@@ -144,8 +150,8 @@ class Operations:
         self._cancel(active)
 
     def _cancel(self, active: Operation) -> None:
-        # Once: a second one must not tear the undoing apart.
-        if active.cancel_requested:
+        # Once: a second one must not tear the undoing apart. What commits is finished instead.
+        if active.cancel_requested or active.state == states.COMMITTING:
             return
         active.cancel_requested = True
         # A task that is cancelled before its first step would end without a word.
@@ -266,7 +272,7 @@ class Operations:
             with steps.watched(steps.Watch(active.id, saw)):
                 ended: dict[str, Any] = {"state": states.DONE, "result": await work(active)}
         except asyncio.CancelledError:
-            error: errors.MapsaveError = errors.Interrupted("cancelled; everything was put back")
+            error: errors.MapsaveError = _cancelled(active)
             ended = {"state": states.CANCELLED, "error": error.as_dict()}
         except errors.MapsaveError as found:
             over = isinstance(found, errors.Interrupted)
@@ -288,6 +294,9 @@ class Operations:
             _log.error("operation %s: its end is not in the journal yet: %s", active.id, error)
             self._unwritten[active.id] = active
         del self._active[active.id]
+        parent = self._active.get(active.parent or "")
+        if parent is not None and ended["state"] == states.DONE:
+            parent.done_parts.append(active.guest or active.image or active.id)
         active.change(**ended, progress=None)
         level = logging.INFO if active.error is None else logging.WARNING
         words = f": {active.error['message']} [{active.error['id']}]" if active.error else ""
@@ -329,6 +338,17 @@ class Operations:
 
     def _tell(self, active: Operation) -> None:
         self._hub.tell("operation", active.as_dict(), active.id)
+
+
+def _cancelled(active: Operation) -> errors.Interrupted:
+    """Return the error of an operation that was cancelled: what is done of it stays done."""
+    if not active.done_parts:
+        return errors.Interrupted("cancelled; everything was put back")
+    done = ", ".join(active.done_parts)
+    return errors.Interrupted(
+        f"cancelled; what was under way was put back, done before that: {done}",
+        done=list(active.done_parts),
+    )
 
 
 async def _to_the_end(active: Operation) -> None:

@@ -116,3 +116,87 @@ async def test_found_in_the_state_that_is_known_here(operations: Operations) -> 
             await each.wait_end()
     assert await found(state="committing") == []
     assert await found(state="done") == ids
+
+
+async def _until_committing(active: Operation) -> None:
+    async with asyncio.timeout(20):
+        while active.state != states.COMMITTING:
+            await active.wait_change(active.revision, 20)
+
+
+async def test_what_commits_is_not_cancelled_by_a_stop(operations: Operations) -> None:
+    new, over = _new(), asyncio.Event()
+
+    async def work(active: Operation) -> dict[str, Any]:
+        await operations.starts(active)
+        active.saw("commit")
+        await over.wait()
+        await operations.names_image(active, "/images/one")
+        return {"good": True}
+
+    await operations.begin(new, work)
+    await _until_committing(new)
+    stopping = asyncio.create_task(operations.stop(finish=False))
+    async with asyncio.timeout(20):
+        await asyncio.sleep(0.01)  # it has begun by then: the loop takes tasks in their order
+        over.set()
+        await stopping
+    assert (new.state, new.image, new.result) == ("done", "/images/one", {"good": True})
+
+
+async def test_a_cancel_while_the_image_is_named_is_too_late(operations: Operations) -> None:
+    new, loop = _new(), asyncio.get_running_loop()
+
+    async def work(active: Operation) -> dict[str, Any]:
+        await operations.starts(active)
+        assert active.task is not None
+        loop.call_soon(active.task.cancel)  # comes while the journal is written
+        await operations.names_image(active, "/images/one")
+        return {}
+
+    await operations.begin(new, work)
+    async with asyncio.timeout(20):
+        await new.wait_end()
+    assert (new.state, new.image) == ("done", "/images/one")
+
+
+async def test_a_parent_that_is_cancelled_tells_which_parts_are_done(
+    operations: Operations,
+) -> None:
+    over, parts, counted = asyncio.Event(), {}, []
+
+    async def save(active: Operation) -> dict[str, Any]:
+        await operations.starts(active)
+        if active.guest == "commits":
+            active.saw("commit")
+        await over.wait()
+        return {"guest": active.guest}
+
+    async def work(active: Operation) -> dict[str, Any]:
+        async def part(guest: str) -> None:
+            parts[guest] = _new(guest=guest, parent=active.id)
+            counted.append(await operations.perform(parts[guest], save))
+
+        await operations.starts(active)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(part("commits"))
+            group.create_task(part("runs"))
+        return {}
+
+    parent = await operations.begin(_new(), work)
+    async with asyncio.timeout(20):
+        while "commits" not in parts:
+            await parent.wait_change(parent.revision, 1)
+        await _until_committing(parts["commits"])
+        operations.cancel(parent)
+        await parts["runs"].wait_end()
+        over.set()
+        await parent.wait_end()
+    assert (parts["commits"].state, parts["runs"].state) == ("done", "cancelled")
+    assert counted == [{"guest": "commits"}]
+    assert parent.state == "cancelled"
+    assert parent.error is not None
+    assert parent.error["data"] == {"done": ["commits"]}
+    assert parent.error["message"].endswith("done before that: commits")
+    assert parts["runs"].error is not None
+    assert parts["runs"].error["message"] == "cancelled; everything was put back"
