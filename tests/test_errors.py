@@ -78,6 +78,7 @@ EXIT_CODES = {
     "guest.busy": 8,
     "guest.migrating": 8,
     "operation.not_cancellable": 8,
+    "service.busy": 8,
     "service.running": 8,
     "service.stopping": 8,
     "interrupted": 9,

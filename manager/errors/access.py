@@ -110,6 +110,13 @@ class ServiceStopping(Busy):
     http_status = 503
 
 
+class ServiceBusy(Busy):
+    """Too many requests of that kind wait for the service already; ask again in a moment."""
+
+    id = "service.busy"
+    http_status = 503
+
+
 class NotCancellable(Busy):
     """The operation has ended, or is committing its image, and cannot be cancelled any more."""
 

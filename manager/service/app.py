@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LARGEST_BODY = 1 << 20
+UNAVAILABLE = 503
+RETRY_AFTER = "1"  # seconds until what a 503 stands in the way of may be asked again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,8 @@ def as_json(
 
 def failure(error: errors.MapsaveError) -> web.Response:
     """Return the answer that tells an error."""
-    return as_json({"error": error.as_dict()}, status=error.http_status)
+    headers = {"Retry-After": RETRY_AFTER} if error.http_status == UNAVAILABLE else None
+    return as_json({"error": error.as_dict()}, status=error.http_status, headers=headers)
 
 
 def _peer(service: Service, request: web.Request) -> Peer:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.jobs import notify
 from manager.operations import attach
-from manager.service import job_files, operation, work
+from manager.service import job_files, operation, operations, work
 from manager.service.events import Hub
+from manager.service.looking import Looking
 from manager.service.metrics import Metrics
 from manager.service.operation import Operation
 from manager.service.operations import Operations
@@ -41,6 +42,8 @@ _REAP = 2.0  # seconds that a guest which has ended stays a zombie
 _TEXTFILE = 15.0  # seconds between two writings of the metrics' file
 _MEND = 5.0  # seconds between two tries to write what the journal lacks
 _GRACE = 5.0  # seconds that notifications may still take when the service stops
+# Threads that look into images, and how many requests may wait for them.
+_LOOKING, _LOOKING_QUEUE = 2, 16
 # What takes effect only when the service starts.
 _FIXED = ("state", "socket")
 _FIXED_OF_SERVICE = ("group", "listen", "log")
@@ -65,6 +68,8 @@ class Service:
         self.operations = Operations(journal, self.hub, self.metrics, self._has_ended)
         self.recovery = Recovery(self, journal)
         self.journal = journal
+        self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
+        self.verifying = Looking(_LOOKING, operations.MOST)
         self._reloading = asyncio.Lock()
 
     async def start_job(self, job: Job) -> bool:
@@ -265,17 +270,18 @@ async def started(
     tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
     for task in tasks:
         task.add_done_callback(_died)
-    try:
-        yield service
-    finally:
-        schedule.cancel()
+    with service.looking, service.verifying:
         try:
-            await service.stop()
+            yield service
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await service.end_background(_GRACE)
+            schedule.cancel()
+            try:
+                await service.stop()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await service.end_background(_GRACE)
 
 
 def _died(task: asyncio.Task[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
@@ -28,7 +27,10 @@ def guests(service: Service) -> list[dict[str, Any]]:
 
 
 async def guest(service: Service, name: str) -> dict[str, Any]:
-    """Return one guest with its images and its last operations. Raises UnknownGuest."""
+    """Return one guest with its images and its last operations.
+
+    Raises UnknownGuest, ServiceBusy.
+    """
     found = next((line for line in guests(service) if line["name"] == name), None)
     if found is None:
         raise errors.UnknownGuest(f"no guest {name!r} is configured")
@@ -57,13 +59,16 @@ def _guest(guest: Guest, busy: str | None) -> dict[str, Any]:
 
 
 async def image_listing(service: Service) -> dict[str, Any]:
-    """Return the images of the image directory, as ``mapsave list --json`` does."""
+    """Return the images of the image directory, as ``mapsave list --json`` does.
+
+    Raises ServiceBusy, BadDirectory.
+    """
 
     def look() -> dict[str, Any]:
         with store.directory(service.config.images, create=True) as held:
             return images.listing(held)
 
-    return await asyncio.to_thread(look)
+    return await service.looking.run(look)
 
 
 async def jobs(service: Service) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
@@ -194,7 +193,7 @@ async def _check(service: Service, active: Operation, asked: Any) -> dict[str, A
 
 async def _verify(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
     path = path_of(service.config, asked.image)
-    return (await asyncio.to_thread(inspect.verify, path)).as_dict()
+    return (await service.verifying.run(inspect.verify, path)).as_dict()
 
 
 async def _discard(service: Service, active: Operation, asked: Any) -> dict[str, Any]:

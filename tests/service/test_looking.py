@@ -1,0 +1,127 @@
+"""Whoever looks into images does not cost the saves their threads, however slow the disk is."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from concurrent import futures
+from typing import TYPE_CHECKING
+
+import pytest
+
+from manager import errors
+from manager.service.looking import Looking
+from tests.fleet import fleet
+from tests.kit import service, wait
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kit import cli
+
+_READERS = 40
+
+
+async def test_it_gives_what_the_function_gives() -> None:
+    def fail(words: str) -> None:
+        raise errors.ImageNotFound(words)
+
+    with Looking(1, 4) as looking:
+        assert await looking.run(int, "7") == 7
+        with pytest.raises(errors.ImageNotFound, match="gone"):
+            await looking.run(fail, "gone")
+        assert await looking.run(threading.current_thread) is not threading.current_thread()
+
+
+async def test_so_many_at_once_and_so_many_that_wait() -> None:
+    hung, at_it = threading.Event(), threading.Semaphore(0)
+
+    def hang() -> None:
+        at_it.release()
+        assert hung.wait(60)
+
+    async with asyncio.timeout(60):
+        with Looking(2, 1) as looking:
+            asked = [asyncio.create_task(looking.run(hang)) for _ in range(3)]
+            for _ in range(2):
+                assert await asyncio.to_thread(at_it.acquire, timeout=30)
+            assert not at_it.acquire(blocking=False)
+            with pytest.raises(errors.ServiceBusy):
+                await looking.run(hang)
+            asked[0].cancel()  # its thread is at it all the same
+            await asyncio.wait(asked[:1])
+            with pytest.raises(errors.ServiceBusy):
+                await looking.run(hang)
+            hung.set()
+            await asyncio.gather(*asked[1:])
+            await looking.run(hang)
+
+
+async def test_who_is_cancelled_while_it_waits_leaves_its_place() -> None:
+    hung, at_it = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        at_it.set()
+        assert hung.wait(60)
+
+    async with asyncio.timeout(60):
+        with Looking(1, 1) as looking:
+            first = asyncio.create_task(looking.run(hang))
+            assert await asyncio.to_thread(at_it.wait, 30)
+            second = asyncio.create_task(looking.run(int, "2"))
+            await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.wait([second])
+            third = asyncio.create_task(looking.run(int, "3"))
+            await asyncio.sleep(0)
+            hung.set()
+            await first
+            assert await third == 3
+
+
+def _hanging_until(place: Path) -> list[str]:
+    """Return what runs ``mapsave`` where nothing can be read of an image until ``place`` is."""
+    code = (
+        "import os, time; from manager.operations import inspect\n"
+        "def hanging(look):\n"
+        "    def hang(path):\n"
+        f"        while not os.path.exists({str(place)!r}): time.sleep(0.05)\n"
+        "        return look(path)\n"
+        "    return hang\n"
+        "inspect.inspect, inspect.verify = hanging(inspect.inspect), hanging(inspect.verify)\n"
+        "from manager.cli import main; main.command()"
+    )
+    return [sys.executable, "-c", code]
+
+
+def test_a_hung_file_system_takes_no_thread_that_a_save_needs(site: cli.Site) -> None:
+    answers = site.directory / "answers"
+    with (
+        fleet.guest(site, "db"),
+        service.running(site) as healthy,
+    ):
+        healthy.done(kind="save", guest="db", save={"image": "one.mapsave", "then": "resume"})
+        assert healthy.stop() == 0
+        with (
+            service.started(site, command=_hanging_until(answers)) as mapsaved,
+            futures.ThreadPoolExecutor(_READERS) as readers,
+        ):
+            service.await_answer(mapsaved)
+            try:
+                asked = [
+                    readers.submit(mapsaved.request, "GET", "/v1/images/one.mapsave")
+                    for _ in range(_READERS)
+                ]
+                wait.until(lambda: any(each.done() for each in asked), what="a reader refused")
+                for _ in range(8):
+                    mapsaved.begin(kind="verify", image="one.mapsave")
+                mapsaved.done(kind="save", guest="db", save={"then": "resume"})
+                busy = mapsaved.request("GET", "/v1/images")
+                assert (busy.status, busy.error) == (503, "service.busy")
+                assert int(busy.headers["Retry-After"]) > 0
+            finally:
+                answers.touch()
+            statuses = [each.result().status for each in asked]
+            assert set(statuses) == {200, 503}
+            assert statuses.count(200) == 18
