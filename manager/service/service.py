@@ -100,8 +100,9 @@ class Service:
         for each in jobs.broken:
             if each.path not in known:  # one that was broken already keeps nothing from changing
                 raise each.error
-        roles = Roles(config.service)
         before = self.config
+        # The old CA of the clients stays loaded, so the names that it vouches for stay as well.
+        roles = Roles(dataclasses.replace(config.service, listen=before.service.listen))
         fixed = [key for key in _FIXED if getattr(config, key) != getattr(before, key)]
         fixed += [
             f"service.{key}"
@@ -109,7 +110,13 @@ class Service:
             if getattr(config.service, key) != getattr(before.service, key)
         ]
         # Locks and step journals of saves under way are in the state directory we began with.
-        config = dataclasses.replace(config, state=before.state, socket=before.socket)
+        kept = {key: getattr(before.service, key) for key in _FIXED_OF_SERVICE}
+        config = dataclasses.replace(
+            config,
+            state=before.state,
+            socket=before.socket,
+            service=dataclasses.replace(config.service, **kept),
+        )
         await self.scheduler.set_jobs(jobs)
         limits = config.service
         self.roles, self.config, self.jobs = roles, config, jobs

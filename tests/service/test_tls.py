@@ -217,6 +217,24 @@ def test_nobody_is_administrator_over_tcp(mapsaved: service.Service, authority: 
         assert status == 403
 
 
+def test_new_names_do_not_count_while_the_old_ca_is_in_force(
+    mapsaved: service.Service, authority: Authority
+) -> None:
+    site = mapsaved.site
+    before = site.settings["service"]["listen"]
+    site.settings["service"]["listen"] = {**before, "operators": ["mallory"], "readers": []}
+    try:
+        site.write()
+        for _ in range(2):
+            answer = mapsaved.request("POST", "/v1/reload")
+            assert answer.json() == {"needs_restart": ["service.listen"]}
+            assert ask(authority, certificate=authority.issue("/CN=mallory"))[0] == 403
+            assert ask(authority, certificate=authority.issue("/CN=bob"))[0] == 200
+    finally:
+        site.settings["service"]["listen"] = before
+        site.write()
+
+
 @pytest.mark.parametrize("key", ["certificate", "key", "clients"])
 def test_a_file_that_cannot_be_used_is_named(
     authority: Authority, site: cli.Site, tmp_path: Path, key: str
