@@ -116,14 +116,6 @@ class Partial:
         """Bring QEMU's data to stable storage: it never does (``migration/main.rst``)."""
         os.fsync(self.fd)
 
-    def set_was_running(self, was_running: bool) -> None:
-        """Say in libvirt's header whether a restore lets the guest run; durable with the commit.
-
-        Nothing to do in a native image. Raises OSError.
-        """
-        if self.libvirt is not None:
-            self.libvirt = libvirt_header.write_was_running(self.fd, self.libvirt, was_running)
-
     def validate(self) -> Contents:
         """Read back what QEMU wrote. Raises InvalidImage or one of its kin."""
         size = os.fstat(self.fd).st_size

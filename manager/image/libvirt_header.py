@@ -35,7 +35,6 @@ MAX_TEXT = 16 * units.MIB
 _SAVE = b"LibvirtQemudSave"
 _PART = b"LibvirtQemudPart"
 _FIELDS = struct.Struct("=16s5I56x")
-_WAS_RUNNING = (24, struct.Struct("=I"))
 _CHUNK = 64 * units.KIB
 _COPY = "was it copied whole? take the original, or a good copy"
 _DAMAGED = "the file is damaged, or was not written by libvirt: take a good copy"
@@ -254,13 +253,6 @@ def write(fd: int, header: LibvirtHeader) -> None:
     data, at = header.pack(), 0
     while at < len(data):
         at += os.pwrite(fd, data[at:], at)
-
-
-def write_was_running(fd: int, header: LibvirtHeader, was_running: bool) -> LibvirtHeader:
-    """Write that one field, and return the header as it is then. Raises OSError."""
-    offset, field = _WAS_RUNNING
-    os.pwrite(fd, field.pack(was_running), offset)
-    return dataclasses.replace(header, was_running=was_running)
 
 
 def write_complete(fd: int, header: LibvirtHeader) -> LibvirtHeader:

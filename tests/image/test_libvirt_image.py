@@ -80,7 +80,6 @@ def test_partial_image(held: int, tmp_path: Path) -> None:
 def test_committed_image(held: int, tmp_path: Path) -> None:
     with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=NEW) as partial:
         fill(partial)
-        partial.set_was_running(False)
         partial.sync()
         assert partial.validate().used_pages == (5, 1)
         partial.commit({"guest": {"name": "new"}}, replace=False)
@@ -90,7 +89,7 @@ def test_committed_image(held: int, tmp_path: Path) -> None:
     with image.opened(tmp_path / "a") as opened:
         assert opened.libvirt is not None
         assert (opened.libvirt.xml, opened.libvirt.cookie) == (NEW.xml, NEW.cookie)
-        assert (opened.libvirt.complete, opened.libvirt.was_running) == (True, False)
+        assert (opened.libvirt.complete, opened.libvirt.was_running) == (True, True)
         assert opened.libvirt.stream_offset == opened.block.stream_offset == MIB
         assert (opened.block.state, opened.block.uuid) == (State.SAVED, identity)
         assert opened.metadata == {"guest": {"name": "new"}}
@@ -150,7 +149,6 @@ def test_save_that_was_killed_while_it_committed(
         patch.setattr(image.libvirt_header if crash_at != "rename" else syscalls, crash_at, crash)
         with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=NEW) as partial:
             fill(partial)
-            partial.set_was_running(False)
             partial.keep()
             partial.commit(METADATA, replace=False)
     with image.opened(tmp_path / "a.partial") as opened:
@@ -163,7 +161,7 @@ def test_save_that_was_killed_while_it_committed(
     with image.opened(tmp_path / "a") as opened:
         assert opened.block.state is State.SAVED
         assert opened.metadata == {"mark": "adopted"}
-        assert opened.libvirt is not None and not opened.libvirt.was_running
+        assert opened.libvirt is not None and opened.libvirt.was_running
         opened.validate()
 
 

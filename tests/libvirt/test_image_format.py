@@ -41,7 +41,7 @@ def save_by_hand(
     """Save the paused guest with our header and bare monitor commands, and destroy it."""
     held = os.open(directory, os.O_RDONLY)
     metadata = {"guest": {"name": "web01", "uuid": guest.uuid}, "run_state": "running"}
-    new = NewLibvirtHeader(secure_xml(guest), cookie)
+    new = NewLibvirtHeader(secure_xml(guest), cookie, runs)
     try:
         with image.creating(held, name, metadata, stream_offset=1 << 20, libvirt=new) as partial:
             wanted = [{"capability": each, "state": True} for each in ("mapped-ram", "multifd")]
@@ -53,7 +53,6 @@ def save_by_hand(
                 lambda: guest.execute("query-migrate").get("status") == "completed", what="save"
             )
             guest.virsh("destroy")
-            partial.set_was_running(runs)
             partial.sync()
             partial.validate()
             partial.commit(metadata, replace=False)
