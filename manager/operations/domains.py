@@ -27,15 +27,26 @@ async def domains(config: Config, uri: str) -> list[dict[str, Any]]:
         try:
             handles = await libvirt_connection.call(connection.listAllDomains)
             describe = functools.partial(_described, libvirt, uri)
-            lines = [await libvirt_connection.call(describe, handle) for handle in handles]
+            found = [await libvirt_connection.call(describe, handle) for handle in handles]
         except libvirt.libvirtError as error:
             raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
+    lines = [line for line in found if line is not None]
     slots = asyncio.Semaphore(_AT_ONCE)
     await asyncio.gather(*(_judge(config, uri, line, slots) for line in lines))
     return sorted(lines, key=lambda line: str(line["name"]))
 
 
-def _described(libvirt: Any, uri: str, handle: Any) -> dict[str, Any]:
+def _described(libvirt: Any, uri: str, handle: Any) -> dict[str, Any] | None:
+    """Return the line of a domain; None where it has disappeared since it was listed. Blocks."""
+    try:
+        return _line(libvirt, uri, handle)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _line(libvirt: Any, uri: str, handle: Any) -> dict[str, Any]:
     active = bool(handle.isActive())
     return {
         "name": handle.name(),
