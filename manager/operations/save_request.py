@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from manager.config import Config, Guest
     from manager.monitor.domain import Domain
 
-_READABLE = 150  # characters of a guest's name that its images are named by
+_READABLE = 150  # bytes of a guest's name that its images are named by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,8 @@ def _unused_name(guest: Guest, held: store.Directory) -> str:
     name = (
         guest.libvirt.domain if guest.libvirt and guest.name.startswith("libvirt") else guest.name
     )
-    plain = name.removeprefix("qmp:").replace("/", "_").strip("_")[:_READABLE]
+    plain = name.removeprefix("qmp:").replace("/", "_").strip("_")
+    if len(raw := os.fsencode(plain)) > _READABLE:
+        plain = raw[:_READABLE].decode(errors="ignore")  # the last character may be cut through
     names = (f"{plain}-{stamp}{suffix}.mapsave" for suffix in ("", *range(-2, -1000, -1)))
     return next(name for name in names if not held.exists(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def domain(label: str | None) -> Domain:
         *("qemu:///system", "db", "63485de2-3445-42e8-ae99-094ba34fae00", "running"),
         *("<domain/>", live, None, None, (), False, ()),
     )
+
+
+@pytest.mark.parametrize("name", ["漢" * 80, "a" + "é" * 110, "n" * 240, "/run/" + "\udcff" * 160])
+def test_image_is_named_after_a_guest_of_any_name(tmp_path: Path, name: str) -> None:
+    """The longest are those that libvirt takes: 240 bytes and more."""
+    of_libvirt = config.Guest(f"libvirt:{name}", libvirt=config.LibvirtDomain(name))
+    for guest in (of_libvirt, config.Guest(f"qmp:{name}", qmp=Path(name))):
+        request = save_request.Request()
+        with save_request.place(guest, configuration_of(tmp_path), request) as (held, found):
+            os.close(os.open(found, os.O_CREAT | os.O_WRONLY, dir_fd=held.fd))
+        assert name.replace("/", "_").strip("_").startswith(found.partition("-2")[0])
+        assert len(os.fsencode(found)) < 200
 
 
 @pytest.mark.parametrize(
