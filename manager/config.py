@@ -101,7 +101,9 @@ class Config:
     def guest(self, address: str) -> Guest:
         """Return the guest of a name, ``qmp:SOCKET``, ``libvirt:DOMAIN`` or ``libvirt+URI#DOMAIN``.
 
-        A guest that is given by its address has that as its name. Raises UnknownGuest.
+        A guest that is given by its address has that as its name.
+
+        Raises UnknownGuest; UsageError where the address is no text that could name one.
         """
         found = self.guests.get(address) or _by_address(address)
         if found is None:
@@ -202,15 +204,34 @@ def check_name(name: str) -> str:
 
 def _by_address(address: str) -> Guest | None:
     kind, _, rest = address.partition(":")
+    if address.startswith(ADDRESSES):
+        _check_text(address, is_path=kind == "qmp")
     if kind == "qmp" and rest:
         return Guest(address, qmp=Path(rest))
     if kind == "libvirt" and rest:
         return Guest(address, libvirt=LibvirtDomain(rest))
     if address.startswith("libvirt+"):
-        uri, _, domain = address.removeprefix("libvirt+").rpartition("#")
+        # A URI has no raw '#' but the one in front of its fragment (RFC 3986); a name may have.
+        uri, _, domain = address.removeprefix("libvirt+").partition("#")
         if uri and domain:
             return Guest(address, libvirt=LibvirtDomain(domain, uri))
     return None
+
+
+def _check_text(address: str, *, is_path: bool) -> None:
+    """Raise UsageError where the kernel, or libvirt, could not be given what is in the address."""
+    try:
+        raw = os.fsencode(address) if is_path else address.encode()
+    except UnicodeEncodeError:
+        wrong = "bytes that are not UTF-8"
+    else:
+        if b"\0" not in raw:
+            return
+        wrong = "a NUL character"
+    raise errors.UsageError(
+        f"the address {address!r} holds {wrong}",
+        hint="'mapsave list --libvirt' shows how domains are called",
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -302,6 +302,23 @@ def test_guest_by_address() -> None:
     there = built_in.guest("libvirt+qemu+ssh://host/system?a=1#db:1")
     assert there.libvirt == config.LibvirtDomain("db:1", "qemu+ssh://host/system?a=1")
     assert there.name == "libvirt+qemu+ssh://host/system?a=1#db:1"
+    numbered = built_in.guest("libvirt+qemu:///session#vm#11")
+    assert numbered.libvirt == config.LibvirtDomain("vm#11", "qemu:///session")
+
+
+@pytest.mark.parametrize("address", ["libvirt:{}", "libvirt+qemu:///system#{}", "libvirt+{}#x"])
+@pytest.mark.parametrize("text", ["\udcff", "\ud800", "a\0b"])
+def test_address_that_nobody_can_be_given(address: str, text: str) -> None:
+    with pytest.raises(errors.UsageError, match=r"not UTF-8|NUL"):
+        config.defaults({}).guest(address.format(text))
+
+
+def test_path_of_a_socket_is_any_bytes_but_nul() -> None:
+    built_in = config.defaults({})
+    assert built_in.guest("qmp:/run/\udcff").qmp == Path("/run/\udcff")
+    for text in ("\ud800", "a\0b"):
+        with pytest.raises(errors.UsageError):
+            built_in.guest(f"qmp:/run/{text}")
 
 
 @pytest.mark.parametrize("address", ["", "web1", "qmp:", "libvirt:", "libvirt+x", "libvirt+#x"])

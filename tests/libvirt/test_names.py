@@ -84,6 +84,31 @@ def test_domain_whose_name_is_the_id_of_another(daemon: Daemon, site: cli.Site) 
             assert saved["image"].startswith(f"{site.images}/{number}-")
 
 
+def test_address_with_the_id_of_another_behind_a_hash(daemon: Daemon, site: cli.Site) -> None:
+    with domain.running(daemon, "first") as other:
+        number = other.virsh("domid").stdout.strip()
+        with domain.running(daemon, f"vm#{number}") as guest:
+            assert site.run("check", guest.address, "--json", check=0)
+            site.run("save", guest.address, "-o", "image", check=0)
+            guest.wait_state(domain.GONE)
+            assert other.state() == "paused (user)"
+            found = site.run("inspect", "image", "--json", check=0).json()
+            assert found["guest_uuid"] == guest.uuid
+            restored = site.run("restore", "image", "--guest", guest.address, "--json", check=0)
+            assert restored.json()["monitor"] == guest.address
+            assert guest.state() == "paused (user)"
+
+
+@pytest.mark.parametrize("name", ["漢" * 80, "é" * 100 + "n" * 40])
+def test_domain_with_a_long_name(daemon: Daemon, site: cli.Site, name: str) -> None:
+    with domain.running(daemon, name) as guest:
+        (line,) = site.run("list", "--libvirt", "--uri", daemon.uri, "--json").json()["domains"]
+        assert (line["name"], line["can_save"]) == (name, True)
+        saved = site.run("save", guest.address, "--json", check=0).json()
+        assert saved["image"].startswith(f"{site.images}/{name[:50]}")
+        site.run("restore", saved["image"], "--guest", guest.address, check=0)
+
+
 def test_domain_that_is_shut_off(daemon: Daemon, site: cli.Site) -> None:
     with domain.defined(daemon, domain.definition("it's off"), "it's off") as guest:
         error = site.run("save", guest.address, "--json", check=3).json()["error"]
