@@ -10,7 +10,7 @@ from manager import errors, units
 # libvirt's RPC carries no longer string (REMOTE_STRING_MAX of remote_protocol.x), so no domain has
 # more; and a parser may take thirty times the bytes of XML made to hurt.
 MAX_CHARACTERS = 4 * units.MIB
-_MAX_DEPTH = 256  # libxml2, with which libvirt reads it, goes no deeper (xmlParserMaxDepth)
+MAX_DEPTH = 256  # libxml2, with which libvirt reads it, goes no deeper (xmlParserMaxDepth)
 _CHUNK = 64 * units.KIB
 
 
@@ -30,8 +30,8 @@ class _Finder:
         self._texts: dict[str, str] = {}
 
     def start(self, tag: str, _attributes: dict[str, str]) -> None:
-        if len(self._path) >= _MAX_DEPTH:
-            raise errors.InvalidImage(f"the domain XML is deeper than {_MAX_DEPTH} elements")
+        if len(self._path) >= MAX_DEPTH:
+            raise errors.InvalidImage(f"the domain XML is deeper than {MAX_DEPTH} elements")
         if not self._path and tag != "domain":
             raise errors.InvalidImage(f"the domain XML describes a {tag[:40]!r}, not a 'domain'")
         self._path.append(tag)

@@ -80,5 +80,6 @@ def check_metadata(metadata: dict[str, Any]) -> None:
     argv = (metadata.get("command") or {}).get("argv", [])
     if not isinstance(argv, list) or not all(isinstance(part, str) for part in argv):
         raise errors.InvalidImage("metadata: 'command' holds no list of arguments")
-    if not isinstance((metadata.get("domain") or {}).get("xml", ""), str):
-        raise errors.InvalidImage("metadata: the 'xml' of 'domain' is no text")
+    for key in ("xml", "cookie"):
+        if not isinstance((metadata.get("domain") or {}).get(key, ""), str):
+            raise errors.InvalidImage(f"metadata: the {key!r} of 'domain' is no text")

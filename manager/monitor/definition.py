@@ -10,7 +10,7 @@ import re
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from manager import errors
+from manager import domain_xml, errors
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _WAIT = (
@@ -74,11 +74,11 @@ def waiting(xml: str, image_cookie: str | None) -> str:
 
     With the cookie's CPU in it, for a host may expand the definition's to another one.
 
-    Raises InvalidImage where it is no XML.
+    Raises InvalidImage where one of the two is no XML, or deeper than libvirt's.
     """
     plain = without_incoming(xml)
     _parsed(plain)
-    cpu = _parsed(image_cookie).find("./cpu") if image_cookie else None
+    cpu = _parsed(image_cookie, "cookie").find("./cpu") if image_cookie else None
     if cpu is not None:
         plain = _with_cpu(plain, cpu)
     _, end = _span(plain, ("domain",))
@@ -96,14 +96,32 @@ def _with_cpu(xml: str, cpu: ElementTree.Element) -> str:
     return xml[:start] + ElementTree.tostring(cpu, encoding="unicode").strip() + xml[end:]
 
 
-def _parsed(xml: str) -> ElementTree.Element:
+class _Builder(ElementTree.TreeBuilder):
+    """Builds a tree that is no deeper than libvirt reads: what writes it out again recurses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attributes: dict[str, str], /) -> ElementTree.Element:
+        self._depth += 1
+        if self._depth > domain_xml.MAX_DEPTH:
+            raise ValueError(f"it is deeper than {domain_xml.MAX_DEPTH} elements")
+        return super().start(tag, attributes)
+
+    def end(self, tag: str, /) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def _parsed(xml: str, what: str = "domain XML") -> ElementTree.Element:
     if "<!DOCTYPE" in xml:
-        raise errors.InvalidImage("the domain XML has a document type declaration")
+        raise errors.InvalidImage(f"the {what} has a document type declaration")
     try:
         # No document type, hence no entities: what S314 warns of cannot be in it.
-        return ElementTree.fromstring(xml)  # noqa: S314
+        return ElementTree.fromstring(xml, ElementTree.XMLParser(target=_Builder()))  # noqa: S314
     except (ElementTree.ParseError, ValueError) as error:
-        raise errors.InvalidImage(f"the domain XML is not XML: {error}") from None
+        raise errors.InvalidImage(f"the {what} is not XML: {error}") from None
 
 
 def _span(xml: str, path: tuple[str, ...]) -> tuple[int, int]:
@@ -118,9 +136,12 @@ def _span(xml: str, path: tuple[str, ...]) -> tuple[int, int]:
         if tuple(open_tags) == path and not found:
             found.append(parser.CurrentByteIndex)
 
-    def end(_: str) -> None:
+    def end(tag: str) -> None:
         if tuple(open_tags) == path and len(found) == 1:
-            found.append(raw.index(b">", parser.CurrentByteIndex) + 1)
+            at = parser.CurrentByteIndex
+            # Of an element that is empty, <cpu/>, the end is reported behind it.
+            has_end_tag = raw.startswith(f"</{tag}".encode(), at)
+            found.append(raw.index(b">", at) + 1 if has_end_tag else at)
         open_tags.pop()
 
     parser.StartElementHandler, parser.EndElementHandler = start, end

@@ -56,6 +56,13 @@ class Victim:
         self.number(_COOKIE_OFFSET, 0)
         self.data(_HEADER, raw + bytes(self.length - len(raw)))
 
+    def cookie(self, content: str | bytes) -> None:
+        raw = content.encode() if isinstance(content, str) else content
+        with self.path.open("rb") as file:
+            (offset,) = struct.unpack_from("=I", file.read(_HEADER), _COOKIE_OFFSET)
+        assert offset and offset + len(raw) < self.length
+        self.data(_HEADER + offset, raw + bytes(self.length - offset - len(raw)))
+
     def cut(self, size: int) -> None:
         os.truncate(self.path, size)
 
@@ -82,6 +89,14 @@ _DAMAGES: dict[str, Callable[[Victim], None]] = {
     "cut in the XML": lambda each: each.cut(_HEADER + 100),
     "cut before the stream": lambda each: each.cut(_HEADER + each.length),
     "cut in the stream": lambda each: each.cut(_HEADER + each.length + 5000),
+}
+
+_COOKIES: dict[str, str | bytes] = {
+    "deeper than any": f"<cookie><cpu>{'<a>' * 5000}{'</a>' * 5000}</cpu></cookie>",
+    "unterminated": "<cookie><cpu>",
+    "of something else": "cookie",
+    "bomb": _BOMB.replace("<domain", "<cookie"),
+    "not UTF-8": b"<cookie>\xff\xfe</cookie>",
 }
 
 
@@ -111,5 +126,13 @@ def test_hostile_images(daemon: Daemon, site: cli.Site, tmp_path: Path, maker: s
             assert daemon.domains() == [], name
         assert not wrong
         assert daemon.pid == pid
+        # The cookie is of use to the restore only, which reads it last.
+        for name, text in _COOKIES.items():
+            path.write_bytes(content)
+            Victim(path).cookie(text)
+            for command in (into, (*into, "--trust-recorded-command")):
+                error = site.run(*command, "--json", check=6, timeout=30).json()["error"]
+                assert "cookie" in error["message"], name
+        assert daemon.alive() and daemon.domains() == []
         # The undamaged one is good.
         site.run("restore", good, "--guest", guest.address, check=0)

@@ -81,6 +81,17 @@ def test_restored_with_another_title(
     assert TITLE not in saved_xml(site, path)
 
 
+def test_what_follows_an_empty_cpu_element_is_kept(daemon: Daemon, site: cli.Site) -> None:
+    """The cookie's CPU takes the element's place; libvirt writes this one as it was given."""
+    rest = "<cpu mode='maximum'/><clock offset='localtime'/><devices>"
+    text = domain.definition("guest", kvm=False).replace("<devices>", rest)
+    with domain.defined(daemon, text, "guest", transient=True) as guest:
+        path = ways.save("libvirt", guest, site)
+        assert "<cpu mode='maximum' check='none' migratable='on'/>" in saved_xml(site, path)
+        ways.restore("own", guest, site, path)
+        assert "<clock offset='localtime'" in guest.xml()
+
+
 def refused(site: cli.Site, daemon: Daemon, code: int, *words: str | Path) -> dict[str, Any]:
     """Run a restore that must fail and start nothing; return the error."""
     error: dict[str, Any] = site.run("restore", *words, "--json", check=code).json()["error"]

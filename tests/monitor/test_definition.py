@@ -97,6 +97,22 @@ def test_waiting_adds_incoming_and_takes_the_cookies_cpu() -> None:
     assert [cell.get("memory") for cell in cpus[0].iterfind("./numa/cell")] == ["65536"]
 
 
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        ("", ""),
+        ("<os/>", "<clock offset='utc'/>"),
+        ("\n  ", "\n  <clock offset='utc'>\n<timer name='rtc'/></clock>"),
+    ],
+)
+@pytest.mark.parametrize("cpu", ["<cpu mode='host-passthrough' check='none'/>", "<cpu>/></cpu>"])
+def test_waiting_takes_the_cpu_and_nothing_behind_it(before: str, behind: str, cpu: str) -> None:
+    xml = f"<domain>{before}{{}}{behind}</domain>"
+    cookie = "<cookie><cpu><model>qemu64</model></cpu></cookie>"
+    expected = definition.waiting(xml.format("<cpu><model>qemu64</model></cpu>"), None)
+    assert definition.waiting(xml.format(cpu), cookie) == expected
+
+
 def test_waiting_leaves_everything_else_to_the_letter() -> None:
     waiting = definition.waiting(LIVE, None)
     start, end = waiting.index("<mapsave:commandline"), waiting.rindex("</domain>")
@@ -148,3 +164,18 @@ def test_what_is_no_xml_is_refused(text: str) -> None:
         definition.waiting(text, None)
     with pytest.raises(errors.InvalidImage):
         definition.waiting("<domain><cpu/></domain>", text or "<")
+
+
+def nested(depth: int, inner: str = "") -> str:
+    return "<a>" * depth + inner + "</a>" * depth
+
+
+def test_xml_deeper_than_libvirt_reads_is_refused() -> None:
+    plain = "<domain><cpu/></domain>"
+    allowed = f"<cookie><cpu>{nested(254)}</cpu></cookie>"
+    assert nested(254) in definition.waiting(plain, allowed).replace("<a />", "<a></a>")
+    for depth in (255, 5000, 100_000):
+        with pytest.raises(errors.InvalidImage, match=r"the cookie .* deeper than 256"):
+            definition.waiting(plain, f"<cookie><cpu>{nested(depth)}</cpu></cookie>")
+        with pytest.raises(errors.InvalidImage, match=r"the domain XML .* deeper than 256"):
+            definition.waiting(f"<domain>{nested(depth + 1)}</domain>", None)
