@@ -142,6 +142,11 @@ def test_error_of_another_version_comes_back_as_one_of_no_kind() -> None:
     assert (type(found), found.message, found.hint) == (errors.MapsaveError, "words", None)
 
 
+def test_refused_command_says_whose_refusal_it_is() -> None:
+    error = errors.CommandRefused("qom-get", "libvirt", "domain is not running", by="libvirt")
+    assert error.message == "libvirt refused qom-get: domain is not running"
+
+
 def test_refused_command_quotes_qemu() -> None:
     error = errors.CommandRefused("migrate", "GenericError", "no such thing")
     assert error.message == "QEMU refused migrate: no such thing"

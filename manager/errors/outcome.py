@@ -89,13 +89,16 @@ class MonitorError(MapsaveError):
 
 
 class CommandRefused(MonitorError):
-    """QEMU answered a monitor command with an error; ``error_class`` and ``desc`` are its words."""
+    """A monitor command was answered with an error; ``error_class`` and ``desc`` are its words.
+
+    ``by`` is who refused it: QEMU, or libvirt before QEMU was asked.
+    """
 
     id = "monitor.command"
 
-    def __init__(self, command: str, error_class: str, desc: str) -> None:
+    def __init__(self, command: str, error_class: str, desc: str, by: str = "QEMU") -> None:
         super().__init__(
-            f"QEMU refused {command}: {desc}", command=command, error_class=error_class
+            f"{by} refused {command}: {desc}", command=command, error_class=error_class
         )
         self.command = command
         self.error_class = error_class

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INSTALL = "install libvirt-python: pip install 'mapsave[libvirt]' (it builds against libvirt-dev)"
+_EXPECTED = "expected a URI such as qemu:///system"
 # Seconds between two signs of life of the daemon, and how many may be missing.
 _KEEPALIVE = (5, 6)
 # Seconds that a call which is cancelled may still take.
@@ -131,15 +132,31 @@ async def call(function: Callable[..., T], *arguments: Any, grace: float = GRACE
 
 
 async def connect(uri: str) -> Any:
-    """Return a ``virConnect`` to ``uri``.
+    """Return a ``virConnect`` to ``uri``, whose driver is QEMU's.
 
-    Raises Unsupported, Unreachable, NotPermitted.
+    Raises Unsupported, Unreachable, NotPermitted; UsageError where the URI is none, or of another
+    driver.
     """
     libvirt = library()
     try:
         connection = await call(libvirt.open, uri)
     except libvirt.libvirtError as error:
         raise _not_reached(libvirt, uri, error) from None
+    except ValueError:  # as libvirt-python has it for what is no C string in UTF-8
+        raise errors.UsageError(
+            f"the URI {uri!r} holds a NUL, or bytes that are not UTF-8", hint=_EXPECTED
+        ) from None
+    try:
+        driver = await call(connection.getType)
+    except libvirt.libvirtError as error:
+        await close(connection)
+        raise _not_reached(libvirt, uri, error) from None
+    if driver != "QEMU":
+        await close(connection)
+        raise errors.UsageError(
+            f"libvirt at {uri!r} is its driver {driver!r}, whose guests have no monitor of QEMU",
+            hint=_EXPECTED,
+        )
     # Not every driver has it (embed): then a daemon that hangs is noticed by time limits only.
     with contextlib.suppress(libvirt.libvirtError):
         connection.setKeepAlive(*_KEEPALIVE)
@@ -155,7 +172,7 @@ def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
     # To libvirt it is an "internal error" too (viruri.c, virConnectValidateURIPath).
     bad_uri = code in _codes(libvirt, "INTERNAL_ERROR") and "URI" in str(error)
     if bad_uri or code in _codes(libvirt, "INVALID_ARG", "NO_CONNECT"):
-        return errors.UsageError(words, hint="expected a URI such as qemu:///system")
+        return errors.UsageError(words, hint=_EXPECTED)
     return errors.Unreachable(words, hint="is libvirtd (or virtqemud) running?")
 
 
@@ -200,6 +217,8 @@ async def find_domain(connection: Any, uri: str, named: str) -> Any:
                 libvirt.VIR_ERR_INVALID_ARG,
             ):
                 raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
+        except ValueError:  # a NUL, or no UTF-8: libvirt has no such name
+            continue
     raise errors.UnknownGuest(
         f"libvirt at {uri!r} has no domain {named!r}",
         hint=f"see 'virsh -c {shlex.quote(uri)} list --all', or 'mapsave list --libvirt'",

@@ -134,7 +134,7 @@ class Link:
             return errors.MonitorTimeout(f"{self.address}: {command}: {error}", command=command)
         if code in (self.libvirt.VIR_ERR_ACCESS_DENIED, self.libvirt.VIR_ERR_OPERATION_DENIED):
             return errors.NotPermitted(f"{self.address}: libvirt does not allow {command}: {error}")
-        return errors.CommandRefused(command, "libvirt", str(error))
+        return errors.CommandRefused(command, "libvirt", str(error), by="libvirt")
 
     def is_over(self, error: Any) -> bool:
         """Tell whether ``error`` came because the domain runs no more. Blocks."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from manager import config as configuration
+from manager.operations import domains
 from tests.kit import domain
 
 if TYPE_CHECKING:
@@ -37,6 +40,30 @@ def test_lists_domains_and_which_can_be_saved(daemon: Daemon, site: cli.Site) ->
         assert "an odd <&> 'näme' (transient)" in text
         assert "the domain is shut off" in text
         assert running.state().startswith("running")
+
+
+def test_domain_that_disappears_meanwhile(
+    daemon: Daemon, site: cli.Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out, and the others are listed."""
+    read = domains._line
+
+    def striking(libvirt: Any, uri: str, handle: Any) -> dict[str, Any]:
+        if handle.name() == "going":
+            daemon.virsh("destroy", "going")
+        return read(libvirt, uri, handle)
+
+    monkeypatch.setattr(domains, "_line", striking)
+    loaded = configuration.load(site.config, {})
+    with domain.running(daemon, "going"), domain.running(daemon, "staying"):
+        found = asyncio.run(domains.domains(loaded, daemon.uri))
+    assert [(line["name"], line["can_save"]) for line in found] == [("staying", True)]
+
+
+def test_other_drivers_have_no_guests_of_ours(site: cli.Site) -> None:
+    for uri, words in (("test:///default", "driver 'TEST'"), ("qemu:///\udcff", "not UTF-8")):
+        done = site.run("list", "--libvirt", "--uri", uri, "--json", check=2)
+        assert words in done.json()["error"]["message"]
 
 
 def test_no_domains(daemon: Daemon, site: cli.Site) -> None:

@@ -369,6 +369,10 @@ def test_managed_save_that_is_older_than_the_guest(
         ("libvirt+qemu+unix:///system?socket=/nonexistent/s#x", 3, "check.unreachable", "/nonex"),
         ("libvirt+qemu+unix:///nowhere?socket={socket}#x", 2, "usage", "/nowhere"),
         ("libvirt+no uri#x", 2, "usage", "no uri"),
+        ("libvirt+test:///default#test", 2, "usage", "driver 'TEST'"),
+        ("libvirt+{uri}#\udcff", 2, "usage", "not UTF-8"),
+        ("libvirt+{uri}\udcff#x", 2, "usage", "not UTF-8"),
+        ("libvirt:\udcff", 2, "usage", "not UTF-8"),
     ],
 )
 def test_address_that_leads_nowhere(
