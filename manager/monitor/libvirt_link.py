@@ -2,6 +2,9 @@
 
 When the daemon ends, QEMU goes on. The link then waits for the daemon to come back and repeats the
 call, unless it must not be made twice.
+
+libvirt's calls name a domain by its uuid, which it keeps when it is ended and started again: that
+is another QEMU, and not ours to touch. The id tells one life from the next.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.monitor import domain, libvirt_connection
+from manager.monitor import domain, libvirt_connection, process
 from manager.monitor.listening import is_set_within, next_unless_lost
 from manager.monitor.session import COMMAND_TIMEOUT, Event
 
@@ -47,19 +50,21 @@ class DomainEvents:
 
 
 class Link:
-    """Calls on one domain. ``ended`` is set once the domain runs no more.
+    """Calls on one life of a domain, which ``handle`` was in when it was looked up.
 
-    ``handle`` is the ``virDomain``, another one behind each reconnection.
+    ``ended`` is set once it is over; from then on every call raises MonitorLost. ``process`` is pid
+    and start time of its QEMU, where they are known.
     """
 
     def __init__(self, uri: str, connection: Any, handle: Any) -> None:
         self.uri = uri
         self.name: str = handle.name()
         self.uuid: str = handle.UUIDString()
-        self.handle = handle
+        self.process: tuple[int, int] | None = None
         self.libvirt = libvirt_connection.library()
         self.ended = asyncio.Event()
         self._connection = connection
+        self._id: int = handle.ID()
         self._how_ended: str | None = None
         self._loop = asyncio.get_running_loop()
         self._listeners: list[DomainEvents] = []
@@ -76,6 +81,20 @@ class Link:
         """Return the error that says that the domain runs no more, and why as far as is known."""
         how = self._how_ended or "is not running any more"
         return errors.MonitorLost(f"{self.address}: the domain {how}", how=self._how_ended)
+
+    def live(self) -> Any:
+        """Return the ``virDomain``, which is still in the life that it was in at first. Blocks.
+
+        Between this and the call on it the domain may be ended and started again: no call of
+        libvirt names an id.
+
+        Raises MonitorLost where that life is over, and libvirt's own errors.
+        """
+        # By the uuid: to look for the id, libvirt would wait for the locks of all other domains.
+        handle = self._connection.lookupByUUIDString(self.uuid)
+        if self.ended.is_set() or self._id < 0 or handle.ID() != self._id:
+            raise self.lost()
+        return handle
 
     @contextlib.contextmanager
     def events(self, *names: str) -> Iterator[DomainEvents]:
@@ -110,7 +129,7 @@ class Link:
     ) -> Any:
         """Call ``function``, again behind a reconnection where ``command`` may be repeated.
 
-        Cancelled, it still waits ``grace`` seconds for it.
+        It gets the domain from ``live``. Cancelled, it still waits ``grace`` seconds for it.
 
         Raises MonitorTimeout after ``timeout`` seconds, or where the daemon stays away; MonitorLost
         where the domain has ended; MonitorBroken where the daemon was lost and ``command`` must not
@@ -124,6 +143,8 @@ class Link:
                 raise errors.MonitorTimeout(
                     f"{self.address}: no answer to {command} within {timeout:g} s", command=command
                 ) from None
+            except errors.MonitorLost:
+                raise await self._over() from None
             except self.libvirt.libvirtError as error:
                 await self._judge(command, error)
 
@@ -141,16 +162,24 @@ class Link:
         if error.get_error_code() == self.libvirt.VIR_ERR_NO_DOMAIN:
             return True
         try:
-            return not self.handle.isActive()
+            self.live()
+        except errors.MonitorLost:
+            return True
         except self.libvirt.libvirtError as second:
             return bool(second.get_error_code() == self.libvirt.VIR_ERR_NO_DOMAIN)
+        return False
+
+    async def _over(self) -> errors.MonitorLost:
+        """Return what ``lost`` does, for a life that is over, once libvirt has said why."""
+        await self.wait_ended(_REASON_TIMEOUT)
+        self.ended.set()
+        return self.lost()
 
     async def _judge(self, command: str, error: Any) -> None:
         """Return where the daemon was lost and is back, and ``command`` may be repeated."""
         if await libvirt_connection.call(self._is_connected):
             if await libvirt_connection.call(self.is_over, error):
-                await self.wait_ended(_REASON_TIMEOUT)
-                raise self.lost() from None
+                raise await self._over() from None
             # A monitor that cannot be read, or that ends, is that of a QEMU which died: libvirt
             # says so once it has noticed (the codes are those of qemu_monitor.c).
             broken = (self.libvirt.VIR_ERR_SYSTEM_ERROR, self.libvirt.VIR_ERR_INTERNAL_ERROR)
@@ -196,25 +225,27 @@ class Link:
             await libvirt_connection.close(self._connection)
             self._connection = connection
             try:
-                find = connection.lookupByUUIDString
-                self.handle = await libvirt_connection.call(find, self.uuid)
                 await libvirt_connection.call(self._register)
-            except self.libvirt.libvirtError:
-                raise self.lost() from None
+            except (self.libvirt.libvirtError, errors.MonitorLost):
+                raise await self._over() from None
+            # A daemon that found no domain alive when it started counts ids from the first again.
+            if self.process is not None and not process.alive(*self.process):
+                raise await self._over()
 
     def _register(self) -> None:
         """Register for QEMU's events and for those of the domain's life. Blocks."""
         import libvirt_qemu
 
+        handle = self.live()
         lifecycle = self._connection.domainEventRegisterAny(
-            self.handle,
+            handle,
             self.libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
             lambda _c, _d, event, detail, _o: self._soon(self._lived, event, detail),
             None,
         )
         monitor = libvirt_qemu.qemuMonitorEventRegister(
             self._connection,
-            self.handle,
+            handle,
             None,
             lambda _c, _d, name, _s, _us, details, _o: self._soon(self._heard, name, details),
             None,
@@ -238,12 +269,14 @@ class Link:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _heard(self, name: str, details: str | None) -> None:
+        if self.ended.is_set():
+            return  # it is of the next life
         event = Event(name, json.loads(details) if details else {})
         for listener in self._listeners:
             if not listener.names or name in listener.names:
                 listener.queue.put_nowait(event)
 
     def _lived(self, event: int, detail: int) -> None:
-        if event == self.libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        if event == self.libvirt.VIR_DOMAIN_EVENT_STOPPED and not self.ended.is_set():
             self._how_ended = domain.how_stopped(self.libvirt, detail)
             self.ended.set()

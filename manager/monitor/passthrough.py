@@ -39,7 +39,6 @@ class LibvirtSession:
         self._link = Link(uri, connection, handle)
         self._version = Version(0, 0, 0, "")
         self._pid: int | None = None
-        self._process: tuple[int, int] | None = None
 
     @property
     def address(self) -> str:
@@ -63,7 +62,7 @@ class LibvirtSession:
         await self._link.listen()
         self._version = _version(await self.execute("query-version"))
         self._pid = await self._find_pid()
-        self._process = process.identity(self._pid)
+        self._link.process = process.identity(self._pid)
 
     async def execute(
         self,
@@ -76,7 +75,7 @@ class LibvirtSession:
         text = json.dumps(message)
         send = _library().qemuMonitorCommand
         reply = await self._link.repeatedly(
-            command, lambda: send(self._link.handle, text, 0), timeout=timeout
+            command, lambda: send(self._link.live(), text, 0), timeout=timeout
         )
         return _value(command, reply)
 
@@ -88,7 +87,7 @@ class LibvirtSession:
         def add() -> str:
             try:
                 send = _library().qemuMonitorCommandWithFiles
-                reply, _ = send(self._link.handle, text, [kept], 0)
+                reply, _ = send(self._link.live(), text, [kept], 0)
                 return str(reply)
             finally:
                 os.close(kept)
@@ -103,14 +102,14 @@ class LibvirtSession:
 
     async def pause(self) -> None:
         await self._link.repeatedly(
-            "suspend", lambda: self._link.handle.suspend(), timeout=DRAIN_TIMEOUT
+            "suspend", lambda: self._link.live().suspend(), timeout=DRAIN_TIMEOUT
         )
 
     async def resume(self) -> None:
         """Let the guest run on; libvirt takes the locks of its disks again before it does."""
         try:
             await self._link.repeatedly(
-                "resume", lambda: self._link.handle.resume(), timeout=DRAIN_TIMEOUT
+                "resume", lambda: self._link.live().resume(), timeout=DRAIN_TIMEOUT
             )
         except errors.CommandRefused:
             if (await self.execute("query-status"))["status"] != "running":
@@ -121,7 +120,8 @@ class LibvirtSession:
 
         Returns when QEMU's process has ended, its disks free, and libvirt has noticed. It cannot
         notice where the host's init has not reaped the process yet. It does so later then, and
-        until that holds the domain's job, for which a start would wait.
+        until that holds the domain's job, for which a start would wait. Raises MonitorLost where
+        the domain has ended by itself; one that somebody has started anew is left alone.
         """
         destroying = asyncio.ensure_future(
             self._link.repeatedly("destroy", self._destroy, timeout=None, grace=0)
@@ -146,7 +146,7 @@ class LibvirtSession:
     async def domain(self) -> domain.Domain:
         """Return what libvirt tells of the domain."""
         found: domain.Domain = await self._link.repeatedly(
-            "describe", lambda: domain.describe(self._link.libvirt, self._link.handle)
+            "describe", lambda: domain.describe(self._link.libvirt, self._link.live())
         )
         return found
 
@@ -155,8 +155,9 @@ class LibvirtSession:
         await self._link.close()
 
     def _destroy(self) -> None:
+        handle = self._link.live()
         try:
-            self._link.handle.destroy()
+            handle.destroy()
         except self._link.libvirt.libvirtError as error:
             if not self._link.is_over(error):
                 raise
@@ -175,10 +176,10 @@ class LibvirtSession:
         return pid if ours else None
 
     async def _process_gone(self) -> None:
-        if self._process is None:
+        if self._link.process is None:
             await asyncio.Event().wait()  # not to be seen: libvirt has to tell
         else:
-            await process.ended(*self._process)
+            await process.ended(*self._link.process)
 
 
 def _library() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def test_what_follows_an_empty_cpu_element_is_kept(daemon: Daemon, site: cli.Sit
     text = domain.definition("guest", kvm=False).replace("<devices>", rest)
     with domain.defined(daemon, text, "guest", transient=True) as guest:
         path = ways.save("libvirt", guest, site)
-        assert "<cpu mode='maximum' check='none' migratable='on'/>" in saved_xml(site, path)
+        assert re.search("<cpu mode='maximum'[^>]*/>", saved_xml(site, path))
         ways.restore("own", guest, site, path)
         assert "<clock offset='localtime'" in guest.xml()
 

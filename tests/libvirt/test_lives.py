@@ -1,0 +1,126 @@
+"""A domain that somebody ends and starts again meanwhile: the new QEMU is not ours to touch."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults import struck
+from tests.libvirt.test_interrupted import (
+    IMAGE,
+    MIB,
+    error_of,
+    finished,
+    nothing_left,
+    small,
+)
+
+if TYPE_CHECKING:
+    from tests.kit import cli
+    from tests.kit.domain import Domain
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+
+def started_anew(guest: Domain) -> int:
+    """End the domain, and start it again, paused; return the pid of its new QEMU."""
+    guest.virsh("destroy")
+    guest.virsh("start", "--paused")
+    return guest.pid
+
+
+def _status(guest: Domain) -> str:
+    return str(guest.execute("query-status")["status"])
+
+
+def untouched(guest: Domain, pid: int) -> None:
+    """Fail unless the QEMU of that pid is the guest's, and is as ``started_anew`` left it."""
+    assert guest.pid == pid
+    assert guest.state() == "paused (user)"
+    assert _status(guest) == "prelaunch"
+    assert guest.execute("query-fdsets") == []
+    assert guest.execute("query-migrate") == {}
+
+
+@pytest.mark.parametrize("step", ["label", "hand-over", "pause", "migrate"])
+def test_started_anew_while_it_is_saved(daemon: Daemon, site: cli.Site, step: str) -> None:
+    """There is no image: it would hold the new guest, or half of the old one."""
+    with small(daemon, paused=False, transient=False) as guest:
+        save = ("save", guest.address, "--image", IMAGE, "--json")
+        with struck.stopped(site, step, *save) as process:
+            pid = started_anew(guest)
+            result = finished(process)
+        assert result.returncode == 4, result
+        assert error_of(result) == "save.qemu_died"
+        assert "was destroyed" in result.json()["error"]["message"]
+        untouched(guest, pid)
+        nothing_left(site)
+
+
+@pytest.mark.parametrize("step", ["complete", "commit", "committed"])
+def test_started_anew_behind_its_stream(daemon: Daemon, site: cli.Site, step: str) -> None:
+    """The old QEMU's image is whole, and the new QEMU is left alone."""
+    with small(daemon, paused=False, transient=False) as guest:
+        save = ("save", guest.address, "--image", IMAGE, "--json")
+        with struck.stopped(site, step, *save) as process:
+            pid = started_anew(guest)
+            result = finished(process)
+        assert result.returncode == 0, result
+        untouched(guest, pid)
+        nothing_left(site, IMAGE)
+        site.run("verify", IMAGE, check=0)
+
+
+@pytest.mark.parametrize("step", ["load", "mark", "run"])
+def test_started_anew_while_it_is_restored(daemon: Daemon, site: cli.Site, step: str) -> None:
+    with small(daemon, paused=False, transient=False) as guest:
+        at = ("--guest", guest.address, "--json")
+        site.run("save", guest.address, "--image", IMAGE, check=0)
+        with struck.stopped(site, step, "restore", IMAGE, *at) as process:
+            pid = started_anew(guest)
+            result = finished(process)
+        assert result.returncode == 5, result
+        words = ("was destroyed", "terminating on signal 15")
+        assert any(each in result.json()["error"]["message"] for each in words), result
+        untouched(guest, pid)
+        nothing_left(site, IMAGE)
+        assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
+
+
+def test_started_anew_while_the_destination_loads(daemon: Daemon, site: cli.Site) -> None:
+    """Nothing stands still: its start does not meet a destroy of ours."""
+    with small(daemon, paused=False, transient=False, memory=256 * MIB) as guest:
+        at = ("--guest", guest.address, "--json")
+        site.run("save", guest.address, "--image", IMAGE, check=0)
+        for _ in range(3):
+            with struck.stopped(site, "load", "restore", IMAGE, "--again", *at) as process:
+                process.send_signal(signal.SIGCONT)
+                pid = started_anew(guest)
+                result = finished(process)
+            # Where the restore was quicker, it was the restored guest that was ended.
+            assert result.returncode in (0, 5), result
+            untouched(guest, pid)
+            guest.virsh("destroy")
+
+
+@pytest.mark.parametrize("step", ["label", "migrate", "complete"])
+def test_started_anew_while_libvirtd_is_away(own_daemon: Daemon, site: cli.Site, step: str) -> None:
+    """Its only domain gone, the daemon counts ids from the first again: they are the same."""
+    with small(own_daemon, paused=False, transient=False) as guest:
+        number = guest.virsh("domid").stdout
+        save = ("save", guest.address, "--image", IMAGE, "--json")
+        with struck.stopped(site, step, *save) as process:
+            own_daemon.kill()
+            own_daemon.start()
+            guest.virsh("destroy")
+            own_daemon.restart()
+            guest.virsh("start", "--paused")
+            pid = guest.pid
+            assert guest.virsh("domid").stdout == number
+            result = finished(process)
+        assert result.returncode == (0 if step == "complete" else 4), result
+        untouched(guest, pid)
+        nothing_left(site, *([IMAGE] if step == "complete" else []))
