@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+_LAST_ID = 2**32 - 2  # -1 is "as it is" to chown(2)
 _MODE = re.compile(r"0?[0-7]{3}")
 _CONTEXT = re.compile(r"[^\s:]+:[^\s:]+:[^\s:]+(:\S+)?")
 _SELINUX_TYPE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
@@ -33,8 +34,18 @@ def check_mode(text: str) -> str:
     return text
 
 
+def check_owner(text: str) -> str:
+    """Return the name or number of a user or a group; raise ValueError for none."""
+    plain.text(text)
+    is_number = text.isascii() and text.isdigit()
+    if is_number and (len(text) > len(str(_LAST_ID)) or int(text) > _LAST_ID):
+        raise ValueError(f"{text!r} is not the number of a user or group: at most {_LAST_ID}")
+    return text
+
+
 def check_absolute(text: str) -> str:
     """Return the absolute path ``text``; raise ValueError for another."""
+    plain.text(text)
     if not os.path.isabs(text):
         raise ValueError(f"{text!r} is not an absolute path")
     return text
@@ -136,7 +147,8 @@ _SMACK = plain.record(
 quick = plain.record(
     needed={"module": plain.word(*typing.get_args(policy.Module))},
     maybe={
-        **dict.fromkeys(("description", "owner", "group"), plain.string),
+        "description": plain.string,
+        **dict.fromkeys(("owner", "group"), _checked(check_owner)),
         "mode": _checked(check_mode),
     },
     preset={

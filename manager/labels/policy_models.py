@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from manager.labels import policy, policy_file
 
 Absolute = Annotated[str, AfterValidator(policy_file.check_absolute)]
+Owner = Annotated[str, AfterValidator(policy_file.check_owner)]
 Context = Annotated[str, AfterValidator(policy_file.check_context)]
 SmackLabel = Annotated[str, AfterValidator(policy_file.check_smack)]
 Template = Annotated[str, AfterValidator(policy_file.check_template)]
@@ -56,8 +57,8 @@ class PolicyModel(_Model):
     module: policy.Module
     description: str | None = None
     directories: list[Absolute] = Field(default_factory=list)
-    owner: str | None = None
-    group: str | None = None
+    owner: Owner | None = None
+    group: Owner | None = None
     mode: Annotated[str, AfterValidator(policy_file.check_mode)] | None = None
     selinux: SelinuxModel = Field(default_factory=SelinuxModel)
     apparmor: ApparmorModel = Field(default_factory=ApparmorModel)

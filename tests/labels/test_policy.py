@@ -106,6 +106,23 @@ def test_every_key(tmp_path: Path) -> None:
             "{profile} is the only thing that can be put in",
         ),
         ("module: grsecurity\n", 1, "module: 'grsecurity' is not"),
+        ('module: dac\nowner: "99999999999"\n', 2, "not the number of a user or group"),
+        ('module: dac\ngroup: "4294967295"\n', 2, "at most 4294967294"),
+        ('module: dac\nowner: "a\\0b"\n', 2, "owner: must not hold a NUL"),
+        ("module: dac\ngroup: ''\n", 2, "group: must not be empty"),
+        ('module: dac\ndirectories: ["/a\\0b"]\n', 2, "must not hold a NUL"),
+        (
+            'module: apparmor\napparmor: {profiles: [{match: a, rules_file: "/a\\0b", '
+            "profile_file: /p}]}\n",
+            2,
+            "rules_file: must not hold a NUL",
+        ),
+        (
+            "module: apparmor\napparmor: {profiles: [{match: a, rules_file: /r, "
+            'profile_file: "/a\\0b"}]}\n',
+            2,
+            "profile_file: must not hold a NUL",
+        ),
     ],
 )
 def test_bad_files_are_told_with_their_line(
@@ -116,6 +133,11 @@ def test_bad_files_are_told_with_their_line(
         policy.load(file)
     assert f"{file}:{line}:" in caught.value.message
     assert message in caught.value.message
+
+
+def test_the_highest_number_of_a_user_is_one(tmp_path: Path) -> None:
+    found = policy.load(written(tmp_path, 'module: dac\nowner: "4294967294"\n'))
+    assert found.owner == "4294967294"
 
 
 def test_unknown_name_names_the_nearest(tmp_path: Path) -> None:
