@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from manager import errors
+from manager.cli import options, output
 from tests.kit import cli, processes
 
 CHECKOUT = Path(__file__).parents[1]
@@ -180,6 +182,9 @@ def test_installed_command_is_the_one_that_leaves_at_once() -> None:
         (["save", "web01", "--then", "explode"], "'quit', 'resume', 'leave'"),
         (["save", "web01", "--channels", "0"], "1 to 255"),
         (["save", "web01", "--timeout", "soon"], "soon"),
+        (["save", "web01", "--timeout", "0"], "longer than 0"),
+        (["restore", "web01", "--timeout", "0s"], "longer than 0"),
+        (["save-all", "--deadline", "0"], "longer than 0"),
         (["restore", "image", "--into", "socket"], "qmp:PATH"),
         (["emulate", "--memory", "64M"], "--qmp"),
         (["config", "schema", "guest"], "'manager', 'job'"),
@@ -216,6 +221,20 @@ def test_traceback_only_if_asked(site: cli.Site) -> None:
     assert process.returncode == 2
     assert "Traceback (most recent call last)" in stderr
     assert "[image.not_found]" in stderr
+
+
+@pytest.mark.parametrize("cls", [errors.ServiceLost, errors.MonitorLost, errors.OutputFailed])
+def test_traceback_only_for_a_bug(
+    cls: type[errors.MapsaveError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other errors have the exit code 1 as well, and are none of ours."""
+    assert output.failure(cls("words"), options.Globals()) == 1
+    assert capsys.readouterr().err == f"mapsave: words [{cls.id}]\n"
+    try:
+        raise ZeroDivisionError("mine")
+    except ZeroDivisionError as error:
+        assert output.failure(error, options.Globals()) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_names_cannot_play_tricks_on_a_terminal(site: cli.Site) -> None:

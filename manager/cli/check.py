@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +31,23 @@ def command(context: click.Context, /, target: str, **chosen: Any) -> int:
     """
     given = of(context)
     config = given.config()
-    if _is_guest(target, config):
+    if _is_guest(given, config, target):
         return _check_guest(given, config, target, chosen)
     return _check_image(given, config, target)
 
 
-def _is_guest(target: str, config: Config) -> bool:
-    """Tell guests from images: a configured name or an address is a guest, a file is an image."""
+def _is_guest(given: Globals, config: Config, target: str) -> bool:
+    """Tell guests from images: a configured name or an address is a guest, a file is an image.
+
+    Of the image directory, which not everybody may look into, the service knows.
+    """
     if target in config.guests or target.startswith(ADDRESSES):
         return True
+    if asked := remote.image_to_ask_for(config, given, target):
+        client, name = asked
+        with contextlib.suppress(errors.ImageNotFound):
+            client.get(f"/v1/images/{remote.quoted(name)}")
+            return False
     from manager.operations import restore
 
     if os.path.lexists(restore.resolve(target, config)):
@@ -67,11 +76,11 @@ def _preview(
     given: Globals, config: Config, guest: Guest, chosen: dict[str, Any]
 ) -> tuple[dict[str, Any], errors.MapsaveError | None]:
     """Let the service check the save where it would do it, else check it here."""
-    image = chosen["image"] and remote.image_name(config, chosen["image"])
+    image = chosen["image"] and remote.image_name(config, chosen["image"], is_read=False)
     wanted = {**{key: value for key, value in chosen.items() if value}, "image": image}
     for_service = image == chosen["image"] or image is not None
     client = None
-    if for_service and "/" not in (chosen["policy"] or ""):
+    if for_service and remote.knows_policy(chosen["policy"]):
         client = remote.service(given, config)
     if client is not None:
         options = {key: value for key, value in wanted.items() if value}

@@ -63,7 +63,7 @@ def failure(error: BaseException, given: Globals) -> int:
     if given.json:
         with contextlib.suppress(errors.OutputFailed):
             say(json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
-    if given.debug or (ours.exit_code == 1 and not isinstance(ours, errors.OutputFailed)):
+    if given.debug or ours.id == errors.MapsaveError.id:
         import traceback
 
         traceback.print_exception(error)

@@ -178,13 +178,15 @@ def _same(one: Any, other: Any) -> bool:
     return os.path.realpath(str(one)) == os.path.realpath(str(other))
 
 
-def image_name(config: Config, given: str) -> str | None:
+def image_name(config: Config, given: str, *, is_read: bool = True) -> str | None:
     """Return the name of an image that lies in the image directory; None for any other.
 
-    What cannot be the name of an image is one of the others: it is told here what is wrong with it.
+    An image that is read may also lie in the current directory; a bare name of one that is to be
+    made is always one of the image directory. What cannot be the name of an image is one of the
+    others: it is told here what is wrong with it.
     """
     directory, name = os.path.split(given)
-    if directory or os.path.lexists(given):
+    if directory or (is_read and os.path.lexists(given)):
         directory, name = os.path.split(os.path.abspath(given))
         if not _same(directory, config.images):
             return None
@@ -216,6 +218,13 @@ def address(guest: str) -> str:
     """Return a guest's name or address as the service understands it, which runs elsewhere."""
     kind, _, path = guest.partition(":")
     return f"qmp:{os.path.abspath(path)}" if kind == "qmp" and path else guest
+
+
+def knows_policy(given: str | None) -> bool:
+    """Tell whether the service can look up a policy: it does so by name, not by any path."""
+    from manager.labels import policy
+
+    return given is None or not policy.is_path(given)
 
 
 def image_to_ask_for(config: Config, given: Globals, image: str) -> tuple[Client, str] | None:

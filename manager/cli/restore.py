@@ -87,7 +87,7 @@ def _here(given: Globals, config: Config, chosen: dict[str, Any], report: Report
 def _body(config: Config, chosen: dict[str, Any]) -> dict[str, Any] | None:
     """Return what is asked of the service; None for what it does not do: any path, any policy."""
     name = remote.image_name(config, chosen["image"])
-    if name is None or "/" in (chosen["policy"] or ""):
+    if name is None or not remote.knows_policy(chosen["policy"]):
         return None
     given = {key: value for key, value in chosen.items() if value is not None and key != "image"}
     if "into" in given:

@@ -37,7 +37,7 @@ class Channels(click.ParamType[int | str]):
 
 
 class Duration(click.ParamType[float]):
-    """Seconds, or a duration such as 15m."""
+    """Seconds, or a duration such as 15m; none is 0, as in configuration and service."""
 
     name = "duration"
 
@@ -45,9 +45,12 @@ class Duration(click.ParamType[float]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         try:
-            return units.parse_duration(value)
+            seconds = units.parse_duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if seconds == 0:
+            self.fail("must be longer than 0", param, ctx)
+        return seconds
 
 
 @click.command("save", cls=Command)
@@ -104,8 +107,8 @@ def _body(
     config: Config, guest: str, image: str | None, chosen: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Return what is asked of the service; None for what it does not do: any path, any policy."""
-    name = None if image is None else remote.image_name(config, image)
-    if (image is not None and name is None) or "/" in (chosen["policy"] or ""):
+    name = None if image is None else remote.image_name(config, image, is_read=False)
+    if (image is not None and name is None) or not remote.knows_policy(chosen["policy"]):
         return None
     options = {**chosen, "image": name}
     given = {key: value for key, value in options.items() if value is not None}

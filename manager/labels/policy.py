@@ -21,6 +21,7 @@ Module = Literal["auto", "selinux", "apparmor", "smack", "dac", "none"]
 
 SYSTEM_DIRECTORY = Path("/etc/mapsave/policies")
 SUFFIX = ".yaml"
+_SUFFIXES = (SUFFIX, ".yml")
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ def load(name_or_path: str, search: Sequence[Path] = ()) -> Policy:
     """Return the policy of that name, or the one in the YAML file at that path.
 
     A name is looked up in ``search``, /etc/mapsave/policies, the installed policies, and those of
-    a source tree. What contains a slash or ends in ``.yaml`` is a path.
+    a source tree.
 
     Raises UnknownPolicy if there is none of that name; ConfigMissing, ConfigError for a bad file.
     """
-    if "/" in name_or_path or name_or_path.endswith(SUFFIX):
+    if is_path(name_or_path):
         return _read(Path(name_or_path))
     shipped_here = _shipped_directory()
     for directory in (*search, SYSTEM_DIRECTORY):
@@ -109,6 +110,11 @@ def load(name_or_path: str, search: Sequence[Path] = ()) -> Policy:
     if name_or_path in shipped():
         return _read(shipped_here / (name_or_path + SUFFIX))
     raise _unknown(name_or_path, search)
+
+
+def is_path(name_or_path: str) -> bool:
+    """Tell the path of a policy from a name: it holds a slash, or ends in ``.yaml`` or ``.yml``."""
+    return "/" in name_or_path or name_or_path.endswith(_SUFFIXES)
 
 
 def shipped() -> list[str]:

@@ -21,6 +21,7 @@ from manager.config_models import (
     Truth,
 )
 from manager.image import store
+from manager.labels import policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +53,14 @@ def _image(value: str) -> str:
     return value
 
 
+def _policy(value: str) -> str:
+    """Return the name of a policy; which file a path means only its user knows."""
+    config.check_name(value)
+    if policy.is_path(value):
+        raise ValueError("must be the name of a label policy, not the path of a file")
+    return value
+
+
 def _guest(value: str) -> str:
     if not value.startswith(config.ADDRESSES):
         config.check_name(value)
@@ -72,6 +81,18 @@ Image = Annotated[
     pydantic.AfterValidator(_image),
     pydantic.WithJsonSchema({"type": "string", "pattern": _IMAGE, "maxLength": 255}),
 ]
+Policy = Annotated[
+    str,
+    pydantic.AfterValidator(_policy),
+    pydantic.WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": NAME,
+            "maxLength": config.NAME_BYTES,
+            "not": {"pattern": r"\.ya?ml$"},
+        }
+    ),
+]
 # A name of the configuration, or an address, which only the administrator may give.
 Guest = Annotated[
     Text,
@@ -90,6 +111,7 @@ class SaveOptions(SaveModel):
     """How to save; what is not given is as the configuration says."""
 
     image: Image | None = Field(None, description="Name of the image (default: guest and time).")
+    policy: Policy | None = Field(None, description="Label policy of the image.")
     replace: Truth = Field(False, description="Whether an image of that name may be replaced.")
     timeout: Duration | None = Field(None, description="How long the save may take.")
 
@@ -109,7 +131,7 @@ class RestoreOptions(Model):
     run: Literal["as-saved", "run", "paused"] = "as-saved"
     direct_io: Switch = "auto"
     channels: Channels | None = None
-    policy: Name | None = None
+    policy: Policy | None = None
     again: Truth = Field(False, description="Whether an image that was restored may be again.")
     force: Truth = Field(False, description="Whether an older QEMU is accepted.")
     timeout: Duration | None = None
@@ -131,7 +153,7 @@ class CheckOptions(Model):
     """The save that is checked."""
 
     image: Image | None = None
-    policy: Name | None = None
+    policy: Policy | None = None
     direct_io: Switch | None = None
 
 

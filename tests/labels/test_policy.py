@@ -135,6 +135,15 @@ def test_bad_files_are_told_with_their_line(
     assert message in caught.value.message
 
 
+def test_a_file_beside_needs_no_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.yaml", "own.yml"):
+        (tmp_path / name).write_text("module: dac\n")
+        assert policy.is_path(name)
+        assert policy.load(name) == policy.Policy("own", "dac")
+    assert not policy.is_path("own")
+
+
 def test_the_highest_number_of_a_user_is_one(tmp_path: Path) -> None:
     found = policy.load(written(tmp_path, 'module: dac\nowner: "4294967294"\n'))
     assert found.owner == "4294967294"

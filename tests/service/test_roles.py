@@ -294,6 +294,7 @@ def test_the_command_line_of_an_operator(mapsaved: service.Service, operator: Us
     assert "five" in [each["name"] for each in listed["images"]]
     assert operator.run("verify", "five").returncode == 0
     assert operator.run("inspect", "five").returncode == 0
+    assert operator.run("check", "five").returncode == 0
     assert operator.run("job", "run", "nightly").returncode == 0
     assert operator.run("ps", "--all").returncode == 0
     refused = operator.run("discard", "five", "--yes")

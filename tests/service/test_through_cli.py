@@ -274,6 +274,52 @@ def test_an_image_elsewhere_is_done_here(mapsaved: service.Service, tmp_path: Pa
     assert (site.images / "by-link.img").exists()
 
 
+def test_a_file_here_of_that_name_is_not_where_a_save_goes(
+    mapsaved: service.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = mapsaved.site
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.img").write_text("mine")
+    for command in (("check", "db"), ("save", "db", *RESUME)):
+        before = _newest(mapsaved)
+        site.run(*command, "-o", "here.img", check=0)
+        assert _newest(mapsaved) != before, "the service was not asked"
+    assert (site.images / "here.img").exists()
+    assert (tmp_path / "here.img").read_text() == "mine"
+    # Of those that are read, it is the one that is meant.
+    assert "[image" in site.run("verify", "here.img", check=6).stderr
+
+
+def test_a_policy_that_is_a_file_is_applied_here(
+    mapsaved: service.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = mapsaved.site
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text('module: dac\nmode: "0640"\n')
+    before = _newest(mapsaved)
+    with_it = ("--policy", "own.yaml")
+    site.run("check", "db", *with_it, check=0)
+    site.run("save", "db", "-o", "own.img", *RESUME, *with_it, check=0)
+    assert (site.images / "own.img").stat().st_mode & 0o777 == 0o640
+    again = site.run("restore", "own.img", "--into", "qmp:nobody.qmp", *with_it, check=3)
+    assert "nobody.qmp" in again.stderr
+    assert _newest(mapsaved) == before, "the service had to do with it"
+
+
+def test_an_image_that_only_the_service_can_see_is_checked(
+    mapsaved: service.Service, tmp_path: Path
+) -> None:
+    """As it is for the service's operators, whom its image directory is closed to."""
+    site = mapsaved.site
+    site.run("save", "db", "-o", "hidden.img", "--replace", *RESUME, check=0)
+    blind = cli.Site(tmp_path / "blind", dict(site.guests), {"state": str(site.state)})
+    blind.settings["socket"] = str(site.socket)
+    blind.write()
+    shown = blind.run("check", "hidden.img", check=0).stdout
+    assert shown.startswith(f"{site.images / 'hidden.img'}: good, guest db")
+    assert "[guest.unknown]" in blind.run("check", "hiden.img", check=2).stderr
+
+
 def test_another_state_directory_is_no_business_of_the_service(
     mapsaved: service.Service, tmp_path: Path
 ) -> None:
