@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from manager import errors
-from manager.cli import options, output
+from manager.cli import output
+from manager.cli.options import Globals
 from tests.kit import cli, processes
 
 CHECKOUT = Path(__file__).parents[1]
@@ -228,12 +229,12 @@ def test_traceback_only_for_a_bug(
     cls: type[errors.MapsaveError], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Other errors have the exit code 1 as well, and are none of ours."""
-    assert output.failure(cls("words"), options.Globals()) == 1
+    assert output.failure(cls("words"), Globals()) == 1
     assert capsys.readouterr().err == f"mapsave: words [{cls.id}]\n"
     try:
         raise ZeroDivisionError("mine")
     except ZeroDivisionError as error:
-        assert output.failure(error, options.Globals()) == 1
+        assert output.failure(error, Globals()) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
