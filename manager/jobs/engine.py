@@ -125,10 +125,12 @@ async def _tried(
 
 async def _prune(job: Job, config: Config, done: dict[str, Any]) -> dict[str, Any]:
     """Remove what the job does not keep of the guests that it saved; return what to tell of it."""
-    saved = [line["guest"] for line in done["guests"] if line["error"] is None]
+    saved = [line for line in done["guests"] if line["error"] is None]
+    names = [line["guest"] for line in saved]
+    images = [line["result"]["image"] for line in saved]
     told: dict[str, Any] = {"pruned": [], "prune_error": None}
     try:
-        told["pruned"] = await retention.prune(job, config, guests=saved)
+        told["pruned"] = await retention.prune(job, config, guests=names, made=images)
     except errors.MapsaveError as error:
         told["prune_error"] = error.as_dict()
     except Exception as error:

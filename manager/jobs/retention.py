@@ -2,13 +2,14 @@
 
 Looked at are only the images whose metadata name the job and the guest. Never removed: the newest
 good image of the guest; an image that is the guest itself, which was saved to quit and not brought
-back since; and what is damaged or not complete, which counts for nothing either.
+back since; and what is damaged, not complete or of the future, which counts for nothing either.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from manager.jobs import outcome
 from manager.operations import discard, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from manager.config import Config
     from manager.image.store import Entry
@@ -44,12 +45,20 @@ class Decision:
 
 
 def plan(
-    entries: Iterable[Entry], job: str, guest: str, keep: Keep, zone: datetime.tzinfo
+    entries: Iterable[Entry],
+    job: str,
+    guest: str,
+    keep: Keep,
+    zone: datetime.tzinfo,
+    *,
+    now: datetime.datetime,
+    made: Collection[str] = (),
 ) -> list[Decision]:
     """Decide about the images of ``guest`` that ``job`` saved, newest first; others are left out.
 
     The last image of each of so many hours, days, ISO weeks and months is kept, as they are in
-    ``zone``; periods without an image do not count.
+    ``zone``; periods without an image do not count. ``made`` are paths of images that are kept
+    whatever else holds.
     """
     reasons: dict[str, list[str]] = {}
     good: list[tuple[datetime.datetime, Entry]] = []
@@ -59,7 +68,9 @@ def plan(
             continue
         reasons[entry.path] = []
         when = taken(entry)
-        if why := _why_not_counted(entry, when):
+        if entry.path in made:
+            reasons[entry.path].append("made by this run")
+        if why := _why_not_counted(entry, when, now):
             reasons[entry.path].append(why)
             uncounted.append(entry)
         elif when is not None:
@@ -103,20 +114,31 @@ def is_guest(entry: Entry) -> bool:
     return entry.state == "saved" and entry.metadata.get("then") not in _GONE_ON
 
 
-def _why_not_counted(entry: Entry, when: datetime.datetime | None) -> str | None:
+def _why_not_counted(
+    entry: Entry, when: datetime.datetime | None, now: datetime.datetime
+) -> str | None:
     if entry.error is not None:
         return f"damaged, and not counted: {entry.error.message}"
     if entry.state == "partial":
         return "not complete, and not counted"
-    return "its time is not known" if when is None else None
+    if when is None:
+        return "its time is not known"
+    # Else it would be the newest until then, and each new one would go in its place.
+    return "its time is in the future, and not counted: see the clock" if when > now else None
 
 
 async def prune(
-    job: Job, config: Config, *, dry_run: bool = False, guests: Iterable[str] | None = None
+    job: Job,
+    config: Config,
+    *,
+    dry_run: bool = False,
+    guests: Iterable[str] | None = None,
+    made: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Remove what ``job`` does not keep of its images; return a line for each image looked at.
 
-    ``guests`` are those of the job if not given. A line has ``image`` (path), ``guest``, ``kept``,
+    ``guests`` are those of the job if not given; ``made`` are paths of images that a run has just
+    made, which are kept. A line has ``image`` (path), ``guest``, ``kept``,
     ``reasons``, ``bytes`` (on disk) and ``error``. With ``dry_run`` nothing is removed. An image
     that is in use is kept until the next time. A job that keeps all has no lines.
 
@@ -125,7 +147,7 @@ async def prune(
     if job.keep is None:
         return []
     names = job.resolve(config) if guests is None else list(guests)
-    return await waiting.in_thread(_prune, job, job.keep, config, names, dry_run)
+    return await waiting.in_thread(_prune, job, job.keep, config, names, list(made), dry_run)
 
 
 def summary(job: Job, lines: list[dict[str, Any]], *, dry_run: bool) -> dict[str, Any]:
@@ -148,17 +170,19 @@ def exit_codes(lines: list[dict[str, Any]]) -> list[int]:
 
 
 def _prune(
-    job: Job, keep: Keep, config: Config, guests: list[str], dry_run: bool
+    job: Job, keep: Keep, config: Config, guests: list[str], made: list[str], dry_run: bool
 ) -> list[dict[str, Any]]:
     if not config.images.is_dir():
         return []
     with store.directory(config.images) as held:
         entries = store.entries(held)
+    new = {os.path.realpath(path) for path in made}
+    now = datetime.datetime.now(datetime.UTC)
     lines = []
     for guest in guests:
 
         def planned(images: list[Entry], guest: str = guest) -> list[Decision]:
-            return plan(images, job.name, guest, keep, job.zone)
+            return plan(images, job.name, guest, keep, job.zone, now=now, made=new)
 
         for decision in _proven(entries, planned):
             line = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
 import signal
 import time
@@ -17,6 +18,7 @@ from manager import config, errors
 from manager.image import store
 from manager.jobs import engine, job
 from manager.operations import save, save_request
+from tests.image import build
 from tests.kit import cli, processes, qmp, state, wait
 
 if TYPE_CHECKING:
@@ -197,7 +199,7 @@ def test_old_images_go_after_a_run_of_the_guests_that_it_saved(
         kept, *gone = done["pruned"]
         shown = site.run("job", "run", path, check=3).stdout.splitlines()
     assert done["guests"][0]["result"]["image"] == kept["image"]
-    assert (kept["kept"], kept["reasons"][1]) == (True, "last 1 of 1")
+    assert (kept["kept"], kept["reasons"][2]) == (True, "last 1 of 1")
     assert [(line["guest"], line["kept"]) for line in gone] == [("good", False)] * 2
     assert done["prune_error"] is None
     assert shown[-1] == "job nightly: 1 saved, 1 failed, 1 old images removed"
@@ -205,6 +207,26 @@ def test_old_images_go_after_a_run_of_the_guests_that_it_saved(
     assert [each["job"] for each in found["late"]] == ["nightly"] * 2
     assert sorted(str(each["job"]) for each in found["good"]) == ["None", "nightly"]
     assert not Path(kept["image"]).exists()
+
+
+def test_what_a_run_saves_is_not_removed_by_it_where_the_clock_was_ahead(
+    site: cli.Site, sockets: Path
+) -> None:
+    how: dict[str, Any] = {"save": {"image": "{guest}-{uuid}", "then": "resume"}}
+    path = write_job(site, **how, keep={"last": 1})
+    ahead = {"guest": {"name": "good"}, "job": "nightly", "then": "resume"}
+    ahead["started"] = "2999-01-01T00:00:00.000+00:00"
+    made = build.Image(metadata=json.dumps(ahead).encode(), header={"state": build.SAVED})
+    made.built().write(site.images / "ahead")
+    with emulated(site, sockets, "good"):
+        first = site.run("job", "run", path, "--json", check=0).json()
+        second = site.run("job", "run", path, "--json", check=0).json()
+    images = [Path(done["guests"][0]["result"]["image"]) for done in (first, second)]
+    assert [image.exists() for image in images] == [False, True]
+    assert (site.images / "ahead").exists()
+    kept = {line["image"]: line["reasons"] for line in second["pruned"] if line["kept"]}
+    assert kept[str(images[1])][0] == "made by this run"
+    assert "in the future" in kept[str(site.images / "ahead")][0]
 
 
 def test_a_guest_that_was_saved_to_quit_is_not_removed(site: cli.Site, sockets: Path) -> None:

@@ -26,6 +26,7 @@ from tests.kit import cli, storage
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 START = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
+NOW = datetime.datetime(2027, 2, 1, tzinfo=datetime.UTC)
 
 
 def entry(
@@ -54,7 +55,7 @@ def times(*texts: str) -> list[store.Entry]:
 
 def plan(entries: list[store.Entry], zone: Any = datetime.UTC, **keep: int) -> dict[str, str]:
     """Return the reasons why each image that is kept is, by its time, newest first."""
-    found = retention.plan(entries, "nightly", "db", Keep(**keep), zone)
+    found = retention.plan(entries, "nightly", "db", Keep(**keep), zone, now=NOW)
     return {
         str(each.entry.metadata.get("started"))[:16]: ", ".join(each.reasons)
         for each in found
@@ -133,6 +134,28 @@ def test_what_is_damaged_or_partial_neither_counts_nor_goes() -> None:
     }
 
 
+def test_the_future_neither_counts_nor_goes() -> None:
+    """The host's clock was ahead when it was made: it is not the newest for ever."""
+    days = [START + datetime.timedelta(days=day) for day in range(2)]
+    entries = [entry(days[0]), entry(days[1]), entry(NOW + datetime.timedelta(seconds=1))]
+    assert plan(entries, last=1) == {
+        "2026-03-02T00:00": "the newest good image, last 1 of 1",
+        "2027-02-01T00:00": "its time is in the future, and not counted: see the clock",
+    }
+
+
+def test_what_the_run_has_made_is_kept_whatever_its_time_is() -> None:
+    """The clock was put back since, so that it is not the newest."""
+    newest, middle, oldest = (entry(START - datetime.timedelta(days=day)) for day in range(3))
+    every = [newest, middle, oldest]
+    keep = Keep(last=1)
+    found = retention.plan(every, "nightly", "db", keep, datetime.UTC, now=NOW, made=[oldest.path])
+    assert {each.entry.path: each.reasons for each in found if each.kept} == {
+        newest.path: ("the newest good image", "last 1 of 1"),
+        oldest.path: ("made by this run",),
+    }
+
+
 def test_images_of_others_are_not_looked_at() -> None:
     mine = [entry(START), entry(START + datetime.timedelta(days=1))]
     others = [
@@ -140,7 +163,8 @@ def test_images_of_others_are_not_looked_at() -> None:
         entry(START + datetime.timedelta(days=3), by="weekly"),
         entry(START + datetime.timedelta(days=4), by=None),
     ]
-    found = retention.plan([*others, *mine], "nightly", "db", Keep(last=1), datetime.UTC)
+    every = [*others, *mine]
+    found = retention.plan(every, "nightly", "db", Keep(last=1), datetime.UTC, now=NOW)
     assert [(each.entry, each.kept) for each in found] == [(mine[1], True), (mine[0], False)]
 
 
@@ -165,7 +189,7 @@ KEEPS = st.builds(Keep, *[st.integers(0, 4)] * 5)
 @settings(max_examples=300, deadline=None)
 @given(ENTRIES, KEEPS)
 def test_the_only_good_image_is_never_removed(entries: list[store.Entry], keep: Keep) -> None:
-    decisions = retention.plan(entries, "nightly", "db", keep, BERLIN)
+    decisions = retention.plan(entries, "nightly", "db", keep, BERLIN, now=NOW)
     removed = [each.entry for each in decisions if not each.kept]
     mine = [each for each in entries if each.metadata["job"] == "nightly" and each.guest == "db"]
     good = [
@@ -186,7 +210,7 @@ def test_the_only_good_image_is_never_removed(entries: list[store.Entry], keep: 
     assert len(left) >= min(keep.last, len(good))
     # What is left is what the same rules keep.
     rest = [each for each in entries if each not in removed]
-    again = retention.plan(rest, "nightly", "db", keep, BERLIN)
+    again = retention.plan(rest, "nightly", "db", keep, BERLIN, now=NOW)
     assert all(each.kept for each in again)
 
 
