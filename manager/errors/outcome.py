@@ -72,7 +72,7 @@ class RestoreTimeout(RestoreFailed):
 
 
 class Interrupted(MapsaveError):
-    """Ctrl-C, SIGTERM or a cancel request; the guest is as before."""
+    """Ctrl-C, SIGTERM or a cancel request; the guest is as before, but for those of ``saved``."""
 
     id = "interrupted"
     exit_code = 9

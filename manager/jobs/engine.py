@@ -43,7 +43,8 @@ async def run(
     not keep are removed afterwards, those of guests that were saved now. Cancelled, the saves under
     way put their guests back first.
 
-    Raises ConfigError where the job names no guest or ambiguous images.
+    Raises ConfigError where the job names no guest or ambiguous images, Interrupted in place of a
+    cancellation: it names the guests that were saved by then.
     """
     now = datetime.datetime.now(datetime.UTC)
     slots = asyncio.Semaphore(job.concurrency)
@@ -69,8 +70,12 @@ async def run(
 
         return await _tried(job, guest, attempt)
 
-    done = await _each(job, config, one)
-    return {**done, **await _prune(job, config, done)}
+    lines = _lines(job, config)
+    try:
+        done = await _each(job, config, one, lines)
+        return {**done, **await _prune(job, config, done)}
+    except asyncio.CancelledError:
+        raise _interrupted(job, lines) from None
 
 
 async def check(job: Job, config: Config) -> dict[str, Any]:
@@ -89,7 +94,7 @@ async def check(job: Job, config: Config) -> dict[str, Any]:
             raise error
         return found
 
-    return await _each(job, config, one)
+    return await _each(job, config, one, _lines(job, config))
 
 
 def may_pass(error: BaseException) -> bool:
@@ -154,25 +159,30 @@ def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> 
     )
 
 
-async def _each(
-    job: Job, config: Config, work: Callable[[Guest, Line], Awaitable[dict[str, Any]]]
-) -> dict[str, Any]:
-    names = job.resolve(config)
+def _lines(job: Job, config: Config) -> list[Line]:
+    return [{"guest": name, "result": None, "error": None} for name in job.resolve(config)]
 
-    async def one(name: str) -> Line:
-        line: Line = {"guest": name, "result": None, "error": None}
+
+async def _each(
+    job: Job,
+    config: Config,
+    work: Callable[[Guest, Line], Awaitable[dict[str, Any]]],
+    lines: list[Line],
+) -> dict[str, Any]:
+    """Do ``work`` for the guest of each line, and note there what came of it."""
+
+    async def one(line: Line) -> None:
         try:
-            line["result"] = await work(config.guest(name), line)
+            line["result"] = await work(config.guest(line["guest"]), line)
         except errors.MapsaveError as error:
             line["error"] = error.as_dict()
         except Exception as error:
             # A bug in one save must not cost the others theirs.
             line["error"] = _bug(error).as_dict()
-        return line
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(name)) for name in names]
-    lines = [task.result() for task in tasks]
+        for line in lines:
+            group.create_task(one(line))
     return {
         "job": job.name,
         "guests": lines,
@@ -180,6 +190,22 @@ async def _each(
         "failed": sum(line["error"] is not None for line in lines),
         "exit_code": outcome.worst(line["error"]["exit_code"] for line in lines if line["error"]),
     }
+
+
+def _interrupted(job: Job, lines: list[Line]) -> errors.Interrupted:
+    """Return what is told of a run that was cancelled: who is in an image now was not put back."""
+    done = [line["result"] for line in lines if line["result"]]
+    saved = [each["guest"] for each in done]
+    words = f"saved before that: {', '.join(saved)}" if saved else "none was saved before that"
+    ended = any(each["then"] == "quit" for each in done)
+    return errors.Interrupted(
+        f"job {job.name} was interrupted; guests whose save was under way were put back, {words}",
+        hint="'mapsave restore' brings back what was saved, 'mapsave list' tells the images"
+        if ended
+        else None,
+        saved=saved,
+        images=[each["image"] for each in done],
+    )
 
 
 def _bug(error: Exception) -> errors.MapsaveError:

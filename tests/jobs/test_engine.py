@@ -308,6 +308,40 @@ def test_a_guest_that_waits_for_its_next_try_holds_nobody_up(site: cli.Site, soc
             assert process.wait(timeout=30) == 9
 
 
+def test_who_was_saved_before_an_interruption_is_told(site: cli.Site, sockets: Path) -> None:
+    """Those guests have ended: not everything was put back."""
+    path = write_job(site, concurrency=2, save={"image": "{guest}"})
+    with emulated(site, sockets, "quick"), emulated(site, sockets, "slow", "--throttle", "1M"):
+        with site.start("job", "run", path, "--json") as process:
+            wait.until((site.images / "quick").exists, what="the image of the quick guest")
+            wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 9, stderr
+        with qmp.connect(sockets / "slow") as monitor:
+            assert monitor.execute("query-status")["status"] == "running"
+    error = json.loads(stdout)["error"]
+    assert error["id"] == "interrupted"
+    assert error["message"].endswith("were put back, saved before that: quick")
+    assert error["data"] == {"saved": ["quick"], "images": [str(site.images / "quick")]}
+    assert "mapsave restore" in error["hint"]
+    assert [each.name for each in site.images.iterdir()] == ["quick"]
+
+
+def test_an_interruption_before_anything_was_saved_is_told(site: cli.Site, sockets: Path) -> None:
+    path = write_job(site, save={"image": "{guest}"})
+    with (
+        emulated(site, sockets, "slow", "--throttle", "1M"),
+        site.start("job", "run", path) as process,
+    ):
+        wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
+        process.send_signal(signal.SIGTERM)
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 9
+    assert "were put back, none was saved before that [interrupted]" in stderr
+    assert "hint" not in stderr
+
+
 def test_only_what_may_pass_by_itself_is_tried_again() -> None:
     def classes(cls: type[errors.MapsaveError]) -> list[type[errors.MapsaveError]]:
         return [cls, *(each for child in cls.__subclasses__() for each in classes(child))]

@@ -59,3 +59,20 @@ def test_a_job_that_waits_to_try_again_does_not_hold_it_up(site: cli.Site) -> No
         assert mapsaved.stop(30) == 0
     job = _ended_job(site, number)
     assert (job["state"], job["error"]["id"]) == ("cancelled", "interrupted")
+
+
+def test_a_job_that_is_cancelled_tells_who_was_saved_by_then(site: cli.Site) -> None:
+    """Those guests have ended: not everything was put back."""
+    with fleet.guest(site, "quick"), fleet.guest(site, "slow", throttle="1M") as slow:
+        save = {"then": "quit", "image": "{guest}"}
+        _write_job(site, guests=["quick", "slow"], concurrency=2, save=save)
+        with service.running(site) as mapsaved:
+            number = mapsaved.begin(kind="job", job="nightly")["id"]
+            done = "/v1/operations?kind=save&state=done"
+            wait.until(lambda: mapsaved.get(done)["operations"], what="the save of the quick guest")
+            wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
+            mapsaved.request("POST", f"/v1/operations/{number}/cancel")
+            job = mapsaved.ended(number)
+        assert (job["state"], job["error"]["id"]) == ("cancelled", "interrupted")
+        assert job["error"]["data"]["saved"] == ["quick"]
+        assert fleet.status(slow) == "running"
