@@ -39,18 +39,31 @@ def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> di
         "machine": found.machine,
         "cpu": found.cpu,
         "run_state": found.run_state,
+        "process": process(found),
         "memory": {"base": found.memory.base, "plugged": found.memory.plugged},
         # libvirt builds a new command line from its definition, which has passwords, at each start.
         "command": None if domain else guest_facts.command(found.pid),
         **({"domain": _domain(domain, request)} if domain else {}),
         "strategy": strategy.as_dict(),
         "live": request.live,
-        "then": request.then,
+        # What really becomes of it: a guest that did not run is not started by a "resume".
+        "then": "leave" if request.then == "resume" and not found.runs else request.then,
         "job": request.job,
         "operation": journal.watching(),
         "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},
         "started": now(),
     }
+
+
+def process(found: Facts) -> dict[str, Any] | None:
+    """Return what names the guest's QEMU on this host; None where its process is not in sight.
+
+    ``pid``, ``started`` in clock ticks since boot (proc(5)), and ``boot``, the id of that boot.
+    """
+    if found.process is None:
+        return None
+    pid, started = found.process
+    return {"pid": pid, "started": started, "boot": journal.boot_id()}
 
 
 def _domain(domain: Domain, request: Request) -> dict[str, Any]:

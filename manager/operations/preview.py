@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from manager.monitor import process
-from manager.operations import attach, check, facts, save_request
+from manager.operations import attach, check, facts, metadata, save_request
 
 if TYPE_CHECKING:
     from manager import errors
@@ -32,6 +32,8 @@ async def preview(
             return {
                 "guest": guest.name,
                 "can_save": error is None,
+                "uuid": found.uuid,
+                "process": metadata.process(found),
                 "run_state": found.run_state,
                 "machine": found.machine,
                 "qemu": str(found.version),
