@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.config import Guest
-from manager.fleet import forecast, guests, pace, record
+from manager.fleet import forecast, guests, pace, record, targets
+from manager.jobs import hooked
 from manager.migration.progress import Progress, Report
 from manager.operations import save_request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from manager.config import Config
     from manager.fleet.record import Record
@@ -28,6 +29,12 @@ _log = logging.getLogger(__name__)
 
 # From here on a save is not given up any more: the image is about to be the guest.
 _COMMITTING = frozenset(("commit", "quit"))
+# From here on only its hooks are left.
+_BEHIND = frozenset((hooked.AFTER_SAVE, hooked.ON_FAILURE))
+# Seconds between two looks whether another mapsave is still at a guest.
+_AGAIN = 0.2
+# How often another mapsave may come first between the look at a guest and its save.
+_TRIES = 5
 _MAY_BE_GONE = (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest)
 
 
@@ -38,6 +45,7 @@ class _Saving:
     target: Target
     phase: str = ""
     done: int = 0
+    is_recorded: bool = False
 
     def saw(self, now: Progress) -> None:
         self.phase = now.phase
@@ -71,9 +79,12 @@ class Run:
         self._config = config
         self._request = request
         self._lines = lines
-        self._waiting = [each for each in lines if each.outcome == "planned"]
+        planned = [each for each in lines if each.outcome == "planned"]
+        self._waiting = [each for each in planned if not each.locks]
+        self._locked = [each for each in planned if each.locks]
         self._wanted = sum(each.size for each in self._waiting)
-        self._running: dict[str, _Saving] = {}
+        self._running: dict[str, _Saving] = {}  # those that have a slot
+        self._tasks: set[asyncio.Task[None]] = set()
         self._written = 0  # by the saves that have ended
         self._kept = kept
         self._saver = saver
@@ -88,11 +99,14 @@ class Run:
         await self._write_down()
         try:
             async with asyncio.TaskGroup() as group:
-                while self._waiting:
-                    while (target := self._next()) is not None:
-                        self._running[target.name] = _Saving(target)
-                        group.create_task(self._one(target))
-                    if not self._running:
+                self._group = group
+                for target in self._locked:
+                    self._begin(self._await_turn(target))
+                while self._waiting or self._tasks:
+                    while (ready := self._next()) is not None:
+                        self._running[ready.name] = _Saving(ready)
+                        self._begin(self._one(ready))
+                    if not self._tasks:
                         break  # and none of them fits into what time is left
                     self._changed.clear()
                     await self._changed.wait()
@@ -110,14 +124,7 @@ class Run:
         A guest that runs on behind its save leaves its image behind as well, so there is nothing to
         bring back. Raises Refused.
         """
-        self._kept.forget({each.name for each in self._lines if each.is_alive})
-        if self._request.then != "resume":
-            self._kept.plan(
-                [
-                    record.Entry(each.name, str(each.image), each.ran, each.guest.priority)
-                    for each in self._waiting
-                ]
-            )
+        self._plan(self._lines, self._waiting)
         try:
             await self._kept.write()
         except OSError as error:
@@ -125,6 +132,55 @@ class Run:
                 f"cannot write the record {str(self._kept.path)!r}: {error.strerror}",
                 hint="make room there, or set 'state:' in the configuration",
             ) from None
+
+    def _plan(self, seen: Sequence[Target], planned: Sequence[Target]) -> None:
+        self._kept.forget({each.name for each in seen if each.is_alive})
+        if self._request.then != "resume":
+            self._kept.plan(
+                [
+                    record.Entry(each.name, str(each.image), each.ran, each.guest.priority)
+                    for each in planned
+                ]
+            )
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._changed.set()
+
+    async def _await_turn(self, target: Target) -> None:
+        """Wait until no other mapsave is at the guest, look at it again, and let it be saved."""
+        while True:
+            left = self._left()
+            if left is not None and left <= 0:
+                target.fail(
+                    errors.Busy(
+                        f"guest {target.name!r} was being saved, restored or recovered by another "
+                        "mapsave until the deadline",
+                        hint="see what became of it, with 'mapsave ps' or 'mapsave list'",
+                    )
+                )
+                return
+            if not targets.held_locks(target, self._config):
+                target.locks = ()
+                patience = targets.patience_for(left)
+                await targets.look(target, self._config, self._request.then, patience)
+                if not target.locks:
+                    break
+            await asyncio.sleep(_AGAIN)
+        if target.outcome == "planned":
+            others = {str(each.image) for each in self._lines if each is not target}
+            targets.name_image(target, others)
+            self._wanted += target.size
+            self._waiting.append(target)
+            self._waiting.sort(key=lambda each: (-each.guest.priority, each.size))
+        self._plan([target], [target] if target.outcome == "planned" else [])
+        await self._write()
+        self._look()
 
     async def _write(self) -> None:
         try:
@@ -148,14 +204,19 @@ class Run:
 
     async def _one(self, target: Target) -> None:
         try:
-            target.result = await self._saved(target, self._running[target.name])
+            saving = self._running[target.name]
+            target.result = await self._saved(target, saving)
             target.outcome = "saved"
-            if self._request.then != "resume":
-                self._kept.commit(target.name, str(target.image))
+            if not saving.is_recorded:
+                self._commit(saving)
                 await self._write()
         except errors.MapsaveError as error:
             if isinstance(error, _MAY_BE_GONE) and await self._is_gone(target):
                 target.outcome = "not_running"  # it has ended while it waited for its turn
+                return
+            if type(error) is errors.Busy and target.tries < _TRIES:
+                target.tries += 1  # another mapsave came first
+                self._begin(self._await_turn(target))
                 return
             target.fail(error)
             if isinstance(error, errors.GuestContinued):
@@ -170,6 +231,32 @@ class Run:
         except errors.MapsaveError:
             return False
 
+    def _commit(self, saving: _Saving) -> None:
+        """Note in the record that the image is committed. Raises InvalidImage and its kin."""
+        if self._request.then != "resume":
+            self._kept.commit(saving.target.name, str(saving.target.image))
+        saving.is_recorded = True
+
+    def _behind(self, saving: _Saving, *, is_saved: bool) -> None:
+        """Let the next one begin, and write the record: what is left to do are hooks."""
+        if is_saved:
+            saving.done = saving.target.size
+            try:
+                self._commit(saving)
+            except errors.MapsaveError:
+                pass  # tried again, and told, at the end
+            else:
+                self._begin(self._write())
+        self._free(saving)
+
+    def _free(self, saving: _Saving) -> None:
+        """Give the slot back."""
+        if self._running.pop(saving.target.name, None) is None:
+            return
+        self._written += saving.done
+        self._look()
+        self._changed.set()
+
     async def _saved(self, target: Target, saving: _Saving) -> dict[str, Any]:
         """Save one guest within the deadline. Raises SaveTimeout, and as a save does."""
         assert target.request is not None
@@ -177,12 +264,16 @@ class Run:
             async with asyncio.timeout_at(self._deadline) as limit:
 
                 def seen(now: Progress) -> None:
-                    saving.saw(now)
-                    if now.phase in _COMMITTING and not limit.expired():
+                    if now.phase in _COMMITTING | _BEHIND and not limit.expired():
                         limit.reschedule(None)
+                    if now.phase in _BEHIND:
+                        self._behind(saving, is_saved=now.phase == hooked.AFTER_SAVE)
+                        return
+                    saving.saw(now)
                     self._look()
 
-                result = await self._saver(target.guest, target.request, seen)
+                with hooked.hooks_until(self._deadline):
+                    result = await self._saver(target.guest, target.request, seen)
                 saving.done = target.size
                 return result
         except TimeoutError:
@@ -191,10 +282,7 @@ class Run:
                 hint="the guest is as before; allow more time, or give it a higher priority",
             ) from None
         finally:
-            del self._running[target.name]
-            self._written += saving.done
-            self._look()
-            self._changed.set()
+            self._free(saving)
 
     def _look(self) -> None:
         """Show the pace what was written by now, and the user how far all of it is."""

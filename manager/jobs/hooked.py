@@ -7,6 +7,8 @@ it refused: so what a hook has begun beforehand can always be ended.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
 import os
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +18,7 @@ from manager.migration import progress
 from manager.operations import journal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from manager.config import Config, Guest
     from manager.migration.progress import Report
@@ -34,6 +36,25 @@ _MOMENTS: dict[str, tuple[Moment, Moment]] = {
     "restore": ("before_restore", "after_restore"),
 }
 
+AFTER_SAVE: Moment = "after_save"
+ON_FAILURE: Moment = "on_failure"
+# Seconds for the hooks behind an operation, where time is up.
+_GRACE = 5.0
+_until: contextvars.ContextVar[float | None] = contextvars.ContextVar("until", default=None)
+
+
+@contextlib.contextmanager
+def hooks_until(deadline: float | None) -> Iterator[None]:
+    """Give up the hooks behind what this task does a little after ``deadline``.
+
+    That is by the event loop's clock, None for never. Hooks that begin later get as little time.
+    """
+    token = _until.set(deadline)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
 
 async def save(
     guest: Guest,
@@ -46,7 +67,8 @@ async def save(
     """Save ``guest`` as ``operations.save`` does, with the hooks of the configuration and ``more``.
 
     ``more`` are names of hooks by moment, run after those of the configuration. The time limit of
-    the request does not count the hooks' time, which have their own.
+    the request does not count the hooks' time, which have their own. ``report`` is told of hooks
+    behind the save by a phase of the moment's name: the image is committed, or the save has failed.
 
     Raises HookRefused or NotPermitted where a hook stands against it, and what the save raises.
     """
@@ -60,7 +82,7 @@ async def save(
     def work() -> Awaitable[dict[str, Any]]:
         return saving.save(guest, config, request, report)
 
-    return await _around("save", config.hooks, more, facts, work)
+    return await _around("save", config.hooks, more, facts, work, report)
 
 
 async def restore(
@@ -79,7 +101,7 @@ async def restore(
     def work() -> Awaitable[dict[str, Any]]:
         return restoring.restore(config, request, report)
 
-    return await _around("restore", config.hooks, more, facts, work)
+    return await _around("restore", config.hooks, more, facts, work, report)
 
 
 async def _around(
@@ -88,6 +110,7 @@ async def _around(
     more: More,
     facts: dict[str, Any],
     work: Callable[[], Awaitable[dict[str, Any]]],
+    report: Report = progress.silent,
 ) -> dict[str, Any]:
     before, after = _MOMENTS[kind]
     if not any(hooks.of(each) or more.get(each) for each in (before, after, "on_failure")):
@@ -100,8 +123,14 @@ async def _around(
         await running.run(hooks, moment, told, tuple(more.get(moment, ())))
 
     async def run_behind(moment: Moment, **found: Any) -> None:
+        if not (hooks.of(moment) or more.get(moment)):
+            return
+        report(progress.Progress(moment))
         try:
-            await run(moment, **found)
+            async with asyncio.timeout_at(_end()):
+                await run(moment, **found)
+        except TimeoutError:
+            _log.warning("the hooks of %s were ended, for want of time", moment)
         except asyncio.CancelledError:
             # What has come of the operation stays so, and must be what the caller is told.
             current = asyncio.current_task()
@@ -120,6 +149,14 @@ async def _around(
     found = {"guest": result["guest"], "image": result["image"]}
     await run_behind(after, outcome="success", result=result, **found)
     return result
+
+
+def _end() -> float | None:
+    """Return when the hooks behind an operation have to end, by the event loop's clock."""
+    deadline = _until.get()
+    if deadline is None:
+        return None
+    return max(deadline, asyncio.get_running_loop().time()) + _GRACE
 
 
 def _as_dict(error: BaseException) -> dict[str, Any]:

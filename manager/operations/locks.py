@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from typing import TYPE_CHECKING
 
 from manager import errors
@@ -17,6 +18,8 @@ from manager import errors
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_PAUSES = (0.001, 0.01, 0.0)
 
 
 def state_directory(state: Path, part: str) -> Path:
@@ -49,8 +52,32 @@ def process_held(state: Path, what: str, process: tuple[int, int] | None) -> Ite
     if process is None:
         yield
         return
-    with held(state, what, f"process:{process[0]}:{process[1]}"):
+    with held(state, what, process_key(*process)):
         yield
+
+
+def process_key(pid: int, started: int) -> str:
+    """Return the key of a QEMU process, which ``process_held`` locks."""
+    return f"process:{pid}:{started}"
+
+
+def is_held(state: Path, key: str) -> bool:
+    """Tell whether somebody holds the lock ``key``. Raises OSError."""
+    try:
+        fd = os.open(_path(state / "locks", key), os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _path(directory: Path, key: str) -> Path:
+    return directory / (hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".lock")
 
 
 @contextlib.contextmanager
@@ -59,16 +86,22 @@ def held(state: Path, what: str, key: str) -> Iterator[None]:
 
     Raises Busy at once where another process holds it.
     """
-    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".lock"
-    path = state_directory(state, "locks") / name
+    path = _path(state_directory(state, "locks"), key)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.Busy(
-                f"{what} is being saved, restored or recovered by another mapsave"
-            ) from None
+        if not _locked(fd):
+            raise errors.Busy(f"{what} is being saved, restored or recovered by another mapsave")
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    """Lock a file; False where somebody else has. ``is_held`` has it for a moment only."""
+    for pause in _PAUSES:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(pause)
+    return False

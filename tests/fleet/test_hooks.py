@@ -1,0 +1,62 @@
+"""A save-all with hooks behind its saves: they take no guest its slot, and not much more time."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from tests.fleet import fleet
+from tests.kit import qmp, wait
+
+if TYPE_CHECKING:
+    from tests.kit import cli
+
+
+def hook(site: cli.Site, moment: str, script: str) -> None:
+    """Let ``script`` run at a moment, with the directory of the site as ``$1``'s place."""
+    hooks = site.directory / "hooks"
+    hooks.mkdir(mode=0o755, exist_ok=True)
+    site.settings.setdefault("hooks", {"directory": str(hooks)})[moment] = [moment]
+    path = hooks / moment
+    path.write_text(f"#!/bin/sh\nplace='{site.directory}'\n{script}\n")
+    path.chmod(0o755)
+    site.write()
+
+
+def test_hooks_hold_no_slot_and_the_record_does_not_wait_for_them(site: cli.Site) -> None:
+    names = ["one", "two", "three"]
+    hook(site, "after_save", 'until [ -e "$place/over" ]; do sleep 0.05; done')
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(fleet.guest(site, name))
+        with site.start("save-all", "--parallel", "1", "--json") as process:
+            wait.until(
+                lambda: fleet.committed(site) == set(names), timeout=60, what="all in the record"
+            )
+            assert process.poll() is None, "the hooks were not waited for"
+            (site.directory / "over").touch()
+            stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert fleet.outcomes(json.loads(stdout)) == dict.fromkeys(names, "saved")
+
+
+def test_hooks_behind_a_save_end_a_little_after_the_deadline(site: cli.Site) -> None:
+    hook(site, "after_save", "exec sleep 600")
+    with fleet.guest(site, "web"):
+        done = site.run("save-all", "--deadline", "4s", "--json", check=0)
+    assert "the hooks of after_save were ended" in done.stderr
+    assert done.json()["duration_s"] < 60
+    assert fleet.committed(site) == {"web"}
+
+
+def test_hooks_behind_a_failure_end_a_little_after_the_deadline(site: cli.Site) -> None:
+    hook(site, "on_failure", 'touch "$place/failed"; exec sleep 600')
+    with fleet.guest(site, "web", throttle="256K") as socket:
+        done = site.run("save-all", "--deadline", "3s", "--json", check=4)
+        assert fleet.status(socket) == "running"
+        with qmp.connect(socket) as client:
+            assert client.execute("query-migrate")["status"] == "cancelled"
+    assert (site.directory / "failed").exists()
+    assert done.json()["guests"][0]["error"]["id"] == "save.timeout"
+    assert done.json()["duration_s"] < 60

@@ -1,0 +1,89 @@
+"""A save-all that comes while another mapsave is at a guest: it waits, and the guest is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+import yaml
+
+from manager.monitor.process import identity
+from manager.operations import locks
+from tests.fleet import fleet
+from tests.kit import qmp, wait
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from tests.kit import cli
+
+MIB = fleet.MIB
+
+
+@contextlib.contextmanager
+def job(site: cli.Site, *names: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a job that saves the guests and lets them run on; its first save is under way."""
+    path = site.directory / "nightly.yaml"
+    path.write_text(
+        yaml.safe_dump({"job": "nightly", "guests": list(names), "save": {"then": "resume"}})
+    )
+    with site.start("job", "run", path) as process:
+        wait.until(lambda: list(site.images.glob("*.partial")), what="the job's save")
+        yield process
+
+
+def test_a_guest_that_a_job_is_saving_is_saved_behind_it(site: cli.Site) -> None:
+    with (
+        fleet.guest(site, "web", size=16 * MIB, throttle="4M") as socket,
+        fleet.guest(site, "other"),
+        job(site, "web") as process,
+    ):
+        planned = site.run("save-all", "--dry-run", "--json", check=0).json()
+        assert process.poll() is None, "the job was over before we looked"
+        assert fleet.outcomes(planned)["web"] == "planned"
+        with site.start("save-all", "--deadline", "60s", "--json") as all_of_them:
+            wait.until(lambda: "other" in fleet.committed(site), what="the other guest")
+            assert process.poll() is None, "the other guest waited for the job"
+            assert process.wait(60) == 0
+            stdout, stderr = all_of_them.communicate(timeout=60)
+        assert all_of_them.returncode == 0, stderr
+        assert not fleet.answers(socket)
+    assert fleet.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
+    assert fleet.committed(site) == {"web", "other"}
+    entry = next(each for each in fleet.recorded(site) if each["guest"] == "web")
+    assert entry["ran"]
+    assert len(list(site.images.glob("web*"))) == 2
+
+
+def test_at_the_deadline_it_is_told_who_stands_in_the_way(site: cli.Site) -> None:
+    with fleet.guest(site, "web", throttle="256K") as socket, job(site, "web") as process:
+        done = site.run("save-all", "--deadline", "2s", "--json", check=8).json()
+        assert process.poll() is None, "the job was over before we looked"
+        assert done["duration_s"] < 15
+        assert done["guests"][0]["error"]["id"] == "guest.busy"
+        process.terminate()
+        assert process.wait(30) == 9
+        assert fleet.status(socket) == "running"
+
+
+def test_one_that_is_locked_by_its_process_is_waited_for(site: cli.Site) -> None:
+    """It is being saved by another name, at another monitor."""
+    with (
+        fleet.guest(site, "web") as socket,
+        fleet.guest(site, "other"),
+        contextlib.ExitStack() as held,
+    ):
+        with qmp.connect(socket) as client:
+            found = identity(client.peer_pid())
+        assert found is not None
+        held.enter_context(locks.held(site.state, "web", locks.process_key(*found)))
+        with site.start("save-all", "--deadline", "60s", "--json") as process:
+            wait.until(lambda: "other" in fleet.committed(site), what="the other guest")
+            assert fleet.status(socket) == "running"
+            held.close()
+            stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    assert fleet.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
+    assert fleet.committed(site) == {"web", "other"}
