@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import socket
 from typing import TYPE_CHECKING
@@ -22,21 +23,39 @@ if TYPE_CHECKING:
 _NO_DOMAIN = (errors.UnknownGuest, errors.WrongRunState)
 
 
-async def chosen(config: Config, names: Sequence[str], libvirt: str | None) -> list[Guest]:
+async def chosen(
+    config: Config, names: Sequence[str], libvirt: str | None, patience: float
+) -> tuple[list[Guest], errors.MapsaveError | None]:
     """Return the guests that ``names`` mean, all that are configured if there are none.
 
     ``libvirt`` is the URI of a daemon whose active domains are added, but for those configured.
+    Where it cannot be asked within ``patience`` seconds the others are returned, and why it cannot.
 
-    Raises UnknownGuest, UsageError where nothing is meant; Unsupported, Unreachable, NotPermitted.
+    Raises UnknownGuest, UsageError where nothing is meant; where there are no others Unsupported,
+    Unreachable, NotPermitted.
     """
     found = named(config, names) if names else dict(config.guests)
-    if libvirt is not None:
-        found.update({guest.name: guest for guest in await _domains(config, libvirt)})
-    elif not found:
-        raise errors.UsageError(
-            "no guest is configured", hint="name some, or save those of libvirt with --libvirt"
+    if libvirt is None:
+        if not found:
+            raise errors.UsageError(
+                "no guest is configured", hint="name some, or save those of libvirt with --libvirt"
+            )
+        return list(found.values()), None
+    try:
+        async with asyncio.timeout(patience):
+            domains = await _domains(config, libvirt)
+    except TimeoutError:
+        failed: errors.MapsaveError = errors.Unreachable(
+            f"libvirt at {libvirt!r} has not answered within {patience:g} s"
         )
-    return list(found.values())
+    except errors.MapsaveError as error:
+        failed = error
+    else:
+        found.update({guest.name: guest for guest in domains})
+        return list(found.values()), None
+    if not found:
+        raise failed
+    return list(found.values()), failed
 
 
 def named(config: Config, names: Sequence[str]) -> dict[str, Guest]:

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from manager import config as configuration
 from manager import errors
 from manager.fleet import forecast, guests, record, run, targets
 from manager.image import store
@@ -58,14 +59,17 @@ async def save_all(
     then.
     """
     started = asyncio.get_running_loop().time()
-    found = await guests.chosen(config, request.names, request.libvirt)
+    patience = targets.patience_for(request.deadline)
+    found, unreached = await guests.chosen(config, request.names, request.libvirt, patience)
+    away = [_away(request.libvirt, unreached)] if request.libvirt and unreached else []
     if request.dry_run:
-        lines = await targets.examined(config, found, request.then, None)
+        lines = [*await targets.examined(config, found, request.then, None), *away]
         rate = await asyncio.to_thread(forecast.known_rate, config)
         forecast.foretell(lines, request.deadline, rate)
         return {**_summary(config, request, lines, started), "rate_bytes_per_s": rate}
     with record.held(config.state, set_aside=True) as kept:
         lines = await targets.examined(config, found, request.then, request.deadline)
+        lines += away
         saved_before = {each.guest: each.image for each in kept.entries}
         for line in lines:
             line.image = line.image or saved_before.get(line.name)
@@ -91,6 +95,13 @@ async def interruptible(
             hint="'mapsave restore-all' brings back what was saved" if saved else None,
             saved=saved,
         ) from None
+
+
+def _away(uri: str, error: errors.MapsaveError) -> Target:
+    """Return the line of a libvirt that could not be asked for its guests."""
+    target = targets.Target(configuration.Guest(uri))
+    target.fail(error)
+    return target
 
 
 def _saver(config: Config) -> Saver:
