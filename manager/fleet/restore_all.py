@@ -59,6 +59,7 @@ async def restore_all(
     record, one that fails stays in it. ``restorer`` restores one image.
 
     Raises Busy, and Refused or NotPermitted where the record cannot be read; nothing is touched.
+    Cancelled, it raises Interrupted, which names the guests that are back.
     """
     began = asyncio.get_running_loop().time()
     if request.dry_run:
@@ -70,8 +71,22 @@ async def restore_all(
         recovered = (await recover.recover(config))["operations"] if kept.entries else []
         lines = returns.planned(kept)
         run = _Run(config, request, lines, kept, restorer or _restorer(config), report)
-        await run.to_the_end()
+        try:
+            await run.to_the_end()
+        except asyncio.CancelledError:
+            raise _interrupted(lines) from None
         return _summary(config, lines, recovered, began, dry_run=False)
+
+
+def _interrupted(lines: Sequence[Return]) -> errors.Interrupted:
+    """Return the error that tells which guests are back: they were not put into images again."""
+    restored = [line.entry.guest for line in lines if line.outcome == "restored"]
+    words = f"back before that: {', '.join(restored)}" if restored else "none was back before that"
+    return errors.Interrupted(
+        f"interrupted; restores under way were undone, {words}",
+        hint="'mapsave restore-all' brings back the others",
+        restored=restored,
+    )
 
 
 def _restorer(config: Config) -> Restorer:
