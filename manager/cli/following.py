@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,21 @@ if TYPE_CHECKING:
     from manager.migration.progress import Report
 
 _WAIT = 30.0
+_RECONNECT = 60.0
 _ENDED = ("done", "failed", "cancelled")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """Seconds: how long the service may ``wait`` with its answer for something new, and how long
+    one that does not answer may take to come back."""
+
+    wait: float = _WAIT
+    reconnect: float = _RECONNECT
+
+
+_USUAL = Patience()
 
 
 class _Told(BaseException):
@@ -31,7 +45,10 @@ class _Told(BaseException):
 
 
 def perform(
-    client: Client, body: Mapping[str, Any], report: Report = progress.silent
+    client: Client,
+    body: Mapping[str, Any],
+    report: Report = progress.silent,
+    patience: Patience = _USUAL,
 ) -> dict[str, Any]:
     """Begin the operation ``body``, follow it, and return its result.
 
@@ -43,10 +60,14 @@ def perform(
     with _signals() as handlers:
         try:
             _begin(client, number, body)
-            found = _follow(client, number, report)
+            found = _follow(client, number, report, patience)
         except _Told:
             handlers.ignore()
-            found = _cancelled(client, number, report)
+            try:
+                found = _cancelled(client, number, report, patience)
+            except (errors.ServiceUnreachable, errors.ServiceLost) as error:
+                error.data["interrupted"] = True  # so that nobody does it in place of the service
+                raise
     if found["error"] is not None:
         raise errors.from_dict(found["error"])
     result: dict[str, Any] = found["result"] or {}
@@ -64,18 +85,20 @@ def follow(client: Client, number: str, report: Report = progress.silent) -> dic
     """
     with _signals():
         try:
-            return _follow(client, number, report)
+            return _follow(client, number, report, _USUAL)
         except _Told as told:
             raise errors.Interrupted(
                 f"waiting was interrupted by {told.name}; the operation goes on"
             ) from None
 
 
-def _follow(client: Client, number: str, report: Report) -> dict[str, Any]:
+def _follow(client: Client, number: str, report: Report, patience: Patience) -> dict[str, Any]:
     since = -1
     while True:
         path = f"/v1/operations/{number}"
-        found = remote.reconnecting(client, path, wait=_WAIT, since=since)
+        found = remote.reconnecting(
+            client, path, patience.reconnect, wait=patience.wait, since=since
+        )
         if found["state"] in _ENDED:
             return found
         since = found["revision"]
@@ -84,15 +107,15 @@ def _follow(client: Client, number: str, report: Report) -> dict[str, Any]:
             report(progress.Progress(**{name: found["progress"][name] for name in names}))
 
 
-def _cancelled(client: Client, number: str, report: Report) -> dict[str, Any]:
+def _cancelled(client: Client, number: str, report: Report, patience: Patience) -> dict[str, Any]:
     """Cancel the operation and wait for its end, whatever that is."""
     try:
         client.post(f"/v1/operations/{number}/cancel")
+        return _follow(client, number, report, patience)
     except errors.NotCancellable:
-        pass  # it has ended, or is past the point
+        return _follow(client, number, report, patience)  # it has ended, or is past the point
     except errors.UnknownOperation:
         raise errors.Interrupted("interrupted before anything was begun") from None
-    return _follow(client, number, report)
 
 
 class _Handlers:

@@ -25,10 +25,14 @@ _PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 
 
 class Client:
-    """Talks to the service at a unix socket; one connection a request, which costs little there."""
+    """Talks to the service at a unix socket; one connection a request, which costs little there.
 
-    def __init__(self, path: str) -> None:
+    ``timeout`` is how many seconds the service may let us wait for an answer.
+    """
+
+    def __init__(self, path: str, timeout: float = _TIMEOUT) -> None:
         self.path = path
+        self.timeout = timeout
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """Return what the service answers. Raises its errors, ServiceUnreachable, NotPermitted."""
@@ -83,12 +87,12 @@ class Client:
         import http.client
         import json
 
-        connection = http.client.HTTPConnection(_SOCKET, timeout=_TIMEOUT)
+        connection = http.client.HTTPConnection(_SOCKET, timeout=self.timeout)
         text = None if body is None else json.dumps(body)
         kind = {} if body is None else {"Content-Type": "application/json"}
         try:
             try:
-                connection.sock = connect(self.path)
+                connection.sock = connect(self.path, self.timeout)
                 connection.request(method, path, text, {**kind, **(headers or {})})
                 answer = connection.getresponse()
             except PermissionError as error:
@@ -109,22 +113,22 @@ class Client:
         )
 
 
-def connect(path: str) -> socket.socket:
+def connect(path: str, timeout: float = _TIMEOUT) -> socket.socket:
     """Return a connection to the socket at ``path``. Raises OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.settimeout(_TIMEOUT)
+        sock.settimeout(timeout)
         with unix_socket.to_connect(path) as address:
-            _connect(sock, address)
+            _connect(sock, address, min(timeout, _BUSY))
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _connect(sock: socket.socket, address: str) -> None:
+def _connect(sock: socket.socket, address: str, patience: float) -> None:
     """Connect; wait while so many do that the queue is full, which is told as EAGAIN (unix(7))."""
-    deadline = time.monotonic() + _BUSY
+    deadline = time.monotonic() + patience
     while True:
         try:
             return sock.connect(address)
@@ -134,24 +138,33 @@ def _connect(sock: socket.socket, address: str) -> None:
         time.sleep(0.01)
 
 
-def service(given: Globals, config: Config) -> Client | None:
+def service(given: Globals, config: Config, timeout: float = _TIMEOUT) -> Client | None:
     """Return the client of the service that works with this configuration; None to work here.
 
     There is none with ``--local``, where nobody listens, and where the service has another state
-    directory: then it is not about the same guests. Raises NotPermitted.
+    directory: then it is not about the same guests. ``timeout`` is in seconds, for one answer.
+
+    Raises NotPermitted, ServiceUnreachable.
     """
     path = str(config.socket)
-    if given.local or not os.path.exists(path):
+    if given.local or not listens(path, timeout):
         return None
+    client = Client(path, timeout)
+    health = client.get("/v1/health")
+    return client if same(health.get("state"), config.state) else None
+
+
+def listens(path: str, timeout: float = _TIMEOUT) -> bool:
+    """Tell whether somebody listens at the socket; where he is busy, or not for us, he does."""
+    if not os.path.exists(path):
+        return False
     try:
-        connect(path).close()
+        connect(path, timeout).close()
     except (ConnectionRefusedError, FileNotFoundError):
-        return None  # one that was killed leaves its socket behind
+        return False  # one that was killed leaves its socket behind
     except OSError:
         pass  # what the request says of it is better
-    client = Client(path)
-    health = client.get("/v1/health")
-    return client if _same(health.get("state"), config.state) else None
+    return True
 
 
 def needed(given: Globals, config: Config) -> Client:
@@ -174,7 +187,8 @@ def needed(given: Globals, config: Config) -> Client:
     return Client(path)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two paths lead to the same place."""
     return os.path.realpath(str(one)) == os.path.realpath(str(other))
 
 
@@ -188,25 +202,29 @@ def image_name(config: Config, given: str, *, is_read: bool = True) -> str | Non
     directory, name = os.path.split(given)
     if directory or (is_read and os.path.lexists(given)):
         directory, name = os.path.split(os.path.abspath(given))
-        if not _same(directory, config.images):
+        if not same(directory, config.images):
             return None
     wrong = name in ("", ".", "..") or name.endswith(_PARTIAL) or len(os.fsencode(name)) > 255
     return None if wrong else name
 
 
-def reconnecting(client: Client, path: str, **query: Any) -> dict[str, Any]:
+def reconnecting(
+    client: Client, path: str, patience: float = _RECONNECT, **query: Any
+) -> dict[str, Any]:
     """Return what ``client.get`` does; wait for a service that ended meanwhile to come back.
+
+    It has ``patience`` seconds for that.
 
     Raises ServiceLost where it does not.
     """
-    deadline = time.monotonic() + _RECONNECT
+    deadline = time.monotonic() + patience
     while True:
         try:
             return client.get(path, **query)
         except errors.ServiceUnreachable as error:
             if time.monotonic() > deadline:
                 raise errors.ServiceLost(
-                    f"the service has ended, and has not come back within {_RECONNECT:g} s: "
+                    f"the service has ended, and has not come back within {patience:g} s: "
                     f"{error.message}",
                     hint="the operation is finished or undone when it is started again, "
                     "or by 'mapsave recover'",

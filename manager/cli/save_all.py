@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manager import errors, units
-from manager.cli import following, output, remote, running
+from manager.cli import output, running
 from manager.cli.options import Command, of
 from manager.cli.save import Duration
 
@@ -58,10 +58,10 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     begins. What does not fit into the deadline is named and runs on. 'mapsave restore-all' brings
     back what was saved. The exit code is the worst of all.
     """
+    from manager.cli import last_resort
     from manager.fleet import save_all
 
     given = of(context)
-    config = given.config()
     request = save_all.Request(
         names=chosen["guests"],
         libvirt=_uri(chosen["libvirt"], chosen["uri"]),
@@ -70,12 +70,8 @@ def command(context: click.Context, /, **chosen: Any) -> int:
         parallel=chosen["parallel"],
         dry_run=chosen["dry_run"],
     )
-    client = remote.service(given, config)
     with running.reporting(given, "saving") as report:
-        if client is not None:
-            done = following.perform(client, _body(request), report)
-        else:
-            done = running.run(save_all.interruptible(config, request, report), given)
+        done = last_resort.save_all(given, request, _body, report)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 

@@ -1,0 +1,166 @@
+"""``save-all`` where the service, or its configuration, is not well: the guests are saved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from manager import unix_socket
+from tests.fleet import fleet
+from tests.kit import cli, processes, service, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MIB = fleet.MIB
+UID = 12345  # a user that exists nowhere
+
+
+def test_a_service_that_hangs_is_not_waited_for(site: cli.Site) -> None:
+    with (
+        fleet.guest(site, "web"),
+        fleet.guest(site, "db"),
+        service.running(site) as mapsaved,
+    ):
+        mapsaved.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        done = site.run("save-all", "--deadline", "60s", "--json", check=0)
+        assert time.monotonic() - began < 50
+        mapsaved.signal(signal.SIGCONT)
+    assert fleet.outcomes(done.json()) == {"web": "saved", "db": "saved"}
+    assert "saved without it" in done.stderr
+    assert fleet.committed(site) == {"web", "db"}
+
+
+@contextlib.contextmanager
+def closing(path: Path) -> Iterator[None]:
+    """Accept connections and close them, as systemd does where the service may not be started."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        with unix_socket.to_connect(path) as address:
+            sock.bind(address)
+        sock.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sock.accept()[0].close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            sock.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_a_socket_without_a_service_behind_it(site: cli.Site) -> None:
+    with fleet.guest(site, "web"), closing(site.socket):
+        assert site.run("list", check=3).stdout == ""
+        done = site.run("save-all", "--deadline", "60s", "--json", check=0).json()
+    assert fleet.outcomes(done) == {"web": "saved"}
+
+
+def test_a_service_that_is_stopping_finishes_what_it_is_at(site: cli.Site) -> None:
+    """And the guest that it lets run on behind its save is saved again."""
+    with (
+        fleet.guest(site, "busy", size=16 * MIB, throttle="3M") as busy,
+        fleet.guest(site, "idle"),
+        service.running(site) as mapsaved,
+    ):
+        mapsaved.begin(kind="save", guest="busy", save={"then": "resume"})
+        wait.until(lambda: list(site.images.glob("busy*.partial")), what="the service's save")
+        mapsaved.signal(signal.SIGTERM)
+        mapsaved.await_log("stopping")
+        done = site.run("save-all", "--deadline", "60s", "--json", check=0)
+        assert not fleet.answers(busy)
+        assert mapsaved.process.wait(60) == 0
+    assert fleet.outcomes(done.json()) == {"idle": "saved", "busy": "saved"}
+    assert "stopping" in done.stderr
+    assert len(list(site.images.glob("busy*"))) == 2
+
+
+def test_a_service_that_dies_over_it(site: cli.Site) -> None:
+    """What QEMU was writing is recovered, and what was not begun is saved."""
+    with (
+        fleet.guest(site, "slow", size=16 * MIB, throttle="2M", priority=1) as slow,
+        fleet.guest(site, "next") as following,
+        service.running(site) as mapsaved,
+    ):
+        words = ("save-all", "--deadline", "90s", "--parallel", "1", "--json")
+        with site.start(*words) as process:
+            wait.until(lambda: list(site.images.glob("slow*.partial")), what="the first save")
+            mapsaved.kill()
+            stdout, stderr = process.communicate(timeout=90)
+        assert process.returncode == 0, stderr
+        assert not fleet.answers(slow)
+        assert not fleet.answers(following)
+        assert not list(site.images.glob("*.partial"))
+        assert "recovered: save of slow" in stderr
+        assert json.loads(stdout)["duration_s"] < 90
+        planned = site.run("restore-all", "--dry-run", "--json", check=0).json()
+    assert fleet.outcomes(planned) == {"slow": "planned", "next": "planned"}
+
+
+def test_told_to_stop_it_does_not_begin_anew(site: cli.Site) -> None:
+    with (
+        fleet.guest(site, "web", throttle="256K") as socket_of_it,
+        service.running(site) as mapsaved,
+    ):
+        with site.start("save-all", "--deadline", "90s") as process:
+            wait.until(lambda: list(site.images.glob("web*.partial")), what="the save")
+            mapsaved.signal(signal.SIGSTOP)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) in (1, 3)
+        mapsaved.signal(signal.SIGCONT)
+        operation = mapsaved.get("/v1/operations?kind=save-all")["operations"][0]["id"]
+        mapsaved.request("POST", f"/v1/operations/{operation}/cancel")
+        mapsaved.ended(operation)
+        assert fleet.status(socket_of_it) == "running"
+
+
+@pytest.mark.root
+def test_a_wrong_configuration_leaves_the_one_in_force() -> None:
+    """The service has read it when it was right; it is found at the default socket."""
+    with service.reachable_site() as site:
+        site.add_guest("toy", emulator={"memory": "8M"})
+        place = site.directory / "run"
+        (place / "mapsave").mkdir(parents=True)
+        (place / "mapsave/mapsave.sock").symlink_to(site.socket)
+        for path in (site.directory, site.images, site.state):
+            os.chown(path, UID, UID)
+        mine = [*service.as_user(UID, UID, []), *cli.COMMAND]
+
+        def save_all(*words: str) -> subprocess.CompletedProcess[str]:
+            homes = {"HOME": str(site.directory), "XDG_RUNTIME_DIR": str(place)}
+            return subprocess.run(
+                [*mine, "--config", site.config, *words, "save-all", "--json"],
+                env=processes.environment({"PYTHONPATH": os.getcwd(), **homes}),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+
+        with service.running(site, command=mine) as mapsaved:
+            mapsaved.done(kind="check", guest="toy")
+            site.config.write_text("images: [")
+            assert save_all("--local").returncode == 2
+            done = save_all()
+            assert (done.returncode, fleet.outcomes(json.loads(done.stdout))) == (
+                0,
+                {"toy": "saved"},
+            ), done.stderr
+            assert "[config.invalid]" in done.stderr
+            (place / "mapsave/mapsave.sock").unlink()
+            assert save_all().returncode == 2
