@@ -4,7 +4,11 @@ Reading and writing a passed descriptor may be delegated, but QEMU truncates the
 of every save, and that is checked against the profile by path (QEMU's migration/file.c). So a save
 always needs a rule; a restore needs one if mapsave itself is confined.
 
-Sources: the kernel's security/apparmor/apparmorfs.c (``.access``), apparmor_parser(8).
+Where mapsave and QEMU are in different mount namespaces, the kernel goes by the path of the file in
+that of mapsave, but refuses it to a profile without the flag attach_disconnected.
+
+Sources: the kernel's security/apparmor/apparmorfs.c (``.access``) and path.c (``d_namespace_path``,
+``disconnect``), apparmor_parser(8).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.labels import apparmor_rules
 from manager.labels import label as labels
+from manager.labels.confinement import Confinement
 from manager.labels.system import CAP_MAC_ADMIN
 
 if TYPE_CHECKING:
@@ -37,24 +42,6 @@ PERMISSIONS: dict[Access, str] = {"save": "rw", "restore": "r"}
 
 _CLASS_FILE = b"\x02"
 _BITS: dict[Access, int] = {"save": 0x2, "restore": 0x4}  # AA_MAY_WRITE, AA_MAY_READ
-
-
-@dataclass(frozen=True)
-class Confinement:
-    """What ``attr/current`` says: ``unconfined`` or ``NAME (MODE)``."""
-
-    profile: str
-    mode: str
-
-    @property
-    def binding(self) -> bool:
-        """Whether refusals are real: neither unconfined nor in complain mode."""
-        return self.mode not in ("unconfined", "complain")
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is one profile of this namespace, not a stack or one of another."""
-        return "//&" not in self.profile and not self.profile.startswith(":")
 
 
 @dataclass(frozen=True)
@@ -88,6 +75,7 @@ class Apparmor:
         context = self.process(pid)
         profile = self._to_convince(context, access)
         if profile is not None:
+            self._require_connected(profile, pid, f"images in {directory}")
             # The name is not known yet; a rule of the administrator's covers the directory.
             real = os.path.realpath(directory)
             image = os.path.join(real, "image.mapsave.partial")
@@ -105,6 +93,7 @@ class Apparmor:
         profile = self._to_convince(context, target.access)
         if profile is None:
             return labels.Label(self.name, None, context)
+        self._require_connected(profile, target.pid, target.path)
         answers = {
             path: self.allows(profile.profile, path, target.access) for path in _paths(target)
         }
@@ -128,7 +117,7 @@ class Apparmor:
         rules = done.detail.get("rules") or []
         if not rules:
             return done
-        profile = _parse(str(done.process))
+        profile = Confinement.parse(str(done.process))
         try:
             self._add(_place_in(done), rules, profile, target)
             self._verify(profile, target, rules)
@@ -178,26 +167,51 @@ class Apparmor:
         path = labels.name_of(target.fd, target.path)
         action = labels.ACTION[target.access]
         said = f"AppArmor: {labels.who(target.pid)} runs as {current or 'unknown'}"
-        if current is None or not _parse(current).binding:
+        if current is None or not Confinement.parse(current).binding:
             return f"{said}, which does not keep it from {path}"
         answer = {True: "has a rule to", False: "has no rule to", None: "may lack the rule to"}
-        allowed = self.allows(_parse(current).profile, path, target.access)
+        allowed = self.allows(Confinement.parse(current).profile, path, target.access)
         wanted = apparmor_rules.rule(path, PERMISSIONS[target.access])[:-1]
         elsewhere = "" if allowed is False else self._elsewhere(target.pid)
         return f"{said}, which {answer[allowed]} {action} the file: {wanted}{elsewhere}"
 
     def _elsewhere(self, pid: int | None) -> str:
-        """Say so if QEMU is in another mount namespace, where the file may have no path."""
+        """Say so if QEMU is in another mount namespace, and what its profile needs then."""
+        if not self._apart(pid):
+            return ""
+        return (
+            ", but it is in another mount namespace than mapsave: its profile needs "
+            "flags=(attach_disconnected) as well, and no further rule"
+        )
+
+    def _apart(self, pid: int | None) -> bool:
+        """Return whether QEMU is known to be in another mount namespace than mapsave."""
         try:
             spaces = {os.readlink(self.system.locate(f"/proc/{p}/ns/mnt")) for p in ("self", pid)}
         except OSError:
-            return ""
-        if len(spaces) == 1:
-            return ""
-        return (
-            ", but it is in another mount namespace: a file system that is not mounted there has "
-            "no path for it; its profile needs flags=(attach_disconnected), and a rule with the "
-            "path from the root of that file system"
+            return False
+        return len(spaces) > 1
+
+    def _require_connected(self, profile: Confinement, pid: int | None, path: str) -> None:
+        """Raise LabelRefused if the profile is known to lack the flag that other mounts take."""
+        if not self._apart(pid):
+            return
+        place, _ = self._find_place(profile)
+        text = _text_of(place.profile_file) if place is not None else None
+        if place is None or text is None:
+            return
+        if apparmor_rules.attaches(text, profile.profile) is not False:
+            return
+        flags = "flags=(attach_disconnected)"
+        raise errors.LabelRefused(
+            f"AppArmor would refuse {path} to QEMU: it is in another mount namespace than mapsave, "
+            f"and its profile {profile.profile} ({profile.mode}) lacks {flags}",
+            hint=f"add {flags} to the profile in {place.profile_file}, and run: apparmor_parser -r "
+            f"{place.profile_file}",
+            file=path,
+            label=None,
+            process=f"{profile.profile} ({profile.mode})",
+            wanted=[flags],
         )
 
     def process(self, pid: int | None) -> str | None:
@@ -237,13 +251,13 @@ class Apparmor:
 
     def _to_convince(self, context: str | None, access: Access) -> Confinement | None:
         """Return the profile that needs a rule, None if none does."""
-        if context is None or not _parse(context).binding:
+        if context is None or not Confinement.parse(context).binding:
             return None
         if access == "restore":
             own = self._read("self")
-            if own is None or _parse(own).mode == "unconfined":
+            if own is None or Confinement.parse(own).mode == "unconfined":
                 return None  # descriptors of an unconfined opener may be read
-        return _parse(context)
+        return Confinement.parse(context)
 
     def _place(
         self, profile: Confinement, path: str, rules: Sequence[str], allowed: bool | None
@@ -349,11 +363,11 @@ class Apparmor:
         return shutil.which("apparmor_parser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def _parse(context: str) -> Confinement:
-    name, bracket, mode = context.rpartition(" (")
-    if not bracket:
-        return Confinement(context, "unconfined" if context == "unconfined" else "enforce")
-    return Confinement(name, mode.rstrip(")"))
+def _text_of(file: Path) -> str | None:
+    try:
+        return os.fsdecode(file.read_bytes())
+    except OSError:
+        return None
 
 
 def _paths(target: Target) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 MARK = "  # mapsave"
 
 _GLOB = set("*?[]{}^\\")
+_COMMENT = re.compile(r"(?:^|(?<=[\s,>\"]))#(?!include\s)")
 
 
 def quote(path: str) -> str:
@@ -76,13 +78,26 @@ def remove(file: Path, rules: Sequence[str]) -> bool:
 
 def includes(profile_text: str, rules_file: Path) -> bool:
     """Return whether a profile includes ``rules_file``, by its name or that of its directory."""
-    for line in profile_text.splitlines():
-        words = line.strip().lstrip("#").split()
-        if words[:1] == ["include"]:
+    for line in _without_comments(profile_text):
+        words = line.split()
+        if words[:1] in (["include"], ["#include"]):
             named = Path(words[-1].strip('<>"'))
             if named.name in (rules_file.name, rules_file.parent.name):
                 return True
     return False
+
+
+def attaches(profile_text: str, name: str) -> bool | None:
+    """Return whether the profile ``name`` has the flag attach_disconnected; None: not found."""
+    text = "\n".join(_without_comments(profile_text))
+    # The brace that opens it is a word of its own, those of a pattern are not.
+    head = re.search(rf'(?:^|[\s"]){re.escape(name)}(?=["\s{{])(.*?)\{{(?=\s|$)', text, re.DOTALL)
+    return None if head is None else "attach_disconnected" in head[1]
+
+
+def _without_comments(profile_text: str) -> list[str]:
+    """Return the lines without comments; ``#include`` is none, ``# include`` is one."""
+    return [_COMMENT.split(line.strip(), maxsplit=1)[0] for line in profile_text.splitlines()]
 
 
 def _line(rule_text: str) -> bytes:

@@ -236,14 +236,20 @@ def test_nothing_is_intended_where_nothing_is_missing(apparmor: Host, image: Pat
         assert work(apparmor).intended(file.fileno(), str(image), (), PID, "save") is None
 
 
-def test_another_mount_namespace_is_named(apparmor: Host, image: Path) -> None:
-    """A rule is there, and still it was refused: QEMU sees the file by another path, or none."""
-    apparmor.put(ACCESS, "")
-    apparmor.allowed.add(("vmq", str(image)))
-    spaces = [apparmor.locate(f"/proc/{pid}/ns/mnt") for pid in ("self", PID)]
+def apart(host: Host) -> list[Path]:
+    """Put mapsave and QEMU into mount namespaces of their own; return where these are named."""
+    spaces = [host.locate(f"/proc/{pid}/ns/mnt") for pid in ("self", PID)]
     for number, space in enumerate(spaces):
         space.parent.mkdir(parents=True)
         space.symlink_to(f"mnt:[{number}]")
+    return spaces
+
+
+def test_another_mount_namespace_is_named(apparmor: Host, image: Path) -> None:
+    """A rule is there, and still it was refused: the profile lacks the flag."""
+    apparmor.put(ACCESS, "")
+    apparmor.allowed.add(("vmq", str(image)))
+    spaces = apart(apparmor)
     with open(image, "wb") as file:
         refused = labelling.describe_refusal("no", file.fileno(), str(image), PID, apparmor)
         assert "flags=(attach_disconnected)" in refused.message
@@ -251,6 +257,34 @@ def test_another_mount_namespace_is_named(apparmor: Host, image: Path) -> None:
         spaces[0].symlink_to("mnt:[1]")
         refused = labelling.describe_refusal("no", file.fileno(), str(image), PID, apparmor)
         assert "attach_disconnected" not in refused.message
+
+
+def test_another_mount_namespace_takes_the_flag(apparmor: Host, image: Path) -> None:
+    """Refused before, whether there is a rule or not; not where the file does not tell."""
+    profile = "/etc/apparmor.d/vmq"
+    spaces = apart(apparmor)
+    for allowed in ((), [("vmq", str(image))]):
+        apparmor.put(ACCESS, "")
+        apparmor.allowed.update(allowed)
+        with pytest.raises(errors.LabelRefused, match="lacks flags=") as found:
+            use(apparmor, image)
+        assert found.value.hint == (
+            f"add flags=(attach_disconnected) to the profile in {apparmor.locate(profile)}, and "
+            f"run: apparmor_parser -r {apparmor.locate(profile)}"
+        )
+        with pytest.raises(errors.LabelRefused, match=f"images in {image.parent} to QEMU: it is"):
+            work(apparmor).check(str(image.parent), PID, "save")
+    assert use(apparmor, image, "restore") == []  # what an unconfined mapsave has opened
+    apparmor.put(profile, "profile vmq flags=(attach_disconnected) {\n}\n")
+    assert use(apparmor, image) == []
+    apparmor.put(profile, "include <elsewhere>\n")
+    assert use(apparmor, image) == []
+    apparmor.locate(profile).unlink()
+    assert use(apparmor, image) == []
+    apparmor.put(profile, "profile vmq {\n}\n")
+    spaces[0].unlink()
+    spaces[0].symlink_to("mnt:[1]")
+    assert use(apparmor, image) == []
 
 
 def test_no_attribute_is_written(apparmor: Host, image: Path) -> None:
