@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PROFILES = apparmor_manager.PROFILES
 POLICY = "apparmor-qemu"
 MARK = "# mapsave"
+FLAGS = "attach_disconnected"  # of profiles
 _SOCKETS = Path("/run/guests")  # in @{mapsave_monitors} of mapsave's profile
 _TEXT = """abi <abi/3.0>,
 include <tunables/global>
@@ -52,7 +53,7 @@ class Profile:
         lines = self.rules_file.read_text().splitlines()
         return [line.strip() for line in lines if line.endswith(MARK)]
 
-    def write(self, rules: str = "", flags: str = "attach_disconnected", **include: str) -> None:
+    def write(self, rules: str = "", flags: str = FLAGS, **include: str) -> None:
         """Write the profile anew and load it."""
         line = include.get("include", f"include if exists <local/{self.rules_file.name}>")
         text = _TEXT.format(
@@ -68,7 +69,7 @@ class Profile:
 
 @contextmanager
 def profile(
-    rules: str = "", name: str = "qemu-web01", flags: str = "attach_disconnected", **include: str
+    rules: str = "", name: str = "qemu-web01", flags: str = FLAGS, **include: str
 ) -> Iterator[Profile]:
     """Load a profile for guests with ``rules`` on top; it is gone at the end.
 
@@ -142,6 +143,7 @@ def save(guest: Qemu, image: Path, policy: str = POLICY, *more: str) -> tuple[st
 
 def assert_refused(result: cli.Result, *words: str) -> dict[str, Any]:
     """Fail unless AppArmor is said to be the reason, with these words; return the error."""
+    assert result.returncode != 0, "not refused"  # what the control looks for
     error: dict[str, Any] = result.json()["error"]
     assert result.returncode == error["exit_code"] == 7, (error, refusals()[-3:])
     assert error["id"] == "label.refused"

@@ -14,19 +14,20 @@ from tests.mac.guest import apparmor_manager as manager
 from tests.mac.guest import meddling
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.kit.qemu import Qemu
 
 DROPPED = "No file descriptor supplied via SCM_RIGHTS"
 
 
+COMPLAINS = "attach_disconnected, complain"
+
+
 @pytest.mark.refusal
 @pytest.mark.unconfined
-def test_nothing_was_added_for_a_save(site: cli.Site) -> None:
+def test_nothing_was_added_for_a_save(site: cli.Site, flags: str = guests.FLAGS) -> None:
     """The policy none: the descriptor of a confined mapsave is dropped, another not truncated."""
     image = site.images / "none"
-    with guests.profile() as profile, guests.running(profile, paused=False) as guest:
+    with guests.profile(flags=flags) as profile, guests.running(profile, paused=False) as guest:
         found = guest.state()
         done = site.run(*guests.save(guest, image, "none"))
         error = _assert_as_before(site, guest, found, done)
@@ -63,13 +64,14 @@ def test_nothing_was_added_for_a_restore(site: cli.Site) -> None:
 
 @pytest.mark.refusal
 @pytest.mark.unconfined
-def test_rule_goes_between_hand_over_and_migrate(site: cli.Site) -> None:
+def test_rule_goes_between_hand_over_and_migrate(site: cli.Site, flags: str = guests.FLAGS) -> None:
     image = site.images / "meanwhile"
-    with guests.profile() as profile, guests.running(profile, paused=False) as guest:
+    with guests.profile(flags=flags) as profile, guests.running(profile, paused=False) as guest:
         found = guest.state()
         with site.start(*guests.save(guest, image)) as process:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
-                profile.rules_file.unlink()
+                # A profile that complains has not been given any.
+                profile.rules_file.unlink(missing_ok=flags == COMPLAINS)
                 manager.load(profile.file)
             done = meddling.end_of(process)
         error = _assert_as_before(site, guest, found, done)
@@ -80,29 +82,45 @@ def test_rule_goes_between_hand_over_and_migrate(site: cli.Site) -> None:
         assert profile.rules() == []
 
 
+def test_refusals_of_the_kernel_need_enforcement(site: cli.Site) -> None:
+    """The control: in a profile that complains, what the two cases before see does not happen."""
+    for case in (test_nothing_was_added_for_a_save, test_rule_goes_between_hand_over_and_migrate):
+        with pytest.raises(AssertionError, match="not refused"):
+            case(site, COMPLAINS)
+
+
 @pytest.mark.refusal
 @pytest.mark.unconfined
 def test_file_system_of_another_mount_namespace(site: cli.Site) -> None:
-    """QEMU sees a file that has no path: it takes attach_disconnected, and a rule from the root."""
+    """The kernel goes by the whole path there as well, and all that it takes is the flag.
+
+    Said before where mapsave's rule would go there, and by the kernel where it is not asked to.
+    """
     place = site.images / "private"
     place.mkdir()
-    with guests.profile(flags="") as profile, guests.running(profile, paused=False) as guest:
+    rule = f'  "{place}/one{{,.partial}}" rw,'
+    with guests.profile(rule, flags="") as profile, guests.running(profile, paused=False) as guest:
         found = guest.state()
-        words = guests.save(guest, place / "one")
-        done = _with_a_mount_of_its_own(site, place, *words)
-        guests.assert_refused(done, "another mount namespace", "flags=(attach_disconnected)")
+        needed = ("another mount namespace", "flags=(attach_disconnected)")
+        # On the root file system as well, which both have mounted.
+        done = _in_a_namespace_of_its_own(site, "true", *guests.save(guest, site.images / "root"))
+        guests.assert_refused(done, "lacks", *needed)
+        assert guests.refusals("root.partial") == [], "the kernel was asked"
+        mount = f"mount -t tmpfs -o mode=700 none '{place}'"
+        done = _in_a_namespace_of_its_own(site, mount, *guests.save(guest, place / "one", "none"))
+        guests.assert_refused(done, "has a rule to", *needed)
         state.assert_left_as_found(found, guest.state())
-        assert guests.refusals("disconnected path")
-        profile.write(rules='  "/one{,.partial}" rw,', flags="attach_disconnected")
-        done = _with_a_mount_of_its_own(site, place, *words)
+        path = str(place / "one.partial").lstrip("/")
+        assert guests.refusals("disconnected path", f'name="{path}"')
+        profile.write()
+        done = _in_a_namespace_of_its_own(site, mount, *guests.save(guest, place / "one"))
         assert done.returncode == 0, done
         assert profile.rules() == []
 
 
-def _with_a_mount_of_its_own(site: cli.Site, place: Path, *words: str) -> cli.Result:
-    """Run ``mapsave`` with a file system at ``place`` that nobody else sees, as of a service."""
-    script = 'mount -t tmpfs -o mode=700 none "$0" && exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", script, str(place), *cli.COMMAND]
+def _in_a_namespace_of_its_own(site: cli.Site, mount: str, *words: str) -> cli.Result:
+    """Run ``mapsave`` after ``mount`` where nobody else sees what that does, as of a service."""
+    command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *cli.COMMAND]
     done = subprocess.run(
         [*command, "--config", site.config, *words],
         capture_output=True, text=True, timeout=60, check=False,
