@@ -110,11 +110,15 @@ class Selinux:
             None: "may or may not (the policy cannot be asked)",
         }
         mode = "enforcing" if self.kernel.enforcing() else "permissive"
-        return (
+        said = (
             f"SELinux ({mode}): the file is labelled "
             f"{found or 'nothing'}, {labels.who(target.pid)} runs as {process or 'unknown'}, which "
             f"{answer[allowed]} {action} such a file"
         )
+        if process and (refused := self._descriptors_refused(process)):
+            why, hint = refused
+            said += f", and {why} ({hint})"
+        return said
 
     @contextlib.contextmanager
     def creating(self, pid: int | None) -> Iterator[None]:
@@ -227,12 +231,19 @@ class Selinux:
                 raise
             # A mount with context=, NFS: the mount's label counts, and _require asks about it.
 
+    def _descriptors_refused(self, process: str) -> tuple[str, str] | None:
+        """Return that QEMU may not use mapsave's descriptors, and what to do; None: not so."""
+        own = self.kernel.own()
+        if not own or own == process or self.kernel.allows(process, own, "fd", "use") is not False:
+            return None
+        rule = f"allow {process.split(':')[2]} {own.split(':')[2]}:fd use;"
+        return f"may not use descriptors of mapsave, which runs as {own}", f"add the rule: {rule}"
+
     def _require(
         self, process: str, found: str, access: Access, path: str, wanted: str | None
     ) -> None:
         """Raise LabelRefused if the loaded policy would keep the file from QEMU."""
         action = labels.ACTION[access]
-        own = self.kernel.own()
         kind, permission, why, hint = "file", action, "", ""
         if self.kernel.allows(process, found, "file", action) is False:
             why = f"may not {action} a file labelled {found}"
@@ -240,10 +251,9 @@ class Selinux:
                 "QEMU's type wants another image type: set selinux.image_type, or selinux.label, "
                 "to the label of a disk of that guest (ls -Z)"
             )
-        elif own and own != process and self.kernel.allows(process, own, "fd", "use") is False:
+        elif (refused := self._descriptors_refused(process)) is not None:
             kind, permission = "fd", "use"
-            why = f"may not use descriptors of mapsave, which runs as {own}"
-            hint = f"add the rule: allow {process.split(':')[2]} {own.split(':')[2]}:fd use;"
+            why, hint = refused
         if not why:
             return
         message = f"SELinux would refuse {path} to QEMU: its context {process} {why}"

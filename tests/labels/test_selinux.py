@@ -242,6 +242,21 @@ def test_kernel_without_a_loaded_policy(selinux: Host) -> None:
     assert caught.value.message == f"SELinux is on but has no policy: pid {PID} runs as 'kernel'"
 
 
+def test_descriptors_that_qemu_may_not_use_are_named(selinux: Host, image: Path) -> None:
+    """Handed over without being asked about: the label would do, the descriptor would not."""
+    selinux.label(image, "security.selinux", IMAGE)
+    rule = "(add the rule: allow svirt_t initrc_t:fd use;)"
+    with open(image, "wb") as file:
+        refused = labelling.describe_refusal("no", file.fileno(), str(image), PID, selinux)
+        assert rule not in refused.message
+        selinux.allowed.remove((QEMU, OWN, "9", "1"))
+        refused = labelling.describe_refusal("no", file.fileno(), str(image), PID, selinux)
+        missing = (
+            f"may write such a file, and may not use descriptors of mapsave, which runs as {OWN}"
+        )
+        assert f"{missing} {rule}" in refused.message
+
+
 def test_qemu_that_is_gone(selinux: Host, image: Path) -> None:
     selinux.locate(f"/proc/{PID}/attr/current").unlink()
     with pytest.raises(errors.Unreachable, match=f"there is no process {PID}"):
