@@ -5,7 +5,7 @@ mapsave runs in initrc_t, QEMU in svirt_t with the categories c1 and c2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -54,6 +54,14 @@ def test_wrong_type_is_refused_before(site: cli.Site) -> None:
     own = svirt.policy(site, image_type="virt_image_t")
     with svirt.running(paused=False) as guest:
         _assert_refused_before(site, guest, own, "system_u:object_r:virt_image_t:s0:c1,c2")
+
+
+@pytest.mark.refusal
+def test_without_a_label_it_is_refused_before(site: cli.Site) -> None:
+    """The system does not say which label images have, so ``auto`` sets none."""
+    with svirt.running(paused=False) as guest, svirt.without_image_context():
+        error = _assert_refused_before(site, guest, "auto", svirt.AT_REST)
+    assert "policy auto wanted no other label" in error["message"]
 
 
 @pytest.mark.refusal
@@ -151,7 +159,7 @@ def test_place_that_takes_no_labels_and_has_the_right_one(site: cli.Site, tmp_pa
         assert svirt.label_of(place / "image") == svirt.IMAGE
 
 
-def _assert_refused_before(site: cli.Site, guest: Qemu, policy: str, label: str) -> None:
+def _assert_refused_before(site: cli.Site, guest: Qemu, policy: str, label: str) -> dict[str, Any]:
     """Save: refused with nothing handed over and nothing left, and the guest as it was."""
     before = guest.state()
     done = site.run(*svirt.save(guest, site.images / "refused", policy))
@@ -165,3 +173,4 @@ def _assert_refused_before(site: cli.Site, guest: Qemu, policy: str, label: str)
     assert not [event for event in guest.control.events if event["event"] == "STOP"]
     assert list(site.images.iterdir()) == []
     assert svirt.refusals("refused") == [], "the kernel was asked, so it was handed over"
+    return error

@@ -31,6 +31,27 @@ def test_descriptor_dropped_by_the_kernel(site: cli.Site) -> None:
 
 
 @pytest.mark.refusal
+def test_descriptors_that_may_not_be_used(site: cli.Site) -> None:
+    """The rule "fd use" is missing: the label is right, and still the kernel drops them."""
+    own = svirt.policy(site, image_type="svirt_prot_exec_image_t")
+    missing = "may not use descriptors of mapsave, which runs as system_u:system_r:initrc_t:s0"
+    rule = "allow svirt_prot_exec_t initrc_t:fd use;"
+    with svirt.running(context=svirt.OTHER_DOMAIN) as guest, svirt.without_fd_use():
+        before = guest.state()
+        done = site.run(*svirt.save(guest, site.images / "asked", own))
+        error = svirt.assert_refused(done, svirt.OTHER_DOMAIN, missing)
+        assert error["hint"] == f"add the rule: {rule}"
+        assert (error["data"]["class"], error["data"]["permission"]) == ("fd", "use")
+        assert not svirt.refused_descriptors(), "the kernel was asked, so it was handed over"
+        svirt.relabel(site.images, "system_u:object_r:svirt_prot_exec_image_t:s0")
+        done = site.run(*svirt.save(guest, site.images / "dropped", "none"))
+        svirt.assert_refused(done, "may write such a file", missing, rule)
+        assert svirt.refused_descriptors()
+        assert guest.state() == before
+    assert list(site.images.iterdir()) == []
+
+
+@pytest.mark.refusal
 def test_descriptor_dropped_without_a_word_in_the_log(site: cli.Site) -> None:
     """The policy has a dontaudit rule for guests that write to this type."""
     label = "system_u:object_r:virt_content_t:s0"
@@ -109,19 +130,23 @@ def test_label_changed_before_the_restore_begins(site: cli.Site) -> None:
 
 
 def test_old_label_is_back_after_a_failed_save(site: cli.Site) -> None:
-    """Seen on the partial image, which is deleted, by a descriptor that the test keeps."""
+    """Seen on the partial image, which is deleted, by a descriptor that the test keeps.
+
+    Of a type that mapsave may not create files with, so that it labels the image afterwards.
+    """
     image = site.images / "failed"
     with svirt.running(memory="96M", ram=patterns.dense, paused=False) as guest:
-        words = svirt.save(guest, image, svirt.policy(site, label=svirt.IMAGE))
+        words = svirt.save(guest, image, svirt.policy(site, label=svirt.UNBORN_IMAGE))
         with site.start(*words) as process:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
                 kept = os.open(_partial(image), os.O_RDONLY)
+                assert svirt.label_of(kept) == svirt.UNBORN_IMAGE
             process.send_signal(signal.SIGINT)
             assert meddling.end_of(process).returncode == 9
         assert guest.status() == "running"
     try:
         assert os.fstat(kept).st_nlink == 0
-        assert svirt.label_of(kept) == svirt.IMAGE
+        assert svirt.label_of(kept) == svirt.AT_REST
     finally:
         os.close(kept)
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from tests.kit import cli
 
 PRIVATE = "system_u:object_r:mapsave_tests_private_t:s0"  # guests may not even search these
-OTHER_DOMAIN = "system_u:system_r:svirt_prot_exec_t:s0:c1,c2"
-OTHER_TYPE = "system_u:object_r:svirt_prot_exec_image_t:s0:c1,c2"
+OTHER_IMAGE = "system_u:object_r:svirt_prot_exec_image_t:s0:c1,c2"
 
 
 def test_image_that_qemu_may_not_open_itself(site: cli.Site, tmp_path: Path) -> None:
@@ -73,10 +72,10 @@ def test_watcher_sees_a_label_that_is_set(site: cli.Site) -> None:
 
 @pytest.mark.refusal
 def test_guest_whose_type_wants_another_image_type(site: cli.Site) -> None:
-    with svirt.running(context=OTHER_DOMAIN) as guest:
+    with svirt.running(context=svirt.OTHER_DOMAIN) as guest:
         before = guest.state()
         done = site.run(*svirt.save(guest, site.images / "prot", "selinux-svirt"))
-        error = svirt.assert_refused(done, svirt.IMAGE, OTHER_DOMAIN, "may not write")
+        error = svirt.assert_refused(done, svirt.IMAGE, svirt.OTHER_DOMAIN, "may not write")
         assert "image_type" in error["hint"]
         assert guest.state() == before
     assert list(site.images.iterdir()) == []
@@ -85,13 +84,13 @@ def test_guest_whose_type_wants_another_image_type(site: cli.Site) -> None:
 def test_policy_names_the_other_image_type(site: cli.Site, tmp_path: Path) -> None:
     image = site.images / "prot"
     own = svirt.policy(site, image_type="svirt_prot_exec_image_t")
-    with svirt.running(context=OTHER_DOMAIN, ram=patterns.dense) as guest:
+    with svirt.running(context=svirt.OTHER_DOMAIN, ram=patterns.dense) as guest:
         site.add_guest("web01", guest.qmp, launch=guest.argv)
         before = guest.snapshot_ram(tmp_path / "before")
         words = ("save", "web01", "--image", image, "--policy", own, "--json")
-        assert site.run(*words, check=0).json()["label"]["value"] == OTHER_TYPE
+        assert site.run(*words, check=0).json()["label"]["value"] == OTHER_IMAGE
         guest.wait()
         site.run("restore", image, "--policy", own, check=0)
         with guest.successor() as restored:
-            assert svirt.context_of(restored.pid) == OTHER_DOMAIN
+            assert svirt.context_of(restored.pid) == svirt.OTHER_DOMAIN
             ram.assert_same(before, restored.ram)

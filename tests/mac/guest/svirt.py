@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 GUEST = "system_u:system_r:svirt_t:s0:c1,c2"
 IMAGE = "system_u:object_r:svirt_image_t:s0:c1,c2"
 OTHERS_IMAGE = "system_u:object_r:svirt_image_t:s0:c3,c4"
+UNBORN_IMAGE = "system_u:object_r:mapsave_tests_unborn_t:s0:c1,c2"  # nobody may create it
+OTHER_DOMAIN = "system_u:system_r:svirt_prot_exec_t:s0:c1,c2"  # where IMAGE will not do
 AT_REST = "system_u:object_r:virt_image_t:s0"  # what a new file in /var/lib/mapsave gets
 SOCKETS = Path("/run/guests")  # a directory where guests may make sockets
 _ATTRIBUTE = "security.selinux"
+_FS = Path("/sys/fs/selinux")
+_IMAGE_CONTEXT = Path("/etc/selinux/default/contexts/virtual_image_context")
 
 
 @contextmanager
@@ -52,6 +56,37 @@ def relabel(file: Path | int, label: str) -> None:
 def refusals(name: str) -> list[str]:
     """Return the lines in which the kernel says what it kept from QEMU of a file of this name."""
     return [line for line in kernel_log() if 'comm="qemu' in line and name in line]
+
+
+def refused_descriptors() -> list[str]:
+    """Return the lines in which the kernel says that guests of OTHER_DOMAIN may not use one."""
+    wanted = ("{ use }", f"scontext={OTHER_DOMAIN}", "tclass=fd")
+    return [line for line in kernel_log() if all(word in line for word in wanted)]
+
+
+@contextmanager
+def without_image_context() -> Iterator[None]:
+    """Let the system not say which label the images of guests have."""
+    kept = _IMAGE_CONTEXT.rename(_IMAGE_CONTEXT.with_suffix(".kept"))
+    try:
+        yield
+    finally:
+        kept.rename(_IMAGE_CONTEXT)
+
+
+@contextmanager
+def without_fd_use() -> Iterator[None]:
+    """Take the rule out that lets guests of OTHER_DOMAIN use mapsave's descriptors."""
+    _switch_fd_use("0")
+    try:
+        yield
+    finally:
+        _switch_fd_use("1")
+
+
+def _switch_fd_use(value: str) -> None:
+    (_FS / "booleans" / "mapsave_tests_fd_use").write_text(value)
+    (_FS / "commit_pending_bools").write_text("1")
 
 
 def policy(site: cli.Site, **selinux: str) -> str:
