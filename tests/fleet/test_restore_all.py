@@ -235,6 +235,26 @@ def test_interrupted(site: cli.Site) -> None:
         assert fleet.status(fleet.socket_of(site, "web")) == "running"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+def test_interrupted_it_tells_who_is_back(site: cli.Site, number: signal.Signals) -> None:
+    with fleet.guest(site, "web", priority=1), fleet.guest(site, "slow"):
+        site.run("save-all", check=0)
+    site.guests["slow"]["launch"] = ["sh", "-c", "exec sleep 60"]  # it does not come up
+    site.write()
+    with restored(site, "web"):
+        with site.start("restore-all", "--parallel", "1", "--json") as process:
+            wait.until(lambda: fleet.committed(site) == {"slow"}, what="the first guest")
+            wait.until(lambda: list(site.state.glob("journal/restore-*")), what="the second one")
+            process.send_signal(number)
+            stdout, stderr = process.communicate(timeout=30)
+        assert process.returncode == 9, stderr
+        assert json.loads(stdout)["error"]["data"]["restored"] == ["web"]
+        assert "back before that: web" in stderr
+        assert "everything was put back" not in stderr
+        assert fleet.status(fleet.socket_of(site, "web")) == "running"
+    assert fleet.committed(site) == {"slow"}
+
+
 @pytest.mark.qemu
 def test_real_guests_side_by_side(site: cli.Site, tmp_path: Path) -> None:
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fleet import fleet
 from tests.kit import domain, patterns, ram
 
 if TYPE_CHECKING:
@@ -55,3 +56,14 @@ def test_a_daemon_that_is_not_there_is_told(site: cli.Site, tmp_path: Path) -> N
     failed = site.run("save-all", "--libvirt", "--uri", uri, check=3)
     assert "check.unreachable" in failed.stderr
     site.run("save-all", "--uri", uri, check=2)
+
+
+def test_a_daemon_that_is_not_there_costs_no_other_guest_its_save(
+    site: cli.Site, tmp_path: Path
+) -> None:
+    uri = f"qemu+unix:///system?socket={tmp_path}/none"
+    with fleet.guest(site, "web"):
+        done = site.run("save-all", "--libvirt", "--uri", uri, "--json", check=3).json()
+    assert fleet.outcomes(done) == {"web": "saved", uri: "failed"}
+    assert done["guests"][1]["error"]["id"] == "check.unreachable"
+    assert fleet.committed(site) == {"web"}

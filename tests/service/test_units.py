@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "examples/systemd"
 SANDBOX = UNITS / "mapsave-.service.d/sandbox.conf"
+LIBVIRT = UNITS / "libvirt/mapsave-save-all.service.d/libvirt.conf"
 FILES = sorted(path.name for path in UNITS.glob("*.*") if path.is_file())
 SERVICES = [name for name in FILES if name.endswith(".service")]
 EXPOSURE = "25"  # tenths, as systemd-analyze wants it
@@ -70,6 +71,17 @@ def copied(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.fixture
+def with_libvirt(copied: Path) -> Path:
+    """The units with the drop-in for guests of libvirt."""
+    target = copied / "mapsave-save-all.service.d"
+    target.mkdir()
+    text, number = re.subn(r"/usr/local/bin/mapsave\b", "/bin/true", LIBVIRT.read_text())
+    assert number == 1
+    (target / "libvirt.conf").write_text(text)
+    return copied
+
+
 def analyze(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     # It makes its generators' directories below the first of these.
     env = {**os.environ, "XDG_RUNTIME_DIR": str(cwd), "SYSTEMD_PAGER": "", "LC_ALL": "C"}
@@ -90,6 +102,40 @@ def test_systemd_takes_the_unit(copied: Path, name: str) -> None:
     # It also tells what it thinks of units that are there already.
     ours = [line for line in done.stderr.splitlines() if "mapsave" in line]
     assert (done.returncode, ours) == (0, []), done.stderr
+
+
+def test_systemd_takes_the_drop_in_for_libvirt(with_libvirt: Path) -> None:
+    name = "mapsave-save-all.service"
+    done = analyze("verify", "--recursive-errors=no", f"./{name}", cwd=with_libvirt)
+    assert [line for line in done.stderr.splitlines() if "mapsave" in line] == []
+    assert done.returncode == 0, done.stderr
+    words = ("security", "--offline=true", f"--threshold={EXPOSURE}", f"./{name}")
+    assert analyze(*words, cwd=with_libvirt).returncode == 0
+    path = with_libvirt / "mapsave-save-all.service.d/libvirt.conf"
+    path.write_text(path.read_text().replace("ExecStop=/bin/true", "ExecStop=/nonexistent"))
+    done = analyze("verify", "--recursive-errors=no", f"./{name}", cwd=with_libvirt)
+    assert "/nonexistent" in done.stderr, "the drop-in was not looked at"
+
+
+def test_the_drop_in_for_libvirt_changes_nothing_else() -> None:
+    """It saves in place of the unit, not beside it, and is installed only where it is wanted."""
+    (stop,) = setting("mapsave-save-all.service", "ExecStop")
+    assert settings(LIBVIRT) == [
+        ("ExecStop", ""),
+        ("ExecStop", stop.replace("save-all", "save-all --libvirt")),
+    ]
+    assert LIBVIRT.parent.parent.parent == UNITS
+    assert not LIBVIRT.parent.parent.name.startswith("mapsave")
+
+
+def test_what_a_shutdown_needs_is_stopped_behind_it() -> None:
+    after = " ".join(setting("mapsave-save-all.service", "After", "Unit")).split()
+    assert {"mapsaved.service", "mapsaved.socket", "libvirtd.service", "libvirtd.socket"} <= set(
+        after
+    )
+    for name in ("mapsave-job@.service", "mapsave-restore-all.service"):
+        behind = " ".join(setting(name, "After", "Unit")).split()
+        assert "mapsave-save-all.service" in behind, "it would end behind the save-all"
 
 
 def test_verify_finds_a_mistake(copied: Path) -> None:
