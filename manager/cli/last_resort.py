@@ -35,7 +35,7 @@ _HEALTH = 5.0
 # A service that is saving may take longer for an answer.
 _ANSWER = 15.0
 _PATIENCE = following.Patience(wait=2.0, reconnect=10.0)
-# What the service was at is recovered first; what takes longer than this, beside the saves.
+# What a service was at is recovered first; what takes longer than this, beside the saves.
 _HEAD_START = 5.0
 # How long another save-all is waited for where there is no deadline, and how often it is looked at.
 _OTHERS = 60.0
@@ -88,7 +88,7 @@ def save_all(given: Globals, request: Request, body: Body, report: Report) -> di
         if error.data.get("interrupted"):
             raise
         _say(f"{error.message}; the guests are saved without it")
-        return running.run(_behind_service(config, clock, report), given)
+        return running.run(_here(config, clock, report, behind_service=True), given)
     return running.run(_here(config, clock, report), given)
 
 
@@ -132,20 +132,20 @@ def _with_configuration(path: str, file: str | Path) -> Client | None:
     return None
 
 
-async def _here(config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
-    from manager.fleet import save_all
+async def _here(
+    config: Config, clock: _Clock, report: Report, *, behind_service: bool = False
+) -> dict[str, Any]:
+    """Recover what a mapsave that died has left, and save.
 
-    return await save_all.interruptible(config, clock.request(), report)
-
-
-async def _behind_service(config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
-    """Recover what a service left, and save; what it still holds the locks of is waited for."""
+    ``behind_service`` waits for the save-all of a service that still has it locked.
+    """
     if clock.request().dry_run:
-        return await _here(config, clock, report)
+        return await _save(config, clock, report)
     recovering = asyncio.create_task(_recover(config))
     try:
         await asyncio.wait({recovering}, timeout=_HEAD_START)
-        done = await _once_free(config, clock, report)
+        save = _once_free if behind_service else _save
+        done = await save(config, clock, report)
         await asyncio.wait({recovering}, timeout=clock.left())
         return done
     finally:
@@ -153,11 +153,17 @@ async def _behind_service(config: Config, clock: _Clock, report: Report) -> dict
         await asyncio.wait({recovering})
 
 
+async def _save(config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
+    from manager.fleet import save_all
+
+    return await save_all.interruptible(config, clock.request(), report)
+
+
 async def _once_free(config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
     """Save as soon as no other save-all is at it. Raises Busy where the time is up before."""
     while True:
         try:
-            return await _here(config, clock, report)
+            return await _save(config, clock, report)
         except errors.Busy:
             if not clock.waits():
                 raise
@@ -170,7 +176,7 @@ async def _recover(config: Config) -> None:
     try:
         done = await recover.recover(config)
     except (errors.MapsaveError, OSError) as error:
-        _log.warning("what the service left cannot be recovered yet: %s", error)
+        _log.warning("what another mapsave left cannot be recovered yet: %s", error)
         return
     for line in done["operations"]:
         words = line["outcome"] or line["error"]["message"]

@@ -6,8 +6,10 @@ import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.fleet import fleet
-from tests.kit import qmp, wait
+from tests.kit import qmp, service, wait
 
 if TYPE_CHECKING:
     from tests.kit import cli
@@ -24,12 +26,17 @@ def hook(site: cli.Site, moment: str, script: str) -> None:
     site.write()
 
 
-def test_hooks_hold_no_slot_and_the_record_does_not_wait_for_them(site: cli.Site) -> None:
+@pytest.mark.parametrize("served", [False, True], ids=["here", "service"])
+def test_hooks_hold_no_slot_and_the_record_does_not_wait_for_them(
+    site: cli.Site, *, served: bool
+) -> None:
     names = ["one", "two", "three"]
     hook(site, "after_save", 'until [ -e "$place/over" ]; do sleep 0.05; done')
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(fleet.guest(site, name))
+        if served:
+            stack.enter_context(service.running(site))
         with site.start("save-all", "--parallel", "1", "--json") as process:
             wait.until(
                 lambda: fleet.committed(site) == set(names), timeout=60, what="all in the record"
@@ -44,7 +51,7 @@ def test_hooks_hold_no_slot_and_the_record_does_not_wait_for_them(site: cli.Site
 def test_hooks_behind_a_save_end_a_little_after_the_deadline(site: cli.Site) -> None:
     hook(site, "after_save", "exec sleep 600")
     with fleet.guest(site, "web"):
-        done = site.run("save-all", "--deadline", "4s", "--json", check=0)
+        done = site.run("save-all", "--deadline", "8s", "--json", check=0)
     assert "the hooks of after_save were ended" in done.stderr
     assert done.json()["duration_s"] < 60
     assert fleet.committed(site) == {"web"}
@@ -52,8 +59,8 @@ def test_hooks_behind_a_save_end_a_little_after_the_deadline(site: cli.Site) -> 
 
 def test_hooks_behind_a_failure_end_a_little_after_the_deadline(site: cli.Site) -> None:
     hook(site, "on_failure", 'touch "$place/failed"; exec sleep 600')
-    with fleet.guest(site, "web", throttle="256K") as socket:
-        done = site.run("save-all", "--deadline", "3s", "--json", check=4)
+    with fleet.guest(site, "web", throttle="64K") as socket:
+        done = site.run("save-all", "--deadline", "8s", "--json", check=4)
         assert fleet.status(socket) == "running"
         with qmp.connect(socket) as client:
             assert client.execute("query-migrate")["status"] == "cancelled"

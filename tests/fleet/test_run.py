@@ -69,6 +69,37 @@ async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
     assert done["exit_code"] == 1
 
 
+async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.Site) -> None:
+    """Between the look at it and its save; it is looked at again, and gets its own image."""
+    came: list[str] = []
+    with fleet.guest(site, "web"), fleet.guest(site, "other"):
+        found = load(site)
+
+        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+            came.append(guest.name)
+            if came.count("web") == 1 and guest.name == "web":
+                raise errors.Busy("guest 'web' is being saved by another mapsave")
+            return await hooked.save(guest, found, request, report)
+
+        done = await save_all.save_all(found, save_all.Request(deadline=60.0), saver=saver)
+    assert fleet.outcomes(done) == {"other": "saved", "web": "saved"}
+    assert sorted(came) == ["other", "web", "web"]
+    assert fleet.committed(site) == {"web", "other"}
+    assert len(list(site.images.iterdir())) == 2
+
+
+async def test_a_guest_that_others_always_come_to_first_is_given_up(site: cli.Site) -> None:
+    with fleet.guest(site, "web") as socket:
+        found = load(site)
+
+        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+            raise errors.Busy("guest 'web' is being saved by another mapsave")
+
+        done = await save_all.save_all(found, save_all.Request(), saver=saver)
+        assert fleet.status(socket) == "running"
+    assert (done["exit_code"], fleet.recorded(site)) == (8, [])
+
+
 async def test_a_guest_that_ends_while_it_waits_is_no_failure(site: cli.Site) -> None:
     with fleet.guest(site, "first", priority=1), fleet.guest(site, "second") as second:
         found = load(site)

@@ -112,6 +112,25 @@ def test_a_service_that_dies_over_it(site: cli.Site) -> None:
     assert fleet.outcomes(planned) == {"slow": "planned", "next": "planned"}
 
 
+def test_a_service_that_died_before(site: cli.Site) -> None:
+    """Its guest is left in postmigrate, or about to be: without recovery nobody could save it."""
+    with (
+        fleet.guest(site, "web", throttle="2M") as web,
+        service.running(site) as mapsaved,
+    ):
+        mapsaved.begin(kind="save", guest="web", save={"then": "resume"})
+        wait.until(
+            lambda: any(each.stat().st_size > 3 * MIB for each in site.images.glob("web*.partial")),
+            what="pages of it",
+        )
+        mapsaved.kill()
+        wait.until(lambda: fleet.status(web) == "postmigrate", what="QEMU's end of it")
+        done = site.run("save-all", "--deadline", "90s", "--json", check=0)
+        assert not fleet.answers(web)
+    assert fleet.outcomes(done.json()) == {"web": "saved"}
+    assert "recovered: save of web" in done.stderr
+
+
 def test_told_to_stop_it_does_not_begin_anew(site: cli.Site) -> None:
     with (
         fleet.guest(site, "web", throttle="256K") as socket_of_it,
