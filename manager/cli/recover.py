@@ -25,9 +25,9 @@ def command(context: click.Context, /, dry_run: bool) -> int:
     if client is not None:
         done = following.perform(client, {"kind": "recover", "dry_run": dry_run})
     else:
-        from manager.operations import recover
+        from manager.jobs import hooked_recover
 
-        done = running.run(recover.recover(config, dry_run=dry_run), given)
+        done = running.run(hooked_recover.recover(config, dry_run=dry_run), given)
     output.result(given, done, text(done))
     failed = [line["error"]["exit_code"] for line in done["operations"] if line["error"]]
     return int(failed[0]) if failed else 0

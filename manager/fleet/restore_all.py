@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.fleet import record, returns
-from manager.jobs import hooked, outcome
+from manager.jobs import hooked, hooked_recover, outcome
 from manager.migration.progress import Progress, Report, silent
-from manager.operations import discard, recover, restore
+from manager.operations import discard, restore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ async def restore_all(
             await returns.look(config, line)
         return _summary(config, lines, [], began, dry_run=True)
     with record.held(config.state) as kept:
-        recovered = (await recover.recover(config))["operations"] if kept.entries else []
+        recovered = (await hooked_recover.recover(config))["operations"] if kept.entries else []
         lines = returns.planned(kept)
         run = _Run(config, request, lines, kept, restorer or _restorer(config), report)
         try:

@@ -1,7 +1,8 @@
 """Save and restore with the hooks around them: what the command line, jobs and service call.
 
 Behind an operation comes exactly one of ``after_...`` and ``on_failure``, also where a hook before
-it refused: so what a hook has begun beforehand can always be ended.
+it refused: so what a hook has begun beforehand can always be ended. Where mapsave dies meanwhile,
+``hooked_recover.py`` runs them, from the journal that is kept here.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import json
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from manager import errors
@@ -24,14 +27,15 @@ if TYPE_CHECKING:
     from manager.migration.progress import Report
     from manager.operations import restore as restoring
     from manager.operations import save_request
-    from manager.service_settings import Hooks, Moment
+    from manager.service_settings import Moment
 
     More = Mapping[str, tuple[str, ...]]
 
 _log = logging.getLogger(__name__)
 
+BEHIND = "behind"  # the step of the hooks that come behind an operation
 _NO_MORE: More = {}
-_MOMENTS: dict[str, tuple[Moment, Moment]] = {
+MOMENTS: dict[str, tuple[Moment, Moment]] = {
     "save": ("before_save", "after_save"),
     "restore": ("before_restore", "after_restore"),
 }
@@ -82,7 +86,7 @@ async def save(
     def work() -> Awaitable[dict[str, Any]]:
         return saving.save(guest, config, request, report)
 
-    return await _around("save", config.hooks, more, facts, work, report)
+    return await _around("save", config, more, facts, work, report)
 
 
 async def restore(
@@ -101,18 +105,19 @@ async def restore(
     def work() -> Awaitable[dict[str, Any]]:
         return restoring.restore(config, request, report)
 
-    return await _around("restore", config.hooks, more, facts, work, report)
+    return await _around("restore", config, more, facts, work, report)
 
 
 async def _around(
     kind: Literal["save", "restore"],
-    hooks: Hooks,
+    config: Config,
     more: More,
     facts: dict[str, Any],
     work: Callable[[], Awaitable[dict[str, Any]]],
     report: Report = progress.silent,
 ) -> dict[str, Any]:
-    before, after = _MOMENTS[kind]
+    before, after = MOMENTS[kind]
+    hooks = config.hooks
     if not any(hooks.of(each) or more.get(each) for each in (before, after, "on_failure")):
         return await work()
     from manager.jobs import hooks as running
@@ -123,6 +128,7 @@ async def _around(
         await running.run(hooks, moment, told, tuple(more.get(moment, ())))
 
     async def run_behind(moment: Moment, **found: Any) -> None:
+        _note(log, moment, found)
         if not (hooks.of(moment) or more.get(moment)):
             return
         report(progress.Progress(moment))
@@ -138,16 +144,20 @@ async def _around(
             current.uncancel()
             _log.warning("the hooks of %s were cancelled; the outcome stays as it is", moment)
 
-    try:
-        await run(before)
-        result = await work()
-    except (Exception, asyncio.CancelledError) as error:
-        cancelled = isinstance(error, (asyncio.CancelledError, errors.Interrupted))
-        outcome = "cancelled" if cancelled else "failure"
-        await run_behind("on_failure", outcome=outcome, error=_as_dict(error))
-        raise
-    found = {"guest": result["guest"], "image": result["image"]}
-    await run_behind(after, outcome="success", result=result, **found)
+    log = None
+    with contextlib.ExitStack() as stack:
+        try:
+            told = {**facts, "of": kind, "more": more, "began": time.time()}
+            log = stack.enter_context(journal.around(config.state, **told))
+            await run(before)
+            result = await work()
+        except (Exception, asyncio.CancelledError) as error:
+            cancelled = isinstance(error, (asyncio.CancelledError, errors.Interrupted))
+            outcome = "cancelled" if cancelled else "failure"
+            await run_behind("on_failure", outcome=outcome, error=_as_dict(error))
+            raise
+        found = {"guest": result["guest"], "image": result["image"]}
+        await run_behind(after, outcome="success", result=result, **found)
     return result
 
 
@@ -157,6 +167,16 @@ def _end() -> float | None:
     if deadline is None:
         return None
     return max(deadline, asyncio.get_running_loop().time()) + _GRACE
+
+
+def _note(log: journal.Journal | None, moment: Moment, found: dict[str, Any]) -> None:
+    """Write down what the hooks of ``moment`` are told, for one who finds that we died of it."""
+    if log is None:
+        return
+    try:
+        log.step(BEHIND, moment=moment, **json.loads(json.dumps(found, default=str)))
+    except OSError as error:
+        _log.warning("the hooks of %s are not in the journal: %s", moment, error.strerror)
 
 
 def _as_dict(error: BaseException) -> dict[str, Any]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SUFFIX = ".jsonl"
+_AROUND = "around"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
 
 
@@ -42,6 +43,9 @@ class Watch:
 
 
 _watch: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
+
+
+_within: contextvars.ContextVar[str | None] = contextvars.ContextVar("within", default=None)
 
 
 @contextlib.contextmanager
@@ -63,18 +67,14 @@ def watching() -> str | None:
 class Journal:
     """The journal of one running operation."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, watch: Watch | None) -> None:
         self._fd = fd
         self._settled = False
-        self._watch = _watch.get()
+        self._watch = watch
 
     def step(self, step: str, **data: Any) -> None:
         """Record that ``step`` is about to be taken, durably. Raises OSError."""
-        record = {"step": step, "time": time.time(), **data}
-        line = json.dumps(record).encode("ascii") + b"\n"
-        if os.write(self._fd, line) != len(line):  # write(2): what fits is written first
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fdatasync(self._fd)
+        _write(self._fd, step, data)
         if self._watch is not None:
             self._watch.saw(step, data)
 
@@ -106,12 +106,15 @@ def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
         try:
             path, fd = _create(directory, kind)
             stack.callback(os.close, fd)
-            journal = Journal(fd)
+            watch, within = _watch.get(), _within.get()
+            journal = Journal(fd, None if kind == _AROUND else watch)
             journal.settled()
             stack.callback(_end, journal, path)
             facts = {"manager_pid": os.getpid(), "boot": boot_id(), **facts}
-            if (watch := _watch.get()) is not None:
+            if watch is not None:
                 facts["operation"] = watch.operation
+            if within is not None:
+                facts["within"] = within
             journal.step("begin", kind=kind, **facts)
             _sync_directory(directory)
         except OSError as error:
@@ -119,7 +122,29 @@ def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
                 f"cannot write the journal in {str(directory)!r}: {error.strerror}",
                 hint="make room there, or set 'state:' in the configuration",
             ) from None
-        yield journal
+        token = _within.set(path.name) if kind == _AROUND else None
+        try:
+            yield journal
+        finally:
+            if token is not None:
+                _within.reset(token)
+
+
+def around(state: Path, **facts: Any) -> contextlib.AbstractContextManager[Journal]:
+    """Begin the journal of what is done around an operation: the hooks before and behind it.
+
+    That of the operation itself names it as ``within``; its steps are not the operation's, and
+    nobody watches them. Raises Refused.
+    """
+    return operation(state, _AROUND, **facts)
+
+
+def _write(fd: int, step: str, data: Mapping[str, Any]) -> None:
+    record = {"step": step, "time": time.time(), **data}
+    line = json.dumps(record).encode("ascii") + b"\n"
+    if os.write(fd, line) != len(line):  # write(2): what fits is written first
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fdatasync(fd)
 
 
 def _create(directory: Path, kind: str) -> tuple[Path, int]:
@@ -185,14 +210,17 @@ class Orphan:
 
 
 @contextlib.contextmanager
-def orphans(state: Path) -> Iterator[list[Orphan]]:
+def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
     """Yield the journals without an owner, locked so that nobody else works on them meanwhile.
 
-    The caller removes each with ``forget`` once it is dealt with.
+    They are those of operations, or with ``around`` those of what was done around operations. The
+    caller removes each with ``forget`` once it is dealt with.
     """
     with contextlib.ExitStack() as stack:
         found = []
         for path in _paths(state):
+            if path.name.startswith(f"{_AROUND}-") != around:
+                continue
             with contextlib.ExitStack() as lock:
                 if lock.enter_context(_locked(path)) and (orphan := _read(path)) is not None:
                     found.append(orphan)
@@ -263,6 +291,11 @@ def operations(state: Path) -> set[str]:
     return {str(facts["operation"]) for facts in _all_facts(state) if facts.get("operation")}
 
 
+def within(state: Path) -> set[str]:
+    """Return the names of the journals around operations that are not dealt with yet."""
+    return {str(facts["within"]) for facts in _all_facts(state) if facts.get("within")}
+
+
 def claimed(state: Path, image_uuid: uuid.UUID) -> bool:
     """Tell whether a journal, owned or not, speaks of the image ``image_uuid`` as its own."""
     return any(facts.get("uuid") == str(image_uuid) for facts in _all_facts(state))
@@ -273,6 +306,15 @@ def _all_facts(state: Path) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError):
             if (orphan := _read(path)) is not None:
                 yield orphan.facts
+
+
+def add(orphan: Orphan, step: str, **data: Any) -> None:
+    """Record a step of one who deals with the journal of a dead manager. Raises OSError."""
+    fd = os.open(orphan.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        _write(fd, step, data)
+    finally:
+        os.close(fd)
 
 
 def forget(orphan: Orphan) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from manager.operations.journal import Orphan
 
     Line = dict[str, Any]
-    Told = Callable[[Line], Awaitable[None]]
+    Told = Callable[[Line, Orphan], Awaitable[None]]
 
 
 async def recover(
@@ -31,8 +31,8 @@ async def recover(
 
     Returns ``operations`` and ``swept``. With ``dry_run`` nothing is changed, and each entry says
     what would be done. An operation that cannot be dealt with yet (its QEMU does not answer) keeps
-    its journal and is reported with its error. ``told`` gets each entry as soon as it is there: one
-    save that QEMU is still doing may take long.
+    its journal and is reported with its error. ``told`` gets each entry, and the journal that it is
+    of, as soon as it is there: one save that QEMU is still doing may take long.
     """
     with journal.orphans(config.state) as orphans:
         # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
@@ -59,7 +59,7 @@ async def _one(
     }
     await _deal_with(config, orphan, line, dry_run=dry_run)
     if told is not None:
-        await told(line)
+        await told(line, orphan)
     return line
 
 

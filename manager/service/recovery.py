@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import store
+from manager.jobs import hooked_recover
 from manager.operations import journal as steps
-from manager.operations import recover, recover_restore, recover_save
+from manager.operations import recover_restore, recover_save, recovered
 from manager.service import operation as states
-from manager.service import recovered
 
 if TYPE_CHECKING:
     from manager.image.store import Entry
@@ -131,7 +131,7 @@ class Recovery:
             # What is left from now on may come too late for this time.
             self._wanted.clear()
             await self._settle_others()
-            done = await recover.recover(config, told=self._told)
+            done = await hooked_recover.recover(config, told=self._told)
             await self._settle_others()
             has_failed = any(line["error"] for line in done["operations"])
             if self._interrupted or has_failed:

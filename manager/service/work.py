@@ -10,13 +10,12 @@ from manager import config as configuration
 from manager import errors
 from manager.fleet import restore_all, save_all
 from manager.image import image, store
-from manager.jobs import engine, hooked, retention
+from manager.jobs import engine, hooked, hooked_recover, retention
 from manager.migration.progress import silent
 from manager.operations import (
     discard,
     inspect,
     preview,
-    recover,
     restore,
     save_request,
 )
@@ -208,7 +207,7 @@ async def _discard(service: Service, active: Operation, asked: Any) -> dict[str,
 
 async def _recover(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
     if asked.dry_run:
-        return await recover.recover(service.config, dry_run=True)
+        return await hooked_recover.recover(service.config, dry_run=True)
     return await service.recovery.once()
 
 

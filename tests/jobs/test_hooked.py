@@ -35,8 +35,8 @@ with open(here / "told", "a") as told:
     told.write(sys.stdin.read() + "\\n")
 if (here / f"no-{{moment}}").exists():
     sys.exit("not today")
-if (here / f"hang-{{moment}}").exists():
-    time.sleep(600)
+while (here / f"hang-{{moment}}").exists():
+    time.sleep(0.05)
 """
 
 
@@ -214,7 +214,7 @@ async def test_a_bug_is_told_as_one(scene: Scene) -> None:
         raise ZeroDivisionError("of mine")
 
     with pytest.raises(ZeroDivisionError):
-        await hooked._around("save", scene.hooks, {}, {}, work)
+        await hooked._around("save", scene.config(), {}, {}, work)
     assert scene.told()[1]["error"]["id"] == "internal"
     assert "unexpected ZeroDivisionError: of mine" in scene.told()[1]["error"]["message"]
 
@@ -292,9 +292,10 @@ async def test_hooks_of_the_job_run_behind_those_of_the_configuration(scene: Sce
 def test_without_hooks_nothing_of_them_is_loaded() -> None:
     program = (
         "import asyncio, sys; from manager.jobs import hooked\n"
-        "from manager.service_settings import Hooks\n"
+        "from pathlib import Path; from manager.config import Config\n"
+        "config = Config(*[Path('nowhere')] * 4)\n"
         "async def work(): return {'done': 1}\n"
-        "print(asyncio.run(hooked._around('save', Hooks(), {}, {}, work)))\n"
+        "print(asyncio.run(hooked._around('save', config, {}, {}, work)))\n"
         "print({'manager.jobs.hooks', 'manager.jobs.hook_process'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -1,0 +1,171 @@
+"""Recover, with the hooks behind what was interrupted: whoever died did not run them.
+
+What they are told is in the journal around the operation (``hooked.py``) where they had begun; else
+it is what recovery has made of the operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+from typing import TYPE_CHECKING, Any
+
+from manager import errors
+from manager.image import store
+from manager.jobs import hooked
+from manager.operations import journal, recover_restore, recover_save, recovered
+from manager.operations import recover as recovering
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from manager.config import Config
+    from manager.image.store import Entry
+    from manager.operations.journal import Orphan
+
+    Line = dict[str, Any]
+    Told = Callable[[Line], Awaitable[None]]
+
+_GOOD = ("saved", "restored")
+_RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
+_TOLD = ("guest", "job", "image", "outcome", "result", "error")
+_UNTOUCHED = "nothing was under way any more"
+_HOOKS_RUN = "the hooks behind it were run"
+
+
+async def recover(
+    config: Config, *, dry_run: bool = False, told: Told | None = None
+) -> dict[str, Any]:
+    """Do as ``operations.recover.recover``, and run the hooks behind each operation once.
+
+    An operation that died in its hooks alone is one of the ``operations`` as well. ``told`` gets
+    each entry behind its hooks. A hook that fails is a warning in the log.
+    """
+    with journal.orphans(config.state, around=True) as found:
+        left = {orphan.path.name: orphan for orphan in found}
+
+        async def tell(line: Line, orphan: Orphan) -> None:
+            name = orphan.facts.get("within")
+            if not dry_run and not line["error"] and name in left:
+                around = left.pop(name)
+                await _run(config, around, await _ending(config, around, line, orphan))
+            if told is not None:
+                await told(line)
+
+        done = await recovering.recover(config, dry_run=dry_run, told=tell)
+        waiting = journal.within(config.state)
+        alone = [orphan for name, orphan in left.items() if name not in waiting]
+        if not dry_run:
+            await asyncio.gather(*(_run_alone(config, orphan) for orphan in alone))
+    lines = [_line(orphan, dry_run=dry_run) for orphan in alone]
+    return {**done, "operations": [*done["operations"], *lines]}
+
+
+def _line(around: Orphan, *, dry_run: bool) -> Line:
+    """Return the entry of an operation that died in its hooks."""
+    facts = around.facts
+    return {
+        "operation": facts.get("of"),
+        "id": facts.get("operation"),
+        "guest": facts.get("guest"),
+        "image": facts.get("image"),
+        "monitor": None,
+        "interrupted_at": facts.get("moment") or f"before_{facts.get('of')}",
+        "outcome": f"would be: {_HOOKS_RUN}" if dry_run else _HOOKS_RUN,
+        "error": None,
+    }
+
+
+async def _run_alone(config: Config, around: Orphan) -> None:
+    facts = around.facts
+    if around.reached(hooked.BEHIND):
+        await _run(config, around, {})  # told already, if only to a hook that did not end
+        return
+    entry = await asyncio.to_thread(_saved, config, around) if facts.get("of") == "save" else None
+    if entry is not None:
+        await _run(config, around, _success(recovered.save(entry)))
+    else:
+        await _run(config, around, _cancelled(_UNTOUCHED, None))
+
+
+async def _ending(config: Config, around: Orphan, line: Line, orphan: Orphan) -> dict[str, Any]:
+    """Return what became of an operation that recovery has dealt with, as hooks are told it."""
+    outcome, path = str(line["outcome"]), str(line["image"])
+    if orphan.kind == "save" and outcome.startswith(recover_save.COMMITTED):
+        entry = await asyncio.to_thread(_entry, path, orphan.facts.get("uuid"))
+        return _success(recovered.gone(line) if entry is None else recovered.save(entry))
+    if orphan.kind == "restore" and outcome in _RESTORED:
+        entry = await asyncio.to_thread(_entry, path)
+        return _success(recovered.restore(entry, line, around.facts.get("guest")))
+    return _cancelled(outcome, str(line["interrupted_at"]))
+
+
+def _success(result: dict[str, Any]) -> dict[str, Any]:
+    found = {"guest": result["guest"], "image": result["image"]}
+    return {"outcome": "success", "result": result, **found}
+
+
+def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
+    error = errors.Interrupted(f"mapsave ended meanwhile; {outcome}", hint="begin it again")
+    if step is not None:
+        error.data["step"] = step
+    return {"outcome": "cancelled", "error": error.as_dict()}
+
+
+async def _run(config: Config, around: Orphan, ending: dict[str, Any]) -> None:
+    """Run the hooks behind an operation, and forget its journal; cancelled, they are run again."""
+    from manager.jobs import hooks
+
+    facts = {**around.facts, **ending}
+    if ending:
+        _, after = hooked.MOMENTS[str(facts["of"])]
+        facts["moment"] = after if ending["outcome"] == "success" else "on_failure"
+        with contextlib.suppress(OSError):  # should we die as well: then it is found out anew
+            journal.add(around, hooked.BEHIND, moment=facts["moment"], **ending)
+    moment = facts["moment"]
+    told = {"operation": facts.get("operation"), **{key: facts.get(key) for key in _TOLD}}
+    more = tuple(map(str, (facts.get("more") or {}).get(moment, ())))
+    await hooks.run(config.hooks, moment, {**told, "recovered": True}, more)
+    journal.forget(around)
+
+
+def _entry(path: str, uuid: str | None = None) -> Entry | None:
+    """Return the good image at ``path``, if it is the one of that ``uuid`` where one is given."""
+    try:
+        with store.directory(os.path.dirname(path)) as held:
+            found = [each for each in store.entries(held) if each.path == path]
+    except errors.MapsaveError:
+        return None
+    good = (each for each in found if each.state in _GOOD)
+    return next((each for each in good if uuid in (None, _uuid(each))), None)
+
+
+def _uuid(entry: Entry) -> str | None:
+    return str(entry.block.uuid) if entry.block is not None else None
+
+
+def _saved(config: Config, around: Orphan) -> Entry | None:
+    """Return the image that a save had made which died between that and its hooks."""
+    facts = around.facts
+    path = str(facts.get("image") or config.images / "any")
+    try:
+        with store.directory(os.path.dirname(path)) as held:
+            found = store.entries(held)
+    except errors.MapsaveError:
+        return None
+    mine = (each for each in found if each.guest == facts.get("guest") and each.state in _GOOD)
+    return next((each for each in mine if _is_of(each, facts)), None)
+
+
+def _is_of(entry: Entry, facts: dict[str, Any]) -> bool:
+    """Tell whether an image is of that save: by its id, or made since by one that had none."""
+    operation = facts.get("operation")
+    if entry.metadata.get("operation") != operation:
+        return False
+    try:
+        started = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))
+    except ValueError:
+        return False
+    return operation is not None or started.timestamp() >= float(facts["began"])
