@@ -166,14 +166,9 @@ async def run_job(service: Service, active: Operation, job: Job) -> dict[str, An
             image=request.image,
             parent=active.id,
         )
-        try:
-            return await service.operations.perform(
-                new, lambda child: save(service, child, guest, request, job)
-            )
-        except asyncio.CancelledError:
-            if new.result is None:
-                raise
-            return new.result  # it was past cancelling, and is to be told as saved
+        return await service.operations.perform(
+            new, lambda child: save(service, child, guest, request, job)
+        )
 
     await service.operations.starts(active)
     return await engine.run(job, service.config, saver=saver)
