@@ -70,17 +70,19 @@ class Apparmor:
         """Do nothing: there is no label to be born with."""
         return contextlib.nullcontext()
 
-    def check(self, directory: str, pid: int | None, access: Access) -> Label:
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return the label without a value. Raises LabelRefused if no rule could be added."""
         context = self.process(pid)
         profile = self._to_convince(context, access)
         if profile is not None:
             self._require_connected(profile, pid, f"images in {directory}")
-            # The name is not known yet; a rule of the administrator's covers the directory.
             real = os.path.realpath(directory)
-            image = os.path.join(real, "image.mapsave.partial")
-            if (allowed := self.allows(profile.profile, image, access)) is not True:
+            paths = [os.path.join(real, name) for name in names]
+            answers = [self.allows(profile.profile, path, access) for path in paths] or [None]
+            if not all(answers):
+                # The next image has another name: a rule that covers them all.
                 rule = f'{apparmor_rules.quote(real + "/")[:-1]}*" {PERMISSIONS[access]},'
+                allowed = False if False in answers else None
                 self._place(profile, f"images in {directory}", [rule], allowed)
         return labels.Label(self.name, None, context)
 

@@ -18,6 +18,8 @@ from manager.labels import label as labels
 from manager.labels.system import CAP_CHOWN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from manager.labels.label import Access, Label, Target
     from manager.labels.policy import Policy
     from manager.labels.system import System
@@ -49,7 +51,7 @@ class Dac:
         """Do nothing: the image is created for mapsave alone, and given away by ``apply``."""
         return contextlib.nullcontext()
 
-    def check(self, directory: str, pid: int | None, access: Access) -> Label:
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return what an image would get. Raises PolicyViolation, NotPermitted."""
         uid, gid = self._owner()
         if access == "save" and not self.system.capable(CAP_CHOWN):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from manager.labels.label import Access, Label, Target
@@ -28,8 +29,11 @@ class SecurityModule(Protocol):
     def creating(self, pid: int | None) -> AbstractContextManager[None]:
         """Let files that this thread creates be born with their label, if the module can."""
 
-    def check(self, directory: str, pid: int | None, access: Access) -> Label:
-        """Return what :meth:`apply` would do to an image in ``directory``; touch nothing."""
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
+        """Return what :meth:`apply` would do to an image in ``directory``; touch nothing.
+
+        ``names``: all that the image is to have there, as far as they are known.
+        """
 
     def apply(self, target: Target) -> Label:
         """Label the image, read the label back and ask whether it will do.

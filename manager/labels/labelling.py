@@ -54,10 +54,17 @@ class Labelling:
         self.system = system
         self.modules = _modules(policy, system)
 
-    def check(self, directory: str, pid: int | None, access: Literal["save", "restore"]) -> Label:
+    def check(
+        self,
+        directory: str,
+        pid: int | None,
+        access: Literal["save", "restore"],
+        names: Sequence[str] = (),
+    ) -> Label:
         """Return what would be applied to an image in ``directory``; touch nothing.
 
         ``pid`` is QEMU's, None if it is not running yet: then what depends on it is left open.
+        ``names``: all that the image is to have there while QEMU has it, as far as they are known.
         Raises LabelRefused, PolicyViolation, NotPermitted if it would be refused.
         """
         if access == "save":
@@ -65,7 +72,7 @@ class Labelling:
         parts: list[Label] = []
         for module in self.modules:
             with _speaking(module, directory, pid):
-                parts.append(module.check(directory, pid, access))
+                parts.append(module.check(directory, pid, access, names))
         return _joined(parts)
 
     @contextlib.contextmanager

@@ -20,7 +20,7 @@ from manager.labels import label as labels
 from manager.labels.selinuxfs import ATTRIBUTE, SelinuxFs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from manager.labels.label import Access, Label, Target
     from manager.labels.policy import Policy
@@ -44,7 +44,7 @@ class Selinux:
         """Return whether SELinux is active."""
         return self.system.active(self.name)
 
-    def check(self, directory: str, pid: int | None, access: Access) -> Label:
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return the label that an image in ``directory`` would get. Raises LabelRefused."""
         process = self.process(pid)
         wanted = self.wanted(process)

@@ -15,6 +15,8 @@ from manager import errors
 from manager.labels import label as labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from manager.labels.label import Access, Label, Target
     from manager.labels.policy import Policy
     from manager.labels.system import System
@@ -45,7 +47,7 @@ class Smack:
         """Do nothing: files are born with the label of mapsave, which only it may use."""
         return contextlib.nullcontext()
 
-    def check(self, directory: str, pid: int | None, access: Access) -> Label:
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return the label that an image would get. Raises LabelRefused."""
         process = self.process(pid)
         wanted = self.options.label or process

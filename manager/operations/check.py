@@ -183,7 +183,8 @@ def room(found: Preflight) -> str:
 
 def label(found: Preflight) -> str:
     """The policy allows the directory, and the label can be had."""
-    wanted = found.labelling.check(found.directory.path, found.facts.pid, "save")
+    names = (image.partial_name(found.name), found.name)
+    wanted = found.labelling.check(found.directory.path, found.facts.pid, "save", names)
     return f"{wanted.module}: {wanted.value}" if wanted.value else wanted.module
 
 

@@ -139,7 +139,8 @@ async def _load(
         await destination.compare(target, opened, contents, force=request.force)
         domain = await session.domain()
         labels = save_request.policy_labelling(config, request.policy or "auto", domain)
-        labels.check(os.path.dirname(os.path.realpath(opened.path)), session.pid, "restore")
+        directory, name = os.path.split(os.path.realpath(opened.path))
+        labels.check(directory, session.pid, "restore", [name])
         if intended := labels.intended(opened.fd, opened.path, [], session.pid, "restore"):
             log.step("rules", label=intended.as_dict())
         with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):

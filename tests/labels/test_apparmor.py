@@ -296,10 +296,15 @@ def test_no_attribute_is_written(apparmor: Host, image: Path) -> None:
 def test_directory_with_a_rule_of_the_administrator(apparmor: Host, image: Path) -> None:
     apparmor.put("/etc/apparmor.d/vmq", "profile vmq {\n}\n")
     apparmor.put(ACCESS, "")
-    apparmor.allowed.add(("vmq", f"{image.parent}/image.mapsave.partial"))
-    work(apparmor).check(str(image.parent), PID, "save")
+    names = ("a.partial", "a")
+    refused = f"would refuse images in {image.parent} to"
+    apparmor.allowed.add(("vmq", f"{image.parent}/a.partial"))
+    with pytest.raises(errors.LabelRefused, match=refused):
+        work(apparmor).check(str(image.parent), PID, "save", names)
+    apparmor.allowed.add(("vmq", f"{image.parent}/a"))
+    work(apparmor).check(str(image.parent), PID, "save", names)
     apparmor.failures["deny"] = 0x4  # reading
-    work(apparmor).check(str(image.parent), PID, "save")
+    work(apparmor).check(str(image.parent), PID, "save", names)
     apparmor.failures["deny"] = 0x2  # writing
-    with pytest.raises(errors.LabelRefused, match=f"would refuse images in {image.parent} to"):
-        work(apparmor).check(str(image.parent), PID, "save")
+    with pytest.raises(errors.LabelRefused, match=refused):
+        work(apparmor).check(str(image.parent), PID, "save", names)

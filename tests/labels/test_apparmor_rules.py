@@ -101,7 +101,11 @@ def test_new_file_is_readable_by_all(tmp_path: Path) -> None:
         ("include if exists <libvirt/libvirt-1.files>", True),
         ('include "/etc/apparmor.d/libvirt/libvirt-1.files"', True),
         ("include if exists <libvirt>", True),
+        ("include <libvirt/libvirt-1.files> # the disks", True),
+        ("include if exists <libvirt/libvirt-1.files>#", True),
         ("include <libvirt/libvirt-12.files>", False),
+        ("# include <libvirt/libvirt-1.files>", False),
+        ("/a rw, # include <libvirt/libvirt-1.files>", False),
         ("# no include of libvirt-1.files here", False),
         ("", False),
     ],
@@ -109,3 +113,20 @@ def test_new_file_is_readable_by_all(tmp_path: Path) -> None:
 def test_finding_the_include(tmp_path: Path, line: str, expected: bool) -> None:
     file = tmp_path / "libvirt" / "libvirt-1.files"
     assert apparmor_rules.includes(f"profile x {{\n{line}\n}}\n", file) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("profile x flags=(attach_disconnected) {\n}", True),
+        ("profile x /usr/bin/{a,b} flags=(complain attach_disconnected,) {", True),
+        ('profile "x" (attach_disconnected)\n{\n}', True),
+        ("profile x { # flags=(attach_disconnected)\n}", False),
+        ("profile x flags=(complain) {\n profile y flags=(attach_disconnected) {\n}\n}", False),
+        ("profile xx flags=(attach_disconnected) {\n}\nprofile x {\n}", False),
+        ("# profile x {\nprofile xx {\n}", None),
+        ("include <x>", None),
+    ],
+)
+def test_finding_the_flag(text: str, expected: bool | None) -> None:
+    assert apparmor_rules.attaches(text, "x") is expected
