@@ -17,10 +17,10 @@ def main(mode: str, *arguments: str) -> int:
     """Boot once and print what came of it; return how many cases failed."""
     directory = Path(tempfile.mkdtemp(prefix="mapsave-mac-"))
     begun = time.monotonic()
-    done = machine.boot(mode, directory, *arguments)
+    done = machine.boot([mode], directory, *arguments)[mode]
     for case, (outcome, words, seconds) in done.results.items():
         print(f"{outcome:7} {seconds:5.1f} s {case} {words}")
-    print(f"{time.monotonic() - begun:.0f} s, serial line: {directory / mode}.serial")
+    print(f"{time.monotonic() - begun:.0f} s, serial line: {directory}/serial")
     return sum(each.outcome != "passed" for each in done.results.values())
 
 

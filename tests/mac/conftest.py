@@ -1,4 +1,4 @@
-"""The boots, one for each mode, before the first test that wants results of any."""
+"""The boots of all modes, before the first test that wants results of any."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         pytest.skip(reason)
     marks = [item.get_closest_marker("boot") for item in request.session.items]
     wanted = {mark.args[0] for mark in marks if mark}
-    modes = [mode for mode in machine.MODES if mode in wanted]
     image.files()  # once, before they all want it
+    boots: dict[str, Future[dict[str, machine.Boot]]] = {}
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        boots = {
-            mode: pool.submit(machine.boot, mode, tmp_path_factory.mktemp(mode)) for mode in modes
-        }
+        for modes in machine.together(wanted):
+            place = tmp_path_factory.mktemp(modes[0])
+            boots |= dict.fromkeys(modes, pool.submit(machine.boot, modes, place))
 
     def results(mode: str) -> machine.Boot:
         if mode not in boots:  # a test without the mark
             boots[mode] = Future()
-            boots[mode].set_result(machine.boot(mode, tmp_path_factory.mktemp(mode)))
-        return boots[mode].result()
+            boots[mode].set_result(machine.boot([mode], tmp_path_factory.mktemp(mode)))
+        return boots[mode].result()[mode]
 
     return results

@@ -47,6 +47,9 @@ _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x
 _TEST_PACKAGES = ("pytest >= 8", "pytest-timeout >= 2.3")
 _KEPT = 2
 _BUILD_TIMEOUT = 600.0
+# Processes and mounts of its own: who ends it ends all of them, and nothing is mounted in the tree
+# that is removed then.
+_ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def unavailable() -> str | None:
@@ -55,7 +58,7 @@ def unavailable() -> str | None:
         return "not root"
     if shutil.which("qemu-system-x86_64") is None:
         return "there is no qemu-system-x86_64"
-    for tool in ("mmdebstrap", "apt-get", "mkfs.ext4"):
+    for tool in ("mmdebstrap", "apt-get", "mkfs.ext4", "unshare"):
         if shutil.which(tool, path=_path()) is None:
             return f"{tool} is not installed"
     if importlib.util.find_spec("pip") is None:
@@ -108,7 +111,7 @@ def _digest() -> str:
     for path in (Path(__file__), *_RULES, *sorted(_FILES.iterdir())):
         recipe.update(path.read_bytes())
     recipe.update("\n".join(_requirements()).encode())
-    listing = _run("apt-cache", "madison", *PACKAGES).stdout
+    listing = _run("apt-cache", "madison", *PACKAGES)
     versions = sorted({tuple(line.split("|")[:2]) for line in listing.splitlines()})
     recipe.update(repr(versions).encode())
     return recipe.hexdigest()[:16]
@@ -201,10 +204,16 @@ def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
-def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+def _run(*command: str | Path) -> str:
     env = {**os.environ, "PATH": _path(), "LC_ALL": "C"}
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=_BUILD_TIMEOUT, check=False
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
-    return done
+    with subprocess.Popen(
+        (*_ALONE, *command), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=_BUILD_TIMEOUT)
+        except BaseException:
+            process.kill()
+            process.communicate()  # it ends when the last of them has let go of it
+            raise
+    assert process.returncode == 0, f"{command}: {stdout[-4000:]}{stderr[-4000:]}"
+    return stdout

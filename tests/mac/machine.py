@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib.util
+import io
 import json
+import py_compile
 import shlex
 import subprocess
 import tarfile
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +21,12 @@ from tests.kit import processes
 from tests.mac import image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 GUEST = Path(__file__).parent / "guest"
 RESULT = "MACRESULT "  # what a line of results begins with; see guest/console.py
 # Seconds for a boot and all its cases: a busy machine takes several times the usual.
-TIMEOUT = 600.0
+TIMEOUT = 900.0
 TIMEOUT_ALL = 2400.0  # for the disk and all the boots, which the first test waits for
 _MIB = 1 << 20
 _TESTS = ("__init__.py", "backports.py", "conftest.py", "faults", "kit", "mac")
@@ -34,11 +39,15 @@ _KERNEL = (
 
 @dataclass(frozen=True)
 class Mode:
-    """A boot: the kernel's switches, the files of cases in ``guest``, and which cases to run."""
+    """The kernel's switches, the files of cases in ``guest``, and which cases to run.
+
+    Modes with the same switches share a boot, one after the other, in the order of ``MODES``.
+    """
 
     switches: str
     cases: str  # a pattern of file names
     only: str = ""  # an expression of pytest's -m
+    before: str = ""  # a command of the shell
 
 
 # The longest first, for two of them run side by side.
@@ -47,7 +56,10 @@ MODES = {
     "apparmor-confined": Mode("security=apparmor mapsave.confined", "apparmor_*cases.py"),
     "selinux": Mode("security=selinux enforcing=1", "selinux_*cases.py"),
     # The control: the cases that see a refusal must fail where nothing is refused.
-    "selinux-off": Mode("security=selinux enforcing=0", "selinux_*cases.py", "refusal"),
+    "selinux-off": Mode(
+        *("security=selinux enforcing=1", "selinux_*cases.py", "refusal"),
+        before="echo 0 >/sys/fs/selinux/enforce",
+    ),
     # mapsave unconfined, for the cases where that matters.
     "apparmor": Mode("security=apparmor", "apparmor_*cases.py", "unconfined"),
     "none": Mode("lsm=capability", "none_cases.py"),
@@ -64,7 +76,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Boot:
-    """What came of a boot: the result of each case, and the whole serial line."""
+    """What came of a mode: the result of each case, and the whole serial line of the boot."""
 
     results: dict[str, Result]
     log: str
@@ -98,29 +110,41 @@ def _files(mode: Mode) -> list[Path]:
     return sorted(GUEST.glob(mode.cases))
 
 
-def boot(mode: str, directory: Path, *arguments: str, timeout: float = TIMEOUT) -> Boot:
-    """Boot, run the cases of ``mode``, wait for the end; the serial line goes to ``directory``.
+def together(modes: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return which of the modes share a boot, in the order of ``MODES``."""
+    wanted = set(modes)
+    shared: dict[str, tuple[str, ...]] = {}
+    for name, mode in MODES.items():
+        if name in wanted:
+            shared[mode.switches] = (*shared.get(mode.switches, ()), name)
+    return list(shared.values())
+
+
+def boot(
+    modes: Sequence[str], directory: Path, *arguments: str, timeout: float = TIMEOUT
+) -> dict[str, Boot]:
+    """Boot, run the cases of ``modes``, wait for the end; the serial line goes to ``directory``.
 
     ``arguments`` are further ones of pytest inside. Raises AssertionError where the machine does
     not end within ``timeout`` seconds, but not for cases that fail.
     """
     kernel, disk = image.files()
-    serial = directory / f"{mode}.serial"
-    with _carried(directory, MODES[mode], arguments) as carried:
-        command = _command(kernel, disk, carried, serial, MODES[mode].switches)
+    serial = directory / "serial"
+    with _carried(directory, modes, arguments) as carried:
+        command = _command(kernel, disk, carried, serial, MODES[modes[0]].switches)
         with processes.running(command, stdin=subprocess.DEVNULL) as machine:
             try:
                 status: int | None = machine.wait(timeout)
             except subprocess.TimeoutExpired:
                 status = None
     log = serial.read_text(errors="replace")
-    assert status == 0, f"{mode}: exit status {status}; the serial line ends:\n{log[-6000:]}"
-    return Boot(_results(log), log)
+    assert status == 0, f"{modes}: exit status {status}; the serial line ends:\n{log[-6000:]}"
+    return {mode: Boot(_results(log, mode), log) for mode in modes}
 
 
-def _results(log: str) -> dict[str, Result]:
+def _results(log: str, mode: str) -> dict[str, Result]:
     lines = [line.partition(RESULT)[2] for line in log.splitlines() if RESULT in line]
-    found = [json.loads(line) for line in lines]
+    found = [each for each in map(json.loads, lines) if each["mode"] == mode]
     return {each["case"]: Result(*(each[name] for name in Result._fields)) for each in found}
 
 
@@ -139,24 +163,56 @@ def _command(kernel: Path, disk: Path, carried: Path, serial: Path, switches: st
 
 
 @contextmanager
-def _carried(directory: Path, mode: Mode, arguments: tuple[str, ...]) -> Iterator[Path]:
-    """Make the second disk: a plain archive of this checkout and the command to run."""
-    words = ["-c", "tests/mac/guest/pytest.ini"]
-    words += [str(file.relative_to(image.CHECKOUT)) for file in _files(mode)]
-    words += ["-m", mode.only] if mode.only else []
+def _carried(directory: Path, modes: Sequence[str], arguments: tuple[str, ...]) -> Iterator[Path]:
+    """Make the second disk: a plain archive of this checkout and the commands to run."""
     run = directory / "run"
-    run.write_text(f"exec python3 -m pytest {shlex.join((*words, *arguments))}\n")
+    run.write_text("".join(_commands(mode, arguments) for mode in modes))
     path = directory / "carried.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(run, "run")
         for name in _CARRIED:
             archive.add(image.CHECKOUT / name, name, filter=_without_caches)
+        for name, content in _bytecode().items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     with path.open("r+b") as file:
         file.truncate(-(-path.stat().st_size // _MIB) * _MIB)
     try:
         yield path
     finally:
         path.unlink()
+
+
+def _commands(mode: str, arguments: tuple[str, ...]) -> str:
+    chosen = MODES[mode]
+    words = ["-c", "tests/mac/guest/pytest.ini"]
+    words += [str(file.relative_to(image.CHECKOUT)) for file in _files(chosen)]
+    words += ["-m", chosen.only] if chosen.only else []
+    pytest = f"MAC_MODE={mode} python3 -m pytest {shlex.join((*words, *arguments))}\n"
+    return f"{chosen.before}\n{pytest}"
+
+
+@functools.cache
+def _bytecode() -> dict[str, bytes]:
+    """Return what is carried compiled, by its name: compiling takes ten times as long inside.
+
+    A Python there that is of another version passes it over.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        compiled = Path(scratch) / "compiled"
+        found: dict[str, bytes] = {}
+        for name in _CARRIED:
+            for file in (image.CHECKOUT / name).rglob("*.py"):
+                source = file.relative_to(image.CHECKOUT)
+                py_compile.compile(
+                    *(str(file), str(compiled), str(source)),
+                    doraise=True,
+                    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+                )
+                target = importlib.util.cache_from_source(str(source))
+                found[target] = compiled.read_bytes()
+    return found
 
 
 def _without_caches(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

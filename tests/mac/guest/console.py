@@ -1,8 +1,12 @@
-"""A plugin for pytest: one line of JSON on the serial console for each case that ended."""
+"""A plugin for pytest: one line of JSON on the serial console for each case that ended.
+
+``$MAC_MODE`` says in which mode of ``machine.MODES`` that is.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         name = report.nodeid.rpartition("::")[2]
         words = report.longreprtext[-_WORDS:] if report.failed else ""
         result: dict[str, str | float] = {"case": name, "outcome": report.outcome, "words": words}
+        result["mode"] = os.environ["MAC_MODE"]
         result["seconds"] = round(report.duration, 1)
         print("\nMACRESULT " + json.dumps(result), flush=True)
 
