@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests import backports
+from tests.kit import linux_guest, processes, wait
+from tests.mac import image
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +37,30 @@ def test_unknown_stage_is_a_usage_error_that_lists_the_stages() -> None:
 @pytest.mark.parametrize("script", ["tests/run.sh", "tests/install.sh", ".ci/run"])
 def test_script_parses(script: str) -> None:
     assert run("bash", "-n", ROOT / script).stderr == ""
+
+
+def test_build_of_the_disk_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    """What ``run.sh`` does when it ends before the stage mac: SIGTERM, and wait."""
+    if reason := image.unavailable():
+        pytest.skip(reason)
+    kernel, _ = linux_guest.files()
+    for file in (kernel, kernel.with_name("busybox")):
+        (tmp_path / file.name).symlink_to(file)
+    command = [sys.executable, "-m", "tests.mac.build"]
+    with processes.running(
+        command, env={"MAPSAVE_TEST_CACHE": str(tmp_path)}, cwd=ROOT, stderr=subprocess.PIPE
+    ) as builder:
+        wait.until(
+            lambda: any(tmp_path.glob("mac-building-*/root/var/lib/dpkg")),
+            timeout=60,
+            what="a tree that grows",
+        )
+        builder.send_signal(signal.SIGTERM)
+        _, said = builder.communicate(timeout=60)
+        assert builder.returncode == 128 + signal.SIGTERM, said
+    assert list(tmp_path.glob("mac-*")) == []
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert processes.strays() == {}
 
 
 TESTS = """
