@@ -1,12 +1,13 @@
-"""mapsave installed as a distribution would, and confined where the kernel's command line says so.
+"""mapsave installed as a distribution would, and confined where the mode is that.
 
-A plugin for pytest. With ``mapsave.confined`` on the command line of the kernel, the cases run
-``/usr/bin/mapsave`` in the profile that ships, else the same outside of any.
+A plugin for pytest. In the mode ``apparmor-confined`` the cases run ``/usr/bin/mapsave`` in the
+profile that ships, else the same outside of any.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from tests.kit import cli
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CONFINED = "mapsave.confined" in Path("/proc/cmdline").read_text().split()
+CONFINED = os.environ["MAC_MODE"] == "apparmor-confined"
 PROFILES = Path("/etc/apparmor.d")
 COMMAND = Path("/usr/bin/mapsave")
 SECRET = "no-business-of-mapsave"
@@ -61,14 +62,14 @@ def _parser(*words: str | Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def installed() -> Iterator[None]:
-    """Install mapsave; load its profile if it is to be confined."""
+    """Install mapsave; load its profile if it is to be confined, which nobody unloads."""
     if not Path("/sys/kernel/security/apparmor/profiles").exists():
         yield
         return
     packages = Path(sysconfig.get_path("purelib", "deb_system"))
-    shutil.copytree(_SHIPPED.parent / "manager", packages / "manager")
+    shutil.copytree(_SHIPPED.parent / "manager", packages / "manager", dirs_exist_ok=True)
     shutil.copy(_SHIPPED.parent / "tests/faults/killer.py", packages / "mapsave_killer.py")
-    shutil.copytree(_SHIPPED, "/usr/share/mapsave/policies")
+    shutil.copytree(_SHIPPED, "/usr/share/mapsave/policies", dirs_exist_ok=True)
     COMMAND.write_text(_SCRIPT)
     COMMAND.chmod(0o755)
     shutil.copytree(
