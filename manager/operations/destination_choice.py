@@ -96,7 +96,10 @@ def _by_libvirt(
             hint="give it with --xml FILE, or restore --into qmp:PATH",
         )
     uri = uri_of(opened, guest)
-    monitor = attach.Monitor(uri=uri, domain=_uuid(xml, request))
+    identity = _identity(xml, request)
+    if request.xml is None:
+        _check_named(opened, guest, identity)
+    monitor = attach.Monitor(uri=uri, domain=identity.uuid)
     if request.through_libvirt:
         return monitor, destination_libvirt.loaded(uri, xml, opened, request, on_left)
     # As libvirt does, the CPU that the guest has seen is kept under another definition too.
@@ -105,14 +108,30 @@ def _by_libvirt(
     return monitor, destination_libvirt.created(uri, xml, cookie, on_left)
 
 
-def _uuid(xml: str, request: Request) -> str:
-    """Return the uuid of the domain. Raises InvalidImage, or UsageError where the user gave it."""
+def _identity(xml: str, request: Request) -> domain_xml.Identity:
+    """Return who the domain is. Raises InvalidImage, or UsageError where the user gave the XML."""
     try:
-        return domain_xml.identity(xml).uuid
+        return domain_xml.identity(xml)
     except errors.InvalidImage as error:
         if request.xml is None:
             raise
         raise errors.UsageError(f"--xml: {error.message}") from None
+
+
+def _check_named(opened: Image, guest: Guest, identity: domain_xml.Identity) -> None:
+    """Raise UsageError where the guest is another domain than the one that would be started."""
+    named = guest.libvirt.domain if guest.libvirt is not None else identity.name
+    plain = named.replace("-", "").lower()  # as libvirt takes a uuid
+    if named == identity.name or plain == identity.uuid.replace("-", ""):
+        return
+    # An id is of one life only, but may be what the guest was saved by.
+    if named.isdecimal() and guest.name == opened.metadata.get("guest", {}).get("name"):
+        return
+    raise errors.UsageError(
+        f"{opened.path!r} is of domain {identity.name!r} ({identity.uuid}), and guest "
+        f"{guest.name!r} is domain {named!r}",
+        hint="--guest libvirt+URI#DOMAIN with that domain; or give another definition with --xml",
+    )
 
 
 def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -> _Choice:

@@ -99,6 +99,30 @@ def test_address_with_the_id_of_another_behind_a_hash(daemon: Daemon, site: cli.
             assert guest.state() == "paused (user)"
 
 
+@pytest.mark.parametrize("more", [[], ["--through-libvirt"]])
+def test_image_of_another_domain_than_the_one_named(
+    daemon: Daemon, site: cli.Site, tmp_path: Path, more: list[str]
+) -> None:
+    with domain.running(daemon, "web01", transient=False) as guest:
+        site.add_guest("db", libvirt={"uri": daemon.uri, "domain": "db01"})
+        number = guest.virsh("domid").stdout.strip()
+        by_id = f"libvirt+{daemon.uri}#{number}"
+        site.run("save", by_id, "-o", "image", check=0)
+        for other in ("db", f"libvirt+{daemon.uri}#db01", f"libvirt+{daemon.uri}#9999"):
+            result = site.run("restore", "image", "--guest", other, *more, "--json", check=2)
+            error = result.json()["error"]
+            assert error["id"] == "usage" and "--xml" in error["hint"]
+            assert "is of domain 'web01'" in error["message"]
+            assert guest.state().startswith("shut off")
+        file = tmp_path / "its.xml"
+        file.write_text(guest.xml("--inactive"), encoding="utf-8")
+        upper = f"libvirt+{daemon.uri}#{guest.uuid.upper()}"
+        for words in (["db", "--xml", str(file)], [guest.address], [upper], [by_id]):
+            site.run("restore", "image", "--again", "--guest", *words, *more, check=0)
+            assert guest.state().startswith("paused")
+            guest.virsh("destroy")
+
+
 @pytest.mark.parametrize("name", ["漢" * 80, "é" * 100 + "n" * 40])
 def test_domain_with_a_long_name(daemon: Daemon, site: cli.Site, name: str) -> None:
     with domain.running(daemon, name) as guest:
