@@ -51,8 +51,8 @@ async def created(
     libvirt = libvirt_connection.library()
     text = definition.waiting(xml, cookie)
 
-    def start(connection: Any) -> None:
-        connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
+    def start(connection: Any) -> Any:
+        return connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
 
     identity = domain_xml.identity(xml)
     if definition.takes_internal_snapshots(xml):
@@ -62,6 +62,13 @@ async def created(
             identity.name,
         )
     async with _started(uri, identity, start, on_left) as target:
+        found = await target.session.domain()
+        if found is not None and found.is_transient:
+            _log.warning(
+                "domain %r has no persistent definition; to make it one, define what 'mapsave "
+                "inspect --xml' prints, not what 'virsh dumpxml' does (docs/libvirt.md)",
+                identity.name,
+            )
         yield target
 
 
@@ -92,10 +99,13 @@ async def loaded(
     if descriptors.takes_direct_io(opened.fd, request.direct_io):
         flags |= libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE
 
-    def start(connection: Any) -> None:
-        connection.restoreParams(parameters, flags)
+    identity = domain_xml.identity(xml)
 
-    async with _started(uri, domain_xml.identity(xml), start, on_left) as target:
+    def start(connection: Any) -> Any:
+        connection.restoreParams(parameters, flags)
+        return connection.lookupByUUIDString(identity.uuid)
+
+    async with _started(uri, identity, start, on_left) as target:
         await _tidy(target.session)
         target.is_loaded = True
         yield target
@@ -114,7 +124,7 @@ async def _tidy(session: Session) -> None:
 async def _started(
     uri: str,
     identity: domain_xml.Identity,
-    start: Callable[[Any], None],
+    start: Callable[[Any], Any],
     on_left: Callable[[], None],
 ) -> AsyncIterator[Destination]:
     connection = await libvirt_connection.connect(uri)
@@ -142,41 +152,47 @@ async def _started(
 
 
 async def _start(
-    connection: Any, uri: str, identity: domain_xml.Identity, start: Callable[[Any], None]
+    connection: Any, uri: str, identity: domain_xml.Identity, start: Callable[[Any], Any]
 ) -> Any:
-    """Start the domain and return its handle; cancelled, end it."""
+    """Have ``start`` start the domain, and return its handle; cancelled, end it."""
     libvirt = libvirt_connection.library()
     await _check_free(connection, uri, identity)
     starting = asyncio.ensure_future(libvirt_connection.call(start, connection))
-    find = connection.lookupByUUIDString
     try:
-        await asyncio.shield(starting)
-        return await libvirt_connection.call(find, identity.uuid)
+        return await asyncio.shield(starting)
     except libvirt.libvirtError as error:
         raise errors.LaunchFailed(
             f"libvirt at {uri!r} does not start domain {identity.name!r}: {error}",
             hint="see libvirt's log of the domain; --xml gives another definition",
         ) from None
     except asyncio.CancelledError:
-        await undoing.whole(_end_started(libvirt, find, identity, starting))
+        await undoing.whole(_end_started(libvirt, connection, identity.uuid, starting))
         raise
 
 
 async def _end_started(
-    libvirt: Any,
-    find: Callable[[str], Any],
-    identity: domain_xml.Identity,
-    starting: asyncio.Future[None],
+    libvirt: Any, connection: Any, uuid: str, starting: asyncio.Future[Any]
 ) -> None:
-    """Destroy a domain whose start cannot be called off, as soon as it is there."""
+    """Destroy a domain whose start cannot be called off, as soon as it is there.
+
+    Where somebody else was quicker our start fails at once, and the domain is theirs.
+    """
+    # All that libvirt tells of a domain that it is starting: its XML it holds back until then.
+    starting_up = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
+
+    def destroy(started: Any | None) -> None:
+        found = connection.lookupByUUIDString(uuid)
+        if found.state() == starting_up if started is None else found.ID() == started.ID():
+            found.destroy()
+
     while True:
         await asyncio.wait({starting}, timeout=0.1)
-        over = starting.done()
+        is_over = starting.done()
+        if is_over and starting.exception() is not None:
+            return
         with contextlib.suppress(libvirt.libvirtError):
-            handle = await libvirt_connection.call(find, identity.uuid)
-            await libvirt_connection.call(handle.destroy)
-        if over:
-            starting.exception()  # nobody else will look at it
+            await libvirt_connection.call(destroy, starting.result() if is_over else None)
+        if is_over:
             return
 
 

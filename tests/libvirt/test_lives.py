@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from manager import domain_xml, errors
+from manager.monitor import libvirt_connection
+from manager.operations import destination_libvirt
 from tests.faults import struck
 from tests.libvirt.test_interrupted import (
     IMAGE,
@@ -124,3 +130,62 @@ def test_started_anew_while_libvirtd_is_away(own_daemon: Daemon, site: cli.Site,
         assert result.returncode == (0 if step == "complete" else 4), result
         untouched(guest, pid)
         nothing_left(site, *([IMAGE] if step == "complete" else []))
+
+
+# A start that is called off.
+
+
+@pytest.mark.parametrize("through", [[], ["--through-libvirt"]], ids=["own", "through"])
+def test_start_that_hangs_is_called_off(daemon: Daemon, site: cli.Site, through: list[str]) -> None:
+    with small(daemon, transient=False) as guest:
+        site.run("save", guest.address, "--image", IMAGE, check=0)
+        # QEMU waits for somebody to write into its firmware, before it looks at its monitor.
+        firmware = daemon.directory / "halt.bin"
+        firmware.unlink()
+        os.mkfifo(firmware)
+        try:
+            with site.start("restore", IMAGE, "--guest", guest.address, *through) as process:
+                guest.wait_state("paused (starting up)")
+                process.send_signal(signal.SIGTERM)
+                result = finished(process)
+        finally:
+            firmware.unlink()
+        assert result.returncode == 9, result
+        guest.wait_state("shut off")
+        nothing_left(site, IMAGE)
+
+
+@pytest.mark.parametrize("is_cancelled_first", [True, False])
+def test_started_by_somebody_else_before_our_start(
+    daemon: Daemon, is_cancelled_first: bool
+) -> None:
+    """Ours fails, and theirs runs on, though ours was cancelled."""
+    with small(daemon, transient=False) as guest:
+        guest.virsh("destroy")
+        xml = guest.xml()
+        asked, let = threading.Event(), threading.Event()
+
+        def start(connection: Any) -> Any:
+            asked.set()
+            assert let.wait(30)
+            return connection.createXML(xml, 0)
+
+        async def restoring() -> None:
+            connection = await libvirt_connection.connect(daemon.uri)
+            identity = domain_xml.identity(xml)
+            start_it = destination_libvirt._start(connection, daemon.uri, identity, start)
+            starting = asyncio.ensure_future(start_it)
+            try:
+                await asyncio.to_thread(asked.wait, 30)
+                await asyncio.to_thread(guest.virsh, "start", "--paused")
+                if is_cancelled_first:
+                    starting.cancel()
+                let.set()
+                await starting
+            finally:
+                await libvirt_connection.close(connection)
+
+        expected = asyncio.CancelledError if is_cancelled_first else errors.LaunchFailed
+        with pytest.raises(expected):
+            asyncio.run(restoring())
+        assert guest.state() == "paused (user)"
