@@ -82,6 +82,26 @@ def test_restored_with_another_title(
     assert TITLE not in saved_xml(site, path)
 
 
+def test_transient_guest_is_made_persistent_by_the_images_xml(
+    daemon: Daemon, site: cli.Site, tmp_path: Path, guest: Domain
+) -> None:
+    """That of the restored guest waits for a guest to come in; the image's does not."""
+    path = ways.save("libvirt", guest, site)
+    done = site.run("restore", path, "--guest", guest.address, check=0)
+    assert "no persistent definition" in done.stderr
+    assert "'-incoming'" in guest.xml("--inactive") and "'-incoming'" not in saved_xml(site, path)
+    file = tmp_path / "its.xml"
+    file.write_text(saved_xml(site, path), encoding="utf-8")
+    daemon.virsh("define", file)
+    guest.virsh("destroy")
+    guest.virsh("start")
+    assert guest.state().startswith("running")
+    # One that is persistent gets what it was defined by.
+    site.run("save", guest.address, "-o", path, "--replace", check=0)
+    assert site.run("restore", path, "--guest", guest.address, check=0).stderr == ""
+    assert "'-incoming'" not in guest.xml("--inactive")
+
+
 def test_what_follows_an_empty_cpu_element_is_kept(daemon: Daemon, site: cli.Site) -> None:
     """The cookie's CPU takes the element's place; libvirt writes this one as it was given."""
     rest = "<cpu mode='maximum'/><clock offset='localtime'/><devices>"
