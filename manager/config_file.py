@@ -259,6 +259,7 @@ _SERVICE = plain.record(
         "operators": _TEXTS,
         "readers": _TEXTS,
         "on_stop": plain.word(*typing.get_args(service_settings.OnStop)),
+        "stop_timeout": duration,
         "concurrency": count,
         "per_file_system": count,
         "bandwidth": size,

@@ -162,6 +162,9 @@ class ServiceModel(Model):
     on_stop: service_settings.OnStop | None = Field(
         None, description="What becomes of running saves when it stops (default: finish)."
     )
+    stop_timeout: Duration | None = Field(
+        None, description="How long a stop waits before running saves are cancelled (default: 10m)."
+    )
     concurrency: AtOnce | None = Field(None, description="Saves at once (default: 4).")
     per_file_system: AtOnce | None = Field(
         None, description="Saves at once to one file system (default: 2)."

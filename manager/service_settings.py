@@ -64,7 +64,8 @@ class Service:
 
     ``group`` owns the socket; ``operators`` and ``readers`` are groups of users. ``concurrency``
     and ``per_file_system`` are saves at once; ``bandwidth`` is in bytes per second for all saves
-    to one file system together. ``history`` is for how many seconds ended operations are kept.
+    to one file system together. ``history`` is for how many seconds ended operations are kept,
+    ``stop_timeout`` for how many a stop waits for what runs before it is cancelled.
     """
 
     group: str | None = None
@@ -78,6 +79,7 @@ class Service:
     log: LogFormat = "auto"
     textfile: Path | None = None
     listen: Listen | None = None
+    stop_timeout: float = 600.0
 
 
 def host_and_port(address: str) -> tuple[str, int]:

@@ -46,6 +46,7 @@ service:
   operators: [ops, wheel]
   readers: [monitoring]
   on_stop: cancel
+  stop_timeout: 5m
   concurrency: 8
   per_file_system: 3
   bandwidth: 2G
@@ -124,6 +125,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         service=Service(
             *("mapsave", ("ops", "wheel"), ("monitoring",), "cancel", 8, 3, 2 << 30),
             history=30 * DAY,
+            stop_timeout=300.0,
             log="json",
             textfile=tmp_path / "metrics/mapsave.prom",
             listen=Listen(

@@ -158,15 +158,21 @@ class Operations:
         if active.has_begun and active.task is not None:
             active.task.cancel()
 
-    async def stop(self, *, finish: bool) -> None:
+    async def stop(self, *, finish: bool, limit: float = math.inf) -> None:
         """Begin nothing new, and wait for the end of what is under way.
 
-        What waits for its turn is cancelled; what runs too, unless ``finish``. A job that is to
-        finish begins no more saves; one that only waits to try again is cancelled.
+        What waits for its turn is cancelled; what runs too, unless ``finish``, and then after
+        ``limit`` seconds. A job that is to finish begins no more saves; one that only waits to try
+        again is cancelled.
         """
         self.refuse_new()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
         waited: set[str] = set()
         while self._active:
+            if finish and loop.time() >= end:
+                _log.warning("stopping: not ended within %g s, so it is cancelled", limit)
+                finish = False
             parents = {each.parent for each in self._active.values()}
             idle = {
                 each.id

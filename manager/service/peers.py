@@ -12,6 +12,7 @@ import os
 import pwd
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python's socket module does not have it
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _FEW_GROUPS = 64
+_NAME_AGE = 300.0  # seconds that a user's name is known before it is looked up again
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -73,6 +75,7 @@ class Roles:
         self._operators = {_group(name, "operators") for name in service.operators}
         self._readers = {_group(name, "readers") for name in service.readers}
         self._listen = service.listen
+        self._names: dict[int, tuple[float, str]] = {}
         self.group = None if service.group is None else _group(service.group, "group")
 
     def of_user(self, uid: int, groups: Sequence[int]) -> Role:
@@ -87,7 +90,16 @@ class Roles:
         """Return who is connected to a unix socket. Raises OSError."""
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, gid = _CREDENTIALS.unpack(raw)
-        return Peer(_user(uid), self.of_user(uid, [gid, *_groups(sock)]))
+        return Peer(self._name(uid), self.of_user(uid, [gid, *_groups(sock)]))
+
+    def _name(self, uid: int) -> str:
+        """Return a user's name, which a directory service may take long to tell."""
+        now = time.monotonic()
+        when, name = self._names.get(uid, (0.0, ""))
+        if not name or now - when >= _NAME_AGE:
+            name = _user(uid)
+            self._names[uid] = (now, name)
+        return name
 
     def of_certificate(self, certificate: Mapping[str, Any] | None) -> Peer:
         """Return who holds a certificate that the CA of the clients has signed."""

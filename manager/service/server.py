@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _EXTEND = 5.0  # seconds between two requests for more time while saves are finished
+_UNDOING = 90.0  # seconds for putting guests back at the end; a monitor has 60 to answer
 _KEEPALIVE = 25.0
 _LINGER = 0.5  # seconds in which those who wait for what has just ended ask for its outcome
 
@@ -43,6 +44,11 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
     _raise_descriptor_limit()
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    running: Service | None = None
+
+    def limit() -> float:
+        return (running.config if running is not None else config).service.stop_timeout
+
     for number in _STOPPING:
         loop.add_signal_handler(number, stop.set)
     # From the first moment to the last: what nobody handles would end us amid a save.
@@ -50,7 +56,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
     async with contextlib.AsyncExitStack() as stack:
         # First of all, for both go on until everything else has ended.
         stack.callback(_task(systemd.beat(notifier, systemd.watchdog_interval(os.environ))).cancel)
-        stack.callback(_task(_extend(notifier, stop)).cancel)
+        stack.callback(_task(_extend(notifier, stop, limit)).cancel)
         stack.enter_context(sockets.only_one(config.state))
         kept = await stack.enter_async_context(journal.opened(config.state / "journal.db"))
         running = await stack.enter_async_context(_listening(load, config, kept))
@@ -154,12 +160,18 @@ def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return asyncio.create_task(work)
 
 
-async def _extend(notifier: Notifier, stop: asyncio.Event) -> None:
-    """Ask systemd for more time once we stop, as long as there are saves to finish."""
+async def _extend(notifier: Notifier, stop: asyncio.Event, limit: Callable[[], float]) -> None:
+    """Ask systemd for more time once we stop, while there may be saves to finish.
+
+    ``limit`` says for how many seconds. After that we ask once more, for putting guests back.
+    """
     await stop.wait()
-    while True:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit()
+    while (left := end - loop.time()) > 0:
         notifier.extend(4 * _EXTEND)
-        await asyncio.sleep(_EXTEND)
+        await asyncio.sleep(min(_EXTEND, left))
+    notifier.extend(_UNDOING)
 
 
 def _raise_descriptor_limit() -> None:

@@ -126,7 +126,8 @@ class Service:
 
     async def stop(self) -> None:
         """Begin nothing new, and finish or cancel what is under way, as configured."""
-        await self.operations.stop(finish=self.config.service.on_stop == "finish")
+        how = self.config.service
+        await self.operations.stop(finish=how.on_stop == "finish", limit=how.stop_timeout)
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
         """Run something beside; an error in it is logged."""

@@ -80,7 +80,7 @@ async def test_who_is_cancelled_while_it_waits_leaves_its_place() -> None:
             assert await third == 3
 
 
-def _hanging_until(place: Path) -> list[str]:
+def hanging_until(place: Path) -> list[str]:
     """Return what runs ``mapsave`` where nothing can be read of an image until ``place`` is."""
     code = (
         "import os, time; from manager.operations import inspect\n"
@@ -104,7 +104,7 @@ def test_a_hung_file_system_takes_no_thread_that_a_save_needs(site: cli.Site) ->
         healthy.done(kind="save", guest="db", save={"image": "one.mapsave", "then": "resume"})
         assert healthy.stop() == 0
         with (
-            service.started(site, command=_hanging_until(answers)) as mapsaved,
+            service.started(site, command=hanging_until(answers)) as mapsaved,
             futures.ThreadPoolExecutor(_READERS) as readers,
         ):
             service.await_answer(mapsaved)
