@@ -27,12 +27,28 @@ _log = logging.getLogger(__name__)
 
 LARGEST_BODY = 1 << 20
 UNAVAILABLE = 503
+# What any route may answer: a wrong request, no right to it, no such method of it; something on the
+# host stands against it, as a directory or a journal that cannot be read; a bug; the service stops,
+# or has too much to do.
+COMMON_ERRORS = (400, 403, 405, 409, 500, UNAVAILABLE)
 RETRY_AFTER = "1"  # seconds until what a 503 stands in the way of may be asked again
 
 
 @dataclasses.dataclass(frozen=True)
+class Header:
+    """A header that a route understands; its value is as ``pattern`` says."""
+
+    name: str
+    pattern: str
+    description: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Route:
-    """One method of one path: who may use it, what it takes, and what it answers."""
+    """One method of one path: who may use it, what it takes, and what it answers.
+
+    ``errors`` are the statuses beside ``COMMON_ERRORS``.
+    """
 
     method: str
     path: str
@@ -41,6 +57,7 @@ class Route:
     handler: Handler
     answer: type[Any] | None = None
     query: type[queries.Query] = queries.Nothing
+    headers: tuple[Header, ...] = ()
     takes_body: bool = False
     endless: bool = False
     status: int = 200

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import models_json_schema
 
 import manager
-from manager.service import answers, queries, requests
+from manager.service import answers, app, queries, requests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from manager.service.app import Route
 
 _SCHEMAS = "#/components/schemas/{model}"
+_HEADERS = {
+    202: ("Location", "The path of the operation."),
+    405: ("Allow", "The methods that the path has."),
+    503: ("Retry-After", "Seconds until it may be tried again."),
+}
 _TEXT = {"/metrics": "text/plain", "/v1/events": "text/event-stream"}
 
 
@@ -54,7 +59,7 @@ def _operation(route: Route, body: dict[str, Any]) -> dict[str, Any]:
         "summary": route.summary,
         "description": f"For the role {route.role.word!r}.",
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
-        "parameters": named + queries.parameters(route.query),
+        "parameters": named + queries.parameters(route.query) + _headers(route),
         "responses": _responses(route),
     }
     if route.takes_body:
@@ -65,6 +70,19 @@ def _operation(route: Route, body: dict[str, Any]) -> dict[str, Any]:
     return described
 
 
+def _headers(route: Route) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": each.name,
+            "in": "header",
+            "required": False,
+            "description": each.description,
+            "schema": {"type": "string", "pattern": each.pattern},
+        }
+        for each in route.headers
+    ]
+
+
 def _responses(route: Route) -> dict[str, Any]:
     failure = {"schema": {"$ref": _SCHEMAS.format(model="Failure")}}
     if route.answer is not None:
@@ -73,17 +91,36 @@ def _responses(route: Route) -> dict[str, Any]:
     else:
         kind = _TEXT.get(route.path, "application/json")
         schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
-    codes = sorted({400, 403, 500, *route.errors})
+    codes = sorted({*app.COMMON_ERRORS, *route.errors})
     words = {
         **dict.fromkeys(range(400, 600), "It failed; the error says why"),
         400: "The request does not fit",
         403: "The peer may not",
         404: "There is no such thing",
+        405: "The path has no such method",
+        409: "Something on the host stands against it",
+        503: "The service stops, or has too much to do",
     }
     return {
-        str(route.status): {"description": "Done", "content": {kind: {"schema": schema}}},
+        str(route.status): {
+            "description": "Done",
+            "content": {kind: {"schema": schema}},
+            **_told(route.status),
+        },
         **{
-            str(code): {"description": words[code], "content": {"application/json": failure}}
+            str(code): {
+                "description": words[code],
+                "content": {"application/json": failure},
+                **_told(code),
+            }
             for code in codes
         },
     }
+
+
+def _told(status: int) -> dict[str, Any]:
+    """Return the headers of an answer of that status."""
+    if status not in _HEADERS:
+        return {}
+    name, words = _HEADERS[status]
+    return {"headers": {name: {"description": words, "schema": {"type": "string"}}}}

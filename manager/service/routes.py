@@ -12,11 +12,12 @@ from aiohttp import web
 from manager import errors
 from manager.operations import inspect
 from manager.service import answers, openapi, queries, requests, views, work
-from manager.service.app import Call, Route, as_json
+from manager.service.app import Call, Header, Route, as_json
 from manager.service.peers import Role
 
 _OWN_ID = re.compile(r"[0-9a-f]{12}")
 OWN_ID_HEADER = "Mapsave-Operation"
+_OWN_ID_WORDS = "An id that the client has chosen: sent again, the request begins nothing anew."
 
 
 async def _health(call: Call) -> dict[str, Any]:
@@ -192,7 +193,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         *(_GET, "/v1/images/{image}", _LOOK, "What an image holds", _image),
         *(answers.ImageContents,),
-        errors=(400, 404, 422),
+        errors=(404, 422),
     ),
     Route(_GET, "/v1/jobs", _LOOK, "The save jobs", _jobs, answers.Jobs),
     Route(
@@ -207,8 +208,9 @@ ROUTES: tuple[Route, ...] = (
     Route(
         *(_POST, "/v1/operations", _WORK, "Begin an operation", _begin, answers.Operation),
         takes_body=True,
+        headers=(Header(OWN_ID_HEADER, f"^{_OWN_ID.pattern}$", _OWN_ID_WORDS),),
         status=202,
-        errors=(404, 409, 413, 501, 503),
+        errors=(404, 413, 501),
     ),
     Route(
         *(_GET, _ONE, _LOOK, "One operation; waits for its next change if asked to", _operation),
@@ -222,13 +224,13 @@ ROUTES: tuple[Route, ...] = (
     Route(
         *(_POST, f"{_ONE}/cancel", _WORK, "Cancel an operation", _cancel, answers.Operation),
         status=202,
-        errors=(404, 409),
+        errors=(404,),
     ),
     Route(
         *(_GET, "/v1/events", _LOOK, "What happens, as server-sent events", _events),
         *(None, queries.Events),
         endless=True,
-        errors=(404, 503),
+        errors=(404,),
     ),
     Route(
         *(_POST, "/v1/reload", _ALL, "Read the configuration anew", _reload, answers.Reloaded),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ from manager.service import openapi, queries, routes
 from tests.kit import cli, service, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 DOCS = Path(__file__).parents[2] / "docs/service.md"
 EXAMPLES = 60
@@ -147,15 +150,72 @@ def test_what_is_described_otherwise_is_refused(schema: Any, session: Session, r
     _ask(schema, session, route, GenerationMode.NEGATIVE)
 
 
-def _ask(schema: Any, session: Session, route: Any, way: GenerationMode) -> None:
+def _ask(
+    schema: Any,
+    session: Session,
+    route: Any,
+    way: GenerationMode,
+    known: Mapping[str, str] | None = None,
+) -> set[int]:
+    """Ask, with the names of ``known`` in the path; return the statuses of the answers."""
     operation = schema[route.path][route.method]
+    answered = set()
 
     @BOUNDED
     @given(case=operation.as_strategy(generation_mode=way))
     def ask(case: Any) -> None:
-        case.call_and_validate(session=session, timeout=30)
+        for name in (known or {}).keys() & (case.path_parameters or {}).keys():
+            case.path_parameters[name] = known[name]
+        answered.add(case.call_and_validate(session=session, timeout=30).status_code)
 
     ask()
+    return answered
+
+
+@pytest.fixture(scope="module")
+def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
+    """A service whose image directory is none any more, and whose journal has lost its tables."""
+    site = cli.Site(tmp_path_factory.mktemp("ill") / "site")
+    site.add_guest("db", emulator={"memory": "8M"})
+    site.write()
+    with service.running(site) as running:
+        running.done(kind="recover")
+        shutil.rmtree(site.images)
+        site.images.write_text("no directory")
+        with contextlib.closing(sqlite3.connect(site.state / "journal.db")) as other:
+            other.execute("ALTER TABLE operations RENAME TO gone")
+        yield running
+
+
+@pytest.mark.parametrize("route", ASKED, ids=_names(ASKED))
+def test_what_an_ill_service_answers_is_described_too(
+    ill: service.Service, schema: Any, route: Any
+) -> None:
+    with Session() as session:
+        session.trust_env = False
+        session.mount("http://", _Adapter(ill.site.socket))
+        answered = _ask(schema, session, route, GenerationMode.POSITIVE, known={"guest": "db"})
+    touched = ("/v1/images", "/v1/guests/{guest}", "/v1/operations", "/v1/operations/{operation}")
+    if route.path in touched:
+        assert 409 in answered, answered
+
+
+def test_a_method_that_a_path_has_not_is_described(mapsaved: service.Service, schema: Any) -> None:
+    for route in ASKED:
+        answer = mapsaved.request("DELETE", re.sub(r"{\w+}", "one", route.path))
+        described = schema[route.path][route.method].definition.raw["responses"]
+        assert str(answer.status) in described
+        assert set(described["405"]["headers"]) == {"Allow"} <= set(answer.headers)
+
+
+def test_headers_that_are_understood_and_answered_are_described(mapsaved: service.Service) -> None:
+    paths = mapsaved.get("/v1/openapi.json")["paths"]
+    begin = paths["/v1/operations"]["post"]
+    (own,) = [each for each in begin["parameters"] if each["in"] == "header"]
+    assert own["name"] == routes.OWN_ID_HEADER
+    assert not own["required"]
+    for path in ("/v1/operations", "/v1/operations/{operation}/cancel"):
+        assert "Location" in paths[path]["post"]["responses"]["202"]["headers"]
 
 
 WITH_NAMES = [each for each in ASKED if "{" in each.path or each.takes_body]
