@@ -79,7 +79,8 @@ async def tell(
 
     Each is tried up to five times, where the connection, the time or the server fails; the waits
     between are 1, 2, 4 and 8 seconds and a little, times ``pace``, or what ``Retry-After`` says up
-    to a minute (RFC 9110, section 10.2.3). A webhook may thus be told twice. Raises nothing.
+    to a minute (RFC 9110, section 10.2.3). A webhook may thus be told twice. Raises nothing; where
+    it is cancelled, the log says who was not told.
     """
     wanted = [(number, each) for number, each in enumerate(webhooks, 1) if outcome in each.on]
     if not wanted:
@@ -128,6 +129,9 @@ async def _tell_one(
         _log.warning("%s was not told, in %d tries: %s", name, TRIES, error)
     except _Refused as error:
         _log.warning("%s was not told: %s", name, error)
+    except asyncio.CancelledError:
+        _log.warning("%s was not told: the service stops, and does not keep it", name)
+        raise
     except Exception as error:
         # Its words might hold the address with its secrets.
         _log.warning("%s was not told: %s", name, type(error).__name__)
