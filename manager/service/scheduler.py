@@ -34,14 +34,14 @@ def _now() -> datetime.datetime:
 class Scheduler:
     """When each job runs next, and the loop that waits for it.
 
-    ``start`` begins a job and returns whether it did: not while its run before is under way.
+    ``start`` begins a job, and returns None; or why it did not, and then the run counts as missed.
     ``now`` is the clock, in UTC.
     """
 
     def __init__(
         self,
         journal: Journal,
-        start: Callable[[Job], Awaitable[bool]],
+        start: Callable[[Job], Awaitable[str | None]],
         now: Callable[[], datetime.datetime] = _now,
     ) -> None:
         self._journal = journal
@@ -111,19 +111,17 @@ class Scheduler:
         self._next[job.name] = now + datetime.timedelta(seconds=_LOOK)
         try:
             self._next[job.name] = self._after(job, now)
-            started = await self._start(job)
+            left_out = await self._start(job)
         except Exception as error:
             _log.error("job %s could not be started: %s", job.name, error)
             return
-        if started:
+        if left_out is None:
             try:
                 await self._journal.ran(job.name, now.timestamp())
             except errors.MapsaveError as error:
                 _log.error("job %s: that it ran is not in the journal: %s", job.name, error)
         else:
-            _log.warning(
-                "job %s: its run before is still under way; this one is left out", job.name
-            )
+            _log.warning("job %s: %s; this run is left out", job.name, left_out)
 
     def _after(self, job: Job, now: datetime.datetime) -> datetime.datetime:
         assert job.schedule is not None

@@ -72,13 +72,22 @@ class Service:
         self.verifying = Looking(_LOOKING, operations.MOST)
         self._reloading = asyncio.Lock()
 
-    async def start_job(self, job: Job) -> bool:
-        """Begin a run of a job; return False where its run before is still under way."""
+    async def start_job(self, job: Job) -> str | None:
+        """Begin a run of a job; return why it is left out where that is so."""
         if self.is_running(job.name):
-            return False
+            return "its run before is still under way"
+        if self._is_saving_all():
+            return "all guests are being saved"  # its own would stand in the way of that
         new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
         await self.operations.begin(new, lambda active: work.run_job(self, active, job))
-        return True
+        return None
+
+    def _is_saving_all(self) -> bool:
+        """Tell whether the host is about to go down."""
+        return any(
+            each.kind == "save-all" and not each.request.get("dry_run")
+            for each in self.operations.under_way()
+        )
 
     def is_running(self, job: str) -> bool:
         """Tell whether a run of a job is under way."""

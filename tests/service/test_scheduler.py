@@ -47,13 +47,13 @@ class Host:
         file.write_text(yaml.safe_dump({"jobs": str(self._jobs), "guests": _GUEST}))
         self._config = configuration.load(file, {})
 
-    async def _start(self, job: Job) -> bool:
+    async def _start(self, job: Job) -> str | None:
         if job.name in self.failing:
             raise RuntimeError("no luck")
         if job.name in self.busy:
-            return False
+            return "it is busy"
         self.started.append((job.name, self.now))
-        return True
+        return None
 
     def write(self, name: str, schedule: Any) -> None:
         """Write a job; a schedule that is no mapping is its times in UTC."""
@@ -128,12 +128,15 @@ async def test_however_long_the_host_slept_a_job_runs_once(host: Host) -> None:
     assert host.next_run("hourly") == _after(days=3, minutes=59, seconds=30)
 
 
-async def test_a_run_is_left_out_while_the_one_before_is_under_way(host: Host) -> None:
+async def test_a_run_is_left_out_while_the_one_before_is_under_way(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
     host.write("hourly", "0 * * * *")
     await host.read()
     host.busy.add("hourly")
     await host.turn(_after(hours=1))
     assert host.started == []
+    assert "job hourly: it is busy; this run is left out" in caplog.text
     assert await host.last_run("hourly") == NOON  # when it was first seen
     host.busy.clear()
     await host.turn(_after(hours=2))

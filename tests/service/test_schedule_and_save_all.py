@@ -1,0 +1,98 @@
+"""The schedule does not begin a job while all guests are saved before the host goes down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from manager import config as configuration
+from manager.jobs import journal
+from manager.service.operation import Operation
+from manager.service.service import Service
+from tests.fleet import fleet
+from tests.kit import service, wait
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kit import cli
+
+
+def _write_job(site: cli.Site) -> Path:
+    jobs = site.directory / "jobs.d"
+    jobs.mkdir()
+    site.settings["jobs"] = str(jobs)
+    job = jobs / "nightly.yaml"
+    content = {"job": "nightly", "guests": ["web"], "save": {"then": "resume"}}
+    job.write_text(yaml.safe_dump({**content, "schedule": "30 2 * * *"}))
+    return job
+
+
+async def _has_missed_a_run(site: cli.Site) -> float:
+    """Have the journal say that the job ran two days ago; return when."""
+    when = time.time() - 2 * 86400
+    async with journal.opened(site.state / "journal.db") as kept:
+        await kept.ran("nightly", when)
+    return when
+
+
+async def _last_run(site: cli.Site) -> float | None:
+    async with journal.opened(site.state / "journal.db") as kept:
+        return await kept.last_run("nightly")
+
+
+def _save_all_with_a_job_due(site: cli.Site, job: Path) -> None:
+    """Begin to save all, and while that goes on have the job come, which has missed a run."""
+    hidden = job.rename(job.with_suffix(".hidden"))
+    with service.running(site) as mapsaved:
+        saving = mapsaved.begin(kind="save-all", then="resume")["id"]
+        hidden.rename(job)
+        assert mapsaved.request("POST", "/v1/reload").status == 200
+        mapsaved.await_log("job nightly: all guests are being saved; this run is left out")
+        assert mapsaved.ended(saving)["state"] == "done"
+        assert not mapsaved.get("/v1/operations?kind=job")["operations"]
+        assert mapsaved.stop() == 0
+
+
+async def test_a_run_that_is_due_while_all_is_saved_counts_as_missed(site: cli.Site) -> None:
+    job = _write_job(site)
+    with fleet.guest(site, "db", size=12 << 20, throttle="1M"), fleet.guest(site, "web"):
+        site.write()
+        when = await _has_missed_a_run(site)
+        _save_all_with_a_job_due(site, job)
+        assert await _last_run(site) == when
+        with service.running(site) as again:
+            wait.until(
+                lambda: again.get("/v1/operations?kind=job&state=done")["operations"],
+                what="the run that was missed",
+            )
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_only_what_really_saves_keeps_jobs_from_running(
+    site: cli.Site, dry_run: bool
+) -> None:
+    _write_job(site)
+    site.add_guest("web", site.directory / "nobody-listens")
+    site.write()
+    config = configuration.load(site.config, {})
+    over = asyncio.Event()
+
+    async def work(_: Operation) -> dict[str, Any]:
+        await over.wait()
+        return {}
+
+    async with journal.opened(site.state / "journal.db") as kept:
+        ours = Service(lambda: config, config, kept)
+        job = ours.jobs.get("nightly")
+        request = {"dry_run": True} if dry_run else {}
+        await ours.operations.begin(Operation("save-all", "root", request), work)
+        left_out = await ours.start_job(job)
+        assert (left_out is None) == dry_run
+        assert ours.is_running("nightly") == dry_run
+        over.set()
+        await ours.operations.stop(finish=True)
