@@ -46,6 +46,7 @@ class Preflight:
     wishes: Wishes
     labelling: Labelling
     direct_io_refusal: str | None = None
+    replace_only: str | None = None
 
     def strategy(self) -> Strategy:
         """Choose how to save."""
@@ -125,6 +126,24 @@ def _replaceable(found: Preflight) -> None:
         raise errors.ImageExists(
             f"{path!r} exists and is no regular file, so it is not replaced",
             hint="choose another name, or remove it",
+        )
+    only_own(found.directory, found.name, found.replace_only)
+
+
+def only_own(held: store.Directory, name: str, guest: str | None) -> None:
+    """Raise ImageExists where ``name`` is an image of another guest than ``guest`` (None: any)."""
+    path = os.path.join(held.path, name)
+    if guest is None:
+        return
+    try:
+        with image.opened(path) as found:
+            owner = str(found.metadata.get("guest", {}).get("name"))
+    except errors.MapsaveError:
+        return  # there is none, or none that can be read
+    if owner != guest:
+        raise errors.ImageExists(
+            f"{path!r} is an image of another guest, {owner!r}, which only an admin may replace",
+            hint="choose another name",
         )
 
 

@@ -66,7 +66,10 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
         ):
             chosen = save_request.policy_labelling(config, request.policy, found.domain)
             strategy = check.all_pass(
-                check.Preflight(found, held, name, request.replace, request.wishes, chosen)
+                check.Preflight(
+                    *(found, held, name, request.replace, request.wishes, chosen),
+                    replace_only=request.replace_only,
+                )
             )
             number = fdset.free_id(found.fdsets)
             known = metadata.before(guest.name, found, strategy, request)

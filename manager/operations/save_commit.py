@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import bitmaps, syscalls
 from manager.migration import guest_state
-from manager.operations import ending, metadata, waiting
+from manager.operations import check, ending, metadata, waiting
 
 if TYPE_CHECKING:
     from manager.config import Guest
@@ -112,6 +112,8 @@ async def commit(
         paused_at=time.time() - paused.seconds() if job.facts.runs else None,
     )
     job.log.step("commit")
+    # No other save commits under this name as long as the partial image is there.
+    check.only_own(job.directory, job.name, job.request.replace_only)
     partial.commit(final, replace=job.request.replace)
     job.log.step("committed")
     applied.at_rest()

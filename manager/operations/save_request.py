@@ -26,7 +26,8 @@ _READABLE = 150  # bytes of a guest's name that its images are named by
 class Request:
     """What is asked of a save. ``image`` is a path or a name in the image directory.
 
-    ``job`` is the name of the save job that asks, and goes into the image's metadata.
+    ``job`` is the name of the save job that asks, and goes into the image's metadata. With
+    ``replace_only`` no image is replaced but one of the guest of that name.
     """
 
     image: str | None = None
@@ -35,6 +36,7 @@ class Request:
     wishes: Wishes = dataclasses.field(default_factory=Wishes)
     policy: str = "auto"
     replace: bool = False
+    replace_only: str | None = None
     timeout: float | None = None
     format: Literal["native", "libvirt"] = "native"
     job: str | None = None
@@ -44,8 +46,8 @@ class Request:
 def request(config: Config, guest: Guest, **chosen: Any) -> Request:
     """Return the request for what was ``chosen``, completed by the guest's and general settings.
 
-    ``chosen`` holds ``image``, ``replace``, ``timeout``, ``job`` and any of the settings of
-    ``config.SaveSettings``; those that are None are filled in.
+    ``chosen`` holds ``image``, ``replace``, ``replace_only``, ``timeout``, ``job`` and any of the
+    settings of ``config.SaveSettings``; those that are None are filled in.
     """
     general = config.save
 
@@ -66,6 +68,7 @@ def request(config: Config, guest: Guest, **chosen: Any) -> Request:
         ),
         policy=chosen.get("policy") or guest.policy or general.policy or "auto",
         replace=bool(chosen.get("replace")),
+        replace_only=chosen.get("replace_only"),
         timeout=chosen.get("timeout"),
         format=_format(guest, pick("format")),
         job=chosen.get("job"),

@@ -90,7 +90,9 @@ async def _begin(call: Call) -> web.Response:
         if known is not None:
             return _accepted(known)
         new.id = own
-    begun = await service.operations.begin(new, lambda active: work.perform(service, active, asked))
+    begun = await service.operations.begin(
+        new, lambda active: work.perform(service, active, asked, call.peer)
+    )
     return _accepted(begun.as_dict())
 
 

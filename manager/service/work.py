@@ -94,8 +94,8 @@ def operation(asked: Any, user: str) -> Operation:
     )
 
 
-async def perform(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
-    """Do what is asked; return what the command of that name prints with ``--json``.
+async def perform(service: Service, active: Operation, asked: Any, peer: Peer) -> dict[str, Any]:
+    """Do what ``peer`` asks; return what the command of that name prints with ``--json``.
 
     Raises what that command raises.
     """
@@ -108,6 +108,8 @@ async def perform(service: Service, active: Operation, asked: Any) -> dict[str, 
             **asked.save.given(),
             image=asked.save.image,
             replace=asked.save.replace,
+            # Asked again once it is this save's turn: `allow` looked at what was there before.
+            replace_only=None if peer.role >= Role.ADMIN else guest.name,
             timeout=asked.save.timeout,
         )
         return await save(service, active, guest, request)

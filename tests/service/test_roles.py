@@ -46,6 +46,11 @@ def _groups(count: int) -> list[grp.struct_group]:
 
 
 SOCKET, OPERATORS, READERS = _groups(3)
+GROUPS = {
+    "group": SOCKET.gr_name,
+    "operators": [OPERATORS.gr_name],
+    "readers": [READERS.gr_name],
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +63,7 @@ def mapsaved() -> Iterator[service.Service]:
         jobs = site.directory / "jobs"
         jobs.mkdir()
         (jobs / "nightly.yaml").write_text("job: nightly\nguests: [db]\nsave: {then: resume}\n")
-        site.settings = {
-            "jobs": str(jobs),
-            "service": {
-                "group": SOCKET.gr_name,
-                "operators": [OPERATORS.gr_name],
-                "readers": [READERS.gr_name],
-            },
-        }
+        site.settings = {"jobs": str(jobs), "service": GROUPS}
         site.write()
         site.config.chmod(0o644)
         with service.running(site) as running:
@@ -228,6 +226,37 @@ def test_an_operator_replaces_images_of_that_guest_only(
     assert operator.asked_for(kind="save", guest="other", save=replace) == "permission.role"
     assert mapsaved.get("/v1/images/one")["guest"] == "db"
     assert operator.asked_for(kind="save", guest="db", save=replace) == "done"
+
+
+def test_an_operator_replaces_no_image_that_another_guest_has_come_to_be_meanwhile() -> None:
+    """Asked while there is no such image yet: the save that will make it is under way."""
+    with service.reachable_site() as site:
+        site.directory.chmod(0o755)
+        for name in ("db", "other"):
+            site.add_guest(name, emulator={"memory": "8M"})
+        hooks, go = site.directory / "hooks", site.directory / "go"
+        hooks.mkdir(mode=0o755)
+        (hooks / "wait").write_text(f"#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\n")
+        (hooks / "wait").chmod(0o755)
+        site.settings = {
+            "hooks": {"directory": str(hooks), "before_save": ["wait"]},
+            "service": {**GROUPS, "concurrency": 1},
+        }
+        site.write()
+        site.config.chmod(0o644)
+        with service.running(site) as mapsaved, service.emulated_ended(site):
+            operator = User(mapsaved, UID, SOCKET.gr_gid, OPERATORS.gr_gid)
+            saves = [
+                {"kind": "save", "guest": "db", "save": {"image": "x"}},
+                {"kind": "save", "guest": "other", "save": {"image": "x", "replace": True}},
+            ]
+            answers = operator.ask_all(*(("POST", "/v1/operations", each) for each in saves))
+            assert [status for status, _ in answers] == [202, 202], answers
+            go.touch()
+            first, second = (mapsaved.ended(found["id"]) for _, found in answers)
+            assert first["state"] == "done", first
+            assert (second["state"], second["error"]["id"]) == ("failed", "check.image_exists")
+            assert mapsaved.get("/v1/images/x")["guest"] == "db"
 
 
 def test_an_operator_does_not_reload(operator: User) -> None:
