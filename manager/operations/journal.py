@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import image
-from manager.operations import locks
+from manager.operations import locks, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
 _SUFFIX = ".jsonl"
@@ -43,8 +43,7 @@ class Watch:
 
 
 _watch: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
-
-
+# The journal of what is done around the operation, by its file name.
 _within: contextvars.ContextVar[str | None] = contextvars.ContextVar("within", default=None)
 
 
@@ -64,17 +63,41 @@ def watching() -> str | None:
     return watch.operation if watch is not None else None
 
 
+class JournalUnwritable(OSError):
+    """A step could not be recorded; ``filename`` is the journal's path."""
+
+
 class Journal:
     """The journal of one running operation."""
 
-    def __init__(self, fd: int, watch: Watch | None) -> None:
+    def __init__(self, fd: int, path: Path, watch: Watch | None) -> None:
         self._fd = fd
+        self.path = path
         self._settled = False
         self._watch = watch
 
     def step(self, step: str, **data: Any) -> None:
-        """Record that ``step`` is about to be taken, durably. Raises OSError."""
-        _write(self._fd, step, data)
+        """Record that ``step`` is about to be taken, durably. Raises JournalUnwritable."""
+        self.record(step, data)
+        self.show(step, data)
+
+    async def step_in_thread(self, step: str, **data: Any) -> None:
+        """Do as ``step`` does, off the event loop: a disk may take seconds to write it.
+
+        Cancelled, it still waits until the step is recorded.
+        """
+        await waiting.in_thread(self.record, step, data)
+        self.show(step, data)
+
+    def record(self, step: str, data: Mapping[str, Any]) -> None:
+        """Bring a step to stable storage. Blocks. Raises JournalUnwritable."""
+        try:
+            _write(self._fd, step, data)
+        except OSError as error:
+            raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
+
+    def show(self, step: str, data: Mapping[str, Any]) -> None:
+        """Show a recorded step to whoever watches, which is of the event loop's thread."""
         if self._watch is not None:
             self._watch.saw(step, data)
 
@@ -101,42 +124,25 @@ def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
 
     Raises Refused where the journal cannot be written: without one nothing is begun.
     """
-    directory = locks.state_directory(state, "journal")
     with contextlib.ExitStack() as stack:
-        try:
-            path, fd = _create(directory, kind)
-            stack.callback(os.close, fd)
-            watch, within = _watch.get(), _within.get()
-            journal = Journal(fd, None if kind == _AROUND else watch)
-            journal.settled()
-            stack.callback(_end, journal, path)
-            facts = {"manager_pid": os.getpid(), "boot": boot_id(), **facts}
-            if watch is not None:
-                facts["operation"] = watch.operation
-            if within is not None:
-                facts["within"] = within
-            journal.step("begin", kind=kind, **facts)
-            _sync_directory(directory)
-        except OSError as error:
-            raise errors.Refused(
-                f"cannot write the journal in {str(directory)!r}: {error.strerror}",
-                hint="make room there, or set 'state:' in the configuration",
-            ) from None
-        token = _within.set(path.name) if kind == _AROUND else None
-        try:
-            yield journal
-        finally:
-            if token is not None:
-                _within.reset(token)
+        journal, begun = _begin(stack, state, kind, facts)
+        journal.show("begin", begun)
+        yield journal
 
 
-def around(state: Path, **facts: Any) -> contextlib.AbstractContextManager[Journal]:
+@contextlib.contextmanager
+def around(state: Path, **facts: Any) -> Iterator[Journal]:
     """Begin the journal of what is done around an operation: the hooks before and behind it.
 
     That of the operation itself names it as ``within``; its steps are not the operation's, and
     nobody watches them. Raises Refused.
     """
-    return operation(state, _AROUND, **facts)
+    with operation(state, _AROUND, **facts) as journal:
+        token = _within.set(journal.path.name)
+        try:
+            yield journal
+        finally:
+            _within.reset(token)
 
 
 def _write(fd: int, step: str, data: Mapping[str, Any]) -> None:
@@ -145,6 +151,42 @@ def _write(fd: int, step: str, data: Mapping[str, Any]) -> None:
     if os.write(fd, line) != len(line):  # write(2): what fits is written first
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fdatasync(fd)
+
+
+@contextlib.asynccontextmanager
+async def operation_in_thread(state: Path, kind: str, **facts: Any) -> AsyncIterator[Journal]:
+    """Do as ``operation`` does, off the event loop: a disk may take seconds for the beginning."""
+    with contextlib.ExitStack() as stack:
+        journal, begun = await waiting.in_thread(_begin, stack, state, kind, facts)
+        journal.show("begin", begun)
+        yield journal
+
+
+def _begin(
+    stack: contextlib.ExitStack, state: Path, kind: str, facts: Mapping[str, Any]
+) -> tuple[Journal, dict[str, Any]]:
+    """Make a journal whose end is in ``stack``; return it with the data of its first step."""
+    directory = locks.state_directory(state, "journal")
+    begun = {"kind": kind, "manager_pid": os.getpid(), "boot": boot_id(), **facts}
+    watch, within = _watch.get(), _within.get()
+    if watch is not None:
+        begun["operation"] = watch.operation
+    if within is not None:
+        begun["within"] = within
+    try:
+        path, fd = _create(directory, kind)
+        stack.callback(os.close, fd)
+        journal = Journal(fd, path, None if kind == _AROUND else watch)
+        journal.settled()
+        stack.callback(_end, journal, path)
+        journal.record("begin", begun)
+        _sync_directory(directory)
+    except OSError as error:
+        raise errors.Refused(
+            f"cannot write the journal in {str(directory)!r}: {error.strerror}",
+            hint="make room there, or set 'state:' in the configuration",
+        ) from None
+    return journal, begun
 
 
 def _create(directory: Path, kind: str) -> tuple[Path, int]:

@@ -74,7 +74,10 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
             number = fdset.free_id(found.fdsets)
             known = metadata.before(guest.name, found, strategy, request)
             facts_of_it = _journalled(guest, request, held, name, found, monitor)
-            with journal.operation(config.state, "save", **facts_of_it, fdset=number) as log:
+            begun = journal.operation_in_thread(
+                config.state, "save", **facts_of_it, fdset=number
+            )
+            async with begun as log:
                 job = SaveJob(
                     *(session, held, name, request, found, strategy, chosen, log),
                     *(phases, known, number),
@@ -123,16 +126,16 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
         place = (partial.fd, job.partial_path, [job.path], job.facts.pid)
         uuid = str(partial.block.uuid)
         if (intended := job.labelling.intended(*place, "save")) is not None:
-            job.log.step("rules", label=intended.as_dict(), uuid=uuid)
+            await job.log.step_in_thread("rules", label=intended.as_dict(), uuid=uuid)
         applied = stack.enter_context(job.labelling.applied(*place, "save"))
-        job.log.step("label", label=applied.label.as_dict(), uuid=uuid)
+        await job.log.step_in_thread("label", label=applied.label.as_dict(), uuid=uuid)
         if job.strategy.preallocate:
             room = job.facts.memory.total + partial.block.stream_offset
             syscalls.preallocate(partial.fd, 0, room)
         async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
             if job.then == "resume" and outcome is not None:
-                job.log.step("resume")
+                await job.log.step_in_thread("resume")
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and
                 # what became of the guest is reported behind that.
                 try:

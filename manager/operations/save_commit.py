@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -111,11 +112,13 @@ async def commit(
         duration=job.phases.total,
         paused_at=time.time() - paused.seconds() if job.facts.runs else None,
     )
-    job.log.step("commit")
+    await job.log.step_in_thread("commit")
     # No other save commits under this name as long as the partial image is there.
     check.only_own(job.directory, job.name, job.request.replace_only)
-    partial.commit(final, replace=job.request.replace)
-    job.log.step("committed")
+    await waiting.in_thread(
+        functools.partial(partial.commit, final, replace=job.request.replace)
+    )
+    await job.log.step_in_thread("committed")
     applied.at_rest()
     if job.then == "quit":
         job.phases.enter("quit")

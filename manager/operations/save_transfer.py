@@ -104,7 +104,7 @@ def _raise_if_refused(job: SaveJob, fd: int, words: str) -> None:
 async def _transfer(
     job: SaveJob, offset: int, pair: descriptors.Pair, paused: Paused
 ) -> outgoing.Outcome:
-    job.log.step("hand-over")
+    await job.log.step_in_thread("hand-over")
     fds = (pair.first, pair.second)
     dropped = functools.partial(_refused, job, pair.first)
     async with (
@@ -112,10 +112,10 @@ async def _transfer(
         parameters.configured(job.session, job.facts.settings, job.strategy.parameters()),
     ):
         if job.facts.runs and not job.request.live:
-            job.log.step("pause")
+            await job.log.step_in_thread("pause")
             await job.session.pause()
             paused.since = time.monotonic()
-        job.log.step("migrate")
+        await job.log.step_in_thread("migrate")
         job.phases.enter("write")
         # A small guest is saved before the event of its being continued could be seen.
         if not job.request.live and await guest_state.run_state(job.session) == "running":
@@ -123,7 +123,7 @@ async def _transfer(
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.request.live)
         if job.request.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
-        job.log.step("complete")
+        await job.log.step_in_thread("complete")
         job.phases.enter("settle")
         return outcome
 

@@ -16,31 +16,34 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manager.cli import main
 from manager.operations import journal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 END = "end"
 _SETTLE = 0.05  # seconds from a signal to another process until it is sure to have arrived
 
 
 def arm(where: str, wanted: str, signals: str) -> None:
-    """Wrap ``Journal.step`` so that ``signals`` are sent at the step ``wanted``."""
-    original = journal.Journal.step
+    """Wrap ``Journal.record`` so that ``signals`` are sent at the step ``wanted``."""
+    original = journal.Journal.record
     pending = [wanted]
 
-    def step(self: journal.Journal, name: str, /, **data: Any) -> None:
-        hit = name in pending
+    def record(self: journal.Journal, step: str, data: Mapping[str, Any]) -> None:
+        hit = step in pending
         if hit:
-            pending.remove(name)
+            pending.remove(step)
         if hit and where == "before":
             strike(signals)
-        original(self, name, **data)
+        original(self, step, data)
         if hit and where == "after":
             strike(signals)
 
-    journal.Journal.step = step  # type: ignore[method-assign]
+    journal.Journal.record = record  # type: ignore[method-assign]
     if wanted == END:
         # Called behind everything, right before the journal is removed.
         journal._end = lambda *_: strike(signals)

@@ -19,14 +19,14 @@ import os, signal, sys
 from manager.cli import main
 from manager.monitor import qmp
 from manager.operations import journal
-plain = journal.Journal.step
-def step(self, step, **data):
-    plain(self, step, **data)
+plain = journal.Journal.record
+def record(self, step, data):
+    plain(self, step, data)
     if step == "migrate":
         # From here on QEMU hangs, and nobody waits for it longer than half a second.
         os.kill(int(sys.argv[1]), signal.SIGSTOP)
         qmp.QmpSession.execute.__kwdefaults__["timeout"] = 0.5
-journal.Journal.step = step
+journal.Journal.record = record
 main.main(sys.argv[2:])
 """
 

@@ -1,0 +1,47 @@
+"""A save waits for the disk off the event loop: a service goes on with its other work meanwhile."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from manager import config as configuration
+from manager.operations import journal, save, save_request
+from tests.fleet import fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from tests.kit import cli
+
+STEPS = ["begin", "label", "hand-over", "pause", "migrate", "complete", "commit", "committed"]
+
+
+async def test_no_fsync_is_waited_for_on_the_event_loop(
+    site: cli.Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops, seen, told = threading.get_ident(), [], []
+
+    def watched(name: str, plain: Callable[[int], None]) -> Callable[[int], None]:
+        def call(fd: int) -> None:
+            seen.append((name, threading.get_ident() == loops))
+            plain(fd)
+
+        return call
+
+    def saw(step: str, _: Any) -> None:
+        told.append((step, threading.get_ident() == loops))
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
+    with fleet.guest(site, "web"):
+        found = configuration.load(site.config, {})
+        with journal.watched(journal.Watch("0123456789ab", saw)):
+            await save.save(found.guest("web"), found, save_request.Request(), lambda _: None)
+    assert len(seen) > len(STEPS)
+    assert {name for name, is_on_the_loop in seen if is_on_the_loop} == set()
+    # Whoever watches is of the loop, and is called there.
+    assert told == [(step, True) for step in STEPS]
