@@ -58,6 +58,7 @@ EXIT_CODES = {
     "save.commit": 4,
     "save.failed": 4,
     "save.guest_continued": 4,
+    "save.guest_not_ended": 4,
     "save.guest_not_put_back": 4,
     "save.qemu_died": 4,
     "save.timeout": 4,

@@ -22,7 +22,7 @@ class SaveTimeout(SaveFailed):
 
 
 class SaveQemuDied(SaveFailed):
-    """QEMU ended while it was saving, before its stream was whole."""
+    """QEMU ended during the save; where the guest was to live on, the image may be committed."""
 
     id = "save.qemu_died"
 
@@ -34,9 +34,15 @@ class CommitFailed(SaveFailed):
 
 
 class GuestContinued(SaveFailed):
-    """Somebody else continued the guest during the save, which was given up; the guest runs."""
+    """Somebody else continued the guest during the save: it is left so, its image is stale."""
 
     id = "save.guest_continued"
+
+
+class GuestNotEnded(SaveFailed):
+    """The image is committed, but the guest did not end; it is paused until it is recovered."""
+
+    id = "save.guest_not_ended"
 
 
 class GuestNotPutBack(SaveFailed):

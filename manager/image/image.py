@@ -93,6 +93,12 @@ class Partial:
     block: Superblock
     libvirt: LibvirtHeader | None = None
     _keep: bool = False
+    _has_its_name: bool = False
+
+    @property
+    def has_its_name(self) -> bool:
+        """Whether ``commit`` has come as far as the rename: whoever looks finds an image then."""
+        return self._has_its_name
 
     @property
     def partial(self) -> str:
@@ -128,7 +134,9 @@ class Partial:
 
         Data is synced already. Each of the four is on stable storage before the next.
 
-        Raises OSError; FileExistsError where ``NAME`` exists and ``replace`` is false.
+        Raises OSError; FileExistsError where ``NAME`` exists and ``replace`` is false. Where
+        ``has_its_name`` is true behind that, it is the image: only that a crash of the host leaves
+        it is not certain.
         """
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
@@ -138,8 +146,16 @@ class Partial:
         if self.libvirt is not None:
             self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
         syscalls.rename(self.directory, self.partial, self.name, replace=replace)
-        self._keep = True
+        self._keep = self._has_its_name = True
         os.fsync(self.directory)
+
+    def mark_stale(self) -> None:
+        """Say in the committed image that its guest was continued: a restore refuses it then.
+
+        Raises OSError, InvalidImage.
+        """
+        stale = dataclasses.replace(self.block, state=State.RESTORED)
+        self.block = superblock.write(self.fd, stale, {**self.metadata(), "continued": True})
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from manager.monitor import undoing
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from manager.monitor.session import Session
+    from manager.monitor.session import Events, Session
 
 _SETTLE_TIMEOUT = 60.0
 
@@ -54,6 +54,39 @@ async def left(session: Session, state: str) -> str:
         await asyncio.sleep(delay)
         delay = min(delay * 2, 0.1)
     return found
+
+
+class ResumeWatch:
+    """Notes whether a guest is continued behind its save, from QEMU's events.
+
+    The run state alone does not tell: a guest may have been continued and stopped again, or ended.
+    """
+
+    def __init__(self, events: Events) -> None:
+        """Read ``events``: ``MIGRATION`` and ``RESUME``, listened to from before the save."""
+        self._events = events
+        self._is_saved = False
+        self._seen = False
+
+    async def saved(self) -> None:
+        """Take the guest for saved, also where the event that says so got lost."""
+        await self._read()
+        self._is_saved = True
+
+    async def seen(self) -> bool:
+        """Tell whether the guest was continued since QEMU had saved it."""
+        await self._read()
+        return self._seen
+
+    async def _read(self) -> None:
+        with contextlib.suppress(errors.MonitorLost):
+            while (event := await self._events.next(timeout=0)) is not None:
+                if event.name == "RESUME":
+                    # QEMU refuses `cont` from the guest's last stop to this event
+                    # (10.0, monitor/qmp-cmds.c), so an earlier one is still in the image.
+                    self._seen = self._seen or self._is_saved
+                elif event.data.get("status") == "completed":
+                    self._is_saved = True
 
 
 class Paused:

@@ -63,9 +63,9 @@ async def query(session: Session) -> Outcome:
 async def save(session: Session, path: str, offset: int, phases: Phases, *, live: bool) -> Outcome:
     """Save to ``path`` (a file or ``/dev/fdset/N``) from byte ``offset``; return the outcome.
 
-    Returns once the guest is in ``postmigrate``: only then may it be continued. Cancelled, it
-    cancels the migration and waits until QEMU has put the guest back; likewise where somebody else
-    continues the guest, unless ``live``.
+    Returns once the guest may be continued: in ``postmigrate``, unless somebody else has continued
+    it already. Cancelled, it cancels the migration and waits until QEMU has put the guest back;
+    likewise where somebody else continues the guest meanwhile, unless ``live``.
 
     Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later,
     GuestContinued, MonitorLost, MonitorBroken.
@@ -76,7 +76,7 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
             await session.execute("migrate", {"uri": uri})
             outcome = await _follow(session, events, phases, live=live)
             if outcome.status == "completed":
-                await guest_state.settled(session, "postmigrate")
+                await guest_state.left(session, "finish-migrate")
         except (asyncio.CancelledError, errors.MonitorBroken, errors.GuestContinued):
             with contextlib.suppress(errors.MonitorLost):
                 await undoing.whole(cancel(session))

@@ -96,10 +96,7 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             opened.reread()
             contents = await waiting.in_thread(opened.validate)
             if opened.block.state is State.RESTORED and not request.again:
-                raise errors.AlreadyRestored(
-                    f"{opened.path!r} was restored before",
-                    hint="its disks have moved on since; --again restores it nevertheless",
-                )
+                raise _used_up(opened)
             phases.enter("read" if request.through_libvirt else "start")
             name = str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
             with journal.operation(
@@ -112,6 +109,17 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
                 chosen = destination_choice.chosen(config, request, opened, name, log)
                 async with chosen as target:
                     return await _load(config, request, opened, contents, target, log, phases)
+
+
+def _used_up(opened: Image) -> errors.AlreadyRestored:
+    """Return the error for an image whose guest has run since."""
+    words = "was restored before"
+    if opened.metadata.get("continued"):
+        words = "is stale: somebody else continued its guest when it was being saved"
+    return errors.AlreadyRestored(
+        f"{opened.path!r} {words}",
+        hint="its disks have moved on since; --again restores it nevertheless",
+    )
 
 
 def resolve(name: str, config: Config) -> str:

@@ -74,15 +74,14 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
             number = fdset.free_id(found.fdsets)
             known = metadata.before(guest.name, found, strategy, request)
             facts_of_it = _journalled(guest, request, held, name, found, monitor)
-            begun = journal.operation_in_thread(
-                config.state, "save", **facts_of_it, fdset=number
-            )
+            begun = journal.operation_in_thread(config.state, "save", **facts_of_it, fdset=number)
             async with begun as log:
-                job = SaveJob(
-                    *(session, held, name, request, found, strategy, chosen, log),
-                    *(phases, known, number),
-                )
-                return await _write(guest, job)
+                with session.events("MIGRATION", "RESUME") as events:
+                    job = SaveJob(
+                        *(session, held, name, request, found, strategy, chosen, log),
+                        *(phases, known, number, guest_state.ResumeWatch(events)),
+                    )
+                    return await _write(guest, job)
 
 
 def _journalled(
@@ -148,7 +147,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                 except (errors.CommandRefused, errors.MonitorLost):
                     pass
             contents = await save_commit.prove(job, partial, outcome)
-            await save_commit.check_undisturbed(job)
+            await save_commit.check_undisturbed(job, paused)
             return await waiting.to_the_end(
                 save_commit.commit(guest, job, partial, applied, paused, contents)
             )
@@ -162,6 +161,12 @@ def _save_failures(job: SaveJob) -> Iterator[None]:
     except FileExistsError:
         raise errors.ImageExists(
             f"{job.path!r} was made by somebody else meanwhile", hint="choose another name"
+        ) from None
+    except journal.JournalUnwritable as error:
+        raise errors.SaveFailed(
+            f"cannot write the journal {error.filename!r}: {error.strerror}",
+            hint="make room there, or set 'state:' in the configuration",
+            errno=error.errno,
         ) from None
     except OSError as error:
         raise errors.SaveFailed(

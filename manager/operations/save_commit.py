@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import bitmaps, syscalls
 from manager.migration import guest_state
-from manager.operations import check, ending, metadata, waiting
+from manager.operations import check, ending, journal, metadata, waiting
 
 if TYPE_CHECKING:
     from manager.config import Guest
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # Runs of unwritten pages shorter than this keep their preallocated blocks: giving back single
 # pages costs more calls than it frees room.
 _WORTH_PUNCHING = 1 << 20
+_GOES_ON = {"resume": "run on", "leave": "be left paused"}
+
+_log = logging.getLogger(__name__)
 
 
 async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Contents:
@@ -50,38 +54,90 @@ async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Cont
     return contents
 
 
-async def _end(job: SaveJob, paused: Paused) -> None:
-    """End the guest, unless somebody else has continued it behind the commit."""
-    if await _runs(job):
-        paused.release()
-        raise errors.GuestContinued(
-            f"{job.session.address}: {job.path!r} is committed, but somebody else has continued "
-            "the guest, which was not ended",
-            hint="its disks move on, so the image is of use only together with a copy of them",
-        )
-    if not await ending.end_guest(job.session):
-        job.log.unsettled()  # `mapsave recover` tries again
-
-
-async def check_undisturbed(job: SaveJob) -> None:
+async def check_undisturbed(job: SaveJob, paused: Paused) -> None:
     """See that nobody else has continued the guest meanwhile: its image would be stale.
 
-    Raises GuestContinued. A guest that has ended is in the image, and nowhere else.
+    Raises GuestContinued. A guest that has ended without that is in the image, and nowhere else.
     """
-    if job.then != "resume" and await _runs(job):
+    if job.then != "resume" and (state := await _disturbed(job)) is not None:
+        paused.release()
         raise errors.GuestContinued(
-            f"{job.session.address}: somebody else continued the guest before its image was "
-            "committed, which was removed",
-            hint="the guest runs; save it again",
+            f"{job.session.address}: somebody else continued the guest, now {state}, before its "
+            "image was committed, which was removed",
+            hint="the guest was left as it is; save it again",
+            run_state=state,
         )
 
 
-async def _runs(job: SaveJob) -> bool:
-    """Tell whether the guest runs; one whose QEMU does not tell counts as one that does not."""
+async def _disturbed(job: SaveJob) -> str | None:
+    """Return the state of a guest that somebody else has continued behind its save, else None.
+
+    One whose QEMU does not tell, or has ended, counts by what its events have told.
+    """
+    state = "in an unknown state"
     try:
-        return await guest_state.run_state(job.session) == "running"
+        state = await guest_state.run_state(job.session)
+    except errors.MonitorLost:
+        state = "ended"
     except errors.MonitorError:
-        return False
+        pass
+    else:
+        if state != "postmigrate":
+            return state
+    return state if await job.resumes.seen() else None
+
+
+async def _then(job: SaveJob, partial: Partial, paused: Paused) -> None:
+    """Do to the guest what was asked for, its image being committed.
+
+    Raises GuestContinued with the guest left as it is, GuestNotEnded, SaveQemuDied.
+    """
+    if job.then == "quit":
+        job.phases.enter("quit")
+    if job.then != "resume" and (state := await _disturbed(job)) is not None:
+        raise await _stale(job, partial, state)
+    if job.then == "quit":
+        if await ending.end_guest(job.session):
+            return
+        job.log.unsettled()  # `mapsave recover` tries again
+        raise errors.GuestNotEnded(
+            f"{job.session.address}: {job.path!r} is committed, but the guest was not ended",
+            hint="it is paused; run 'mapsave recover', which ends it",
+            image=job.path,
+        )
+    try:
+        await guest_state.run_state(job.session)
+    except errors.MonitorLost as error:
+        paused.release()
+        raise errors.SaveQemuDied(
+            f"{error.message}, though the guest was to {_GOES_ON[job.then]}; "
+            f"{job.path!r} is committed",
+            hint="see QEMU's own log; 'mapsave restore' brings the guest back"
+            + (", as it was before it ran on" if paused.until else ""),
+            image=job.path,
+        ) from None
+    except errors.MonitorError as error:
+        _log.warning(
+            "%s: the image is committed, but QEMU does not tell how the guest is: %s",
+            job.session.address,
+            error,
+        )
+
+
+async def _stale(job: SaveJob, partial: Partial, state: str) -> errors.GuestContinued:
+    """Mark an image whose guest was continued before it could be ended; return the error."""
+    marked = "the image is marked, and 'mapsave restore' refuses it"
+    try:
+        await waiting.in_thread(partial.mark_stale)
+    except (OSError, errors.InvalidImage) as error:
+        marked = f"the image could not be marked ({error}): do not restore it"
+    return errors.GuestContinued(
+        f"{job.session.address}: somebody else has continued the guest, now {state}, which was "
+        f"left as it is; {job.path!r} is committed, but stale",
+        hint=f"the guest's disks have moved on, so {marked}",
+        image=job.path,
+        run_state=state,
+    )
 
 
 def _trim(partial: Partial, contents: Contents) -> None:
@@ -93,6 +149,34 @@ def _trim(partial: Partial, contents: Contents) -> None:
             if length >= _WORTH_PUNCHING:
                 offset = block.pages_offset + first * block.page_size
                 syscalls.punch_hole(partial.fd, offset, length)
+
+
+async def _give_its_name(
+    job: SaveJob, partial: Partial, applied: Applied, paused: Paused, final: dict[str, Any]
+) -> None:
+    """Make it the image. Raises OSError, ImageExists with nothing done.
+
+    Raises CommitFailed where the image has its name, but not surely for good: the guest stays
+    paused then, and everything is left to ``mapsave recover``.
+    """
+    # No other save commits under this name as long as the partial image is there.
+    check.only_own(job.directory, job.name, job.request.replace_only)
+    try:
+        await waiting.in_thread(
+            functools.partial(partial.commit, final, replace=job.request.replace)
+        )
+    except OSError as error:
+        if not partial.has_its_name:
+            raise
+        paused.release()
+        applied.keep()
+        job.log.unsettled()
+        raise errors.CommitFailed(
+            f"{job.path!r} is written, but its name is not surely on stable storage: "
+            f"{error.strerror}",
+            hint="run 'mapsave recover' once the disk is well: it completes the save",
+            image=job.path,
+        ) from None
 
 
 async def commit(
@@ -113,18 +197,17 @@ async def commit(
         paused_at=time.time() - paused.seconds() if job.facts.runs else None,
     )
     await job.log.step_in_thread("commit")
-    # No other save commits under this name as long as the partial image is there.
-    check.only_own(job.directory, job.name, job.request.replace_only)
-    await waiting.in_thread(
-        functools.partial(partial.commit, final, replace=job.request.replace)
-    )
-    await job.log.step_in_thread("committed")
-    applied.at_rest()
-    if job.then == "quit":
-        job.phases.enter("quit")
-        await _end(job, paused)
+    await _give_its_name(job, partial, applied, paused, final)
+    # Nothing is undone any more, whatever fails: the guest must not run beside its image.
     if job.then != "resume":
         paused.release()
+    try:
+        await job.log.step_in_thread("committed")
+    except journal.JournalUnwritable as error:
+        # `mapsave recover` knows the image by its uuid as well.
+        _log.warning("cannot write the journal %r: %s", error.filename, error.strerror)
+    applied.at_rest()
+    await _then(job, partial, paused)
     stats = os.fstat(partial.fd)
     phases = job.phases.seconds()
     written = phases.get("write", 0) + phases.get("sync", 0)

@@ -46,6 +46,7 @@ class SaveJob:
     phases: Phases
     metadata: dict[str, Any]
     fdset: int
+    resumes: guest_state.ResumeWatch
 
     @property
     def then(self) -> str:
@@ -123,6 +124,7 @@ async def _transfer(
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.request.live)
         if job.request.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
+        await job.resumes.saved()
         await job.log.step_in_thread("complete")
         job.phases.enter("settle")
         return outcome

@@ -18,34 +18,51 @@ _IMPATIENT = """
 import os, signal, sys
 from manager.cli import main
 from manager.monitor import qmp
-from manager.operations import journal
+from manager.operations import ending, journal
 plain = journal.Journal.record
 def record(self, step, data):
     plain(self, step, data)
-    if step == "migrate":
+    if step == sys.argv[2]:
         # From here on QEMU hangs, and nobody waits for it longer than half a second.
         os.kill(int(sys.argv[1]), signal.SIGSTOP)
-        qmp.QmpSession.execute.__kwdefaults__["timeout"] = 0.5
+        qmp.QmpSession.execute.__kwdefaults__["timeout"] = ending.QUIT_TIMEOUT = 0.5
 journal.Journal.record = record
-main.main(sys.argv[2:])
+main.main(sys.argv[3:])
 """
+
+
+def _impatient(site: cli.Site, guest: qemu.Qemu, step: str, then: str) -> str:
+    """Save a guest that hangs from ``step`` on; return what is said of the failure."""
+    site.add_guest("web01", guest.qmp)
+    command = [sys.executable, "-c", _IMPATIENT, str(guest.pid), step]
+    options = ["--config", str(site.config), "save", "web01", "--then", then]
+    try:
+        done = subprocess.run(
+            [*command, *options], capture_output=True, text=True, timeout=60, check=False
+        )
+    finally:
+        os.kill(guest.pid, signal.SIGCONT)  # whatever came of it, the kit ends it
+    assert done.returncode == 4, done.stderr
+    assert "mapsave recover" in done.stderr
+    assert struck.journals(site), "the journal is what recover works from"
+    return done.stderr
 
 
 def test_save_of_a_hung_guest_is_finished_by_recover(site: cli.Site) -> None:
     with qemu.running(memory="32M", paused=False) as guest:
-        site.add_guest("web01", guest.qmp)
-        command = [sys.executable, "-c", _IMPATIENT, str(guest.pid)]
-        options = ["--config", str(site.config), "save", "web01", "--then", "resume"]
-        try:
-            done = subprocess.run(
-                [*command, *options], capture_output=True, text=True, timeout=60, check=False
-            )
-        finally:
-            os.kill(guest.pid, signal.SIGCONT)  # whatever came of it, the kit ends it
-        assert done.returncode == 4, done.stderr
-        assert "mapsave recover" in done.stderr
-        assert struck.journals(site), "the journal is what recover works from"
+        _impatient(site, guest, "migrate", "resume")
         site.run("recover", check=0)
         assert guest.status() == "running"
         assert not struck.journals(site)
         assert not struck.partials(site)
+
+
+def test_a_guest_that_does_not_end_behind_its_save_is_ended_by_recover(site: cli.Site) -> None:
+    """Nobody may believe that it has ended: what would be restored is a second one."""
+    with qemu.running(memory="32M", paused=False) as guest:
+        assert "[save.guest_not_ended]" in _impatient(site, guest, "committed", "quit")
+        site.run("recover", check=0)
+        guest.wait()
+        assert not struck.journals(site)
+        (image,) = site.run("list", "--json", check=0).json()["images"]
+        assert image["state"] == "saved"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,20 +154,6 @@ def test_guest_resumed_by_somebody_else(
         nothing_left(site)
 
 
-@pytest.mark.parametrize("step", ["commit", "committed"])
-def test_guest_resumed_by_somebody_else_behind_the_commit(
-    daemon: Daemon, site: cli.Site, step: str
-) -> None:
-    """It is too late to take the image back, but a guest that runs is not destroyed."""
-    with small(daemon, paused=False) as guest:
-        before = guest.status()
-        with _at(site, guest, step) as process:
-            guest.virsh("resume")
-            result = finished(process)
-        as_before(guest, before)
-        assert result.returncode in (0, 4), result
-
-
 @pytest.mark.parametrize("command", ["save", "managedsave", "dump"])
 def test_libvirt_told_to_save_while_we_write(daemon: Daemon, site: cli.Site, command: str) -> None:
     """Theirs fails; ours goes on."""
@@ -292,8 +278,9 @@ def _held(
 
 def _writer(daemon: Daemon) -> int | None:
     for pid in daemon.guests():
-        if b"iohelper" in Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]:
-            return pid
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if b"iohelper" in Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]:
+                return pid
     return None
 
 
