@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 QUIT_TIMEOUT = 60.0
+# A process that was killed closes its monitor a moment before it is gone.
+LOST_TIMEOUT = 2.0
 
 
 async def end_guest(session: Session) -> bool:

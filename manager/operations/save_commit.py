@@ -90,7 +90,7 @@ async def _disturbed(job: SaveJob) -> str | None:
 async def _then(job: SaveJob, partial: Partial, paused: Paused) -> None:
     """Do to the guest what was asked for, its image being committed.
 
-    Raises GuestContinued with the guest left as it is, GuestNotEnded, SaveQemuDied.
+    Raises GuestContinued with the guest left as it is, GuestNotEnded, SaveQemuDied, SaveFailed.
     """
     if job.then == "quit":
         job.phases.enter("quit")
@@ -109,19 +109,30 @@ async def _then(job: SaveJob, partial: Partial, paused: Paused) -> None:
         await guest_state.run_state(job.session)
     except errors.MonitorLost as error:
         paused.release()
-        raise errors.SaveQemuDied(
-            f"{error.message}, though the guest was to {_GOES_ON[job.then]}; "
-            f"{job.path!r} is committed",
-            hint="see QEMU's own log; 'mapsave restore' brings the guest back"
-            + (", as it was before it ran on" if paused.until else ""),
-            image=job.path,
-        ) from None
+        raise await _lost(job, error) from None
     except errors.MonitorError as error:
         _log.warning(
             "%s: the image is committed, but QEMU does not tell how the guest is: %s",
             job.session.address,
             error,
         )
+
+
+async def _lost(job: SaveJob, error: errors.MonitorLost) -> errors.SaveFailed:
+    """Return the error for a guest that was to live on, and whose monitor is gone."""
+    pid = job.facts.pid
+    if pid is not None and not await ending.ended(pid, ending.LOST_TIMEOUT):
+        job.log.unsettled()
+        return errors.SaveFailed(
+            f"{error.message}, though QEMU (pid {pid}) lives; {job.path!r} is committed",
+            hint=f"run 'mapsave recover': it lets the guest {_GOES_ON[job.then]}",
+            image=job.path,
+        )
+    return errors.SaveQemuDied(
+        f"{error.message}, though the guest was to {_GOES_ON[job.then]}; {job.path!r} is committed",
+        hint="see QEMU's own log; 'mapsave restore' brings the guest back as it was saved",
+        image=job.path,
+    )
 
 
 async def _stale(job: SaveJob, partial: Partial, state: str) -> errors.GuestContinued:

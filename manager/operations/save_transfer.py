@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from manager.operations.save_request import Request
     from manager.plan.strategy import Strategy
 
-# A process that was killed closes its monitor a moment before it is gone.
-_END_TIMEOUT = 2.0
-
 
 @dataclasses.dataclass
 class SaveJob:
@@ -150,7 +147,7 @@ async def _check_loss(
     Returns where QEMU has ended with its stream whole: then the image can be committed.
     """
     found = job.facts
-    if found.pid is not None and not await ending.ended(found.pid, _END_TIMEOUT):
+    if found.pid is not None and not await ending.ended(found.pid, ending.LOST_TIMEOUT):
         lives = f"{error.message}, though QEMU (pid {found.pid}) lives"
         raise left_to_recover(job, partial, applied, lives)
     try:

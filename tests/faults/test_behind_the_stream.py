@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.qemu
 NAME = "web01"
 IMAGE = "one.mapsave"
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
+_PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
 _CHECKOUT = Path(__file__).parents[2]
 
 
@@ -143,6 +147,41 @@ def test_a_guest_that_was_to_live_on_and_is_gone(
     site.run("restore", IMAGE, check=0)
     with guest.successor() as restored:
         assert restored.status() == "running"
+
+
+def _cut_off(process: subprocess.Popen[str], guest: qemu.Qemu) -> None:
+    """Shut the connection to the guest's monitor down from outside; QEMU knows nothing of it."""
+    handle = os.pidfd_open(process.pid)
+    try:
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            if not os.readlink(entry).startswith("socket:"):
+                continue
+            taken = ctypes.CDLL(None, use_errno=True).syscall(
+                _PIDFD_GETFD, handle, int(entry.name), 0
+            )
+            assert taken >= 0, os.strerror(ctypes.get_errno())
+            with socket.socket(fileno=taken) as sock:
+                if sock.getpeername() == str(guest.qmp):
+                    sock.shutdown(socket.SHUT_RDWR)
+                    return
+    finally:
+        os.close(handle)
+    raise AssertionError("mapsave is not connected to the guest")
+
+
+def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qemu.Qemu) -> None:
+    """Its image is good, but it is paused: recover lets it run."""
+    with struck.stopped(site, "resume", *SAVE, "--then", "resume") as process:
+        _cut_off(process, guest)
+        error = _error(process)
+    assert error["id"] == "save.failed"
+    assert error["data"]["image"] == str(site.images / IMAGE)
+    assert f"(pid {guest.pid}) lives" in error["message"]
+    assert guest.status() == "postmigrate"
+    (line,) = site.run("recover", "--json", check=0).json()["operations"]
+    assert (line["error"], line["outcome"]) == (None, "image committed")
+    assert guest.status() == "running"
+    assert _states(site) == ["saved"]
 
 
 # The disk fails.
