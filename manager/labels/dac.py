@@ -53,8 +53,10 @@ class Dac:
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return what an image would get. Raises PolicyViolation, NotPermitted."""
+        if access == "restore":
+            return labels.Label(self.name)
         uid, gid = self._owner()
-        if access == "save" and not self.system.capable(CAP_CHOWN):
+        if not self.system.capable(CAP_CHOWN):
             foreign_uid = uid not in (-1, os.geteuid())
             foreign_gid = gid not in (-1, os.getegid(), *os.getgroups())
             if foreign_uid or foreign_gid:
@@ -65,8 +67,7 @@ class Dac:
                     hint="run mapsave as root, or leave owner and group out of the policy",
                     file=directory,
                 )
-        value = self._show(uid, gid, self.policy.mode) if access == "save" else None
-        return labels.Label(self.name, value)
+        return labels.Label(self.name, self._show(uid, gid, self.policy.mode))
 
     def apply(self, target: Target) -> Label:
         """Set owner, group and mode by descriptor, and read them back. Raises NotPermitted."""

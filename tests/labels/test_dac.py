@@ -80,6 +80,17 @@ def test_restore_changes_nothing(image: Path) -> None:
     assert state(image) == before
 
 
+@pytest.mark.parametrize("what", ["owner", "group"])
+def test_unknown_names_do_not_count_for_a_restore(image: Path, what: str) -> None:
+    labeller = work(**{what: "no-such-one"})
+    assert labeller.check(str(image.parent), None, "restore") == labelling.Label("dac")
+    with open(image, "rb") as file:
+        place = (file.fileno(), str(image), ())
+        assert labeller.intended(*place, None, "restore") is None
+        with labeller.applied(*place, None, "restore"):
+            pass
+
+
 @pytest.mark.parametrize(("what", "kind"), [("owner", "user"), ("group", "group")])
 def test_unknown_names(image: Path, what: str, kind: str) -> None:
     labeller = work(**{what: "no-such-one"})
