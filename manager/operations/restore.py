@@ -98,7 +98,7 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             if opened.block.state is State.RESTORED and not request.again:
                 raise _used_up(opened)
             phases.enter("read" if request.through_libvirt else "start")
-            name = str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
+            name = _name(request, opened)
             with journal.operation(
                 config.state,
                 "restore",
@@ -139,16 +139,16 @@ async def _load(
     phases: Phases,
 ) -> dict[str, Any]:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
-    session = target.session
+    session, name = target.session, _name(request, opened)
     if target.is_loaded:
         log.step("loaded", **_process(session))
     else:
         phases.enter("compare")
         await destination.compare(target, opened, contents, force=request.force)
         domain = await session.domain()
-        labels = save_request.policy_labelling(config, request.policy or "auto", domain)
-        directory, name = os.path.split(os.path.realpath(opened.path))
-        labels.check(directory, session.pid, "restore", [name])
+        labels = save_request.policy_labelling(config, _policy(config, request, name), domain)
+        directory, file = os.path.split(os.path.realpath(opened.path))
+        labels.check(directory, session.pid, "restore", [file])
         if intended := labels.intended(opened.fd, opened.path, [], session.pid, "restore"):
             log.step("rules", label=intended.as_dict())
         with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
@@ -160,7 +160,7 @@ async def _load(
     seconds = phases.seconds()
     return {
         "image": opened.path,
-        "guest": str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest"),
+        "guest": name,
         "run_state": state,
         "duration_s": round(phases.total, 6),
         "downtime_s": _downtime(opened) if runs else None,
@@ -171,6 +171,17 @@ async def _load(
         "monitor": session.address,
         "pid": session.pid,
     }
+
+
+def _name(request: Request, opened: Image) -> str:
+    return str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
+
+
+def _policy(config: Config, request: Request, name: str) -> str:
+    """Return the label policy: the one asked for, the guest's, the general one, ``auto``."""
+    guest = config.guests.get(name)
+    own = guest.policy if guest is not None else None
+    return request.policy or own or config.save.policy or "auto"
 
 
 def _downtime(opened: Image) -> float | None:

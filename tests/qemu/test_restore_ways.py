@@ -67,6 +67,28 @@ def test_guest_option_starts_another_guest(site: cli.Site, tmp_path: Path) -> No
             ram.assert_same(scene.ram, restored.ram)
 
 
+@pytest.mark.parametrize("whose", ["guest", "general", "both"])
+def test_label_policy_of_the_configuration(site: cli.Site, whose: str) -> None:
+    """The guest's own first, then the general one; what is asked for comes before both."""
+    with saved(site) as scene:
+        if whose != "general":
+            site.guests["web01"]["policy"] = "of-guest"
+        if whose != "guest":
+            site.settings["save"] = {"policy": "general"}
+        site.write()
+        error = error_of(site.run("restore", scene.image, "--json", check=2))
+        assert error["id"] == "policy.unknown"
+        assert error["data"]["policy"] == ("general" if whose == "general" else "of-guest")
+        assert state_of(site, scene.image) == "saved"
+        with qemu.running(memory="32M", incoming=True) as waiting:
+            into = ("restore", scene.image, "--into", waiting.address, "--json")
+            assert error_of(site.run(*into, check=2))["data"] == error["data"]
+            assert waiting.status() == "inmigrate"
+        site.run("restore", scene.image, "--policy", "none", check=0)
+        with scene.guest.successor() as restored:
+            ram.assert_same(scene.ram, restored.ram)
+
+
 # What the guest does afterwards.
 
 

@@ -83,14 +83,15 @@ def test_guest_whose_type_wants_another_image_type(site: cli.Site) -> None:
 
 def test_policy_names_the_other_image_type(site: cli.Site, tmp_path: Path) -> None:
     image = site.images / "prot"
-    own = svirt.policy(site, image_type="svirt_prot_exec_image_t")
+    svirt.policy(site, image_type="svirt_prot_exec_image_t")
+    site.settings["policies"] = str(site.directory)
     with svirt.running(context=svirt.OTHER_DOMAIN, ram=patterns.dense) as guest:
-        site.add_guest("web01", guest.qmp, launch=guest.argv)
+        site.add_guest("web01", guest.qmp, launch=guest.argv, policy="own")
         before = guest.snapshot_ram(tmp_path / "before")
-        words = ("save", "web01", "--image", image, "--policy", own, "--json")
+        words = ("save", "web01", "--image", image, "--json")
         assert site.run(*words, check=0).json()["label"]["value"] == OTHER_IMAGE
         guest.wait()
-        site.run("restore", image, "--policy", own, check=0)
+        site.run("restore", image, check=0)
         with guest.successor() as restored:
             assert svirt.context_of(restored.pid) == svirt.OTHER_DOMAIN
             ram.assert_same(before, restored.ram)
