@@ -40,6 +40,7 @@ def text(done: dict[str, Any]) -> str:
         + (line["outcome"] or f"cannot be dealt with yet: {line['error']['message']}")
         for line in done["operations"]
     ]
+    lines += [f"warning: {words}" for line in done["operations"] for words in line["warnings"]]
     verb = "would be removed" if done["dry_run"] else "removed"
     lines += [f"partial image without an owner {verb}: {path}" for path in done["swept"]]
     return "\n".join(lines) or "nothing to recover"

@@ -69,13 +69,20 @@ class Dac:
                 )
         return labels.Label(self.name, self._show(uid, gid, self.policy.mode))
 
+    def intended(self, target: Target) -> Label:
+        """Return what is there: for a restore nothing is set, and a partial image is removed."""
+        found = _text(_state(target.fd))
+        return labels.Label(self.name, found, None, found)
+
     def apply(self, target: Target) -> Label:
         """Set owner, group and mode by descriptor, and read them back. Raises NotPermitted."""
         before = _state(target.fd)
         if target.access == "restore":
             return labels.Label(self.name, _text(before))
-        done = labels.Label(self.name, _text(before), None, _text(before), before)
         uid, gid = self._owner()
+        rest = {"uid": uid, "gid": gid, "mode": self.policy.mode}
+        detail = {"before": before, "rest": rest}
+        done = labels.Label(self.name, _text(before), None, _text(before), detail)
         try:
             _set(target.fd, uid, gid, self.policy.mode)
         except OSError as error:
@@ -89,18 +96,22 @@ class Dac:
             with contextlib.suppress(OSError):
                 self.undo(target, done)
             raise refusal from None
-        return labels.Label(self.name, _text(_state(target.fd)), None, done.previous, before)
+        return labels.Label(self.name, _text(_state(target.fd)), None, done.previous, detail)
+
+    def holds(self, target: Target, label: Label) -> bool:
+        """Return whether owner, group and mode are still those."""
+        return _text(_state(target.fd)) == label.value
 
     def undo(self, target: Target, label: Label) -> None:
         """Put owner, group and mode back as they were."""
-        was = label.detail
+        was = label.detail.get("before")
         if was and _state(target.fd) != was:
             _set(target.fd, was["uid"], was["gid"], was["mode"])
 
     def rest(self, target: Target, label: Label) -> None:
-        """Set what the policy says once more, should it have been changed meanwhile."""
-        if target.access == "save":
-            _set(target.fd, *self._owner(), self.policy.mode)
+        """Set what the policy said once more, should it have been changed meanwhile."""
+        if (wanted := label.detail.get("rest")) is not None:
+            _set(target.fd, wanted["uid"], wanted["gid"], wanted["mode"])
 
     def refuses(self, target: Target) -> bool:
         """Return False: permissions count when a file is opened, and QEMU gets it open."""

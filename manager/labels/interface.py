@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,28 +35,26 @@ class SecurityModule(Protocol):
         ``names``: all that the image is to have there, as far as they are known.
         """
 
+    def intended(self, target: Target) -> Label:
+        """Return what :meth:`apply` would return, and change nothing. Raises as it does."""
+
     def apply(self, target: Target) -> Label:
         """Label the image, read the label back and ask whether it will do.
 
         When it raises, the image is as it was.
         """
 
+    def holds(self, target: Target, label: Label) -> bool:
+        """Return whether the image has ``label`` still: nobody has changed it since."""
+
     def undo(self, target: Target, label: Label) -> None:
         """Put back what was there before ``label`` was applied. Raises OSError, NotPermitted."""
 
     def rest(self, target: Target, label: Label) -> None:
-        """Give the image the label for rest. Raises OSError, NotPermitted."""
+        """Give the image the label for rest, as ``label`` says. Raises OSError, NotPermitted."""
 
     def refuses(self, target: Target) -> bool:
         """Return whether the module keeps the file from QEMU now; False where it can't be asked."""
 
     def explain(self, target: Target) -> str:
         """Return one sentence about the file, QEMU and whether the module lets them meet."""
-
-
-@runtime_checkable
-class ChangesElsewhere(Protocol):
-    """A security module that changes more than the image, which goes with the image if it fails."""
-
-    def intended(self, target: Target) -> Label:
-        """Return what ``apply`` would return, and change nothing. Raises LabelRefused."""

@@ -69,6 +69,17 @@ class Label:
         return (self, *self.others)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong when a label was taken back or set for rest: what stays, and what to do.
+
+    ``recoverable``: ``mapsave recover`` can still put it right, so the journal has to stay.
+    """
+
+    text: str
+    recoverable: bool
+
+
 def who(pid: int | None) -> str:
     """Return how messages call the process."""
     return "QEMU" if pid is None else f"QEMU (pid {pid})"

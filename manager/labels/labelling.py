@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 from manager import errors
 from manager.labels.dac import Dac
-from manager.labels.interface import ChangesElsewhere
-from manager.labels.label import Access, Label, Target, name_of, who
+from manager.labels.label import Access, Label, Problem, Target, name_of, who
 from manager.labels.policy import BUILT_IN, Policy
 from manager.labels.system import System
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from manager.labels.interface import SecurityModule
 
@@ -33,10 +32,11 @@ __all__ = [
     "Applied",
     "Label",
     "Labelling",
+    "Problem",
+    "attempt",
     "describe_refusal",
     "refusal",
     "system_process_context",
-    "take_out",
 ]
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Labelling:
         other_paths: Sequence[str],
         pid: int | None,
         access: Literal["save", "restore"],
+        on_left: Callable[[list[Problem]], object] | None = None,
     ) -> Iterator[Applied]:
         """Label the open image for the QEMU ``pid``, and undo it at the end.
 
@@ -91,10 +92,15 @@ class Labelling:
         QEMU runs: its context decides.
 
         Raises LabelRefused, PolicyViolation, NotPermitted, with the image as it was. What goes
-        wrong when undoing is logged, never raised.
+        wrong when undoing is logged, never raised; ``on_left`` is called with it.
         """
         if access == "save":
             self._check_directory(os.path.dirname(name_of(fd, path)))
+
+        def undo(module: SecurityModule, label: Label) -> None:
+            if (problems := attempt(module, "undo", target, label)) and on_left is not None:
+                on_left(problems)
+
         kept = os.dup(fd)
         try:
             target = Target(kept, path, tuple(other_paths), pid, access)
@@ -103,7 +109,7 @@ class Labelling:
                 for module in self.modules:
                     with _speaking(module, path, pid):
                         done.append((module, module.apply(target)))
-                    undoing.callback(_undo, *done[-1], target)
+                    undoing.callback(undo, *done[-1])
                 yield Applied(_joined([label for _, label in done]), target, done, undoing)
         finally:
             os.close(kept)
@@ -111,17 +117,20 @@ class Labelling:
     def intended(
         self, fd: int, path: str, other_paths: Sequence[str], pid: int | None, access: Access
     ) -> Label | None:
-        """Return what :meth:`applied` would change elsewhere than on the image; None: nothing.
+        """Return what :meth:`applied` would change that stays if mapsave dies; None: nothing.
 
-        Journal it before, for :func:`take_out`. Raises LabelRefused.
+        Those are rules elsewhere, and for a restore the image's label: a partial image goes with
+        its own. Journal it before, for ``leftovers``. Raises LabelRefused, PolicyViolation.
         """
         target = Target(fd, path, tuple(other_paths), pid, access)
         parts: list[Label] = []
         for module in self.modules:
-            if isinstance(module, ChangesElsewhere):
-                with _speaking(module, path, pid):
-                    parts.append(module.intended(target))
-        return _joined(parts) if any(part.detail.get("rules") for part in parts) else None
+            with _speaking(module, path, pid):
+                part = module.intended(target)
+            on_image = access == "restore" and part.value != part.previous
+            if part.detail.get("rules") or on_image:
+                parts.append(part)
+        return _joined(parts) if parts else None
 
     @contextlib.contextmanager
     def creating(self, pid: int | None) -> Iterator[None]:
@@ -133,22 +142,6 @@ class Labelling:
             for module in self.modules:
                 stack.enter_context(module.creating(pid))
             yield
-
-    def settle(
-        self, fd: int, path: str, other_paths: Sequence[str], label: Label, access: Access
-    ) -> list[str]:
-        """Do what ``at_rest`` does for an image that another mapsave, now dead, had labelled.
-
-        ``label`` is what it had applied, from the journal. Returns what went wrong.
-        """
-        target = Target(fd, path, tuple(other_paths), None, access)
-        known = {part.module: part for part in label.parts()}
-        return [
-            problem
-            for module in self.modules
-            if module.name in known
-            for problem in _attempt(module, "rest", target, known[module.name])
-        ]
 
     def _check_directory(self, directory: str) -> None:
         """Raise PolicyViolation unless the policy lets images go to ``directory``."""
@@ -179,10 +172,10 @@ class Applied:
         self._undoing = undoing
 
     def keep(self) -> None:
-        """Leave everything as it is, for QEMU is still at it; see :meth:`Labelling.settle`."""
+        """Leave everything as it is, for QEMU is still at it; see ``leftovers.settle``."""
         self._undoing.pop_all()
 
-    def at_rest(self) -> list[str]:
+    def at_rest(self) -> list[Problem]:
         """Give the image label, owner and mode for rest, and take AppArmor's rules out.
 
         Call it when QEMU has no descriptor of the image any more. Returns what went wrong, which
@@ -192,23 +185,8 @@ class Applied:
         return [
             problem
             for module, label in reversed(self._done)
-            for problem in _attempt(module, "rest", self._target, label)
+            for problem in attempt(module, "rest", self._target, label)
         ]
-
-
-def take_out(label: Label, path: str, system: System = _HOST) -> list[str]:
-    """Take out what a mapsave that died had changed elsewhere than on the image at ``path``.
-
-    ``label`` is from the journal. Taken out twice does no harm. Returns what went wrong.
-    """
-    with_rules = [part for part in label.parts() if part.detail.get("rules")]
-    if not with_rules:
-        return []
-    from manager.labels.apparmor import Apparmor
-
-    module = Apparmor(BUILT_IN["auto"], system)
-    target = Target(-1, path, (), None, "save")
-    return [problem for part in with_rules for problem in _attempt(module, "undo", target, part)]
 
 
 def describe_refusal(
@@ -326,20 +304,25 @@ def _speaking(module: SecurityModule, path: str, pid: int | None) -> Iterator[No
         ) from error
 
 
-def _undo(module: SecurityModule, label: Label, target: Target) -> None:
-    _attempt(module, "undo", target, label)
-
-
-def _attempt(
+def attempt(
     module: SecurityModule, step: Literal["undo", "rest"], target: Target, label: Label
-) -> list[str]:
-    """Do one step that must not stop the others; return and log what went wrong."""
+) -> list[Problem]:
+    """Do one step that must not stop the others; return and log what went wrong.
+
+    A label that was to be put back, or rules, are worth another attempt. A label for rest is not:
+    the image is good without it.
+    """
     try:
         (module.undo if step == "undo" else module.rest)(target, label)
     except Exception as error:  # whatever it is, it must not hide why we are undoing
         what = "put the label back on" if step == "undo" else "set the label for rest on"
-        problem = f"{module.name}: cannot {what} {target.path}: {error}"
-        log.error("%s", problem)
+        hint = error.hint if isinstance(error, errors.MapsaveError) else None
+        recoverable = step == "undo" or bool(label.detail.get("rules"))
+        hint = hint or ("run 'mapsave recover'" if recoverable else "set it by hand")
+        problem = Problem(
+            f"{module.name}: cannot {what} {target.path}: {error} ({hint})", recoverable
+        )
+        log.error("%s", problem.text)
         return [problem]
     return []
 

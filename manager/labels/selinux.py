@@ -10,6 +10,7 @@ policy.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -53,15 +54,21 @@ class Selinux:
             self._require(process, value, access, f"images in {directory}", wanted)
         return labels.Label(self.name, value, process)
 
+    def intended(self, target: Target) -> Label:
+        """Return the label that the image would get, or has where that will do.
+
+        Raises PolicyViolation.
+        """
+        return self._intended(target)[0]
+
     def apply(self, target: Target) -> Label:
         """Label the image by descriptor. Raises LabelRefused, PolicyViolation."""
-        process = self.process(target.pid)
-        before = self.system.get_attribute(target.fd, ATTRIBUTE)
-        wanted = self._wanted_now(target, process, before)
-        if wanted is not None and not self._same(before, wanted):
-            self._set(target, wanted, process, before)
+        done, wanted = self._intended(target)
+        process, before = done.process, done.previous
+        if done.value is not None and done.value != before:
+            self._set(target, done.value, process, before)
         after = self.system.get_attribute(target.fd, ATTRIBUTE)
-        done = labels.Label(self.name, after, process, before)
+        done = dataclasses.replace(done, value=after)
         try:
             if process is not None and after is not None:
                 self._require(process, after, target.access, target.path, wanted)
@@ -71,6 +78,11 @@ class Selinux:
             raise
         return done
 
+    def holds(self, target: Target, label: Label) -> bool:
+        """Return whether the file is labelled so still."""
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        return found == label.value or (label.value is not None and self._same(found, label.value))
+
     def undo(self, target: Target, label: Label) -> None:
         """Write the remembered label back: the kernel lets nobody remove one."""
         if label.previous is not None and label.previous != label.value:
@@ -78,17 +90,28 @@ class Selinux:
 
     def rest(self, target: Target, label: Label) -> None:
         """Set the label for rest; after a restore that is the one the image had."""
-        choice = self.options.at_rest
+        choice = str(label.detail.get("at_rest", self.options.at_rest))
         if target.access == "restore" or choice == "previous":
             return self.undo(target, label)
         if choice == "keep":
             return None
-        if choice == "default":
-            value = self.kernel.default(os.path.dirname(labels.name_of(target.fd, target.path)))
-            value = value or label.previous
-        else:
-            value = self._canonical(choice)
+        value = self._default(target, label) if choice == "default" else self._canonical(choice)
         return None if value is None else self._write(target.fd, value)
+
+    def _default(self, target: Target, label: Label) -> str | None:
+        """Return what a new file of that directory gets; the label from before if that is unknown.
+
+        Raises LabelUnavailable where that one is the guest's own: the file was born with it.
+        """
+        path = labels.name_of(target.fd, target.path)
+        value = self.kernel.default(os.path.dirname(path))
+        if value is None and label.value and label.previous in (None, label.value):
+            raise errors.LabelUnavailable(
+                f"the loaded policy does not say what files in {os.path.dirname(path)} are "
+                f"labelled; it keeps {label.value}",
+                hint=f"run: restorecon {path}",
+            )
+        return value or label.previous
 
     def refuses(self, target: Target) -> bool:
         """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
@@ -157,6 +180,15 @@ class Selinux:
             return None
         level = process.split(":", 3)[3:]  # the range; its low part holds the categories
         return self._canonical(":".join([*base, *(part.split("-")[0] for part in level)]))
+
+    def _intended(self, target: Target) -> tuple[Label, str | None]:
+        """Return the label that the image would get, and the one that the policy wants."""
+        process = self.process(target.pid)
+        before = self.system.get_attribute(target.fd, ATTRIBUTE)
+        wanted = self._wanted_now(target, process, before)
+        value = before if wanted is None or self._same(before, wanted) else wanted
+        detail = {"at_rest": self.options.at_rest} if target.access == "save" else {}
+        return labels.Label(self.name, value, process, before, detail), wanted
 
     def _wanted_now(self, target: Target, process: str | None, before: str | None) -> str | None:
         """Return the label to set, None to leave the file as it is.

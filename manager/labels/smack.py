@@ -6,6 +6,7 @@ Source: the kernel's Documentation/admin-guide/LSM/Smack.rst (``access2``, SMACK
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -55,18 +56,25 @@ class Smack:
             self._require(process, wanted, access, f"images in {directory}")
         return labels.Label(self.name, wanted, process)
 
-    def apply(self, target: Target) -> Label:
-        """Label the image by descriptor and read the label back. Raises LabelRefused."""
+    def intended(self, target: Target) -> Label:
+        """Return the label that the image would get, or has where that will do."""
         process = self.process(target.pid)
         before = self.system.get_attribute(target.fd, ATTRIBUTE)
         wanted = self.options.label or process
         readable = target.access == "restore" and process and before and not self.options.label
         if readable and self.allows(str(process), str(before), "restore"):
             wanted = None
-        if wanted is not None and wanted != before:
-            self._set(target, wanted, before, process)
+        detail = {"at_rest": self.options.at_rest} if target.access == "save" else {}
+        return labels.Label(self.name, wanted or before, process, before, detail)
+
+    def apply(self, target: Target) -> Label:
+        """Label the image by descriptor and read the label back. Raises LabelRefused."""
+        done = self.intended(target)
+        process, before = done.process, done.previous
+        if done.value is not None and done.value != before:
+            self._set(target, done.value, before, process)
         after = self.system.get_attribute(target.fd, ATTRIBUTE)
-        done = labels.Label(self.name, after, process, before)
+        done = dataclasses.replace(done, value=after)
         try:
             if process and after:
                 self._require(process, after, target.access, target.path)
@@ -75,6 +83,10 @@ class Smack:
                 self.undo(target, done)
             raise
         return done
+
+    def holds(self, target: Target, label: Label) -> bool:
+        """Return whether the file is labelled so still."""
+        return self.system.get_attribute(target.fd, ATTRIBUTE) == label.value
 
     def undo(self, target: Target, label: Label) -> None:
         """Put the remembered label back, or take ours off where there was none."""
@@ -87,7 +99,7 @@ class Smack:
 
     def rest(self, target: Target, label: Label) -> None:
         """Set the label for rest; after a restore that is the one the image had."""
-        choice = self.options.at_rest
+        choice = str(label.detail.get("at_rest", self.options.at_rest))
         if target.access == "restore" or choice == "previous":
             self.undo(target, label)
         elif choice != "keep":

@@ -351,12 +351,16 @@ def _all_facts(state: Path) -> Iterator[dict[str, Any]]:
 
 
 def add(orphan: Orphan, step: str, **data: Any) -> None:
-    """Record a step of one who deals with the journal of a dead manager. Raises OSError."""
-    fd = os.open(orphan.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    try:
-        _write(fd, step, data)
-    finally:
-        os.close(fd)
+    """Record a step of one who deals with the journal of a dead manager, durably. Raises OSError."""
+    record = json.dumps({"step": step, "time": time.time(), **data}).encode("ascii")
+    known = _read(orphan.path)
+    lines = orphan.path.read_bytes().splitlines(keepends=True)
+    whole = b"".join(lines[: len(known.steps) if known else 0])  # a torn line would hide ours
+    with open(orphan.path, "r+b", buffering=0) as file:
+        file.truncate(len(whole))
+        file.seek(0, os.SEEK_END)
+        file.write((b"" if whole.endswith(b"\n") else b"\n") + record + b"\n")
+        os.fdatasync(file.fileno())
 
 
 def forget(orphan: Orphan) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from manager.config import Config
+    from manager.labels.label import Problem
     from manager.operations.journal import Orphan
 
     Line = dict[str, Any]
@@ -31,7 +32,8 @@ async def recover(
 
     Returns ``operations`` and ``swept``. With ``dry_run`` nothing is changed, and each entry says
     what would be done. An operation that cannot be dealt with yet (its QEMU does not answer) keeps
-    its journal and is reported with its error. ``told`` gets each entry, and the journal that it is
+    its journal and is reported with its error; one whose label could not be taken back keeps it
+    too, and has that among its ``warnings``. ``told`` gets each entry, and the journal that it is
     of, as soon as it is there: one save that QEMU is still doing may take long.
     """
     with journal.orphans(config.state) as orphans:
@@ -55,6 +57,7 @@ async def _one(
         "monitor": None,
         "interrupted_at": orphan.last,
         "outcome": None,
+        "warnings": [],
         "error": None,
     }
     await _deal_with(config, orphan, line, dry_run=dry_run)
@@ -64,9 +67,10 @@ async def _one(
 
 
 async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: bool) -> None:
+    problems: list[Problem] = []
     try:
         line.update(image=_image(orphan), monitor=_monitor(orphan))
-        line["outcome"] = await _work(orphan)(config, orphan, dry_run=dry_run)
+        line["outcome"] = await _work(orphan)(config, orphan, problems, dry_run=dry_run)
     except errors.MapsaveError as error:
         line["error"] = error.as_dict()
         return
@@ -79,7 +83,9 @@ async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: boo
         words = f"{str(orphan.path)!r}: unexpected {type(error).__name__}: {error}"
         line["error"] = errors.MapsaveError(words, hint="move it away if it is damaged").as_dict()
         return
-    if not dry_run:
+    line["warnings"] = [problem.text for problem in problems]
+    # What is still loaded or labelled is taken back by the next recovery, and only by its journal.
+    if not dry_run and not any(problem.recoverable for problem in problems):
         journal.forget(orphan)
 
 

@@ -1,7 +1,8 @@
 """Recover an interrupted restore: the guest runs already, or the image is as it was.
 
 At the socket of the destination anybody may listen by now: the guest itself, started anew by its
-owner. So only a QEMU that is surely the interrupted destination is ended, and none that runs.
+owner. So only a QEMU that is surely the interrupted destination is ended, and only while it waits:
+in run state ``paused`` is a guest that was just loaded, and one that ran and was paused as well.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from typing import TYPE_CHECKING
 from manager import errors
 from manager.image import image
 from manager.image.superblock import State
-from manager.labels import labelling
+from manager.labels import leftovers
 from manager.labels.label import Label
 from manager.migration import guest_state, parameters
 from manager.migration.parameters import Settings
 from manager.monitor import fdset, process
-from manager.operations import attach, ending, locks
+from manager.operations import attach, ending, journal, locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.config import Config
     from manager.image.image import Image
+    from manager.labels.label import Problem
     from manager.monitor.session import Session
     from manager.operations.journal import Orphan
 
@@ -34,38 +36,67 @@ PAUSED = (
     "image as before; libvirt may have loaded the guest meanwhile: if the domain that is active is "
     "that one, end it (virsh destroy) or let it run (virsh resume)"
 )
+LOADED = (
+    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' or "
+    "virsh resume), or end it; the image stays marked as restored"
+)
+MAY_HAVE_RUN = (
+    "destination ended since; its guest was loaded and may have run, so the image stays marked as "
+    "restored: restore --again takes it nevertheless"
+)
 ENDED_SINCE = "guest restored, and ended since; the image stays marked as restored"
 
 
-async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
-    """Finish or undo the restore, see ``_recover``; nothing stays in QEMU's profile either way."""
-    outcome = await _recover(config, orphan, dry_run=dry_run)
-    if not dry_run and (label := orphan.facts.get("label")):
-        labelling.take_out(Label.from_dict(label), str(orphan.facts["image"]))
-    return outcome
-
-
-async def _recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
+async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dry_run: bool) -> str:
     """Finish the restore where the guest was about to run, else undo it; return which.
 
-    Raises Busy where somebody works on the destination or the image, Unreachable where the
-    destination lives but does not answer.
+    Nothing stays in QEMU's profile or on the image either way; what goes wrong there is added to
+    ``problems``. Raises Busy where somebody works on the destination or the image, Unreachable
+    where the destination lives but does not answer.
     """
     with _image_held(config, orphan) as opened:
         if orphan.facts.get("monitor") is None:
             return UNDONE  # nothing had been started
         monitor = attach.Monitor(**orphan.facts["monitor"])
         with locks.held(config.state, f"guest {orphan.facts['guest']!r}", monitor.key):
-            try:
-                async with monitor.connected() as session:
-                    if await _is_destination(orphan, session):
-                        return await _with_qemu(orphan, opened, session, dry_run=dry_run)
-                    if _libvirt_may_have_loaded(orphan, monitor):
-                        return PAUSED
-            except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
-                if _lives(orphan):
-                    raise
-        return _without_qemu(orphan, opened, dry_run=dry_run)
+            if orphan.reached("tidy"):
+                outcome = str(orphan.facts.get("outcome", RUNS))
+            else:
+                outcome = await _finish_or_undo(orphan, opened, monitor, dry_run=dry_run)
+                if not dry_run:
+                    with contextlib.suppress(OSError):
+                        journal.add(orphan, "tidy", outcome=outcome)
+            if not dry_run:
+                # Under the locks: who begins behind them must not rely on what we take out.
+                _take_label_back(orphan, opened, problems)
+            return outcome
+
+
+def _take_label_back(orphan: Orphan, opened: Image | None, problems: list[Problem]) -> None:
+    if (data := orphan.facts.get("label")) is None:
+        return
+    label, path = Label.from_dict(data), str(orphan.facts["image"])
+    problems += leftovers.take_out(label, path)
+    if opened is not None:
+        problems += leftovers.put_back(opened.fd, path, label)
+
+
+async def _finish_or_undo(
+    orphan: Orphan, opened: Image | None, monitor: attach.Monitor, *, dry_run: bool
+) -> str:
+    try:
+        async with monitor.connected() as session:
+            state = await guest_state.run_state(session)
+            if _is_destination(orphan, session, state):
+                return await _with_qemu(orphan, opened, session, state, dry_run=dry_run)
+            if _libvirt_may_have_loaded(orphan, monitor):
+                return PAUSED
+            if orphan.reached("load") and _pid(orphan) is None and state != "inmigrate":
+                return _loaded(opened, dry_run=dry_run)  # it may be, who can tell
+    except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
+        if _lives(orphan):
+            raise
+    return _without_qemu(orphan, opened)
 
 
 def _libvirt_may_have_loaded(orphan: Orphan, monitor: attach.Monitor) -> bool:
@@ -91,35 +122,42 @@ def _image_held(config: Config, orphan: Orphan) -> Iterator[Image | None]:
         yield opened
 
 
+def _pid(orphan: Orphan) -> int | None:
+    """Return the pid of the destination, known from its loading on where it is in our sight."""
+    pid = orphan.facts.get("pid")
+    return int(pid) if pid is not None else None
+
+
 def _lives(orphan: Orphan) -> bool:
     """Tell whether the destination is known, and known to live."""
-    pid, started = orphan.facts.get("pid"), orphan.facts.get("process_started")
+    pid, started = _pid(orphan), orphan.facts.get("process_started")
     if pid is None or started is None or not orphan.is_of_this_boot:
         return False
-    return process.alive(int(pid), int(started))
+    return process.alive(pid, int(started))
 
 
-async def _is_destination(orphan: Orphan, session: Session) -> bool:
+def _is_destination(orphan: Orphan, session: Session, state: str) -> bool:
     """Tell whether the QEMU that answers is the destination, not another that came since."""
-    if await guest_state.run_state(session) == "inmigrate":
-        return True  # waits for a guest, so holds none
-    return _lives(orphan) and session.pid == orphan.facts["pid"]
+    if (pid := _pid(orphan)) is not None:
+        return _lives(orphan) and session.pid == pid
+    return state == "inmigrate"  # waits for a guest, so holds none
 
 
 async def _with_qemu(
-    orphan: Orphan, opened: Image | None, session: Session, *, dry_run: bool
+    orphan: Orphan, opened: Image | None, session: Session, state: str, *, dry_run: bool
 ) -> str:
-    runs = await guest_state.run_state(session) == "running"
+    runs = state == "running"
     if runs or orphan.reached("run"):
         if not dry_run:
             await _tidy(orphan, session)
-            # Somebody has let it run before we came, or the mark was taken back.
-            if opened is not None and opened.block.state is not State.RESTORED:
-                with contextlib.suppress(OSError):  # as a restore: not every image can be marked
-                    opened.mark(State.RESTORED)
+            _mark(opened)  # somebody has let it run before we came, or the mark was taken back
             if not runs:
                 await session.resume()
         return RUNS
+    if state != "inmigrate":
+        if not dry_run:
+            await _tidy(orphan, session)
+        return _loaded(opened, dry_run=dry_run)
     launched = orphan.reached("launch")
     outcome = UNDONE if launched else LEFT
     if dry_run:
@@ -128,32 +166,32 @@ async def _with_qemu(
         await ending.end_guest(session)
     else:
         await _tidy(orphan, session)
-    _unmark(orphan, opened)
     return outcome
 
 
-def _without_qemu(orphan: Orphan, opened: Image | None, *, dry_run: bool) -> str:
+def _loaded(opened: Image | None, *, dry_run: bool) -> str:
+    """Leave a loaded guest as it is: if it ran, its disks have moved on, and only it has them."""
+    if dry_run:
+        return f"would be: {LOADED}"
+    _mark(opened)
+    return LOADED
+
+
+def _mark(opened: Image | None) -> None:
+    if opened is not None and opened.block.state is not State.RESTORED:
+        with contextlib.suppress(OSError):  # as a restore: not every image can be marked
+            opened.mark(State.RESTORED)
+
+
+def _without_qemu(orphan: Orphan, opened: Image | None) -> str:
     """The destination is gone. A guest that ran has changed its disks: the image stays marked."""
     if orphan.reached("run"):
         return ENDED_SINCE
-    if not dry_run:
-        _unmark(orphan, opened)
-    return UNDONE
+    marked = opened is not None and opened.block.state is State.RESTORED
+    return MAY_HAVE_RUN if orphan.reached("mark") and marked else UNDONE
 
 
 async def _tidy(orphan: Orphan, session: Session) -> None:
     if orphan.reached("load"):
         await fdset.take_back(session, int(orphan.facts["fdset"]))
         await parameters.put_back(session, Settings.from_dict(orphan.facts["settings"]))
-
-
-def _unmark(orphan: Orphan, opened: Image | None) -> None:
-    """Give the image the state back that it had before, where it was marked and not again since.
-
-    Raises OSError.
-    """
-    if opened is None or not orphan.reached("mark"):
-        return
-    ours = opened.block.sequence == int(orphan.facts["sequence"]) + 1
-    if ours and opened.block.state is State.RESTORED:
-        opened.mark(State(int(orphan.facts["before"])))

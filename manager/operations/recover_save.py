@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 from manager import errors
 from manager.image import descriptors, image, store
 from manager.image.superblock import State
-from manager.labels import labelling
+from manager.labels import leftovers
 from manager.labels.label import Label
 from manager.migration import guest_state, outgoing, parameters, progress
 from manager.migration.parameters import Settings
 from manager.monitor import fdset, process
-from manager.operations import attach, ending, journal, locks, metadata, save_request, waiting
+from manager.operations import attach, ending, journal, locks, metadata, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.config import Config
     from manager.image.image import Partial
+    from manager.labels.label import Problem
     from manager.monitor.session import Session
     from manager.operations.journal import Orphan
 
@@ -31,20 +32,15 @@ HOST_WENT_DOWN = (
     "the host went down before the image was on stable storage: nothing to commit, "
     "partial image removed"
 )
+TAKEN_OVER = f"{COMMITTED}; guest left as it is: somebody has let it run since"
 GONE_SINCE = f"{COMMITTED}, and gone from its place since; guest left as it is"
 
 
-async def recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
-    """Finish or undo the save, see ``_recover``; nothing stays in QEMU's profile either way."""
-    outcome = await _recover(config, orphan, dry_run=dry_run)
-    if not dry_run and (label := _label(orphan)) is not None:
-        # The image may be gone, or be another's: what is elsewhere is taken out all the same.
-        labelling.take_out(label, os.path.join(orphan.facts["directory"], orphan.facts["name"]))
-    return outcome
-
-
-async def _recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
+async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dry_run: bool) -> str:
     """Finish or undo the save; return what was done (or would be).
+
+    What goes wrong with its label is added to ``problems``. What the save has left on the disk
+    goes last, and when it cannot go yet the guest is not touched again.
 
     Raises Busy where somebody works on the guest, Unreachable where its QEMU lives but does not
     answer, BadDirectory where the image directory is gone (mount it, and try again).
@@ -55,15 +51,52 @@ async def _recover(config: Config, orphan: Orphan, *, dry_run: bool) -> str:
     with (
         locks.held(config.state, who, monitor.key),
         locks.process_held(config.state, who, _process(orphan)),
-        store.directory(found["directory"]) as held,
     ):
-        if _may_live(orphan, monitor):
-            async with contextlib.AsyncExitStack() as stack:
-                session = await _session(orphan, monitor, stack)
-                if session is not None:
-                    _check_identity(orphan, session)
-                    return await _with_qemu(config, orphan, held, session, dry_run=dry_run)
-        return await _without_qemu(config, orphan, held, dry_run=dry_run)
+        if orphan.reached("tidy"):
+            outcome = str(found.get("outcome", COMMITTED))
+        else:
+            outcome = await _finish_or_undo(orphan, monitor, problems, dry_run=dry_run)
+            if not dry_run:
+                # Where the disk is full, the partial image that fills it goes next.
+                with contextlib.suppress(OSError):
+                    journal.add(orphan, "tidy", outcome=outcome)
+        if not dry_run:
+            _tidy(config, orphan, outcome, problems)
+        return outcome
+
+
+async def _finish_or_undo(
+    orphan: Orphan, monitor: attach.Monitor, problems: list[Problem], *, dry_run: bool
+) -> str:
+    if _may_live(orphan, monitor):
+        async with contextlib.AsyncExitStack() as stack:
+            session = await _session(orphan, monitor, stack)
+            if session is not None:
+                _check_identity(orphan, session)
+                return await _with_qemu(orphan, session, problems, dry_run=dry_run)
+    with store.directory(orphan.facts["directory"]) as held:
+        return await _without_qemu(orphan, held, problems, dry_run=dry_run)
+
+
+def _tidy(config: Config, orphan: Orphan, outcome: str, problems: list[Problem]) -> None:
+    """Take AppArmor's rules out of QEMU's profile, and remove what is left of a partial image.
+
+    Under the locks: a save that begins behind them must not rely on a rule that we take out.
+    Raises BadDirectory, NotPermitted.
+    """
+    directory = str(orphan.facts["directory"])
+    if (label := _label(orphan)) is not None:
+        # The image may be gone, or be another's: what is elsewhere is taken out all the same.
+        problems += leftovers.take_out(label, os.path.join(directory, orphan.facts["name"]))
+    if outcome.startswith(COMMITTED):
+        return
+    try:
+        with store.directory(directory) as held:
+            _remove(config, orphan, held)
+    except (errors.BadDirectory, errors.NotPermitted) as error:
+        error.message = f"{outcome}, but its partial image is still to be removed: {error.message}"
+        error.hint = "mount it, and recover again"
+        raise
 
 
 def _process(orphan: Orphan) -> tuple[int, int] | None:
@@ -108,7 +141,7 @@ def _check_identity(orphan: Orphan, session: Session) -> None:
 
 
 async def _with_qemu(
-    config: Config, orphan: Orphan, held: store.Directory, session: Session, *, dry_run: bool
+    orphan: Orphan, session: Session, problems: list[Problem], *, dry_run: bool
 ) -> str:
     complete = await _complete(orphan, session, dry_run=dry_run)
     if dry_run:
@@ -116,20 +149,19 @@ async def _with_qemu(
     if orphan.reached("hand-over"):
         await fdset.take_back(session, int(orphan.facts["fdset"]))
         await parameters.put_back(session, Settings.from_dict(orphan.facts["settings"]))
-    if orphan.reached("committed") and not _is_committed(orphan, held):
-        return GONE_SINCE  # it may be restored elsewhere: two guests must not run
-    if complete:
+    if not complete:
+        # First of all: the guest must not wait for an image directory that is gone.
+        await _put_back(orphan, session)
+        return PUT_BACK
+    with store.directory(orphan.facts["directory"]) as held:
+        if orphan.reached("committed") and not _is_committed(orphan, held):
+            return GONE_SINCE  # it may be restored elsewhere: two guests must not run
         try:
-            await _commit(config, orphan, held)
+            await _commit(orphan, held, problems)
         except (errors.InvalidImage, OSError) as error:
             await _put_back(orphan, session)
-            _remove(config, orphan, held)
             return f"{PUT_BACK}: QEMU had finished, but the image is not good: {error}"
-        await _then(orphan, session)
-        return COMMITTED
-    await _put_back(orphan, session)
-    _remove(config, orphan, held)
-    return PUT_BACK
+    return await _then(orphan, session)
 
 
 async def _complete(orphan: Orphan, session: Session, *, dry_run: bool) -> bool:
@@ -163,18 +195,24 @@ async def _put_back(orphan: Orphan, session: Session) -> None:
             paused.release()
 
 
-async def _then(orphan: Orphan, session: Session) -> None:
-    """Do what was to be done behind the commit, unless the guest runs by somebody's hand."""
-    if await guest_state.run_state(session) == "running":
-        return
-    if orphan.facts["then"] == "quit":
+async def _then(orphan: Orphan, session: Session) -> str:
+    """Do what was to be done behind the commit; return the outcome.
+
+    Only a guest that has not run since its save is in ``postmigrate``. One in another state runs,
+    or was paused, by somebody's hand: its disks have moved on, and the image does not hold it.
+    """
+    then = orphan.facts["then"]
+    if await guest_state.run_state(session) != "postmigrate":
+        return TAKEN_OVER if then == "quit" else COMMITTED
+    if then == "quit":
         await ending.end_guest(session)
-    elif orphan.facts["then"] == "resume":
+    elif then == "resume":
         await session.resume()
+    return COMMITTED
 
 
 async def _without_qemu(
-    config: Config, orphan: Orphan, held: store.Directory, *, dry_run: bool
+    orphan: Orphan, held: store.Directory, problems: list[Problem], *, dry_run: bool
 ) -> str:
     """QEMU is gone; what it wrote is whole, or it is not.
 
@@ -183,7 +221,7 @@ async def _without_qemu(
     """
     if _is_committed(orphan, held):
         if not dry_run:
-            await _commit(config, orphan, held)
+            await _commit(orphan, held, problems)
         return COMMITTED
     outcome = QEMU_ENDED if orphan.is_of_this_boot else HOST_WENT_DOWN
     whole = orphan.is_of_this_boot or orphan.reached("commit")
@@ -193,22 +231,20 @@ async def _without_qemu(
     except (OSError, errors.InvalidImage):
         whole = False
     if not whole:
-        if not dry_run:
-            _remove(config, orphan, held)
         return outcome
     if not dry_run:
-        await _commit(config, orphan, held)
+        await _commit(orphan, held, problems)
     return f"{COMMITTED} (QEMU had finished before it ended)"
 
 
-async def _commit(config: Config, orphan: Orphan, held: store.Directory) -> None:
+async def _commit(orphan: Orphan, held: store.Directory, problems: list[Problem]) -> None:
     """Commit the partial image, or find that it was.
 
     Raises InvalidImage, OSError.
     """
     if _is_committed(orphan, held):
         with descriptors.opened(held.fd, str(orphan.facts["name"]), os.O_RDWR) as fd:
-            _settle_label(config, orphan, held, fd)
+            _settle_label(orphan, held, fd, problems)
         os.fsync(held.fd)  # it may have died between rename and fsync
         return
     with _adopted(orphan, held) as partial:
@@ -218,7 +254,7 @@ async def _commit(config: Config, orphan: Orphan, held: store.Directory) -> None
         known = partial.metadata()
         final = metadata.after(known, contents, label, duration=0.0, paused_at=_paused_at(orphan))
         partial.commit({**final, "recovered": True}, replace=bool(orphan.facts["replace"]))
-        _settle_label(config, orphan, held, partial.fd)
+        _settle_label(orphan, held, partial.fd, problems)
 
 
 @contextlib.contextmanager
@@ -251,7 +287,7 @@ def _label(orphan: Orphan) -> Label | None:
 
 
 def _remove(config: Config, orphan: Orphan, held: store.Directory) -> None:
-    """Take the label's traces (an AppArmor rule) back and delete the partial file.
+    """Delete the partial file.
 
     One of that name that another save made is left alone.
     """
@@ -259,9 +295,8 @@ def _remove(config: Config, orphan: Orphan, held: store.Directory) -> None:
     try:
         with image.adopting(held.fd, name) as partial:
             found = partial.block.uuid
-            if str(found) == orphan.facts.get("uuid"):
-                _settle_label(config, orphan, held, partial.fd)
-            elif orphan.reached("label") or journal.claimed(config.state, found):
+            ours = str(found) == orphan.facts.get("uuid")
+            if not ours and (orphan.reached("label") or journal.claimed(config.state, found)):
                 return
             partial.remove()
     except errors.Busy:
@@ -274,11 +309,7 @@ def _remove(config: Config, orphan: Orphan, held: store.Directory) -> None:
             os.unlink(image.partial_name(name), dir_fd=held.fd)
 
 
-def _settle_label(config: Config, orphan: Orphan, held: store.Directory, fd: int) -> None:
-    label = _label(orphan)
-    if label is None:
-        return
-    name = str(orphan.facts["name"])
-    paths = [os.path.join(held.path, each) for each in (image.partial_name(name), name)]
-    labels = save_request.policy_labelling(config, str(orphan.facts["policy"]))
-    labels.settle(fd, paths[0], paths[1:], label, "save")
+def _settle_label(orphan: Orphan, held: store.Directory, fd: int, problems: list[Problem]) -> None:
+    if (label := _label(orphan)) is not None:
+        path = os.path.join(held.path, str(orphan.facts["name"]))
+        problems += leftovers.settle(fd, path, label)

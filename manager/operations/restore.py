@@ -31,6 +31,8 @@ from manager.operations import (
 from manager.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from manager.config import Config
     from manager.image.image import Contents, Image
     from manager.migration.progress import Phases, Report
@@ -140,6 +142,7 @@ async def _load(
 ) -> dict[str, Any]:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, name = target.session, _name(request, opened)
+    left: list[labelling.Problem] = []
     if target.is_loaded:
         log.step("loaded", **_process(session))
     else:
@@ -147,16 +150,16 @@ async def _load(
         await destination.compare(target, opened, contents, force=request.force)
         domain = await session.domain()
         labels = save_request.policy_labelling(config, _policy(config, request, name), domain)
-        directory, file = os.path.split(os.path.realpath(opened.path))
-        labels.check(directory, session.pid, "restore", [file])
-        if intended := labels.intended(opened.fd, opened.path, [], session.pid, "restore"):
-            log.step("rules", label=intended.as_dict())
-        with labels.applied(opened.fd, opened.path, [], session.pid, "restore"):
+        with _labelled(labels, opened, session.pid, log) as left:
             phases.enter("read")
             await _transfer(request, opened, target, log)
     phases.enter("run")
     runs = _shall_run(request, opened)
     state = await waiting.to_the_end(_hand_to_user(opened, target, log, runs=runs))
+    if left:
+        # The guest is its user's from here on: `mapsave recover` leaves it alone.
+        with contextlib.suppress(OSError):
+            log.step("tidy")
     seconds = phases.seconds()
     return {
         "image": opened.path,
@@ -170,6 +173,7 @@ async def _load(
         "phases": seconds,
         "monitor": session.address,
         "pid": session.pid,
+        "warnings": [problem.text for problem in left],
     }
 
 
@@ -182,6 +186,30 @@ def _policy(config: Config, request: Request, name: str) -> str:
     guest = config.guests.get(name)
     own = guest.policy if guest is not None else None
     return request.policy or own or config.save.policy or "auto"
+
+
+@contextlib.contextmanager
+def _labelled(
+    labels: labelling.Labelling, opened: Image, pid: int | None, log: journal.Journal
+) -> Iterator[list[labelling.Problem]]:
+    """Label the image for QEMU to read, and take that back; both are journalled before.
+
+    What cannot be taken back comes into the list, and is left to ``mapsave recover``. Raises
+    LabelRefused, PolicyViolation, NotPermitted.
+    """
+    left: list[labelling.Problem] = []
+
+    def on_left(problems: list[labelling.Problem]) -> None:
+        left.extend(problems)
+        log.unsettled()
+
+    directory, file = os.path.split(os.path.realpath(opened.path))
+    labels.check(directory, pid, "restore", [file])
+    place = (opened.fd, opened.path, ())
+    if (intended := labels.intended(*place, pid, "restore")) is not None:
+        log.step("label", label=intended.as_dict())
+    with labels.applied(*place, pid, "restore", on_left):
+        yield left
 
 
 def _downtime(opened: Image) -> float | None:
@@ -261,7 +289,7 @@ async def _hand_to_user(
     them leaves a running guest beside an image that looks unused."""
     session = target.session
     before = opened.block.state
-    log.step("mark", before=int(before), sequence=opened.block.sequence)
+    log.step("mark")
     try:
         opened.mark(State.RESTORED)
     except OSError as error:

@@ -126,7 +126,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
         uuid = str(partial.block.uuid)
         if (intended := job.labelling.intended(*place, "save")) is not None:
             await job.log.step_in_thread("rules", label=intended.as_dict(), uuid=uuid)
-        applied = stack.enter_context(job.labelling.applied(*place, "save"))
+        applied = stack.enter_context(job.labelling.applied(*place, "save", job.on_left))
         await job.log.step_in_thread("label", label=applied.label.as_dict(), uuid=uuid)
         if job.strategy.preallocate:
             room = job.facts.memory.total + partial.block.stream_offset

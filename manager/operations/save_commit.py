@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -217,8 +218,13 @@ async def commit(
     except journal.JournalUnwritable as error:
         # `mapsave recover` knows the image by its uuid as well.
         _log.warning("cannot write the journal %r: %s", error.filename, error.strerror)
-    applied.at_rest()
+    problems = applied.at_rest()
+    is_left = job.on_left(problems)
     await _then(job, partial, paused)
+    if is_left:
+        # The guest is its user's from here on: `mapsave recover` leaves it alone.
+        with contextlib.suppress(journal.JournalUnwritable):
+            await job.log.step_in_thread("tidy")
     stats = os.fstat(partial.fd)
     phases = job.phases.seconds()
     written = phases.get("write", 0) + phases.get("sync", 0)
@@ -239,4 +245,5 @@ async def commit(
         "reasons": job.strategy.reasons,
         "label": applied.label.as_dict(),
         "then": job.then,
+        "warnings": [problem.text for problem in problems],
     }

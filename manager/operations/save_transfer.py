@@ -16,8 +16,11 @@ from manager.monitor import fdset
 from manager.operations import ending
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from manager.image import store
     from manager.image.image import Partial
+    from manager.labels.label import Problem
     from manager.labels.labelling import Applied
     from manager.migration.guest_state import Paused
     from manager.migration.progress import Phases
@@ -51,6 +54,12 @@ class SaveJob:
         if self.request.then == "resume" and not self.facts.runs:
             return "leave"
         return self.request.then
+
+    def on_left(self, problems: Sequence[Problem]) -> bool:
+        """Keep the journal where ``mapsave recover`` can still take a label back; tell whether."""
+        if found := any(problem.recoverable for problem in problems):
+            self.log.unsettled()
+        return found
 
     @property
     def path(self) -> str:

@@ -44,6 +44,11 @@ _NOT_YET = (
 )
 _THEN = ("quit", "resume", "leave")
 UNDONE = "destination ended, image as before"
+LOADED = (
+    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' or "
+    "virsh resume), or end it; the image stays marked as restored"
+)
+TAKEN_OVER = "image committed; guest left as it is: somebody has let it run since"
 _LEFT = {"resume": "running", "leave": "postmigrate"}
 
 
@@ -223,9 +228,9 @@ def test_qemu_killed_while_it_saves(site: cli.Site, step: str, code: int) -> Non
         ("after", "launch", UNDONE),
         ("before", "load", UNDONE),
         ("after", "load", UNDONE),
-        ("before", "mark", UNDONE),
-        ("after", "mark", UNDONE),
-        ("before", "run", UNDONE),
+        ("before", "mark", LOADED),
+        ("after", "mark", LOADED),
+        ("before", "run", LOADED),
         ("after", "run", "guest restored"),
         ("after", "end", "guest restored"),
     ],
@@ -238,8 +243,39 @@ def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str
         if outcome == UNDONE:
             assert [each["state"] for each in _listed(site)] == ["saved"]
             site.run("restore", IMAGE, check=0)
+        assert [each["state"] for each in _listed(site)] == ["restored"]
         with guest.successor() as restored:
-            assert restored.status() == "running"
+            assert restored.status() == ("paused" if outcome == LOADED else "running")
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_restored_guest_that_was_used_since_is_not_ended(site: cli.Site, where: str) -> None:
+    """Its owner let it run, and paused it: its disks have moved on, and only it has them."""
+    with _saved(site) as guest:
+        struck.run(site, where, "mark", "KILL", "restore", IMAGE)
+        with guest.successor() as used:
+            used.control.execute("cont")
+            used.control.execute("stop")
+            dry = site.run("recover", "--dry-run", "--json", check=0).json()
+            assert [line["outcome"] for line in dry["operations"]] == [f"would be: {LOADED}"]
+            _recovered(site, LOADED)
+            assert used.status() == "paused"
+            assert [each["state"] for each in _listed(site)] == ["restored"]
+
+
+def test_restored_guest_that_was_used_and_ended_since(site: cli.Site) -> None:
+    """Nobody can tell any more whether its disks have moved on: the image stays marked."""
+    with _saved(site) as guest:
+        struck.run(site, "after", "end", "KILL", "restore", IMAGE)
+        (journal,) = struck.journals(site)
+        lines = journal.read_text().splitlines(keepends=True)
+        assert json.loads(lines[-1])["step"] == "run"
+        journal.write_text("".join(lines[:-1]))  # as if it had died before it let the guest run
+        with guest.successor() as used:
+            used.kill()
+        done = site.run("recover", "--json", check=0).json()["operations"]
+        assert "may have run, so the image stays marked" in done[0]["outcome"]
+        assert [each["state"] for each in _listed(site)] == ["restored"]
 
 
 @pytest.mark.parametrize("step", ["load", "mark", "run"])

@@ -17,7 +17,7 @@ import pytest
 from manager.labels.system import System
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from manager.labels import labelling
@@ -134,11 +134,12 @@ def labelled(
     others: Sequence[str] = (),
     pid: int | None = PID,
     access: Access = "save",
+    on_left: Callable[[list[labelling.Problem]], object] | None = None,
 ) -> Iterator[labelling.Applied]:
     """Open the image as a save or a restore does, and label it."""
     fd = os.open(image, os.O_WRONLY if access == "save" else os.O_RDONLY)
     try:
-        with labeller.applied(fd, path or str(image), others, pid, access) as applied:
+        with labeller.applied(fd, path or str(image), others, pid, access, on_left) as applied:
             yield applied
     finally:
         os.close(fd)

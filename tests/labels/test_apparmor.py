@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from manager import errors
-from manager.labels import labelling
+from manager.labels import labelling, leftovers
 from manager.labels.policy import ApparmorOptions, Policy
 from tests.labels.conftest import PID, labelled
 
@@ -194,17 +194,6 @@ def test_loaded_profile_is_loaded_anew(apparmor: Host, image: Path) -> None:
     assert len(apparmor.commands) == 2
 
 
-def test_rules_of_a_dead_mapsave_are_taken_out(apparmor: Host, image: Path) -> None:
-    with open(image, "wb") as file:
-        with work(apparmor).applied(file.fileno(), str(image), (), PID, "save") as applied:
-            applied.keep()
-        assert len(rules(apparmor)) == 1
-        journalled = labelling.Label.from_dict(applied.label.as_dict())
-        settled = work(apparmor).settle(file.fileno(), str(image), (), journalled, "save")
-    assert settled == []
-    assert rules(apparmor) == []
-
-
 @pytest.mark.parametrize("died", ["before adding", "before loading", "while taking out"])
 def test_what_was_journalled_before_is_taken_out(apparmor: Host, image: Path, died: str) -> None:
     """The journal is written before the rule is; whoever dies at whatever point leaves none."""
@@ -222,10 +211,32 @@ def test_what_was_journalled_before_is_taken_out(apparmor: Host, image: Path, di
             apparmor.locate(RULES).write_text("")
     loads = len(apparmor.commands)
     journalled = labelling.Label.from_dict(intended.as_dict())
-    assert labelling.take_out(journalled, str(image), apparmor) == []
+    assert leftovers.take_out(journalled, str(image), apparmor) == []
     assert rules(apparmor) == []
     assert len(apparmor.commands) == loads + 1
-    assert labelling.take_out(journalled, str(image), apparmor) == []
+    assert leftovers.take_out(journalled, str(image), apparmor) == []
+
+
+@pytest.mark.parametrize("when", ["at rest", "after a failure", "by recover"])
+def test_rules_that_stay_loaded_are_told(apparmor: Host, image: Path, when: str) -> None:
+    left: list[labelling.Problem] = []
+    with labelled(work(apparmor), image, on_left=left.extend) as applied:
+        apparmor.failures["run"] = "syntax error"
+        if when == "at rest":
+            left += applied.at_rest()
+        if when == "by recover":
+            applied.keep()
+            left += leftovers.take_out(applied.label, str(image), apparmor)
+    (problem,) = left
+    profile = apparmor.locate("/etc/apparmor.d/vmq")
+    assert problem.recoverable
+    assert f"loading {profile} failed: syntax error (run: apparmor_parser -r {profile})" in (
+        problem.text
+    )
+    apparmor.failures.clear()
+    loads = len(apparmor.commands)
+    assert leftovers.take_out(applied.label, str(image), apparmor) == []
+    assert len(apparmor.commands) == loads + 1
 
 
 def test_nothing_is_intended_where_nothing_is_missing(apparmor: Host, image: Path) -> None:

@@ -158,9 +158,13 @@ def test_failed_undo_hides_nothing_and_stops_nothing(
 ) -> None:
     """The second module's undo runs although the first one's fails, and the error comes through."""
     labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
-    with pytest.raises(ZeroDivisionError), labelled(labeller, image):
+    left: list[labelling.Problem] = []
+    with pytest.raises(ZeroDivisionError), labelled(labeller, image, on_left=left.extend):
         selinux.failures["set"] = errno.EIO
         boom()
+    (problem,) = left
+    assert problem.recoverable
+    assert problem.text.endswith("(run 'mapsave recover')")
     assert "selinux: cannot put the label back on" in caplog.text
     assert "Input/output error" in caplog.text
     assert image.stat().st_mode & 0o777 == 0o600
@@ -170,9 +174,9 @@ def test_failed_rest_is_reported_not_raised(selinux: Host, image: Path) -> None:
     labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
     with labelled(labeller, image) as applied:
         selinux.failures["set"] = errno.EIO
-        assert applied.at_rest() == [
-            f"selinux: cannot set the label for rest on {image}: [Errno 5] Input/output error"
-        ]
+        words = f"selinux: cannot set the label for rest on {image}: [Errno 5] Input/output error"
+        problem = labelling.Problem(f"{words} (set it by hand)", recoverable=False)
+        assert applied.at_rest() == [problem]
     assert image.stat().st_mode & 0o777 == 0o640
 
 
@@ -202,21 +206,6 @@ def test_unforeseen_refusal_of_the_kernel(selinux: Host, image: Path) -> None:
     assert caught.value.message == (
         f"selinux: cannot label {image} for QEMU (pid {PID}): [Errno 13] Permission denied"
     )
-
-
-def test_label_survives_the_journal(selinux: Host, image: Path) -> None:
-    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
-    with open(image, "wb") as file:
-        with labeller.applied(file.fileno(), str(image), (), PID, "save") as applied:
-            applied.keep()
-        data = applied.label.as_dict()
-        assert data["value"] == IMAGE
-        assert data["process"] == QEMU
-        assert data["previous"] == BORN
-        assert labelling.Label.from_dict(data) == applied.label
-        assert labeller.settle(file.fileno(), str(image), (), applied.label, "save") == []
-    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
-    assert image.stat().st_mode & 0o777 == 0o640
 
 
 def test_refusal_on_selinux(selinux: Host, image: Path) -> None:

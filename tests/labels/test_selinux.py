@@ -42,7 +42,7 @@ def apply(host: Host, image: Path, access: Any = "save", **options: Any) -> labe
 def test_label_follows_from_the_running_qemu(selinux: Host, image: Path) -> None:
     label = apply(selinux, image)
     assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"
-    assert label == labelling.Label("selinux", IMAGE, QEMU, BORN)
+    assert label == labelling.Label("selinux", IMAGE, QEMU, BORN, {"at_rest": "default"})
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,28 @@ def test_label_for_rest(selinux: Host, image: Path, at_rest: str, expected: str)
     with labelled(work, image) as applied:
         assert applied.at_rest() == []
     assert (selinux.of(image, ATTRIBUTE) or "").rstrip("\0") == expected
+
+
+@pytest.mark.parametrize("born", [IMAGE, None])
+def test_default_label_that_cannot_be_told(selinux: Host, image: Path, born: str | None) -> None:
+    """A file that was born labelled keeps the guest's own label, and that is said."""
+    selinux.failures["/sys/fs/selinux/create"] = errno.EACCES
+    if born is None:
+        selinux.attributes.pop((image.stat().st_ino, ATTRIBUTE))
+    else:
+        selinux.label(image, ATTRIBUTE, born)
+    with labelled(labelling.Labelling(policy(), selinux), image) as applied:
+        (problem,) = applied.at_rest()
+    assert f"it keeps {IMAGE} (run: restorecon {image})" in problem.text
+    assert not problem.recoverable
+    assert (selinux.of(image, ATTRIBUTE) or "").rstrip("\0") == IMAGE
+
+
+def test_label_from_before_stands_in_for_the_default(selinux: Host, image: Path) -> None:
+    selinux.failures["/sys/fs/selinux/create"] = errno.EACCES
+    with labelled(labelling.Labelling(policy(), selinux), image) as applied:
+        assert applied.at_rest() == []
+    assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
 
 
 def test_default_label_comes_from_the_directory(selinux: Host, image: Path) -> None:

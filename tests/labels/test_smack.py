@@ -25,7 +25,9 @@ def work(host: Host, **options: Any) -> labelling.Labelling:
 def test_image_gets_the_label_of_qemu_and_its_own_back(smack: Host, image: Path) -> None:
     with labelled(work(smack), image) as applied:
         assert smack.of(image, ATTRIBUTE) == "Guest1"
-        assert applied.label == labelling.Label("smack", "Guest1", "Guest1", "System")
+        assert applied.label == labelling.Label(
+            "smack", "Guest1", "Guest1", "System", {"at_rest": "previous"}
+        )
     assert smack.of(image, ATTRIBUTE) == "System"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_killed import UNDONE
+from tests.faults.test_killed import LOADED, TAKEN_OVER, UNDONE
 from tests.kit import cli, domain, ram
 from tests.libvirt.test_interrupted import (
     IMAGE,
@@ -213,6 +213,22 @@ def test_resumed_before_the_recovery(
         nothing_left(site)
 
 
+@pytest.mark.parametrize("last", ["resume", "suspend"])
+def test_saved_guest_that_was_used_since_is_not_ended(
+    daemon: Daemon, site: cli.Site, last: str
+) -> None:
+    """Killed behind the commit; its owner let the guest run on, so the image does not hold it."""
+    with small(daemon, paused=False) as guest:
+        _killed(site, "after", "committed", "save", guest.address, "--image", IMAGE)
+        guest.virsh("resume")
+        if last == "suspend":
+            guest.virsh("suspend")
+        found = guest.state()
+        _recovered(site, TAKEN_OVER)
+        assert guest.state() == found
+        nothing_left(site, IMAGE)
+
+
 # A restore.
 
 
@@ -232,9 +248,9 @@ def _saved(daemon: Daemon, site: cli.Site, *, transient: bool = True) -> Iterato
         ("after", "launch", UNDONE),
         ("before", "load", UNDONE),
         ("after", "load", UNDONE),
-        ("before", "mark", UNDONE),
-        ("after", "mark", UNDONE),
-        ("before", "run", UNDONE),
+        ("before", "mark", LOADED),
+        ("after", "mark", LOADED),
+        ("before", "run", LOADED),
         ("after", "run", RESTORED),
         ("after", "end", RESTORED),
     ],
@@ -251,6 +267,9 @@ def test_killed_in_a_restore(
             guest.wait_state("shut off" if persistent else domain.GONE)
             assert _listed(site) == ["saved"]
             site.run(*restore, check=0)
+        if outcome == LOADED:
+            assert guest.state().startswith("paused")
+            guest.virsh("resume")
         guest.wait_state("running")
         assert _listed(site) == ["restored"]
         assert not [path for path in guest.open_files() if IMAGE in path]
@@ -262,8 +281,8 @@ def test_killed_in_a_restore(
     ("where", "step", "outcome"),
     [
         ("after", "launch", UNDONE),
-        ("before", "mark", UNDONE),
-        ("before", "run", UNDONE),
+        ("before", "mark", LOADED),
+        ("before", "run", LOADED),
         ("after", "run", RESTORED),
     ],
 )
@@ -278,7 +297,25 @@ def test_killed_in_a_restore_through_libvirt(
             guest.wait_state(domain.GONE, timeout=2)
             assert _listed(site) == ["saved"]
             site.run(*restore, check=0)
+        if outcome == LOADED:
+            assert guest.state().startswith("paused")
+            guest.virsh("resume")
         guest.wait_state("running")
+        assert _listed(site) == ["restored"]
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_restored_guest_that_was_used_since_is_not_ended(
+    daemon: Daemon, site: cli.Site, where: str
+) -> None:
+    """Its owner let it run, and paused it: its disks have moved on, and only it has them."""
+    with _saved(daemon, site) as guest:
+        _killed(site, where, "mark", "restore", IMAGE, "--guest", guest.address)
+        guest.virsh("resume")
+        guest.virsh("suspend")
+        pid = guest.pid
+        _recovered(site, LOADED)
+        assert (guest.state(), guest.pid) == ("paused (user)", pid)
         assert _listed(site) == ["restored"]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults import struck
 from tests.kit import patterns, ram
 from tests.kit.qmp import QmpError
 from tests.mac.guest import meddling, svirt
@@ -95,3 +96,19 @@ def test_policy_names_the_other_image_type(site: cli.Site, tmp_path: Path) -> No
         with guest.successor() as restored:
             assert svirt.context_of(restored.pid) == svirt.OTHER_DOMAIN
             ram.assert_same(before, restored.ram)
+
+
+def test_label_of_a_restore_that_was_killed(site: cli.Site) -> None:
+    """The image does not keep the label of the guest that it was to be read by."""
+    image = site.images / "killed"
+    with svirt.running() as guest:
+        site.run(*svirt.save(guest, image, "selinux-svirt"), check=0)
+    before = svirt.label_of(image)
+    assert before != svirt.IMAGE
+    with svirt.running(incoming=True) as guest:
+        words = ("restore", image, "--into", guest.address, "--policy", "selinux-svirt")
+        struck.run(site, "after", "load", "KILL", *words)
+        assert svirt.label_of(image) == svirt.IMAGE
+        (line,) = site.run("recover", "--json", check=0).json()["operations"]
+        assert (line["error"], line["warnings"]) == (None, [])
+        assert svirt.label_of(image) == before

@@ -1,0 +1,155 @@
+"""What ``mapsave recover`` must not do: end a used guest, wait with one, ask for a policy."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults import struck
+from tests.faults.test_killed import IMAGE, NAME, TAKEN_OVER
+from tests.kit import cli, patterns, qemu
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kit.qemu import Qemu
+
+pytestmark = pytest.mark.qemu
+
+COMMITTED = "image committed"
+PUT_BACK = "guest put back"
+
+
+def _recovered(site: cli.Site, code: int = 0) -> dict[str, Any]:
+    """Recover, and return the line of the only operation."""
+    (line,) = site.run("recover", "--json", check=code).json()["operations"]
+    assert isinstance(line, dict)
+    return line
+
+
+def _killed(site: cli.Site, guest: Qemu, step: str, *more: str) -> None:
+    site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    struck.run(site, "after", step, "KILL", "save", NAME, "--image", IMAGE, *more)
+    assert len(struck.journals(site)) == 1
+
+
+@pytest.mark.parametrize("last", ["running", "paused"])
+def test_saved_guest_that_was_used_since_is_not_ended(site: cli.Site, last: str) -> None:
+    """Killed behind the commit; its owner let the guest run on, so the image does not hold it."""
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, "committed", "--then", "quit")
+        assert guest.status() == "postmigrate"
+        guest.control.execute("cont")
+        if last == "paused":
+            guest.control.execute("stop")
+        assert _recovered(site)["outcome"] == TAKEN_OVER
+        assert guest.status() == last
+        assert not struck.journals(site)
+    assert [each["state"] for each in site.run("list", "--json", check=0).json()["images"]] == [
+        "saved"
+    ]
+
+
+def test_guest_paused_by_its_owner_is_not_resumed_behind_the_commit(site: cli.Site) -> None:
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, "committed", "--then", "resume")
+        assert guest.status() == "running"
+        guest.control.execute("stop")
+        assert _recovered(site)["outcome"] == COMMITTED
+        assert guest.status() == "paused"
+
+
+def test_guest_does_not_wait_for_an_image_directory_that_is_gone(site: cli.Site) -> None:
+    """It is put back at once and only once; its partial image goes when the directory is back."""
+    away = site.images.with_name("away")
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, "migrate")
+        assert guest.status() == "paused"
+        site.images.rename(away)
+        line = _recovered(site, 3)
+        assert line["error"]["id"] == "check.directory"
+        assert line["error"]["message"].startswith(
+            f"{PUT_BACK}, but its partial image is still to be removed: cannot open"
+        )
+        assert guest.status() == "running"
+        # What its owner does from now on is not undone by the next recovery.
+        guest.control.execute("stop")
+        _recovered(site, 3)
+        assert guest.status() == "paused"
+        away.rename(site.images)
+        assert struck.partials(site)
+        assert _recovered(site)["outcome"] == PUT_BACK
+        assert guest.status() == "paused"
+        assert not struck.partials(site)
+        assert not struck.journals(site)
+
+
+def test_whole_image_waits_for_its_directory(site: cli.Site) -> None:
+    away = site.images.with_name("away")
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, "complete")
+        site.images.rename(away)
+        assert _recovered(site, 3)["error"]["id"] == "check.directory"
+        assert guest.status() == "postmigrate"
+        away.rename(site.images)
+        assert _recovered(site)["outcome"] == COMMITTED
+        guest.wait()
+
+
+@pytest.mark.parametrize("content", ["gone", "damaged", "another module"])
+def test_policy_is_not_asked_for_again(site: cli.Site, tmp_path: Path, content: str) -> None:
+    """What is to be done at rest is in the journal."""
+    policy = tmp_path / "own.yaml"
+    policy.write_text('module: dac\nmode: "0640"\n')
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, "complete", "--policy", str(policy))
+        (partial,) = struck.partials(site)
+        partial.chmod(0o600)
+        if content == "gone":
+            policy.unlink()
+        else:
+            policy.write_text("module: smack\n" if content == "another module" else "module: [")
+        line = _recovered(site)
+        assert (line["outcome"], line["warnings"]) == (COMMITTED, [])
+        assert (site.images / IMAGE).stat().st_mode & 0o777 == 0o640
+        guest.wait()
+
+
+def test_rules_that_cannot_be_taken_out_keep_the_journal(site: cli.Site, tmp_path: Path) -> None:
+    """The file with the rules cannot be read: a directory is in its place."""
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    rule = f'"{site.images / IMAGE}" rw,'
+    detail = {"profile": "vmq", "rules": [rule], "rules_file": str(rules)}
+    detail["profile_file"] = str(tmp_path / "profile")
+    label = {"module": "apparmor", "value": None, "process": None, "previous": None, "others": []}
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, "migrate")
+        (journal,) = struck.journals(site)
+        steps = [json.loads(line) for line in journal.read_text().splitlines()]
+        for step in steps:
+            if step["step"] == "label":
+                step["label"] = {**label, "detail": detail}
+        torn = '{"step": "compl'
+        journal.write_text("".join(json.dumps(step) + "\n" for step in steps) + torn)
+        told = _recovered(site)
+        assert (told["outcome"], told["error"]) == (PUT_BACK, None)
+        (warning,) = told["warnings"]
+        assert "Is a directory" in warning
+        assert "run 'mapsave recover'" in warning
+        assert guest.status() == "running"
+        assert struck.journals(site) == [journal]
+        assert not struck.partials(site)
+        assert f"warning: {warning}" in site.run("recover", check=0).stdout
+        # The guest was dealt with: it is not put back a second time.
+        guest.control.execute("stop")
+        assert _recovered(site)["warnings"] == [warning]
+        assert guest.status() == "paused"
+        rules.rmdir()
+        rules.write_text(f'  "another" r,\n  {rule}  # mapsave\n')
+        told = _recovered(site)
+        assert (told["outcome"], told["warnings"]) == (PUT_BACK, [])
+        assert rules.read_text() == '  "another" r,\n'
+        assert not struck.journals(site)
