@@ -351,7 +351,7 @@ def _all_facts(state: Path) -> Iterator[dict[str, Any]]:
 
 
 def add(orphan: Orphan, step: str, **data: Any) -> None:
-    """Record a step of one who deals with the journal of a dead manager, durably. Raises OSError."""
+    """Record durably a step of one who deals with a dead manager's journal. Raises OSError."""
     record = json.dumps({"step": step, "time": time.time(), **data}).encode("ascii")
     known = _read(orphan.path)
     lines = orphan.path.read_bytes().splitlines(keepends=True)
