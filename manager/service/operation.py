@@ -47,8 +47,6 @@ class Operation:
     task: asyncio.Task[None] | None = dataclasses.field(default=None, repr=False)
     cancel_requested: bool = False
     has_begun: bool = False
-    # The guests of its parts that are done.
-    done_parts: list[str] = dataclasses.field(default_factory=list, repr=False)
     _changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event, repr=False)
 
     @property

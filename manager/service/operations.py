@@ -278,7 +278,7 @@ class Operations:
             with steps.watched(steps.Watch(active.id, saw)):
                 ended: dict[str, Any] = {"state": states.DONE, "result": await work(active)}
         except asyncio.CancelledError:
-            error: errors.MapsaveError = _cancelled(active)
+            error: errors.MapsaveError = errors.Interrupted("cancelled; everything was put back")
             ended = {"state": states.CANCELLED, "error": error.as_dict()}
         except errors.MapsaveError as found:
             over = isinstance(found, errors.Interrupted)
@@ -300,9 +300,6 @@ class Operations:
             _log.error("operation %s: its end is not in the journal yet: %s", active.id, error)
             self._unwritten[active.id] = active
         del self._active[active.id]
-        parent = self._active.get(active.parent or "")
-        if parent is not None and ended["state"] == states.DONE:
-            parent.done_parts.append(active.guest or active.image or active.id)
         active.change(**ended, progress=None)
         level = logging.INFO if active.error is None else logging.WARNING
         words = f": {active.error['message']} [{active.error['id']}]" if active.error else ""
@@ -344,17 +341,6 @@ class Operations:
 
     def _tell(self, active: Operation) -> None:
         self._hub.tell("operation", active.as_dict(), active.id)
-
-
-def _cancelled(active: Operation) -> errors.Interrupted:
-    """Return the error of an operation that was cancelled: what is done of it stays done."""
-    if not active.done_parts:
-        return errors.Interrupted("cancelled; everything was put back")
-    done = ", ".join(active.done_parts)
-    return errors.Interrupted(
-        f"cancelled; what was under way was put back, done before that: {done}",
-        done=list(active.done_parts),
-    )
 
 
 async def _to_the_end(active: Operation) -> None:
