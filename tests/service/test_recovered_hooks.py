@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -160,6 +161,23 @@ def test_the_command_line_recovers_with_them(scene: Scene, guest: Path) -> None:
     after = scene.told()[-1]
     assert (after["recovered"], after["guest"]) == (True, NAME)
     assert after["result"]["run_state"] == "running"
+    nothing_to_recover(scene)
+
+
+@pytest.mark.usefixtures("guest")
+def test_hooks_of_a_job_are_run_behind_those_of_the_configuration(scene: Scene) -> None:
+    extra = scene.hooks.directory / "extra"
+    extra.write_text(f"#!/bin/sh\n{{ cat; echo; }} >>{scene.here}/told\n")
+    extra.chmod(0o755)
+    job = scene.site.directory / "job.yaml"
+    hooks = {"on_failure": ["extra"]}
+    job.write_text(json.dumps({"job": "nightly", "guests": [NAME], "hooks": hooks}))
+    struck.run(scene.site, "after", "pause", "KILL", "job", "run", job)
+    scene.site.run("recover", check=0)
+    before, behind, of_the_job = scene.told()
+    assert [before["moment"], behind["moment"]] == ["before_save", "on_failure"]
+    assert behind == of_the_job
+    assert (behind["job"], behind["recovered"]) == ("nightly", True)
     nothing_to_recover(scene)
 
 
