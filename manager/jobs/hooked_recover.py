@@ -74,6 +74,7 @@ def _line(around: Orphan, *, dry_run: bool) -> Line:
         "monitor": None,
         "interrupted_at": facts.get("moment") or f"before_{facts.get('of')}",
         "outcome": f"would be: {_HOOKS_RUN}" if dry_run else _HOOKS_RUN,
+        "warnings": [],
         "error": None,
     }
 
