@@ -57,12 +57,13 @@ def perform(
     """
     # Chosen here, so that it can be asked for and cancelled even if its answer never came.
     number = os.urandom(6).hex()
-    with _signals() as handlers:
+    with _signals() as stop:
         try:
+            stop.arm()
             _begin(client, number, body)
             found = _follow(client, number, report, patience)
+            stop.disarm()
         except _Told:
-            handlers.ignore()
             try:
                 found = _cancelled(client, number, report, patience)
             except (errors.ServiceUnreachable, errors.ServiceLost) as error:
@@ -83,9 +84,12 @@ def follow(client: Client, number: str, report: Report = progress.silent) -> dic
 
     Ctrl-C ends the waiting, not the operation. Raises UnknownOperation, Interrupted, ServiceLost.
     """
-    with _signals():
+    with _signals() as stop:
         try:
-            return _follow(client, number, report, _USUAL)
+            stop.arm()
+            found = _follow(client, number, report, _USUAL)
+            stop.disarm()
+            return found
         except _Told as told:
             raise errors.Interrupted(
                 f"waiting was interrupted by {told.name}; the operation goes on"
@@ -118,23 +122,44 @@ def _cancelled(client: Client, number: str, report: Report, patience: Patience) 
         raise errors.Interrupted("interrupted before anything was begun") from None
 
 
-class _Handlers:
-    def ignore(self) -> None:
-        """Let further signals pass: a second one must not tear the undoing apart."""
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+class _Stop:
+    """Makes of a signal an exception, but only while it is armed, and of the first one alone.
+
+    One that comes before is kept until then. One that comes behind is let pass: it must not tear
+    the undoing apart.
+    """
+
+    def __init__(self) -> None:
+        self._armed = False
+        self._early: _Told | None = None
+
+    def arm(self) -> None:
+        """Raise _Told from now on, at once where a signal has come already."""
+        self._armed = True
+        if self._early is not None:
+            self._armed = False
+            raise self._early
+
+    def disarm(self) -> None:
+        """Let signals pass: what could be stopped is over."""
+        self._armed = False
+
+    def received(self, number: int, _: Any) -> None:
+        """Take a signal, as a handler of Python's ``signal`` module."""
+        told = _Told(signal.Signals(number))
+        if self._armed:
+            self._armed = False
+            raise told
+        self._early = self._early or told
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[_Handlers]:
-    """Turn the signals that mean "stop" into an exception; put their handlers back at the end."""
-
-    def told(number: int, _: Any) -> None:
-        raise _Told(signal.Signals(number))
-
-    before = {number: signal.signal(number, told) for number in _SIGNALS}
+def _signals() -> Iterator[_Stop]:
+    """Take the signals that mean "stop"; put their handlers back at the end."""
+    stop = _Stop()
+    before = {number: signal.signal(number, stop.received) for number in _SIGNALS}
     try:
-        yield _Handlers()
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
