@@ -154,8 +154,15 @@ class Partial:
 
         Raises OSError, InvalidImage.
         """
-        stale = dataclasses.replace(self.block, state=State.RESTORED)
-        self.block = superblock.write(self.fd, stale, {**self.metadata(), "continued": True})
+        self.block = _write_stale(self.fd, self.block, self.metadata())
+
+
+def _write_stale(fd: int, block: Superblock, metadata: dict[str, Any]) -> Superblock:
+    stale = dataclasses.replace(block, state=State.RESTORED)
+    try:
+        return superblock.write(fd, stale, {**metadata, "continued": True})
+    except ValueError:  # no room for the reason; a restore refuses it by its state
+        return superblock.write(fd, stale)
 
 
 @contextlib.contextmanager
@@ -301,6 +308,11 @@ class Image:
         with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
             marked = dataclasses.replace(self.block, state=state)
             self.block = superblock.write(writable, marked)
+
+    def mark_stale(self) -> None:
+        """Do as ``Partial.mark_stale`` does. Raises OSError."""
+        with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
+            self.block = _write_stale(writable, self.block, self.metadata)
 
     def reread(self) -> None:
         """Read header, superblock and metadata again, as they are now under the caller's lock.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import store
 from manager.jobs import hooked
-from manager.operations import journal, recover_restore, recover_save, recovered
+from manager.operations import journal, recover_restore, recovered
 from manager.operations import recover as recovering
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     Line = dict[str, Any]
     Told = Callable[[Line], Awaitable[None]]
 
-_GOOD = ("saved", "restored")
 _RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
 _TOLD = ("guest", "job", "image", "outcome", "result", "error")
 _UNTOUCHED = "nothing was under way any more"
@@ -94,7 +93,7 @@ async def _run_alone(config: Config, around: Orphan) -> None:
 async def _ending(config: Config, around: Orphan, line: Line, orphan: Orphan) -> dict[str, Any]:
     """Return what became of an operation that recovery has dealt with, as hooks are told it."""
     outcome, path = str(line["outcome"]), str(line["image"])
-    if orphan.kind == "save" and outcome.startswith(recover_save.COMMITTED):
+    if orphan.kind == "save" and recovered.holds_guest(outcome):
         entry = await asyncio.to_thread(_entry, path, orphan.facts.get("uuid"))
         return _success(recovered.gone(line) if entry is None else recovered.save(entry))
     if orphan.kind == "restore" and outcome in _RESTORED:
@@ -109,9 +108,7 @@ def _success(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
-    error = errors.Interrupted(f"mapsave ended meanwhile; {outcome}", hint="begin it again")
-    if step is not None:
-        error.data["step"] = step
+    error = recovered.interrupted("mapsave", outcome, step)
     return {"outcome": "cancelled", "error": error.as_dict()}
 
 
@@ -139,7 +136,7 @@ def _entry(path: str, uuid: str | None = None) -> Entry | None:
             found = [each for each in store.entries(held) if each.path == path]
     except errors.MapsaveError:
         return None
-    good = (each for each in found if each.state in _GOOD)
+    good = (each for each in found if recovered.is_good(each))
     return next((each for each in good if uuid in (None, _uuid(each))), None)
 
 
@@ -156,7 +153,7 @@ def _saved(config: Config, around: Orphan) -> Entry | None:
             found = store.entries(held)
     except errors.MapsaveError:
         return None
-    mine = (each for each in found if each.guest == facts.get("guest") and each.state in _GOOD)
+    mine = (each for each in found if each.guest == facts.get("guest") and recovered.is_saved(each))
     return next((each for each in mine if _is_of(each, facts)), None)
 
 

@@ -32,7 +32,9 @@ HOST_WENT_DOWN = (
     "the host went down before the image was on stable storage: nothing to commit, "
     "partial image removed"
 )
-TAKEN_OVER = f"{COMMITTED}; guest left as it is: somebody has let it run since"
+TAKEN_OVER = (
+    f"{COMMITTED}, but stale and marked so; guest left as it is: somebody has let it run since"
+)
 GONE_SINCE = f"{COMMITTED}, and gone from its place since; guest left as it is"
 
 
@@ -161,7 +163,18 @@ async def _with_qemu(
         except (errors.InvalidImage, OSError) as error:
             await _put_back(orphan, session)
             return f"{PUT_BACK}: QEMU had finished, but the image is not good: {error}"
-    return await _then(orphan, session)
+    outcome = await _then(orphan, session)
+    if outcome == TAKEN_OVER:
+        _mark_stale(orphan)
+    return outcome
+
+
+def _mark_stale(orphan: Orphan) -> None:
+    """Let no restore take an image whose guest went on: its disks have moved on."""
+    path = os.path.join(orphan.facts["directory"], orphan.facts["name"])
+    with image.opened(path) as opened:
+        if str(opened.block.uuid) == orphan.facts.get("uuid"):
+            opened.mark_stale()
 
 
 async def _complete(orphan: Orphan, session: Session, *, dry_run: bool) -> bool:

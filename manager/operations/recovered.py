@@ -5,10 +5,46 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any
 
+from manager import errors
+from manager.operations import recover_restore, recover_save
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from manager.image.store import Entry
+
+# Outcomes that say themselves what is to be done.
+_SPEAKS = (
+    recover_save.TAKEN_OVER,
+    recover_restore.PAUSED,
+    recover_restore.LOADED,
+    recover_restore.MAY_HAVE_RUN,
+)
+
+
+def holds_guest(outcome: str) -> bool:
+    """Tell whether ``outcome`` of a save is an image that holds its guest, or did until it went."""
+    return outcome.startswith(recover_save.COMMITTED) and outcome != recover_save.TAKEN_OVER
+
+
+def is_good(entry: Entry) -> bool:
+    """Tell whether an image is whole and committed, be it restored already or stale."""
+    return entry.state in ("saved", "restored")
+
+
+def is_saved(entry: Entry) -> bool:
+    """Tell whether an image is what a save was to make: good, and not stale from its beginning."""
+    return is_good(entry) and not entry.metadata.get("continued")
+
+
+def interrupted(who: str, outcome: str, step: str | None) -> errors.Interrupted:
+    """Return the error of an operation that recovery has not brought to its end."""
+    error = errors.Interrupted(
+        f"{who} ended meanwhile; {outcome}", hint=None if outcome in _SPEAKS else "begin it again"
+    )
+    if step is not None:
+        error.data["step"] = step
+    return error
 
 
 def save(entry: Entry) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from manager import errors
 from manager.image import store
 from manager.jobs import hooked_recover
 from manager.operations import journal as steps
-from manager.operations import recover_restore, recover_save, recovered
+from manager.operations import recover_restore, recovered
 from manager.service import operation as states
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 # Seconds until what could not be dealt with is tried again: the first time, and at most.
 _SOON, _LATER = 1.0, 30.0
 _PATIENCE = 2.0  # seconds that the image directory has to answer
-_GOOD = ("saved", "restored")
 # The last steps of a restore: the guest is its user's.
 _HANDED_OVER = ("mark", "run")
 
@@ -176,11 +175,7 @@ class Recovery:
             await operations.settle(record, states.DONE, result=result)
         else:
             outcome = line["outcome"] if line else "nothing was under way any more"
-            error = errors.Interrupted(
-                f"the service ended meanwhile; {outcome}",
-                hint="begin it again",
-                step=record.step,
-            )
+            error = recovered.interrupted("the service", outcome, record.step)
             await operations.settle(record, states.CANCELLED, error=error.as_dict())
         self._give_slot_back(record.id)
         self._dealt_with.pop(record.id, None)
@@ -193,11 +188,11 @@ class Recovery:
             if not directory.is_dir():
                 return {}
             with store.directory(directory) as held:
-                good = [each for each in store.entries(held) if each.state in _GOOD]
+                good = [each for each in store.entries(held) if recovered.is_good(each)]
             return {each.path: each for each in good} | {
                 str(each.metadata["operation"]): each
                 for each in good
-                if each.metadata.get("operation")
+                if each.metadata.get("operation") and recovered.is_saved(each)
             }
 
         return await asyncio.to_thread(look)
@@ -210,7 +205,7 @@ class Recovery:
         if record.kind == "save":
             if (entry := images.get(record.id)) is not None:
                 return recovered.save(entry)
-            if line is not None and outcome.startswith(recover_save.COMMITTED):
+            if line is not None and recovered.holds_guest(outcome):
                 return recovered.gone(line)
         if record.kind == "restore":
             path = line["image"] if line else self._service.config.images / str(record.image)

@@ -48,7 +48,9 @@ LOADED = (
     "guest restored, and left paused, for somebody may have used it since: let it run ('cont' or "
     "virsh resume), or end it; the image stays marked as restored"
 )
-TAKEN_OVER = "image committed; guest left as it is: somebody has let it run since"
+TAKEN_OVER = (
+    "image committed, but stale and marked so; guest left as it is: somebody has let it run since"
+)
 _LEFT = {"resume": "running", "leave": "postmigrate"}
 
 

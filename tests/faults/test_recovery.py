@@ -48,8 +48,10 @@ def test_saved_guest_that_was_used_since_is_not_ended(site: cli.Site, last: str)
         assert guest.status() == last
         assert not struck.journals(site)
     assert [each["state"] for each in site.run("list", "--json", check=0).json()["images"]] == [
-        "saved"
+        "restored"
     ]
+    refused = site.run("restore", IMAGE, check=3)
+    assert "is stale: somebody else continued its guest" in refused.stderr
 
 
 def test_guest_paused_by_its_owner_is_not_resumed_behind_the_commit(site: cli.Site) -> None:
