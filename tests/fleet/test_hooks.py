@@ -31,7 +31,7 @@ def test_hooks_hold_no_slot_and_the_record_does_not_wait_for_them(
     site: cli.Site, *, served: bool
 ) -> None:
     names = ["one", "two", "three"]
-    hook(site, "after_save", 'until [ -e "$place/over" ]; do sleep 0.05; done')
+    hook(site, "after_save", 'while [ -d "$place" -a ! -e "$place/over" ]; do sleep 0.05; done')
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(fleet.guest(site, name))

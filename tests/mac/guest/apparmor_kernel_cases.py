@@ -23,7 +23,6 @@ COMPLAINS = "attach_disconnected, complain"
 
 
 @pytest.mark.refusal
-@pytest.mark.unconfined
 def test_nothing_was_added_for_a_save(site: cli.Site, flags: str = guests.FLAGS) -> None:
     """The policy none: the descriptor of a confined mapsave is dropped, another not truncated."""
     image = site.images / "none"
@@ -63,7 +62,6 @@ def test_nothing_was_added_for_a_restore(site: cli.Site) -> None:
 
 
 @pytest.mark.refusal
-@pytest.mark.unconfined
 def test_rule_goes_between_hand_over_and_migrate(site: cli.Site, flags: str = guests.FLAGS) -> None:
     image = site.images / "meanwhile"
     with guests.profile(flags=flags) as profile, guests.running(profile, paused=False) as guest:

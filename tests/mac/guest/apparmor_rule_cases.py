@@ -85,7 +85,6 @@ def test_rule_is_there_while_the_save_lasts(site: cli.Site) -> None:
 
 
 @pytest.mark.refusal
-@pytest.mark.unconfined
 def test_refused_before_with_the_rule_that_is_missing(site: cli.Site) -> None:
     """The profile has no line for mapsave's rules. With the rule of the error, it works."""
     with guests.profile(include="") as profile, guests.running(profile, paused=False) as guest:
