@@ -47,6 +47,7 @@ def test_build_of_the_disk_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
     for file in (kernel, kernel.with_name("busybox")):
         (tmp_path / file.name).symlink_to(file)
     command = [sys.executable, "-m", "tests.mac.build"]
+    before = set(Path("/tmp").glob("mmdebstrap.*"))
     with processes.running(
         command, env={"MAPSAVE_TEST_CACHE": str(tmp_path)}, cwd=ROOT, stderr=subprocess.PIPE
     ) as builder:
@@ -59,6 +60,7 @@ def test_build_of_the_disk_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
         _, said = builder.communicate(timeout=60)
         assert builder.returncode == 128 + signal.SIGTERM, said
     assert list(tmp_path.glob("mac-*")) == []
+    assert set(Path("/tmp").glob("mmdebstrap.*")) <= before
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert processes.strays() == {}
 

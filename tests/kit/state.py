@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.kit import ram
+
+_CLOSING = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,19 @@ def of(monitor: ram.Monitor) -> State:
     return State(
         {entry["capability"]: entry["state"] for entry in capabilities},
         monitor.execute("query-migrate-parameters"),
-        monitor.execute("query-fdsets"),
+        _fdsets(monitor),
         monitor.execute("query-status")["status"],
     )
+
+
+def _fdsets(monitor: ram.Monitor) -> list[dict[str, Any]]:
+    """Return the fdsets. One without descriptors goes as soon as QEMU has closed its own copies."""
+    until = time.monotonic() + _CLOSING
+    while True:
+        found: list[dict[str, Any]] = monitor.execute("query-fdsets")
+        if all(each["fds"] for each in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.01)
 
 
 def assert_left_as_found(before: State, after: State, *, run_state: str | None = None) -> None:

@@ -162,6 +162,8 @@ def _bootstrap(scratch: Path, root: Path) -> None:
     pin.write_text(_PIN.format(suite=f"{_codename()}-backports"))
     preferences = '"$1/etc/apt/preferences.d"'
     _run(
+        # It leaves a directory of keys there when it is ended.
+        *("env", f"TMPDIR={scratch}"),
         *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"),
         "--include=" + ",".join(PACKAGES),
         '--aptopt=Apt::Install-Recommends "false"',

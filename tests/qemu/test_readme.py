@@ -32,7 +32,7 @@ _MASKS = (
     (re.compile(r" +"), " "),
 )
 # Rows of RAM blocks and of runs of pages: which there are is QEMU's affair, and the guest's.
-_ROW = re.compile(r"\S+ SIZE N N|N-N N #")
+_ROW = re.compile(r"\S+ SIZE N N|N N #")
 
 
 def run_as_shown(site: cli.Site) -> str:
