@@ -25,7 +25,7 @@ from tests.kit import ram as guest_ram
 from tests.kit.qmp import Client, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from tests.kit import patterns
@@ -232,13 +232,15 @@ def running(
     ram: patterns.Pattern | None = None,
     directory: Path | None = None,
     under: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Qemu]:
     """Run a QEMU with these ``arguments`` on top; it is gone at the end.
 
     ``paused``: with ``-S``. ``incoming``: with ``-incoming defer``. ``accel``: KVM if usable.
     ``user``: uid and gid to run as, without supplementary groups. ``ram``: see ``fill_ram``; with
     ``paused=False`` the guest is continued after that. ``directory``: where the monitors are,
-    instead of a directory of its own. ``under``: see ``command()``.
+    instead of a directory of its own. ``under``: see ``command()``. ``env``: added to its
+    environment, such as what ``inject.environment`` returns.
 
     Raises AssertionError with QEMU's standard error when it does not come up.
     """
@@ -258,7 +260,7 @@ def running(
         )
         switches = ["-S"] if paused or ram else []
         switches += ["-incoming", "defer"] if incoming else []
-        guest = stack.enter_context(_started(argv, switches, place, name, user))
+        guest = stack.enter_context(_started(argv, switches, place, name, user, env))
         if ram:
             guest.fill_ram(ram)
             if not paused:
@@ -282,7 +284,12 @@ def adopted(directory: Path, name: str = "guest", argv: Sequence[str] = ()) -> I
 
 @contextmanager
 def _started(
-    argv: list[str], switches: list[str], directory: Path, name: str, user: int | None
+    argv: list[str],
+    switches: list[str],
+    directory: Path,
+    name: str,
+    user: int | None,
+    env: Mapping[str, str] | None,
 ) -> Iterator[Qemu]:
     rights: dict[str, Any] = (
         {} if user is None else {"user": user, "group": user, "extra_groups": []}
@@ -295,6 +302,7 @@ def _started(
             stdout=stderr,
             stderr=stderr,
             cwd=directory,
+            env=env,
             **rights,
         ) as process,
     ):

@@ -1,0 +1,73 @@
+"""Make reads and writes of a real process fail: QEMU's on the image, or mapsave's on a directory.
+
+    with qemu.running(env=inject.environment(inject.Rule("pwritev", "short", 4096))) as guest:
+        ...
+
+The library is compiled once a test run, and loaded by LD_PRELOAD. The kernel does the rest of
+each call, so what the rules do not touch is real.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_SOURCE = Path(__file__).with_name("inject.c")
+_END = (1 << 63) - 1
+
+Call = Literal["pwritev", "preadv", "pwrite", "pread", "writev", "readv", "write", "read", "fsync"]
+Action = Literal["short", "errno", "delay", "hang", "kill"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to a call on a file whose path contains ``path``.
+
+    ``short``: at most ``argument`` bytes are done. ``errno``: it fails with that. ``delay``: it
+    comes ``argument`` microseconds later. ``hang``: it never returns. ``kill``: the process gets
+    that signal. Only calls at offsets ``first`` to ``last`` count (for read and write: where the
+    file stands); ``skip`` of them pass, the next ``count`` (-1: all) are hit.
+    """
+
+    call: Call
+    action: Action
+    argument: int = 0
+    path: str = ".mapsave"
+    first: int = 0
+    last: int = _END
+    skip: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        """Return the rule as the library reads it."""
+        numbers = (self.argument, self.first, self.last, self.skip, self.count)
+        return ",".join((self.call, self.path, self.action, *map(str, numbers)))
+
+
+def environment(*rules: Rule) -> dict[str, str]:
+    """Return what to add to a process's environment for these rules to hold in it."""
+    return {
+        "LD_PRELOAD": str(library()),
+        "MAPSAVE_TEST_INJECT": ";".join(map(str, rules)),
+    }
+
+
+@functools.cache
+def library() -> Path:
+    """Compile the library; return its path."""
+    # The directory lives as long as the test run, for QEMU may be started at any time.
+    directory = _directory()
+    path = Path(directory.name) / "inject.so"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", path, _SOURCE, "-ldl"], check=True
+    )
+    return path
+
+
+@functools.cache
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="mapsave-inject-", ignore_cleanup_errors=True)
