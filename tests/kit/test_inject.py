@@ -5,14 +5,11 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.kit import inject, processes
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Python's own os.pwritev calls pwritev2.
 _PROGRAM = """
@@ -27,11 +24,44 @@ parts = (Part * 2)((b"y" * 60, 60), (b"z" * 40, 40))
 print([os.pwrite(fd, b"x" * 100, 0), libc.pwritev(fd, parts, 2, 4096), ctypes.get_errno()])
 """
 
+# Calls that take no offset, as Python and mapsave make them.
+_CALLS = """
+import errno, os, socket, sys
+from manager.image import syscalls
+def told(call, *arguments, **named):
+    try:
+        call(*arguments, **named)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "ok"
+directory, name = os.path.split(sys.argv[1])
+at = os.open(directory, os.O_RDONLY)
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+here, there = socket.socketpair()
+print(
+    told(os.fdatasync, fd),
+    told(os.ftruncate, fd, 100),
+    told(syscalls.preallocate, fd, 0, 4096),
+    told(syscalls.open_beneath, at, name, os.O_RDONLY),
+    told(os.open, sys.argv[1], os.O_RDONLY),
+    told(syscalls.rename, at, name, "new", replace=False),
+    told(os.unlink, "new", dir_fd=at),
+    told(here.send, b"x"),
+    told(there.recv, 1),
+)
+"""
+
 
 def _run(path: Path, *rules: inject.Rule) -> subprocess.CompletedProcess[str]:
+    return _python(_PROGRAM, path, *rules)
+
+
+def _python(program: str, path: Path, *rules: inject.Rule) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", _PROGRAM, path],
-        env=processes.environment(inject.environment(*rules)),
+        [sys.executable, "-c", program, path],
+        env=processes.environment(
+            {**inject.environment(*rules), "PYTHONPATH": str(Path(__file__).parents[2])}
+        ),
         capture_output=True,
         text=True,
     )
@@ -61,3 +91,36 @@ def test_errno(tmp_path: Path) -> None:
 
 def test_kill(tmp_path: Path) -> None:
     assert _run(tmp_path / "one.mapsave", inject.Rule("pwrite", "kill", 9)).returncode == -9
+
+
+@pytest.mark.parametrize(
+    ("rules", "printed"),
+    [
+        ([], "ok ok ok ok ok ok ok ok ok"),
+        ([inject.Rule("fdatasync", "errno", errno.EIO)], "EIO ok ok ok ok ok ok ok ok"),
+        ([inject.Rule("ftruncate", "errno", errno.EIO)], "ok EIO ok ok ok ok ok ok ok"),
+        ([inject.Rule("fallocate", "errno", errno.ENOSPC)], "ok ok ENOSPC ok ok ok ok ok ok"),
+        (
+            [inject.Rule("open", "errno", errno.EIO, "one.mapsave", skip=1)],
+            "ok ok ok EIO ok ok ok ok ok",
+        ),
+        (
+            [inject.Rule("open", "errno", errno.EIO, "one.mapsave", skip=2)],
+            "ok ok ok ok EIO ok ok ok ok",
+        ),
+        ([inject.Rule("rename", "errno", errno.EROFS)], "ok ok ok ok ok EROFS ENOENT ok ok"),
+        (
+            [inject.Rule("unlink", "errno", errno.EROFS, path="new")],
+            "ok ok ok ok ok ok EROFS ok ok",
+        ),
+        (
+            [
+                inject.Rule("send", "errno", errno.EPIPE, path="socket:"),
+                inject.Rule("recv", "errno", errno.ECONNRESET, path="socket:"),
+            ],
+            "ok ok ok ok ok ok ok EPIPE ECONNRESET",
+        ),
+    ],
+)
+def test_calls_without_offset(tmp_path: Path, rules: list[inject.Rule], printed: str) -> None:
+    assert _python(_CALLS, tmp_path / "one.mapsave", *rules).stdout.strip() == printed

@@ -1,4 +1,4 @@
-"""Make reads and writes of a real process fail: QEMU's on the image, or mapsave's on a directory.
+"""Make system calls of a real process fail: QEMU's on the image, or mapsave's on a directory.
 
     with qemu.running(env=inject.environment(inject.Rule("pwritev", "short", 4096))) as guest:
         ...
@@ -19,13 +19,34 @@ from typing import Literal
 _SOURCE = Path(__file__).with_name("inject.c")
 _END = (1 << 63) - 1
 
-Call = Literal["pwritev", "preadv", "pwrite", "pread", "writev", "readv", "write", "read", "fsync"]
+Call = Literal[
+    "pwritev",
+    "preadv",
+    "pwrite",
+    "pread",
+    "writev",
+    "readv",
+    "write",
+    "read",
+    "fsync",
+    "fdatasync",
+    "ftruncate",
+    "fallocate",
+    "rename",
+    "unlink",
+    "open",
+    "send",
+    "recv",
+]
 Action = Literal["short", "errno", "delay", "hang", "kill"]
 
 
 @dataclass(frozen=True)
 class Rule:
     """What happens to a call on a file whose path contains ``path``.
+
+    The path is the descriptor's, ``socket:[…]`` for ``send`` and ``recv``; that of ``rename`` (the
+    old or the new one), ``unlink`` and ``open`` is what the call names, which may be relative.
 
     ``short``: at most ``argument`` bytes are done. ``errno``: it fails with that. ``delay``: it
     comes ``argument`` microseconds later. ``hang``: it never returns. ``kill``: the process gets

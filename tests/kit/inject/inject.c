@@ -1,15 +1,18 @@
-/* Make chosen reads and writes of a process fail, by LD_PRELOAD; tests/kit/inject/__init__.py
- * builds it and says what a rule means. Every rule has counters of its own. */
+/* Make chosen system calls of a process fail, by LD_PRELOAD; tests/kit/inject/__init__.py builds it
+ * and says what a rule means. Every rule has counters of its own. */
 #define _GNU_SOURCE
 #undef _FILE_OFFSET_BITS
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -52,20 +55,37 @@ static int is_at(int fd, const char *part)
     return strstr(target, part) != NULL;
 }
 
+/* Count a call that a rule is about; tell whether it is one of those that are hit. */
+static int counts(struct rule *rule)
+{
+    long long seen = atomic_fetch_add(&rule->seen, 1);
+    return seen >= rule->skip && (rule->count < 0 || seen < rule->skip + rule->count);
+}
+
 static struct rule *hit(const char *call, int fd, long long offset)
 {
     int saved = errno;
     struct rule *found = NULL;
     for (int i = 0; i < used && !found; i++) {
         struct rule *rule = &rules[i];
-        if (strcmp(rule->call, call) || offset < rule->first || offset > rule->last ||
-            !is_at(fd, rule->path))
-            continue;
-        long long seen = atomic_fetch_add(&rule->seen, 1);
-        if (seen >= rule->skip && (rule->count < 0 || seen < rule->skip + rule->count))
+        if (!strcmp(rule->call, call) && offset >= rule->first && offset <= rule->last &&
+            is_at(fd, rule->path) && counts(rule))
             found = rule;
     }
     errno = saved;
+    return found;
+}
+
+/* The same for a call that names one path or two; the second may be NULL. */
+static struct rule *named(const char *call, const char *path, const char *second)
+{
+    struct rule *found = NULL;
+    for (int i = 0; i < used && !found; i++) {
+        struct rule *rule = &rules[i];
+        if (!strcmp(rule->call, call) &&
+            (strstr(path, rule->path) || (second && strstr(second, rule->path))) && counts(rule))
+            found = rule;
+    }
     return found;
 }
 
@@ -174,11 +194,96 @@ STREAM(read, "read", void *)
 STREAMV(writev, "writev")
 STREAMV(readv, "readv")
 
-int fsync(int fd)
+/* A call on a descriptor, of which nothing can be cut short. */
+#define ON_FD(name, call, parameters, arguments)                                                  \
+    int name parameters                                                                           \
+    {                                                                                             \
+        static int(*real) parameters;                                                             \
+        struct rule *rule = hit(call, fd, 0);                                                     \
+        if (!real)                                                                                \
+            real = (void *)dlsym(RTLD_NEXT, #name);                                               \
+        return rule && act(rule) ? -1 : real arguments;                                           \
+    }
+
+/* A call on one path or two. */
+#define ON_PATH(name, call, first, second, parameters, arguments)                                 \
+    int name parameters                                                                           \
+    {                                                                                             \
+        static int(*real) parameters;                                                             \
+        struct rule *rule = named(call, first, second);                                           \
+        if (!real)                                                                                \
+            real = (void *)dlsym(RTLD_NEXT, #name);                                               \
+        return rule && act(rule) ? -1 : real arguments;                                           \
+    }
+
+/* A call on a socket, which is a file "socket:[…]"; "short" is left to read and write. */
+#define ON_SOCKET(name, call, parameters, arguments)                                              \
+    ssize_t name parameters                                                                       \
+    {                                                                                             \
+        static ssize_t(*real) parameters;                                                         \
+        struct rule *rule = used ? hit(call, fd, 0) : NULL;                                       \
+        if (!real)                                                                                \
+            real = (void *)dlsym(RTLD_NEXT, #name);                                               \
+        return rule && act(rule) ? -1 : real arguments;                                           \
+    }
+
+#define OPENS(name, parameters, ...)                                                       \
+    int name parameters                                                                           \
+    {                                                                                             \
+        static int(*real) parameters;                                                             \
+        mode_t mode = 0;                                                                          \
+        struct rule *rule = named("open", path, NULL);                                            \
+        if (flags & (O_CREAT | O_TMPFILE)) {                                                      \
+            va_list more;                                                                         \
+            va_start(more, flags);                                                                \
+            mode = va_arg(more, mode_t);                                                          \
+            va_end(more);                                                                         \
+        }                                                                                         \
+        if (!real)                                                                                \
+            real = (void *)dlsym(RTLD_NEXT, #name);                                               \
+        return rule && act(rule) ? -1 : real(__VA_ARGS__, mode);                                  \
+    }
+
+ON_FD(fsync, "fsync", (int fd), (fd))
+ON_FD(fdatasync, "fdatasync", (int fd), (fd))
+ON_FD(ftruncate, "ftruncate", (int fd, off_t length), (fd, length))
+ON_FD(ftruncate64, "ftruncate", (int fd, off64_t length), (fd, length))
+ON_FD(fallocate, "fallocate", (int fd, int mode, off_t offset, off_t length),
+      (fd, mode, offset, length))
+ON_FD(fallocate64, "fallocate", (int fd, int mode, off64_t offset, off64_t length),
+      (fd, mode, offset, length))
+ON_PATH(rename, "rename", old, new, (const char *old, const char *new), (old, new))
+ON_PATH(renameat, "rename", old, new, (int from, const char *old, int to, const char *new),
+        (from, old, to, new))
+ON_PATH(renameat2, "rename", old, new,
+        (int from, const char *old, int to, const char *new, unsigned int flags),
+        (from, old, to, new, flags))
+ON_PATH(unlink, "unlink", path, NULL, (const char *path), (path))
+ON_PATH(unlinkat, "unlink", path, NULL, (int directory, const char *path, int flags),
+        (directory, path, flags))
+OPENS(open, (const char *path, int flags, ...), path, flags)
+OPENS(open64, (const char *path, int flags, ...), path, flags)
+OPENS(openat, (int directory, const char *path, int flags, ...), directory, path, flags)
+OPENS(openat64, (int directory, const char *path, int flags, ...), directory, path, flags)
+ON_SOCKET(send, "send", (int fd, const void *buffer, size_t length, int flags),
+          (fd, buffer, length, flags))
+ON_SOCKET(sendmsg, "send", (int fd, const struct msghdr *message, int flags), (fd, message, flags))
+ON_SOCKET(recv, "recv", (int fd, void *buffer, size_t length, int flags),
+          (fd, buffer, length, flags))
+ON_SOCKET(recvmsg, "recv", (int fd, struct msghdr *message, int flags), (fd, message, flags))
+
+/* openat2(2) has no function of its own in the C library. */
+long syscall(long number, ...)
 {
-    static int (*real)(int);
-    struct rule *rule = hit("fsync", fd, 0);
+    static long (*real)(long, ...);
+    long a[6];
+    va_list more;
+    va_start(more, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(more, long);
+    va_end(more);
+    struct rule *rule = number == SYS_openat2 ? named("open", (const char *)a[1], NULL) : NULL;
     if (!real)
-        real = (void *)dlsym(RTLD_NEXT, "fsync");
-    return rule && act(rule) ? -1 : real(fd);
+        real = (void *)dlsym(RTLD_NEXT, "syscall");
+    return rule && act(rule) ? -1 : real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
