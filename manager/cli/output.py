@@ -6,13 +6,12 @@ With ``--json`` stdout gets exactly one JSON object, errors included: ``{"error"
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from manager import errors
+from manager import errors, strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def result(given: Globals, data: dict[str, Any], text: str) -> None:
     """Print the outcome: ``data`` as JSON or ``text`` for people."""
     if given.json:
-        say(json.dumps(data, indent=2) + "\n")
+        say(strict_json.dumps(data, indent=2) + "\n")
     elif text:
         say(printable(text) + "\n")
 
@@ -62,7 +61,7 @@ def failure(error: BaseException, given: Globals) -> int:
     ours = _as_ours(error)
     if given.json:
         with contextlib.suppress(errors.OutputFailed):
-            say(json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
+            say(strict_json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
     if given.debug or ours.id == errors.MapsaveError.id:
         import traceback
 

@@ -6,13 +6,12 @@ too late for that: whatever it does, the outcome stays, and what went wrong stan
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 from typing import TYPE_CHECKING, Any
 
 import manager
-from manager import errors
+from manager import errors, strict_json
 from manager.jobs import hook_process
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ async def run(
     if not (names := hooks.of(moment) + more):
         return
     document = {"moment": moment, **facts, "mapsave": manager.__version__}
-    given = json.dumps(document, default=str).encode("ascii")
+    given = strict_json.dumps(document, default=str).encode("ascii")
     known = environment(moment, facts)
     for name in names:
         try:

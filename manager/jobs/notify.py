@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import json
 import logging
 import socket
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import manager
+from manager import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +85,7 @@ async def tell(
     wanted = [(number, each) for number, each in enumerate(webhooks, 1) if outcome in each.on]
     if not wanted:
         return
-    body = json.dumps(dict(message), default=str).encode("ascii")
+    body = strict_json.dumps(dict(message), default=str).encode("ascii")
     async with _session() as session, asyncio.TaskGroup() as group:
         for number, webhook in wanted:
             group.create_task(_tell_one(session, number, webhook, body, pace))

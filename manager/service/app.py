@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import http_exceptions, web
 
-from manager import errors
+from manager import errors, strict_json
 from manager.service import queries
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def as_json(
     data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Return an answer with ``data`` as JSON."""
-    text = json.dumps(data, default=str, ensure_ascii=False)
+    text = strict_json.dumps(data, default=str, ensure_ascii=False)
     return web.Response(
         # A name from a file system may hold bytes that are no text.
         body=text.encode("utf-8", "backslashreplace"),
@@ -162,38 +161,9 @@ async def _body(request: web.Request, timeout: float) -> Any:
     except TimeoutError:
         raise errors.RequestInvalid(f"the body did not come within {timeout:g} s") from None
     try:
-        found = json.loads(
-            raw,
-            parse_float=_number,
-            parse_constant=_no_constant,
-            object_pairs_hook=_no_repetition,
-        )
-        # Bytes of a file name that are no text may be in it, but no other half of a pair.
-        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
-        return found
-    except UnicodeEncodeError:
-        raise errors.RequestInvalid("the body holds half of a surrogate pair") from None
-    except RecursionError:
-        raise errors.RequestInvalid("the body is nested too deeply") from None
+        return strict_json.loads(raw, whole=True)
     except ValueError as error:  # UnicodeDecodeError too
         raise errors.RequestInvalid(f"the body is not JSON: {error}") from None
-
-
-def _number(word: str) -> float:
-    """Return a number; 1.0 is the integer 1 in JSON."""
-    found = float(word)
-    return int(found) if found.is_integer() else found
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no number of JSON")
-
-
-def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given more than once")
-    return found
 
 
 @web.middleware

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import TYPE_CHECKING, Any
 
-from manager import errors
+from manager import errors, strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -79,7 +78,7 @@ class Hub:
         self._number += 1
         if not self._listeners:
             return
-        text = json.dumps(data, default=str)
+        text = strict_json.dumps(data, default=str)
         event = f"id: {self._number}\nevent: {kind}\ndata: {text}\n\n".encode()
         for listener in self._listeners:
             if listener.operation in (None, operation):
