@@ -8,6 +8,7 @@ Bitmaps are read in chunks, so memory does not grow with the guest.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -23,20 +24,38 @@ if TYPE_CHECKING:
 
 # Where every other page is used, runs take 64 times the bitmap's bytes and more while in numpy.
 _CHUNK = 64 * units.KIB
+_WORD = 8  # bytes
 
 
-def chunks(fd: int, block: RamBlock) -> Iterator[bytes]:
+def chunks(fd: int, block: RamBlock) -> Iterator[tuple[int, bytes]]:
     """Yield the block's bitmap in order, whole words, at most 64 KiB at a time.
+
+    Each comes with its place in the bitmap, in bytes. Holes of the file are left out: they are
+    zeros, and a bitmap that was made to take long has terabytes of them.
 
     Raises TruncatedImage where the file has shrunk since it was read.
     """
-    offset, left = block.bitmap_offset, block.bitmap_bytes
-    while left:
-        data = os.pread(fd, min(left, _CHUNK), offset)
-        if len(data) < min(left, _CHUNK):
+    at = 0
+    while at < block.bitmap_bytes:
+        begin = _data_from(fd, block.bitmap_offset + at) - block.bitmap_offset
+        at = max(at, begin // _WORD * _WORD)
+        want = min(block.bitmap_bytes - at, _CHUNK)
+        if want <= 0:
+            return
+        data = os.pread(fd, want, block.bitmap_offset + at)
+        if len(data) < want:
             raise errors.TruncatedImage(f"the bitmap of RAM block {block.name!r} is cut short")
-        yield data
-        offset, left = offset + len(data), left - len(data)
+        yield at, data
+        at += want
+
+
+def _data_from(fd: int, offset: int) -> int:
+    """Return the offset of the first data of the file from ``offset`` on, as lseek(2) knows it."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        # No data at all from there on: up to its length the file is a hole.
+        return os.fstat(fd).st_size if error.errno == errno.ENXIO else offset
 
 
 def used_pages(fd: int, block: RamBlock) -> int:
@@ -45,13 +64,13 @@ def used_pages(fd: int, block: RamBlock) -> int:
     Raises InvalidImage where a bit is set for a page that the block does not have.
     """
     count = 0
-    tail = b""
-    for data in chunks(fd, block):
+    last = b""
+    for at, data in chunks(fd, block):
         # An integer's bit_count is faster than any loop, and needs no numpy.
         count += int.from_bytes(data, "little").bit_count()
-        tail = (tail + data)[-8:]
+        last = data[-_WORD:] if at + len(data) == block.bitmap_bytes else b""
     beyond = block.bitmap_bytes * 8 - block.pages
-    if beyond and int.from_bytes(tail, sys.byteorder) >> (64 - beyond):
+    if beyond and int.from_bytes(last, sys.byteorder) >> (64 - beyond):
         raise errors.InvalidImage(
             f"the bitmap of RAM block {block.name!r} has bits set behind its last page"
         )
@@ -107,7 +126,11 @@ def _runs(fd: int, block: RamBlock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     carry = np.uint64(0)
     base = 0  # page number of the chunk's first bit
     open_at = -1  # where the run that reaches into this chunk began
-    for data in chunks(fd, block):
+    for at, data in chunks(fd, block):
+        if at * 8 > base:  # a hole ends the run before it
+            if open_at >= 0:
+                yield np.array([open_at]), np.array([base])
+            carry, open_at, base = np.uint64(0), -1, at * 8
         words = np.frombuffer(data, dtype="<u8" if sys.byteorder == "little" else ">u8")
         before = np.empty_like(words)
         before[0] = carry

@@ -11,6 +11,7 @@ from manager.image.superblock import State, Superblock
 
 if TYPE_CHECKING:
     from manager.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+    from manager.image.metadata import Metadata
 
 
 def new(
@@ -43,7 +44,7 @@ def slots(fd: int) -> tuple[Superblock | None, LibvirtHeader | None]:
     return libvirt_format.read_slots(fd, header), header
 
 
-def read(fd: int, name: str) -> tuple[Superblock, dict[str, Any], LibvirtHeader | None]:
+def read(fd: int, name: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
     """Return superblock, metadata and libvirt's header of the image ``name``; errors name it.
 
     Raises NotAnImage, UnsupportedImage, InvalidImage or one of their kin.
@@ -57,29 +58,7 @@ def read(fd: int, name: str) -> tuple[Superblock, dict[str, Any], LibvirtHeader 
         else:
             block = superblock.read(fd)
             metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}
-        check_metadata(metadata)
     except errors.InvalidImage as error:
         error.message = f"{name!r}: {error.message}"
         raise
     return block, metadata, header
-
-
-# What the rest of the manager reads from the metadata, and what it must be where it is there.
-_METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("guest", "qemu", "memory", "strategy", "host"), dict),
-    **dict.fromkeys(("command", "label", "domain"), (dict, type(None))),
-    **dict.fromkeys(("run_state", "machine", "started", "ended"), str),
-}
-
-
-def check_metadata(metadata: dict[str, Any]) -> None:
-    """Raise InvalidImage where a part of the metadata is of another type than it must be."""
-    for key, wanted in _METADATA_TYPES.items():
-        if key in metadata and not isinstance(metadata[key], wanted):
-            raise errors.InvalidImage(f"metadata: {key!r} is not what it must be")
-    argv = (metadata.get("command") or {}).get("argv", [])
-    if not isinstance(argv, list) or not all(isinstance(part, str) for part in argv):
-        raise errors.InvalidImage("metadata: 'command' holds no list of arguments")
-    for key in ("xml", "cookie"):
-        if not isinstance((metadata.get("domain") or {}).get(key, ""), str):
-            raise errors.InvalidImage(f"metadata: the {key!r} of 'domain' is no text")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+    from manager.image.metadata import Metadata
 
 PARTIAL_SUFFIX = ".partial"
 _NAME_MAX = 255
@@ -114,7 +115,7 @@ class Partial:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.partial, dir_fd=self.directory)
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Metadata:
         """Return what was known before the save. Raises InvalidImage."""
         return superblock.read_metadata(self.fd, self.block)
 
@@ -157,7 +158,7 @@ class Partial:
         self.block = _write_stale(self.fd, self.block, self.metadata())
 
 
-def _write_stale(fd: int, block: Superblock, metadata: dict[str, Any]) -> Superblock:
+def _write_stale(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
     stale = dataclasses.replace(block, state=State.RESTORED)
     try:
         return superblock.write(fd, stale, {**metadata, "continued": True})
@@ -259,7 +260,7 @@ class Image:
     path: str
     fd: int
     block: Superblock
-    metadata: dict[str, Any]
+    metadata: Metadata
     libvirt: LibvirtHeader | None = None
 
     @property

@@ -27,6 +27,7 @@ from manager.image.superblock import METADATA_START, SLOT_SIZE, Place, State, Su
 
 if TYPE_CHECKING:
     from manager.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+    from manager.image.metadata import Metadata
 
 # What a save adds to the metadata when it ends: RAM blocks, label, times.
 _METADATA_GROWS = 32 << 10
@@ -55,7 +56,7 @@ def stream_offset(new: NewLibvirtHeader, metadata: dict[str, Any], at_least: int
     return max(at_least, _up(libvirt_header.text_length(new)) + 2 * area + METADATA_START)
 
 
-def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, dict[str, Any]]:
+def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
     """Return superblock and metadata: ours where they are, else what libvirt's header tells.
 
     As long as the header calls the image incomplete, its state is partial.
@@ -99,7 +100,7 @@ def _told_block(fd: int, header: LibvirtHeader) -> Superblock:
     )
 
 
-def _told_metadata(header: LibvirtHeader) -> dict[str, Any]:
+def _told_metadata(header: LibvirtHeader) -> Metadata:
     found = domain_xml.identity(header.xml)
     return {
         "guest": {"name": found.name, "qemu_name": found.name, "uuid": found.uuid},

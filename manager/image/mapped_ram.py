@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import uuid as uuids
 
-from manager import errors
+from manager import errors, units
+from manager.image import page_size as page_sizes
 from manager.image import sections
 from manager.image import stream_format as fmt
 from manager.image.cursor import Cursor
 
+MAX_RAM = 64 * units.TIB  # x86 hosts address no more; its bitmaps have 2 GiB
 MAX_BLOCKS = 16384  # a guest has some dozens: RAM, DIMMs, ROMs
 MAX_SECTIONS = 65536  # four for each CPU, some dozens more
 MAX_ITERATIONS = 1 << 24  # QEMU ends one after 50 ms (``ram_save_iterate``): nine days of saving
@@ -102,6 +104,7 @@ class _Reader:
         self._capabilities: tuple[str, ...] = ()
         self._uuid: uuids.UUID | None = None
         self._page_bits: int | None = None
+        self._page_size: int | None = None  # of the RAM blocks
         self._blocks: list[RamBlock] = []
         self._devices: list[DeviceSection] = []
         self._iterations = 0
@@ -229,6 +232,8 @@ class _Reader:
             raise errors.UnsupportedImage(
                 "the stream was saved with x-ignore-shared: it lacks the guest's shared memory"
             )
+        if left > MAX_RAM:
+            raise errors.UnsupportedImage(f"{left} bytes of RAM, more than {MAX_RAM}")
         names: set[str] = set()
         while left:
             block = self._ram_block()
@@ -257,6 +262,12 @@ class _Reader:
             raise errors.InvalidImage(f"{where}: page size {page_size}")
         if self._page_bits is not None and page_size != 1 << self._page_bits:
             raise errors.InvalidImage(f"{where}: page size {page_size}, 2^{self._page_bits} said")
+        wanted = self._page_size or page_sizes.of_machine(self._machine) or page_size
+        if page_size != wanted:
+            raise errors.InvalidImage(
+                f"{where}: page size {page_size}, expected {wanted} (machine {self._machine})"
+            )
+        self._page_size = page_size
         if not used_length or used_length % page_size:
             raise errors.InvalidImage(f"{where}: length {used_length}")
         if used_length > self._at.size:

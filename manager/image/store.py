@@ -13,6 +13,7 @@ from manager.image import image
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from manager.image.metadata import Metadata
     from manager.image.superblock import Superblock
 
 _NAME_MAX = 255
@@ -106,15 +107,14 @@ class Entry:
     allocated_bytes: int
     modified: float
     block: Superblock | None
-    metadata: dict[str, object]
+    metadata: Metadata
     error: errors.MapsaveError | None
     format: str | None = None
 
     @property
     def guest(self) -> str | None:
         """The name of the guest that was saved, where the metadata says."""
-        known = self.metadata.get("guest")
-        return known.get("name") if isinstance(known, dict) else None
+        return self.metadata.get("guest", {}).get("name")
 
     @property
     def state(self) -> str:
@@ -142,14 +142,22 @@ def entries(held: Directory) -> list[Entry]:
                 )
         except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
             continue
-        except errors.InvalidImage as error:
+        except (errors.InvalidImage, OSError) as error:
             try:
                 stats = os.stat(path)
-            except FileNotFoundError:  # a partial image that was removed while we looked
+            except OSError:  # a partial image that was removed while we looked
                 continue
-            entry = Entry(**_facts(name, path, stats), block=None, metadata={}, error=error)
+            bad = _as_invalid(error, path)
+            entry = Entry(**_facts(name, path, stats), block=None, metadata={}, error=bad)
         found.append(entry)
     return sorted(found, key=lambda entry: -entry.modified)
+
+
+def _as_invalid(error: Exception, path: str) -> errors.InvalidImage:
+    if isinstance(error, errors.InvalidImage):
+        return error
+    reason = error.strerror if isinstance(error, OSError) else error
+    return errors.InvalidImage(f"{path!r} cannot be read: {reason}")
 
 
 def _facts(name: str, path: str, stats: os.stat_result) -> dict[str, Any]:

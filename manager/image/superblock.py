@@ -21,13 +21,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
-import json
 import os
 import struct
 import uuid as uuids
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from manager import errors, units
+from manager import errors, strict_json, units
+from manager.image import metadata as metadata_area
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from manager.image.metadata import Metadata
 
 SLOT_SIZE = 4096
 SLOTS = 2
@@ -276,27 +281,21 @@ def is_torn_first(fd: int, place: Place) -> bool:
     return not blank.strip(b"\0") and written.startswith(MAGIC) and _unpack(written, place) is None
 
 
-def read_metadata(fd: int, block: Superblock) -> dict[str, Any]:
+def read_metadata(fd: int, block: Superblock) -> Metadata:
     """Return the metadata that ``block`` points to.
 
-    Raises InvalidImage where its checksum is wrong or it is not a JSON object.
+    Raises InvalidImage where its checksum is wrong or it is not what metadata must be.
     """
     raw = os.pread(fd, block.metadata_length, block.metadata_offset)
     if hashlib.sha256(raw).digest() != block.metadata_sha256:
         raise errors.InvalidImage(
             f"metadata at {block.metadata_offset} is damaged (checksum does not match)"
         )
-    try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise errors.InvalidImage(f"metadata is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise errors.InvalidImage("metadata is not a JSON object")
-    return data
+    return metadata_area.parse(raw)
 
 
 def write(
-    fd: int, block: Superblock, metadata: dict[str, Any] | None = None, *, durable: bool = True
+    fd: int, block: Superblock, metadata: Mapping[str, Any] | None = None, *, durable: bool = True
 ) -> Superblock:
     """Write ``block``, with new ``metadata`` if given, as the next one in force; return it.
 
@@ -308,7 +307,7 @@ def write(
     block = dataclasses.replace(block, sequence=block.sequence + 1)
     if metadata is not None:
         # ASCII, so that names which are not UTF-8 (surrogates in Python) survive as escapes.
-        raw = json.dumps(metadata, sort_keys=True).encode("ascii")
+        raw = strict_json.dumps(metadata, sort_keys=True).encode("ascii")
         low, high = block.place.area(block.stream_offset)
         room = max(0, high - low) // 2
         if len(raw) > min(room, MAX_METADATA):

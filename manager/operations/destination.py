@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from manager import errors
+from manager.image import page_size
 from manager.monitor import qmp
 from manager.operations import attach, facts
 
@@ -178,6 +179,7 @@ async def compare(
         )
     _compare_version(session, image, force=force)
     await _compare_machine(session, contents)
+    await _compare_page_size(session, contents)
     await _compare_memory(session, image)
     await _compare_blocks(session, contents)
     await _check_zero(session)
@@ -208,8 +210,20 @@ async def _compare_machine(session: Session, contents: Contents) -> None:
         )
 
 
+async def _compare_page_size(session: Session, contents: Contents) -> None:
+    target = str((await session.execute("query-target"))["arch"])
+    here = page_size.of_target(target, contents.stream)
+    saved = contents.stream.blocks[0].page_size
+    if here is not None and saved != here:
+        raise errors.DestinationMismatch(
+            f"the image has pages of {saved} bytes, the destination ({target}) has {here}: "
+            "QEMU would load other RAM",
+            hint="use a QEMU of the architecture that was saved; if it is, the image is damaged",
+        )
+
+
 async def _compare_memory(session: Session, image: Image) -> None:
-    saved: dict[str, Any] = image.metadata.get("memory", {})
+    saved = image.metadata.get("memory", {})
     found = await facts.memory(session)
     if saved and (saved.get("base"), saved.get("plugged")) != (found.base, found.plugged):
         raise errors.DestinationMismatch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from manager import config as configuration
 from manager import domain_xml, errors
@@ -142,9 +142,9 @@ def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -
     if guest.launch and guest.qmp is not None:
         socket = str(guest.qmp)
         return attach.Monitor.at(socket), destination.launched(guest.launch, socket, log)
-    recorded: dict[str, Any] | None = opened.metadata.get("command")
-    if recorded and request.trust_recorded_command:
-        argv = [str(part) for part in recorded["argv"]]
+    recorded = opened.metadata.get("command") or {}
+    argv = recorded.get("argv")
+    if argv and request.trust_recorded_command:
         socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
         started = destination.launched(argv, socket, log, recorded.get("cwd"))
         return attach.Monitor.at(socket), started

@@ -12,6 +12,7 @@ from manager.image.superblock import State
 if TYPE_CHECKING:
     from manager.image.image import Contents, Image
     from manager.image.libvirt_header import LibvirtHeader
+    from manager.image.metadata import DomainPart
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -72,11 +73,11 @@ def summary(opened: Image) -> dict[str, Any]:
     }
 
 
-def _domain(known: dict[str, Any] | None) -> dict[str, Any] | None:
+def _domain(known: DomainPart | None) -> dict[str, Any] | None:
     """Return what the metadata say of a domain, but for the XML that ``--xml`` prints."""
     if known is None:
         return None
-    return {key: known[key] for key in known if key not in ("xml", "cookie")}
+    return {key: value for key, value in known.items() if key not in ("xml", "cookie")}
 
 
 def _libvirt(header: LibvirtHeader | None) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ from manager.operations import facts as guest_facts
 from manager.operations import journal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from manager.image.image import Contents
     from manager.labels.label import Label
     from manager.monitor.domain import Domain
@@ -80,7 +82,7 @@ def libvirt_header(found: Facts, request: Request) -> NewLibvirtHeader | None:
 
 
 def after(
-    known: dict[str, Any],
+    known: Mapping[str, Any],
     contents: Contents,
     label: Label | None,
     *,

@@ -53,7 +53,7 @@ def refused(built: build.Built) -> errors.InvalidImage:
         ("ram.total", build.MIB + 36864 | 4, errors.InvalidImage, "exceeds the RAM size"),
         ("ram.total", build.MIB | 4, errors.InvalidImage, "expected the end mark"),
         ("ram.total", build.MIB + 45056 | 4, errors.InvalidImage, "not a name"),
-        ("ram.total", FULL & ~0xFFF | 4, errors.InvalidImage, "not a name"),
+        ("ram.total", FULL & ~0xFFF | 4, errors.UnsupportedImage, "bytes of RAM, more than"),
         ("block0.name.length", 0, errors.InvalidImage, "not a name"),
         ("block0.length", 0, errors.InvalidImage, "length 0"),
         ("block0.length", build.MIB + 1, errors.InvalidImage, "length 1048577"),
