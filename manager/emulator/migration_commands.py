@@ -159,4 +159,5 @@ def _start_postcopy(request: Request) -> Any:
 
 @command("query-yank")
 def _query_yank(request: Request) -> Any:
-    return [{"type": "chardev", "id": "compat_monitor0"}]
+    chardev = {"type": "chardev", "id": "compat_monitor0"}
+    return [chardev, *([{"type": "migration"}] if request.machine.outgoing.is_registered else [])]

@@ -35,9 +35,11 @@ class Outgoing:
         self._status_lock = threading.Lock()
         self.status = "none"
         self.error: str | None = None
+        self.is_registered = False  # for `yank`: from `migrate` until all is cleaned up
         self._proceed = threading.Event()
         self._fds: list[int] = []
         self._channel_fds: list[int] = []
+        self._left_fds: list[int] = []  # of channels that were never cleaned up
         self._ram: RamSave | None = None
         self._writer: stream.StreamWriter | None = None
         self._pace = pace.Pace(0)
@@ -52,6 +54,8 @@ class Outgoing:
 
     def start(self, address: Address) -> None:
         """Open the file and start saving. Raises QmpError; then the status is ``failed`` too."""
+        if self.is_registered:
+            raise QmpError("duplicate yank instance")
         self.error = None
         self._old_state = None
         self._ram = None
@@ -63,6 +67,7 @@ class Outgoing:
             self.error = error.desc
             self._enter("failed")
             raise
+        self.is_registered = True
         self._fds = [fd]
         self._pace = pace.Pace(self._machine.parameters["max-bandwidth"])
         self._throttle = Throttle(self._machine.options.throttle)
@@ -132,12 +137,27 @@ class Outgoing:
             self._fail(error)
         with self._machine.lock:
             self._put_guest_back()
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Close what was opened, by the capabilities that are in force now, as QEMU does.
+
+        With multifd switched off since, its channels stay as they are, and open; switched on since,
+        those that there never were are cleaned up as well.
+        """
+        has_multifd = self._machine.capabilities["multifd"]
+        if has_multifd and not self._channel_fds:
+            faults.die("multifd was switched on before a migration without it was cleaned up")
         if self._ram is not None:
             self._ram.close()
+        if not has_multifd:
+            self._left_fds, self._channel_fds = self._channel_fds, []
         for fd in self._fds:
-            self._machine.fdsets.close(fd)
+            if fd not in self._left_fds:
+                self._machine.fdsets.close(fd)
         self._fds, self._channel_fds = [], []
         self._change("cancelling", "cancelled")
+        self.is_registered = False
 
     def _setup(self, address: Address) -> None:
         on = self._machine.capabilities
@@ -333,6 +353,9 @@ class Outgoing:
 
     def _open_channels(self, address: Address) -> None:
         machine = self._machine
+        if self._left_fds:
+            reason = "multifd was switched off before the save before this one was cleaned up"
+            faults.die(reason, signal.SIGABRT)
         flags = os.O_WRONLY
         if files.wants_direct(machine):
             flags |= os.O_DIRECT

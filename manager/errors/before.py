@@ -137,6 +137,12 @@ class WrongRunState(Refused):
     id = "check.run_state"
 
 
+class QemuKeeps(Refused):
+    """QEMU keeps descriptors or settings of an earlier save, and could die of another one."""
+
+    id = "check.kept_by_qemu"
+
+
 class BadDirectory(Refused):
     """The image directory is gone, read-only, or cannot hold an image of that name."""
 

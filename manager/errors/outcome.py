@@ -51,6 +51,12 @@ class GuestNotPutBack(SaveFailed):
     id = "save.guest_not_put_back"
 
 
+class SaveKeptByQemu(SaveFailed):
+    """The save failed, and QEMU keeps its descriptors or settings: it is not saved again."""
+
+    id = "save.kept_by_qemu"
+
+
 # Exit code 5: the restore failed; the image is as it was before.
 
 
@@ -121,6 +127,18 @@ class MonitorBroken(MonitorError):
     """libvirtd ended while it passed a command on that must not be repeated; it is back."""
 
     id = "monitor.broken"
+
+
+class KeptByQemu(MonitorError):
+    """QEMU keeps what a save or restore handed to it: descriptors, or settings."""
+
+    id = "monitor.kept"
+
+
+class QemuMigrates(MonitorError):
+    """QEMU is at a migration of another client, or has not cleaned up after one."""
+
+    id = "monitor.migrating"
 
 
 class MonitorTimeout(MonitorError):

@@ -5,6 +5,12 @@ already. Two traps follow (QEMU 10.0, ``migration/options.c``): with mapped-ram 
 set, every later ``migrate-set-parameters`` fails, so mapped-ram goes off before any parameter is
 touched; and ``background-snapshot`` together with mapped-ram is accepted and saves nothing at all,
 so every capability that we do not need is off during a save.
+
+A third: QEMU takes changes as soon as it has said how a migration came out, but cleans up after
+that, by the capabilities that are in force then. With multifd off too early the channels stay, and
+the next save aborts; with multifd on too early QEMU cleans up channels that it never had. So
+nothing is touched before QEMU has cleaned up, which ``query-yank`` shows: the migration is listed
+there until then (``migration_cleanup``).
 """
 
 from __future__ import annotations
@@ -13,10 +19,11 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.monitor import undoing
+from manager.monitor import fdset, undoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -32,6 +39,7 @@ REQUIRED_PARAMETERS = ("direct-io", "multifd-channels", "max-bandwidth", "zero-p
 # Values without which a file save with mapped-ram works: QEMU's defaults.
 _NEUTRAL = {"multifd-compression": "none", "tls-creds": "", "mode": "normal"}
 _RETRIES = 50
+_CLEANED_UP_WITHIN = 10.0  # seconds
 _MIGRATING = "There's a migration process in progress"
 
 
@@ -85,14 +93,17 @@ def missing(settings: Settings) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def configured(
-    session: Session, found: Settings, wanted: Mapping[str, Any]
+    session: Session, found: Settings, wanted: Mapping[str, Any], number: int | None = None
 ) -> AsyncIterator[None]:
     """Set the parameters ``wanted`` and the capabilities of a mapped-ram save or restore.
 
-    ``found`` is what was in force before; it is put back on every way out, as far as QEMU lets us.
+    ``found`` is what was in force before; it is put back on every way out, as far as QEMU lets us,
+    unless QEMU still has the fdset ``number``, which is taken back within this context.
 
-    Raises CommandRefused, MonitorLost.
+    Raises QemuMigrates with nothing touched, CommandRefused, MonitorLost; KeptByQemu where nothing
+    can be put back.
     """
+    await _cleaned_up(session)
     try:
         now = await _set_off(session, await _query_capabilities(session))
         await _parameters(session, {**_neutral(found), **wanted})
@@ -100,7 +111,7 @@ async def configured(
         yield
     finally:
         with contextlib.suppress(errors.MonitorLost):
-            await undoing.whole(put_back(session, found))
+            await undoing.whole(put_back(session, found, number))
 
 
 def _neutral(found: Settings) -> dict[str, Any]:
@@ -111,11 +122,20 @@ def _neutral(found: Settings) -> dict[str, Any]:
     }
 
 
-async def put_back(session: Session, found: Settings) -> None:
+async def put_back(session: Session, found: Settings, number: int | None = None) -> None:
     """Bring capabilities and parameters back to ``found``; only what differs is touched.
 
-    A value that QEMU no longer takes is logged, not raised: the guest goes on without it.
+    A value that QEMU no longer takes is logged, not raised: the guest goes on without it. Nothing
+    is touched where QEMU still has the fdset ``number``.
+
+    Raises KeptByQemu where QEMU has not cleaned up after a migration.
     """
+    if number is not None and fdset.is_listed(await fdset.query(session), number):
+        return  # the caller, who took it back, has been told
+    try:
+        await _cleaned_up(session)
+    except errors.QemuMigrates as error:
+        raise errors.KeptByQemu(f"{error.message}; its settings cannot be put back") from None
     now = await query(session)
     if now == found:
         return
@@ -131,6 +151,21 @@ async def put_back(session: Session, found: Settings) -> None:
         await _set(session, capabilities, found.capabilities)
     except errors.CommandRefused as error:
         _log.warning("%s: settings not put back: %s", session.address, error.desc)
+
+
+async def _cleaned_up(session: Session) -> None:
+    """Wait until QEMU is at no migration, and has cleaned up after the last one.
+
+    Raises QemuMigrates after ten seconds.
+    """
+    deadline = time.monotonic() + _CLEANED_UP_WITHIN
+    while {"type": "migration"} in await session.execute("query-yank"):
+        if time.monotonic() > deadline:
+            raise errors.QemuMigrates(
+                f"{session.address}: there is a migration process in progress, or QEMU has not "
+                "cleaned up after one"
+            )
+        await asyncio.sleep(0.005)
 
 
 async def _set(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import time
 from typing import TYPE_CHECKING
 
 from manager import errors
@@ -16,15 +16,13 @@ if TYPE_CHECKING:
 
     from manager.monitor.session import Session
 
-_log = logging.getLogger(__name__)
-
 # Far from the ids that QEMU and libvirt give (from 0 upwards), so that sets never collide.
 FIRST_ID = 1_000_000
 OPAQUE = "mapsave"
 # What QEMU says where the kernel took the descriptor from the message it arrived in, which is how
 # SELinux and AppArmor refuse one (monitor/fds.c).
 DROPPED = "No file descriptor supplied via SCM_RIGHTS"
-_GONE_WITHIN = 10.0
+GONE_WITHIN = 10.0  # seconds
 
 
 async def query(session: Session) -> list[dict[str, Any]]:
@@ -66,11 +64,11 @@ async def handed_over(
     Each reply is awaited before the next descriptor is sent. ``on_dropped`` makes the error for a
     descriptor that a security module took away, from QEMU's words.
 
-    Raises Busy where somebody has taken the id since it was chosen, CommandRefused, MonitorLost, or
-    what ``on_dropped`` returns.
+    Raises Busy where somebody has taken the id since it was chosen, CommandRefused, MonitorLost,
+    KeptByQemu where QEMU does not let go at the end, or what ``on_dropped`` returns.
     """
     # Else the removal at the end would take away the descriptors of whoever made that set.
-    if any(found["fdset-id"] == fdset for found in await query(session)):
+    if is_listed(await query(session), fdset):
         raise errors.Busy(
             f"{session.address}: somebody else has made fdset {fdset} meanwhile", hint="try again"
         )
@@ -100,16 +98,35 @@ async def _expect(session: Session, fdset: int, count: int) -> None:
 async def take_back(session: Session, fdset: int) -> None:
     """Remove the set and wait until QEMU has closed its duplicates too.
 
-    The COMPLETED event comes before they are closed, so the set may stay listed for a moment.
+    A migration is said to have completed, or failed, before they are closed, so the set may stay
+    listed for a moment.
+
+    Raises KeptByQemu where it is still listed after ten seconds, in all of which QEMU answered.
     """
-    try:
+    # Refused where it was never made, or is gone already.
+    with contextlib.suppress(errors.CommandRefused):
         await session.execute("remove-fd", {"fdset-id": fdset})
-    except errors.CommandRefused:
-        return  # it was never made, or is gone already
-    delay = 0.001
-    while fdset in {int(found["fdset-id"]) for found in await query(session)}:
-        if delay > _GONE_WITHIN / 4:
-            _log.warning("%s: QEMU still holds fdset %d open", session.address, fdset)
-            return
+    delay, deadline = 0.001, time.monotonic() + GONE_WITHIN
+    while is_listed(await query(session), fdset):
+        if time.monotonic() > deadline:
+            raise errors.KeptByQemu(
+                f"{session.address}: QEMU still holds descriptor set {fdset}, "
+                f"{GONE_WITHIN:g} s after it was taken back",
+                fdset=fdset,
+            )
         await asyncio.sleep(delay)
-        delay *= 2
+        delay = min(delay * 2, 0.1)
+
+
+def is_listed(fdsets: Sequence[dict[str, Any]], fdset: int) -> bool:
+    """Return whether QEMU still has the set ``fdset``, be it emptied."""
+    return any(int(found["fdset-id"]) == fdset for found in fdsets)
+
+
+def kept(fdsets: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the ids of sets of a mapsave that were taken back, and that QEMU still holds."""
+    return [
+        int(fdset["fdset-id"])
+        for fdset in fdsets
+        if int(fdset["fdset-id"]) >= FIRST_ID and not fdset["fds"]
+    ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors, units
 from manager.image import descriptors, image, store
 from manager.migration import parameters
-from manager.monitor import process
+from manager.monitor import fdset, process
 from manager.plan import strategy
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Preflight:
     labelling: Labelling
     direct_io_refusal: str | None = None
     replace_only: str | None = None
+    kept: str | None = None
 
     def strategy(self) -> Strategy:
         """Choose how to save."""
@@ -74,6 +75,19 @@ def migration(found: Preflight) -> str:
             hint="wait for its end; if a mapsave died, run 'mapsave recover'",
         )
     return "none under way"
+
+
+def let_go(found: Preflight) -> str:
+    """QEMU keeps nothing of an earlier save: a further one could abort it."""
+    sets = fdset.kept(found.facts.fdsets)
+    if found.kept is None and not sets:
+        return "QEMU keeps nothing of an earlier save"
+    what = found.kept or f"QEMU still holds descriptor set {sets[0]}"
+    raise errors.QemuKeeps(
+        f"this QEMU process keeps what an earlier save or restore handed to it ({what}), and could "
+        "die of another save",
+        hint="it can be saved again once it was shut down and started anew",
+    )
 
 
 def migratable(found: Preflight) -> str:
@@ -241,6 +255,7 @@ def domain(found: Preflight) -> str:
 CHECKS: tuple[Callable[[Preflight], str], ...] = (
     run_state,
     migration,
+    let_go,
     migratable,
     capabilities,
     directory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from manager.monitor import process
-from manager.operations import attach, check, facts, metadata, save_request
+from manager.operations import attach, check, facts, kept, metadata, save_request
 
 if TYPE_CHECKING:
     from manager import errors
@@ -26,7 +26,10 @@ async def preview(
         found = await facts.gather(session)
         with save_request.place(guest, config, request) as (held, name):
             labels = save_request.policy_labelling(config, request.policy, found.domain)
-            preflight = check.Preflight(found, held, name, request.replace, request.wishes, labels)
+            preflight = check.Preflight(
+                *(found, held, name, request.replace, request.wishes, labels),
+                kept=kept.known(config.state, found.process),
+            )
             lines, error = check.report(preflight)
             chosen = preflight.strategy()
             return {

@@ -8,24 +8,23 @@ in run state ``paused`` is a guest that was just loaded, and one that ran and wa
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING
 
 from manager import errors
 from manager.image import image
 from manager.image.superblock import State
 from manager.labels import leftovers
-from manager.labels.label import Label
-from manager.migration import guest_state, parameters
-from manager.migration.parameters import Settings
-from manager.monitor import fdset, process
-from manager.operations import attach, ending, journal, locks
+from manager.labels.label import Label, Problem
+from manager.migration import guest_state
+from manager.monitor import process
+from manager.operations import attach, ending, journal, kept, locks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from manager.config import Config
     from manager.image.image import Image
-    from manager.labels.label import Problem
     from manager.monitor.session import Session
     from manager.operations.journal import Orphan
 
@@ -62,7 +61,9 @@ async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dr
             if orphan.reached("tidy"):
                 outcome = str(orphan.facts.get("outcome", RUNS))
             else:
-                outcome = await _finish_or_undo(orphan, opened, monitor, dry_run=dry_run)
+                outcome = await _finish_or_undo(
+                    config, orphan, opened, monitor, problems, dry_run=dry_run
+                )
                 if not dry_run:
                     with contextlib.suppress(OSError):
                         journal.add(orphan, "tidy", outcome=outcome)
@@ -82,13 +83,20 @@ def _take_label_back(orphan: Orphan, opened: Image | None, problems: list[Proble
 
 
 async def _finish_or_undo(
-    orphan: Orphan, opened: Image | None, monitor: attach.Monitor, *, dry_run: bool
+    config: Config,
+    orphan: Orphan,
+    opened: Image | None,
+    monitor: attach.Monitor,
+    problems: list[Problem],
+    *,
+    dry_run: bool,
 ) -> str:
     try:
         async with monitor.connected() as session:
             state = await guest_state.run_state(session)
             if _is_destination(orphan, session, state):
-                return await _with_qemu(orphan, opened, session, state, dry_run=dry_run)
+                tidy = functools.partial(_tidy, config, orphan, session, problems)
+                return await _with_qemu(orphan, opened, session, state, tidy, dry_run=dry_run)
             if _libvirt_may_have_loaded(orphan, monitor):
                 return PAUSED
             if orphan.reached("load") and _pid(orphan) is None and state != "inmigrate":
@@ -144,19 +152,25 @@ def _is_destination(orphan: Orphan, session: Session, state: str) -> bool:
 
 
 async def _with_qemu(
-    orphan: Orphan, opened: Image | None, session: Session, state: str, *, dry_run: bool
+    orphan: Orphan,
+    opened: Image | None,
+    session: Session,
+    state: str,
+    tidy: Callable[[], Awaitable[None]],
+    *,
+    dry_run: bool,
 ) -> str:
     runs = state == "running"
     if runs or orphan.reached("run"):
         if not dry_run:
-            await _tidy(orphan, session)
+            await tidy()
             _mark(opened)  # somebody has let it run before we came, or the mark was taken back
             if not runs:
                 await session.resume()
         return RUNS
     if state != "inmigrate":
         if not dry_run:
-            await _tidy(orphan, session)
+            await tidy()
         return _loaded(opened, dry_run=dry_run)
     launched = orphan.reached("launch")
     outcome = UNDONE if launched else LEFT
@@ -165,7 +179,7 @@ async def _with_qemu(
     if launched:
         await ending.end_guest(session)
     else:
-        await _tidy(orphan, session)
+        await tidy()
     return outcome
 
 
@@ -191,7 +205,9 @@ def _without_qemu(orphan: Orphan, opened: Image | None) -> str:
     return MAY_HAVE_RUN if orphan.reached("mark") and marked else UNDONE
 
 
-async def _tidy(orphan: Orphan, session: Session) -> None:
-    if orphan.reached("load"):
-        await fdset.take_back(session, int(orphan.facts["fdset"]))
-        await parameters.put_back(session, Settings.from_dict(orphan.facts["settings"]))
+async def _tidy(config: Config, orphan: Orphan, session: Session, problems: list[Problem]) -> None:
+    if not orphan.reached("load"):
+        return
+    warning = await kept.taken_back(config.state, session, orphan)
+    if warning is not None:
+        problems.append(Problem(warning, recoverable=False))

@@ -10,18 +10,16 @@ from manager import errors
 from manager.image import descriptors, image, store
 from manager.image.superblock import State
 from manager.labels import leftovers
-from manager.labels.label import Label
-from manager.migration import guest_state, outgoing, parameters, progress
-from manager.migration.parameters import Settings
-from manager.monitor import fdset, process
-from manager.operations import attach, ending, journal, locks, metadata, waiting
+from manager.labels.label import Label, Problem
+from manager.migration import guest_state, outgoing, progress
+from manager.monitor import process
+from manager.operations import attach, ending, journal, kept, locks, metadata, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.config import Config
     from manager.image.image import Partial
-    from manager.labels.label import Problem
     from manager.monitor.session import Session
     from manager.operations.journal import Orphan
 
@@ -57,7 +55,7 @@ async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dr
         if orphan.reached("tidy"):
             outcome = str(found.get("outcome", COMMITTED))
         else:
-            outcome = await _finish_or_undo(orphan, monitor, problems, dry_run=dry_run)
+            outcome = await _finish_or_undo(config, orphan, monitor, problems, dry_run=dry_run)
             if not dry_run:
                 # Where the disk is full, the partial image that fills it goes next.
                 with contextlib.suppress(OSError):
@@ -68,14 +66,19 @@ async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dr
 
 
 async def _finish_or_undo(
-    orphan: Orphan, monitor: attach.Monitor, problems: list[Problem], *, dry_run: bool
+    config: Config,
+    orphan: Orphan,
+    monitor: attach.Monitor,
+    problems: list[Problem],
+    *,
+    dry_run: bool,
 ) -> str:
     if _may_live(orphan, monitor):
         async with contextlib.AsyncExitStack() as stack:
             session = await _session(orphan, monitor, stack)
             if session is not None:
                 _check_identity(orphan, session)
-                return await _with_qemu(orphan, session, problems, dry_run=dry_run)
+                return await _with_qemu(config, orphan, session, problems, dry_run=dry_run)
     with store.directory(orphan.facts["directory"]) as held:
         return await _without_qemu(orphan, held, problems, dry_run=dry_run)
 
@@ -143,14 +146,17 @@ def _check_identity(orphan: Orphan, session: Session) -> None:
 
 
 async def _with_qemu(
-    orphan: Orphan, session: Session, problems: list[Problem], *, dry_run: bool
+    config: Config, orphan: Orphan, session: Session, problems: list[Problem], *, dry_run: bool
 ) -> str:
     complete = await _complete(orphan, session, dry_run=dry_run)
     if dry_run:
         return f"would be: {COMMITTED if complete else PUT_BACK}"
     if orphan.reached("hand-over"):
-        await fdset.take_back(session, int(orphan.facts["fdset"]))
-        await parameters.put_back(session, Settings.from_dict(orphan.facts["settings"]))
+        warning = await kept.taken_back(config.state, session, orphan)
+        if warning is not None:
+            problems.append(Problem(warning, recoverable=False))
+            # As a save does: no image is made of a file that QEMU still has open.
+            complete = complete and orphan.reached("commit")
     if not complete:
         # First of all: the guest must not wait for an image directory that is gone.
         await _put_back(orphan, session)

@@ -24,6 +24,7 @@ from manager.operations import (
     destination,
     destination_choice,
     journal,
+    kept,
     locks,
     save_request,
     waiting,
@@ -32,6 +33,7 @@ from manager.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from manager.config import Config
     from manager.image.image import Contents, Image
@@ -152,7 +154,7 @@ async def _load(
         labels = save_request.policy_labelling(config, _policy(config, request, name), domain)
         with _labelled(labels, opened, session.pid, log) as left:
             phases.enter("read")
-            await _transfer(request, opened, target, log)
+            await _transfer(request, opened, target, log, config.state)
     phases.enter("run")
     runs = _shall_run(request, opened)
     state = await waiting.to_the_end(_hand_to_user(opened, target, log, runs=runs))
@@ -231,7 +233,7 @@ def _process(session: Session) -> dict[str, int | None]:
 
 
 async def _transfer(
-    request: Request, opened: Image, target: Destination, log: journal.Journal
+    request: Request, opened: Image, target: Destination, log: journal.Journal, state: Path
 ) -> None:
     session = target.session
     found = await parameters.query(session)
@@ -252,8 +254,9 @@ async def _transfer(
             opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
         ) as pair:
             async with (
+                # In this order: settings are put back only once QEMU has let go of its descriptors.
+                parameters.configured(session, found, wanted, number),
                 fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
-                parameters.configured(session, found, wanted),
             ):
                 await incoming.restore(session, path, opened.block.stream_offset)
                 await guest_state.left(session, "inmigrate")
@@ -262,6 +265,9 @@ async def _transfer(
         raise errors.RestoreFailed(
             f"the destination ended while it was loading: {target.words() or error.message}"
         ) from None
+    except errors.KeptByQemu as error:
+        kept.note(state, process.identity(session.pid), error.message)
+        raise _kept(error) from None
     except errors.CommandRefused as error:
         _raise_if_refused(opened, session.pid, error.desc)
         raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
@@ -273,6 +279,18 @@ async def _transfer(
         raise errors.RestoreFailed(
             error.message + (f" ({words})" if words else ""), **error.data
         ) from None
+
+
+def _kept(error: errors.KeptByQemu) -> errors.RestoreFailed:
+    """Return the error for a destination that does not let go, with what went wrong before."""
+    before = error.__context__
+    first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
+    return errors.RestoreFailed(
+        f"{first}{error.message}",
+        hint="a destination that mapsave started was ended; end one that was waiting: its "
+        "migration settings were left as they are",
+        **error.data,
+    )
 
 
 def _raise_if_refused(opened: Image, pid: int | None, words: str) -> None:

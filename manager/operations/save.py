@@ -19,6 +19,7 @@ from manager.operations import (
     check,
     facts,
     journal,
+    kept,
     locks,
     metadata,
     save_commit,
@@ -69,6 +70,7 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
                 check.Preflight(
                     *(found, held, name, request.replace, request.wishes, chosen),
                     replace_only=request.replace_only,
+                    kept=kept.known(config.state, found.process),
                 )
             )
             number = fdset.free_id(found.fdsets)
@@ -80,6 +82,7 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
                     job = SaveJob(
                         *(session, held, name, request, found, strategy, chosen, log),
                         *(phases, known, number, guest_state.ResumeWatch(events)),
+                        state=config.state,
                     )
                     return await _write(guest, job)
 

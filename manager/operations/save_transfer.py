@@ -13,10 +13,11 @@ from manager.image import descriptors, image
 from manager.labels import labelling
 from manager.migration import guest_state, outgoing, parameters
 from manager.monitor import fdset
-from manager.operations import ending
+from manager.operations import ending, kept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from manager.image import store
     from manager.image.image import Partial
@@ -47,6 +48,7 @@ class SaveJob:
     metadata: dict[str, Any]
     fdset: int
     resumes: guest_state.ResumeWatch
+    state: Path
 
     @property
     def then(self) -> str:
@@ -88,12 +90,27 @@ async def let_qemu_write(
     except errors.MonitorTimeout as error:
         paused.release()  # it would not answer `cont` either
         raise left_to_recover(job, partial, applied, error.message) from None
+    except errors.KeptByQemu as error:
+        kept.note(job.state, job.facts.process, error.message)
+        raise _kept(error) from None
     except errors.CommandRefused as error:
         _raise_if_refused(job, partial.fd, error.desc)
         raise errors.SaveFailed(f"{job.session.address}: {error.message}") from None
     except errors.SaveFailed as error:
         _raise_if_refused(job, partial.fd, str(error.data.get("qemu_error")))
         raise
+
+
+def _kept(error: errors.KeptByQemu) -> errors.SaveKeptByQemu:
+    """Return the error for a QEMU that does not let go, with what had gone wrong before that."""
+    before = error.__context__
+    first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
+    return errors.SaveKeptByQemu(
+        f"{first}{error.message}: its migration settings were left as they are, and mapsave saves "
+        "this QEMU process no more",
+        hint="start the guest anew when it suits, and take no snapshot of it until then",
+        **error.data,
+    )
 
 
 def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
@@ -114,9 +131,11 @@ async def _transfer(
     await job.log.step_in_thread("hand-over")
     fds = (pair.first, pair.second)
     dropped = functools.partial(_refused, job, pair.first)
+    wanted = job.strategy.parameters()
+    # In this order: settings are put back only once QEMU has let go of its descriptors.
     async with (
+        parameters.configured(job.session, job.facts.settings, wanted, job.fdset),
         fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
-        parameters.configured(job.session, job.facts.settings, job.strategy.parameters()),
     ):
         if job.facts.runs and not job.request.live:
             await job.log.step_in_thread("pause")

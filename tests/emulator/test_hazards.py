@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -252,3 +254,62 @@ def test_full_disk(
         assert qmp.trace() == expected
         time.sleep(0.1)
         assert helpers.save(qmp, f"{tmp_path}/image", *capabilities)["status"] == "completed"
+
+
+# QEMU's window for these is a millisecond; the emulator's is held open by the machine's lock, which
+# its cleaning up needs as QEMU's needs the big lock. Of QEMU: tests/faults/test_let_go.py.
+_SWITCHED = """
+import sys, time
+from pathlib import Path
+from manager.emulator.address import Address
+from manager.emulator.machine import Machine
+from manager.emulator.options import EmulatorOptions
+
+class Monitor:
+    def emit(self, event, data=None): pass
+
+full, free, before, after = sys.argv[1:]
+machine = Machine(EmulatorOptions(Path("/none"), 33 << 20, "random", paused=True), Monitor())
+
+def switch(names):
+    wanted = {name: name in names.split(",") for name in ("events", "mapped-ram", "multifd")}
+    machine.capabilities.change(wanted, machine.parameters)
+
+def wait(ended):
+    deadline = time.monotonic() + 20
+    while not ended():
+        assert time.monotonic() < deadline, machine.outgoing.query()
+        time.sleep(0.001)
+
+switch(before)
+with machine.lock:
+    machine.outgoing.start(Address("file", full + "/image", 4096))
+    wait(lambda: machine.outgoing.status == "failed")
+    assert machine.outgoing.is_registered
+    switch(after)
+wait(lambda: not machine.outgoing.is_registered)
+switch("events,mapped-ram,multifd")
+machine.outgoing.start(Address("file", free + "/image", 4096))
+wait(lambda: not machine.outgoing.is_registered)
+"""
+
+
+def _switched(full: Path, free: Path, before: str, after: str) -> subprocess.CompletedProcess[str]:
+    """Let a save fail, switch capabilities before it is cleaned up, and save once more."""
+    command = [sys.executable, "-c", _SWITCHED, str(full), str(free), before, after]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_multifd_off_before_the_end_of_a_save_kills_the_next(tmp_path: Path, small: Path) -> None:
+    ended = _switched(small, tmp_path, "events,mapped-ram,multifd", "events")
+    assert ended.returncode == -signal.SIGABRT, ended
+
+
+def test_multifd_on_before_the_end_of_a_plain_save_kills(tmp_path: Path, small: Path) -> None:
+    ended = _switched(small, tmp_path, "events", "events,mapped-ram,multifd")
+    assert ended.returncode == -signal.SIGSEGV, ended
+
+
+def test_switching_nothing_before_the_end_of_a_save(tmp_path: Path, small: Path) -> None:
+    ended = _switched(small, tmp_path, *["events,mapped-ram,multifd"] * 2)
+    assert ended.returncode == 0, ended

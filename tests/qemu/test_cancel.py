@@ -68,8 +68,8 @@ async def _cancelled_after(session: Session, path: Path, seconds: float) -> str:
         with descriptors.paired(fd, os.O_WRONLY, direct_io=True) as pair:
             fds = (pair.first, pair.second)
             async with (
+                parameters.configured(session, found, WANTED, fdset.FIRST_ID),
                 fdset.handed_over(session, fds, fdset.FIRST_ID, AssertionError) as target,
-                parameters.configured(session, found, WANTED),
             ):
                 work = outgoing.save(session, target, OFFSET, progress.Phases(), live=False)
                 saving = asyncio.ensure_future(work)

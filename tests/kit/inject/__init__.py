@@ -49,9 +49,10 @@ class Rule:
     old or the new one), ``unlink`` and ``open`` is what the call names, which may be relative.
 
     ``short``: at most ``argument`` bytes are done. ``errno``: it fails with that. ``delay``: it
-    comes ``argument`` microseconds later. ``hang``: it never returns. ``kill``: the process gets
-    that signal. Only calls at offsets ``first`` to ``last`` count (for read and write: where the
-    file stands); ``skip`` of them pass, the next ``count`` (-1: all) are hit.
+    comes ``argument`` microseconds later, and what a further rule says of it comes after that.
+    ``hang``: it never returns. ``kill``: the process gets that signal. Only calls at offsets
+    ``first`` to ``last`` count (for read and write: where the file stands); ``skip`` of them pass,
+    the next ``count`` (-1: all) are hit.
     """
 
     call: Call

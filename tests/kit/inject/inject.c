@@ -55,11 +55,17 @@ static int is_at(int fd, const char *part)
     return strstr(target, part) != NULL;
 }
 
-/* Count a call that a rule is about; tell whether it is one of those that are hit. */
+/* Count a call that a rule is about; return whether it is one of those that are hit. One that is
+ * only delayed is delayed here, and a further rule may hold for it as well. */
 static int counts(struct rule *rule)
 {
     long long seen = atomic_fetch_add(&rule->seen, 1);
-    return seen >= rule->skip && (rule->count < 0 || seen < rule->skip + rule->count);
+    if (seen < rule->skip || (rule->count >= 0 && seen >= rule->skip + rule->count))
+        return 0;
+    if (strcmp(rule->action, "delay"))
+        return 1;
+    usleep((useconds_t)rule->argument);
+    return 0;
 }
 
 static struct rule *hit(const char *call, int fd, long long offset)
@@ -96,9 +102,7 @@ static int act(struct rule *rule)
         errno = (int)rule->argument;
         return 1;
     }
-    if (!strcmp(rule->action, "delay"))
-        usleep((useconds_t)rule->argument);
-    else if (!strcmp(rule->action, "hang"))
+    if (!strcmp(rule->action, "hang"))
         for (;;)
             pause();
     else if (!strcmp(rule->action, "kill"))
