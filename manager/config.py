@@ -23,6 +23,8 @@ SYSTEM_FILE = Path("/etc/mapsave/manager.yaml")
 VARIABLE = "MAPSAVE_CONFIG"
 LIBVIRT_URI = "qemu:///system"
 
+LAUNCH_ENVIRONMENT = ("PATH", "LANG")
+
 NAME_BYTES = 200  # leaves room for ".partial" and the like within the 255 bytes of a file name
 ADDRESSES = ("qmp:", "libvirt:", "libvirt+")
 
@@ -55,8 +57,9 @@ class Guest:
     """One guest and how it is reached: exactly one of ``qmp``, ``libvirt`` and ``emulator``.
 
     ``launch`` is the command that starts the destination of a restore, without ``-incoming``; it
-    is empty if there is none. ``policy`` names the label policy of the guest's images. Guests of a
-    higher ``priority`` are saved and restored first where all of them are.
+    is empty if there is none. ``launch_environment``, if not empty, takes the place of the general
+    one. ``policy`` names the label policy of the guest's images. Guests of a higher ``priority``
+    are saved and restored first where all of them are.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Guest:
     libvirt: LibvirtDomain | None = None
     emulator: EmulatedGuest | None = None
     launch: tuple[str, ...] = ()
+    launch_environment: tuple[str, ...] = ()
     policy: str | None = None
     priority: int = 0
 
@@ -84,13 +88,17 @@ class SaveSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """What is in force. ``source`` is the file that it came from, None for built-in defaults."""
+    """What is in force. ``source`` is the file that it came from, None for built-in defaults.
+
+    ``launch_environment`` are the names of the variables that a QEMU which we start gets of ours.
+    """
 
     images: Path
     state: Path
     socket: Path
     jobs: Path
     policies: Path | None = None
+    launch_environment: tuple[str, ...] = LAUNCH_ENVIRONMENT
     guests: Mapping[str, Guest] = field(default_factory=dict)
     save: SaveSettings = field(default_factory=SaveSettings)
     service: Service = field(default_factory=Service)

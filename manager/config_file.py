@@ -34,6 +34,14 @@ def argument(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def variable(value: Any) -> str:
+    """Return the name of an environment variable; raise ValueError if it is none."""
+    found = plain.text(value)
+    if not (found.isascii() and found.isidentifier()):
+        raise ValueError(f"{found!r} is not the name of an environment variable")
+    return found
+
+
 def switch(value: Any) -> Any:
     """Return true and false as ``on`` and ``off``."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -94,6 +102,8 @@ def check_guest(guest: Mapping[str, Any]) -> None:
     if len(given) != 1:
         found = f", not {' and '.join(given)}" if given else ""
         raise ValueError(f"needs exactly one of qmp, libvirt and emulator{found}")
+    if guest["launch_environment"] is not None and guest["libvirt"] is not None:
+        raise ValueError("launch_environment goes with qmp and emulator, not with libvirt")
     if launch is not None and guest["qmp"] is None:
         raise ValueError(f"launch goes with qmp, not with {given[0]}")
     if launch and not launch[0]:
@@ -120,6 +130,7 @@ def read(path: Path, built_in: config.Config) -> config.Config:
         socket=place(found["socket"], built_in.socket),
         jobs=place(found["jobs"], built_in.jobs),
         policies=place(found["policies"], built_in.policies),
+        launch_environment=tuple(found["launch_environment"] or built_in.launch_environment),
         guests={
             name: _guest(name, guest, place(guest["qmp"], None))
             for name, guest in (found["guests"] or {}).items()
@@ -160,6 +171,7 @@ def _guest(name: str, found: Mapping[str, Any], qmp: Path | None) -> config.Gues
         libvirt=config.LibvirtDomain(**libvirt) if libvirt else None,
         emulator=config.EmulatedGuest(**emulator) if emulator else None,
         launch=tuple(found["launch"] or ()),
+        launch_environment=tuple(found["launch_environment"] or ()),
         policy=found["policy"],
         priority=found["priority"] or 0,
     )
@@ -211,12 +223,14 @@ _EMULATOR = plain.record(
         "writer": (_truth, False),
     },
 )
+_VARIABLES = plain.sequence(variable, least=1)
 _GUEST = plain.record(
     maybe={
         "qmp": plain.text,
         "libvirt": _LIBVIRT,
         "emulator": _EMULATOR,
         "launch": plain.sequence(_argument, least=1),
+        "launch_environment": _VARIABLES,
         "policy": _name,
         "priority": priority,
     }
@@ -287,6 +301,7 @@ _WEBHOOK = plain.record(
 quick = plain.record(
     maybe={
         **dict.fromkeys(("images", "state", "socket", "jobs", "policies"), plain.text),
+        "launch_environment": _VARIABLES,
         "guests": plain.table(_name, _reachable),
         "save": _SAVE,
         "service": _SERVICE,

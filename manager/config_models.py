@@ -43,6 +43,11 @@ Size = Annotated[
 Argument = Annotated[
     str, pydantic.BeforeValidator(config_file.argument, json_schema_input_type=str | int)
 ]
+Variable = Annotated[
+    str,
+    pydantic.AfterValidator(config_file.variable),
+    pydantic.WithJsonSchema({"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}),
+]
 Truth = Annotated[bool, pydantic.BeforeValidator(config_file.truth)]
 Switch = Annotated[
     config.Switch,
@@ -98,6 +103,9 @@ class GuestModel(Model):
         None,
         min_length=1,
         description="Command and arguments that start it for a restore; mapsave adds -incoming.",
+    )
+    launch_environment: list[Variable] | None = Field(
+        None, min_length=1, description="Variables that it gets, in place of the general ones."
     )
     policy: Name | None = Field(None, description="Label policy of its images.")
     priority: (
@@ -218,6 +226,11 @@ class ConfigModel(Model):
     socket: Text | None = Field(None, description="Where mapsaved listens.")
     jobs: Text | None = Field(None, description="Directory of the save jobs.")
     policies: Text | None = Field(None, description="Directory of further label policies.")
+    launch_environment: list[Variable] | None = Field(
+        None,
+        min_length=1,
+        description="Variables of mapsave that a QEMU which it starts gets (default: PATH, LANG).",
+    )
     guests: dict[Name, GuestModel] | None = Field(None, description="The guests, by name.")
     save: SaveModel | None = Field(None, description="Defaults of every save.")
     service: ServiceModel | None = Field(None, description="How mapsaved runs.")

@@ -7,16 +7,16 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.monitor import qmp
-from manager.operations import locks
+from manager.operations import launch, locks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import subprocess
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -175,7 +175,8 @@ async def start_emulator(
         *(("--incoming", "defer") if incoming else ()),
     ]
     log = log_path(config, guest.name)
-    process = spawn(arguments, log)
+    variables = launch.for_emulator(launch.environment(config, guest))
+    process = spawn(arguments, log, variables)
     try:
         await connected_when_up(path, process, EMULATOR_START_TIMEOUT)
     except errors.Unreachable as error:
@@ -190,20 +191,14 @@ async def start_emulator(
     return process
 
 
-def spawn(arguments: list[str], log: Path, cwd: str | None = None) -> subprocess.Popen[bytes]:
-    """Start a QEMU that outlives us, in a session of its own; what it prints goes to ``log``.
+def spawn(
+    arguments: list[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a QEMU as ``launch.started`` does, and remember it for ``reap``.
 
-    Raises OSError.
+    Raises OSError, LaunchFailed.
     """
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            arguments,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    process = launch.started(arguments, log, variables, cwd)
     _spawned.append(process)
     return process
 

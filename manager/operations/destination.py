@@ -19,7 +19,7 @@ from manager.operations import attach, facts
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from manager.config import Config, Guest
@@ -81,9 +81,15 @@ def launch_arguments(argv: Sequence[str], socket: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def launched(
-    argv: Sequence[str], socket: str, log: Path, cwd: str | None = None
+    argv: Sequence[str],
+    socket: str,
+    log: Path,
+    variables: Mapping[str, str],
+    cwd: str | None = None,
 ) -> AsyncIterator[Destination]:
     """Start a destination by command and connect; end it unless it was kept.
+
+    ``variables`` are its whole environment.
 
     Raises Busy where a guest answers at ``socket`` already, LaunchFailed with QEMU's words.
     """
@@ -99,7 +105,7 @@ async def launched(
             hint="check 'launch:' of the guest in the configuration",
         )
     try:
-        process = attach.spawn(arguments, log, cwd)
+        process = attach.spawn(arguments, log, variables, cwd)
     except OSError as error:
         raise errors.LaunchFailed(
             f"cannot start the destination {arguments[0]!r}: {error.strerror}"

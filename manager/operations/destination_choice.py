@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from manager import config as configuration
 from manager import domain_xml, errors
-from manager.operations import attach, destination, locks
+from manager.operations import attach, destination, launch, locks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -136,17 +136,18 @@ def _check_named(opened: Image, guest: Guest, identity: domain_xml.Identity) -> 
 
 def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -> _Choice:
     log = attach.log_path(config, guest.name)
+    variables = launch.environment(config, guest)
     if guest.emulator is not None:
         socket = attach.socket_path(guest, config)
         return attach.Monitor.at(socket), destination.emulated(guest, config)
     if guest.launch and guest.qmp is not None:
         socket = str(guest.qmp)
-        return attach.Monitor.at(socket), destination.launched(guest.launch, socket, log)
+        return attach.Monitor.at(socket), destination.launched(guest.launch, socket, log, variables)
     recorded = opened.metadata.get("command") or {}
     argv = recorded.get("argv")
     if argv and request.trust_recorded_command:
         socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
-        started = destination.launched(argv, socket, log, recorded.get("cwd"))
+        started = destination.launched(argv, socket, log, variables, recorded.get("cwd"))
         return attach.Monitor.at(socket), started
     raise errors.NoDestination(
         f"nothing says how to start guest {guest.name!r}",

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ def state_directory(state: Path, part: str) -> Path:
     directory = state / part
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(directory)
     except PermissionError as error:
         raise errors.NotPermitted(
             f"cannot make the state directory {str(directory)!r}: {error.strerror}",
@@ -41,6 +43,13 @@ def state_directory(state: Path, part: str) -> Path:
             hint="set 'state:' in the configuration",
         ) from None
     return directory
+
+
+def _close_to_others(directory: Path) -> None:
+    """Take from others what they may do in a directory of ours that was made otherwise."""
+    found = directory.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077:
+        directory.chmod(0o700)
 
 
 @contextlib.contextmanager

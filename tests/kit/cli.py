@@ -117,6 +117,8 @@ class Site:
             "images": str(self.images),
             "state": str(self.state),
             "socket": str(self.socket),
+            # Else the QEMUs that mapsave starts would lack the mark by which strays are found.
+            "launch_environment": ["PATH", "LANG", processes.MARK],
             **self.settings,
         }
         if self.guests:

@@ -1,7 +1,8 @@
 """Start processes so that none of them outlives its test, and so that a leak is found.
 
-Everything the kit starts carries a mark in its environment, which children inherit: a QEMU that
-``mapsave restore`` started is found by it too. Only marked processes are ever ended.
+Everything the kit starts carries a mark in its environment, which children inherit; a QEMU that
+``mapsave restore`` started has it because ``cli.Site`` names it in ``launch_environment:``. Only
+marked processes are ever ended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_MARK = f"MAPSAVE_TEST_RUN={os.getpid()}-{secrets.token_hex(8)}"
+MARK = "MAPSAVE_TEST_RUN"  # the name of the variable
+_MARK = f"{MARK}={os.getpid()}-{secrets.token_hex(8)}"
 _count = 0
 
 
@@ -34,9 +36,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     global _count
     _count += 1
-    name, _, value = _MARK.partition("=")
+    value = _MARK.partition("=")[2]
     ours = {key: value for key, value in os.environ.items() if not key.startswith("MAPSAVE_")}
-    return {**ours, name: value, **(extra or {})}
+    return {**ours, MARK: value, **(extra or {})}
 
 
 @contextlib.contextmanager

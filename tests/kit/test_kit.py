@@ -317,6 +317,7 @@ def test_site_writes_its_configuration(site: cli.Site, tmp_path: Path) -> None:
     site.add_guest("web01", tmp_path / "web01.qmp", ["qemu", "-m", "4G"], policy="none")
     assert site.config.read_text() == (
         f"images: {site.images}\nstate: {site.state}\nsocket: {site.socket}\n"
+        "launch_environment:\n- PATH\n- LANG\n- MAPSAVE_TEST_RUN\n"
         f"guests:\n  web01:\n    policy: none\n"
         f"    qmp: {tmp_path}/web01.qmp\n    launch:\n    - qemu\n    - -m\n    - 4G\n"
     )
