@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import click
 
 from manager import errors, units
-from manager.cli.options import Command
+from manager.cli.options import Command, of
 
 
 class Size(click.ParamType[int]):
@@ -39,7 +40,8 @@ class Size(click.ParamType[int]):
 @click.option("--uuid", help="The guest's uuid.")
 @click.option("--seed", type=int, default=0, help="Another seed gives other contents.")
 @click.option("--throttle", type=Size(), default=0, help="Bytes of pages saved per second.")
-def command(**chosen: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, **chosen: Any) -> None:
     """Run an emulated QEMU: a QMP monitor and real guest RAM, to try things out.
 
     It saves and restores images that QEMU itself reads, refuses what QEMU refuses in QEMU's words,
@@ -51,4 +53,4 @@ def command(**chosen: Any) -> int:
         wanted = options.EmulatorOptions(**chosen)
     except ValueError as error:
         raise errors.UsageError(str(error)) from None
-    return run.run(wanted)
+    of(context).in_main_thread = functools.partial(run.run, wanted)

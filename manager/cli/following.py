@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
@@ -13,7 +11,7 @@ from manager.cli import remote
 from manager.migration import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from manager.cli.remote import Client
     from manager.migration.progress import Report
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 _WAIT = 30.0
 _RECONNECT = 60.0
 _ENDED = ("done", "failed", "cancelled")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +33,6 @@ class Patience:
 _USUAL = Patience()
 
 
-class _Told(BaseException):
-    """A signal that means: stop. Not an Exception, as KeyboardInterrupt is none."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(number.name)
-        self.name = number.name
-
-
 def perform(
     client: Client,
     body: Mapping[str, Any],
@@ -52,18 +41,18 @@ def perform(
 ) -> dict[str, Any]:
     """Begin the operation ``body``, follow it, and return its result.
 
-    Ctrl-C and SIGTERM cancel it; it puts everything back first. Raises what it failed with, as the
-    same operation would here; Interrupted, ServiceLost.
+    Ctrl-C and SIGTERM cancel it; it puts everything back first, for which we wait as long as a
+    command may go on after a signal. Raises what it failed with, as the same operation would here;
+    Interrupted, ServiceLost.
     """
     # Chosen here, so that it can be asked for and cancelled even if its answer never came.
     number = os.urandom(6).hex()
-    with _signals() as stop:
+    with client.stop.cancels(client.interrupt, lambda name: _unfinished(number, name)):
         try:
-            stop.arm()
             _begin(client, number, body)
             found = _follow(client, number, report, patience)
-            stop.disarm()
-        except _Told:
+        except remote.RequestInterrupted:
+            client.go_on()
             try:
                 found = _cancelled(client, number, report, patience)
             except (errors.ServiceUnreachable, errors.ServiceLost) as error:
@@ -84,15 +73,12 @@ def follow(client: Client, number: str, report: Report = progress.silent) -> dic
 
     Ctrl-C ends the waiting, not the operation. Raises UnknownOperation, Interrupted, ServiceLost.
     """
-    with _signals() as stop:
+    with client.stop.cancels(client.interrupt):
         try:
-            stop.arm()
-            found = _follow(client, number, report, _USUAL)
-            stop.disarm()
-            return found
-        except _Told as told:
+            return _follow(client, number, report, _USUAL)
+        except remote.RequestInterrupted:
             raise errors.Interrupted(
-                f"waiting was interrupted by {told.name}; the operation goes on"
+                f"waiting was interrupted by {client.stop.name}; the operation goes on"
             ) from None
 
 
@@ -122,44 +108,11 @@ def _cancelled(client: Client, number: str, report: Report, patience: Patience) 
         raise errors.Interrupted("interrupted before anything was begun") from None
 
 
-class _Stop:
-    """Makes of a signal an exception, but only while it is armed, and of the first one alone.
-
-    One that comes before is kept until then. One that comes behind is let pass: it must not tear
-    the undoing apart.
-    """
-
-    def __init__(self) -> None:
-        self._armed = False
-        self._early: _Told | None = None
-
-    def arm(self) -> None:
-        """Raise _Told from now on, at once where a signal has come already."""
-        self._armed = True
-        if self._early is not None:
-            self._armed = False
-            raise self._early
-
-    def disarm(self) -> None:
-        """Let signals pass: what could be stopped is over."""
-        self._armed = False
-
-    def received(self, number: int, _: Any) -> None:
-        """Take a signal, as a handler of Python's ``signal`` module."""
-        told = _Told(signal.Signals(number))
-        if self._armed:
-            self._armed = False
-            raise told
-        self._early = self._early or told
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Take the signals that mean "stop"; put their handlers back at the end."""
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.received) for number in _SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _unfinished(number: str, signal_name: str) -> errors.Interrupted:
+    """Return the error for an operation of the service whose end is not known in time."""
+    return errors.Interrupted(
+        f"interrupted by {signal_name}; the service was asked to cancel operation {number}, and "
+        "has not reported its end yet",
+        hint=f"'mapsave wait {number}' waits for its end, 'mapsave ps' shows how far it is",
+        operation=number,
+    )

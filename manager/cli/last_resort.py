@@ -114,16 +114,16 @@ def _by_what_is_in_force(
 
     path = str(configuration.defaults(os.environ).socket)
     file = given.config_file or os.environ.get(configuration.VARIABLE) or configuration.SYSTEM_FILE
-    client = None if given.local else _with_configuration(path, file)
+    client = None if given.local else _with_configuration(given, path, file)
     if client is None:
         raise broken
     _say(f"{broken.message} [{broken.id}]; the service goes by what it read before")
     return _by_service(client, clock, body, report)
 
 
-def _with_configuration(path: str, file: str | Path) -> Client | None:
+def _with_configuration(given: Globals, path: str, file: str | Path) -> Client | None:
     """Return the client of the service at ``path`` if it has read ``file``."""
-    client = remote.Client(path, _HEALTH)
+    client = remote.Client(path, given.stop, _HEALTH)
     try:
         if remote.listens(path, _HEALTH) and remote.same(client.get("/v1/health")["config"], file):
             return client

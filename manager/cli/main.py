@@ -6,12 +6,12 @@ import contextlib
 import gc
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import manager
-from manager.cli import options, output
+from manager.cli import interruption, options, output
 
 _COMMANDS = {
     "save": "Save a running guest to an image.",
@@ -60,7 +60,7 @@ def mapsave() -> None:
     \b
     Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 refused by preflight (guest untouched),
     4 save failed (guest as before), 5 restore failed (image as before), 6 image invalid,
-    7 not permitted, 8 busy, 9 interrupted (guest as before).
+    7 not permitted, 8 busy, 9 interrupted (guest as before, or left to 'mapsave recover', as said).
     """
 
 
@@ -76,19 +76,32 @@ def command() -> NoReturn:
     try:
         main()
     except SystemExit as ended:
-        for stream in (sys.stdout, sys.stderr):
-            # None or closed: the process was started so. Else: told already, or nobody to tell.
-            with contextlib.suppress(AttributeError, ValueError, OSError):
-                stream.flush()
-        os._exit(ended.code if isinstance(ended.code, int) else 1)
+        _leave(ended.code if isinstance(ended.code, int) else 1)
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        # None or closed: the process was started so. Else: told already, or nobody to tell.
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and raise SystemExit."""
+    """Run the command line and raise SystemExit; see ``interruption`` for what signals do."""
     given = options.Globals()
     words = sys.argv[1:] if arguments is None else arguments
+
+    def work() -> Any:
+        return mapsave.main(words, prog_name="mapsave", standalone_mode=False, obj=given)
+
     try:
-        code = mapsave.main(words, prog_name="mapsave", standalone_mode=False, obj=given)
+        code = interruption.run(work, given.stop)
+        if given.in_main_thread is not None:
+            code = given.in_main_thread()
+    except interruption.Abandoned as abandoned:
+        interruption.end_soon(abandoned.error.exit_code)
+        _leave(output.failure(abandoned.error, given))
     except BaseException as error:
         if isinstance(error, click.UsageError):
             # A command line that cannot be parsed may have set no option yet.

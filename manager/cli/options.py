@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manager.cli import interruption
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from manager.config import Config
 
 
@@ -22,6 +26,10 @@ class Globals:
     debug: bool = False
     local: bool = False
     quiet: bool = False
+    # How a signal stops the command.
+    stop: interruption.Stop = dataclasses.field(default_factory=interruption.Stop)
+    # What is to be done in the main thread, where alone Python handles signals; set by a command.
+    in_main_thread: Callable[[], int | None] | None = None
 
     def config(self) -> Config:
         """Return the configuration in force. Raises ConfigMissing, ConfigError."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from http.client import HTTPResponse
 
+    from manager.cli.interruption import Stop
     from manager.cli.options import Globals
     from manager.config import Config
 
@@ -24,15 +25,37 @@ _SOCKET = "mapsaved"
 _PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 
 
+class RequestInterrupted(Exception):
+    """A request was given up by ``Client.interrupt``; the service may have got it, or not."""
+
+
 class Client:
     """Talks to the service at a unix socket; one connection a request, which costs little there.
 
-    ``timeout`` is how many seconds the service may let us wait for an answer.
+    ``timeout`` is how many seconds the service may let us wait for an answer. ``stop`` is how a
+    signal stops the command that asks.
     """
 
-    def __init__(self, path: str, timeout: float = _TIMEOUT) -> None:
+    def __init__(self, path: str, stop: Stop, timeout: float | None = None) -> None:
         self.path = path
-        self.timeout = timeout
+        self.stop = stop
+        self.timeout = _TIMEOUT if timeout is None else timeout
+        self._socket: socket.socket | None = None
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Have the request under way, and every later one, raise RequestInterrupted.
+
+        For another thread than the one that asks.
+        """
+        self._is_interrupted = True
+        if (sock := self._socket) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def go_on(self) -> None:
+        """Take requests again after ``interrupt``."""
+        self._is_interrupted = False
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """Return what the service answers. Raises its errors, ServiceUnreachable, NotPermitted."""
@@ -92,7 +115,9 @@ class Client:
         kind = {} if body is None else {"Content-Type": "application/json"}
         try:
             try:
-                connection.sock = connect(self.path, self.timeout)
+                connection.sock = self._socket = connect(self.path, self.timeout)
+                if self._is_interrupted:  # and whoever did that may not have seen our socket
+                    raise RequestInterrupted
                 connection.request(method, path, text, {**kind, **(headers or {})})
                 answer = connection.getresponse()
             except PermissionError as error:
@@ -104,17 +129,21 @@ class Client:
                 raise self._unreachable(error) from None
             yield answer
         finally:
+            self._socket = None
             connection.close()
 
     def _unreachable(self, error: Exception) -> errors.ServiceUnreachable:
+        if self._is_interrupted:
+            raise RequestInterrupted from None
         return errors.ServiceUnreachable(
             f"the service at {self.path!r} does not answer: {error or type(error).__name__}",
             hint="see its log; --local does the work without it",
         )
 
 
-def connect(path: str, timeout: float = _TIMEOUT) -> socket.socket:
+def connect(path: str, timeout: float | None = None) -> socket.socket:
     """Return a connection to the socket at ``path``. Raises OSError."""
+    timeout = _TIMEOUT if timeout is None else timeout
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.settimeout(timeout)
@@ -138,7 +167,7 @@ def _connect(sock: socket.socket, address: str, patience: float) -> None:
         time.sleep(0.01)
 
 
-def service(given: Globals, config: Config, timeout: float = _TIMEOUT) -> Client | None:
+def service(given: Globals, config: Config, timeout: float | None = None) -> Client | None:
     """Return the client of the service that works with this configuration; None to work here.
 
     There is none with ``--local``, where nobody listens, and where the service has another state
@@ -149,12 +178,12 @@ def service(given: Globals, config: Config, timeout: float = _TIMEOUT) -> Client
     path = str(config.socket)
     if given.local or not listens(path, timeout):
         return None
-    client = Client(path, timeout)
+    client = Client(path, given.stop, timeout)
     health = client.get("/v1/health")
     return client if same(health.get("state"), config.state) else None
 
 
-def listens(path: str, timeout: float = _TIMEOUT) -> bool:
+def listens(path: str, timeout: float | None = None) -> bool:
     """Tell whether somebody listens at the socket; where he is busy, or not for us, he does."""
     if not os.path.exists(path):
         return False
@@ -184,7 +213,7 @@ def needed(given: Globals, config: Config) -> Client:
         ) from None
     except OSError:
         pass  # what the request says of it is better
-    return Client(path)
+    return Client(path, given.stop)
 
 
 def same(one: Any, other: Any) -> bool:

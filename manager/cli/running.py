@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from manager import errors, units
+from manager import units
+from manager.cli import interruption
 from manager.migration import progress
 
 if TYPE_CHECKING:
@@ -27,27 +27,29 @@ def run(work: Coroutine[Any, Any, T], given: Globals) -> T:
     Raises Interrupted after that, or what ``work`` raises.
     """
     _log_to_stderr(given)
-    return asyncio.run(_cancellable(work))
+    return asyncio.run(_cancellable(work, given.stop))
 
 
-async def _cancellable(work: Coroutine[Any, Any, T]) -> T:
+async def _cancellable(work: Coroutine[Any, Any, T], stop: interruption.Stop) -> T:
     task = asyncio.ensure_future(work)
-    received: list[signal.Signals] = []
-
-    def cancel(number: signal.Signals) -> None:
-        # Once: a second signal must not tear the undoing apart.
-        if not received:
-            task.cancel()
-        received.append(number)
-
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, cancel, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        name = received[0].name if received else "cancellation"
-        raise errors.Interrupted(f"interrupted by {name}; everything was put back") from None
+    is_cancelled = False
+
+    def cancel() -> None:
+        nonlocal is_cancelled
+        if not is_cancelled:
+            is_cancelled = True
+            task.cancel()
+
+    def cancel_soon() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
+            loop.call_soon_threadsafe(cancel)
+
+    with stop.cancels(cancel_soon):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise interruption.undone(stop.name or "cancellation") from None
 
 
 def _log_to_stderr(given: Globals) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ def command(context: click.Context, /) -> None:
 
     It stops on SIGTERM or Ctrl-C, and reads its configuration anew on SIGHUP.
     """
-    run(of(context))
+    given = of(context)
+    given.in_main_thread = functools.partial(run, given)
 
 
 def run(given: Globals) -> None:

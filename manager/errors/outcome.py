@@ -84,7 +84,7 @@ class RestoreTimeout(RestoreFailed):
 
 
 class Interrupted(MapsaveError):
-    """Ctrl-C, SIGTERM or a cancel request; the guest is as before, but for those of ``saved``."""
+    """Ctrl-C, SIGTERM or a cancel request; all as before, but for what ``saved``, ``left`` name."""
 
     id = "interrupted"
     exit_code = 9

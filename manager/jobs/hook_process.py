@@ -27,6 +27,8 @@ CAPTURED = 64 << 10  # bytes of each output that are logged
 _CHUNK = 64 << 10
 _TAIL = 1 << 10  # bytes in which the last line is looked for
 _LINGER = 1.0  # seconds for children of a hook that has ended to close its output
+_KILL_TIMEOUT = 10.0  # seconds for a killed hook to be gone
+_running: set[_Child] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +212,17 @@ class _Child:
         self._signal(signal.SIGTERM)
         await self.wait(grace)
         self._signal(signal.SIGKILL)
-        await self.wait(None)
+        await self.wait(_KILL_TIMEOUT)
+
+    def kill(self) -> None:
+        """Kill its process group. Safe in any thread."""
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         # Until it is reaped its pid, and with that the number of its group, is given to nobody.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def reap(self) -> int:
         """Return its exit status, negative for a signal; it must have ended."""
@@ -227,7 +234,15 @@ class _Child:
         os.close(self._handle)
         if not self._gone.done():
             self._signal(signal.SIGKILL)
-        self._process.wait()
+        # One whose storage hangs is not gone even then; it is reaped with the next child.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LINGER)
+
+
+def kill_all() -> None:
+    """Kill the hooks that run: this process is about to end without them. Safe in any thread."""
+    for child in list(_running):
+        child.kill()
 
 
 @contextlib.contextmanager
@@ -263,7 +278,9 @@ def _started(
         process.wait()
         raise
     child = _Child(process, handle)
+    _running.add(child)
     try:
         yield child
     finally:
+        _running.discard(child)
         child.close()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import image
-from manager.operations import locks, waiting
+from manager.operations import locks, unfinished, waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -95,6 +95,7 @@ class Journal:
             _write(self._fd, step, data)
         except OSError as error:
             raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
+        unfinished.note(self.path, step, data)
 
     def show(self, step: str, data: Mapping[str, Any]) -> None:
         """Show a recorded step to whoever watches, which is of the event loop's thread."""
@@ -204,6 +205,7 @@ def _create(directory: Path, kind: str) -> tuple[Path, int]:
 def _end(journal: Journal, path: Path) -> None:
     if journal.is_settled:
         path.unlink(missing_ok=True)
+        unfinished.forget(path)
 
 
 def boot_id() -> str | None:
@@ -366,3 +368,4 @@ def add(orphan: Orphan, step: str, **data: Any) -> None:
 def forget(orphan: Orphan) -> None:
     """Remove the journal of an operation that was dealt with."""
     orphan.path.unlink(missing_ok=True)
+    unfinished.forget(orphan.path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import image, store
-from manager.operations import journal, recover_restore, recover_save
+from manager.operations import journal, recover_restore, recover_save, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -69,7 +69,7 @@ async def _one(
 async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: bool) -> None:
     problems: list[Problem] = []
     try:
-        line.update(image=_image(orphan), monitor=_monitor(orphan))
+        line.update(image=unfinished.image_path(orphan.facts), monitor=_monitor(orphan))
         line["outcome"] = await _work(orphan)(config, orphan, problems, dry_run=dry_run)
     except errors.MapsaveError as error:
         line["error"] = error.as_dict()
@@ -87,14 +87,6 @@ async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: boo
     # What is still loaded or labelled is taken back by the next recovery, and only by its journal.
     if not dry_run and not any(problem.recoverable for problem in problems):
         journal.forget(orphan)
-
-
-def _image(orphan: Orphan) -> str | None:
-    """Return the path of the image that the operation was about, whether it is there or not."""
-    facts = orphan.facts
-    if "directory" in facts:
-        return os.path.join(str(facts["directory"]), str(facts["name"]))
-    return facts.get("image")
 
 
 def _monitor(orphan: Orphan) -> str | None:

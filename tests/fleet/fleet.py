@@ -61,13 +61,19 @@ def answers(socket: Path) -> bool:
     return False
 
 
+def pid(socket: Path) -> int:
+    """Return the process id of the QEMU that listens at ``socket``. Raises OSError."""
+    client = qmp.Client(socket)
+    try:
+        return client.peer_pid()
+    finally:
+        client.close()
+
+
 def end(socket: Path) -> None:
     """End the QEMU that listens at ``socket``, if there is one."""
     with contextlib.suppress(OSError):
-        client = qmp.Client(socket)
-        pid = client.peer_pid()
-        client.close()
-        processes.end(pid)
+        processes.end(pid(socket))
 
 
 def status(socket: Path) -> str:

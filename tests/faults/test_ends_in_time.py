@@ -1,0 +1,244 @@
+"""Ctrl-C and SIGTERM end a command within five seconds, whatever it waits for.
+
+What it could not undo by then it leaves to ``mapsave recover``, and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults import struck
+from tests.fleet import fleet
+from tests.kit import cli, inject, patterns, processes, qemu, service, wait
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+NAME = "web01"
+IMAGE = "one.mapsave"
+# Five seconds, and what a busy host adds to the start of the report.
+_LIMIT = 8.0
+
+
+def stopped(
+    process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM
+) -> dict[str, Any]:
+    """Send the signal; return the error that is printed in time, with exit code 9."""
+    began = time.monotonic()
+    process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
+    stdout, stderr = process.communicate(timeout=60)
+    took = time.monotonic() - began
+    assert process.returncode == 9, (stdout, stderr)
+    assert "Traceback" not in stderr, stderr
+    assert took < _LIMIT, (took, stderr)
+    error: dict[str, Any] = cli.Result((), 9, stdout, stderr).json()["error"]
+    assert error["id"] == "interrupted"
+    assert number.name in error["message"]
+    return error
+
+
+def waits_for(process: subprocess.Popen[str], what: str) -> None:
+    """Wait until a thread of the process is in the system call ``what`` on behalf of the kit."""
+    wait.until(lambda: what in _calls(process.pid), what=f"mapsave in {what}")
+
+
+def _calls(pid: int) -> set[str]:
+    found = set()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/syscall") as file:
+            found.add({"34": "pause"}.get(file.read().split()[0], ""))
+    return found
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "step", ["label", "hand-over", "pause", "migrate", "complete", "commit", "committed"]
+)
+def test_save_of_a_guest_that_hangs(site: cli.Site, step: str, number: signal.Signals) -> None:
+    """It is left to recovery, which finishes or undoes it once QEMU answers again."""
+    with qemu.running(name=NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        with struck.stopped(site, step, "save", NAME, "--image", IMAGE, "--json") as process:
+            with guest.frozen():
+                error = stopped(process, number)
+            (left,) = error["data"]["left"]
+            assert (left["operation"], left["guest"], left["pid"]) == ("save", NAME, guest.pid)
+            assert "mapsave recover" in error["hint"]
+        site.run("recover", check=0)
+        assert not struck.journals(site)
+        assert not struck.partials(site)
+        if step in ("commit", "committed", "complete"):
+            guest.wait()
+            assert (site.images / IMAGE).exists()
+        else:
+            assert guest.state() == before
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("command", [("save", "--image", IMAGE), ("check",)])
+def test_guest_that_does_not_greet(site: cli.Site, command: tuple[str, ...]) -> None:
+    with qemu.running(name=NAME) as guest, guest.frozen():
+        site.add_guest(NAME, guest.qmp)
+        with site.start(command[0], NAME, *command[1:], "--json") as process:
+            wait.until(lambda: connections(process.pid), what="a connection")
+            stopped(process)
+        assert not list(site.images.iterdir())
+
+
+def connections(pid: int) -> int:
+    """Return how many sockets a process has open beside the pair that its event loop has."""
+    with contextlib.suppress(OSError):
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        return max(sum(link.startswith("socket:") for link in links) - 2, 0)
+    return 0
+
+
+@pytest.mark.qemu
+def test_fsync_that_hangs(site: cli.Site) -> None:
+    """No thread can be called back from there: the process ends without it."""
+    with qemu.running(name=NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        rules = inject.environment(inject.Rule("fsync", "hang", path=".partial"))
+        with site.start("save", NAME, "--image", IMAGE, "--json", env=rules) as process:
+            waits_for(process, "pause")
+            (left,) = stopped(process)["data"]["left"]
+            assert left["step"] == "complete"
+        assert guest.status() == "postmigrate"
+        site.run("recover", check=0)
+        guest.wait()
+        assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
+
+
+@pytest.mark.parametrize("command", ["list", "inspect", "verify", "check", "discard", "restore"])
+def test_image_on_storage_that_hangs(site: cli.Site, command: str) -> None:
+    (site.images / IMAGE).write_bytes(b"MAPSAVE\0" * 4096)
+    rules = inject.environment(
+        inject.Rule("pread", "hang", path=IMAGE), inject.Rule("preadv", "hang", path=IMAGE)
+    )
+    words = [command, *([] if command == "list" else [IMAGE]), "--json"]
+    with site.start(*words, env=rules) as process:
+        waits_for(process, "pause")
+        error = stopped(process)
+    assert "nothing is left to undo" in error["message"]
+
+
+def test_hook_that_does_not_end(site: cli.Site) -> None:
+    hooks = site.directory / "hooks.d"
+    hooks.mkdir()
+    script = hooks / "stubborn"
+    script.write_text("#!/bin/sh\ntrap '' TERM\necho $$ > " + f"{site.directory}/pid\nsleep 60\n")
+    script.chmod(0o755)
+    site.settings["hooks"] = {"directory": str(hooks), "before_save": ["stubborn"]}
+    site.settings["hooks"]["on_failure"] = ["stubborn"]
+    site.add_guest("toy", emulator={"memory": "8M"})
+    with site.start("save", "toy", "--json") as process:
+        wait.until((site.directory / "pid").exists, what="the hook")
+        (left,) = stopped(process)["data"]["left"]
+    assert left["operation"] == "hooks"
+    # The processes that the tests have started are looked for when this one has ended.
+
+
+@contextlib.contextmanager
+def _silent_service(site: cli.Site) -> Iterator[service.Service]:
+    """Run a service that is stopped (SIGSTOP) as soon as it serves."""
+    with service.running(site) as mapsaved:
+        mapsaved.signal(signal.SIGSTOP)
+        try:
+            yield mapsaved
+        finally:
+            mapsaved.signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["save toy", "list", "ps", "wait 0123", "logs 0123", "cancel 0123", "inspect one", "recover"],
+)
+def test_service_that_does_not_answer(site: cli.Site, words: str) -> None:
+    site.add_guest("toy", emulator={"memory": "8M"})
+    with (
+        _silent_service(site),
+        site.start(*words.split(), "--json") as process,
+    ):
+        wait.until(lambda: connections(process.pid) or _sockets(process.pid), what="a request")
+        stopped(process)
+
+
+def _sockets(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return any(
+            os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:")
+            for fd in os.listdir(f"/proc/{pid}/fd")
+        )
+    return False
+
+
+def _is_written(site: cli.Site) -> bool:
+    return any(path.stat().st_size > 2 << 20 for path in struck.partials(site))
+
+
+def test_operation_of_the_service_that_is_not_undone_in_time(site: cli.Site) -> None:
+    """The command ends; it names the operation, which the service goes on cancelling."""
+    with fleet.guest(site, NAME, throttle="256K") as socket, service.running(site) as mapsaved:
+        pid = fleet.pid(socket)
+        with site.start("save", NAME, "--image", IMAGE, "--json") as process:
+            wait.until(lambda: _is_written(site), what="pages in the partial image")
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                error = stopped(process)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        operation = error["data"]["operation"]
+        assert f"mapsave wait {operation}" in error["hint"]
+        assert mapsaved.ended(operation)["state"] == "cancelled"
+        assert fleet.status(socket) == "running"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_emulated_guest_ends(site: cli.Site, number: signal.Signals) -> None:
+    path = site.directory / "toy.qmp"
+    command = ["emulate", "--qmp", str(path), "--memory", "8M"]
+    with processes.running([*cli.COMMAND, *command]) as process:
+        wait.until(lambda: fleet.answers(path), what="the monitor")
+        process.send_signal(number)
+        assert process.wait(_LIMIT) == 0
+
+
+def test_signal_while_nothing_is_done_yet(site: cli.Site) -> None:
+    """The configuration is on storage that hangs."""
+    os.unlink(site.config)
+    os.mkfifo(site.config)
+    with site.start("list", "--json") as process:
+        wait.until(lambda: _opens(process.pid), what="the configuration being opened")
+        assert "nothing is left" in stopped(process)["message"]
+
+
+def _opens(pid: int) -> bool:
+    calls = set()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/syscall") as file:
+            calls.add(file.read().split()[0])
+    return bool({"2", "257"} & calls)  # open, openat (asm/unistd_64.h)
+
+
+def test_second_signal_does_not_matter(site: cli.Site) -> None:
+    with qemu.running(name=NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
+        site.add_guest(NAME, guest.qmp)
+        with (
+            struck.stopped(site, "pause", "save", NAME, "--image", IMAGE, "--json") as process,
+            guest.frozen(),
+        ):
+            process.send_signal(signal.SIGINT)
+            error = stopped(process, signal.SIGINT)
+            assert error["data"]["left"]
+        site.run("recover", check=0)
+        assert guest.status() == "running"
