@@ -47,6 +47,8 @@ EXIT_CODES = {
     "check.direct_io": 3,
     "check.directory": 3,
     "check.image_exists": 3,
+    "check.limits": 3,
+    "check.mode": 3,
     "check.no_destination": 3,
     "check.not_migratable": 3,
     "check.older_qemu": 3,

@@ -27,7 +27,7 @@ FLOORS = (
     (
         *("config", "config_file", "config_models", "plain"),
         *("yaml_file", "yaml_errors", "domain_xml", "error_table", "errors", "units"),
-        "service_settings",
+        *("open_files", "service_settings"),
         "strict_json",
         "unix_socket",
     ),

@@ -92,7 +92,8 @@ class Stop:
 def run(work: Callable[[], T], stop: Stop) -> T:
     """Run ``work`` in another thread and return what it returns; raise what it raises.
 
-    Raises Abandoned where it does not end in time after a signal.
+    Raises Abandoned where it does not end in time after a signal, TooLittleLeft where no thread can
+    be had.
     """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     deadline: float | None = None
@@ -107,7 +108,14 @@ def run(work: Callable[[], T], stop: Stop) -> T:
 
         context = contextvars.copy_context()
         # A daemon: the process does not wait for it.
-        threading.Thread(target=context.run, args=(body,), name="work", daemon=True).start()
+        worker = threading.Thread(target=context.run, args=(body,), name="work", daemon=True)
+        try:
+            worker.start()
+        except RuntimeError as error:
+            raise errors.TooLittleLeft(
+                f"mapsave cannot work: {error}",
+                hint="raise the limit on threads (ulimit -u, pids.max of the control group)",
+            ) from None
         while not outcome.done():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 import manager
+from manager import errors, open_files
 from manager.cli import interruption, options, output
 
 _COMMANDS = {
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         return mapsave.main(words, prog_name="mapsave", standalone_mode=False, obj=given)
 
     try:
+        open_files.allow_many()
+        open_files.check()
         code = interruption.run(work, given.stop)
         if given.in_main_thread is not None:
             code = given.in_main_thread()
@@ -103,8 +106,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         interruption.end_soon(abandoned.error.exit_code)
         _leave(output.failure(abandoned.error, given))
     except BaseException as error:
-        if isinstance(error, click.UsageError):
-            # A command line that cannot be parsed may have set no option yet.
+        if isinstance(error, click.UsageError | errors.TooLittleLeft):
+            # A command line that was not parsed, or cannot be, may have set no option yet.
             given.json = given.json or "--json" in words
         code = output.failure(error, given)
     sys.exit(code if isinstance(code, int) else 0)

@@ -72,6 +72,7 @@ def constant(name: str, reply: Any) -> None:
 
 constant("query-version", VERSION)
 constant("query-kvm", {"enabled": True, "present": True})
+constant("query-replay", {"mode": "none", "icount": 0})
 constant("query-target", {"arch": "x86_64"})
 constant("query-current-machine", {"wakeup-suspend-support": False})
 for _name in ("query-memory-devices", "query-block", "query-blockstats", "query-cpus-fast"):

@@ -131,6 +131,18 @@ class MissingCapability(Refused):
     id = "check.capability"
 
 
+class UnsafeMode(Refused):
+    """QEMU is in a mode in which a save or a load would make it abort, hang or lose state."""
+
+    id = "check.mode"
+
+
+class TooLittleLeft(Refused):
+    """The kernel's limits on QEMU, or on mapsave, leave too little for the save or the restore."""
+
+    id = "check.limits"
+
+
 class WrongRunState(Refused):
     """The guest is in a run state from which it cannot be saved or restored."""
 

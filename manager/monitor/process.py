@@ -75,6 +75,22 @@ def of_thread(thread: int) -> int | None:
     return int(found[1]) if found else None
 
 
+def has_thread(pid: int, thread: int) -> bool:
+    """Return whether the process has a thread that it knows by that id.
+
+    Within a pid namespace of its own it knows it by another one than we do (NSpid, proc(5)).
+    """
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/status", "rb") as file:
+                found = re.search(rb"^NSpid:.*?(\d+)$", file.read(), re.MULTILINE)
+            if found is not None and int(found[1]) == thread:
+                return True
+    except OSError:
+        pass
+    return False
+
+
 def command_line(pid: int) -> list[str]:
     """Return the arguments the process was started with; empty where they cannot be read."""
     try:

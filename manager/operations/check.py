@@ -16,6 +16,8 @@ from manager import errors, units
 from manager.image import descriptors, image, store
 from manager.migration import parameters
 from manager.monitor import fdset, process
+from manager.operations import limits as qemu_limits
+from manager.operations import modes
 from manager.plan import strategy
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ class Preflight:
     direct_io_refusal: str | None = None
     replace_only: str | None = None
     kept: str | None = None
+    most_channels: strategy.Most | None = None
 
     def strategy(self) -> Strategy:
         """Choose how to save."""
-        return strategy.choose(self.wishes, self.direct_io_refusal)
+        return strategy.choose(self.wishes, self.direct_io_refusal, self.most_channels)
 
 
 def run_state(found: Preflight) -> str:
@@ -108,6 +111,20 @@ def capabilities(found: Preflight) -> str:
             f"QEMU {found.facts.version} lacks {', '.join(missing)}", missing=missing
         )
     return f"QEMU {found.facts.version} has mapped-ram, multifd and direct-io"
+
+
+def mode(found: Preflight) -> str:
+    """QEMU is in no mode in which a save would kill it."""
+    return modes.check(found.facts.mode)
+
+
+def limits(found: Preflight) -> str:
+    """The kernel's limits on QEMU, and on mapsave, leave room for the save."""
+    preallocated = found.facts.memory.total if found.wishes.preallocate == "on" else 0
+    qemu_limits.check_own_files(preallocated)
+    limited = qemu_limits.for_save(found.facts.footprint, found.strategy().channels, found.wishes)
+    found.most_channels = limited.most
+    return limited.detail
 
 
 def image_name(found: Preflight) -> str:
@@ -258,6 +275,8 @@ CHECKS: tuple[Callable[[Preflight], str], ...] = (
     let_go,
     migratable,
     capabilities,
+    mode,
+    limits,
     directory,
     image_name,
     direct_io,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from manager import errors
 from manager.image import page_size
 from manager.monitor import qmp
-from manager.operations import attach, facts
+from manager.operations import attach, facts, limits, modes
 
 if TYPE_CHECKING:
     import subprocess
@@ -172,6 +172,7 @@ async def compare(
     Raises WrongRunState, DestinationMismatch, OlderQemu, DestinationNotZero.
     """
     session = destination.session
+    await modes.check_made(session)
     state = str((await session.execute("query-status"))["status"])
     if state != "inmigrate":
         raise errors.WrongRunState(
@@ -189,6 +190,12 @@ async def compare(
     await _compare_memory(session, image)
     await _compare_blocks(session, contents)
     await _check_zero(session)
+
+
+async def footprint(session: Session) -> limits.Footprint:
+    """Return of which process a restore takes what."""
+    size = await facts.memory(session)
+    return await limits.footprint(session, size.total, await facts.ram_blocks(session))
 
 
 def _compare_version(session: Session, image: Image, *, force: bool) -> None:

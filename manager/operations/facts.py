@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.migration import guest_state, outgoing, parameters
 from manager.monitor import fdset, process
+from manager.operations import limits, modes
 
 if TYPE_CHECKING:
     from manager.migration.parameters import Settings
     from manager.monitor.domain import Domain
     from manager.monitor.session import Session, Version
+    from manager.operations.limits import Footprint
+    from manager.operations.modes import Mode
 
 OLDEST_QEMU = (9, 1, 0)
 _MACHINE_SUFFIX = "-machine"
@@ -58,6 +61,8 @@ class Facts:
     pid: int | None
     process: tuple[int, int] | None
     domain: Domain | None
+    mode: Mode
+    footprint: Footprint
 
     @property
     def runs(self) -> bool:
@@ -72,6 +77,7 @@ async def gather(session: Session) -> Facts:
             f"{session.address}: QEMU {session.version}; saving through descriptors needs 9.1",
             hint="older versions truncate the file to nothing, its header included",
         )
+    await modes.check_made(session)
     try:
         return await _gather(session)
     except (errors.MonitorLost, errors.MonitorTimeout) as error:
@@ -82,6 +88,7 @@ async def _gather(session: Session) -> Facts:
     migration = await session.execute("query-migrate")
     domain = await session.domain()
     settings = await parameters.query(session)
+    size = await memory(session)
     return Facts(
         name=domain.name if domain else (await session.execute("query-name")).get("name"),
         uuid=domain.uuid if domain else await _uuid(session),
@@ -89,7 +96,7 @@ async def _gather(session: Session) -> Facts:
         machine=await machine_type(session),
         cpu=await _cpu(session),
         run_state=await guest_state.run_state(session),
-        memory=await memory(session),
+        memory=size,
         settings=settings if domain is None else settings.of_libvirt(),
         migration=outgoing.Outcome.from_reply(migration).status,
         blocked_reasons=tuple(migration.get("blocked-reasons", ())),
@@ -97,6 +104,8 @@ async def _gather(session: Session) -> Facts:
         pid=session.pid,
         process=process.identity(session.pid),
         domain=domain,
+        mode=await modes.query(session),
+        footprint=await limits.footprint(session, size.total, await ram_blocks(session)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from manager import open_files
 from manager.monitor import process
 from manager.operations import attach, check, facts, kept, metadata, save_request
 
@@ -22,6 +23,7 @@ async def preview(
 
     Raises Unreachable and its like where there is nothing to check.
     """
+    open_files.check()
     async with attach.attached(guest, config) as session:
         found = await facts.gather(session)
         with save_request.place(guest, config, request) as (held, name):

@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from manager import errors
+from manager import errors, open_files
 from manager.image import descriptors, image
 from manager.image.superblock import State
 from manager.labels import labelling
@@ -25,11 +25,11 @@ from manager.operations import (
     destination_choice,
     journal,
     kept,
+    limits,
     locks,
     save_request,
     waiting,
 )
-from manager.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +92,7 @@ async def restore(
 
 async def _restore(config: Config, request: Request, phases: Phases) -> dict[str, Any]:
     phases.enter("validate")
+    open_files.check()
     path = resolve(request.image, config)
     with image.opened(path) as opened:
         key = f"image:{opened.block.uuid}"
@@ -236,10 +237,12 @@ async def _transfer(
     request: Request, opened: Image, target: Destination, log: journal.Journal, state: Path
 ) -> None:
     session = target.session
+    takes = await destination.footprint(session)
+    channels = limits.for_load(takes, request.channels)
     found = await parameters.query(session)
     wanted = {
         "direct-io": descriptors.takes_direct_io(opened.fd, request.direct_io),
-        "multifd-channels": request.channels or DEFAULT_CHANNELS,
+        "multifd-channels": channels,
     }
     number = await fdset.choose_id(session)
 
@@ -258,6 +261,7 @@ async def _transfer(
                 parameters.configured(session, found, wanted, number),
                 fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
             ):
+                limits.recheck(takes, channels)
                 await incoming.restore(session, path, opened.block.stream_offset)
                 await guest_state.left(session, "inmigrate")
     except errors.MonitorLost as error:

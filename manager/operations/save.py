@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from manager import errors
+from manager import errors, open_files
 from manager.image import image, store, syscalls
 from manager.migration import guest_state, progress
 from manager.monitor import fdset
@@ -59,6 +59,7 @@ async def save(
 
 async def _save(guest: Guest, config: Config, request: Request, phases: Phases) -> dict[str, Any]:
     phases.enter("preflight")
+    open_files.check()
     async with attach.exclusive(guest, config) as (session, monitor):
         found = await facts.gather(session)
         with (

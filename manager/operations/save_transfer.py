@@ -13,7 +13,7 @@ from manager.image import descriptors, image
 from manager.labels import labelling
 from manager.migration import guest_state, outgoing, parameters
 from manager.monitor import fdset
-from manager.operations import ending, kept
+from manager.operations import ending, kept, limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,6 +141,7 @@ async def _transfer(
             await job.log.step_in_thread("pause")
             await job.session.pause()
             paused.since = time.monotonic()
+        limits.recheck(job.facts.footprint, job.strategy.channels)
         await job.log.step_in_thread("migrate")
         job.phases.enter("write")
         # A small guest is saved before the event of its being continued could be seen.

@@ -22,6 +22,14 @@ MAX_CHANNELS = 255  # QEMU's parameter is a uint8
 
 
 @dataclasses.dataclass(frozen=True)
+class Most:
+    """How many channels may be taken without being asked for, and why no more."""
+
+    channels: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Wishes:
     """What the user asked for; ``auto`` (or None for channels) leaves the choice to mapsave.
 
@@ -69,8 +77,10 @@ class Strategy:
         }
 
 
-def choose(wishes: Wishes, direct_io_refusal: str | None) -> Strategy:
+def choose(wishes: Wishes, direct_io_refusal: str | None, most: Most | None = None) -> Strategy:
     """Choose the strategy; ``direct_io_refusal`` says why the directory takes no direct writes.
+
+    ``most``: what QEMU's limits allow, where that is little.
 
     A wish always wins; whether it can be had is preflight's to say.
     """
@@ -87,6 +97,8 @@ def choose(wishes: Wishes, direct_io_refusal: str | None) -> Strategy:
             if wishes.bandwidth
             else "enough requests under way for one disk"
         )
+        if most is not None and most.channels < channels:
+            channels, reasons["channels"] = most.channels, most.reason
     if wishes.zero_pages == "auto":
         reasons["zero_pages"] = "found by the channels, in parallel"
     if wishes.preallocate == "auto":

@@ -107,6 +107,7 @@ QUERIES = [
         "query-uuid",
         "query-status",
         "query-kvm",
+        "query-replay",
         "query-target",
         "query-current-machine",
         "query-memory-size-summary",

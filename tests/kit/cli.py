@@ -16,7 +16,7 @@ import yaml
 from tests.kit import processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 COMMAND = [sys.executable, "-m", "manager.cli.main"]
 _CHECKOUT = Path(__file__).parents[2]
@@ -43,13 +43,15 @@ def mapsave(
     check: int | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 60.0,
+    under: Sequence[str] = (),
 ) -> Result:
     """Run ``mapsave`` to its end, at most ``timeout`` seconds.
 
     With ``check``, fail unless that is the exit code. A traceback on standard error always fails.
+    ``under``: the words before it, of a command that becomes mapsave, such as ``prlimit``.
     """
     words = tuple(os.fspath(argument) for argument in arguments)
-    with started(*words, env=env) as process:
+    with started(*words, env=env, under=under) as process:
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as slow:
@@ -64,11 +66,13 @@ def mapsave(
 
 @contextmanager
 def started(
-    *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None
+    *arguments: str | os.PathLike[str],
+    env: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """Start ``mapsave`` with pipes for its output; it is killed at the end if it still runs."""
     with processes.running(
-        [*COMMAND, *arguments],
+        [*under, *COMMAND, *arguments],
         env={"PYTHONPATH": str(_CHECKOUT), **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -143,10 +147,17 @@ class Site:
         check: int | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float = 60.0,
+        under: Sequence[str] = (),
     ) -> Result:
         """Run ``mapsave`` with this configuration; see ``mapsave()``."""
         return mapsave(
-            "--config", self.config, *arguments, check=check, env=self._env(env), timeout=timeout
+            "--config",
+            self.config,
+            *arguments,
+            check=check,
+            env=self._env(env),
+            timeout=timeout,
+            under=under,
         )
 
     @contextmanager
