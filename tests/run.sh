@@ -130,7 +130,7 @@ run_pytest() { # PATH or option...
 
 run_unit() {
     local ignored=() directory
-    for directory in emulator qemu libvirt faults service fleet mac bench; do
+    for directory in emulator qemu libvirt faults campaign service fleet mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
     run_pytest -n 4 tests "${ignored[@]}"
@@ -142,6 +142,7 @@ run_stage() { # STAGE
     unit) run_unit ;;
     # They wait as much as they work: for guests, for libvirtd, for processes to end.
     qemu) run_pytest -n 3 tests/qemu tests/bench ;;
+    faults) run_pytest -n 3 tests/faults tests/campaign ;;
     service) run_pytest -n 5 tests/service tests/fleet ;; # these wait most of the time
     mac) await_builder && run_pytest tests/mac ;; # two machines at a time take both processors
     *) run_pytest -n 3 "tests/$1" ;;

@@ -25,7 +25,7 @@ def run(
 
     Fails on a traceback, and where it does not end within a minute.
     """
-    with _started(site, where, step, signals, *arguments) as process:
+    with started(site, where, step, signals, *arguments) as process:
         stdout, stderr = process.communicate(timeout=60)
     assert "Traceback (most recent call last)" not in stderr, stderr
     words = tuple(os.fspath(each) for each in arguments)
@@ -37,7 +37,7 @@ def stopped(
     site: cli.Site, step: str, *arguments: str | os.PathLike[str]
 ) -> Iterator[subprocess.Popen[str]]:
     """Run ``mapsave`` up to right behind ``step``, where it stands still; then let it end."""
-    with _started(site, "after", step, "STOP", *arguments) as process:
+    with started(site, "after", step, "STOP", *arguments) as process:
         wait.until(lambda: stands_still(process), what=f"mapsave to stop at {step}")
         yield process
         process.send_signal(signal.SIGCONT)
@@ -51,7 +51,7 @@ def stands_still(process: subprocess.Popen[str]) -> bool:
 
 
 @contextmanager
-def _started(
+def started(
     site: cli.Site, where: str, step: str, signals: str, *arguments: str | os.PathLike[str]
 ) -> Iterator[subprocess.Popen[str]]:
     words = [os.fspath(each) for each in ("--config", site.config, *arguments)]

@@ -1,0 +1,59 @@
+"""Run a command of mapsave so that it is hit as a plan says."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+from tests.campaign import deeds
+from tests.campaign import scene as scenes
+from tests.faults import struck
+from tests.kit import inject, wait
+
+if TYPE_CHECKING:
+    from tests.campaign.plan import Blow
+    from tests.campaign.scene import Done, Scene
+
+LIMIT = 75.0  # seconds that any command may take
+
+
+def perform(scene: Scene, blow: Blow, arguments: list[str]) -> Done:
+    """Run ``mapsave`` with these arguments, hit by ``blow``."""
+    if blow.deed is not None:
+        return _interfered(scene, *blow.deed, arguments)
+    if blow.strike is not None:
+        where, step, signals = blow.strike
+        signals = signals.replace("guest:", f"{scene.guest.pid}:")
+        with struck.started(scene.site, where, step, signals, *arguments) as process:
+            return ended(process, arguments)
+    env = inject.environment(*blow.rules) if blow.rules else None
+    with scene.site.start(*arguments, env=env) as process:
+        return ended(process, arguments)
+
+
+def ended(process: subprocess.Popen[str], arguments: list[str]) -> Done:
+    """Wait for the end of a command; one that does not come to an end is killed."""
+    words = tuple(arguments)
+    try:
+        stdout, stderr = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, stderr = process.communicate(timeout=10)
+        return scenes.Done(words, None, stdout, stderr)
+    return scenes.Done(words, process.returncode, stdout, stderr)
+
+
+def _interfered(scene: Scene, step: str, deed: str, arguments: list[str]) -> Done:
+    """Let others do something while the command stands still right after a step."""
+    with struck.started(scene.site, "after", step, "STOP", *arguments) as process:
+        wait.until(
+            lambda: process.poll() is not None or struck.stands_still(process),
+            timeout=LIMIT,
+            what=f"mapsave to stop at {step}",
+        )
+        if process.poll() is None:
+            deeds.DEEDS[deed](scene)
+            scene.note(f"{deed} at {step}")
+            process.send_signal(signal.SIGCONT)
+        return ended(process, arguments)

@@ -1,0 +1,87 @@
+"""Where the images of a run go: a directory, or a small disk of its own that may fail."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.kit import cli, storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.campaign.plan import Plan
+
+MIB = 1 << 20
+# linux/ext4.h: EXT4_IOC_SHUTDOWN, the file system refuses all from now on, its log not flushed.
+_SHUTDOWN = 0x8004587D
+_NO_FLUSH = (2).to_bytes(4, "little")
+
+
+@dataclass
+class Site(cli.Site):
+    """A site whose images are on a disk of their own, if ``disk`` says where."""
+
+    disk: Path | None = None
+
+    @property
+    def images(self) -> Path:
+        """Where images go."""
+        return (self.disk or self.directory) / "images"
+
+    def dies(self) -> None:
+        """Let the disk refuse everything; what was not synced is lost."""
+        assert self.disk is not None
+        with _opened(self.disk) as fd:
+            fcntl.ioctl(fd, _SHUTDOWN, _NO_FLUSH)
+
+    def comes_back(self) -> None:
+        """Mount the disk again, as after a crash of the host."""
+        assert self.disk is not None
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        (device,) = (source for source, place, *_ in mounts if place == str(self.disk))
+        _run("umount", str(self.disk))
+        _run("mount", "-t", "ext4", device, str(self.disk))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _run(*words: str) -> None:
+    env = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+
+
+@contextmanager
+def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
+    """Make the site of a run, on the disk that its plan wants; the disk is gone at the end."""
+    settings = {"restore": {"stall": "4s"}} if _has_stall() else {}
+    (directory / "site").mkdir()
+    size = (2 * plan.shape.memory + 32) * MIB
+    if plan.disk == "tmpfs":
+        with storage.tmpfs(size, directory) as disk:
+            yield Site(directory / "site", settings=settings, disk=disk)
+    elif plan.disk == "ext4":
+        with storage.loop_filesystem("ext4", size, directory) as disk:
+            yield Site(directory / "site", settings=settings, disk=disk)
+    else:
+        yield Site(directory / "site", settings=settings)
+
+
+def _has_stall() -> bool:
+    """Tell whether this mapsave gives destinations up that make no progress."""
+    from manager import config_models
+
+    return "stall" in Path(str(config_models.__file__)).read_text()
