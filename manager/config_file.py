@@ -180,7 +180,7 @@ def _guest(name: str, found: Mapping[str, Any], qmp: Path | None) -> config.Gues
 def _listen(found: Mapping[str, Any] | None, place: Any) -> service_settings.Listen | None:
     if found is None:
         return None
-    files = {key: place(found[key], None) for key in ("certificate", "key", "clients")}
+    files = {key: place(found[key], None) for key in ("certificate", "key", "clients", "crl")}
     listen: service_settings.Listen = service_settings.of(
         service_settings.Listen, dict(found), **files
     )
@@ -265,7 +265,7 @@ _LISTEN = plain.record(
         "key": plain.text,
         "clients": plain.text,
     },
-    maybe={"operators": _TEXTS, "readers": _TEXTS},
+    maybe={"crl": plain.text, "operators": _TEXTS, "readers": _TEXTS},
 )
 _SERVICE = plain.record(
     maybe={

@@ -153,6 +153,7 @@ class ListenModel(Model):
     certificate: Text = Field(description="File of the service's certificate (PEM).")
     key: Text = Field(description="File of its key.")
     clients: Text = Field(description="File of the CA that signs the clients' certificates.")
+    crl: Text | None = Field(None, description="File of the revocation lists of these CAs (PEM).")
     operators: list[Text] | None = Field(
         None, description="Common names that may save, restore and cancel."
     )

@@ -47,13 +47,15 @@ class Webhook:
 class Listen:
     """A TCP address with mutual TLS: clients prove by a certificate of ``clients`` who they are.
 
-    ``operators`` and ``readers`` are the common names that may do so much; others are refused.
+    ``crl`` is a file of revocation lists. ``operators`` and ``readers`` are the common names that
+    may do so much; others are refused.
     """
 
     address: str
     certificate: Path
     key: Path
     clients: Path
+    crl: Path | None = None
     operators: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import http_exceptions, web
 
 from manager import errors, strict_json
-from manager.service import queries
+from manager.service import queries, tls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -95,7 +95,10 @@ def _handler(
 ) -> Callable[[web.Request], Awaitable[Any]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         with connections.serving(request.protocol, endless=route.endless):
-            return await answer(request)
+            found = await answer(request)
+        if service.tls is not None and service.tls.is_outdated(request.transport):
+            found.force_close()
+        return found
 
     async def answer(request: web.Request) -> web.StreamResponse:
         peer = _peer(service, request)
@@ -141,7 +144,7 @@ def _peer(service: Service, request: web.Request) -> Peer:
     if sock.family == socket.AF_UNIX:
         return service.roles.of_socket(sock)
     assert transport is not None
-    return service.roles.of_certificate(transport.get_extra_info("peercert"))
+    return tls.peer(service.roles, transport)
 
 
 def _repeated(request: web.Request) -> set[str]:

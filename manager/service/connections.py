@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from manager.service.tls import Tls
+
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
@@ -50,6 +52,16 @@ class Connections:
             self._serving.pop(connection, None)
             self._since[connection] = time.monotonic()
 
+    def retire(self, server: Any, secured: Tls | None) -> None:
+        """Close the connections of ``server`` that were made before the files of TLS were renewed.
+
+        One whose request is being served ends with its answer (``app.application``).
+        """
+        for each in list(server.connections):
+            finite = self._serving.get(each) is not None
+            if secured is not None and secured.is_outdated(each.transport) and not finite:
+                _cut(each)
+
     def overdue(self, connections: Iterable[Any], now: float) -> list[Any]:
         """Return those of the open ``connections`` that have to go; forget those that are gone."""
         found = []
@@ -68,7 +80,11 @@ class Connections:
         while True:
             await asyncio.sleep(self.patience.every)
             for each in self.overdue(server.connections, time.monotonic()):
-                transport = each.transport
-                each.force_close()
-                if transport is not None:
-                    transport.abort()  # closing alone waits until all that was answered is read
+                _cut(each)
+
+
+def _cut(connection: Any) -> None:
+    transport = connection.transport
+    connection.force_close()
+    if transport is not None:
+        transport.abort()  # closing alone waits until all that was answered is read

@@ -15,11 +15,11 @@ from aiohttp import web
 from manager import errors
 from manager.jobs import journal
 from manager.service import app, routes, service, sockets, systemd
+from manager.service.accepting import Acceptor
 from manager.service.connections import Connections
 from manager.service.peers import Roles
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from manager.config import Config
@@ -92,8 +92,14 @@ async def _listening(
                 shutdown_timeout=1.0,
             )
             await runner.setup()
+            acceptor = Acceptor(runner.server, lambda: running.roles)
             try:
-                await _start(runner, listeners, config, stack)
+                for listener in listeners:
+                    acceptor.serve(listener)
+                if running.tls is not None and config.service.listen is not None:
+                    listener = stack.enter_context(sockets.tcp(config.service.listen))
+                    acceptor.serve(listener, running.tls)
+                running.retire = lambda: connections.retire(runner.server, running.tls)
                 sweep = asyncio.create_task(connections.sweep(runner.server), name="connections")
                 try:
                     yield running
@@ -104,20 +110,8 @@ async def _listening(
                     sweep.cancel()
             finally:
                 running.hub.close()
+                await acceptor.close()
                 await runner.cleanup()
-
-
-async def _start(
-    runner: web.AppRunner,
-    listeners: list[socket.socket],
-    config: Config,
-    stack: contextlib.AsyncExitStack,
-) -> None:
-    for listener in listeners:
-        await web.SockSite(runner, listener, backlog=1024).start()
-    if config.service.listen is not None:
-        listener, context = stack.enter_context(sockets.tcp(config.service.listen))
-        await web.SockSite(runner, listener, ssl_context=context, backlog=1024).start()
 
 
 async def _reload_when(asked: asyncio.Event, running: Service, notifier: Notifier) -> None:

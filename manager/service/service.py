@@ -25,6 +25,7 @@ from manager.service.recovery import Recovery
 from manager.service.scheduler import Scheduler
 from manager.service.scrape import JobState, Sources
 from manager.service.slots import Slots
+from manager.service.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -49,6 +50,10 @@ _FIXED = ("state", "socket")
 _FIXED_OF_SERVICE = ("group", "listen", "log")
 
 
+def _nothing() -> None:
+    """Do nothing: no connections yet."""
+
+
 class Service:
     """The service of one host. Make one with ``started``."""
 
@@ -70,6 +75,9 @@ class Service:
         self.journal = journal
         self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
         self.verifying = Looking(_LOOKING, operations.MOST)
+        listen = config.service.listen
+        self.tls = None if listen is None else Tls(listen)
+        self.retire: Callable[[], None] = _nothing  # closes connections of older certificates
         self._reloading = asyncio.Lock()
 
     async def start_job(self, job: Job) -> str | None:
@@ -112,6 +120,7 @@ class Service:
         before = self.config
         # The old CA of the clients stays loaded, so the names that it vouches for stay as well.
         roles = Roles(dataclasses.replace(config.service, listen=before.service.listen))
+        renewed = None if self.tls is None else self.tls.read()
         fixed = [key for key in _FIXED if getattr(config, key) != getattr(before, key)]
         fixed += [
             f"service.{key}"
@@ -130,6 +139,9 @@ class Service:
         limits = config.service
         self.roles, self.config, self.jobs = roles, config, jobs
         self.slots.set_limits(limits.concurrency, limits.per_file_system, limits.bandwidth)
+        if self.tls is not None and renewed is not None:
+            self.tls.use(renewed)
+            self.retire()
         self.hub.tell("service", {"reloaded": True})
         return fixed
 

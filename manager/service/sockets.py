@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import socket
-import ssl
 import stat
 from typing import TYPE_CHECKING
 
@@ -123,12 +122,8 @@ def _refused(path: Path, error: OSError) -> errors.MapsaveError:
 
 
 @contextlib.contextmanager
-def tcp(listen: Listen) -> Iterator[tuple[socket.socket, ssl.SSLContext]]:
-    """Listen on a TCP address for clients that have a certificate of the CA of the clients.
-
-    Raises ConfigError.
-    """
-    context = _tls(listen)
+def tcp(listen: Listen) -> Iterator[socket.socket]:
+    """Listen on a TCP address. Raises ConfigError."""
     host, port = service_settings.host_and_port(listen.address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
@@ -141,27 +136,4 @@ def tcp(listen: Listen) -> Iterator[tuple[socket.socket, ssl.SSLContext]]:
                 f"service.listen: cannot listen at {listen.address}: {error.strerror}"
             ) from None
         listener.setblocking(False)
-        yield listener, context
-
-
-def _tls(listen: Listen) -> ssl.SSLContext:
-    """Return the context that asks each client for its certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    with _named("certificate", listen.certificate):
-        context.load_cert_chain(listen.certificate, listen.key)
-    with _named("clients", listen.clients):
-        context.load_verify_locations(listen.clients)
-    return context
-
-
-@contextlib.contextmanager
-def _named(key: str, path: Path) -> Iterator[None]:
-    """Name the file in the error that says that it cannot be used; ssl.SSLError is an OSError."""
-    try:
-        yield
-    except OSError as error:
-        raise errors.ConfigError(
-            f"service.listen.{key}: {str(path)!r} cannot be used: {error.strerror or error}"
-        ) from None
+        yield listener

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import http.client
 import json
 import socket
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 
 
 class Authority:
-    """A CA with its certificates, made by openssl(1)."""
+    """A CA with its certificates, made by openssl(1).
+
+    Without ``purposes`` a certificate has no extended key usage.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir()
         self._run(
             *("req", "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=a CA"),
-            *("-addext", "keyUsage=critical,keyCertSign", "-days", "2", *_KEY),
+            *("-addext", "keyUsage=critical,keyCertSign,cRLSign", "-days", "2", *_KEY),
         )
 
     @property
@@ -35,18 +39,38 @@ class Authority:
         """What those who trust it are given."""
         return self.directory / "ca.pem"
 
-    def issue(self, subject: str) -> tuple[Path, Path]:
+    def issue(self, subject: str, purposes: str | None = "clientAuth") -> tuple[Path, Path]:
         """Return certificate and key for a subject such as ``/CN=alice``."""
-        name = subject.replace("/", "_")
+        name = f"{subject.replace('/', '_')}-{purposes}"
         key, request, certificate = (f"{name}.{each}" for each in ("key", "csr", "pem"))
         self._run("req", "-keyout", key, "-out", request, "-subj", subject, *_KEY)
         extensions = self.directory / "extensions"
-        extensions.write_text("subjectAltName=IP:127.0.0.1\n")
+        usage = f"extendedKeyUsage={purposes}\n" if purposes else ""
+        extensions.write_text(f"subjectAltName=IP:127.0.0.1\n{usage}")
         self._run(
             *("x509", "-req", "-in", request, "-out", certificate, "-days", "2"),
             *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions"),
         )
         return self.directory / certificate, self.directory / key
+
+    def revoke(self, *certificates: Path, days: int = 1) -> Path:
+        """Return the revocation list that holds ``certificates`` and is current for ``days``."""
+        (self.directory / "index.txt").touch()
+        (self.directory / "ca.cnf").write_text(
+            "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\ndefault_md=sha256\n"
+        )
+        own = ("ca", "-config", "ca.cnf", "-keyfile", "ca.key", "-cert", "ca.pem")
+        for each in certificates:
+            self._run(*own, "-revoke", str(each))
+        now = datetime.datetime.now(datetime.UTC)
+        dates = [now - datetime.timedelta(days=2), now + datetime.timedelta(days=days)]
+        last, end = (each.strftime("%Y%m%d%H%M%SZ") for each in dates)
+        revoked = self.directory / "revoked.pem"
+        self._run(
+            *(*own, "-gencrl", "-out", str(revoked)),
+            *("-crl_lastupdate", last, "-crl_nextupdate", end),
+        )
+        return revoked
 
     def _run(self, *words: str) -> None:
         done = subprocess.run(
@@ -79,7 +103,7 @@ def mapsaved(
 ) -> Iterator[service.Service]:
     """A service that listens on a port of loopback as well."""
     site = cli.Site(tmp_path_factory.mktemp("tls") / "site")
-    certificate, key = authority.issue("/CN=mapsaved")
+    certificate, key = authority.issue("/CN=mapsaved", "serverAuth")
     listen = {
         "address": f"127.0.0.1:{PORT}",
         "certificate": str(certificate),
