@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from manager import errors, units
@@ -50,3 +51,16 @@ def _only_names(pairs: list[tuple[str, Any]]) -> Any:
     """
     members = dict(pairs)
     return members.get("devices", members.get("name"))
+
+
+def state_names(fd: int, stream: Stream, prefix: str) -> set[str]:
+    """Return the names of the parts of devices' state that begin so, as QEMU's source has them.
+
+    Parts that were not needed are not in the stream (``docs/devel/migration/main.rst``). Empty for
+    a stream without a description, or with one of more than 4 MiB.
+    """
+    if not 0 < stream.description_length <= MAX_COMPARED:
+        return set()
+    raw = os.pread(fd, stream.description_length, stream.description_offset)
+    pattern = rb'"vmsd_name":\s*"(' + re.escape(prefix.encode()) + rb'[^"\\]*)"'
+    return {name.decode(errors="replace") for name in re.findall(pattern, raw)}

@@ -187,6 +187,7 @@ async def compare(
     _compare_version(session, image, force=force)
     await _compare_machine(session, contents)
     await _compare_page_size(session, contents)
+    modes.compare_icount(session, image, contents)
     await _compare_memory(session, image)
     await _compare_blocks(session, contents)
     await _check_zero(session)

@@ -6,12 +6,21 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from manager import errors
+from manager.image import description
+from manager.monitor import process
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manager.image.image import Contents, Image
     from manager.monitor.session import Session
 
 # What QEMU says to nearly every command until its machine is made (qapi/qmp-dispatch.c).
 _TOO_EARLY = "only after machine initialization"
+# Parts of the state of QEMU's clocks (system/cpu-timers.c), and those that are timers.
+_ICOUNT = "timer/icount"
+_WARP, _ADAPTIVE = "timer/icount/warp_timer", "timer/icount/timers"
+_TIMERS = {_WARP, _ADAPTIVE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +64,36 @@ async def check_made(session: Session) -> None:
             f"{session.address}: QEMU waits to be configured (-preconfig) and has no machine yet",
             hint="finish its configuration ('x-exit-preconfig' at its monitor) first",
         ) from None
+
+
+def compare_icount(session: Session, opened: Image, contents: Contents) -> None:
+    """Raise DestinationMismatch where the image counts instructions otherwise than the destination.
+
+    QEMU 10.0 aborts over the state of a timer that the destination does not have. Which ones it has
+    follows from ``-icount`` (accel/tcg/icount-common.c): one for the time while the guest sleeps,
+    unless ``sleep=off``, and two with ``shift=auto``.
+    """
+    saved = description.state_names(opened.fd, contents.stream, _ICOUNT)
+    argv = process.command_line(session.pid) if session.pid is not None else []
+    if not saved or not argv:
+        return
+    lacking = sorted(saved & _TIMERS - _timers(argv))
+    if lacking:
+        raise errors.DestinationMismatch(
+            f"the guest was saved with -icount, and its state has {', '.join(lacking)}, which the "
+            "destination lacks; QEMU would abort",
+            hint="start the destination with the same -icount (shift=, sleep=)",
+            lacking=lacking,
+        )
+
+
+def _timers(argv: Sequence[str]) -> set[str]:
+    """Return the states of timers that a QEMU of this command line has."""
+    at = [number for number, word in enumerate(argv) if word in ("-icount", "--icount")]
+    if not at:
+        return set()
+    # The first value may stand without its name (qemu-options.hx).
+    words = argv[at[-1] + 1].split(",")
+    options = dict((word if "=" in word else f"shift={word}").split("=", 1) for word in words)
+    found = set() if options.get("sleep") in ("off", "no", "false", "n") else {_WARP}
+    return found | ({_ADAPTIVE} if options.get("shift") == "auto" else set())
