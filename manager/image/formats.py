@@ -6,7 +6,7 @@ import uuid as uuids
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.image import libvirt_format, libvirt_header, superblock
+from manager.image import digests, libvirt_format, libvirt_header, superblock
 from manager.image.superblock import State, Superblock
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def read(fd: int, name: str) -> tuple[Superblock, Metadata, LibvirtHeader | None
             header = libvirt_header.read(fd)
             libvirt_header.require_sparse(header, name)
             block, metadata = libvirt_format.read(fd, header)
+            digests.check(header, metadata)
         else:
             block = superblock.read(fd)
             metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}

@@ -23,6 +23,7 @@ from manager.image import (
     bitmaps,
     description,
     descriptors,
+    digests,
     formats,
     libvirt_format,
     libvirt_header,
@@ -141,6 +142,7 @@ class Partial:
         """
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
+        metadata = digests.added(self.libvirt, metadata)
         self.block = superblock.write(self.fd, saved, metadata)
         # The other slot as well: were this one to rot, the older would call the image partial.
         self.block = superblock.write(self.fd, self.block)
@@ -272,6 +274,12 @@ class Image:
     def has_superblock(self) -> bool:
         """Whether mapsave has written to the image; not so to one that libvirt saved."""
         return self.block.sequence != libvirt_format.UNWRITTEN
+
+    @property
+    def undigested(self) -> str | None:
+        """Why rot in header and domain XML would not be noticed; None where it would be."""
+        has_metadata = bool(self.block.metadata_length)
+        return digests.missing(self.libvirt, self.metadata, written=has_metadata)
 
     @property
     def size(self) -> int:

@@ -92,6 +92,12 @@ class ProcessPart(TypedDict, total=False):
     boot: Word | None
 
 
+class DigestsPart(TypedDict, total=False):
+    """Digests of what is before the stream and has no checksum of its own: see ``digests.py``."""
+
+    libvirt_header: Word
+
+
 class BlockPart(TypedDict, total=False):
     """One RAM block; ``bytes`` and how many of its pages are in the file."""
 
@@ -127,6 +133,7 @@ class Metadata(TypedDict, total=False):
     paused_at: Seconds | None
     duration_s: Seconds
     continued: bool
+    digests: DigestsPart
 
 
 def parse(raw: bytes) -> Metadata:
