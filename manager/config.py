@@ -33,6 +33,7 @@ Format = Literal["auto", "native", "libvirt"]
 Switch = Literal["auto", "on", "off"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
 Pattern = Literal["random", "sparse", "fragmented", "linux"]
+Clones = Literal["admin", "operator"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Guest:
     ``launch`` is the command that starts the destination of a restore, without ``-incoming``; it
     is empty if there is none. ``launch_environment``, if not empty, takes the place of the general
     one. ``policy`` names the label policy of the guest's images. Guests of a higher ``priority``
-    are saved and restored first where all of them are.
+    are saved and restored first where all of them are. ``clones`` says who may restore another
+    guest's image into it.
     """
 
     name: str
@@ -70,6 +72,21 @@ class Guest:
     launch_environment: tuple[str, ...] = ()
     policy: str | None = None
     priority: int = 0
+    clones: Clones = "admin"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What an image's domain XML may name beside what its domain is known to have.
+
+    ``paths`` holds absolute paths, each for itself and all below it; the others are names as
+    ``mapsave inspect`` shows them.
+    """
+
+    programs: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,7 @@ class Config:
     service: Service = field(default_factory=Service)
     hooks: Hooks = field(default_factory=Hooks)
     notify: tuple[Webhook, ...] = ()
+    trust: Trust = field(default_factory=Trust)
     source: Path | None = None
 
     def guest(self, address: str) -> Guest:

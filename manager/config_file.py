@@ -95,6 +95,14 @@ def address(value: Any) -> str:
     return plain.string(value)
 
 
+def absolute(value: Any) -> str:
+    """Return an absolute path without ``..``; raise ValueError for any other."""
+    path = plain.text(value)
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("must be an absolute path without '..'")
+    return path
+
+
 def check_guest(guest: Mapping[str, Any]) -> None:
     """Raise ValueError where keys of a guest do not go together; all of them must be there."""
     given = [key for key in ("qmp", "libvirt", "emulator") if guest[key] is not None]
@@ -148,6 +156,7 @@ def read(path: Path, built_in: config.Config) -> config.Config:
         notify=tuple(
             service_settings.of(service_settings.Webhook, each) for each in found["notify"] or ()
         ),
+        trust=service_settings.of(config.Trust, found["trust"]),
         source=path,
     )
 
@@ -174,6 +183,7 @@ def _guest(name: str, found: Mapping[str, Any], qmp: Path | None) -> config.Gues
         launch_environment=tuple(found["launch_environment"] or ()),
         policy=found["policy"],
         priority=found["priority"] or 0,
+        clones=found["clones"] or "admin",
     )
 
 
@@ -233,6 +243,7 @@ _GUEST = plain.record(
         "launch_environment": _VARIABLES,
         "policy": _name,
         "priority": priority,
+        "clones": plain.word(*typing.get_args(config.Clones)),
     }
 )
 _SAVE = plain.record(
@@ -297,6 +308,12 @@ _WEBHOOK = plain.record(
         "timeout": duration,
     },
 )
+_TRUST = plain.record(
+    maybe={
+        **dict.fromkeys(("programs", "devices", "others"), _TEXTS),
+        "paths": plain.sequence(absolute),
+    }
+)
 # What pydantic's ConfigModel would give by model_dump(), of a file that is right.
 quick = plain.record(
     maybe={
@@ -307,5 +324,6 @@ quick = plain.record(
         "service": _SERVICE,
         "hooks": _HOOKS,
         "notify": plain.sequence(_WEBHOOK),
+        "trust": _TRUST,
     }
 )

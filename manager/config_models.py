@@ -75,6 +75,11 @@ Duration = Annotated[
     ),
 ]
 AtOnce = Annotated[int, pydantic.PlainValidator(config_file.count, json_schema_input_type=int)]
+Absolute = Annotated[
+    str,
+    pydantic.AfterValidator(config_file.absolute),
+    pydantic.WithJsonSchema({"type": "string", "pattern": "^/"}),
+]
 Hook = Annotated[str, pydantic.AfterValidator(service_settings.hook_name)]
 
 
@@ -112,6 +117,9 @@ class GuestModel(Model):
         Annotated[int, pydantic.PlainValidator(config_file.priority, json_schema_input_type=int)]
         | None
     ) = Field(None, description="Guests of a higher one are saved first by save-all (default: 0).")
+    clones: config.Clones | None = Field(
+        None, description="Who may restore another guest's image into it (default: admin)."
+    )
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> GuestModel:
@@ -219,6 +227,15 @@ class WebhookModel(Model):
     timeout: Duration | None = Field(None, description="For each try (default: 10s).")
 
 
+class TrustModel(Model):
+    """What an image's domain XML may name beside what its domain is known to have."""
+
+    programs: list[Text] | None = Field(None, description="Programs, such as emulators.")
+    paths: list[Absolute] | None = Field(None, description="Paths, each with all below it.")
+    devices: list[Text] | None = Field(None, description="Devices as 'mapsave inspect' shows them.")
+    others: list[Text] | None = Field(None, description="QEMU arguments, sockets and settings.")
+
+
 class ConfigModel(Model):
     """The configuration of mapsave: manager.yaml."""
 
@@ -237,3 +254,4 @@ class ConfigModel(Model):
     service: ServiceModel | None = Field(None, description="How mapsaved runs.")
     hooks: HooksModel | None = Field(None, description="Executables that run before and after.")
     notify: list[WebhookModel] | None = Field(None, description="Webhooks that are told outcomes.")
+    trust: TrustModel | None = Field(None, description="What images may name of this host.")

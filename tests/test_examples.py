@@ -36,7 +36,7 @@ def test_example_configuration_sets_what_is_built_in_for_root() -> None:
     "kind",
     [
         *(config.Config, config.Guest, config.EmulatedGuest, config.SaveSettings, job.Keep),
-        *(config.Service, config.Hooks, config.Webhook, service_settings.Listen),
+        *(config.Trust, config.Service, config.Hooks, config.Webhook, service_settings.Listen),
         *(schedule.Schedule, job.Retries),
     ],
 )

@@ -102,10 +102,15 @@ def _check_image(given: Globals, config: Config, target: str) -> int:
     startable = known["has_domain_xml"] or bool(
         configured and (configured.launch or configured.emulator)
     )
-    output.result(
-        given,
-        {**found, "guest": guest, "launch": startable},
+    lines = [
         f"{found['image']}: good, guest {guest}"
-        + ("" if startable else "; no 'launch:' configured: restore --into a waiting QEMU"),
-    )
-    return 0
+        + ("" if startable else "; no 'launch:' configured: restore --into a waiting QEMU")
+    ]
+    if known["has_domain_xml"] and known["names"]:
+        lines += ["its domain XML names", *output.names(known)]
+    data = {**found, "guest": guest, "launch": startable}
+    data |= {key: known[key] for key in ("names", "writable_by", "warnings")}
+    refused = known["writable_by"] != []
+    verdict = ["a restore needs --trust-image [image.untrusted]"] if refused else []
+    output.result(given, data, "\n".join([*lines, *output.warnings(known), *verdict]))
+    return errors.UntrustedImage.exit_code if refused else 0

@@ -59,11 +59,13 @@ def text(found: dict[str, Any]) -> str:
         f"  file       {size(found['file_bytes'])}, {size(found['allocated_bytes'])} on disk",
     ]
     if "ram_blocks" not in found:
-        return "\n".join([*lines, "  partial: the save has not ended"])
+        return "\n".join([*lines, "  partial: the save has not ended", *output.warnings(found)])
     lines += [
         f"  machine    {found['machine']}, {found['cpu'] or 'no processor'}",
         f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
         f"  devices    {len(found['devices'])}",
+        *_used(found),
+        *output.warnings(found),
         "",
     ]
     blocks = [
@@ -74,6 +76,15 @@ def text(found: dict[str, Any]) -> str:
     if found["runs"]["total"]:
         lines += ["", _histogram(found["runs"])]
     return "\n".join(lines)
+
+
+def _used(found: dict[str, Any]) -> list[str]:
+    """Return the lines about what a restore would run and open."""
+    if not found["names"]:
+        return []
+    if found["has_domain_xml"]:
+        return ["", "its domain XML names", *output.names(found), ""]
+    return ["", "with --trust-recorded-command it runs", *output.names(found), ""]
 
 
 def _histogram(runs: dict[str, Any]) -> str:

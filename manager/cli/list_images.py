@@ -78,7 +78,7 @@ def _row(line: dict[str, Any]) -> tuple[str, ...]:
     return (
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["modified"])),
         str(line["guest"] or "-"),
-        line["state"],
+        line["state"] + (", untrusted" if line["writable_by"] else ""),
         line["format"] or "-",
         units.format_size(line["file_bytes"]),
         units.format_size(line["allocated_bytes"]),

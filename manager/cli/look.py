@@ -18,7 +18,7 @@ def inspect(given: Globals, config: Config, image: str) -> dict[str, Any]:
         return client.get(f"/v1/images/{remote.quoted(name)}")
     from manager.operations import inspect, restore
 
-    return inspect.inspect(restore.resolve(image, config))
+    return inspect.inspect(restore.resolve(image, config), config)
 
 
 def verify(given: Globals, config: Config, image: str) -> dict[str, Any]:
@@ -28,4 +28,4 @@ def verify(given: Globals, config: Config, image: str) -> dict[str, Any]:
         return following.perform(client, {"kind": "verify", "image": name})
     from manager.operations import inspect, restore
 
-    return inspect.verify(restore.resolve(image, config)).as_dict()
+    return inspect.verify(restore.resolve(image, config), config).as_dict()

@@ -88,6 +88,16 @@ def _as_ours(error: BaseException) -> errors.MapsaveError:
     )
 
 
+def warnings(found: dict[str, Any]) -> list[str]:
+    """Return a line for each of the warnings of a result."""
+    return [f"warning: {words}" for words in found["warnings"]]
+
+
+def names(found: dict[str, Any]) -> list[str]:
+    """Return a line for each program, path and device that the restore of an image would use."""
+    return [f"  {each['kind']:<10} {each['name']}" for each in found["names"] or ()]
+
+
 def table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Return rows as aligned columns, the last one ragged."""
     lines = [header, *rows]

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     help="Start the command line that the image records. It runs with your rights.",
 )
 @click.option(
+    "--trust-image",
+    is_flag=True,
+    help="Take an image that others could have written, and whatever its XML names.",
+)
+@click.option(
     "--xml",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -66,7 +71,8 @@ def command(
     config = given.config()
     if chosen["channels"] == "auto":
         chosen["channels"] = None
-    chosen |= {"into": _socket(into), "run": _run(run), "xml": _text(xml)}
+    given_xml = _text(xml, trusted=chosen["trust_image"])
+    chosen |= {"into": _socket(into), "run": _run(run), "xml": given_xml}
     body = _body(config, chosen)
     client = remote.service(given, config) if body is not None else None
     with running.reporting(given, "restoring") as report:
@@ -104,11 +110,18 @@ def _socket(into: str | None) -> str | None:
     return path
 
 
-def _text(file: Path | None) -> str | None:
+def _text(file: Path | None, *, trusted: bool) -> str | None:
+    """Return the XML in ``file``, which others may have written only where it is ``trusted``."""
     if file is None:
         return None
     try:
-        return file.read_text()
+        with file.open(encoding="utf-8") as opened:
+            # What a shell passes by /dev/stdin or /dev/fd has no directory that others could write.
+            if not trusted and not os.path.realpath(file).startswith("/proc/"):
+                from manager.operations import trust
+
+                trust.check_readable_file(file, opened.fileno(), "the file of --xml")
+            return opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise errors.UsageError(f"--xml {str(file)!r}: {error}") from None
 
@@ -124,4 +137,5 @@ def summary(done: dict[str, Any]) -> str:
         f"{units.format_size(done['data_bytes'])} in "
         f"{units.format_duration(done['duration_s'])}{rate(done)}, "
         f"now {done['run_state']} at {done['monitor']}"
+        + "".join(f"\n{line}" for line in output.warnings(done))
     )

@@ -44,4 +44,7 @@ def _line(found: dict[str, Any]) -> str:
         error = found["error"]
         return f"{found['image']}: BAD: {error['message']} [{error['id']}]"
     size = units.format_size(found["data_bytes"])
-    return f"{found['image']}: good ({found['state']}, {found['format']}, {size} of RAM contents)"
+    lines = [
+        f"{found['image']}: good ({found['state']}, {found['format']}, {size} of RAM contents)"
+    ]
+    return "\n".join([*lines, *output.warnings(found)])

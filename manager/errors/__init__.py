@@ -17,6 +17,7 @@ from manager.errors.access import (
     AlreadyMigrating,
     Busy,
     EmptyRam,
+    ForeignResource,
     InvalidImage,
     LabelRefused,
     LabelUnavailable,
@@ -31,6 +32,8 @@ from manager.errors.access import (
     ServiceStopping,
     TruncatedImage,
     UnsupportedImage,
+    UntrustedDirectory,
+    UntrustedImage,
 )
 from manager.errors.base import (
     MapsaveError,
@@ -107,6 +110,7 @@ __all__ = [
     "DestinationMismatch",
     "DestinationNotZero",
     "EmptyRam",
+    "ForeignResource",
     "GuestContinued",
     "GuestNotEnded",
     "GuestNotPutBack",
@@ -166,6 +170,8 @@ __all__ = [
     "UnsafeMode",
     "Unsupported",
     "UnsupportedImage",
+    "UntrustedDirectory",
+    "UntrustedImage",
     "UsageError",
     "WrongMethod",
     "WrongRunState",

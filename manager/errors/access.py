@@ -74,6 +74,27 @@ class LabelUnavailable(NotPermitted):
     id = "label.unavailable"
 
 
+class UntrustedImage(NotPermitted):
+    """Others than root, mapsave's own user and the label policy's owner can write the image, or
+    exchange it in a directory on the way to it; ``--trust-image`` overrides."""
+
+    id = "image.untrusted"
+
+
+class UntrustedDirectory(NotPermitted):
+    """Others than root, mapsave's own user and the label policy's owner can write the directory of
+    the images, or exchange it; an image in it would not be restored."""
+
+    id = "directory.untrusted"
+
+
+class ForeignResource(NotPermitted):
+    """The domain XML names a program, path or device that neither the existing domain nor ``trust``
+    in the configuration has; ``--trust-image`` overrides."""
+
+    id = "image.foreign_resource"
+
+
 class RoleMissing(NotPermitted):
     """The service allows that to others only: the user is in none of the groups that may."""
 

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.image import image
+from manager.image import image, ownership
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +38,14 @@ def check_name(name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Directory:
-    """An image directory held open. ``path`` is its real path, for people and policies."""
+    """An image directory held open. ``path`` is its real path, for people and policies.
+
+    ``given`` is the path by which it was opened, and will be found again.
+    """
 
     path: str
     fd: int
+    given: str
 
     def exists(self, name: str) -> bool:
         """Tell whether something of that name is there, a dangling symbolic link included."""
@@ -89,7 +93,7 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
             hint="create it, or name another with 'images:' or --image",
         ) from None
     try:
-        yield Directory(os.path.realpath(f"/proc/self/fd/{fd}"), fd)
+        yield Directory(os.path.realpath(f"/proc/self/fd/{fd}"), fd, os.path.abspath(name))
     finally:
         os.close(fd)
 
@@ -98,7 +102,8 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
 class Entry:
     """One file of an image directory. ``error`` says why it cannot be read as an image.
 
-    ``format`` is ``native`` or ``libvirt``, None where there is an error.
+    ``format`` is ``native`` or ``libvirt``, None where there is an error. ``writable_by`` says how
+    others could have written it, where that was asked.
     """
 
     name: str
@@ -110,6 +115,7 @@ class Entry:
     metadata: Metadata
     error: errors.MapsaveError | None
     format: str | None = None
+    writable_by: tuple[str, ...] = ()
 
     @property
     def guest(self) -> str | None:
@@ -122,10 +128,11 @@ class Entry:
         return self.block.state.word if self.block and not self.error else "invalid"
 
 
-def entries(held: Directory) -> list[Entry]:
+def entries(held: Directory, trusted: frozenset[int] | None = None) -> list[Entry]:
     """Return the images of a directory, partial ones included, newest first.
 
-    Files that are no images at all are left out; damaged images are listed with their error.
+    Files that are no images at all are left out; damaged images are listed with their error. With
+    ``trusted`` users it is looked who else could have written each image.
     """
     found = []
     for name in os.listdir(held.fd):
@@ -139,6 +146,9 @@ def entries(held: Directory) -> list[Entry]:
                     metadata=opened.metadata,
                     error=None,
                     format=opened.format,
+                    writable_by=()
+                    if trusted is None
+                    else tuple(ownership.of_file(path, opened.fd, trusted)),
                 )
         except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
             continue

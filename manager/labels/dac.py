@@ -123,30 +123,42 @@ class Dac:
 
     def _owner(self) -> tuple[int, int]:
         """Return uid and gid, -1 for "as it is". Raises PolicyViolation for unknown names."""
-        return self._number("owner", self.policy.owner), self._number("group", self.policy.group)
-
-    def _number(self, what: str, name: str | None) -> int:
-        if name is None:
-            return -1
-        if name.isascii() and name.isdigit():
-            return int(name)
-        try:
-            if what == "owner":
-                return pwd.getpwnam(name).pw_uid
-            return grp.getgrnam(name).gr_gid
-        except KeyError:
-            kind = "user" if what == "owner" else "group"
-            raise errors.PolicyViolation(
-                f"policy {self.policy.name} wants the {what} {name!r}, but this host has no such "
-                f"{kind}",
-                hint=f"create it, or name another {kind} or a number in the policy",
-            ) from None
+        return (
+            _number(self.policy, "owner", self.policy.owner),
+            _number(self.policy, "group", self.policy.group),
+        )
 
     def _show(self, uid: int, gid: int, mode: int | None) -> str:
         def part(number: int) -> str:
             return "-" if number == -1 else str(number)
 
         return f"{part(uid)}:{part(gid)} {'-' if mode is None else f'{mode:04o}'}"
+
+
+def owner_id(policy: Policy) -> int | None:
+    """Return the id of the user whom ``policy`` gives images to; None for nobody.
+
+    Raises PolicyViolation for a user that this host does not have.
+    """
+    return None if policy.owner is None else _number(policy, "owner", policy.owner)
+
+
+def _number(policy: Policy, what: str, name: str | None) -> int:
+    """Return the id that a user's or a group's name or number means, -1 for None."""
+    if name is None:
+        return -1
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        if what == "owner":
+            return pwd.getpwnam(name).pw_uid
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        kind = "user" if what == "owner" else "group"
+        raise errors.PolicyViolation(
+            f"policy {policy.name} wants the {what} {name!r}, but this host has no such {kind}",
+            hint=f"create it, or name another {kind} or a number in the policy",
+        ) from None
 
 
 def _state(fd: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from manager import domain_xml, errors
+from manager.domain_resources import parsed as _parsed
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _WAIT = (
@@ -94,34 +94,6 @@ def _with_cpu(xml: str, cpu: ElementTree.Element) -> str:
         cpu.append(numa)
     start, end = _span(xml, ("domain", "cpu"))
     return xml[:start] + ElementTree.tostring(cpu, encoding="unicode").strip() + xml[end:]
-
-
-class _Builder(ElementTree.TreeBuilder):
-    """Builds a tree that is no deeper than libvirt reads: what writes it out again recurses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depth = 0
-
-    def start(self, tag: str, attributes: dict[str, str], /) -> ElementTree.Element:
-        self._depth += 1
-        if self._depth > domain_xml.MAX_DEPTH:
-            raise ValueError(f"it is deeper than {domain_xml.MAX_DEPTH} elements")
-        return super().start(tag, attributes)
-
-    def end(self, tag: str, /) -> ElementTree.Element:
-        self._depth -= 1
-        return super().end(tag)
-
-
-def _parsed(xml: str, what: str = "domain XML") -> ElementTree.Element:
-    if "<!DOCTYPE" in xml:
-        raise errors.InvalidImage(f"the {what} has a document type declaration")
-    try:
-        # No document type, hence no entities: what S314 warns of cannot be in it.
-        return ElementTree.fromstring(xml, ElementTree.XMLParser(target=_Builder()))  # noqa: S314
-    except (ElementTree.ParseError, ValueError) as error:
-        raise errors.InvalidImage(f"the {what} is not XML: {error}") from None
 
 
 def _span(xml: str, path: tuple[str, ...]) -> tuple[int, int]:

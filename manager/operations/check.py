@@ -17,7 +17,7 @@ from manager.image import descriptors, image, store
 from manager.migration import parameters
 from manager.monitor import fdset, process
 from manager.operations import limits as qemu_limits
-from manager.operations import modes
+from manager.operations import modes, trust
 from manager.plan import strategy
 
 if TYPE_CHECKING:
@@ -191,6 +191,13 @@ def directory(found: Preflight) -> str:
     return held.path
 
 
+def ownership(found: Preflight) -> str:
+    """Nobody but the trusted users can write the image directory, or exchange it."""
+    trusted = trust.users(found.labelling.policy)
+    trust.check_directory(found.directory.given, trusted)
+    return "written by uid " + ", ".join(map(str, sorted(trusted))) + " alone"
+
+
 def direct_io(found: Preflight) -> str:
     """The directory takes direct writes, where they are wanted."""
     if found.wishes.direct_io == "off":
@@ -278,6 +285,7 @@ CHECKS: tuple[Callable[[Preflight], str], ...] = (
     mode,
     limits,
     directory,
+    ownership,
     image_name,
     direct_io,
     room,

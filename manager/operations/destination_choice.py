@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from manager import config as configuration
 from manager import domain_xml, errors
-from manager.operations import attach, destination, launch, locks
+from manager.operations import attach, destination, launch, locks, trust
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -41,7 +41,7 @@ async def chosen(
         return
     guest = guest_of(config, request, name)
     if is_of_libvirt(request, opened, guest):
-        monitor, started = _by_libvirt(request, opened, guest, log.unsettled)
+        monitor, started = _by_libvirt(config, request, opened, guest, log.unsettled)
     else:
         monitor, started = _by_command(config, request, opened, guest)
     log.step("launch", monitor=monitor.as_dict())
@@ -85,9 +85,9 @@ def _xml(request: Request, opened: Image) -> str | None:
 
 
 def _by_libvirt(
-    request: Request, opened: Image, guest: Guest, on_left: Callable[[], None]
+    config: Config, request: Request, opened: Image, guest: Guest, on_left: Callable[[], None]
 ) -> _Choice:
-    from manager.operations import destination_libvirt
+    from manager.operations import destination_libvirt, domain_trust
 
     xml = _xml(request, opened)
     if xml is None:
@@ -100,12 +100,17 @@ def _by_libvirt(
     if request.xml is None:
         _check_named(opened, guest, identity)
     monitor = attach.Monitor(uri=uri, domain=identity.uuid)
+    vetting = None
+    if not request.trust_image:
+        what = "--xml" if request.xml is not None else repr(opened.path)
+        own = str(opened.metadata.get("guest", {}).get("uuid"))
+        vetting = domain_trust.Vetting.of(config, what, identity.uuid, own)
     if request.through_libvirt:
-        return monitor, destination_libvirt.loaded(uri, xml, opened, request, on_left)
+        return monitor, destination_libvirt.loaded(uri, xml, opened, request, on_left, vetting)
     # As libvirt does, the CPU that the guest has seen is kept under another definition too.
     cookie = opened.libvirt.cookie if opened.libvirt else None
     cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
-    return monitor, destination_libvirt.created(uri, xml, cookie, on_left)
+    return monitor, destination_libvirt.created(uri, xml, cookie, on_left, vetting)
 
 
 def _identity(xml: str, request: Request) -> domain_xml.Identity:
@@ -146,6 +151,8 @@ def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -
     recorded = opened.metadata.get("command") or {}
     argv = recorded.get("argv")
     if argv and request.trust_recorded_command:
+        if not request.trust_image:
+            trust.check_program(argv[0])
         socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
         started = destination.launched(argv, socket, log, variables, recorded.get("cwd"))
         return attach.Monitor.at(socket), started

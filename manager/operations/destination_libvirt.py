@@ -14,6 +14,7 @@ from manager import domain_xml, errors
 from manager.image import descriptors
 from manager.migration import parameters
 from manager.monitor import definition, fdset, libvirt_connection, passthrough, undoing
+from manager.operations import domain_trust
 from manager.operations.destination import Destination
 from manager.plan.strategy import DEFAULT_CHANNELS
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from manager.image.image import Image
     from manager.monitor.session import Session
+    from manager.operations.domain_trust import Vetting
     from manager.operations.restore import Request
 
 _log = logging.getLogger(__name__)
@@ -38,15 +40,20 @@ _FRESH = {"multifd-channels": 2}
 
 @contextlib.asynccontextmanager
 async def created(
-    uri: str, xml: str, cookie: str | None, on_left: Callable[[], None]
+    uri: str,
+    xml: str,
+    cookie: str | None,
+    on_left: Callable[[], None],
+    vetting: Vetting | None,
 ) -> AsyncIterator[Destination]:
     """Have libvirt at ``uri`` start the domain of ``xml`` to wait; destroy it unless it was kept.
 
-    ``on_left`` is called where libvirt does not destroy it. The extra arguments stand in the live
+    ``on_left`` is called where libvirt does not destroy it; without ``vetting`` the XML may name
+    whatever it likes. The extra arguments stand in the live
     definition only: a persistent one stays as it is.
 
     Raises Busy where the domain runs already, LaunchFailed with libvirt's words, Unsupported,
-    Unreachable, NotPermitted, InvalidImage where ``xml`` is none.
+    Unreachable, NotPermitted, InvalidImage where ``xml`` is none, ForeignResource.
     """
     libvirt = libvirt_connection.library()
     text = definition.waiting(xml, cookie)
@@ -61,7 +68,7 @@ async def created(
             "restored with --through-libvirt (docs/libvirt.md)",
             identity.name,
         )
-    async with _started(uri, identity, start, on_left) as target:
+    async with _started(uri, identity, start, on_left, (xml, vetting)) as target:
         found = await target.session.domain()
         if found is not None and found.is_transient:
             _log.warning(
@@ -74,7 +81,12 @@ async def created(
 
 @contextlib.asynccontextmanager
 async def loaded(
-    uri: str, xml: str, opened: Image, request: Request, on_left: Callable[[], None]
+    uri: str,
+    xml: str,
+    opened: Image,
+    request: Request,
+    on_left: Callable[[], None],
+    vetting: Vetting | None,
 ) -> AsyncIterator[Destination]:
     """Have libvirt at ``uri`` restore the image by its path, paused; destroy it unless it was kept.
 
@@ -105,7 +117,7 @@ async def loaded(
         connection.restoreParams(parameters, flags)
         return connection.lookupByUUIDString(identity.uuid)
 
-    async with _started(uri, identity, start, on_left) as target:
+    async with _started(uri, identity, start, on_left, (xml, vetting)) as target:
         await _tidy(target.session)
         target.is_loaded = True
         yield target
@@ -126,9 +138,14 @@ async def _started(
     identity: domain_xml.Identity,
     start: Callable[[Any], Any],
     on_left: Callable[[], None],
+    vetted: tuple[str, Vetting | None],
 ) -> AsyncIterator[Destination]:
     connection = await libvirt_connection.connect(uri)
     try:
+        await _check_free(connection, uri, identity)
+        xml, vetting = vetted
+        if vetting is not None:
+            await domain_trust.check(connection, xml, vetting)
         handle = await _start(connection, uri, identity, start)
         session = passthrough.LibvirtSession(uri, connection, handle)
     except BaseException:
@@ -156,7 +173,6 @@ async def _start(
 ) -> Any:
     """Have ``start`` start the domain, and return its handle; cancelled, end it."""
     libvirt = libvirt_connection.library()
-    await _check_free(connection, uri, identity)
     starting = asyncio.ensure_future(libvirt_connection.call(start, connection))
     try:
         return await asyncio.shield(starting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from manager.image import store
+from manager.operations import trust
 
 if TYPE_CHECKING:
     from manager.image.store import Directory, Entry
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 def listing(held: Directory) -> dict[str, Any]:
     """Return the directory's path and a line for each image, newest first."""
-    return {"directory": held.path, "images": [line(entry) for entry in store.entries(held)]}
+    found = store.entries(held, trust.users())
+    return {"directory": held.path, "images": [line(entry) for entry in found]}
 
 
 def line(entry: Entry) -> dict[str, Any]:
@@ -28,5 +30,6 @@ def line(entry: Entry) -> dict[str, Any]:
         "modified": entry.modified,
         "file_bytes": entry.file_bytes,
         "allocated_bytes": entry.allocated_bytes,
+        "writable_by": list(entry.writable_by),
         "error": entry.error.as_dict() if entry.error else None,
     }

@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import bitmaps, image
 from manager.image.superblock import State
+from manager.operations import origin
 
 if TYPE_CHECKING:
+    from manager.config import Config
     from manager.image.image import Contents, Image
     from manager.image.libvirt_header import LibvirtHeader
     from manager.image.metadata import DomainPart
 
 
-def inspect(path: str) -> dict[str, Any]:
+def inspect(path: str, config: Config | None = None) -> dict[str, Any]:
     """Return what the image at ``path`` holds; a partial one as far as it can be read.
+
+    ``config`` says who may write the guest's images beside root and the caller.
 
     Raises ImageNotFound, NotPermitted, InvalidImage or one of its kin.
     """
     with image.opened(path) as opened:
-        found = summary(opened)
+        found = {**summary(opened), **origin.describe(opened, config)}
         if opened.block.state is State.PARTIAL:
             return found
         contents = opened.validate()
@@ -69,7 +73,7 @@ def summary(opened: Image) -> dict[str, Any]:
         "mapsave": known.get("mapsave"),
         "libvirt": _libvirt(opened.libvirt),
         "domain": _domain(known.get("domain")),
-        "has_domain_xml": opened.libvirt is not None or "xml" in (known.get("domain") or {}),
+        "has_domain_xml": origin.domain_xml(opened) is not None,
     }
 
 
@@ -98,10 +102,8 @@ def domain_xml(path: str) -> str:
     Raises UsageError where it is of no guest of libvirt; ImageNotFound, NotPermitted, InvalidImage.
     """
     with image.opened(path) as opened:
-        if opened.libvirt is not None:
-            return opened.libvirt.xml
-        xml = (opened.metadata.get("domain") or {}).get("xml")
-        if not isinstance(xml, str):
+        xml = origin.domain_xml(opened)
+        if xml is None:
             raise errors.UsageError(
                 f"{path!r} holds no domain XML",
                 hint="only images of guests of libvirt do; 'mapsave inspect' shows what it holds",
@@ -144,6 +146,7 @@ class Verified:
     format: str
     areas: tuple[str, ...]
     contents: Contents
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as ``mapsave verify --json`` prints it."""
@@ -156,11 +159,12 @@ class Verified:
             "ram_blocks": len(self.contents.stream.blocks),
             "ram_bytes": self.contents.stream.ram_bytes,
             "data_bytes": self.contents.data_bytes,
+            "warnings": list(self.warnings),
         }
 
 
-def verify(path: str) -> Verified:
-    """Read the structure of the image at ``path`` whole.
+def verify(path: str, config: Config | None = None) -> Verified:
+    """Read the structure of the image at ``path`` whole; ``config`` as for ``inspect``.
 
     Raises PartialImage, TruncatedImage, InvalidImage; ImageNotFound, NotPermitted.
     """
@@ -168,5 +172,8 @@ def verify(path: str) -> Verified:
         areas = ["libvirt header"] if opened.libvirt else []
         areas += ["superblock"] if opened.has_superblock else []
         areas += ["metadata"] if opened.block.metadata_length else []
+        areas += ["digests"] if opened.libvirt and opened.undigested is None else []
         state = opened.block.state.word
-        return Verified(opened.path, state, opened.format, tuple(areas), opened.validate())
+        contents = opened.validate()
+        warnings = tuple(origin.describe(opened, config)["warnings"])
+        return Verified(opened.path, state, opened.format, tuple(areas), contents, warnings)

@@ -27,7 +27,9 @@ from manager.operations import (
     kept,
     limits,
     locks,
+    origin,
     save_request,
+    trust,
     waiting,
 )
 
@@ -52,7 +54,9 @@ class Request:
     """What is asked of a restore.
 
     ``into`` is the path of a waiting QEMU's QMP socket, ``xml`` a domain XML that takes the place
-    of the image's. With ``through_libvirt`` libvirt reads the image by its path itself.
+    of the image's. With ``trust_image`` it does not matter who could have written the image, nor
+    what its XML names.
+    With ``through_libvirt`` libvirt reads the image by its path itself.
     """
 
     image: str
@@ -60,6 +64,7 @@ class Request:
     guest: str | None = None
     trust_recorded_command: bool = False
     xml: str | None = None
+    trust_image: bool = False
     through_libvirt: bool = False
     run: Literal["as-saved", "run", "paused"] = "as-saved"
     direct_io: Switch = "auto"
@@ -99,11 +104,15 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
         with locks.held(config.state, f"image {opened.path!r}", key):
             # Another restore may have marked it between our reading and our lock.
             opened.reread()
+            name = _name(request, opened)
+            if not request.trust_image:
+                policy = save_request.policy_name(config, name, request.policy)
+                users = trust.users(save_request.load_policy(config, policy))
+                trust.check_image(opened, users)
             contents = await waiting.in_thread(opened.validate)
             if opened.block.state is State.RESTORED and not request.again:
                 raise _used_up(opened)
             phases.enter("read" if request.through_libvirt else "start")
-            name = _name(request, opened)
             with journal.operation(
                 config.state,
                 "restore",
@@ -145,6 +154,7 @@ async def _load(
 ) -> dict[str, Any]:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, name = target.session, _name(request, opened)
+    undigested = origin.undigested(opened)  # marked, an image of libvirt has a superblock
     left: list[labelling.Problem] = []
     if target.is_loaded:
         log.step("loaded", **_process(session))
@@ -152,7 +162,8 @@ async def _load(
         phases.enter("compare")
         await destination.compare(target, opened, contents, force=request.force)
         domain = await session.domain()
-        labels = save_request.policy_labelling(config, _policy(config, request, name), domain)
+        policy = save_request.policy_name(config, name, request.policy)
+        labels = save_request.policy_labelling(config, policy, domain)
         with _labelled(labels, opened, session.pid, log) as left:
             phases.enter("read")
             await _transfer(request, opened, target, log, config.state)
@@ -176,19 +187,12 @@ async def _load(
         "phases": seconds,
         "monitor": session.address,
         "pid": session.pid,
-        "warnings": [problem.text for problem in left],
+        "warnings": [problem.text for problem in left] + undigested,
     }
 
 
 def _name(request: Request, opened: Image) -> str:
     return str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
-
-
-def _policy(config: Config, request: Request, name: str) -> str:
-    """Return the label policy: the one asked for, the guest's, the general one, ``auto``."""
-    guest = config.guests.get(name)
-    own = guest.policy if guest is not None else None
-    return request.policy or own or config.save.policy or "auto"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from manager import errors, open_files
@@ -20,6 +21,7 @@ from manager.operations import (
     facts,
     journal,
     kept,
+    known_domains,
     locks,
     metadata,
     save_commit,
@@ -75,6 +77,10 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
                 )
             )
             number = fdset.free_id(found.fdsets)
+            if found.domain is not None:
+                await waiting.in_thread(
+                    functools.partial(known_domains.remember, config.state, found.domain)
+                )
             known = metadata.before(guest.name, found, strategy, request)
             facts_of_it = _journalled(guest, request, held, name, found, monitor)
             begun = journal.operation_in_thread(config.state, "save", **facts_of_it, fdset=number)

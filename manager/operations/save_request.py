@@ -91,6 +91,18 @@ def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
     return "libvirt" if wanted == "libvirt" else "native"
 
 
+def policy_name(config: Config, guest: str, asked: str | None = None) -> str:
+    """Return the label policy: the one asked for, the guest's, the general one, ``auto``."""
+    known = config.guests.get(guest)
+    own = known.policy if known is not None else None
+    return asked or own or config.save.policy or "auto"
+
+
+def load_policy(config: Config, name: str) -> policy.Policy:
+    """Return the policy ``name``. Raises UnknownPolicy, ConfigError."""
+    return policy.load(name, [config.policies] if config.policies else [])
+
+
 def policy_labelling(
     config: Config, name: str, domain: Domain | None = None
 ) -> labelling.Labelling:
@@ -100,8 +112,7 @@ def policy_labelling(
 
     Raises UnknownPolicy, ConfigError.
     """
-    search = [config.policies] if config.policies else []
-    found = policy.load(name, search)
+    found = load_policy(config, name)
     label = domain.image_label if domain is not None else None
     if label and found.selinux.label is None and found.selinux.image_type is None:
         selinux = dataclasses.replace(found.selinux, label=label)

@@ -138,6 +138,7 @@ class RestoreOptions(Model):
     through_libvirt: Truth = False
     into: Text | None = Field(None, description="QMP socket of a QEMU that waits (root only).")
     xml: Xml | None = Field(None, description="Domain XML that takes the image's place (root).")
+    trust_image: Truth = Field(False, description="Whoever could have written it (root only).")
     trust_recorded_command: Truth = Field(False, description="Start what is recorded (root only).")
 
 

@@ -54,9 +54,9 @@ async def _images(call: Call) -> dict[str, Any]:
 async def _image(call: Call) -> dict[str, Any]:
     asked = requests.parse({"kind": "verify", "image": call.part("image")})
     path = work.path_of(call.service.config, asked.image)
-    found = await call.service.looking.run(inspect.inspect, path)
+    found = await call.service.looking.run(inspect.inspect, path, call.service.config)
     if call.peer.role < Role.OPERATOR:
-        found["command"] = None  # its arguments may hold passwords
+        found["command"] = found["names"] = None  # their arguments may hold passwords
     return found
 
 

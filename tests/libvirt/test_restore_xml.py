@@ -158,7 +158,7 @@ def test_definitions_that_do_not_fit(
     assert "RAM" in refused(site, daemon, 3, *options)["message"]
     assert "memory" in refused(site, daemon, 5, *options, "--through-libvirt")["message"]
     file.write_text(good.replace("halt.bin", "missing.bin"), encoding="utf-8")
-    error = refused(site, daemon, 5, *options)
+    error = refused(site, daemon, 5, *options, "--trust-image")
     assert (error["id"], "missing.bin" in error["message"]) == ("restore.launch", True)
     file.write_text(good.replace("pc-i440fx", "pc-q35"), encoding="utf-8")
     assert "q35" in refused(site, daemon, 3, *options)["message"]

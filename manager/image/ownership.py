@@ -1,0 +1,186 @@
+"""Who can write a file, or exchange it: its owner, its mode, and every directory on the way to it.
+
+An image decides what is loaded, and its domain XML what is run. So nobody but trusted users may be
+able to write it, and none of the directories on its path, from the root down, the targets of
+symbolic links included. The path is walked by descriptors (O_PATH, open(2)), each component looked
+at by fstat, and must end at the file that is open already: what was looked at is what is read.
+
+In a directory with the sticky bit (/tmp) only a file's owner, the directory's owner and root can
+rename or delete it (unlink(2)), so such a directory is safe where they are trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator
+
+_MOST_LINKS = 40  # as the kernel follows (path_resolution(7))
+_ACL = "system.posix_acl_access"  # xattr(7); linux/posix_acl_xattr.h
+_ACL_HEADER, _ACL_ENTRY = struct.Struct("<I"), struct.Struct("<HHI")
+_ACL_USER, _ACL_GROUP_OWNER, _ACL_GROUP, _ACL_MASK, _ACL_OTHER = 0x02, 0x04, 0x08, 0x10, 0x20
+_WRITE = 2
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def of_file(path: str, fd: int, trusted: Collection[int]) -> list[str]:
+    """Return how others than the ``trusted`` users could write the file open as ``fd``.
+
+    ``path`` is where it was opened. Each item names a file or directory and who can write it; an
+    empty list means that nobody can. Never raises for what it finds: a path that cannot be walked,
+    or leads to another file by now, is an item as well.
+    """
+    found = [f"{path!r} {who}" for who in _writers(fd, os.fstat(fd), trusted)]
+    try:
+        with contextlib.closing(_steps(path)) as steps:
+            for step in steps:
+                found += step.problems(trusted)
+                last = step
+            if not os.path.samestat(last.stats, os.fstat(fd)):
+                found.append(f"{path!r} leads to another file than the one that was opened")
+    except OSError as error:
+        found.append(f"{path!r} cannot be followed: {error.strerror}")
+    return list(dict.fromkeys(found))
+
+
+def of_directory(path: str, trusted: Collection[int]) -> list[str]:
+    """Return how others than the ``trusted`` users could exchange a file made in this directory.
+
+    The file is a trusted user's own. Items are as those of ``of_file``.
+    """
+    found: list[str] = []
+    try:
+        with contextlib.closing(_steps(path)) as steps:
+            for step in steps:
+                found += step.problems(trusted)
+                last = step
+            if not last.stats.st_mode & stat.S_ISVTX or last.stats.st_uid not in trusted:
+                found += [f"{last.path!r} {who}" for who in _writers(last.fd, last.stats, trusted)]
+    except OSError as error:
+        found.append(f"{path!r} cannot be followed: {error.strerror}")
+    return list(dict.fromkeys(found))
+
+
+class _Step:
+    """One component of a path, ``fd`` open by O_PATH, in the directory ``holder``."""
+
+    def __init__(self, path: str, fd: int, holder: _Step | None) -> None:
+        self.path = path
+        self.fd = fd
+        self.stats = os.fstat(fd)
+        self._holder = holder
+
+    def problems(self, trusted: Collection[int]) -> list[str]:
+        """Return how others could put something else in the place of this component."""
+        if self._holder is None:
+            return []
+        found: list[str] = []
+        if self.stats.st_dev != self._holder.stats.st_dev:
+            server = _served_by(self.fd)
+            if server is not None and server not in trusted:
+                found.append(f"{self.path!r} is in a file system that uid {server} serves (FUSE)")
+        held = self._holder.stats
+        is_safe = held.st_mode & stat.S_ISVTX and held.st_uid in trusted
+        if not (is_safe and self.stats.st_uid in trusted):
+            writers = _writers(self._holder.fd, held, trusted)
+            found += [f"{self._holder.path!r} {who}" for who in writers]
+        return found
+
+
+def _steps(path: str) -> Generator[_Step]:
+    """Yield each component from the root to ``path``, the targets of links too; raises OSError.
+
+    What is yielded is open until the generator is closed.
+    """
+    links = 0
+    pending = os.path.join(os.getcwd(), path).split("/")[::-1]
+    with contextlib.ExitStack() as held:
+
+        def opened(name: str, where: str, holder: _Step | None, beneath: _Step | None) -> _Step:
+            fd = os.open(name, _LOOK, dir_fd=beneath.fd if beneath else None)
+            held.callback(os.close, fd)
+            return _Step(where, fd, holder)
+
+        yield (here := opened("/", "/", None, None))
+        while pending:
+            name = pending.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                # It has no name that could be exchanged; its own was looked at on the way down.
+                yield (here := opened("..", os.path.dirname(here.path), None, here))
+                continue
+            yield (step := opened(name, os.path.join(here.path, name), here, here))
+            if not stat.S_ISLNK(step.stats.st_mode):
+                here = step
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink("", dir_fd=step.fd)
+            pending += target.split("/")[::-1]
+            if target.startswith("/"):
+                yield (here := opened("/", "/", None, None))
+
+
+def _writers(fd: int, stats: os.stat_result, trusted: Collection[int]) -> list[str]:
+    """Return who can write a file or directory, root and the ``trusted`` users left out.
+
+    Its owner counts whatever the mode is, which an owner can change.
+    """
+    found = [] if stats.st_uid in trusted else [f"belongs to uid {stats.st_uid}"]
+    entries = _acl(fd)
+    if entries is None:
+        by_mode = ((stat.S_IWGRP, f"gid {stats.st_gid}"), (stat.S_IWOTH, "everyone"))
+        return found + [f"can be written by {who}" for bit, who in by_mode if stats.st_mode & bit]
+    mask = next((permissions for tag, permissions, _ in entries if tag == _ACL_MASK), _WRITE)
+    for tag, permissions, number in entries:
+        if not permissions & _WRITE:
+            continue
+        if tag == _ACL_OTHER:
+            found.append("can be written by everyone")
+        elif not mask & _WRITE:
+            continue
+        elif tag == _ACL_GROUP_OWNER:
+            found.append(f"can be written by gid {stats.st_gid}")
+        elif tag == _ACL_GROUP:
+            found.append(f"can be written by gid {number} (ACL)")
+        elif tag == _ACL_USER and number not in trusted:
+            found.append(f"can be written by uid {number} (ACL)")
+    return found
+
+
+def _acl(fd: int) -> list[tuple[int, int, int]] | None:
+    """Return tag, permissions and id of each entry of a POSIX ACL; None without one.
+
+    Where it cannot be read the mode says as much or more: its group bits are the ACL's mask.
+    """
+    try:
+        raw = os.getxattr(f"/proc/self/fd/{fd}", _ACL)  # O_PATH descriptors take no fgetxattr
+    except OSError:
+        return None
+    if len(raw) < _ACL_HEADER.size or (len(raw) - _ACL_HEADER.size) % _ACL_ENTRY.size:
+        return None
+    return list(_ACL_ENTRY.iter_unpack(raw[_ACL_HEADER.size :]))
+
+
+def _served_by(fd: int) -> int | None:
+    """Return the user whose process serves the file system of ``fd``; None where the kernel does.
+
+    Such a user decides what its files hold and whose they seem to be (mount option ``user_id`` of
+    FUSE, mount.fuse3(8)).
+    """
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo", errors="replace") as mounts:
+            line = next(line for line in mounts if line.split(" ", 1)[0] == mount)
+        options = line.split()[-1].split(",")
+        return int(next(each for each in options if each.startswith("user_id="))[8:])
+    return None
