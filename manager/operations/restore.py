@@ -21,6 +21,7 @@ from manager.labels import labelling
 from manager.migration import guest_state, incoming, parameters, progress
 from manager.monitor import fdset, process
 from manager.operations import (
+    bounds,
     destination,
     destination_choice,
     journal,
@@ -55,7 +56,7 @@ class Request:
 
     ``into`` is the path of a waiting QEMU's QMP socket, ``xml`` a domain XML that takes the place
     of the image's. With ``trust_image`` it does not matter who could have written the image, nor
-    what its XML names.
+    what its XML names. ``for_operator``: what root has set of guests and policies is binding.
     With ``through_libvirt`` libvirt reads the image by its path itself.
     """
 
@@ -65,6 +66,7 @@ class Request:
     trust_recorded_command: bool = False
     xml: str | None = None
     trust_image: bool = False
+    for_operator: bool = False
     through_libvirt: bool = False
     run: Literal["as-saved", "run", "paused"] = "as-saved"
     direct_io: Switch = "auto"
@@ -105,6 +107,9 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             # Another restore may have marked it between our reading and our lock.
             opened.reread()
             name = _name(request, opened)
+            if request.for_operator:
+                bounds.check_clone(config, opened.metadata, request.guest, opened.path)
+                bounds.check_policy(config, name, request.policy)
             if not request.trust_image:
                 policy = save_request.policy_name(config, name, request.policy)
                 users = trust.users(save_request.load_policy(config, policy))

@@ -6,7 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
+from manager.image import ownership
 from manager.jobs import job as jobs
+from manager.operations import trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +76,8 @@ def load(config: Config) -> Jobs:
         try:
             job = jobs.load(path)
             job.resolve(config)
+            if "policy" in job.given:
+                _check_writers(path)
             if job.name in found:
                 raise errors.ConfigError(
                     f"{path}: the job {job.name!r} stands in {found[job.name].source} already"
@@ -83,6 +87,24 @@ def load(config: Config) -> Jobs:
         else:
             found[job.name] = job
     return Jobs(found, tuple(broken))
+
+
+def _check_writers(path: Path) -> None:
+    """Raise NotPermitted where others than root and the service could have written a job's file.
+
+    Its label policy goes before that of its guests, which only root may change.
+    """
+    try:
+        with path.open("rb") as file:
+            found = ownership.of_file(str(path), file.fileno(), trust.users())
+    except OSError as error:
+        raise errors.ConfigMissing(f"cannot read {str(path)!r}: {error.strerror}") from None
+    if found:
+        raise errors.NotPermitted(
+            f"the job {str(path)!r} sets a label policy, and others than root and the service's "
+            f"user could have written it: {'; '.join(found)}",
+            hint="chown and chmod go-w what is named, or leave 'policy' out of the job",
+        )
 
 
 def line(job: Job, config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from manager.image import image, store
 from manager.jobs import engine, hooked, hooked_recover, retention
 from manager.migration.progress import silent
 from manager.operations import (
+    bounds,
     discard,
     inspect,
     preview,
@@ -48,9 +49,11 @@ def allow(peer: Peer, asked: Any, config: Config) -> None:
         if guest not in config.guests:
             peer.require(Role.ADMIN, f"name the guest {guest!r}, which is not configured")
     if asked.kind == "restore":
-        for field in ("into", "xml", "trust_recorded_command"):
+        for field in ("into", "xml", "trust_image", "trust_recorded_command"):
             if getattr(asked.restore, field):
                 peer.require(Role.ADMIN, f"set {field!r} of a restore")
+    if peer.role < Role.ADMIN:
+        _check_bounds(asked, config)
     if asked.kind == "save" and asked.save.replace and asked.save.image is not None:
         others = _guest_of(config, asked.save.image)
         if others not in (None, asked.guest):
@@ -59,6 +62,25 @@ def allow(peer: Peer, asked: Any, config: Config) -> None:
         peer.require(Role.ADMIN, "discard images")
     if asked.kind == "save-all" and asked.libvirt is not None:
         peer.require(Role.ADMIN, "save domains that are not configured")
+
+
+def _check_bounds(asked: Any, config: Config) -> None:
+    """Raise RoleMissing where an operator asks for what root has set otherwise."""
+    if asked.kind == "save":
+        bounds.check_policy(config, asked.guest, asked.save.policy)
+    elif asked.kind == "check" and asked.guest is not None:
+        bounds.check_policy(config, asked.guest, asked.check.policy)
+    elif asked.kind == "restore":
+        guest = asked.restore.guest
+        try:
+            with image.opened(path_of(config, asked.image)) as found:
+                bounds.check_clone(config, found.metadata, guest, asked.image)
+                guest = guest or bounds.owner(found.metadata)
+        except errors.RoleMissing:
+            raise
+        except errors.MapsaveError:
+            pass  # the restore, which asks again, says what is wrong with it
+        bounds.check_policy(config, guest, asked.restore.policy)
 
 
 def _guest_of(config: Config, name: str) -> str | None:
@@ -98,6 +120,8 @@ async def perform(service: Service, active: Operation, asked: Any, peer: Peer) -
 
     Raises what that command raises.
     """
+    if peer.role < Role.ADMIN and asked.kind in ("save", "check"):
+        _check_bounds(asked, service.config)  # it may have been read anew since `allow`
     if asked.kind == "save":
         config = service.config
         guest = config.guest(asked.guest)
@@ -115,8 +139,9 @@ async def perform(service: Service, active: Operation, asked: Any, peer: Peer) -
     if asked.kind == "job":
         return await run_job(service, active, service.jobs.get(asked.job))
     await service.operations.starts(active)
+    if asked.kind == "restore":
+        return await _restore(service, active, asked, for_operator=peer.role < Role.ADMIN)
     works = {
-        "restore": _restore,
         "check": _check,
         "verify": _verify,
         "discard": _discard,
@@ -176,9 +201,12 @@ async def run_job(service: Service, active: Operation, job: Job) -> dict[str, An
     return await engine.run(job, service.config, saver=saver)
 
 
-async def _restore(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+async def _restore(
+    service: Service, active: Operation, asked: Any, *, for_operator: bool
+) -> dict[str, Any]:
     chosen = asked.restore.model_dump()
-    request = restore.Request(image=path_of(service.config, asked.image), **chosen)
+    path = path_of(service.config, asked.image)
+    request = restore.Request(image=path, for_operator=for_operator, **chosen)
     return await hooked.restore(service.config, request, _report(service, active))
 
 
@@ -194,7 +222,7 @@ async def _check(service: Service, active: Operation, asked: Any) -> dict[str, A
 
 async def _verify(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
     path = path_of(service.config, asked.image)
-    return (await service.verifying.run(inspect.verify, path)).as_dict()
+    return (await service.verifying.run(inspect.verify, path, service.config)).as_dict()
 
 
 async def _discard(service: Service, active: Operation, asked: Any) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def mapsaved() -> Iterator[service.Service]:
         site.directory.chmod(0o755)
         site.add_guest("db", emulator={"memory": "8M"})
         site.add_guest("other", emulator={"memory": "8M"})
+        site.add_guest("bound", emulator={"memory": "8M"}, policy="dac-private")
+        site.add_guest("open", emulator={"memory": "8M"}, clones="operator")
         jobs = site.directory / "jobs"
         jobs.mkdir()
         (jobs / "nightly.yaml").write_text("job: nightly\nguests: [db]\nsave: {then: resume}\n")
@@ -69,6 +71,7 @@ def mapsaved() -> Iterator[service.Service]:
         with service.running(site) as running:
             saved = running.done(kind="save", guest="db", save={"image": "one", "then": "resume"})
             assert saved["guest"] == "db"
+            running.done(kind="save", guest="bound", save={"image": "bound", "then": "resume"})
             yield running
 
 
@@ -205,6 +208,12 @@ def test_an_operator_cancels_what_others_began(mapsaved: service.Service, operat
         {"kind": "restore", "image": "one", "restore": {"into": "/run/other.qmp"}},
         {"kind": "restore", "image": "one", "restore": {"xml": "<domain/>"}},
         {"kind": "restore", "image": "one", "restore": {"trust_recorded_command": True}},
+        {"kind": "restore", "image": "one", "restore": {"trust_image": True}},
+        {"kind": "restore", "image": "one", "restore": {"guest": "other"}},
+        {"kind": "save", "guest": "bound", "save": {"policy": "none"}},
+        {"kind": "check", "guest": "bound", "check": {"policy": "none"}},
+        {"kind": "restore", "image": "bound", "restore": {"policy": "none"}},
+        {"kind": "restore", "image": "one", "restore": {"guest": "bound", "policy": "none"}},
     ],
 )
 def test_what_reaches_further_is_roots(
@@ -257,6 +266,99 @@ def test_an_operator_replaces_no_image_that_another_guest_has_come_to_be_meanwhi
             assert first["state"] == "done", first
             assert (second["state"], second["error"]["id"]) == ("failed", "check.image_exists")
             assert mapsaved.get("/v1/images/x")["guest"] == "db"
+
+
+def test_the_label_policy_that_root_set_binds_operators(
+    mapsaved: service.Service, operator: User
+) -> None:
+    """Not root itself, and not where it is the same, or none is set."""
+    save = {"image": "bound2", "then": "resume"}
+    own = {**save, "policy": "dac-private"}
+    assert operator.asked_for(kind="save", guest="bound", save=own) == "done"
+    assert (mapsaved.site.images / "bound2").stat().st_mode & 0o777 == 0o600
+    assert operator.asked_for(kind="check", guest="db", check={"policy": "none"}) == "done"
+    mapsaved.done(kind="check", guest="bound", check={"policy": "none"})
+    refused = operator.run("check", "bound", "--policy", "none", "--json")
+    assert (refused.returncode, refused.json()["error"]["id"]) == (7, "permission.role")
+    refused = operator.run("save", "bound", "--policy", "none")
+    assert refused.returncode == 7
+    assert "'dac-private'" in refused.stderr
+
+
+def test_an_image_goes_into_another_guest_where_that_one_allows_it(
+    mapsaved: service.Service, operator: User
+) -> None:
+    own = {"image": "clone", "then": "resume"}
+    assert operator.asked_for(kind="save", guest="db", save=own) == "done"
+    into = {"guest": "open"}
+    assert operator.asked_for(kind="restore", image="clone", restore=into) == "done"
+    assert mapsaved.get("/v1/images/clone")["state"] == "restored"
+    refused = operator.run("restore", "clone", "--again", "--guest", "other", "--json")
+    assert (refused.returncode, refused.json()["error"]["id"]) == (7, "permission.role")
+    assert "clones: operator" in refused.json()["error"]["hint"]
+    into = {"guest": "other", "again": True}
+    mapsaved.done(kind="restore", image="clone", restore=into)
+
+
+def test_the_general_policy_binds_and_is_asked_again_once_it_is_the_restores_turn() -> None:
+    """The image is exchanged by one of a guest with a policy, while its restore waits."""
+    with service.reachable_site() as site:
+        site.directory.chmod(0o755)
+        for name in ("db", "open"):
+            site.add_guest(name, emulator={"memory": "8M"}, clones="operator")
+        site.add_guest("bound", emulator={"memory": "8M"}, policy="dac-private")
+        hooks, go = site.directory / "hooks", site.directory / "go"
+        hooks.mkdir(mode=0o755)
+        (hooks / "wait").write_text(f"#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\n")
+        (hooks / "wait").chmod(0o755)
+        site.settings = {
+            "hooks": {"directory": str(hooks), "before_restore": ["wait"]},
+            "service": GROUPS,
+        }
+        site.write()
+        site.config.chmod(0o644)
+        with service.running(site) as mapsaved, service.emulated_ended(site):
+            operator = User(mapsaved, UID, SOCKET.gr_gid, OPERATORS.gr_gid)
+            for name in ("db", "bound"):
+                mapsaved.done(kind="save", guest=name, save={"image": name})
+            asked = {"kind": "restore", "image": "db", "restore": {"policy": "none"}}
+            status, found = operator.ask("POST", "/v1/operations", asked)
+            assert status == 202, found
+            (site.images / "bound").rename(site.images / "db")
+            go.touch()
+            ended = mapsaved.ended(found["id"])
+            assert (ended["state"], ended["error"]["id"]) == ("failed", "permission.role")
+
+            site.settings["save"] = {"policy": "dac-private"}
+            site.write()
+            assert mapsaved.request("POST", "/v1/reload").status == 200
+            save = {"policy": "none", "then": "resume"}
+            assert operator.asked_for(kind="save", guest="open", save=save) == "permission.role"
+
+
+def test_a_job_that_others_could_have_written_sets_no_policy() -> None:
+    with service.reachable_site() as site:
+        site.add_guest("db", emulator={"memory": "8M"}, policy="dac-private")
+        jobs = site.directory / "jobs"
+        jobs.mkdir()
+        job = jobs / "nightly.yaml"
+        job.write_text("job: nightly\nguests: [db]\nsave: {policy: none}\n")
+        site.settings = {"jobs": str(jobs)}
+        site.write()
+        with service.running(site) as mapsaved:
+            assert mapsaved.get("/v1/jobs")["broken"] == []
+            os.chown(job, -1, OPERATORS.gr_gid)
+            job.chmod(0o664)
+            # A job that was good keeps the configuration as it was.
+            answer = mapsaved.request("POST", "/v1/reload")
+            assert answer.status != 200
+            assert str(job) in answer.json()["error"]["message"]
+            mapsaved.stop()
+        with service.running(site) as mapsaved:
+            (broken,) = mapsaved.get("/v1/jobs")["broken"]
+            assert broken["error"]["id"] == "permission.denied"
+            job.write_text("job: nightly\nguests: [db]\n")
+            assert mapsaved.request("POST", "/v1/reload").status == 200
 
 
 def test_an_operator_does_not_reload(operator: User) -> None:
@@ -334,7 +436,9 @@ def test_the_command_line_of_an_operator(mapsaved: service.Service, operator: Us
 
 def test_the_command_line_of_a_reader(reader: User) -> None:
     assert reader.run("list").returncode == 0
-    assert reader.run("inspect", "one", "--json").json()["command"] is None
+    held = reader.run("inspect", "one", "--json").json()
+    assert (held["command"], held["names"]) == (None, None)
+    assert reader.run("inspect", "one").returncode == 0
     assert reader.run("ps").returncode == 0
     refused = reader.run("save", "db", "--json")
     assert (refused.returncode, refused.json()["error"]["id"]) == (7, "permission.role")
