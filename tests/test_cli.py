@@ -99,7 +99,7 @@ def test_libraries_are_not_imported_in_vain(arguments: list[str], unwanted: set[
         (["list"], HEAVY - {"yaml"} | {"asyncio"}),
         (["config", "show"], HEAVY - {"yaml"} | {"asyncio"}),
         (["check", "toy"], HEAVY - {"yaml", "qemu.qmp"}),
-        (["save", "toy"], HEAVY - {"yaml", "qemu.qmp"}),
+        (["save", "toy"], HEAVY - {"yaml", "qemu.qmp", "numpy"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -109,8 +109,8 @@ def _check_image(given: Globals, config: Config, target: str) -> int:
     if known["has_domain_xml"] and known["names"]:
         lines += ["its domain XML names", *output.names(known)]
     data = {**found, "guest": guest, "launch": startable}
-    data |= {key: known[key] for key in ("names", "writable_by", "warnings")}
+    data |= {key: known[key] for key in ("names", "writable_by")}
     refused = known["writable_by"] != []
     verdict = ["a restore needs --trust-image [image.untrusted]"] if refused else []
-    output.result(given, data, "\n".join([*lines, *output.warnings(known), *verdict]))
+    output.result(given, data, "\n".join([*lines, *output.warnings(found), *verdict]))
     return errors.UntrustedImage.exit_code if refused else 0

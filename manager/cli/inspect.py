@@ -10,6 +10,7 @@ import click
 from manager import units
 from manager.cli import look, output
 from manager.cli.options import Command, of
+from manager.operations import written_record
 
 
 @click.command("inspect", cls=Command)
@@ -64,6 +65,7 @@ def text(found: dict[str, Any]) -> str:
         f"  machine    {found['machine']}, {found['cpu'] or 'no processor'}",
         f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
         f"  devices    {len(found['devices'])}",
+        f"  written    {written_record.text(found.get('written'))}",
         *_used(found),
         *output.warnings(found),
         "",

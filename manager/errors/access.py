@@ -45,6 +45,12 @@ class EmptyRam(InvalidImage):
     id = "image.empty_ram"
 
 
+class PagesMissing(InvalidImage):
+    """Pages that QEMU says it has written are not in the file: the storage did a short write."""
+
+    id = "image.pages_missing"
+
+
 # Exit code 7: a security module, file permissions or a policy stand against it.
 
 

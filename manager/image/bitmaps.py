@@ -95,7 +95,7 @@ def run_histogram(fd: int, stream: Stream) -> RunHistogram:
 
     counts = np.zeros(64, dtype=np.int64)
     for block in stream.blocks:
-        for starts, ends in _runs(fd, block):
+        for starts, ends in set_runs(fd, block):
             # frexp() gives n = f * 2^e with f in [0.5, 1): exactly, since n is below 2^53.
             powers = np.frexp(ends - starts)[1] - 1
             counts += np.bincount(powers, minlength=len(counts))
@@ -106,7 +106,7 @@ def run_histogram(fd: int, stream: Stream) -> RunHistogram:
 def clear_runs(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
     """Yield (first page, pages) of each run of pages that are not in the file."""
     at = 0
-    for starts, ends in _runs(fd, block):
+    for starts, ends in set_runs(fd, block):
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             if start > at:
                 yield at, start - at
@@ -115,7 +115,7 @@ def clear_runs(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
         yield at, block.pages - at
 
 
-def _runs(fd: int, block: RamBlock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def set_runs(fd: int, block: RamBlock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield arrays of the first pages of runs of set bits, and of the pages behind their last.
 
     Works on 64-bit words: a bit that differs from its predecessor is an edge, and only words with

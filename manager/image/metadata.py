@@ -98,6 +98,15 @@ class DigestsPart(TypedDict, total=False):
     libvirt_header: Word
 
 
+class WrittenPart(TypedDict, total=False):
+    """What the save saw of the pages that QEMU wrote: see ``operations.read_back.Written``."""
+
+    holes: str
+    compared: Size
+    not_compared: Size
+    reason: str | None
+
+
 class BlockPart(TypedDict, total=False):
     """One RAM block; ``bytes`` and how many of its pages are in the file."""
 
@@ -134,6 +143,7 @@ class Metadata(TypedDict, total=False):
     duration_s: Seconds
     continued: bool
     digests: DigestsPart
+    written: WrittenPart
 
 
 def parse(raw: bytes) -> Metadata:

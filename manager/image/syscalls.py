@@ -133,3 +133,12 @@ def direct_io_alignment(fd: int) -> tuple[int, int] | None:
         return None
     mask, memory, offset = buffer[0], buffer[38], buffer[39]  # stx_mask, 0x98, 0x9c
     return (memory, offset) if mask & _STATX_DIOALIGN else None
+
+
+def file_system_type(fd: int) -> int:
+    """Return the magic number of the file system that ``fd`` is on (statfs(2)). Raises OSError."""
+    import ctypes
+
+    buffer = (ctypes.c_long * 64)()  # struct statfs has 120 bytes and begins with f_type
+    _call("fstatfs64", fd, ctypes.byref(buffer))
+    return buffer[0]

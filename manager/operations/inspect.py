@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import bitmaps, image
 from manager.image.superblock import State
-from manager.operations import origin
+from manager.operations import origin, written_record
 
 if TYPE_CHECKING:
     from manager.config import Config
@@ -64,6 +64,7 @@ def summary(opened: Image) -> dict[str, Any]:
         "cpu": known.get("cpu"),
         "memory": known.get("memory"),
         "strategy": known.get("strategy"),
+        "written": written_record.of(opened),
         "label": known.get("label"),
         "command": known.get("command"),
         "host": known.get("host"),
@@ -138,6 +139,8 @@ def _by_length(histogram: bitmaps.RunHistogram) -> list[dict[str, int]]:
 class Verified:
     """What ``verify`` has proven of an image; digests of the pages are not kept yet.
 
+    ``written`` is what the save recorded of the pages it wrote, ``warnings`` what the file shows.
+
     ``areas`` are those before the stream: an image that libvirt saved has no superblock.
     """
 
@@ -146,6 +149,7 @@ class Verified:
     format: str
     areas: tuple[str, ...]
     contents: Contents
+    written: dict[str, Any] | None
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -159,6 +163,7 @@ class Verified:
             "ram_blocks": len(self.contents.stream.blocks),
             "ram_bytes": self.contents.stream.ram_bytes,
             "data_bytes": self.contents.data_bytes,
+            "written": self.written,
             "warnings": list(self.warnings),
         }
 
@@ -173,7 +178,14 @@ def verify(path: str, config: Config | None = None) -> Verified:
         areas += ["superblock"] if opened.has_superblock else []
         areas += ["metadata"] if opened.block.metadata_length else []
         areas += ["digests"] if opened.libvirt and opened.undigested is None else []
-        state = opened.block.state.word
         contents = opened.validate()
-        warnings = tuple(origin.describe(opened, config)["warnings"])
-        return Verified(opened.path, state, opened.format, tuple(areas), contents, warnings)
+        warnings = origin.describe(opened, config)["warnings"]
+        return Verified(
+            path=opened.path,
+            state=opened.block.state.word,
+            format=opened.format,
+            areas=tuple(areas),
+            contents=contents,
+            written=written_record.of(opened),
+            warnings=(*warnings, *written_record.warnings(opened, contents)),
+        )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from manager.monitor.domain import Domain
     from manager.operations.facts import Facts
     from manager.operations.save_request import Request
+    from manager.operations.written import Written
     from manager.plan.strategy import Strategy
 
 
@@ -85,6 +86,7 @@ def after(
     known: Mapping[str, Any],
     contents: Contents,
     label: Label | None,
+    written: Written,
     *,
     duration: float,
     paused_at: float | None,
@@ -102,6 +104,7 @@ def after(
             for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True)
         ],
         "data_bytes": contents.data_bytes,
+        "written": written.as_dict(),
         "label": label.as_dict() if label else None,
         "paused_at": paused_at,
         "ended": now(),

@@ -13,15 +13,16 @@ from manager.labels import leftovers
 from manager.labels.label import Label, Problem
 from manager.migration import guest_state, outgoing, progress
 from manager.monitor import process
-from manager.operations import attach, ending, journal, kept, locks, metadata, waiting
+from manager.operations import attach, ending, journal, kept, locks, metadata, waiting, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.config import Config
-    from manager.image.image import Partial
+    from manager.image.image import Contents, Partial
     from manager.monitor.session import Session
     from manager.operations.journal import Orphan
+    from manager.operations.written import Written
 
 COMMITTED = "image committed"
 PUT_BACK = "guest put back"
@@ -165,7 +166,7 @@ async def _with_qemu(
         if orphan.reached("committed") and not _is_committed(orphan, held):
             return GONE_SINCE  # it may be restored elsewhere: two guests must not run
         try:
-            await _commit(orphan, held, problems)
+            await _commit(orphan, held, problems, session)
         except (errors.InvalidImage, OSError) as error:
             await _put_back(orphan, session)
             return f"{PUT_BACK}: QEMU had finished, but the image is not good: {error}"
@@ -246,7 +247,9 @@ async def _without_qemu(
     whole = orphan.is_of_this_boot or orphan.reached("commit")
     try:
         with _adopted(orphan, held) as partial:
-            partial.validate()
+            await _check(orphan, partial, None)
+    except errors.PagesMissing as error:
+        return f"QEMU had ended, and {error.message}: partial image removed"
     except (OSError, errors.InvalidImage):
         whole = False
     if not whole:
@@ -256,8 +259,27 @@ async def _without_qemu(
     return f"{COMMITTED} (QEMU had finished before it ended)"
 
 
-async def _commit(orphan: Orphan, held: store.Directory, problems: list[Problem]) -> None:
-    """Commit the partial image, or find that it was.
+async def _check(
+    orphan: Orphan, partial: Partial, session: Session | None
+) -> tuple[Contents, Written]:
+    """Validate the partial image, and look for pages that are missing in it.
+
+    Raises InvalidImage, OSError.
+    """
+    await waiting.in_thread(partial.sync)
+    contents = await waiting.in_thread(partial.validate)
+    how = written.How.recorded(partial.metadata())
+    pid = orphan.facts.get("pid")
+    return contents, await written.check(partial.fd, contents, how, session, pid)
+
+
+async def _commit(
+    orphan: Orphan,
+    held: store.Directory,
+    problems: list[Problem],
+    session: Session | None = None,
+) -> None:
+    """Commit the partial image, or find that it was; ``session`` is of a guest that lives.
 
     Raises InvalidImage, OSError.
     """
@@ -267,11 +289,11 @@ async def _commit(orphan: Orphan, held: store.Directory, problems: list[Problem]
         os.fsync(held.fd)  # it may have died between rename and fsync
         return
     with _adopted(orphan, held) as partial:
-        await waiting.in_thread(partial.sync)
-        contents = await waiting.in_thread(partial.validate)
+        contents, found = await _check(orphan, partial, session)
         label = _label(orphan)
         known = partial.metadata()
-        final = metadata.after(known, contents, label, duration=0.0, paused_at=_paused_at(orphan))
+        paused_at = _paused_at(orphan)
+        final = metadata.after(known, contents, label, found, duration=0.0, paused_at=paused_at)
         partial.commit({**final, "recovered": True}, replace=bool(orphan.facts["replace"]))
         _settle_label(orphan, held, partial.fd, problems)
 

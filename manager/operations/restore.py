@@ -32,6 +32,7 @@ from manager.operations import (
     save_request,
     trust,
     waiting,
+    written_record,
 )
 
 if TYPE_CHECKING:
@@ -117,6 +118,9 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             contents = await waiting.in_thread(opened.validate)
             if opened.block.state is State.RESTORED and not request.again:
                 raise _used_up(opened)
+            warnings = await waiting.in_thread(written_record.warnings, opened, contents)
+            for text in warnings:
+                _log.warning("%s", text)
             phases.enter("read" if request.through_libvirt else "start")
             with journal.operation(
                 config.state,
@@ -127,7 +131,8 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             ) as log:
                 chosen = destination_choice.chosen(config, request, opened, name, log)
                 async with chosen as target:
-                    return await _load(config, request, opened, contents, target, log, phases)
+                    done = await _load(config, request, opened, contents, target, log, phases)
+            return {**done, "warnings": [*done["warnings"], *warnings]}
 
 
 def _used_up(opened: Image) -> errors.AlreadyRestored:

@@ -28,6 +28,7 @@ from manager.operations import (
     save_request,
     save_transfer,
     waiting,
+    written,
 )
 from manager.operations.save_transfer import SaveJob
 
@@ -142,8 +143,11 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
             room = job.facts.memory.total + partial.block.stream_offset
             syscalls.preallocate(partial.fd, 0, room)
         async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
+            written.prepare()
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
+            before = None
             if job.then == "resume" and outcome is not None:
+                before = await save_commit.compare(job, partial, outcome)
                 await job.log.step_in_thread("resume")
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and
                 # what became of the guest is reported behind that.
@@ -156,10 +160,10 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                     ) from None
                 except (errors.CommandRefused, errors.MonitorLost):
                     pass
-            contents = await save_commit.prove(job, partial, outcome)
+            contents, found = await save_commit.prove(job, partial, outcome, before)
             await save_commit.check_undisturbed(job, paused)
             return await waiting.to_the_end(
-                save_commit.commit(guest, job, partial, applied, paused, contents)
+                save_commit.commit(guest, job, partial, applied, paused, contents, found)
             )
 
 

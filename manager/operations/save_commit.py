@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import bitmaps, syscalls
 from manager.migration import guest_state
-from manager.operations import check, ending, journal, metadata, waiting
+from manager.operations import check, ending, journal, metadata, waiting, written
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from manager.config import Guest
     from manager.image.image import Contents, Partial
     from manager.labels.labelling import Applied
     from manager.migration.guest_state import Paused
     from manager.migration.outgoing import Outcome
     from manager.operations.save_transfer import SaveJob
+    from manager.operations.written import Written
 
 # Runs of unwritten pages shorter than this keep their preallocated blocks: giving back single
 # pages costs more calls than it frees room.
@@ -30,13 +33,25 @@ _GOES_ON = {"resume": "run on", "leave": "be left paused"}
 _log = logging.getLogger(__name__)
 
 
-async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Contents:
-    """Bring the data to stable storage and read the structure back.
+async def compare(job: SaveJob, partial: Partial, outcome: Outcome) -> Written:
+    """Compare the image with the RAM of a guest that is resumed next. Raises as ``prove`` does."""
+    with _proving(job, outcome):
+        contents = await waiting.in_thread(partial.validate)
+        how = _how(job, contents, outcome)
+        return await written.check(partial.fd, contents, how, job.session, job.facts.pid)
 
-    Raises CommitFailed, with the guest to be put back by the caller's contexts.
+
+async def prove(
+    job: SaveJob, partial: Partial, outcome: Outcome | None, before: Written | None
+) -> tuple[Contents, Written]:
+    """Bring the data to stable storage, read the structure back, and look for missing pages.
+
+    ``before`` is what ``compare`` has found of a guest that has been resumed.
+
+    Raises CommitFailed, with the guest to be put back by the caller's contexts; SaveQemuDied.
     """
     job.phases.enter("sync")
-    try:
+    with _proving(job, outcome):
         await waiting.in_thread(partial.sync)
         job.phases.enter("validate")
         contents = await waiting.in_thread(partial.validate)
@@ -44,15 +59,48 @@ async def prove(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Cont
             raise errors.EmptyRam(
                 f"QEMU wrote {outcome.normal_pages} pages, but every page bit is clear"
             )
+        how = _how(job, contents, outcome)
+        if before is not None:
+            found = await waiting.in_thread(written.check_holes, partial.fd, contents, how, before)
+        else:
+            session = job.session if outcome is not None else None
+            found = await written.check(partial.fd, contents, how, session, job.facts.pid)
         if job.strategy.preallocate:
             await waiting.in_thread(_trim, partial, contents)
+    for text in found.warnings():
+        _log.warning("%s: %s", job.path, text)
+    return contents, found
+
+
+def _how(job: SaveJob, contents: Contents, outcome: Outcome | None) -> written.How:
+    """Return how QEMU wrote the image; where it has died, a live save wrote any page again."""
+    again = 0
+    if job.request.live:
+        again = outcome.normal_pages - sum(contents.used_pages) if outcome is not None else 1
+    return written.How(
+        zero_pages=job.strategy.zero_pages,
+        direct_io=job.strategy.direct_io,
+        rewritten=max(0, again),
+        is_awaited=job.then == "resume",
+    )
+
+
+@contextlib.contextmanager
+def _proving(job: SaveJob, outcome: Outcome | None) -> Iterator[None]:
+    """Turn what is wrong with the image into the error of the save."""
+    try:
+        yield
     except OSError as error:
         raise errors.CommitFailed(f"{job.partial_path!r}: {error.strerror}") from None
     except errors.InvalidImage as error:
-        raise errors.CommitFailed(
-            f"{job.partial_path!r}, read back: {error.message}", found=error.as_dict()
-        ) from None
-    return contents
+        message = f"{job.partial_path!r}, read back: {error.message}"
+        if outcome is None:
+            raise errors.SaveQemuDied(
+                f"QEMU ended after it had written its stream, and {message}",
+                hint="see QEMU's own log; mapsave did not end it",
+                found=error.as_dict(),
+            ) from None
+        raise errors.CommitFailed(message, hint=error.hint, found=error.as_dict()) from None
 
 
 async def check_undisturbed(job: SaveJob, paused: Paused) -> None:
@@ -198,6 +246,7 @@ async def commit(
     applied: Applied,
     paused: Paused,
     contents: Contents,
+    found: Written,
 ) -> dict[str, Any]:
     """Make the image valid under its name; only then may the guest go."""
     job.phases.enter("commit")
@@ -205,6 +254,7 @@ async def commit(
         job.metadata,
         contents,
         applied.label,
+        found,
         duration=job.phases.total,
         paused_at=time.time() - paused.seconds() if job.facts.runs else None,
     )
@@ -245,5 +295,6 @@ async def commit(
         "reasons": job.strategy.reasons,
         "label": applied.label.as_dict(),
         "then": job.then,
-        "warnings": [problem.text for problem in problems],
+        "written": found.as_dict(),
+        "warnings": [*(problem.text for problem in problems), *found.warnings()],
     }

@@ -24,11 +24,14 @@ _backing: set[Path] = set()
 
 
 @contextmanager
-def loop_filesystem(kind: Kind, size: int, directory: Path, *, sector: int = 512) -> Iterator[Path]:
+def loop_filesystem(
+    kind: Kind, size: int, directory: Path, *, sector: int = 512, block: int = 4096
+) -> Iterator[Path]:
     """Mount a new file system of ``size`` bytes on a loop device; yield where.
 
     Its sparse backing file and its mount point are made in ``directory``. ``sector`` is the
-    logical sector size in bytes, which O_DIRECT has to respect: 512 or 4096.
+    logical sector size in bytes, which O_DIRECT has to respect: 512 or 4096. ``block`` is the file
+    system's block in bytes.
     """
     assert size >= SMALLEST[kind], f"{kind} takes {SMALLEST[kind]} bytes at least"
     number = len(_backing)
@@ -38,7 +41,8 @@ def loop_filesystem(kind: Kind, size: int, directory: Path, *, sector: int = 512
     _backing.add(backing)
     try:
         with _loop_device(backing, sector) as device:
-            _run(*_MKFS[kind], device)
+            size_option = {"ext4": str(block), "xfs": f"size={block}"}[kind]
+            _run(*_MKFS[kind], "-b", size_option, device)
             with _mount(directory / f"{kind}-{number}", kind, device) as place:
                 yield place
     finally:
@@ -46,9 +50,9 @@ def loop_filesystem(kind: Kind, size: int, directory: Path, *, sector: int = 512
 
 
 @contextmanager
-def tmpfs(size: int, directory: Path) -> Iterator[Path]:
+def tmpfs(size: int, directory: Path, *options: str) -> Iterator[Path]:
     """Mount a tmpfs of ``size`` bytes on a new directory inside ``directory``; yield where."""
-    with _mount(directory / "tmpfs", "tmpfs", "tmpfs", "-o", f"size={size}") as place:
+    with _mount(directory / "tmpfs", "tmpfs", "tmpfs", "-o", f"size={size}", *options) as place:
         yield place
 
 

@@ -83,6 +83,7 @@ def library() -> Path:
     """Compile the library; return its path."""
     # The directory lives as long as the test run, for QEMU may be started at any time.
     directory = _directory()
+    Path(directory.name).chmod(0o755)  # for a QEMU of another user
     path = Path(directory.name) / "inject.so"
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", path, _SOURCE, "-ldl"], check=True
