@@ -55,9 +55,9 @@ class Listen:
     certificate: Path
     key: Path
     clients: Path
-    crl: Path | None = None
     operators: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
+    crl: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

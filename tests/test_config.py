@@ -22,10 +22,12 @@ state: /srv/state
 socket: run/mapsave.sock
 jobs: jobs.d
 policies: ../policies
+launch_environment: [PATH, LANG, TZ]
 guests:
   web01:
     qmp: /run/qemu/web01.qmp
     launch: [qemu-system-x86_64, -name, web01, -m, 4096, -sandbox, on, -append, ""]
+    launch_environment: [PATH, DISPLAY]
     policy: selinux-svirt
     priority: 5
   db01:
@@ -58,6 +60,7 @@ service:
     certificate: tls/service.pem
     key: tls/service.key
     clients: /etc/pki/clients.pem
+    crl: tls/revoked.pem
     operators: [alice]
     readers: [grafana]
 hooks:
@@ -103,6 +106,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         socket=tmp_path / "run/mapsave.sock",
         jobs=tmp_path / "jobs.d",
         policies=tmp_path / "../policies",
+        launch_environment=("PATH", "LANG", "TZ"),
         guests={
             "web01": config.Guest(
                 "web01",
@@ -111,6 +115,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
                     *("qemu-system-x86_64", "-name", "web01", "-m", "4096"),
                     *("-sandbox", "on", "-append", ""),
                 ),
+                launch_environment=("PATH", "DISPLAY"),
                 policy="selinux-svirt",
                 priority=5,
             ),
@@ -131,6 +136,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
             listen=Listen(
                 *("[::1]:8443", tmp_path / "tls/service.pem", tmp_path / "tls/service.key"),
                 *(Path("/etc/pki/clients.pem"), ("alice",), ("grafana",)),
+                crl=tmp_path / "tls/revoked.pem",
             ),
         ),
         hooks=Hooks(
