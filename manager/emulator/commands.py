@@ -77,7 +77,9 @@ constant("query-target", {"arch": "x86_64"})
 constant("query-current-machine", {"wakeup-suspend-support": False})
 for _name in ("query-memory-devices", "query-block", "query-blockstats", "query-cpus-fast"):
     constant(_name, [])
-for _name in ("query-named-block-nodes", "query-iothreads", "query-block-jobs", "query-pci"):
+for _name in ("query-named-block-nodes", "query-iothreads", "query-pci"):
+    constant(_name, [])
+for _name in ("query-block-jobs", "query-block-exports"):
     constant(_name, [])
 
 

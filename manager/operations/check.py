@@ -114,7 +114,7 @@ def capabilities(found: Preflight) -> str:
 
 
 def mode(found: Preflight) -> str:
-    """QEMU is in no mode in which a save would kill it."""
+    """QEMU is in no mode in which a save would kill it, or fail at its end."""
     return modes.check(found.facts.mode)
 
 

@@ -116,6 +116,7 @@ QUERIES = [
         "query-block",
         "query-blockstats",
         "query-block-jobs",
+        "query-block-exports",
         "query-cpus-fast",
         "query-named-block-nodes",
         "query-iothreads",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+import subprocess
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kit import qemu, qmp, raw
+from tests.kit import qemu, qmp, raw, wait
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +88,74 @@ def save_counting(site: cli.Site, icount: str) -> list[str]:
     with qemu.running(*arguments, accel="tcg", paused=False) as guest:
         site.run("save", guest.address, "--image", "x", check=0)
     return arguments
+
+
+BACKUP = ("blockdev-backup", {"job_id": "j", "device": "disk", "target": "target", "sync": "none"})
+SNAPSHOT = ("blockdev-snapshot", {"node": "disk", "overlay": "target"})
+COMMIT = ("block-commit", {"job_id": "j", "device": "target", "speed": 1})
+MIRROR = ("blockdev-mirror", {**BACKUP[1], "sync": "full"})
+
+
+def with_disks(directory: Path, *, overlay: bool = False) -> list[str]:
+    """Return the arguments for a disk ``disk`` of 8 MiB, and a node ``target`` for jobs."""
+    create = ["qemu-img", "create", "-q", "-f"]
+    raw_disk, target = directory / "disk", directory / "target"
+    raw_disk.write_bytes(os.urandom(8 << 20))
+    backing = ["-b", str(raw_disk), "-F", "raw"] if overlay else []
+    subprocess.run([*create, "qcow2", *backing, str(target), "8M"], check=True)
+    more = ",backing=" if overlay else ""  # no backing node yet: the snapshot sets it
+    return [
+        "-blockdev",
+        f"driver=raw,node-name=disk,file.driver=file,file.filename={raw_disk}",
+        *("-device", "virtio-blk-pci,drive=disk,share-rw=on"),
+        "-blockdev",
+        f"driver=qcow2,node-name=target,file.driver=file,file.filename={target}{more}",
+    ]
+
+
+def test_raw_a_backup_job_fails_the_save_at_its_end(tmp_path: Path) -> None:
+    with qemu.running(*with_disks(tmp_path), paused=False) as guest:
+        guest.control.execute(BACKUP[0], **BACKUP[1])
+        raw.configure(guest)
+        guest.control.execute("migrate", uri=f"file:{tmp_path}/image")
+        assert "Error in migration completion" in guest.wait_migration("failed")["error-desc"]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "commands"),
+    [(False, [BACKUP]), (True, [SNAPSHOT, COMMIT])],
+    ids=["backup", "commit"],
+)
+def test_jobs_that_write_to_disks(
+    site: cli.Site, tmp_path: Path, overlay: bool, commands: list[tuple[str, dict[str, Any]]]
+) -> None:
+    with qemu.running(*with_disks(tmp_path, overlay=overlay), paused=False) as guest:
+        for command, arguments in commands:
+            guest.control.execute(command, **arguments)
+        before = guest.state()
+        error = site.run("save", guest.address, "--image", "x", "--json", check=3).json()["error"]
+        assert error["id"] == "check.not_migratable"
+        assert "'j'" in error["message"]
+        assert guest.state() == before
+        assert os.listdir(site.images) == []
+        guest.control.execute("block-job-cancel", device="j")
+        wait.until(lambda: not guest.control.execute("query-block-jobs"), what="end of the job")
+        site.run("save", guest.address, "--image", "x", check=0)
+
+
+def test_disk_that_others_may_write_through_qemu(site: cli.Site, tmp_path: Path) -> None:
+    with qemu.running(*with_disks(tmp_path), paused=False) as guest:
+        addr = {"type": "unix", "path": str(guest.directory / "export")}
+        export = {"type": "vhost-user-blk", "id": "e", "node_name": "target", "addr": addr}
+        guest.control.execute("block-export-add", **export, writable=True)
+        error = site.run("save", guest.address, "--image", "x", "--json", check=3).json()["error"]
+        assert "vhost-user-blk export 'e'" in error["message"]
+
+
+def test_a_mirror_is_no_hindrance(site: cli.Site, tmp_path: Path) -> None:
+    with qemu.running(*with_disks(tmp_path), paused=False) as guest:
+        guest.control.execute(MIRROR[0], **MIRROR[1])
+        site.run("save", guest.address, "--image", "x", check=0)
 
 
 def test_qemu_that_has_made_no_machine_yet(site: cli.Site) -> None:
