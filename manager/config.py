@@ -104,6 +104,13 @@ class SaveSettings:
 
 
 @dataclass(frozen=True)
+class RestoreSettings:
+    """How to restore. A load that makes no progress for ``stall`` seconds is given up."""
+
+    stall: float = 30.0
+
+
+@dataclass(frozen=True)
 class Config:
     """What is in force. ``source`` is the file that it came from, None for built-in defaults.
 
@@ -118,6 +125,7 @@ class Config:
     launch_environment: tuple[str, ...] = LAUNCH_ENVIRONMENT
     guests: Mapping[str, Guest] = field(default_factory=dict)
     save: SaveSettings = field(default_factory=SaveSettings)
+    restore: RestoreSettings = field(default_factory=RestoreSettings)
     service: Service = field(default_factory=Service)
     hooks: Hooks = field(default_factory=Hooks)
     notify: tuple[Webhook, ...] = ()

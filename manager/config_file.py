@@ -144,6 +144,7 @@ def read(path: Path, built_in: config.Config) -> config.Config:
             for name, guest in (found["guests"] or {}).items()
         },
         save=config.SaveSettings(**{key: save[key] for key in save if save[key] is not None}),
+        restore=service_settings.of(config.RestoreSettings, found["restore"] or {}),
         service=service_settings.of(
             service_settings.Service,
             service,
@@ -260,6 +261,9 @@ _SAVE = plain.record(
 )
 
 
+_RESTORE = plain.record(maybe={"stall": duration})
+
+
 def _hook(value: Any) -> str:
     return service_settings.hook_name(plain.string(value))
 
@@ -321,6 +325,7 @@ quick = plain.record(
         "launch_environment": _VARIABLES,
         "guests": plain.table(_name, _reachable),
         "save": _SAVE,
+        "restore": _RESTORE,
         "service": _SERVICE,
         "hooks": _HOOKS,
         "notify": plain.sequence(_WEBHOOK),

@@ -152,6 +152,15 @@ class SaveModel(Model):
         return {name: value for name, value in pairs if value is not None}
 
 
+class RestoreModel(Model):
+    """How to restore."""
+
+    stall: Duration | None = Field(
+        None,
+        description="How long a load may make no progress until it is given up (default: 30s).",
+    )
+
+
 class ListenModel(Model):
     """A TCP address with mutual TLS; there is none without."""
 
@@ -251,6 +260,7 @@ class ConfigModel(Model):
     )
     guests: dict[Name, GuestModel] | None = Field(None, description="The guests, by name.")
     save: SaveModel | None = Field(None, description="Defaults of every save.")
+    restore: RestoreModel | None = Field(None, description="How to restore.")
     service: ServiceModel | None = Field(None, description="How mapsaved runs.")
     hooks: HooksModel | None = Field(None, description="Executables that run before and after.")
     notify: list[WebhookModel] | None = Field(None, description="Webhooks that are told outcomes.")

@@ -73,6 +73,13 @@ class LaunchFailed(RestoreFailed):
     id = "restore.launch"
 
 
+class RestoreStalled(RestoreFailed):
+    """The destination stopped reading the image; killed if mapsave had started it, else named."""
+
+    id = "restore.stalled"
+    http_status = 504
+
+
 class RestoreTimeout(RestoreFailed):
     """The restore took longer than its ``timeout``; a destination mapsave started was ended."""
 

@@ -97,6 +97,9 @@ class LibvirtSession:
     def events(self, *names: str) -> AbstractContextManager[Events]:
         return self._link.events(*names)
 
+    def abandon(self) -> None:
+        self._link.ended.set()
+
     async def wait_lost(self, timeout: float) -> bool:
         return await self._link.wait_ended(timeout)
 

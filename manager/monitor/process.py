@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 
 _MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
@@ -53,6 +54,29 @@ async def ended(pid: int, started: int) -> None:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
+
+
+def kill(pid: int, started: int) -> bool:
+    """Kill the process that started at ``started`` under ``pid``; return whether that was done."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not alive(pid, started):
+            return False  # the pid is another's by now
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def with_argument(argument: str) -> int | None:
+    """Return the pid of a process that has ``argument`` on its command line; None without one."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return next((pid for pid in pids if argument in command_line(pid)), None)
 
 
 def is_zombie(pid: int | None) -> bool:

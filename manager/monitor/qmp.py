@@ -69,6 +69,7 @@ class QmpSession:
         self._pid = pid
         self._descriptor_lock = asyncio.Lock()
         self._lost = asyncio.Event()
+        self._is_abandoned = False
 
     @property
     def address(self) -> str:
@@ -89,6 +90,8 @@ class QmpSession:
         *,
         timeout: float | None = COMMAND_TIMEOUT,
     ) -> Any:
+        if self._is_abandoned:
+            raise errors.MonitorLost(f"{self.address}: QEMU did not answer, and was left alone")
         try:
             async with asyncio.timeout(timeout):
                 return await self._client.execute(command, arguments)
@@ -138,6 +141,9 @@ class QmpSession:
     def events(self, *names: str) -> Iterator[_Events]:
         with self._client.listener(names) as listener:
             yield _Events(listener, self._lost, self.address)
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
 
     async def wait_lost(self, timeout: float) -> bool:
         return await is_set_within(self._lost, timeout)

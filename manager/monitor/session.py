@@ -109,5 +109,8 @@ class Session(Protocol):
     def events(self, *names: str) -> AbstractContextManager[Events]:
         """Listen to the events of these names from now on."""
 
+    def abandon(self) -> None:
+        """Raise MonitorLost for every command from now on: QEMU hangs, and is left as it is."""
+
     async def wait_lost(self, timeout: float) -> bool:
         """Wait until QEMU has closed the connection; False after ``timeout`` seconds."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 from typing import TYPE_CHECKING, BinaryIO
 
 from manager import errors
 from manager.image import page_size
-from manager.monitor import qmp
-from manager.operations import attach, facts, limits, modes
+from manager.monitor import process as processes
+from manager.monitor import qmp, undoing
+from manager.operations import attach, ending, facts, limits, modes
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from manager.config import Config, Guest
     from manager.image.image import Contents, Image
     from manager.monitor.session import Session
+
+_log = logging.getLogger(__name__)
 
 START_TIMEOUT = 60.0
 # RAM blocks that QEMU resizes to what the stream says, up to their largest (hw/core/loader.c).
@@ -37,7 +41,8 @@ class Destination:
     """A QEMU that waits for an incoming migration; ``process`` is set where we started it.
 
     What it prints goes to the file ``log``, or is read from the open file ``stderr``. ``is_loaded``
-    where libvirt has read the image already.
+    where libvirt has read the image already, ``is_ours`` where mapsave had it started. ``identity``
+    is pid and start time.
     """
 
     session: Session
@@ -46,6 +51,13 @@ class Destination:
     stderr: BinaryIO | None = None
     is_loaded: bool = False
     is_kept: bool = False
+    is_ours: bool = False
+    identity: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Remember which process it is."""
+        self.is_ours = self.is_ours or self.process is not None
+        self.identity = processes.identity(self.session.pid)
 
     def keep(self) -> None:
         """Leave it running at the end: the guest is restored."""
@@ -154,7 +166,10 @@ async def _connected(
     finally:
         if destination is None or not destination.is_kept:
             process.kill()
-            process.wait()
+            # Storage that hangs keeps a killed process as well.
+            if not await undoing.whole(ending.ended(process.pid, ending.KILL_TIMEOUT)):
+                _log.warning("%r (pid %d) was killed, but is not gone", process.args, process.pid)
+            process.poll()
 
 
 @contextlib.asynccontextmanager

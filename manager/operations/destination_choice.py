@@ -105,12 +105,14 @@ def _by_libvirt(
         what = "--xml" if request.xml is not None else repr(opened.path)
         own = str(opened.metadata.get("guest", {}).get("uuid"))
         vetting = domain_trust.Vetting.of(config, what, identity.uuid, own)
+    seconds = config.restore.stall
     if request.through_libvirt:
-        return monitor, destination_libvirt.loaded(uri, xml, opened, request, on_left, vetting)
+        loaded = destination_libvirt.loaded(uri, xml, opened, request, on_left, vetting, seconds)
+        return monitor, loaded
     # As libvirt does, the CPU that the guest has seen is kept under another definition too.
     cookie = opened.libvirt.cookie if opened.libvirt else None
     cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
-    return monitor, destination_libvirt.created(uri, xml, cookie, on_left, vetting)
+    return monitor, destination_libvirt.created(uri, xml, cookie, on_left, vetting, seconds)
 
 
 def _identity(xml: str, request: Request) -> domain_xml.Identity:

@@ -8,12 +8,13 @@ import logging
 import os
 import stat
 import time
+import urllib.parse
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from manager import domain_xml, errors
 from manager.image import descriptors
-from manager.migration import parameters
-from manager.monitor import definition, fdset, libvirt_connection, passthrough, undoing
+from manager.migration import parameters, stall
+from manager.monitor import definition, fdset, libvirt_connection, passthrough, process, undoing
 from manager.operations import domain_trust
 from manager.operations.destination import Destination
 from manager.plan.strategy import DEFAULT_CHANNELS
@@ -45,6 +46,7 @@ async def created(
     cookie: str | None,
     on_left: Callable[[], None],
     vetting: Vetting | None,
+    stall_seconds: float,
 ) -> AsyncIterator[Destination]:
     """Have libvirt at ``uri`` start the domain of ``xml`` to wait; destroy it unless it was kept.
 
@@ -52,8 +54,9 @@ async def created(
     whatever it likes. The extra arguments stand in the live
     definition only: a persistent one stays as it is.
 
-    Raises Busy where the domain runs already, LaunchFailed with libvirt's words, Unsupported,
-    Unreachable, NotPermitted, InvalidImage where ``xml`` is none, ForeignResource.
+    Raises Busy where the domain runs already, LaunchFailed with libvirt's words, RestoreStalled
+    where it makes no progress for ``stall_seconds``, Unsupported, Unreachable, NotPermitted,
+    InvalidImage where ``xml`` is none, ForeignResource.
     """
     libvirt = libvirt_connection.library()
     text = definition.waiting(xml, cookie)
@@ -68,7 +71,8 @@ async def created(
             "restored with --through-libvirt (docs/libvirt.md)",
             identity.name,
         )
-    async with _started(uri, identity, start, on_left, (xml, vetting)) as target:
+    watch = _watch(uri, identity.uuid, stall_seconds, 0)
+    async with _started(uri, identity, start, on_left, (xml, vetting), watch) as target:
         found = await target.session.domain()
         if found is not None and found.is_transient:
             _log.warning(
@@ -87,6 +91,7 @@ async def loaded(
     request: Request,
     on_left: Callable[[], None],
     vetting: Vetting | None,
+    stall_seconds: float,
 ) -> AsyncIterator[Destination]:
     """Have libvirt at ``uri`` restore the image by its path, paused; destroy it unless it was kept.
 
@@ -117,7 +122,8 @@ async def loaded(
         connection.restoreParams(parameters, flags)
         return connection.lookupByUUIDString(identity.uuid)
 
-    async with _started(uri, identity, start, on_left, (xml, vetting)) as target:
+    watch = _watch(uri, identity.uuid, stall_seconds, opened.allocated)
+    async with _started(uri, identity, start, on_left, (xml, vetting), watch) as target:
         await _tidy(target.session)
         target.is_loaded = True
         yield target
@@ -139,6 +145,7 @@ async def _started(
     start: Callable[[Any], Any],
     on_left: Callable[[], None],
     vetted: tuple[str, Vetting | None],
+    watch: stall.Watch,
 ) -> AsyncIterator[Destination]:
     connection = await libvirt_connection.connect(uri)
     try:
@@ -146,7 +153,7 @@ async def _started(
         xml, vetting = vetted
         if vetting is not None:
             await domain_trust.check(connection, xml, vetting)
-        handle = await _start(connection, uri, identity, start)
+        handle = await _start(connection, uri, identity, start, watch, on_left)
         session = passthrough.LibvirtSession(uri, connection, handle)
     except BaseException:
         await undoing.whole(libvirt_connection.close(connection))
@@ -155,7 +162,7 @@ async def _started(
     try:
         await session.begin()
         with _words(session.pid) as log:
-            target = Destination(session, stderr=log)
+            target = Destination(session, stderr=log, is_ours=True)
             yield target
     finally:
         if target is None or not target.is_kept:
@@ -168,48 +175,69 @@ async def _started(
         await undoing.whole(session.close())
 
 
+def _watch(uri: str, uuid: str, seconds: float, image_bytes: int) -> stall.Watch:
+    """Return what watches the QEMU of a domain from before libvirt starts it."""
+    return stall.Watch(seconds, image_bytes, lambda: _pid(uri, uuid))
+
+
+def _pid(uri: str, uuid: str) -> int | None:
+    """Return the pid of a domain's QEMU, by its command line; None for a daemon elsewhere."""
+    return None if urllib.parse.urlsplit(uri).hostname else process.with_argument(uuid)
+
+
 async def _start(
-    connection: Any, uri: str, identity: domain_xml.Identity, start: Callable[[Any], Any]
+    connection: Any,
+    uri: str,
+    identity: domain_xml.Identity,
+    start: Callable[[Any], Any],
+    watch: stall.Watch,
+    on_left: Callable[[], None],
 ) -> Any:
-    """Have ``start`` start the domain, and return its handle; cancelled, end it."""
+    """Have ``start`` start the domain, and return its handle; cancelled or stalled, end it."""
     libvirt = libvirt_connection.library()
     starting = asyncio.ensure_future(libvirt_connection.call(start, connection))
     try:
-        return await asyncio.shield(starting)
+        return await watch.until(asyncio.shield(starting))
     except libvirt.libvirtError as error:
         raise errors.LaunchFailed(
             f"libvirt at {uri!r} does not start domain {identity.name!r}: {error}",
             hint="see libvirt's log of the domain; --xml gives another definition",
         ) from None
-    except asyncio.CancelledError:
-        await undoing.whole(_end_started(libvirt, connection, identity.uuid, starting))
+    except (asyncio.CancelledError, errors.RestoreStalled):
+        if not await undoing.whole(_end_started(connection, uri, identity.uuid, starting)):
+            on_left()
         raise
 
 
-async def _end_started(
-    libvirt: Any, connection: Any, uuid: str, starting: asyncio.Future[Any]
-) -> None:
+async def _end_started(connection: Any, uri: str, uuid: str, starting: asyncio.Future[Any]) -> bool:
     """Destroy a domain whose start cannot be called off, as soon as it is there.
 
-    Where somebody else was quicker our start fails at once, and the domain is theirs.
+    Where somebody else was quicker our start fails at once, and the domain is theirs. Returns False
+    where libvirt does not end the start within a minute.
     """
+    libvirt = libvirt_connection.library()
     # All that libvirt tells of a domain that it is starting: its XML it holds back until then.
     starting_up = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
 
     def destroy(started: Any | None) -> None:
         found = connection.lookupByUUIDString(uuid)
         if found.state() == starting_up if started is None else found.ID() == started.ID():
+            # libvirt would first ask it to end, for ten seconds, which one that hangs ignores.
+            if (known := process.identity(_pid(uri, uuid))) is not None:
+                process.kill(*known)
             found.destroy()
 
-    while True:
+    deadline = time.monotonic() + _END_TIMEOUT
+    while time.monotonic() < deadline:
         await asyncio.wait({starting}, timeout=0.1)
         is_over = starting.done()
         if is_over and starting.exception() is not None:
-            return
+            return True
         with contextlib.suppress(libvirt.libvirtError):
             await libvirt_connection.call(destroy, starting.result() if is_over else None)
         if is_over:
-            return
+            return True
+    return False
 
 
 async def _check_free(connection: Any, uri: str, identity: domain_xml.Identity) -> None:

@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 QUIT_TIMEOUT = 60.0
 # A process that was killed closes its monitor a moment before it is gone.
 LOST_TIMEOUT = 2.0
+KILL_TIMEOUT = 10.0
 
 
 async def end_guest(session: Session) -> bool:

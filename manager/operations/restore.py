@@ -18,12 +18,13 @@ from manager import errors, open_files
 from manager.image import descriptors, image
 from manager.image.superblock import State
 from manager.labels import labelling
-from manager.migration import guest_state, incoming, parameters, progress
+from manager.migration import guest_state, incoming, parameters, progress, stall
 from manager.monitor import fdset, process
 from manager.operations import (
     bounds,
     destination,
     destination_choice,
+    giving_up,
     journal,
     kept,
     limits,
@@ -176,7 +177,9 @@ async def _load(
         labels = save_request.policy_labelling(config, policy, domain)
         with _labelled(labels, opened, session.pid, log) as left:
             phases.enter("read")
-            await _transfer(request, opened, target, log, config.state)
+            pid = session.pid
+            watch = stall.Watch(config.restore.stall, contents.data_bytes, lambda: pid)
+            await _transfer(request, opened, target, log, config.state, watch)
     phases.enter("run")
     runs = _shall_run(request, opened)
     state = await waiting.to_the_end(_hand_to_user(opened, target, log, runs=runs))
@@ -248,7 +251,12 @@ def _process(session: Session) -> dict[str, int | None]:
 
 
 async def _transfer(
-    request: Request, opened: Image, target: Destination, log: journal.Journal, state: Path
+    request: Request,
+    opened: Image,
+    target: Destination,
+    log: journal.Journal,
+    state: Path,
+    watch: stall.Watch,
 ) -> None:
     session = target.session
     takes = await destination.footprint(session)
@@ -274,14 +282,18 @@ async def _transfer(
                 # In this order: settings are put back only once QEMU has let go of its descriptors.
                 parameters.configured(session, found, wanted, number),
                 fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
+                giving_up.given_up(target, log.unsettled),
             ):
                 limits.recheck(takes, channels)
-                await incoming.restore(session, path, opened.block.stream_offset)
+                await incoming.restore(session, path, opened.block.stream_offset, watch)
                 await guest_state.left(session, "inmigrate")
+    except errors.RestoreStalled as error:
+        raise giving_up.stalled(target, error) from None
     except errors.MonitorLost as error:
-        await asyncio.sleep(0.05)  # its last words may still be on their way
+        how = await giving_up.how_ended(target)
         raise errors.RestoreFailed(
-            f"the destination ended while it was loading: {target.words() or error.message}"
+            f"the destination ended while it was loading, {how or error.message}",
+            hint="QEMU may end so, or hang, where the image cannot be read: see dmesg",
         ) from None
     except errors.KeptByQemu as error:
         kept.note(state, process.identity(session.pid), error.message)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,14 +48,15 @@ def stopped(
 
 def waits_for(process: subprocess.Popen[str], what: str) -> None:
     """Wait until a thread of the process is in the system call ``what`` on behalf of the kit."""
-    wait.until(lambda: what in _calls(process.pid), what=f"mapsave in {what}")
+    wait.until(lambda: what in calls(process.pid), what=f"mapsave in {what}")
 
 
-def _calls(pid: int) -> set[str]:
+def calls(pid: int) -> set[str]:
+    """Return ``pause`` if a thread of the process is in pause(2), as where the kit lets it hang."""
     found = set()
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/syscall") as file:
-            found.add({"34": "pause"}.get(file.read().split()[0], ""))
+    for file in Path(f"/proc/{pid}/task").glob("*/syscall"):
+        with contextlib.suppress(OSError):  # it has ended
+            found.add({"34": "pause"}.get(file.read_text().split()[0], ""))
     return found
 
 

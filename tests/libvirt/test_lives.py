@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from manager import domain_xml, errors
+from manager.migration import stall
 from manager.monitor import libvirt_connection
 from manager.operations import destination_libvirt
 from tests.faults import struck
@@ -173,7 +174,14 @@ def test_started_by_somebody_else_before_our_start(
         async def restoring() -> None:
             connection = await libvirt_connection.connect(daemon.uri)
             identity = domain_xml.identity(xml)
-            start_it = destination_libvirt._start(connection, daemon.uri, identity, start)
+            start_it = destination_libvirt._start(
+                connection,
+                daemon.uri,
+                identity,
+                start,
+                stall.Watch(30.0, 0, lambda: None),
+                lambda: None,
+            )
             starting = asyncio.ensure_future(start_it)
             try:
                 await asyncio.to_thread(asked.wait, 30)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from manager import errors
-from manager.migration import guest_state, incoming, outgoing, parameters, progress
+from manager.migration import guest_state, incoming, outgoing, parameters, progress, stall
 from manager.monitor import qmp
 from tests.monitor.emulated import emulated
 
@@ -40,7 +40,7 @@ async def restore(session: Session, path: Path) -> None:
     """Load as an operation does it."""
     found = await parameters.query(session)
     async with parameters.configured(session, found, {}):
-        await incoming.restore(session, str(path), M)
+        await incoming.restore(session, str(path), M, stall.Watch(30.0, 0, lambda: None))
 
 
 async def test_saved_and_restored(tmp_path: Path) -> None:

@@ -1,0 +1,197 @@
+"""Storage that fails under a restore: QEMU hangs or dies of it, and the restore ends all the same.
+
+On a page QEMU 10.0 dies of EIO; on a bitmap it may hang forever, as where storage never answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager import errors
+from manager.migration import stall
+from tests.faults import struck
+from tests.faults.test_ends_in_time import calls, stopped
+from tests.kit import cli, inject, processes, qemu, wait
+from tests.qemu import scene
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+pytestmark = pytest.mark.qemu
+
+# Within the one RAM block that has pages, behind its first ones.
+_PAGES = {"first": 4 << 20, "count": -1}
+_DEAD_PAGES = inject.Rule("preadv", "hang", **_PAGES)
+
+
+def bitmap(site: cli.Site, image: Path) -> inject.Rule:
+    """Return the rule by which the read of a bitmap behind the largest block's pages hangs."""
+    blocks = site.run("inspect", image, "--json", check=0).json()["ram_blocks"]
+    offset = sorted(block["bitmap_offset"] for block in blocks)[1]
+    return inject.Rule("preadv", "hang", first=offset, last=offset)
+
+
+def launch(saved: scene.Saved, *rules: inject.Rule) -> list[str]:
+    """Return a command that starts the guest on storage that fails by these rules."""
+    environment = inject.environment(*rules).items()
+    return ["env", *(f"{key}={value}" for key, value in environment), *saved.guest.argv]
+
+
+@contextmanager
+def failing(site: cli.Site, rule: inject.Rule | None, seconds: str = "1s") -> Iterator[scene.Saved]:
+    """Save a guest whose destination is on storage that fails, on a bitmap without ``rule``."""
+    site.settings["restore"] = {"stall": seconds}
+    with scene.saved(site) as saved:
+        rule = rule or bitmap(site, saved.image)
+        site.add_guest("web01", saved.guest.qmp, launch=launch(saved, rule))
+        yield saved
+
+
+def as_before(site: cli.Site, saved: scene.Saved) -> None:
+    """Check that nothing is left, and that the image restores on storage that works."""
+    assert scene.state_of(site, saved.image) == "saved"
+    assert not struck.journals(site)
+    assert not processes.strays()
+    site.add_guest("web01", saved.guest.qmp, launch=saved.guest.argv)
+    site.run("restore", saved.image, check=0)
+    with saved.guest.successor() as restored:
+        assert restored.status() == "prelaunch"
+
+
+@pytest.mark.parametrize("rule", [None, _DEAD_PAGES], ids=["bitmap", "pages"])
+def test_launched_destination_is_killed(site: cli.Site, rule: inject.Rule | None) -> None:
+    with failing(site, rule) as saved:
+        result = site.run("restore", saved.image, "--json", check=5, timeout=20)
+        error = scene.error_of(result)
+        assert error["id"] == "restore.stalled"
+        assert "was killed" in error["message"]
+        as_before(site, saved)
+
+
+@contextmanager
+def waiting(saved: scene.Saved, rule: inject.Rule) -> Iterator[qemu.Qemu]:
+    """Run a QEMU that waits for its guest, on storage that fails."""
+    with qemu.running(
+        name="other", memory="32M", incoming=True, env=inject.environment(rule)
+    ) as destination:
+        yield destination
+
+
+def test_destination_of_somebody_else_is_named(site: cli.Site) -> None:
+    with failing(site, None) as saved:
+        rule = bitmap(site, saved.image)
+        with waiting(saved, rule) as destination:
+            into = ("restore", saved.image, "--into", destination.address)
+            error = scene.error_of(site.run(*into, "--json", check=5, timeout=20))
+            assert error["id"] == "restore.stalled"
+            assert error["data"]["pid"] == destination.pid
+            assert f"kill -9 {destination.pid}" in error["hint"]
+            assert destination.alive()
+            assert scene.state_of(site, saved.image) == "saved"
+            assert struck.journals(site)
+            destination.kill()
+            destination.wait()
+        site.run("recover", check=0)
+        as_before(site, saved)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_a_launched_destination_hangs(site: cli.Site, number: signal.Signals) -> None:
+    with failing(site, None, "10m") as saved:
+        with site.start("restore", saved.image, "--json") as process:
+            await_hang()
+            error = stopped(process, number)
+            assert "everything was put back" in error["message"]
+        as_before(site, saved)
+
+
+def test_signal_while_a_destination_of_somebody_else_hangs(site: cli.Site) -> None:
+    with failing(site, None, "10m") as saved:
+        with waiting(saved, bitmap(site, saved.image)) as destination:
+            into = ("restore", saved.image, "--into", destination.address)
+            with site.start(*into, "--json") as process:
+                await_hang()
+                (left,) = stopped(process)["data"]["left"]
+                assert (left["operation"], left["pid"]) == ("restore", destination.pid)
+            assert destination.alive()
+            destination.kill()
+            destination.wait()
+        site.run("recover", check=0)
+        as_before(site, saved)
+
+
+def await_hang() -> None:
+    """Wait until a thread of a destination hangs in its read."""
+
+    def hangs() -> bool:
+        return any("pause" in calls(pid) for pid in processes.strays())
+
+    wait.until(hangs, what="the read that hangs")
+
+
+def test_time_limit_while_the_destination_hangs(site: cli.Site) -> None:
+    with failing(site, None, "10m") as saved:
+        result = site.run("restore", saved.image, "--timeout", "2s", "--json", check=5, timeout=20)
+        assert scene.error_of(result)["id"] == "restore.timeout"
+        as_before(site, saved)
+
+
+def test_qemu_that_dies_says_how(site: cli.Site) -> None:
+    rule = inject.Rule("preadv", "errno", errno.EIO, **_PAGES)
+    with failing(site, rule) as saved:
+        error = scene.error_of(site.run("restore", saved.image, "--json", check=5))
+        assert "killed by SIGSEGV" in error["message"]
+        as_before(site, saved)
+
+
+def _unprivileged() -> list[str]:
+    """Return what takes the right away to read the io counters of others (proc(5))."""
+    return ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+
+
+@pytest.mark.parametrize("sight", [[], _unprivileged()], ids=["io counters", "no io counters"])
+def test_slow_storage_is_waited_for(site: cli.Site, sight: Sequence[str]) -> None:
+    """It is several times slower than the stall allows for all of it, but never still."""
+    slow = inject.Rule("preadv", "delay", 400_000, count=-1)
+    with failing(site, slow, "2s") as saved:
+        began = time.monotonic()
+        result = _under(site, sight, "restore", saved.image, "--channels", "1", "--json")
+        assert result.returncode == 0, result
+        assert time.monotonic() - began > 4
+        with saved.guest.successor() as restored:
+            assert restored.status() == "prelaunch"
+
+
+@pytest.mark.root
+def test_stall_is_seen_without_io_counters(site: cli.Site) -> None:
+    with failing(site, None) as saved:
+        result = _under(site, _unprivileged(), "restore", saved.image, "--json")
+        assert scene.error_of(result)["id"] == "restore.stalled"
+        as_before(site, saved)
+
+
+def _under(site: cli.Site, around: Sequence[str], *arguments: Any) -> cli.Result:
+    words = ["--config", str(site.config), *map(str, arguments)]
+    with processes.running(
+        [*around, *cli.COMMAND, *words], stdout=-1, stderr=-1, text=True
+    ) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr
+    return cli.Result(tuple(words), process.returncode, stdout, stderr)
+
+
+async def test_process_that_is_not_in_sight_gets_the_time_of_a_slow_disk() -> None:
+    import asyncio
+
+    watch = stall.Watch(0.2, 4 << 20, lambda: None)  # half a second for the image
+    began = time.monotonic()
+    with pytest.raises(errors.RestoreStalled, match="not in sight"):
+        await watch.until(asyncio.sleep(60))
+    assert 0.6 < time.monotonic() - began < 30
