@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from manager import errors, units
 from manager.monitor.activity import Activity
@@ -18,6 +18,11 @@ T = TypeVar("T")
 SLOWEST = 8 << 20
 _LOOKS = 10  # in the time after which a load is given up
 _MOST = 1.0  # seconds between two looks
+
+
+def _passed_over(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # else asyncio would log that nobody has looked at it
 
 
 class Watch:
@@ -55,8 +60,9 @@ class Watch:
                 # No more than we have waited: we may have been stopped ourselves, and QEMU too.
                 self._look(min(time.monotonic() - began, 2 * interval))
         finally:
+            # Not waited for: a call that hangs ends once whoever called us has killed its QEMU.
             task.cancel()
-            await asyncio.wait({task})
+            task.add_done_callback(_passed_over)
 
     def _look(self, elapsed: float) -> None:
         if self._pid is None and (pid := self._find_pid()) is not None:
