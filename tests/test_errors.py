@@ -70,6 +70,7 @@ EXIT_CODES = {
     "save.kept_by_qemu": 4,
     "restore.failed": 5,
     "restore.launch": 5,
+    "restore.stalled": 5,
     "restore.timeout": 5,
     "image.corrupt": 6,
     "image.empty_ram": 6,
