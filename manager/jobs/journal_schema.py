@@ -81,7 +81,6 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
         with _explained(path):
             if not _made(path):
                 _examine(path)
-                _close_to_others(path)
                 path.chmod(0o600)  # the files beside it get the same mode from SQLite
             connection = stack.enter_context(_connected(path, "rw"))
             _settle(connection, path)
@@ -150,16 +149,6 @@ def _made(path: Path) -> bool:
     finally:
         os.close(directory)
     return True
-
-
-def _close_to_others(path: Path) -> None:
-    """Make database and logs for us alone, where an earlier version or a copy made them otherwise.
-
-    SQLite makes its logs with the mode of the database.
-    """
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(OSError):
-            os.chmod(f"{path}{suffix}", 0o600)
 
 
 def _examine(path: Path) -> None:
