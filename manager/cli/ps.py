@@ -31,6 +31,8 @@ def command(
     rows = [_row(each) for each in found]
     text = output.table(rows, header) if rows else "no operations"
     output.result(given, {"operations": found}, text)
+    for problem in client.get("/v1/health").get("problems", ()):
+        click.echo(f"the service is degraded: {problem}", err=True)
 
 
 def _row(each: dict[str, Any]) -> tuple[str, ...]:

@@ -62,6 +62,16 @@ _PARTS_OF_OTHERS = (
     """CREATE INDEX operations_saved ON operations (guest, job, ended)
         WHERE kind = 'save' AND state = 'done'""",
 )
+_QUERIES = (
+    "SELECT number, id, kind, state, guest, job, image, user, request, created, started, ended,"
+    " step, result, error, parent FROM operations LIMIT 1",
+    "SELECT number, operation, time, step, data FROM steps LIMIT 1",
+    "SELECT job, time FROM runs LIMIT 1",
+)
+_PASSING = (
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
+)
 # Never change one that was released: append another.
 MIGRATIONS = (_FIRST, _PARTS_OF_OTHERS)
 
@@ -113,7 +123,12 @@ def failure(path: Path, doing: str, error: Exception) -> errors.Refused:
         hint = "another program holds it locked: find it with fuser(1)"
     else:
         hint = None
-    return errors.Refused(f"cannot {doing} the journal {str(path)!r}: {error}", hint=hint)
+    # What is no fault of the file: it is good, and of use once that has passed.
+    return errors.Refused(
+        f"cannot {doing} the journal {str(path)!r}: {error}",
+        hint=hint,
+        **({"may_pass": True} if primary in _PASSING else {}),
+    )
 
 
 @contextlib.contextmanager
@@ -164,6 +179,9 @@ def _examine(path: Path) -> None:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise failure(path, "open", ValueError(f"it is damaged: {found}"))
+        if version == len(MIGRATIONS):
+            for query in _QUERIES:  # tables may be missing, or be another program's
+                connection.execute(query).fetchone()
 
 
 @contextlib.contextmanager

@@ -159,6 +159,7 @@ class Health(Answer):
     started: float
     operations: int
     recovered: bool
+    problems: list[str] = Field(description="What an operator has to look at.")
 
 
 class Reloaded(Answer):

@@ -39,7 +39,8 @@ class Sources:
 
     ``running`` is how many operations of each kind run, ``pending`` how many wait for their turn,
     ``journal_bytes`` the size of the journal, ``images`` the image directory, ``jobs`` the jobs
-    that are configured, by name, ``listeners`` how many clients listen to events.
+    that are configured, by name, ``listeners`` how many clients listen to events, ``degraded``
+    whether the service needs somebody's help.
     """
 
     running: Callable[[], Mapping[str, int]]
@@ -48,6 +49,7 @@ class Sources:
     images: Callable[[], Path]
     jobs: Callable[[], Mapping[str, JobState]]
     listeners: Callable[[], int]
+    degraded: Callable[[], bool] = lambda: False
 
 
 @dataclasses.dataclass
@@ -112,6 +114,7 @@ class Scrape:
                 self._sources.journal_bytes,
             ),
             ("event_listeners", "Clients that listen to events.", self._sources.listeners),
+            ("degraded", "Whether /v1/health says degraded: 1 or 0.", self._sources.degraded),
         ):
             value = self._ask(name, source)
             yield _gauge(name, words, [] if value is None else [((), value)])

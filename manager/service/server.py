@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from manager import errors
-from manager.jobs import journal
+from manager.jobs import journal_opening
 from manager.service import app, routes, service, sockets, systemd
 from manager.service.accepting import Acceptor
 from manager.service.connections import Connections
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from manager.config import Config
+    from manager.jobs import journal
     from manager.service.service import Service
     from manager.service.systemd import Notifier
 
@@ -58,8 +59,9 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
         stack.callback(_task(systemd.beat(notifier, systemd.watchdog_interval(os.environ))).cancel)
         stack.callback(_task(_extend(notifier, stop, limit)).cancel)
         stack.enter_context(sockets.only_one(config.state))
-        kept = await stack.enter_async_context(journal.opened(config.state / "journal.db"))
-        running = await stack.enter_async_context(_listening(load, config, kept))
+        opening = journal_opening.opened(config.state / "journal.db")
+        kept, problems = await stack.enter_async_context(opening)
+        running = await stack.enter_async_context(_listening(load, config, kept, problems))
         notifier.ready()
         notifier.status(_summary(running))
         _log.info("serving at %s", config.socket)
@@ -74,7 +76,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
 
 @contextlib.asynccontextmanager
 async def _listening(
-    load: Callable[[], Config], config: Config, kept: journal.Journal
+    load: Callable[[], Config], config: Config, kept: journal.Journal, problems: list[str]
 ) -> AsyncIterator[Service]:
     """Yield the service while it listens; it still answers while it stops."""
     async with contextlib.AsyncExitStack() as stack:
@@ -84,7 +86,7 @@ async def _listening(
         if not listeners:
             group = Roles(config.service).group
             listeners = [stack.enter_context(sockets.unix(config.socket, group))]
-        async with service.started(load, config, kept) as running:
+        async with service.started(load, config, kept, problems) as running:
             runner = web.AppRunner(
                 app.application(running, routes.ROUTES, connections),
                 access_log=None,

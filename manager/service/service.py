@@ -28,7 +28,7 @@ from manager.service.slots import Slots
 from manager.service.tls import Tls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from manager.config import Config
     from manager.jobs.job import Job
@@ -57,8 +57,18 @@ def _nothing() -> None:
 class Service:
     """The service of one host. Make one with ``started``."""
 
-    def __init__(self, load: Callable[[], Config], config: Config, journal: Journal) -> None:
-        """``load`` reads the configuration anew. Raises ConfigError where a group is missing."""
+    def __init__(
+        self,
+        load: Callable[[], Config],
+        config: Config,
+        journal: Journal,
+        problems: Sequence[str] = (),
+    ) -> None:
+        """``load`` reads the configuration again; ``problems`` are what makes it degraded.
+
+        Raises ConfigError where a group is missing.
+        """
+        self.problems = list(problems)
         self._load = load
         self._background: set[asyncio.Task[Any]] = set()
         self.started = time.time()
@@ -202,6 +212,7 @@ class Service:
             journal_bytes=journal.size_bytes,
             images=lambda: self.config.images,
             jobs=lambda: {job.name: self._job_state(job) for job in self.jobs},
+            degraded=self.is_degraded,
         )
 
     def _job_state(self, job: Job) -> JobState:
@@ -210,6 +221,19 @@ class Service:
         except errors.MapsaveError:
             guests = []  # the configuration is another since the job was loaded
         return JobState(self.scheduler.next_run(job.name), guests)
+
+    async def begin(self) -> None:
+        """Go on from what the journal knows; what it cannot say keeps nothing from starting."""
+        for what in (
+            self.seed_metrics,
+            self.recovery.begin,
+            lambda: self.scheduler.set_jobs(self.jobs),
+        ):
+            try:
+                await what()
+            except errors.MapsaveError as error:
+                _log.error("%s", error)
+                self.problems.append(error.message)
 
     async def seed_metrics(self) -> None:
         """Let the metrics go on from what the journal knows."""
@@ -252,12 +276,17 @@ class Service:
                 await self.metrics.write_textfile(self.config.service.textfile)
             await asyncio.sleep(_TEXTFILE)
 
+    def is_degraded(self) -> bool:
+        """Return whether something is still to be recovered, or to be mended by an operator."""
+        problems = self.problems or self.recovery.problems or self.jobs.broken
+        return bool(problems) or not self.recovery.is_done
+
     def health(self) -> dict[str, Any]:
         """Return how the service is, and what tells it from another."""
         import manager
 
         return {
-            "status": "ok" if self.recovery.is_done and not self.jobs.broken else "degraded",
+            "status": "degraded" if self.is_degraded() else "ok",
             "version": manager.__version__,
             "pid": os.getpid(),
             "started": self.started,
@@ -267,6 +296,7 @@ class Service:
             "operations": len(self.operations),
             "tasks": len(asyncio.all_tasks()),
             "recovered": self.recovery.is_done,
+            "problems": [*self.problems, *self.recovery.problems],
             "broken_jobs": [
                 {"file": str(each.path), "error": each.error.as_dict()} for each in self.jobs.broken
             ],
@@ -275,19 +305,17 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def started(
-    load: Callable[[], Config], config: Config, journal: Journal
+    load: Callable[[], Config], config: Config, journal: Journal, problems: Sequence[str] = ()
 ) -> AsyncIterator[Service]:
     """Yield a service that recovers, keeps schedules and writes metrics; at the end all of that
     ends, operations included.
 
     Raises ConfigError.
     """
-    service = Service(load, config, journal)
+    service = Service(load, config, journal, problems)
     for broken in service.jobs.broken:
         _log.error("%s", broken.error.message)
-    await service.seed_metrics()
-    await service.recovery.begin()
-    await service.scheduler.set_jobs(service.jobs)
+    await service.begin()
     schedule = asyncio.create_task(service.scheduler.run(), name="scheduler")
     beside = (
         ("recovery", service.recovery.run()),
