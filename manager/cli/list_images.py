@@ -59,7 +59,7 @@ def _list_domains(given: Globals, uri: str | None) -> None:
 
 def _list_images(given: Globals, directory: Path | None) -> None:
     from manager.image import store
-    from manager.operations import images
+    from manager.operations import images, restored_notes
 
     config = given.config()
     client = remote.service(given, config) if directory is None else None
@@ -67,7 +67,7 @@ def _list_images(given: Globals, directory: Path | None) -> None:
         found = client.get("/v1/images")
     else:
         with store.directory(directory or config.images, create=directory is None) as held:
-            found = images.listing(held)
+            found = images.listing(held, restored_notes.noted(config.state))
     rows = [_row(line) for line in found["images"]]
     header = ("saved", "guest", "state", "format", "size", "on disk", "image")
     text = output.table(rows, header) if rows else f"no images in {found['directory']}"

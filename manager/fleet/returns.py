@@ -11,6 +11,7 @@ from manager import errors
 from manager.fleet import guests
 from manager.image import image
 from manager.image.superblock import State
+from manager.operations import restored_notes
 
 if TYPE_CHECKING:
     from manager.config import Config, Guest
@@ -70,7 +71,7 @@ async def look(config: Config, line: Return) -> None:
         if run_state not in _NOT_ALIVE:
             line.pass_over("skipped", f"the guest is {run_state} already, so its image is stale")
             return
-        state = await asyncio.to_thread(_state_of, entry)
+        state = await asyncio.to_thread(_state_of, config, entry)
         if state is None:
             line.pass_over("not_saved", "its save was not completed; there is nothing to restore")
         elif state is State.RESTORED:
@@ -87,7 +88,7 @@ def configured(config: Config, name: str) -> Guest | None:
         return None
 
 
-def _state_of(entry: Entry) -> State | None:
+def _state_of(config: Config, entry: Entry) -> State | None:
     """Return the state of the entry's image; None where the save never came to one.
 
     Raises ImageNotFound, PartialImage and their kin; Refused where it is another image.
@@ -105,4 +106,5 @@ def _state_of(entry: Entry) -> State | None:
                 f"{entry.image!r} is not the image that was saved there",
                 hint="if that one is gone for good, start the guest; it then leaves the record",
             )
-        return opened.block.state
+        used = restored_notes.is_used(config.state, opened)
+        return State.RESTORED if used else opened.block.state

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from manager import errors
 from manager.fleet import guests
 from manager.image import store
-from manager.operations import attach, locks, preview, save_request
+from manager.operations import attach, locks, preview, restored_notes, save_request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,7 +205,8 @@ def _image_of(guest: Guest, config: Config, process: dict[str, Any] | None) -> s
     where the guest is. Raises WrongRunState where there is none, BadDirectory, NotPermitted.
     """
     with store.directory(config.images) as held:
-        found = [each for each in store.entries(held) if each.state != "partial"]
+        entries = store.entries(held, restored=restored_notes.noted(config.state))
+    found = [each for each in entries if each.state != "partial"]
     of_it = [each for each in found if process and each.metadata.get("process") == process]
     newest = max(of_it, key=lambda each: str(each.metadata.get("started")), default=None)
     if newest and newest.state == "saved" and newest.metadata.get("then") != "resume":

@@ -11,7 +11,8 @@ from manager import errors
 from manager.image import image, ownership
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import uuid as uuids
+    from collections.abc import Container, Iterator
 
     from manager.image.metadata import Metadata
     from manager.image.superblock import Superblock
@@ -30,7 +31,7 @@ def check_name(name: str) -> None:
         raise errors.UsageError(
             f"the image's name has {len(os.fsencode(name))} bytes; a file name may have {_NAME_MAX}"
         )
-    if name.endswith(image.PARTIAL_SUFFIX):
+    if image.is_partial_name(name):
         raise errors.UsageError(
             f"{name!r}: names ending in {image.PARTIAL_SUFFIX!r} are those of unfinished images"
         )
@@ -125,14 +126,21 @@ class Entry:
     @property
     def state(self) -> str:
         """The image's state as users read it; ``invalid`` where it is not a good image."""
+        if image.is_partial_name(self.name):
+            return "partial"
         return self.block.state.word if self.block and not self.error else "invalid"
 
 
-def entries(held: Directory, trusted: frozenset[int] | None = None) -> list[Entry]:
+def entries(
+    held: Directory,
+    trusted: frozenset[int] | None = None,
+    restored: Container[uuids.UUID] = frozenset(),
+) -> list[Entry]:
     """Return the images of a directory, partial ones included, newest first.
 
     Files that are no images at all are left out; damaged images are listed with their error. With
-    ``trusted`` users it is looked who else could have written each image.
+    ``trusted`` users it is looked who else could have written each image. ``restored``: the uuids
+    of those that were restored though they may not say so themselves.
     """
     found = []
     for name in os.listdir(held.fd):
@@ -142,7 +150,7 @@ def entries(held: Directory, trusted: frozenset[int] | None = None) -> list[Entr
                 stats = os.fstat(opened.fd)
                 entry = Entry(
                     **_facts(name, path, stats),
-                    block=opened.block,
+                    block=opened.block_as_used(restored),
                     metadata=opened.metadata,
                     error=None,
                     format=opened.format,

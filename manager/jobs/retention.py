@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import image, store
 from manager.jobs import outcome
-from manager.operations import discard, waiting
+from manager.operations import discard, restored_notes, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -175,7 +175,7 @@ def _prune(
     if not config.images.is_dir():
         return []
     with store.directory(config.images) as held:
-        entries = store.entries(held)
+        entries = store.entries(held, restored=restored_notes.noted(config.state))
     new = {os.path.realpath(path) for path in made}
     now = datetime.datetime.now(datetime.UTC)
     lines = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import image, store
 from manager.image.superblock import State
-from manager.operations import locks
+from manager.operations import locks, restored_notes
 
 if TYPE_CHECKING:
     from manager.config import Config
@@ -23,7 +23,7 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, Any]:
     """
     directory, name = os.path.split(os.path.abspath(path))
     with store.directory(directory) as held:
-        key, state, allocated = _look(path)
+        key, state, allocated = _look(config, path)
         if state is State.PARTIAL and not image.is_abandoned(held.fd, name):
             raise errors.Busy(f"{path!r} is being written")
         if state is State.SAVED and not unrestored:
@@ -40,11 +40,12 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, Any]:
     return {"image": path, "freed_bytes": allocated}
 
 
-def _look(path: str) -> tuple[str, State | None, int]:
+def _look(config: Config, path: str) -> tuple[str, State | None, int]:
     """Return the image's lock key, its state (None where damaged) and its bytes on disk."""
     try:
         with image.opened(path) as opened:
-            return f"image:{opened.block.uuid}", opened.block.state, opened.allocated
+            block = opened.block_as_used(restored_notes.noted(config.state))
+            return f"image:{block.uuid}", block.state, opened.allocated
     except errors.NotAnImage:
         raise
     except errors.InvalidImage:

@@ -8,12 +8,18 @@ from manager.image import store
 from manager.operations import trust
 
 if TYPE_CHECKING:
+    import uuid as uuids
+    from collections.abc import Container
+
     from manager.image.store import Directory, Entry
 
 
-def listing(held: Directory) -> dict[str, Any]:
-    """Return the directory's path and a line for each image, newest first."""
-    found = store.entries(held, trust.users())
+def listing(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> dict[str, Any]:
+    """Return the directory's path and a line for each image, newest first.
+
+    ``restored``: as ``store.entries`` has it.
+    """
+    found = store.entries(held, trust.users(), restored)
     return {"directory": held.path, "images": [line(entry) for entry in found]}
 
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import bitmaps, image
 from manager.image.superblock import State
-from manager.operations import origin, written_record
+from manager.operations import origin, restored_notes, written_record
 
 if TYPE_CHECKING:
+    import uuid as uuids
+    from collections.abc import Container
+
     from manager.config import Config
     from manager.image.image import Contents, Image
     from manager.image.libvirt_header import LibvirtHeader
@@ -20,12 +23,13 @@ if TYPE_CHECKING:
 def inspect(path: str, config: Config | None = None) -> dict[str, Any]:
     """Return what the image at ``path`` holds; a partial one as far as it can be read.
 
-    ``config`` says who may write the guest's images beside root and the caller.
+    ``config`` says who may write the guest's images beside root and the caller, and where those
+    are noted that were restored.
 
     Raises ImageNotFound, NotPermitted, InvalidImage or one of its kin.
     """
     with image.opened(path) as opened:
-        found = {**summary(opened), **origin.describe(opened, config)}
+        found = {**summary(opened, _noted(config)), **origin.describe(opened, config)}
         if opened.block.state is State.PARTIAL:
             return found
         contents = opened.validate()
@@ -47,12 +51,12 @@ def inspect(path: str, config: Config | None = None) -> dict[str, Any]:
         }
 
 
-def summary(opened: Image) -> dict[str, Any]:
+def summary(opened: Image, restored: Container[uuids.UUID]) -> dict[str, Any]:
     """Return what superblock and metadata say."""
     known = opened.metadata
     return {
         "image": opened.path,
-        "state": opened.block.state.word,
+        "state": opened.block_as_used(restored).state.word,
         "format": opened.format,
         "uuid": str(opened.block.uuid),
         "file_bytes": opened.size,
@@ -182,10 +186,14 @@ def verify(path: str, config: Config | None = None) -> Verified:
         warnings = origin.describe(opened, config)["warnings"]
         return Verified(
             path=opened.path,
-            state=opened.block.state.word,
+            state=opened.block_as_used(_noted(config)).state.word,
             format=opened.format,
             areas=tuple(areas),
             contents=contents,
             written=written_record.of(opened),
             warnings=(*warnings, *written_record.warnings(opened, contents)),
         )
+
+
+def _noted(config: Config | None) -> Container[uuids.UUID]:
+    return restored_notes.noted(config.state) if config is not None else frozenset()

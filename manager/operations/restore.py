@@ -30,6 +30,7 @@ from manager.operations import (
     limits,
     locks,
     origin,
+    restored_notes,
     save_request,
     trust,
     waiting,
@@ -97,6 +98,12 @@ async def restore(
         ) from None
     except errors.MonitorError as error:
         raise errors.RestoreFailed(error.message) from None
+    except journal.JournalUnwritable as error:
+        raise errors.RestoreFailed(
+            f"cannot write the journal {error.filename!r}: {error.strerror}; the guest was not "
+            "resumed, and the image is as before",
+            hint="make room there, or set 'state:' in the configuration",
+        ) from None
 
 
 async def _restore(config: Config, request: Request, phases: Phases) -> dict[str, Any]:
@@ -117,7 +124,7 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
                 users = trust.users(save_request.load_policy(config, policy))
                 trust.check_image(opened, users)
             contents = await waiting.in_thread(opened.validate)
-            if opened.block.state is State.RESTORED and not request.again:
+            if not request.again and restored_notes.is_used(config.state, opened):
                 raise _used_up(opened)
             warnings = await waiting.in_thread(written_record.warnings, opened, contents)
             for text in warnings:
@@ -133,12 +140,14 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
                 chosen = destination_choice.chosen(config, request, opened, name, log)
                 async with chosen as target:
                     done = await _load(config, request, opened, contents, target, log, phases)
-            return {**done, "warnings": [*done["warnings"], *warnings]}
+            return {**done, "warnings": [*done["warnings"], *log.warnings, *warnings]}
 
 
 def _used_up(opened: Image) -> errors.AlreadyRestored:
     """Return the error for an image whose guest has run since."""
     words = "was restored before"
+    if opened.block.state is not State.RESTORED:
+        words = "was restored before, itself or a copy of it, as the state directory says"
     if opened.metadata.get("continued"):
         words = "is stale: somebody else continued its guest when it was being saved"
     return errors.AlreadyRestored(
@@ -182,7 +191,7 @@ async def _load(
             await _transfer(request, opened, target, log, config.state, watch)
     phases.enter("run")
     runs = _shall_run(request, opened)
-    state = await waiting.to_the_end(_hand_to_user(opened, target, log, runs=runs))
+    state = await waiting.to_the_end(_hand_to_user(config, opened, target, log, runs=runs))
     if left:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(OSError):
@@ -331,24 +340,32 @@ def _raise_if_refused(opened: Image, pid: int | None, words: str) -> None:
 
 
 async def _hand_to_user(
-    opened: Image, target: Destination, log: journal.Journal, *, runs: bool
+    config: Config, opened: Image, target: Destination, log: journal.Journal, *, runs: bool
 ) -> str:
-    """Mark the image restored, then continue the guest: in this order, so that no crash between
+    """Mark the image restored, then resume the guest: in this order, so that no crash between
     them leaves a running guest beside an image that looks unused."""
     session = target.session
     before = opened.block.state
     log.step("mark")
     try:
-        opened.mark(State.RESTORED)
+        was_noted = restored_notes.is_noted(config.state, opened.block.uuid)
+        if (warning := restored_notes.mark(config.state, opened)) is not None:
+            log.warnings.append(warning)
+            _log.warning("%s", warning)
     except OSError as error:
-        _log.warning("%s: cannot be marked as restored: %s", opened.path, error.strerror)
+        raise errors.RestoreFailed(
+            f"{opened.path!r} cannot be marked as restored, {error.strerror}; the guest was not "
+            "resumed",
+            hint="make the image or the state directory writable",
+        ) from None
     if runs:
-        log.step("run")
         try:
+            log.step("run")
             await session.resume()
-        except errors.MonitorError as error:
-            with contextlib.suppress(OSError):
-                opened.mark(before)
+        except (errors.MonitorError, journal.JournalUnwritable) as error:
+            restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+            if isinstance(error, journal.JournalUnwritable):
+                raise
             raise errors.RestoreFailed(
                 f"{session.address}: loaded, but QEMU does not let it run: {error.message}"
             ) from None

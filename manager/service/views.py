@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import store
-from manager.operations import images
+from manager.operations import images, restored_notes
 from manager.service import job_files
 from manager.service.scheduler import as_time
 
@@ -66,7 +66,7 @@ async def image_listing(service: Service) -> dict[str, Any]:
 
     def look() -> dict[str, Any]:
         with store.directory(service.config.images, create=True) as held:
-            return images.listing(held)
+            return images.listing(held, restored_notes.noted(service.config.state))
 
     return await service.looking.run(look)
 
