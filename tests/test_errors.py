@@ -58,6 +58,8 @@ EXIT_CODES = {
     "check.too_old": 3,
     "check.unreachable": 3,
     "hook.refused": 3,
+    "recover.journal": 3,
+    "recover.journal_lost": 3,
     "service.unreachable": 3,
     "check.kept_by_qemu": 3,
     "save.commit": 4,

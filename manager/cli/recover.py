@@ -41,6 +41,8 @@ def text(done: dict[str, Any]) -> str:
         for line in done["operations"]
     ]
     lines += [f"warning: {words}" for line in done["operations"] for words in line["warnings"]]
+    lines += [f"warning: {words}" for words in done["warnings"]]
+    lines += [f"damaged journal: {path}; look at it, then remove it" for path in done["damaged"]]
     verb = "would be removed" if done["dry_run"] else "removed"
     lines += [f"partial image without an owner {verb}: {path}" for path in done["swept"]]
     return "\n".join(lines) or "nothing to recover"

@@ -209,6 +209,18 @@ class NoDestination(Refused):
     id = "check.no_destination"
 
 
+class JournalUnusable(Refused):
+    """The step journal of an interrupted operation does not say what recovery has to know."""
+
+    id = "recover.journal"
+
+
+class JournalLost(JournalUnusable):
+    """A step journal is damaged, and nothing else says what it was about; it is kept, renamed."""
+
+    id = "recover.journal_lost"
+
+
 class HookRefused(Refused):
     """A hook that runs beforehand said no, or failed; its words are quoted."""
 

@@ -178,3 +178,22 @@ def takes_direct_io(fd: int, wish: Literal["auto", "on", "off"]) -> bool:
             return True
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def opened_for_reading(name: str) -> Iterator[int]:
+    """Open a regular file for reading. Raises ImageNotFound, NotPermitted, NotAnImage."""
+    try:
+        # O_NONBLOCK: a FIFO of that name must not hold us; it is refused below.
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise errors.NotPermitted(f"cannot open {name!r}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise errors.ImageNotFound(f"cannot open {name!r}: {reason}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise errors.NotAnImage(f"{name!r} is not a regular file")
+        yield fd
+    finally:
+        os.close(fd)

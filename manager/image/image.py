@@ -34,7 +34,8 @@ from manager.image import (
 from manager.image.superblock import State, Superblock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import uuid as uuids
+    from collections.abc import Container, Iterator
 
     from manager.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
     from manager.image.metadata import Metadata
@@ -56,6 +57,11 @@ def partial_name(name: str) -> str:
     room = _NAME_MAX - len(digest) - len(PARTIAL_SUFFIX) - 1
     head = os.fsencode(name)[:room].decode(errors="ignore")
     return f"{head}.{digest}{PARTIAL_SUFFIX}"
+
+
+def is_partial_name(name: str) -> bool:
+    """Return whether a file of that name or path is a partial image, whatever it says itself."""
+    return name.endswith(PARTIAL_SUFFIX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +93,16 @@ def validate_stream(fd: int, offset: int, size: int) -> Contents:
 
 @dataclasses.dataclass
 class Partial:
-    """An image being written: ``fd`` is read-write and stays ours; QEMU gets the pair."""
+    """An image being written: ``fd`` is read-write and stays ours; QEMU gets the pair.
+
+    ``is_left``: it was to be removed at the end, which failed."""
 
     directory: int
     name: str
     fd: int
     block: Superblock
     libvirt: LibvirtHeader | None = None
+    is_left: bool = False
     _keep: bool = False
     _has_its_name: bool = False
 
@@ -144,13 +153,29 @@ class Partial:
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
         metadata = digests.added(self.libvirt, metadata)
         self.block = superblock.write(self.fd, saved, metadata)
-        # The other slot as well: were this one to rot, the older would call the image partial.
-        self.block = superblock.write(self.fd, self.block)
+        self.block = superblock.write(self.fd, self.block)  # else the other would say partial
         if self.libvirt is not None:
             self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
-        syscalls.rename(self.directory, self.partial, self.name, replace=replace)
-        self._keep = self._has_its_name = True
+        self._rename(replace=replace)
         os.fsync(self.directory)
+
+    def _rename(self, *, replace: bool) -> None:
+        try:
+            syscalls.rename(self.directory, self.partial, self.name, replace=replace)
+        except OSError:
+            # NFS may have done it though its answer was lost; a link may be made, and the other
+            # name be left. By its name it is the image.
+            if not self._is_named():
+                raise
+            self._keep = self._has_its_name = True
+            self.remove()
+        self._keep = self._has_its_name = True
+
+    def _is_named(self) -> bool:
+        with contextlib.suppress(OSError):
+            found = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+            return os.path.samestat(found, os.fstat(self.fd))
+        return False
 
     def mark_stale(self) -> None:
         """Say in the committed image that its guest was continued: a restore refuses it then.
@@ -209,9 +234,13 @@ def creating(
             yield image
         finally:
             if not image._keep:
-                image.remove()
+                try:
+                    image.remove()
+                except OSError:
+                    image.is_left = True
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # all that matters is synced, or of no use
+            os.close(fd)
 
 
 @contextlib.contextmanager
@@ -233,10 +262,11 @@ def adopting(directory: int, name: str) -> Iterator[Partial]:
 
 
 def is_abandoned(directory: int, partial: str) -> bool:
-    """Tell whether the file ``partial`` is a partial image that nobody has locked.
+    """Return whether the file ``partial`` is a partial image that no process has locked.
 
-    One without a superblock counts after a minute: its manager, or the whole host, ended before
-    the superblock was on disk. One that libvirt writes counts an hour after its last write.
+    One whose superblock is missing or damaged counts after a minute: its manager, or the host, died
+    before it was on disk. One that libvirt writes counts an hour after its last write; one that
+    libvirt has completed, and mapsave never had, does not count.
     """
     try:
         with descriptors.opened(directory, partial, os.O_RDONLY | os.O_NONBLOCK) as fd:
@@ -247,11 +277,18 @@ def is_abandoned(directory: int, partial: str) -> bool:
             age = time.time() - stats.st_mtime
             if superblock.is_blank(fd):
                 return age > _BLANK_AT_MOST
-            block, header = formats.slots(fd)
+            try:
+                block, header = formats.slots(fd)
+            except (errors.NotAnImage, errors.UnsupportedImage):
+                return False
+            except errors.TruncatedImage:
+                return is_partial_name(partial)
+            except errors.InvalidImage:
+                return age > _BLANK_AT_MOST
             if block is not None:
-                return block.state is State.PARTIAL
+                return block.state is State.PARTIAL or is_partial_name(partial)
             return header is not None and not header.complete and age > _FOREIGN_AT_MOST
-    except (OSError, errors.InvalidImage):
+    except OSError:
         return False
 
 
@@ -275,6 +312,12 @@ class Image:
         """Whether mapsave has written to the image; not so to one that libvirt saved."""
         return self.block.sequence != libvirt_format.UNWRITTEN
 
+    def block_as_used(self, restored: Container[uuids.UUID]) -> Superblock:
+        """Return the superblock; its state is restored where ``restored`` has the image's uuid."""
+        if self.block.state is State.SAVED and self.block.uuid in restored:
+            return dataclasses.replace(self.block, state=State.RESTORED)
+        return self.block
+
     @property
     def undigested(self) -> str | None:
         """Why rot in header and domain XML would not be noticed; None where it would be."""
@@ -295,7 +338,9 @@ class Image:
         """Read the structure whole. Raises PartialImage, TruncatedImage or InvalidImage."""
         if self.block.state is State.PARTIAL:
             hint = "'mapsave recover' finishes or removes what an interrupted save left"
-            if not self.has_superblock:
+            if self.libvirt is not None and self.libvirt.complete and not self.has_superblock:
+                hint = f"libvirt has completed it: give it a name without {PARTIAL_SUFFIX!r}"
+            elif not self.has_superblock:
                 hint = "libvirt is saving it just now, or was interrupted and will not complete it"
             raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
         return validate_stream(self.fd, self.block.stream_offset, self.size)
@@ -328,7 +373,18 @@ class Image:
 
         Raises InvalidImage or one of its kin.
         """
-        self.block, self.metadata, self.libvirt = formats.read(self.fd, self.path)
+        self.block, self.metadata, self.libvirt = _read(self.fd, self.path)
+
+
+def _read(fd: int, path: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
+    """Read header, superblock and metadata; the name decides whether the image is partial.
+
+    Raises InvalidImage or one of its kin.
+    """
+    block, metadata, header = formats.read(fd, path)
+    if is_partial_name(path) or is_partial_name(os.path.realpath(path)):
+        block = dataclasses.replace(block, state=State.PARTIAL)
+    return block, metadata, header
 
 
 @contextlib.contextmanager
@@ -340,23 +396,5 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
     Raises ImageNotFound, NotPermitted, NotAnImage, InvalidImage or one of their kin.
     """
     name = os.fspath(path)
-    with _open_for_reading(name) as fd:
-        yield Image(name, fd, *formats.read(fd, name))
-
-
-@contextlib.contextmanager
-def _open_for_reading(name: str) -> Iterator[int]:
-    try:
-        # O_NONBLOCK: a FIFO of that name must not hold us; it is refused below.
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise errors.NotPermitted(f"cannot open {name!r}: {error.strerror}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise errors.ImageNotFound(f"cannot open {name!r}: {reason}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise errors.NotAnImage(f"{name!r} is not a regular file")
-        yield fd
-    finally:
-        os.close(fd)
+    with descriptors.opened_for_reading(name) as fd:
+        yield Image(name, fd, *_read(fd, name))

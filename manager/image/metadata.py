@@ -144,6 +144,7 @@ class Metadata(TypedDict, total=False):
     continued: bool
     digests: DigestsPart
     written: WrittenPart
+    recovery: dict[str, Any]  # of a partial image: see ``operations.recover_lost``
 
 
 def parse(raw: bytes) -> Metadata:

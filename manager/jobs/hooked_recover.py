@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import store
 from manager.jobs import hooked
-from manager.operations import journal, recover_restore, recovered
+from manager.operations import journal, journal_facts, recover_restore, recovered
 from manager.operations import recover as recovering
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
 _TOLD = ("guest", "job", "image", "outcome", "result", "error")
 _UNTOUCHED = "nothing was under way any more"
+_MOVE = "the hooks of that operation were not run; move the journal away"
 _HOOKS_RUN = "the hooks behind it were run"
 
 
@@ -49,16 +50,14 @@ async def recover(
             name = orphan.facts.get("within")
             if not dry_run and not line["error"] and name in left:
                 around = left.pop(name)
-                await _run(config, around, await _ending(config, around, line, orphan))
+                line["warnings"] += await _run_behind(config, around, line, orphan)
             if told is not None:
                 await told(line)
 
         done = await recovering.recover(config, dry_run=dry_run, told=tell)
-        waiting = journal.within(config.state)
+        waiting = journal_facts.within(config.state)
         alone = [orphan for name, orphan in left.items() if name not in waiting]
-        if not dry_run:
-            await asyncio.gather(*(_run_alone(config, orphan) for orphan in alone))
-    lines = [_line(orphan, dry_run=dry_run) for orphan in alone]
+        lines = await asyncio.gather(*(_alone(config, each, dry_run=dry_run) for each in alone))
     return {**done, "operations": [*done["operations"], *lines]}
 
 
@@ -78,16 +77,55 @@ def _line(around: Orphan, *, dry_run: bool) -> Line:
     }
 
 
-async def _run_alone(config: Config, around: Orphan) -> None:
+async def _alone(config: Config, around: Orphan, *, dry_run: bool) -> Line:
+    """Run the hooks of an operation that died in them; return its entry."""
+    line = _line(around, dry_run=dry_run)
+    try:
+        _check(around)
+        if not dry_run:
+            line["warnings"] += await _run_alone(config, around)
+        return line
+    except errors.MapsaveError as error:
+        failed = error
+        if isinstance(error, errors.JournalLost) and not dry_run:
+            line["warnings"] += filter(None, [journal.forget(around)])
+    except Exception as error:
+        # A journal that is not as we write them must not keep the others from being recovered.
+        words = f"{str(around.path)!r}: unexpected {type(error).__name__}: {error}"
+        failed = errors.JournalUnusable(words, hint=_MOVE)
+    return {**line, "outcome": None, "error": failed.as_dict()}
+
+
+def _check(around: Orphan) -> None:
+    """Raise JournalLost where the journal says nothing, JournalUnusable where not what we need."""
+    where = str(around.path)
+    if around.problem is not None:
+        raise errors.JournalLost(f"the journal {where!r} is damaged: {around.problem}", hint=_MOVE)
+    if around.facts.get("of") not in tuple(hooked.MOMENTS):
+        raise errors.JournalUnusable(
+            f"the journal {where!r} does not say of what it is", hint=_MOVE
+        )
+
+
+async def _run_behind(config: Config, around: Orphan, line: Line, orphan: Orphan) -> list[str]:
+    """Run the hooks behind an operation that was recovered; return what went wrong."""
+    try:
+        _check(around)
+        return await _run(config, around, await _ending(config, around, line, orphan))
+    except errors.JournalLost as error:
+        return [error.message, *filter(None, [journal.forget(around)])]
+    except Exception as error:
+        return [f"the hooks of {str(around.path)!r} were not run: {error}"]
+
+
+async def _run_alone(config: Config, around: Orphan) -> list[str]:
     facts = around.facts
     if around.reached(hooked.BEHIND):
-        await _run(config, around, {})  # told already, if only to a hook that did not end
-        return
+        return await _run(config, around, {})  # told already, if only to a hook that did not end
     entry = await asyncio.to_thread(_saved, config, around) if facts.get("of") == "save" else None
     if entry is not None:
-        await _run(config, around, _success(recovered.save(entry)))
-    else:
-        await _run(config, around, _cancelled(_UNTOUCHED, None))
+        return await _run(config, around, _success(recovered.save(entry)))
+    return await _run(config, around, _cancelled(_UNTOUCHED, None))
 
 
 async def _ending(config: Config, around: Orphan, line: Line, orphan: Orphan) -> dict[str, Any]:
@@ -112,8 +150,11 @@ def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
     return {"outcome": "cancelled", "error": error.as_dict()}
 
 
-async def _run(config: Config, around: Orphan, ending: dict[str, Any]) -> None:
-    """Run the hooks behind an operation, and forget its journal; cancelled, they are run again."""
+async def _run(config: Config, around: Orphan, ending: dict[str, Any]) -> list[str]:
+    """Run the hooks behind an operation, and forget its journal; cancelled, they are run again.
+
+    Returns what is to be reported of the journal.
+    """
     from manager.jobs import hooks
 
     facts = {**around.facts, **ending}
@@ -126,7 +167,7 @@ async def _run(config: Config, around: Orphan, ending: dict[str, Any]) -> None:
     told = {"operation": facts.get("operation"), **{key: facts.get(key) for key in _TOLD}}
     more = tuple(map(str, (facts.get("more") or {}).get(moment, ())))
     await hooks.run(config.hooks, moment, {**told, "recovered": True}, more)
-    journal.forget(around)
+    return list(filter(None, [journal.forget(around)]))
 
 
 def _entry(path: str, uuid: str | None = None) -> Entry | None:

@@ -1,8 +1,9 @@
 """The step journal: each step of an operation is on stable storage before the step is taken.
 
-One file an operation, in the state directory: JSON lines, the first of which says what the
-operation is about. Its owner holds it locked; it is removed when nothing is left to undo. What is
-found unlocked belongs to a manager that died, and is what ``mapsave recover`` works from.
+One file an operation, in the state directory (``journal_file.py``). Its owner holds it locked; it
+is removed when nothing is left to undo. What is found unlocked belongs to a manager that died, and
+is what ``mapsave recover`` works from. A damaged one is kept, under another name, once it was dealt
+with.
 """
 
 from __future__ import annotations
@@ -10,23 +11,22 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-import errno
 import fcntl
-import json
+import logging
 import os
-import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.image import image
-from manager.operations import locks, unfinished, waiting
+from manager.operations import journal_file, locks, unfinished, waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
-_SUFFIX = ".jsonl"
+_log = logging.getLogger(__name__)
+
+FINISHED = "finished before; only its journal was left"
 _AROUND = "around"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
 
@@ -71,8 +71,10 @@ class Journal:
     """The journal of one running operation."""
 
     def __init__(self, fd: int, path: Path, watch: Watch | None) -> None:
-        self._fd = fd
+        self._writer = journal_file.Writer(fd)
         self.path = path
+        self.state = path.parent.parent  # the state directory
+        self.warnings: list[str] = []
         self._settled = False
         self._watch = watch
 
@@ -92,7 +94,7 @@ class Journal:
     def record(self, step: str, data: Mapping[str, Any]) -> None:
         """Bring a step to stable storage. Blocks. Raises JournalUnwritable."""
         try:
-            _write(self._fd, step, data)
+            self._writer.write(step, data)
         except OSError as error:
             raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
         unfinished.note(self.path, step, data)
@@ -101,6 +103,12 @@ class Journal:
         """Show a recorded step to whoever watches, which is of the event loop's thread."""
         if self._watch is not None:
             self._watch.saw(step, data)
+
+    def warn(self, doing: str, error: OSError) -> None:
+        """Report that the journal failed at an operation that has come to its end all the same."""
+        words = f"cannot {doing} the journal {str(self.path)!r}: {error.strerror}"
+        self.warnings.append(words)
+        _log.warning("%s", words)
 
     def unsettled(self) -> None:
         """Keep the file at the end: something is left for ``mapsave recover``."""
@@ -146,14 +154,6 @@ def around(state: Path, **facts: Any) -> Iterator[Journal]:
             _within.reset(token)
 
 
-def _write(fd: int, step: str, data: Mapping[str, Any]) -> None:
-    record = {"step": step, "time": time.time(), **data}
-    line = json.dumps(record).encode("ascii") + b"\n"
-    if os.write(fd, line) != len(line):  # write(2): what fits is written first
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.fdatasync(fd)
-
-
 @contextlib.asynccontextmanager
 async def operation_in_thread(state: Path, kind: str, **facts: Any) -> AsyncIterator[Journal]:
     """Do as ``operation`` does, off the event loop: a disk may take seconds for the beginning."""
@@ -194,7 +194,7 @@ def _create(directory: Path, kind: str) -> tuple[Path, int]:
     """Make a journal and lock it: one that ``remove_empty`` did not take for a dead manager's."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
     while True:
-        path = directory / f"{kind}-{uuid.uuid4()}{_SUFFIX}"
+        path = directory / f"{kind}-{uuid.uuid4()}{journal_file.SUFFIX}"
         fd = os.open(path, flags, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)  # whoever has it looks at it for a moment only
         if os.fstat(fd).st_nlink:
@@ -203,9 +203,15 @@ def _create(directory: Path, kind: str) -> tuple[Path, int]:
 
 
 def _end(journal: Journal, path: Path) -> None:
-    if journal.is_settled:
+    if not journal.is_settled:
+        return
+    try:
         path.unlink(missing_ok=True)
         unfinished.forget(path)
+    except OSError as error:
+        journal.warn("remove", error)
+        with contextlib.suppress(OSError):  # recovery then knows that there is nothing to do
+            journal.record("tidy", {"outcome": FINISHED})
 
 
 def boot_id() -> str | None:
@@ -227,21 +233,32 @@ def _sync_directory(directory: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Orphan:
-    """The journal of an operation whose manager died: its facts, and the steps it had come to."""
+    """The journal of an operation whose manager died: its facts, and the steps it had come to.
+
+    ``is_unsure``: further steps may have been taken, which the journal says no more. ``problem``:
+    why it says nothing that can be used, None where it does.
+    """
 
     path: Path
     kind: str
     facts: dict[str, Any]
     steps: tuple[str, ...]
+    is_damaged: bool = False
+    is_unsure: bool = False
+    problem: str | None = None
 
     @property
-    def last(self) -> str:
-        """The step that was taken, or about to be, when the manager died."""
-        return self.steps[-1]
+    def last(self) -> str | None:
+        """The step that was taken, or about to be, when the manager died; None if not known."""
+        return self.steps[-1] if self.steps else None
 
     def reached(self, step: str) -> bool:
-        """Tell whether ``step`` was recorded."""
+        """Return whether ``step`` was recorded."""
         return step in self.steps
+
+    def may_have_reached(self, step: str) -> bool:
+        """Return whether ``step`` was recorded, or may have been in what cannot be read."""
+        return self.is_unsure or self.reached(step)
 
     @property
     def is_of_this_boot(self) -> bool:
@@ -262,11 +279,16 @@ def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
     """
     with contextlib.ExitStack() as stack:
         found = []
-        for path in _paths(state):
+        for path in paths(state):
             if path.name.startswith(f"{_AROUND}-") != around:
                 continue
             with contextlib.ExitStack() as lock:
-                if lock.enter_context(_locked(path)) and (orphan := _read(path)) is not None:
+                try:
+                    is_locked = lock.enter_context(_locked(path))
+                except OSError as error:
+                    found.append(_unreadable(path, error))
+                    continue
+                if is_locked and (orphan := read(path)) is not None:
                     found.append(orphan)
                     stack.enter_context(lock.pop_all())
         yield found
@@ -274,22 +296,22 @@ def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
 
 def remove_empty(state: Path) -> None:
     """Remove the journals of managers that died before the first step was recorded whole."""
-    for path in _paths(state):
-        with _locked(path) as is_locked:
-            if is_locked and _read(path) is None:
+    for path in paths(state):
+        with contextlib.suppress(OSError), _locked(path) as is_locked:
+            if is_locked and read(path) is None:
                 path.unlink(missing_ok=True)
 
 
-def _paths(state: Path) -> list[Path]:
-    directory = state / "journal"
-    return sorted(directory.glob(f"*{_SUFFIX}")) if directory.is_dir() else []
+def paths(state: Path) -> list[Path]:
+    """Return the journals of a state directory, owned or not."""
+    return list(journal_file.found(state / "journal"))
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Lock a journal; yield False where its owner lives, or has removed it meanwhile."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         yield False
         return
@@ -304,68 +326,51 @@ def _locked(path: Path) -> Iterator[bool]:
         os.close(fd)
 
 
-def _read(path: Path) -> Orphan | None:
-    """Read a journal; its last line may be torn, and was then not acted upon."""
-    facts: dict[str, Any] = {}
-    steps = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-            steps.append(str(record.pop("step")))
-        except (ValueError, TypeError, AttributeError, KeyError):
-            break  # torn by a crash of the host: zeros, or a piece
-        record.pop("time", None)
-        facts.update(record)
-    if not steps:
-        return None  # died before its first step was whole: nothing was touched
-    return Orphan(path, str(facts.get("kind", "")), facts, tuple(steps))
+def read(path: Path) -> Orphan | None:
+    """Return what a journal says; None where its manager died before its first step."""
+    try:
+        known = journal_file.read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return _unreadable(path, error)
+    if known.is_blank:
+        return None
+    kind = str(known.facts.get("kind") or _kind(path))
+    problem = None if known.facts else "none of its lines can be read"
+    damage = (known.is_damaged, known.is_unsure)
+    return Orphan(path, kind, known.facts, known.steps, *damage, problem)
 
 
-def partial_images(state: Path) -> set[str]:
-    """Return the paths of the partial images that journals speak of, owned or not."""
-    return {
-        os.path.join(str(facts["directory"]), image.partial_name(str(facts["name"])))
-        for facts in _all_facts(state)
-        if "directory" in facts
-    }
+def _unreadable(path: Path, error: OSError) -> Orphan:
+    words = f"it cannot be read: {error.strerror}"
+    return Orphan(path, _kind(path), {}, (), is_damaged=True, is_unsure=True, problem=words)
 
 
-def operations(state: Path) -> set[str]:
-    """Return the ids of the service's operations that journals speak of, owned or not."""
-    return {str(facts["operation"]) for facts in _all_facts(state) if facts.get("operation")}
-
-
-def within(state: Path) -> set[str]:
-    """Return the names of the journals around operations that are not dealt with yet."""
-    return {str(facts["within"]) for facts in _all_facts(state) if facts.get("within")}
-
-
-def claimed(state: Path, image_uuid: uuid.UUID) -> bool:
-    """Tell whether a journal, owned or not, speaks of the image ``image_uuid`` as its own."""
-    return any(facts.get("uuid") == str(image_uuid) for facts in _all_facts(state))
-
-
-def _all_facts(state: Path) -> Iterator[dict[str, Any]]:
-    for path in _paths(state):
-        with contextlib.suppress(FileNotFoundError):
-            if (orphan := _read(path)) is not None:
-                yield orphan.facts
+def _kind(path: Path) -> str:
+    return path.name.partition("-")[0]
 
 
 def add(orphan: Orphan, step: str, **data: Any) -> None:
     """Record durably a step of one who deals with a dead manager's journal. Raises OSError."""
-    record = json.dumps({"step": step, "time": time.time(), **data}).encode("ascii")
-    known = _read(orphan.path)
-    lines = orphan.path.read_bytes().splitlines(keepends=True)
-    whole = b"".join(lines[: len(known.steps) if known else 0])  # a torn line would hide ours
-    with open(orphan.path, "r+b", buffering=0) as file:
-        file.truncate(len(whole))
-        file.seek(0, os.SEEK_END)
-        file.write((b"" if whole.endswith(b"\n") else b"\n") + record + b"\n")
-        os.fdatasync(file.fileno())
+    if orphan.problem is None:
+        journal_file.append(orphan.path, step, data)
 
 
-def forget(orphan: Orphan) -> None:
-    """Remove the journal of an operation that was dealt with."""
-    orphan.path.unlink(missing_ok=True)
-    unfinished.forget(orphan.path)
+def forget(orphan: Orphan) -> str | None:
+    """Remove the journal of an operation that was dealt with, or keep it if it is damaged.
+
+    Returns a warning where that is to be reported.
+    """
+    kept = orphan.path.with_name(orphan.path.name + journal_file.DAMAGED)
+    try:
+        if not orphan.is_damaged:
+            orphan.path.unlink(missing_ok=True)
+            unfinished.forget(orphan.path)
+            return None
+        orphan.path.rename(kept)
+        unfinished.forget(orphan.path)
+    except OSError as error:
+        doing = "rename the damaged" if orphan.is_damaged else "remove the"
+        return f"cannot {doing} journal {str(orphan.path)!r}: {error.strerror}"
+    return f"the journal was damaged; it is kept as {str(kept)!r}: look at it, then remove it"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from manager.plan.strategy import Strategy
 
 
+RECOVERY = "recovery"  # what the step journal says as well, in a partial image only
 _IN_HEADER = ("xml", "cookie")
 
 
@@ -97,7 +98,7 @@ def after(
     run.
     """
     return {
-        **known,
+        **{key: known[key] for key in known if key != RECOVERY},
         "machine": contents.stream.machine,
         "ram_blocks": [
             {"name": block.name, "bytes": block.used_length, "used_pages": used}

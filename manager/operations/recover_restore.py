@@ -8,20 +8,19 @@ in run state ``paused`` is a guest that was just loaded, and one that ran and wa
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 from typing import TYPE_CHECKING
 
 from manager import errors
 from manager.image import image
-from manager.image.superblock import State
 from manager.labels import leftovers
 from manager.labels.label import Label, Problem
 from manager.migration import guest_state
 from manager.monitor import process
-from manager.operations import attach, ending, journal, kept, locks
+from manager.operations import attach, ending, journal, kept, locks, restored_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from manager.config import Config
     from manager.image.image import Image
@@ -39,6 +38,10 @@ LOADED = (
     "guest restored, and left paused, for somebody may have used it since: let it run ('cont' or "
     "virsh resume), or end it; the image stays marked as restored"
 )
+MAY_RUN = (
+    "a guest runs at the destination, which may be the restored one; the image is marked as "
+    "restored: restore --again takes it nevertheless"
+)
 MAY_HAVE_RUN = (
     "destination ended since; its guest was loaded and may have run, so the image stays marked as "
     "restored: restore --again takes it nevertheless"
@@ -54,16 +57,15 @@ async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dr
     where the destination lives but does not answer.
     """
     with _image_held(config, orphan) as opened:
-        if orphan.facts.get("monitor") is None:
+        monitor = _monitor(config, orphan)
+        if monitor is None:
             return UNDONE  # nothing had been started
-        monitor = attach.Monitor(**orphan.facts["monitor"])
         with locks.held(config.state, f"guest {orphan.facts['guest']!r}", monitor.key):
             if orphan.reached("tidy"):
                 outcome = str(orphan.facts.get("outcome", RUNS))
             else:
-                outcome = await _finish_or_undo(
-                    config, orphan, opened, monitor, problems, dry_run=dry_run
-                )
+                found = _Restore(config, orphan, opened, problems, dry_run)
+                outcome = await _finish_or_undo(found, monitor)
                 if not dry_run:
                     with contextlib.suppress(OSError):
                         journal.add(orphan, "tidy", outcome=outcome)
@@ -71,6 +73,56 @@ async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dr
                 # Under the locks: who begins behind them must not rely on what we take out.
                 _take_label_back(orphan, opened, problems)
             return outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class _Restore:
+    """An interrupted restore: its journal and its image, None where that is gone or damaged."""
+
+    config: Config
+    orphan: Orphan
+    opened: Image | None
+    problems: list[Problem]
+    dry_run: bool
+
+    def mark(self) -> None:
+        """Mark the image as restored, as far as that can be done; what cannot is a problem."""
+        if self.opened is None or self.dry_run:
+            return
+        try:
+            warning = restored_notes.mark(self.config.state, self.opened)
+        except OSError as error:
+            warning = f"{self.opened.path!r} cannot be marked as restored, {error.strerror}"
+        if warning is not None:
+            self.problems.append(Problem(warning, recoverable=False))
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the image, or a copy of it, is marked as restored."""
+        return self.opened is not None and restored_notes.is_used(self.config.state, self.opened)
+
+
+def _monitor(config: Config, orphan: Orphan) -> attach.Monitor | None:
+    """Return the monitor of the destination; None where nothing had been started.
+
+    Where the journal does not say which it was, it is the one that the guest is configured with.
+    Raises JournalUnusable where it has none.
+    """
+    if orphan.facts.get("monitor") is not None:
+        return attach.Monitor(**orphan.facts["monitor"])
+    if not orphan.is_unsure:
+        return None
+    guest = config.guests.get(str(orphan.facts["guest"]))
+    if guest is not None and guest.libvirt is not None:
+        return attach.Monitor(uri=guest.libvirt.uri, domain=guest.libvirt.domain)
+    if guest is not None and (guest.qmp is not None or guest.emulator is not None):
+        return attach.Monitor.at(attach.socket_path(guest, config))
+    raise errors.JournalUnusable(
+        f"the journal {str(orphan.path)!r} is damaged, and does not say which QEMU the image "
+        f"{orphan.facts['image']!r} was being loaded into",
+        hint="see whether one waits or is paused: quit it, or resume it and restore the image no "
+        "more; then move the journal away",
+    )
 
 
 def _take_label_back(orphan: Orphan, opened: Image | None, problems: list[Problem]) -> None:
@@ -82,29 +134,21 @@ def _take_label_back(orphan: Orphan, opened: Image | None, problems: list[Proble
         problems += leftovers.put_back(opened.fd, path, label)
 
 
-async def _finish_or_undo(
-    config: Config,
-    orphan: Orphan,
-    opened: Image | None,
-    monitor: attach.Monitor,
-    problems: list[Problem],
-    *,
-    dry_run: bool,
-) -> str:
+async def _finish_or_undo(found: _Restore, monitor: attach.Monitor) -> str:
+    orphan = found.orphan
     try:
         async with monitor.connected() as session:
             state = await guest_state.run_state(session)
             if _is_destination(orphan, session, state):
-                tidy = functools.partial(_tidy, config, orphan, session, problems)
-                return await _with_qemu(orphan, opened, session, state, tidy, dry_run=dry_run)
+                return await _with_qemu(found, session, state)
             if _libvirt_may_have_loaded(orphan, monitor):
                 return PAUSED
-            if orphan.reached("load") and _pid(orphan) is None and state != "inmigrate":
-                return _loaded(opened, dry_run=dry_run)  # it may be, who can tell
+            if orphan.may_have_reached("load") and _pid(orphan) is None and state != "inmigrate":
+                return _loaded(found, state)  # it may be, who can tell
     except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
         if _lives(orphan):
             raise
-    return _without_qemu(orphan, opened)
+    return _without_qemu(found)
 
 
 def _libvirt_may_have_loaded(orphan: Orphan, monitor: attach.Monitor) -> bool:
@@ -151,63 +195,49 @@ def _is_destination(orphan: Orphan, session: Session, state: str) -> bool:
     return state == "inmigrate"  # waits for a guest, so holds none
 
 
-async def _with_qemu(
-    orphan: Orphan,
-    opened: Image | None,
-    session: Session,
-    state: str,
-    tidy: Callable[[], Awaitable[None]],
-    *,
-    dry_run: bool,
-) -> str:
-    runs = state == "running"
+async def _with_qemu(found: _Restore, session: Session, state: str) -> str:
+    orphan, runs = found.orphan, state == "running"
     if runs or orphan.reached("run"):
-        if not dry_run:
-            await tidy()
-            _mark(opened)  # somebody has let it run before we came, or the mark was taken back
+        if not found.dry_run:
+            await _tidy(found, session)
+            found.mark()  # somebody has let it run before we came, or the mark was taken back
             if not runs:
                 await session.resume()
         return RUNS
     if state != "inmigrate":
-        if not dry_run:
-            await tidy()
-        return _loaded(opened, dry_run=dry_run)
+        if not found.dry_run:
+            await _tidy(found, session)
+        return _loaded(found, state)
     launched = orphan.reached("launch")
     outcome = UNDONE if launched else LEFT
-    if dry_run:
+    if found.dry_run:
         return f"would be: {outcome}"
     if launched:
         await ending.end_guest(session)
     else:
-        await tidy()
+        await _tidy(found, session)
     return outcome
 
 
-def _loaded(opened: Image | None, *, dry_run: bool) -> str:
+def _loaded(found: _Restore, state: str) -> str:
     """Leave a loaded guest as it is: if it ran, its disks have moved on, and only it has them."""
-    if dry_run:
-        return f"would be: {LOADED}"
-    _mark(opened)
-    return LOADED
+    outcome = MAY_RUN if state == "running" else LOADED
+    if found.dry_run:
+        return f"would be: {outcome}"
+    found.mark()
+    return outcome
 
 
-def _mark(opened: Image | None) -> None:
-    if opened is not None and opened.block.state is not State.RESTORED:
-        with contextlib.suppress(OSError):  # as a restore: not every image can be marked
-            opened.mark(State.RESTORED)
-
-
-def _without_qemu(orphan: Orphan, opened: Image | None) -> str:
+def _without_qemu(found: _Restore) -> str:
     """The destination is gone. A guest that ran has changed its disks: the image stays marked."""
-    if orphan.reached("run"):
+    if found.orphan.reached("run"):
         return ENDED_SINCE
-    marked = opened is not None and opened.block.state is State.RESTORED
-    return MAY_HAVE_RUN if orphan.reached("mark") and marked else UNDONE
+    return MAY_HAVE_RUN if found.orphan.may_have_reached("mark") and found.is_marked else UNDONE
 
 
-async def _tidy(config: Config, orphan: Orphan, session: Session, problems: list[Problem]) -> None:
-    if not orphan.reached("load"):
+async def _tidy(found: _Restore, session: Session) -> None:
+    if not found.orphan.may_have_reached("load") or "fdset" not in found.orphan.facts:
         return
-    warning = await kept.taken_back(config.state, session, orphan)
+    warning = await kept.taken_back(found.config.state, session, found.orphan)
     if warning is not None:
-        problems.append(Problem(warning, recoverable=False))
+        found.problems.append(Problem(warning, recoverable=False))

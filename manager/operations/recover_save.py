@@ -13,11 +13,20 @@ from manager.labels import leftovers
 from manager.labels.label import Label, Problem
 from manager.migration import guest_state, outgoing, progress
 from manager.monitor import process
-from manager.operations import attach, ending, journal, kept, locks, metadata, waiting, written
+from manager.operations import (
+    attach,
+    ending,
+    journal,
+    journal_facts,
+    kept,
+    locks,
+    metadata,
+    recover_image,
+    waiting,
+    written,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from manager.config import Config
     from manager.image.image import Contents, Partial
     from manager.monitor.session import Session
@@ -147,41 +156,47 @@ def _check_identity(orphan: Orphan, session: Session) -> None:
 
 
 async def _with_qemu(
-    config: Config, orphan: Orphan, session: Session, problems: list[Problem], *, dry_run: bool
+    config: Config,
+    orphan: Orphan,
+    session: Session,
+    problems: list[Problem],
+    *,
+    dry_run: bool,
 ) -> str:
     complete = await _complete(orphan, session, dry_run=dry_run)
     if dry_run:
         return f"would be: {COMMITTED if complete else PUT_BACK}"
-    if orphan.reached("hand-over"):
+    if orphan.may_have_reached("hand-over"):
         warning = await kept.taken_back(config.state, session, orphan)
         if warning is not None:
             problems.append(Problem(warning, recoverable=False))
             # As a save does: no image is made of a file that QEMU still has open.
-            complete = complete and orphan.reached("commit")
+            complete = complete and (
+                orphan.reached("commit") or recover_image.is_committed_somewhere(orphan)
+            )
     if not complete:
         # First of all: the guest must not wait for an image directory that is gone.
         await _put_back(orphan, session)
         return PUT_BACK
-    with store.directory(orphan.facts["directory"]) as held:
-        if orphan.reached("committed") and not _is_committed(orphan, held):
-            return GONE_SINCE  # it may be restored elsewhere: two guests must not run
-        try:
+    try:
+        with store.directory(orphan.facts["directory"]) as held:
+            if recover_image.is_gone(orphan, held):
+                return GONE_SINCE  # it may be restored elsewhere: two guests must not run
             await _commit(orphan, held, problems, session)
-        except (errors.InvalidImage, OSError) as error:
-            await _put_back(orphan, session)
-            return f"{PUT_BACK}: QEMU had finished, but the image is not good: {error}"
+    except (errors.BadDirectory, errors.NotPermitted) as error:
+        error.hint = (
+            f"mount {orphan.facts['directory']!r}, then run 'mapsave recover', which commits the "
+            "image; the guest is paused until then. Is the image lost for good: resume the guest "
+            "with 'cont' at its monitor, then recover"
+        )
+        raise
+    except (errors.InvalidImage, OSError) as error:
+        await _put_back(orphan, session)
+        return f"{PUT_BACK}: QEMU had finished, but the image is not good: {error}"
     outcome = await _then(orphan, session)
     if outcome == TAKEN_OVER:
-        _mark_stale(orphan)
+        recover_image.mark_stale(config, orphan, problems)
     return outcome
-
-
-def _mark_stale(orphan: Orphan) -> None:
-    """Let no restore take an image whose guest went on: its disks have moved on."""
-    path = os.path.join(orphan.facts["directory"], orphan.facts["name"])
-    with image.opened(path) as opened:
-        if str(opened.block.uuid) == orphan.facts.get("uuid"):
-            opened.mark_stale()
 
 
 async def _complete(orphan: Orphan, session: Session, *, dry_run: bool) -> bool:
@@ -190,7 +205,9 @@ async def _complete(orphan: Orphan, session: Session, *, dry_run: bool) -> bool:
     ``completed`` alone may be of an earlier save; but only the guest of a finished save is in
     ``postmigrate``, and one that the dead manager had let run on has a journal that says so.
     """
-    if not orphan.reached("migrate"):
+    if recover_image.is_committed_somewhere(orphan):
+        return True  # whatever the journal says: it may be damaged, or a step be missing
+    if not orphan.may_have_reached("migrate"):
         return False
     if orphan.reached("committed") or orphan.reached("resume"):
         return True
@@ -206,7 +223,7 @@ async def _complete(orphan: Orphan, session: Session, *, dry_run: bool) -> bool:
 
 async def _put_back(orphan: Orphan, session: Session) -> None:
     """Let a guest that was running run again, unless it was not the save that paused it."""
-    if not orphan.reached("pause") and not orphan.reached("migrate"):
+    if not orphan.may_have_reached("pause") and not orphan.reached("migrate"):
         return
     async with guest_state.put_back_at_end(
         session, was_running=bool(orphan.facts["was_running"])
@@ -224,9 +241,12 @@ async def _then(orphan: Orphan, session: Session) -> str:
     then = orphan.facts["then"]
     if await guest_state.run_state(session) != "postmigrate":
         return TAKEN_OVER if then == "quit" else COMMITTED
-    if then == "quit":
-        await ending.end_guest(session)
-    elif then == "resume":
+    if then == "quit" and not await ending.end_guest(session):
+        raise errors.GuestNotEnded(
+            f"{session.address}: {COMMITTED}, but the guest was not ended",
+            hint="it is paused; run 'mapsave recover' again, which ends it",
+        )
+    if then == "resume":
         await session.resume()
     return COMMITTED
 
@@ -239,19 +259,23 @@ async def _without_qemu(
     What was not synced yet when the host went down may lack pages though its structure is whole:
     only from the step ``commit`` on it is synced.
     """
-    if _is_committed(orphan, held):
+    if recover_image.is_committed(orphan, held):
         if not dry_run:
             await _commit(orphan, held, problems)
         return COMMITTED
+    if orphan.reached("committed") and not recover_image.has_partial(orphan, held):
+        return GONE_SINCE
     outcome = QEMU_ENDED if orphan.is_of_this_boot else HOST_WENT_DOWN
     whole = orphan.is_of_this_boot or orphan.reached("commit")
     try:
-        with _adopted(orphan, held) as partial:
+        with recover_image.adopted(orphan, held) as partial:
+            # Its superblock says so only once all before it was synced.
+            whole = whole or partial.block.state is not State.PARTIAL
             await _check(orphan, partial, None)
     except errors.PagesMissing as error:
         return f"QEMU had ended, and {error.message}: partial image removed"
-    except (OSError, errors.InvalidImage):
-        whole = False
+    except (FileNotFoundError, errors.InvalidImage):
+        whole = False  # any other error of the disk may pass: the image may be all that is left
     if not whole:
         return outcome
     if not dry_run:
@@ -281,45 +305,33 @@ async def _commit(
 ) -> None:
     """Commit the partial image, or find that it was; ``session`` is of a guest that lives.
 
-    Raises InvalidImage, OSError.
+    Raises InvalidImage, OSError with nothing done; CommitFailed where the image has its name, so
+    that the guest must not run: what is uncertain is finished at the next try.
     """
-    if _is_committed(orphan, held):
-        with descriptors.opened(held.fd, str(orphan.facts["name"]), os.O_RDWR) as fd:
-            _settle_label(orphan, held, fd, problems)
-        os.fsync(held.fd)  # it may have died between rename and fsync
+    if recover_image.is_committed(orphan, held):
+        with recover_image.has_its_name(orphan):
+            with descriptors.opened(held.fd, str(orphan.facts["name"]), os.O_RDWR) as fd:
+                _settle_label(orphan, held, fd, problems)
+            os.fsync(held.fd)  # it may have died between rename and fsync
         return
-    with _adopted(orphan, held) as partial:
+    with recover_image.adopted(orphan, held) as partial:
         contents, found = await _check(orphan, partial, session)
         label = _label(orphan)
         known = partial.metadata()
         paused_at = _paused_at(orphan)
         final = metadata.after(known, contents, label, found, duration=0.0, paused_at=paused_at)
-        partial.commit({**final, "recovered": True}, replace=bool(orphan.facts["replace"]))
+        try:
+            partial.commit({**final, "recovered": True}, replace=bool(orphan.facts["replace"]))
+        except OSError:
+            if not partial.has_its_name:
+                raise
+            with recover_image.has_its_name(orphan):
+                raise
         _settle_label(orphan, held, partial.fd, problems)
-
-
-@contextlib.contextmanager
-def _adopted(orphan: Orphan, held: store.Directory) -> Iterator[Partial]:
-    """Open the partial image of this save. Raises OSError, Busy, InvalidImage."""
-    with image.adopting(held.fd, str(orphan.facts["name"])) as partial:
-        if str(partial.block.uuid) != orphan.facts.get("uuid"):
-            raise errors.InvalidImage(f"{partial.partial!r} is of another save")
-        yield partial
 
 
 def _paused_at(orphan: Orphan) -> float | None:
     return os.stat(orphan.path).st_mtime if orphan.facts["was_running"] else None
-
-
-def _is_committed(orphan: Orphan, held: store.Directory) -> bool:
-    """Tell whether the image under its final name is the one of this save."""
-    path = os.path.join(held.path, str(orphan.facts["name"]))
-    try:
-        with image.opened(path) as found:
-            ours = str(found.block.uuid) == orphan.facts.get("uuid")
-            return ours and found.block.state is not State.PARTIAL
-    except errors.MapsaveError:
-        return False
 
 
 def _label(orphan: Orphan) -> Label | None:
@@ -337,7 +349,7 @@ def _remove(config: Config, orphan: Orphan, held: store.Directory) -> None:
         with image.adopting(held.fd, name) as partial:
             found = partial.block.uuid
             ours = str(found) == orphan.facts.get("uuid")
-            if not ours and (orphan.reached("label") or journal.claimed(config.state, found)):
+            if not ours and (orphan.reached("label") or journal_facts.claimed(config.state, found)):
                 return
             partial.remove()
     except errors.Busy:

@@ -18,6 +18,7 @@ _SPEAKS = (
     recover_save.TAKEN_OVER,
     recover_restore.PAUSED,
     recover_restore.LOADED,
+    recover_restore.MAY_RUN,
     recover_restore.MAY_HAVE_RUN,
 )
 

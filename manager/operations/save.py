@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 from manager import errors, open_files
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.config import Config, Guest
+    from manager.image.image import Partial
     from manager.migration.progress import Phases, Report
     from manager.operations.facts import Facts
     from manager.operations.save_request import Request
@@ -86,13 +88,21 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
             facts_of_it = _journalled(guest, request, held, name, found, monitor)
             begun = journal.operation_in_thread(config.state, "save", **facts_of_it, fdset=number)
             async with begun as log:
+                known[metadata.RECOVERY] = {
+                    "journal": log.path.name,
+                    "boot": journal.boot_id(),
+                    "fdset": number,
+                    **facts_of_it,
+                }
                 with session.events("MIGRATION", "RESUME") as events:
                     job = SaveJob(
                         *(session, held, name, request, found, strategy, chosen, log),
                         *(phases, known, number, guest_state.ResumeWatch(events)),
                         state=config.state,
                     )
-                    return await _write(guest, job)
+                    result = await _write(guest, job)
+            result["warnings"] += log.warnings
+            return result
 
 
 def _journalled(
@@ -111,6 +121,7 @@ def _journalled(
         "pid": pid,
         "process_started": started,
         "directory": held.path,
+        "directory_inode": os.fstat(held.fd).st_ino,
         "name": name,
         "replace": request.replace,
         "then": "leave" if request.then == "resume" and not found.runs else request.then,
@@ -124,6 +135,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
     """Create, label, let QEMU write, commit, and do what was asked for ``then``."""
     job.phases.enter("prepare")
     with contextlib.ExitStack() as stack:
+        made = stack.enter_context(_what_is_left(job))
         stack.enter_context(_save_failures(job))
         with job.labelling.creating(job.facts.pid):
             partial = stack.enter_context(
@@ -133,6 +145,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                     libvirt=metadata.libvirt_header(job.facts, job.request),
                 )
             )
+        made.append(partial)
         place = (partial.fd, job.partial_path, [job.path], job.facts.pid)
         uuid = str(partial.block.uuid)
         if (intended := job.labelling.intended(*place, "save")) is not None:
@@ -165,6 +178,26 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
             return await waiting.to_the_end(
                 save_commit.commit(guest, job, partial, applied, paused, contents, found)
             )
+
+
+@contextlib.contextmanager
+def _what_is_left(job: SaveJob) -> Iterator[list[Partial]]:
+    """Keep the journal where a failed save cannot remove its partial image: recovery does it."""
+    made: list[Partial] = []
+    try:
+        yield made
+    except BaseException as error:
+        if not any(partial.is_left for partial in made):
+            raise
+        job.log.unsettled()
+        if not isinstance(error, errors.GuestNotPutBack):
+            with contextlib.suppress(journal.JournalUnwritable):
+                job.log.step("tidy", outcome=journal.FINISHED)
+        if isinstance(error, errors.MapsaveError):
+            error.message += f"; its partial image {job.partial_path!r} could not be removed"
+            also = "run 'mapsave recover' once the disk works again: it removes the partial image"
+            error.hint = f"{error.hint}; {also}" if error.hint else also
+        raise
 
 
 @contextlib.contextmanager

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import bitmaps, syscalls
 from manager.migration import guest_state
-from manager.operations import check, ending, journal, metadata, waiting, written
+from manager.operations import (
+    check,
+    ending,
+    journal,
+    metadata,
+    restored_notes,
+    waiting,
+    written,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,10 +195,11 @@ async def _lost(job: SaveJob, error: errors.MonitorLost) -> errors.SaveFailed:
 async def _stale(job: SaveJob, partial: Partial, state: str) -> errors.GuestContinued:
     """Mark an image whose guest was continued before it could be ended; return the error."""
     marked = "the image is marked, and 'mapsave restore' refuses it"
-    try:
-        await waiting.in_thread(partial.mark_stale)
-    except (OSError, errors.InvalidImage) as error:
-        marked = f"the image could not be marked ({error}): do not restore it"
+    warning = await waiting.in_thread(
+        restored_notes.mark_stale, job.log.state, job.path, partial.block.uuid, partial.mark_stale
+    )
+    if warning is not None:
+        marked = warning
     return errors.GuestContinued(
         f"{job.session.address}: somebody else has continued the guest, now {state}, which was "
         f"left as it is; {job.path!r} is committed, but stale",
@@ -267,7 +276,7 @@ async def commit(
         await job.log.step_in_thread("committed")
     except journal.JournalUnwritable as error:
         # `mapsave recover` knows the image by its uuid as well.
-        _log.warning("cannot write the journal %r: %s", error.filename, error.strerror)
+        job.log.warn("write", error)
     problems = applied.at_rest()
     is_left = job.on_left(problems)
     await _then(job, partial, paused)

@@ -46,6 +46,6 @@ def listed() -> list[dict[str, Any]]:
 
 def image_path(facts: Mapping[str, Any]) -> str | None:
     """Return the path of the image that an operation is about, whether it is there or not."""
-    if "directory" in facts:
+    if "directory" in facts and "name" in facts:
         return os.path.join(str(facts["directory"]), str(facts["name"]))
     return facts.get("image")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from manager import errors
 from manager.image import store
 from manager.jobs import hooked_recover
-from manager.operations import journal as steps
-from manager.operations import recover_restore, recovered
+from manager.operations import journal_facts, recover_restore, recovered, restored_notes
 from manager.service import operation as states
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ class Recovery:
         self._slots: dict[str, contextlib.ExitStack] = {}
         self._wanted = asyncio.Event()
         self.is_done = False
+        self.problems: list[str] = []
 
     @property
     def _interrupted(self) -> dict[str, Record]:
@@ -88,7 +88,7 @@ class Recovery:
     def ended(self, operation: str) -> None:
         """Recover again where an operation that has ended left its step journal behind."""
         try:
-            if operation not in steps.operations(self._service.config.state):
+            if operation not in journal_facts.operations(self._service.config.state):
                 return
         except OSError as error:
             # Whether it has is found out by trying.
@@ -132,6 +132,10 @@ class Recovery:
             await self._settle_others()
             done = await hooked_recover.recover(config, told=self._told)
             await self._settle_others()
+            self.problems = [
+                f"the damaged journal {path!r} is kept: look at it, then remove it"
+                for path in done["damaged"]
+            ] + done["warnings"]
             has_failed = any(line["error"] for line in done["operations"])
             if self._interrupted or has_failed:
                 self._wanted.set()
@@ -158,7 +162,7 @@ class Recovery:
 
     async def _settle_others(self) -> None:
         """Settle those that no step journal speaks of: they waited, or had just ended."""
-        spoken_of = steps.operations(self._service.config.state)
+        spoken_of = journal_facts.operations(self._service.config.state)
         others = [each for each in self._interrupted.values() if each.id not in spoken_of]
         if not others:
             return
@@ -188,7 +192,10 @@ class Recovery:
             if not directory.is_dir():
                 return {}
             with store.directory(directory) as held:
-                good = [each for each in store.entries(held) if recovered.is_good(each)]
+                entries = store.entries(
+                    held, restored=restored_notes.noted(self._service.config.state)
+                )
+                good = [each for each in entries if recovered.is_good(each)]
             return {each.path: each for each in good} | {
                 str(each.metadata["operation"]): each
                 for each in good

@@ -106,4 +106,4 @@ def _state(path: str) -> str | None:
     except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
         return None
     except (errors.InvalidImage, OSError):
-        return "invalid"
+        return "partial" if image.is_partial_name(path) else "invalid"

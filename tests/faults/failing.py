@@ -1,9 +1,10 @@
-"""Run ``mapsave save`` so that the disk fails once the image has its name.
+"""Run ``mapsave`` so that the disk fails once an image has its name, or at its end.
 
     python -m tests.faults.failing WHAT [mapsave's arguments…]
 
-WHAT is ``journal``, and there is no room for the step ``committed``; or ``directory``, and the
-fsync that brings the image's name to stable storage fails.
+WHAT is ``journal``, and there is no room for the step ``committed``; ``directory``, and the fsync
+that brings an image's name to stable storage fails; ``read-only``, and no partial image can be
+removed either; or ``journal-end``, and no journal can be removed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 def fail(what: str) -> None:
     """Wrap the one call that is to fail."""
-    plain, write, begun = os.fsync, os.write, []
+    plain, write, unlink = os.fsync, os.write, os.unlink
+    begun: list[str] = []
     record = journal.Journal.record
 
     def watched(self: journal.Journal, step: str, data: Mapping[str, Any]) -> None:
@@ -31,18 +33,30 @@ def fail(what: str) -> None:
         record(self, step, data)
 
     def fsync(fd: int) -> None:
-        if "commit" in begun and stat.S_ISDIR(os.fstat(fd).st_mode):
+        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        if is_directory and (
+            "commit" in begun or os.readlink(f"/proc/self/fd/{fd}").endswith("/images")
+        ):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if what == "read-only" and not is_directory and "complete" in begun:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         plain(fd)
 
     def short(fd: int, data: bytes) -> int:
-        return write(fd, data[:7] if b'"step": "committed"' in data else data)
+        return write(fd, data[:7] if b'{"step": "committed"' in data else data)
+
+    def refused(path: Any, *arguments: Any, **more: Any) -> None:
+        if os.fspath(path).endswith(".jsonl" if what == "journal-end" else ".partial"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        unlink(path, *arguments, **more)
 
     journal.Journal.record = watched  # type: ignore[method-assign]
     if what == "journal":
         os.write = short  # type: ignore[assignment]
-    else:
+    if what in ("directory", "read-only"):
         os.fsync = fsync  # type: ignore[assignment]
+    if what in ("read-only", "journal-end"):
+        os.unlink = refused  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from manager.operations import journal_file
 from tests.kit import cli, processes, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -74,6 +76,24 @@ def journals(site: cli.Site) -> list[Path]:
 def partials(site: cli.Site) -> list[Path]:
     """Return the partial images in the image directory."""
     return sorted(site.images.glob("*.partial"))
+
+
+def rewrite(journal: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the lines of a journal again, each as ``change`` makes it, with its checksum."""
+    lines = []
+    for text in journal.read_text().splitlines():
+        record = json.loads(text)
+        step, steps = record.pop("step"), tuple(record.pop("steps"))
+        facts = {key: record[key] for key in record if key not in ("time", "sum")}
+        lines.append(journal_file.line(step, change(facts), steps))
+    journal.write_bytes(b"".join(lines))
+
+
+def cut(journal: Path, step: str) -> None:
+    """Leave of a journal the lines up to ``step``, as if its manager had died there."""
+    lines = journal.read_text().splitlines(keepends=True)
+    steps = [json.loads(line)["step"] for line in lines]
+    journal.write_text("".join(lines[: steps.index(step) + 1]))
 
 
 def contents(site: cli.Site) -> dict[str, tuple[int, int]]:

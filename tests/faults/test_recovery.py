@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -130,12 +129,13 @@ def test_rules_that_cannot_be_taken_out_keep_the_journal(site: cli.Site, tmp_pat
     with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "migrate")
         (journal,) = struck.journals(site)
-        steps = [json.loads(line) for line in journal.read_text().splitlines()]
-        for step in steps:
-            if step["step"] == "label":
-                step["label"] = {**label, "detail": detail}
-        torn = '{"step": "compl'
-        journal.write_text("".join(json.dumps(step) + "\n" for step in steps) + torn)
+
+        def relabelled(record: dict[str, Any]) -> dict[str, Any]:
+            return {**record, "label": {**label, "detail": detail}} if "label" in record else record
+
+        struck.rewrite(journal, relabelled)
+        with journal.open("a") as file:
+            file.write('{"step": "compl')
         told = _recovered(site)
         assert (told["outcome"], told["error"]) == (PUT_BACK, None)
         (warning,) = told["warnings"]

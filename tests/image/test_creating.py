@@ -101,8 +101,9 @@ def test_data_is_marked_saved_before_the_name_appears(
     rename, fsync = syscalls.rename, os.fsync
 
     def seen_rename(*args: Any, **kwargs: Any) -> None:
+        steps.append(f"rename {superblock.read(partial.fd).state.word}")
         with image.opened(tmp_path / "a.partial") as opened:
-            steps.append(f"rename {opened.block.state.word}")
+            assert opened.block.state is State.PARTIAL, "the name decides"
         rename(*args, **kwargs)
 
     def seen_fsync(fd: int) -> None:
@@ -326,8 +327,9 @@ def test_committed_but_not_renamed_can_be_adopted(
             partial.keep()
             partial.commit({"mark": 1}, replace=False)
     assert os.listdir(held) == ["a.partial"]
-    assert not image.is_abandoned(held, "a.partial")
+    assert image.is_abandoned(held, "a.partial")
     with image.adopting(held, "a") as adopted:
+        assert not image.is_abandoned(held, "a.partial")
         assert adopted.block.state is State.SAVED
         adopted.validate()
         adopted.commit({"mark": 2}, replace=False)
