@@ -186,7 +186,7 @@ class DestinationMismatch(Refused):
 
 
 class DestinationNotZero(Refused):
-    """The destination's RAM is not zero; QEMU would leave stale pages where the image has none."""
+    """The destination's memory has contents where the image has none; QEMU would leave them."""
 
     id = "check.destination_not_zero"
 

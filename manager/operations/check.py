@@ -103,6 +103,17 @@ def migratable(found: Preflight) -> str:
     return "no blocked reasons"
 
 
+def memory(found: Preflight) -> str:
+    """A QEMU can load the guest's memory."""
+    if names := found.facts.read_only_memory:
+        raise errors.NotMigratable(
+            f"RAM blocks {', '.join(names)} are of read-only memory (readonly=on): QEMU would save "
+            "them, but dies when it loads them",
+            hint="unplug the device, or start the guest with rom=off for that memory backend",
+        )
+    return "can be loaded"
+
+
 def capabilities(found: Preflight) -> str:
     """This QEMU has the capabilities and parameters that a save needs."""
     missing = parameters.missing(found.facts.settings)
@@ -281,6 +292,7 @@ CHECKS: tuple[Callable[[Preflight], str], ...] = (
     migration,
     let_go,
     migratable,
+    memory,
     capabilities,
     mode,
     limits,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import shutil
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,7 +16,7 @@ from manager import errors
 from manager.image import page_size
 from manager.monitor import process as processes
 from manager.monitor import qmp, undoing
-from manager.operations import attach, ending, facts, limits, modes
+from manager.operations import attach, ending, facts, limits, modes, stale_memory
 
 if TYPE_CHECKING:
     import subprocess
@@ -33,7 +32,6 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT = 60.0
 # RAM blocks that QEMU resizes to what the stream says, up to their largest (hw/core/loader.c).
 _RESIZABLE_PREFIX = "/rom@"
-_READ_CHUNK = 1 << 20
 
 
 @dataclasses.dataclass
@@ -42,7 +40,7 @@ class Destination:
 
     What it prints goes to the file ``log``, or is read from the open file ``stderr``. ``is_loaded``
     where libvirt has read the image already, ``is_ours`` where mapsave had it started. ``identity``
-    is pid and start time.
+    is pid and start time. ``warnings`` is what could not be compared.
     """
 
     session: Session
@@ -53,6 +51,7 @@ class Destination:
     is_kept: bool = False
     is_ours: bool = False
     identity: tuple[int, int] | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Remember which process it is."""
@@ -205,7 +204,7 @@ async def compare(
     modes.compare_icount(session, image, contents)
     await _compare_memory(session, image)
     await _compare_blocks(session, contents)
-    await _check_zero(session)
+    destination.warnings += await stale_memory.check(session, image.fd, contents)
 
 
 async def footprint(session: Session) -> limits.Footprint:
@@ -275,53 +274,3 @@ async def _compare_blocks(session: Session, contents: Contents) -> None:
             "in the destination",
             hint="start the destination with the same RAM, devices and ROMs",
         )
-
-
-async def _check_zero(session: Session) -> None:
-    """Check that RAM backed by a file is zero: QEMU loads only the pages that the image holds."""
-    for backend in await session.execute("query-memdev"):
-        identifier = backend.get("id")
-        if identifier is None:
-            continue
-        try:
-            path = await session.execute(
-                "qom-get", {"path": f"/objects/{identifier}", "property": "mem-path"}
-            )
-        except errors.CommandRefused:
-            continue  # not backed by a file, so fresh
-        _check_file_zero(str(path), str(identifier))
-
-
-def _check_file_zero(path: str, identifier: str) -> None:
-    try:
-        if os.path.isdir(path):
-            return  # QEMU makes an unnamed file there, which is fresh
-        with open(path, "rb", buffering=0) as file:
-            if _is_zero(file.fileno()):
-                return
-            problem = "is not zero"
-    except OSError as error:
-        problem = f"cannot be checked ({error.strerror})"
-    raise errors.DestinationNotZero(
-        f"the destination's RAM {identifier!r}, backed by {path!r}, {problem}; "
-        "QEMU would leave stale pages where the image has none",
-        hint="empty the file before the destination starts (truncate -s 0), or use another",
-        path=path,
-    )
-
-
-def _is_zero(fd: int) -> bool:
-    """Tell whether a file reads as zeros; holes are skipped where the file system knows them."""
-    offset, size = 0, os.fstat(fd).st_size
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError:
-            return True  # ENXIO: nothing but holes from here on
-        data = os.pread(fd, _READ_CHUNK, offset)
-        if not data:
-            return True
-        if data.count(0) != len(data):
-            return False
-        offset += len(data)
-    return True

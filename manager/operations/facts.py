@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.migration import guest_state, outgoing, parameters
 from manager.monitor import fdset, process
-from manager.operations import limits, modes
+from manager.monitor import ram_blocks as monitor_blocks
+from manager.operations import limits, memory_backends, modes
 
 if TYPE_CHECKING:
     from manager.migration.parameters import Settings
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 OLDEST_QEMU = (9, 1, 0)
 _MACHINE_SUFFIX = "-machine"
-_BLOCK_LINE = re.compile(
-    r"\s*(?P<name>\S.*?)\s+\S+ \S+\s+0x[0-9a-f]+"  # name, page size, offset
-    r"\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<total>[0-9a-f]+)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +53,7 @@ class Facts:
     settings: Settings
     migration: str
     blocked_reasons: tuple[str, ...]
+    read_only_memory: tuple[str, ...]
     fdsets: tuple[dict[str, Any], ...]
     pid: int | None
     process: tuple[int, int] | None
@@ -100,6 +97,7 @@ async def _gather(session: Session) -> Facts:
         settings=settings if domain is None else settings.of_libvirt(),
         migration=outgoing.Outcome.from_reply(migration).status,
         blocked_reasons=tuple(migration.get("blocked-reasons", ())),
+        read_only_memory=await memory_backends.read_only(session),
         fdsets=tuple(await fdset.query(session)),
         pid=session.pid,
         process=process.identity(session.pid),
@@ -122,17 +120,9 @@ async def memory(session: Session) -> Memory:
 
 
 async def ram_blocks(session: Session) -> dict[str, tuple[int, int]]:
-    """Return (used, largest possible) bytes of each RAM block, by name.
-
-    From ``x-query-ramblock``, which QEMU offers to people as text; empty where it has none.
-    """
-    try:
-        reply = await session.execute("x-query-ramblock")
-    except errors.CommandRefused:
-        return {}
-    lines = str(reply["human-readable-text"]).splitlines()[1:]
-    found = (match for line in lines if (match := _BLOCK_LINE.match(line)))
-    return {match["name"]: (int(match["used"], 16), int(match["total"], 16)) for match in found}
+    """Return (used, largest possible) bytes of each RAM block, by name; empty where unknown."""
+    found = await monitor_blocks.query(session)
+    return {name: (block.used, block.total) for name, block in found.items()}
 
 
 async def _uuid(session: Session) -> str | None:

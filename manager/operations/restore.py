@@ -209,7 +209,7 @@ async def _load(
         "phases": seconds,
         "monitor": session.address,
         "pid": session.pid,
-        "warnings": [problem.text for problem in left] + undigested,
+        "warnings": [problem.text for problem in left] + undigested + target.warnings,
     }
 
 
