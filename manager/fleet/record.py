@@ -17,7 +17,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from manager import errors
+from manager import errors, strict_json
 from manager.image import image
 from manager.operations import locks, waiting
 
@@ -112,8 +112,11 @@ def held(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
         except errors.Refused:
             if not set_aside:
                 raise
-            (state / NAME).replace(state / f"{NAME}.unreadable")
-            _log.warning("%s cannot be read; set aside as %s.unreadable", state / NAME, NAME)
+            aside = state / f"{NAME}.unreadable"
+            if aside.is_dir() or (state / NAME).is_dir():  # rename(2) replaces files by files only
+                aside = state / f"{NAME}.unreadable-{time.time_ns()}"
+            (state / NAME).rename(aside)
+            _log.warning("%s cannot be read; set aside as %s", state / NAME, aside)
             found = load(state)
         yield found
 
@@ -125,7 +128,7 @@ def load(state: Path) -> Record:
     """
     path = state / NAME
     try:
-        return Record(path, _parsed(json.loads(path.read_bytes())))
+        return Record(path, _parsed(strict_json.loads(path.read_bytes())))
     except FileNotFoundError:
         return Record(path, ())
     except PermissionError as error:
@@ -148,6 +151,8 @@ def _parsed(found: Any) -> tuple[Entry, ...]:
             raise TypeError(f"not a guest and its image: {each}")
         if not isinstance(each.priority, int):
             raise TypeError(f"not a priority: {each.priority!r}")
+        if not isinstance(each.uuid, str | None) or not isinstance(each.time, float | int | None):
+            raise TypeError(f"not an image's uuid and time: {each}")
     return entries
 
 

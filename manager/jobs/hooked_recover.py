@@ -44,7 +44,7 @@ async def recover(
     each entry behind its hooks. A hook that fails is a warning in the log.
     """
     with journal.orphans(config.state, around=True) as found:
-        left = {orphan.path.name: orphan for orphan in found}
+        left = {each.path.name: each for each in found if each.problem != journal.BLANK}
 
         async def tell(line: Line, orphan: Orphan) -> None:
             name = orphan.facts.get("within")

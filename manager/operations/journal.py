@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+BLANK = "nothing is in it"
 FINISHED = "finished before; only its journal was left"
 _AROUND = "around"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
@@ -275,7 +276,8 @@ def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
     """Yield the journals without an owner, locked so that nobody else works on them meanwhile.
 
     They are those of operations, or with ``around`` those of what was done around operations. The
-    caller removes each with ``forget`` once it is dealt with.
+    caller removes each with ``forget`` once it is dealt with. Blank ones are among them: whether
+    their managers died before the first step, only the partial images can tell.
     """
     with contextlib.ExitStack() as stack:
         found = []
@@ -288,18 +290,26 @@ def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
                 except OSError as error:
                     found.append(_unreadable(path, error))
                     continue
-                if is_locked and (orphan := read(path)) is not None:
+                if is_locked:
+                    orphan = read(path) or _blank(path)
                     found.append(orphan)
                     stack.enter_context(lock.pop_all())
         yield found
 
 
-def remove_empty(state: Path) -> None:
-    """Remove the journals of managers that died before the first step was recorded whole."""
+def remove_empty(state: Path, is_blank: Callable[[Orphan], bool]) -> None:
+    """Remove the journals of managers that died before the first step was recorded whole.
+
+    ``is_blank`` decides about those in which nothing is.
+    """
     for path in paths(state):
         with contextlib.suppress(OSError), _locked(path) as is_locked:
-            if is_locked and read(path) is None:
+            if is_locked and read(path) is None and is_blank(_blank(path)):
                 path.unlink(missing_ok=True)
+
+
+def _blank(path: Path) -> Orphan:
+    return Orphan(path, _kind(path), {}, (), is_damaged=True, is_unsure=True, problem=BLANK)
 
 
 def paths(state: Path) -> list[Path]:

@@ -50,7 +50,13 @@ def damaged(state: Path) -> list[Path]:
 
 
 def is_lost(state: Path, name: str | None) -> bool:
-    """Return whether the journal ``name`` is there, but damaged; without a name, whether any is."""
+    """Return whether the journal ``name`` is there, but damaged or empty.
+
+    Without a name: whether there is any damaged one of a save.
+    """
+    if name is not None and (state / "journal" / name).exists():
+        orphan = journal.read(state / "journal" / name)
+        return orphan is None or orphan.problem is not None
     lost = [path.name.removesuffix(journal_file.DAMAGED) for path in damaged(state)]
     lost += [
         path.name

@@ -7,6 +7,7 @@ the locks of a process that ends, however it ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -96,13 +97,29 @@ def held(state: Path, what: str, key: str) -> Iterator[None]:
     Raises Busy at once where another process holds it.
     """
     path = _path(state_directory(state, "locks"), key)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _opened(path, what)
     try:
         if not _locked(fd):
             raise errors.Busy(f"{what} is being saved, restored or recovered by another mapsave")
         yield
     finally:
         os.close(fd)
+
+
+def _opened(path: Path, what: str) -> int:
+    """Open a lock's file, made if it is missing. Raises Refused."""
+    try:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough for flock(2)
+    except OSError as error:
+        raise errors.Refused(
+            f"cannot lock {what}: {str(path)!r}: {error.strerror}",
+            hint="mend that, or set 'state:' in the configuration",
+        ) from None
 
 
 def _locked(fd: int) -> bool:

@@ -9,6 +9,7 @@ lines, or from the partial image (``recover_lost.py``).
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +50,14 @@ async def recover(
     with journal.orphans(config.state) as orphans:
         # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
         operations = await asyncio.gather(
-            *(_one(config, orphan, told, dry_run=dry_run) for orphan in orphans)
+            *(
+                _one(config, orphan, told, dry_run=dry_run)
+                for orphan in orphans
+                if not recover_lost.is_blank(config, orphan)
+            )
         )
     if not dry_run:
-        journal.remove_empty(config.state)
+        journal.remove_empty(config.state, functools.partial(recover_lost.is_blank, config))
     warnings: list[str] = []
     swept = sweep(config, warnings, dry_run=dry_run)
     return {

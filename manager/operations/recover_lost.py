@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.image import image, store
-from manager.operations import journal_facts, metadata
+from manager.operations import journal, journal_facts, metadata
 
 if TYPE_CHECKING:
     from manager.config import Config
@@ -56,6 +56,13 @@ def known(config: Config, orphan: Orphan) -> Orphan:
     return orphan
 
 
+def is_blank(config: Config, orphan: Orphan) -> bool:
+    """Return whether the manager of a journal died before its first step: nothing was touched."""
+    if orphan.problem != journal.BLANK:
+        return False
+    return orphan.kind != "save" or _of_partial(config, orphan.path.name) is None
+
+
 def is_kept(config: Config, path: str) -> bool:
     """Return whether a partial image may be what a damaged journal spoke of."""
     try:
@@ -66,7 +73,7 @@ def is_kept(config: Config, path: str) -> bool:
     except (errors.MapsaveError, OSError):
         return False
     name = facts.get("journal") if isinstance(facts, dict) else None
-    return journal_facts.is_lost(config.state, name)
+    return journal_facts.is_lost(config.state, os.path.basename(str(name)) if name else None)
 
 
 def _of_partial(config: Config, name: str) -> dict[str, Any] | None:

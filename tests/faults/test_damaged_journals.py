@@ -92,6 +92,26 @@ def test_a_save_whose_journal_is_damaged(
         assert _states(site) == {IMAGE: "saved"}
 
 
+@pytest.mark.parametrize("length", [0, 30])
+def test_a_journal_cut_to_its_beginning(site: cli.Site, guest: qemu.Qemu, length: int) -> None:
+    """As if its manager had died before the first step; but there is its partial image."""
+    struck.run(site, "after", "complete", "KILL", *SAVE)
+    os.truncate(struck.journals(site)[0], length)
+    (line,) = site.run("recover", "--json", check=0).json()["operations"]
+    assert line["outcome"] == "image committed"
+    guest.wait()
+    assert _states(site) == {IMAGE: "saved"}
+    _kept(site)
+
+
+def test_an_empty_journal_of_a_save_that_had_not_begun(site: cli.Site, guest: qemu.Qemu) -> None:
+    struck.run(site, "after", "begin", "KILL", *SAVE)
+    os.truncate(struck.journals(site)[0], 0)
+    assert site.run("recover", "--json", check=0).json()["operations"] == []
+    assert not struck.journals(site)
+    assert guest.status() == "running"
+
+
 @pytest.mark.parametrize("what", ["last", "zeros"])
 @pytest.mark.parametrize("then", ["resume", "quit"])
 def test_a_guest_that_runs_beside_its_image_is_not_in_it(

@@ -91,6 +91,8 @@ _GOOD = dataclasses.asdict(ONE)
         pytest.param(
             json.dumps({"version": 1, "guests": [{**_GOOD, "priority": "a"}]}), id="words"
         ),
+        pytest.param(json.dumps({"version": 1, "guests": [{**_GOOD, "time": "a"}]}), id="no time"),
+        pytest.param("[" * 100_000, id="nested"),
         pytest.param("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), id="noise"),
     ],
 )
@@ -105,3 +107,13 @@ def test_what_is_no_record_is_refused_and_kept(tmp_path: Path, content: str) -> 
     with record.held(tmp_path, set_aside=True) as kept:
         assert kept.entries == ()
     assert Path(f"{path}.unreadable").read_text() == content
+
+
+def test_a_directory_in_its_place_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / record.NAME).mkdir()
+    with pytest.raises(errors.Refused):
+        record.load(tmp_path)
+    with record.held(tmp_path, set_aside=True) as kept:
+        assert kept.entries == ()
+    (aside,) = tmp_path.glob(f"{record.NAME}.unreadable*")
+    assert aside.is_dir()
