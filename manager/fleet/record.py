@@ -174,7 +174,7 @@ def _replace(path: Path, entries: tuple[Entry, ...]) -> None:
 
 def _write_durably(path: Path, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="ascii") as file:
+    with open(fd, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(fd)

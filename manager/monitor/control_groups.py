@@ -83,8 +83,8 @@ def _chain(path: str, mounts: list[_Mount], unknown: list[str]) -> list[Limit]:
 
 def _limit(group: Path) -> Limit | None:
     try:
-        most = (group / "pids.max").read_text(encoding="ascii").strip()
-        used = int((group / "pids.current").read_text(encoding="ascii"))
+        most = (group / "pids.max").read_text(encoding="utf-8").strip()
+        used = int((group / "pids.current").read_text(encoding="utf-8"))
     except OSError:
         return None  # the root has no limit, nor has a group to which the controller is not given
     limit = group / "pids.max"

@@ -68,7 +68,7 @@ def measure(pid: int | None) -> Headroom:
 
 def _limits(pid: int) -> dict[str, int | None]:
     """Return the soft limits by their names in /proc/PID/limits; None is unlimited."""
-    with open(f"/proc/{pid}/limits", encoding="ascii") as file:
+    with open(f"/proc/{pid}/limits", encoding="utf-8") as file:
         found = dict(_LIMIT_LINE.findall(file.read()))
     return {name: None if value == "unlimited" else int(value) for name, value in found.items()}
 
@@ -109,7 +109,7 @@ def _user(
 def _has_whole_uid_map(pid: int) -> bool:
     """Return whether the process is in the first user namespace, or one that maps as it does."""
     try:
-        with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
+        with open(f"/proc/{pid}/uid_map", encoding="utf-8") as file:
             return file.read().split() == _WHOLE_UID_MAP
     except OSError:
         return False
@@ -156,5 +156,5 @@ def _memory(limits: dict[str, int | None], status: dict[str, str]) -> tuple[Limi
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:
+    with open(path, encoding="utf-8") as file:
         return file.read()

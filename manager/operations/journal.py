@@ -218,7 +218,7 @@ def _end(journal: Journal, path: Path) -> None:
 def boot_id() -> str | None:
     """Return what names this boot of the host; None where the kernel does not tell."""
     try:
-        with open(_BOOT_ID, encoding="ascii") as file:
+        with open(_BOOT_ID, encoding="utf-8") as file:
             return file.read().strip()
     except OSError:
         return None

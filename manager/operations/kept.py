@@ -81,7 +81,7 @@ def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
 
 def _write(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
-    with open(new, "w", encoding="ascii") as file:
+    with open(new, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -59,7 +59,7 @@ def _no_password() -> str:
 
 def _load_revoked(context: ssl.SSLContext, path: Path) -> None:
     """Load revocation lists: from then on each CA of a client's chain needs one that is current."""
-    text = path.read_text(encoding="ascii", errors="replace")
+    text = path.read_text(encoding="utf-8", errors="replace")
     # Python would take a certificate in the file as one more CA.
     if "-----BEGIN X509 CRL-----" not in text or "-----BEGIN CERT" in text:
         raise OSError("it must hold revocation lists (PEM), and nothing else")
