@@ -85,8 +85,9 @@ def _used(found: dict[str, Any]) -> list[str]:
     if not found["names"]:
         return []
     if found["has_domain_xml"]:
-        return ["", "its domain XML names", *output.names(found), ""]
-    return ["", "with --trust-recorded-command it runs", *output.names(found), ""]
+        return ["", "its domain XML names", *output.names(found)]
+    (program,) = (each["name"] for each in found["names"])
+    return [f"  command    {program}; run with --trust-recorded-command alone"]
 
 
 def _histogram(runs: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from manager import errors
 
@@ -18,35 +18,42 @@ if TYPE_CHECKING:
     from manager.image.libvirt_header import LibvirtHeader
     from manager.image.metadata import Metadata
 
-_KEY = "libvirt_header"
-
 
 def of(header: LibvirtHeader) -> str:
     """Return the SHA-256 of header, XML and cookie, as they are in the complete image, in hex."""
     return hashlib.sha256(dataclasses.replace(header, complete=True).pack()).hexdigest()
 
 
-def added(header: LibvirtHeader | None, metadata: dict[str, Any]) -> dict[str, Any]:
+def added(header: LibvirtHeader | None, metadata: Metadata) -> Metadata:
     """Return ``metadata`` with the digests of an image; a native one needs no more."""
-    return metadata if header is None else {**metadata, "digests": {_KEY: of(header)}}
+    return metadata if header is None else {**metadata, "digests": {"libvirt_header": of(header)}}
 
 
-def check(header: LibvirtHeader, metadata: Metadata) -> None:
-    """Raise InvalidImage where header, XML or cookie are not what the metadata have a digest of."""
-    recorded = metadata.get("digests", {}).get(_KEY)
+def kept(header: LibvirtHeader | None, metadata: Metadata) -> Metadata:
+    """Return ``metadata`` with the digests that ``checked`` has taken out of them, if any."""
+    return added(header if header is not None and header.is_digested else None, metadata)
+
+
+def checked(header: LibvirtHeader, metadata: Metadata) -> LibvirtHeader:
+    """Return ``header`` with whether it has a digest, which is taken out of the metadata.
+
+    Raises InvalidImage where header, XML or cookie are not what the metadata have a digest of.
+    """
+    recorded = metadata.pop("digests", {}).get("libvirt_header")
     if recorded is not None and recorded != of(header):
         raise errors.InvalidImage(
             "libvirt's header, the domain XML or the cookie is damaged (digest does not match)",
             hint="restore from another copy; or rewrite it with 'virsh save-image-define'",
         )
+    return dataclasses.replace(header, is_digested=recorded is not None)
 
 
-def missing(header: LibvirtHeader | None, metadata: Metadata, *, written: bool) -> str | None:
+def missing(header: LibvirtHeader | None, *, written: bool) -> str | None:
     """Return why header and XML cannot be told from damaged ones; None where they can.
 
     ``written``: mapsave has metadata in the image.
     """
-    if header is None or _KEY in metadata.get("digests", {}):
+    if header is None or header.is_digested:
         return None
     if written:
         return "an older mapsave saved it: there is no digest of its header and domain XML"

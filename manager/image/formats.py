@@ -55,7 +55,7 @@ def read(fd: int, name: str) -> tuple[Superblock, Metadata, LibvirtHeader | None
             header = libvirt_header.read(fd)
             libvirt_header.require_sparse(header, name)
             block, metadata = libvirt_format.read(fd, header)
-            digests.check(header, metadata)
+            header = digests.checked(header, metadata)
         else:
             block = superblock.read(fd)
             metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}

@@ -16,7 +16,7 @@ import hashlib
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from manager import errors
 from manager.image import (
@@ -151,8 +151,8 @@ class Partial:
         """
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
-        metadata = digests.added(self.libvirt, metadata)
-        self.block = superblock.write(self.fd, saved, metadata)
+        known = digests.added(self.libvirt, cast("Metadata", metadata))
+        self.block = superblock.write(self.fd, saved, known)
         self.block = superblock.write(self.fd, self.block)  # else the other would say partial
         if self.libvirt is not None:
             self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
@@ -321,8 +321,7 @@ class Image:
     @property
     def undigested(self) -> str | None:
         """Why rot in header and domain XML would not be noticed; None where it would be."""
-        has_metadata = bool(self.block.metadata_length)
-        return digests.missing(self.libvirt, self.metadata, written=has_metadata)
+        return digests.missing(self.libvirt, written=self.block.metadata_length > 0)
 
     @property
     def size(self) -> int:
@@ -366,7 +365,8 @@ class Image:
     def mark_stale(self) -> None:
         """Do as ``Partial.mark_stale`` does. Raises OSError."""
         with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
-            self.block = _write_stale(writable, self.block, self.metadata)
+            known = digests.kept(self.libvirt, self.metadata)
+            self.block = _write_stale(writable, self.block, known)
 
     def reread(self) -> None:
         """Read header, superblock and metadata again, as they are now under the caller's lock.

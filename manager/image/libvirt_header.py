@@ -53,7 +53,8 @@ class NewLibvirtHeader:
 @dataclasses.dataclass(frozen=True)
 class LibvirtHeader:
     """A header as it stands in the file. ``cookie_offset`` counts from byte 92, 0 for no cookie;
-    ``padding_offset`` from the beginning of the file."""
+    ``padding_offset`` from the beginning of the file. With ``is_digested`` the metadata
+    have its digest, and it is right."""
 
     complete: bool
     version: int
@@ -64,6 +65,7 @@ class LibvirtHeader:
     xml: str
     cookie: str | None
     padding_offset: int
+    is_digested: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def stream_offset(self) -> int:

@@ -88,8 +88,8 @@ def test_without_digests_it_is_good_and_says_so(
     made.built().write(path)
     for command in ("inspect", "verify", "check"):
         found = cli.mapsave(command, path, "--json", check=0).json()
-        (warning,) = found["warnings"]
-        assert words in warning and "no digest" in warning
+        (warning,) = [each for each in found["warnings"] if "no digest" in each]
+        assert words in warning
         assert f"warning: {warning}" in cli.mapsave(command, path, check=0).stdout
 
 

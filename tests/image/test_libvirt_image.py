@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from manager import errors
-from manager.image import digests, image, store, superblock, syscalls
+from manager.image import image, store, superblock, syscalls
 from manager.image.libvirt_header import NewLibvirtHeader
 from manager.image.superblock import State
 from manager.operations import inspect
@@ -92,10 +92,10 @@ def test_committed_image(held: int, tmp_path: Path) -> None:
         assert (opened.libvirt.complete, opened.libvirt.was_running) == (True, True)
         assert opened.libvirt.stream_offset == opened.block.stream_offset == MIB
         assert (opened.block.state, opened.block.uuid) == (State.SAVED, identity)
-        assert opened.metadata == digests.added(opened.libvirt, {"guest": {"name": "new"}})
+        assert opened.metadata == {"guest": {"name": "new"}}
         assert opened.validate().used_pages == (5, 1)
         opened.mark(State.RESTORED)
-        assert opened.metadata == digests.added(opened.libvirt, {"guest": {"name": "new"}})
+        assert opened.metadata == {"guest": {"name": "new"}}
     with image.opened(tmp_path / "a") as opened:
         assert opened.block.state is State.RESTORED
         opened.validate()
@@ -159,7 +159,7 @@ def test_save_that_was_killed_while_it_committed(
         adopted.commit({"mark": "adopted"}, replace=False)
     with image.opened(tmp_path / "a") as opened:
         assert opened.block.state is State.SAVED
-        assert opened.metadata == digests.added(opened.libvirt, {"mark": "adopted"})
+        assert opened.metadata == {"mark": "adopted"}
         assert opened.libvirt is not None and opened.libvirt.was_running
         opened.validate()
 

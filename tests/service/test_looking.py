@@ -85,9 +85,9 @@ def hanging_until(place: Path) -> list[str]:
     code = (
         "import os, time; from manager.operations import inspect\n"
         "def hanging(look):\n"
-        "    def hang(path):\n"
+        "    def hang(*given):\n"
         f"        while not os.path.exists({str(place)!r}): time.sleep(0.05)\n"
-        "        return look(path)\n"
+        "        return look(*given)\n"
         "    return hang\n"
         "inspect.inspect, inspect.verify = hanging(inspect.inspect), hanging(inspect.verify)\n"
         "from manager.cli import main; main.command()"

@@ -339,7 +339,10 @@ def test_a_real_qemu_is_saved_and_restored_with_them(site: cli.Site) -> None:
         policy = site.directory / "labelled.yaml"
         site.run("save", "web01", "--image", "it.mapsave", "--policy", policy, check=0)
         guest.wait()
-        site.run("restore", site.images / "it.mapsave", "--paused", check=0)
+        # Without the policy nobody has said that its owner may write images.
+        site.run("restore", site.images / "it.mapsave", "--paused", check=7)
+        paused = ("--paused", "--policy", policy)
+        site.run("restore", site.images / "it.mapsave", *paused, check=0)
         with guest.successor() as restored:
             assert restored.ram_digests() == before
             status = Path(f"/proc/{restored.pid}/status").read_text()
