@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.campaign import deeds
+from tests.campaign import deeds, guests
 from tests.campaign import scene as scenes
 from tests.faults import struck
 from tests.kit import inject, wait
@@ -22,12 +24,14 @@ def perform(scene: Scene, blow: Blow, arguments: list[str]) -> Done:
     """Run ``mapsave`` with these arguments, hit by ``blow``."""
     if blow.deed is not None:
         return _interfered(scene, *blow.deed, arguments)
+    met = guests.met_in(scene.directory)
     if blow.strike is not None:
         where, step, signals = blow.strike
         signals = signals.replace("guest:", f"{scene.guest.pid}:")
-        with struck.started(scene.site, where, step, signals, *arguments) as process:
+        env = {"MAPSAVE_TEST_MET": str(met)}
+        with struck.started(scene.site, where, step, signals, *arguments, env=env) as process:
             return ended(process, arguments)
-    env = inject.environment(*blow.rules) if blow.rules else None
+    env = inject.environment(*blow.rules, met=met) if blow.rules else {}
     with scene.site.start(*arguments, env=env) as process:
         return ended(process, arguments)
 
@@ -48,12 +52,18 @@ def _interfered(scene: Scene, step: str, deed: str, arguments: list[str]) -> Don
     """Let others do something while the command stands still right after a step."""
     with struck.started(scene.site, "after", step, "STOP", *arguments) as process:
         wait.until(
-            lambda: process.poll() is not None or struck.stands_still(process),
+            lambda: process.poll() is not None or _is_stopped(process.pid),
             timeout=LIMIT,
             what=f"mapsave to stop at {step}",
         )
         if process.poll() is None:
             deeds.DEEDS[deed](scene)
-            scene.note(f"{deed} at {step}")
+            scene.meet(f"{deed} at {step}")
             process.send_signal(signal.SIGCONT)
         return ended(process, arguments)
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False

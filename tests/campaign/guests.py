@@ -28,7 +28,12 @@ _PATTERNS: dict[str, patterns.Pattern] = {
 # `mov dx, 0x604; mov ax, 0x2400; out dx, ax`: SLP_EN and type 1, which is S3 to the pc's ACPI.
 _SUSPEND = bytes.fromhex("ba0406b80024efebfe")
 # The rules of mapsave's own process are not for the QEMU that it starts.
-_CLEAN = ["env", "-u", "LD_PRELOAD", "-u", "MAPSAVE_TEST_INJECT"]
+_CLEAN = ["env", "-u", "LD_PRELOAD", "-u", "MAPSAVE_TEST_INJECT", "-u", "MAPSAVE_TEST_MET"]
+
+
+def met_in(directory: Path) -> Path:
+    """Return the file that gets a line for each fault that was met in a run."""
+    return directory / "met"
 
 
 @dataclass
@@ -179,7 +184,7 @@ class QemuWorld:
             paused=shape.state != "suspended",
             ram=None if shape.state == "suspended" else pattern,
             directory=self._directory,
-            env=inject.environment(*rules) if rules else None,
+            env=inject.environment(*rules, met=met_in(self._directory)) if rules else None,
         ) as found:
             if shape.state == "suspended":
                 found.wait_status("suspended")
@@ -189,7 +194,8 @@ class QemuWorld:
 
     def _launch(self, rules: tuple[inject.Rule, ...]) -> None:
         shape = self._shape
-        words = [f"{name}={value}" for name, value in inject.environment(*rules).items()]
+        env = inject.environment(*rules, met=met_in(self._directory))
+        words = [f"{name}={value}" for name, value in env.items()]
         argv = qemu.command(
             *self._target,
             directory=self._directory,

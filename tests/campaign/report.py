@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from tests.campaign import kinds
@@ -43,6 +44,7 @@ def _record(outcome: Outcome) -> dict[str, object]:
         "seed": outcome.plan.seed,
         "kind": outcome.plan.kind,
         "seconds": round(outcome.seconds, 2),
+        "met": outcome.met,
         "violations": outcome.violations,
         "plan": outcome.plan.lines(),
     }
@@ -73,6 +75,7 @@ def campaign(
             worker = stack.enter_context(
                 processes.running(words, stdout=subprocess.PIPE, text=True)
             )
+            stack.callback(_interrupt, worker)
             thread = threading.Thread(target=_collect, args=(worker, records))
             thread.start()
             threads.append((thread, worker))
@@ -80,9 +83,19 @@ def campaign(
             thread.join()
             if worker.wait() != 0:
                 print(f"VIOLATION a worker ended with {worker.returncode}", flush=True)
-                records.append({"kind": "campaign", "seconds": 0, "violations": ["worker"]})
+                records.append(
+                    {"kind": "campaign", "seconds": 0, "met": (), "violations": ["worker"]}
+                )
     _summary(records, time.monotonic() - begun)
     return records
+
+
+def _interrupt(worker: subprocess.Popen[str]) -> None:
+    """Let a worker end its guests, if the campaign is told to stop."""
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(60)
 
 
 def _collect(worker: subprocess.Popen[str], records: list[dict[str, object]]) -> None:
@@ -102,11 +115,12 @@ def _summary(records: list[dict[str, object]], seconds: float) -> None:
     by_kind: dict[str, list[dict[str, object]]] = collections.defaultdict(list)
     for record in records:
         by_kind[str(record["kind"])].append(record)
-    print(f"{'kind of fault':<18} {'runs':>5} {'bad':>4} {'s each':>7}")
+    print(f"{'kind of fault':<18} {'runs':>5} {'met':>5} {'bad':>4} {'s each':>7}")
     for name in sorted(by_kind):
         found = by_kind[name]
+        met = sum(bool(record["met"]) for record in found)
         bad = sum(bool(record["violations"]) for record in found)
         each = sum(float(str(record["seconds"])) for record in found) / len(found)
-        print(f"{name:<18} {len(found):>5} {bad:>4} {each:>7.1f}")
+        print(f"{name:<18} {len(found):>5} {met:>5} {bad:>4} {each:>7.1f}")
     bad = sum(bool(record["violations"]) for record in records)
     print(f"{len(records)} seeds, {bad} with violations, {seconds:.0f} s", flush=True)

@@ -25,7 +25,7 @@ def restore(scene: Scene, path: Path) -> None:
     """Restore as the plan says, then in peace where that failed."""
     plan = scene.plan
     if plan.damage is not None:
-        scene.note(f"damaged: {damage.structure(path, random.Random(plan.damage))}")
+        scene.meet(f"damaged: {damage.structure(path, random.Random(plan.damage))}")
         _damaged(scene, path)
     elif plan.restore_blow == NOTHING and not plan.destination_rules:
         in_peace(scene, path, plan.restore)

@@ -49,6 +49,7 @@ class Outcome:
     trace: list[str]
     violations: list[str]
     seconds: float
+    met: tuple[str, ...]
     kept: str | None = None
 
 
@@ -68,12 +69,14 @@ def run(plan: Plan, daemon: Callable[[], Daemon], *, keep: bool = False) -> Outc
         where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
         violations.append(f"campaign: {type(error).__name__} at {where}: {error}"[:1500])
     finally:
+        file = guests.met_in(directory)
+        met = tuple(file.read_text().splitlines()) if file.exists() else ()
         for pid in guests.left_running(directory):
             processes.end(pid)
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)
     seconds = time.monotonic() - begun
-    return Outcome(plan, trace, violations, seconds, str(directory) if keep else None)
+    return Outcome(plan, trace, violations, seconds, met, str(directory) if keep else None)
 
 
 @contextmanager
@@ -146,6 +149,7 @@ def _left_over(scene: Scene) -> None:
     before = scene.plan.before
     if before is None:
         return
+    scene.meet(before)
     partial = scene.site.images / f"{IMAGE}.partial"
     if before == "partial garbage":
         partial.write_bytes(random.Random(scene.plan.seed).randbytes(9000))
@@ -179,11 +183,13 @@ def _save(scene: Scene) -> None:
     with ExitStack() as stack:
         if plan.limit is not None:
             stack.enter_context(limits.held(scene.guest, *plan.limit))
+            scene.meet("limited")
         if plan.leave_free is not None:
             assert scene.site.disk is not None
             room = _free(scene.site.disk)
             if room > plan.leave_free:
                 stack.enter_context(storage.filled(scene.site.disk, leave=plan.leave_free))
+                scene.meet("filled")
         if plan.service:
             _by_service(scene, words)
             return
@@ -204,11 +210,11 @@ def _free(disk: Path) -> int:
 def _by_service(scene: Scene, words: list[str]) -> None:
     """Have a service do the save, which may be killed at a step; the next one recovers."""
     strike = scene.plan.blow.strike
-    command = None
+    command, env = None, {"MAPSAVE_TEST_MET": str(guests.met_in(scene.directory))}
     if strike is not None:
         command = [sys.executable, "-m", "tests.faults.killer", *strike]
     with ExitStack() as stack:
-        first = stack.enter_context(service.started(scene.site, command=command))
+        first = stack.enter_context(service.started(scene.site, command=command, env=env))
         service.await_answer(first)
         client = stack.enter_context(scene.site.start(*words, "--json"))
         killed = strike is not None and strike[2] == "KILL"
@@ -261,10 +267,10 @@ def _between(scene: Scene) -> None:
         case "journal damaged":
             rng = random.Random(f"damage-{scene.plan.seed}")
             for path in struck.journals(scene.site):
-                scene.note(f"journal damaged: {damage.journal(path, rng)}")
+                scene.meet(f"journal damaged: {damage.journal(path, rng)}")
         case deed:
             deeds.DEEDS[deed](scene)
-    scene.note(f"between: {scene.plan.between}")
+    scene.meet(f"between: {scene.plan.between}")
 
 
 def _retry(scene: Scene) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.campaign import blows
+from tests.campaign import blows, guests
 from tests.campaign.plan import NOTHING
 
 if TYPE_CHECKING:
@@ -83,6 +83,12 @@ class Scene:
     def note(self, words: str) -> None:
         """Note what was done."""
         self.trace.append(words)
+
+    def meet(self, words: str) -> None:
+        """Note that a fault of the plan was met."""
+        self.note(words)
+        with guests.met_in(self.directory).open("a") as file:
+            file.write(f"{words}\n")
 
     def violate(self, words: str) -> None:
         """Note what must not be."""

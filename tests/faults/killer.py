@@ -6,7 +6,7 @@ WHERE is ``before`` or ``after`` the STEP is recorded; the first time the step c
 STEP ``end`` is when all is done but the removal of the journal. SIGKILL ends the process there and
 then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid before it,
 ``1234:KILL``, sends it to that process: to QEMU; ``child:KILL`` to what mapsave has started: the
-destination of a restore.
+destination of a restore. The file that MAPSAVE_TEST_MET names gets a line when it happens.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ def arm(where: str, wanted: str, signals: str) -> None:
 
 def strike(signals: str) -> None:
     """Send each of ``signals``, to ourselves or to the process named."""
+    if path := os.environ.get("MAPSAVE_TEST_MET"):
+        with open(path, "a") as file:
+            file.write(f"struck by {signals}\n")
     pid, _, names = signals.rpartition(":")
     targets = _children() if pid == "child" else [int(pid or os.getpid())]
     for name in names.split("+"):

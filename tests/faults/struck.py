@@ -15,7 +15,7 @@ from manager.operations import journal_file
 from tests.kit import cli, processes, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -54,12 +54,22 @@ def stands_still(process: subprocess.Popen[str]) -> bool:
 
 @contextmanager
 def started(
-    site: cli.Site, where: str, step: str, signals: str, *arguments: str | os.PathLike[str]
+    site: cli.Site,
+    where: str,
+    step: str,
+    signals: str,
+    *arguments: str | os.PathLike[str],
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
+    """Start ``mapsave`` under ``killer.py``; ``env`` is added to its environment."""
     words = [os.fspath(each) for each in ("--config", site.config, *arguments)]
     with processes.running(
         [sys.executable, "-m", "tests.faults.killer", where, step, signals, *words],
-        env={"PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory / "home")},
+        env={
+            "PYTHONPATH": str(_CHECKOUT),
+            "HOME": str(site.directory / "home"),
+            **(env or {}),
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -89,6 +89,14 @@ def test_errno(tmp_path: Path) -> None:
     assert path.read_bytes() == b"x" * 100
 
 
+def test_what_was_hit_is_reported(tmp_path: Path) -> None:
+    path, met = tmp_path / "one.mapsave", tmp_path / "met"
+    rules = (inject.Rule("pwritev", "short", 7), inject.Rule("readv", "short", 7))
+    env = processes.environment(inject.environment(*rules, met=met))
+    subprocess.run([sys.executable, "-c", _PROGRAM, path], env=env, check=True)
+    assert met.read_text() == "pwritev short\n"
+
+
 def test_kill(tmp_path: Path) -> None:
     assert _run(tmp_path / "one.mapsave", inject.Rule("pwrite", "kill", 9)).returncode == -9
 

@@ -70,11 +70,15 @@ class Rule:
         return ",".join((self.call, self.path, self.action, *map(str, numbers)))
 
 
-def environment(*rules: Rule) -> dict[str, str]:
-    """Return what to add to a process's environment for these rules to hold in it."""
+def environment(*rules: Rule, met: Path | None = None) -> dict[str, str]:
+    """Return what to add to a process's environment for these rules to hold in it.
+
+    The file ``met`` gets a line for each call that was hit.
+    """
     return {
         "LD_PRELOAD": str(library()),
         "MAPSAVE_TEST_INJECT": ";".join(map(str, rules)),
+        **({"MAPSAVE_TEST_MET": str(met)} if met is not None else {}),
     }
 
 

@@ -55,6 +55,22 @@ static int is_at(int fd, const char *part)
     return strstr(target, part) != NULL;
 }
 
+/* Say in the file that MAPSAVE_TEST_MET names, if it does, that a rule has hit a call. */
+static void report(const struct rule *rule)
+{
+    const char *path = getenv("MAPSAVE_TEST_MET");
+    char line[128];
+    if (!path)
+        return;
+    int length = snprintf(line, sizeof line, "%s %s\n", rule->call, rule->action);
+    int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC;
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, path, flags, 0600);
+    if (fd >= 0) {
+        syscall(SYS_write, fd, line, (size_t)length);
+        syscall(SYS_close, fd);
+    }
+}
+
 /* Count a call that a rule is about; return whether it is one of those that are hit. One that is
  * only delayed is delayed here, and a further rule may hold for it as well. */
 static int counts(struct rule *rule)
@@ -62,6 +78,7 @@ static int counts(struct rule *rule)
     long long seen = atomic_fetch_add(&rule->seen, 1);
     if (seen < rule->skip || (rule->count >= 0 && seen >= rule->skip + rule->count))
         return 0;
+    report(rule);
     if (strcmp(rule->action, "delay"))
         return 1;
     usleep((useconds_t)rule->argument);
