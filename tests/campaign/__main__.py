@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 
 from tests.campaign import kinds, report
 
@@ -28,7 +29,8 @@ def main() -> int:
     given = parser.parse_args()
     verbose = given.verbose or (len(given.seeds) == 1 and not given.worker)
     if given.worker:
-        report.work(given.seeds, given.kind, keep=given.keep, verbose=verbose)
+        with suppress(KeyboardInterrupt):
+            report.work(given.seeds, given.kind, keep=given.keep, verbose=verbose)
         return 0
     records = report.campaign(given.seeds, given.kind, given.jobs, keep=given.keep, verbose=verbose)
     return int(any(record["violations"] for record in records))

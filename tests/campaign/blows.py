@@ -57,7 +57,7 @@ def _interfered(scene: Scene, step: str, deed: str, arguments: list[str]) -> Don
             what=f"mapsave to stop at {step}",
         )
         if process.poll() is None:
-            deeds.DEEDS[deed](scene)
+            deeds.do(scene, deed, to_destination=arguments[0] == "restore")
             scene.meet(f"{deed} at {step}")
             process.send_signal(signal.SIGCONT)
         return ended(process, arguments)

@@ -14,6 +14,23 @@ if TYPE_CHECKING:
 _SLOTS = 8192  # the two superblock slots
 
 
+def database(path: Path, rng: random.Random) -> str:
+    """Damage a database at random; return what was done."""
+    content = bytearray(path.read_bytes())
+    way = rng.choice(("garbage", "cut", "first page", "flips"))
+    if way == "garbage":
+        content = bytearray(rng.randbytes(8192))
+    elif way == "cut":
+        del content[rng.randrange(len(content)) :]
+    elif way == "first page":
+        content[:100] = rng.randbytes(100)
+    else:
+        for _ in range(40):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    return way
+
+
 def journal(path: Path, rng: random.Random) -> str:
     """Damage a journal at random; return what was done."""
     content = bytearray(path.read_bytes())

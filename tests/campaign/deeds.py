@@ -99,6 +99,20 @@ ON_DISK = frozenset(("another save", "directory moved away", "disk dies"))
 DEADLY = frozenset(("kill", "quit", "cont and kill", "migrate_cancel"))
 
 
+def do(scene: Scene, deed: str, *, to_destination: bool) -> None:
+    """Do it to the guest of the run, or to the destination of a restore."""
+    if not to_destination:
+        DEEDS[deed](scene)
+    elif (destination := scene.world.current()) is not None:
+        source, scene.guest = scene.guest, destination
+        try:
+            DEEDS[deed](scene)
+        finally:
+            scene.guest = source
+            destination.leave()  # its monitor is for whoever looks at it next
+            scene.destinations.append(destination)
+
+
 def bring_back(scene: Scene) -> None:
     """Put the image directory back where it was, if it was moved away."""
     if scene.away.exists():

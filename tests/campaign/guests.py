@@ -78,11 +78,15 @@ class Guest:
         self.signal(signal.SIGKILL)
         processes.await_end(self._handle, 20)
 
+    def leave(self) -> None:
+        """Close the monitor."""
+        if isinstance(self.monitor, qmp.Client):
+            self.monitor.close()
+
     def close(self) -> None:
         """Let go of the process and of its monitor."""
         os.close(self._handle)
-        if isinstance(self.monitor, qmp.Client):
-            self.monitor.close()
+        self.leave()
 
 
 class World(Protocol):

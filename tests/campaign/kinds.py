@@ -62,7 +62,7 @@ def _rule(
     rng: random.Random, call: Call, action: Action, argument: int, path: str, most: int
 ) -> Rule:
     """Return a rule for one of the first ``most`` calls, the earlier the likelier."""
-    skip = min(int(rng.expovariate(3 / most)), most) if most > 1 else 0
+    skip = min(int(rng.expovariate(4 / most)), most - 1)
     return Rule(call, action, argument, path, skip=skip, count=rng.choice((1, 1, 1, 3)))
 
 
@@ -74,6 +74,13 @@ def _moment(rng: random.Random, number: int) -> Rule:
 def _own_failure(rng: random.Random) -> Rule:
     call, path = rng.choice(_OWN_CALLS)
     return _rule(rng, call, "errno", rng.choice(_REFUSALS), path, 8)
+
+
+def _own_delay(rng: random.Random, plan: Plan) -> Plan:
+    """A monitor that answers late, as behind a proxy."""
+    call: Call = rng.choice(("send", "recv"))
+    rule = Rule(call, "delay", rng.randrange(1000, 60_000), "socket:", count=-1)
+    return replace(plan, blow=Blow(rules=(rule,)), restore_blow=Blow(rules=(rule,)))
 
 
 def _maybe_recoveries(rng: random.Random) -> tuple[Blow, ...]:
@@ -269,6 +276,27 @@ def _restore_call(rng: random.Random, plan: Plan) -> Plan:
     return replace(plan, restore_blow=Blow(rules=(rule,)), recoveries=recoveries, then="quit")
 
 
+def _load_hangs(rng: random.Random, plan: Plan) -> Plan:
+    """A read that does not come back for longer than any restore waits for progress."""
+    rule = Rule("preadv", "hang", 0, _PARTIAL, skip=rng.randrange(3), count=1)
+    return replace(plan, destination_rules=(rule,), then="quit")
+
+
+def _restore_others(rng: random.Random, plan: Plan) -> Plan:
+    """Others are at work on the destination."""
+    deed = rng.choice(("cont", "stop", "cont and stop", "kill", "quit", "cont and kill", "hang"))
+    step = rng.choice(("load", "mark", "run", "end"))
+    return replace(
+        plan, restore_blow=Blow(deed=(step, deed)), then="quit", tags=plan.tags | {"others"}
+    )
+
+
+def _not_marked(rng: random.Random, plan: Plan) -> Plan:
+    """The image cannot be marked as restored: the file system has become read-only, or fails."""
+    rule = Rule("pwrite", "errno", rng.choice((errno.EROFS, errno.EIO)), _PARTIAL, count=-1)
+    return replace(plan, restore_blow=Blow(rules=(rule,)), then="quit")
+
+
 # The service.
 
 
@@ -277,6 +305,12 @@ def _service(rng: random.Random, plan: Plan) -> Plan:
     if rng.random() < 0.8:
         blow = _at_step(rng, rng.choice(("KILL", "KILL", "TERM")))
     return replace(plan, service=True, blow=blow, recoveries=())
+
+
+def _service_rot(rng: random.Random, plan: Plan) -> Plan:
+    """The service is killed, and its database is damaged until the next one starts."""
+    blow = _at_step(rng, "KILL")
+    return replace(plan, service=True, blow=blow, between="database damaged", recoveries=())
 
 
 _QEMU: tuple[World, ...] = ("qemu",)
@@ -291,6 +325,7 @@ KINDS: dict[str, tuple[int, tuple[World, ...], Draw]] = {
     "qemu-stall": (1, _QEMU, _guest_rule("hang", lambda _: 0)),
     "qemu-kill": (2, _QEMU, _guest_rule("kill", lambda rng: rng.choice((9, 11, 6)))),
     "own-errno": (14, _ALL, _own_errno),
+    "own-delay": (2, _REAL, _own_delay),
     "own-short": (4, _ALL, _own_short),
     "killed": (10, _ALL, _killed),
     "told-to-stop": (6, _ALL, _told_to_stop),
@@ -313,9 +348,13 @@ KINDS: dict[str, tuple[int, tuple[World, ...], Draw]] = {
     "load-short": (3, _QEMU, _load_rule("short", _short)),
     "load-errno": (3, _QEMU, _load_rule("errno", lambda rng: rng.choice((errno.EIO, errno.EIO)))),
     "load-delay": (1, _QEMU, _load_rule("delay", lambda rng: rng.randrange(1000, 300_000))),
+    "load-hang": (2, _QEMU, _load_hangs),
+    "restore-others": (4, _QEMU, _restore_others),
+    "not-marked": (3, _REAL, _not_marked),
     "restore-step": (8, _ALL, _restore_step),
     "restore-call": (8, _ALL, _restore_call),
     "service": (6, _REAL, _service),
+    "service-rot": (2, _REAL, _service_rot),
 }
 
 

@@ -69,8 +69,8 @@ def _good(scene: Scene, path: Path, when: str, options: tuple[str, ...]) -> None
         if not scene.plan.others_at_work and (status in ("running", "suspended")) != runs:
             scene.violate(f"{when}: the guest is {status}")
         judge.restored(scene, guest, path, when)
-        if (found := judge.look(path)) != "marked":
-            scene.violate(f"{when}: the image is {found}")
+        if not judge.used_up(scene, path):
+            scene.violate(f"{when}: the image is {judge.look(path)}")
 
 
 def _damaged(scene: Scene, path: Path) -> None:
@@ -103,7 +103,7 @@ def _hit(scene: Scene, path: Path) -> bool:
         else:
             recovering.recover(scene, plan.recoveries)
             _recovered(scene, path, launched=not more)
-    return judge.look(path) == "marked"
+    return judge.used_up(scene, path)
 
 
 def _recovered(scene: Scene, path: Path, *, launched: bool) -> None:
@@ -116,7 +116,8 @@ def _recovered(scene: Scene, path: Path, *, launched: bool) -> None:
                 scene.violate("a destination is left after recovery")
             return
         judge.restored(scene, guest, path, "restored by recovery")
-        if (found := judge.look(path)) != "marked":
+        if not judge.used_up(scene, path):
+            found = judge.look(path)
             scene.violate(f"a guest was restored by recovery; its image: {found}")
 
 

@@ -110,6 +110,9 @@ def _run(
             try:
                 _whole(scene)
             finally:
+                for destination in scene.destinations:
+                    destination.end()
+                    destination.close()
                 if scene.away.exists():
                     deeds.bring_back(scene)
 
@@ -225,6 +228,9 @@ def _by_service(scene: Scene, words: list[str]) -> None:
         code = first.process.wait(60)
         if code not in (0, -9 if killed else 0):
             scene.violate(f"the service ended with {code}: {first.logged()[-400:]}")
+        if scene.plan.between == "database damaged":
+            rng = random.Random(f"database-{scene.plan.seed}")
+            scene.meet(f"database: {damage.database(scene.site.state / 'journal.db', rng)}")
         with service.running(scene.site) as second:
             interrupted.await_recovery(second)
             done = blows.ended(client, words)
@@ -250,7 +256,7 @@ def _await_either(service_process, client, *, killed: bool) -> None:  # type: ig
 def _between(scene: Scene) -> None:
     """Do what happens after the save, and before the recovery."""
     match scene.plan.between:
-        case None:
+        case None | "database damaged":
             return
         case "guest dies":
             scene.guest.end()

@@ -69,6 +69,7 @@ class Scene:
     found: state.State
     trace: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    destinations: list[Guest] = field(default_factory=list)
 
     @property
     def image(self) -> Path:
