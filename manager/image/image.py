@@ -28,6 +28,7 @@ from manager.image import (
     libvirt_format,
     libvirt_header,
     mapped_ram,
+    structure,
     superblock,
     syscalls,
 )
@@ -66,10 +67,14 @@ def is_partial_name(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What validation found: the stream, and how many pages of each RAM block are in the file."""
+    """What validation found: the stream, and how many pages of each RAM block are in the file.
+
+    ``structure_digest`` is there where QEMU has just written the stream.
+    """
 
     stream: mapped_ram.Stream
     used_pages: tuple[int, ...]
+    structure_digest: str | None = None
 
     @property
     def data_bytes(self) -> int:
@@ -134,11 +139,16 @@ class Partial:
         os.fsync(self.fd)
 
     def validate(self) -> Contents:
-        """Read back what QEMU wrote. Raises InvalidImage or one of its kin."""
+        """Read back what QEMU wrote, and take the digest of it.
+
+        Raises InvalidImage or one of its kin, OSError.
+        """
         size = os.fstat(self.fd).st_size
         if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
             raise errors.InvalidImage("libvirt's header is not as it was written")
-        return validate_stream(self.fd, self.block.stream_offset, size)
+        found = validate_stream(self.fd, self.block.stream_offset, size)
+        digest = structure.digest(self.fd, found.stream)
+        return dataclasses.replace(found, structure_digest=digest)
 
     def commit(self, metadata: dict[str, Any], *, replace: bool) -> None:
         """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
@@ -324,6 +334,11 @@ class Image:
         return digests.missing(self.libvirt, written=self.block.metadata_length > 0)
 
     @property
+    def has_structure_digest(self) -> bool:
+        """Whether rot in bitmaps and device state would be noticed: older images have no digest."""
+        return "structure_digest" in self.metadata
+
+    @property
     def size(self) -> int:
         """The file's length in bytes."""
         return os.fstat(self.fd).st_size
@@ -342,7 +357,9 @@ class Image:
             elif not self.has_superblock:
                 hint = "libvirt is saving it just now, or was interrupted and will not complete it"
             raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
-        return validate_stream(self.fd, self.block.stream_offset, self.size)
+        found = validate_stream(self.fd, self.block.stream_offset, self.size)
+        structure.check(self.fd, found.stream, self.metadata.get("structure_digest"))
+        return found
 
     def mark(self, state: State) -> None:
         """Record ``state`` in the superblock, durably.

@@ -143,6 +143,7 @@ class Metadata(TypedDict, total=False):
     duration_s: Seconds
     continued: bool
     digests: DigestsPart
+    structure_digest: Word
     written: WrittenPart
     recovery: dict[str, Any]  # of a partial image: see ``operations.recover_lost``
 

@@ -182,6 +182,7 @@ def verify(path: str, config: Config | None = None) -> Verified:
         areas += ["superblock"] if opened.has_superblock else []
         areas += ["metadata"] if opened.block.metadata_length else []
         areas += ["digests"] if opened.libvirt and opened.undigested is None else []
+        areas += ["stream digest"] if opened.has_structure_digest else []
         contents = opened.validate()
         warnings = origin.describe(opened, config)["warnings"]
         return Verified(

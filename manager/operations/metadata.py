@@ -106,6 +106,7 @@ def after(
         ],
         "data_bytes": contents.data_bytes,
         "written": written.as_dict(),
+        "structure_digest": contents.structure_digest,
         "label": label.as_dict() if label else None,
         "paused_at": paused_at,
         "ended": now(),

@@ -33,9 +33,9 @@ _OWN_CALLS: tuple[tuple[Call, str], ...] = (
     ("unlink", "/journal"),
     ("unlink", "/state"),
     ("open", "one.mapsave"),
-    ("open", "/journal"),
-    ("open", "/state"),
-    ("open", "/images"),
+    ("open", "site/state/journal"),
+    ("open", "site/state"),
+    ("open", "site/images"),
     ("ftruncate", "/"),
     ("fallocate", ".mapsave"),
 )
