@@ -20,17 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from manager import errors
 from manager.image import (
-    bitmaps,
-    description,
     descriptors,
     digests,
     formats,
     libvirt_format,
     libvirt_header,
-    mapped_ram,
     structure,
     superblock,
     syscalls,
+    validation,
 )
 from manager.image.superblock import State, Superblock
 
@@ -63,37 +61,6 @@ def partial_name(name: str) -> str:
 def is_partial_name(name: str) -> bool:
     """Return whether a file of that name or path is a partial image, whatever it says itself."""
     return name.endswith(PARTIAL_SUFFIX)
-
-
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """What validation found: the stream, and how many pages of each RAM block are in the file.
-
-    ``structure_digest`` is there where QEMU has just written the stream.
-    """
-
-    stream: mapped_ram.Stream
-    used_pages: tuple[int, ...]
-    structure_digest: str | None = None
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of RAM that are in the file: used pages times page size."""
-        return sum(
-            used * block.page_size
-            for used, block in zip(self.used_pages, self.stream.blocks, strict=True)
-        )
-
-
-def validate_stream(fd: int, offset: int, size: int) -> Contents:
-    """Read the stream at ``offset`` whole: structure, bitmaps, JSON description.
-
-    Raises InvalidImage or one of its kin.
-    """
-    stream = mapped_ram.read(fd, offset, size)
-    description.check(fd, stream)
-    used = tuple(bitmaps.used_pages(fd, block) for block in stream.blocks)
-    return Contents(stream, used)
 
 
 @dataclasses.dataclass
@@ -138,7 +105,7 @@ class Partial:
         """Bring QEMU's data to stable storage: it never does (``migration/main.rst``)."""
         os.fsync(self.fd)
 
-    def validate(self) -> Contents:
+    def validate(self) -> validation.Contents:
         """Read back what QEMU wrote, and take the digest of it.
 
         Raises InvalidImage or one of its kin, OSError.
@@ -146,7 +113,7 @@ class Partial:
         size = os.fstat(self.fd).st_size
         if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
             raise errors.InvalidImage("libvirt's header is not as it was written")
-        found = validate_stream(self.fd, self.block.stream_offset, size)
+        found = validation.validate_stream(self.fd, self.block.stream_offset, size)
         digest = structure.digest(self.fd, found.stream)
         return dataclasses.replace(found, structure_digest=digest)
 
@@ -348,7 +315,7 @@ class Image:
         """The bytes of disk that the file occupies."""
         return os.fstat(self.fd).st_blocks * 512
 
-    def validate(self) -> Contents:
+    def validate(self) -> validation.Contents:
         """Read the structure whole. Raises PartialImage, TruncatedImage or InvalidImage."""
         if self.block.state is State.PARTIAL:
             hint = "'mapsave recover' finishes or removes what an interrupted save left"
@@ -357,7 +324,7 @@ class Image:
             elif not self.has_superblock:
                 hint = "libvirt is saving it just now, or was interrupted and will not complete it"
             raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
-        found = validate_stream(self.fd, self.block.stream_offset, self.size)
+        found = validation.validate_stream(self.fd, self.block.stream_offset, self.size)
         structure.check(self.fd, found.stream, self.metadata.get("structure_digest"))
         return found
 

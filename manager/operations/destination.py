@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from manager.config import Config, Guest
-    from manager.image.image import Contents, Image
+    from manager.image.image import Image
+    from manager.image.validation import Contents
     from manager.monitor.session import Session
 
 _log = logging.getLogger(__name__)

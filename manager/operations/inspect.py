@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from manager.config import Config
-    from manager.image.image import Contents, Image
+    from manager.image.image import Image
     from manager.image.libvirt_header import LibvirtHeader
     from manager.image.metadata import DomainPart
+    from manager.image.validation import Contents
 
 
 def inspect(path: str, config: Config | None = None) -> dict[str, Any]:

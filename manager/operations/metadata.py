@@ -14,7 +14,7 @@ from manager.operations import journal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from manager.image.image import Contents
+    from manager.image.validation import Contents
     from manager.labels.label import Label
     from manager.monitor.domain import Domain
     from manager.operations.facts import Facts

@@ -12,7 +12,8 @@ from manager.monitor import process
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manager.image.image import Contents, Image
+    from manager.image.image import Image
+    from manager.image.validation import Contents
     from manager.monitor.session import Session
 
 # What QEMU says to nearly every command until its machine is made (qapi/qmp-dispatch.c).

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from manager.image.image import Contents
     from manager.image.mapped_ram import RamBlock
     from manager.image.metadata import Metadata
+    from manager.image.validation import Contents
     from manager.monitor import ram_blocks
 
 # Single pages that are read back, beside a share of all: each may cost a disk access. While a guest

@@ -28,7 +28,8 @@ from manager.operations import (
 
 if TYPE_CHECKING:
     from manager.config import Config
-    from manager.image.image import Contents, Partial
+    from manager.image.image import Partial
+    from manager.image.validation import Contents
     from manager.monitor.session import Session
     from manager.operations.journal import Orphan
     from manager.operations.written import Written

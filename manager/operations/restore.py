@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from manager.config import Config
-    from manager.image.image import Contents, Image
+    from manager.image.image import Image
+    from manager.image.validation import Contents
     from manager.migration.progress import Phases, Report
     from manager.monitor.session import Session
     from manager.operations.destination import Destination

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from manager.config import Guest
-    from manager.image.image import Contents, Partial
+    from manager.image.image import Partial
+    from manager.image.validation import Contents
     from manager.labels.labelling import Applied
     from manager.migration.guest_state import Paused
     from manager.migration.outgoing import Outcome

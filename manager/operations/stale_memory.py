@@ -18,8 +18,8 @@ from manager.monitor import process_memory, ram_blocks
 from manager.operations import memory_backends, waiting
 
 if TYPE_CHECKING:
-    from manager.image.image import Contents
     from manager.image.mapped_ram import RamBlock
+    from manager.image.validation import Contents
     from manager.monitor.session import Session
     from manager.operations.memory_backends import Backend
 

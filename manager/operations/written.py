@@ -19,8 +19,8 @@ from manager.operations import waiting
 from manager.operations.read_back import How, Ram, ReadBack, Written
 
 if TYPE_CHECKING:
-    from manager.image.image import Contents
     from manager.image.mapped_ram import Stream
+    from manager.image.validation import Contents
     from manager.monitor.session import Session
 
 __all__ = ["How", "Written", "check", "check_holes"]

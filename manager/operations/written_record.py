@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from manager.image import holes
 
 if TYPE_CHECKING:
-    from manager.image.image import Contents, Image
+    from manager.image.image import Image
+    from manager.image.validation import Contents
 
 
 def of(opened: Image) -> dict[str, Any] | None:

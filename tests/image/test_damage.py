@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from manager import errors
-from manager.image import image
+from manager.image import image, validation
 from tests.image import build
 
 FULL = (1 << 64) - 1
 
 
-def validated(built: build.Built) -> image.Contents:
+def validated(built: build.Built) -> validation.Contents:
     """Open and validate."""
     with built.opened() as path, image.opened(path) as opened:
         return opened.validate()

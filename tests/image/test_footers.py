@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from manager import errors
-from manager.image import image, mapped_ram
+from manager.image import image, mapped_ram, validation
 from tests.image import build
 
 SECTION = 5
@@ -18,7 +18,7 @@ RAM = struct.pack(">I", 2)
 END_MARK = struct.pack(">Q", 0x10)
 
 
-def validated(built: build.Built) -> image.Contents:
+def validated(built: build.Built) -> validation.Contents:
     """Open and validate."""
     with built.opened() as path, image.opened(path) as opened:
         return opened.validate()

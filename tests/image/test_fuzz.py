@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager import errors
-from manager.image import bitmaps, image, superblock
+from manager.image import bitmaps, image, superblock, validation
 from tests.image import build
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def test_mutations_of_the_stream(changes: list[tuple[str, int, bytes]]) -> None:
     with in_memory(whole) as path:
         fd = os.open(path, os.O_RDONLY)
         try:
-            image.validate_stream(fd, build.M, len(whole))
+            validation.validate_stream(fd, build.M, len(whole))
         except errors.InvalidImage:
             pass
         finally:
@@ -203,7 +203,7 @@ def test_mutations_of_real_images(real: Real) -> None:
         os.pwrite(descriptor, tail, start)
         fd = os.open(path, os.O_RDONLY)
         try:
-            image.validate_stream(fd, build.MIB, start + len(tail))
+            validation.validate_stream(fd, build.MIB, start + len(tail))
         except errors.InvalidImage:
             pass
         finally:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from manager.image import bitmaps, image
+from manager.image import bitmaps, image, validation
 from tests.image import build
 
 if TYPE_CHECKING:
     from tests.image.conftest import Real
 
 
-def read(built: build.Built) -> image.Contents:
+def read(built: build.Built) -> validation.Contents:
     """Open and validate."""
     with built.opened() as path, image.opened(path) as opened:
         return opened.validate()

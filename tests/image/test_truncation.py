@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from manager import errors
-from manager.image import bitmaps, image, mapped_ram
+from manager.image import bitmaps, image, mapped_ram, validation
 from tests.image import build
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def assert_every_cut_refused(path: Path, cuts: list[int], *, complete_at: int) -
         if size == complete_at:
             continue
         with path.open("rb") as file, pytest.raises(errors.InvalidImage) as caught:
-            image.validate_stream(file.fileno(), build.M, size)
+            validation.validate_stream(file.fileno(), build.M, size)
         assert isinstance(caught.value, errors.TruncatedImage), f"cut at {size}: {caught.value}"
 
 
@@ -75,7 +75,7 @@ def test_real_image_cut_at_every_boundary(real: Real, tmp_path: Path) -> None:
         if size == stream.description_offset - 5:
             continue
         with path.open("rb") as file, pytest.raises(errors.TruncatedImage):
-            image.validate_stream(file.fileno(), build.MIB, size)
+            validation.validate_stream(file.fileno(), build.MIB, size)
 
 
 def test_every_byte_of_the_end_counts(tmp_path: Path) -> None:
