@@ -23,7 +23,7 @@ from tests.kit.qmp import QmpError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tests.kit.libvirtd import Daemon
@@ -154,15 +154,18 @@ def definition(
     boot: str = "",
     devices: str = "",
     arguments: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> str:
     """Return the XML of a guest without disk or network, ready for ``virsh define``.
 
     ``identity``: its uuid. ``memory`` in bytes. ``kvm``: as far as it is usable. ``boot`` and
     ``devices``: more XML within ``<os>`` and ``<devices>``. ``arguments``: passed to QEMU as they
-    are (``<qemu:commandline>``).
+    are (``<qemu:commandline>``), as ``env`` is added to its environment.
     """
     kind = "kvm" if (qemu.has_kvm() if kvm is None else kvm) else "qemu"
     passed = "".join(f"<qemu:arg value={saxutils.quoteattr(each)}/>" for each in arguments)
+    for key, value in (env or {}).items():
+        passed += f"<qemu:env name='{key}' value={saxutils.quoteattr(value)}/>"
     passed = f"<qemu:commandline>{passed}</qemu:commandline>" if passed else ""
     return f"""\
 <domain type='{kind}' xmlns:qemu='{_NAMESPACE}'>
@@ -196,6 +199,7 @@ def running(
     boot: str = "",
     devices: str = "",
     arguments: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Domain]:
     """Run a guest of ``daemon``; at the end it is neither running nor defined.
 
@@ -214,6 +218,7 @@ def running(
         boot=boot,
         devices=devices,
         arguments=arguments,
+        env=env,
     )
     with defined(daemon, text, name, transient=transient) as guest:
         if not transient:
