@@ -28,6 +28,8 @@ def database(path: Path, rng: random.Random) -> str:
         for _ in range(40):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
+    for suffix in ("-wal", "-shm"):  # SQLite would mend the database by its log
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
     return way
 
 

@@ -286,9 +286,8 @@ def _restore_others(rng: random.Random, plan: Plan) -> Plan:
     """Others are at work on the destination."""
     deed = rng.choice(("cont", "stop", "cont and stop", "kill", "quit", "cont and kill", "hang"))
     step = rng.choice(("load", "mark", "run", "end"))
-    return replace(
-        plan, restore_blow=Blow(deed=(step, deed)), then="quit", tags=plan.tags | {"others"}
-    )
+    tags = plan.tags | {"others"} | ({"destination dies"} if deed in deeds.DEADLY else set())
+    return replace(plan, restore_blow=Blow(deed=(step, deed)), then="quit", tags=tags)
 
 
 def _not_marked(rng: random.Random, plan: Plan) -> Plan:
