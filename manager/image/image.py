@@ -170,6 +170,15 @@ def _write_stale(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
         return superblock.write(fd, stale)
 
 
+def partial_exists(partial: str) -> errors.Busy:
+    """Return the error for a save whose partial image, of that name or path, is there already."""
+    return errors.Busy(
+        f"{partial!r} exists: another save writes this image, or one was interrupted",
+        hint="run 'mapsave recover' if no save is running; a file that mapsave did not write stays:"
+        " move it away",
+    )
+
+
 @contextlib.contextmanager
 def creating(
     directory: int,
@@ -195,10 +204,7 @@ def creating(
     try:
         fd = syscalls.open_beneath(directory, partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise errors.Busy(
-            f"{partial!r} exists: another save writes this image, or one was interrupted",
-            hint="run 'mapsave recover' if no save is running",
-        ) from None
+        raise partial_exists(partial) from None
     try:
         image = Partial(directory, name, fd, first, header)
         try:

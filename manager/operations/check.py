@@ -145,11 +145,7 @@ def image_name(found: Preflight) -> str:
         _replaceable(found)
     partial = image.partial_name(found.name)
     if found.directory.exists(partial):
-        raise errors.Busy(
-            f"{os.path.join(found.directory.path, partial)!r} exists: another save writes this "
-            "image, or one was interrupted",
-            hint="run 'mapsave recover' if no save is running",
-        )
+        raise image.partial_exists(os.path.join(found.directory.path, partial))
     return found.name
 
 

@@ -75,7 +75,11 @@ def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
             yield Site(directory / "site", settings=settings, disk=disk)
     elif plan.disk == "ext4":
         with storage.loop_filesystem("ext4", size, directory) as disk:
-            yield Site(directory / "site", settings=settings, disk=disk)
+            made = Site(directory / "site", settings=settings, disk=disk)
+            for path in (disk, made.images):  # a crash is not to take the directory itself
+                with _opened(path) as fd:
+                    os.fsync(fd)
+            yield made
     else:
         yield Site(directory / "site", settings=settings)
 

@@ -155,7 +155,7 @@ def _left_over(scene: Scene) -> None:
     scene.meet(before)
     partial = scene.site.images / f"{IMAGE}.partial"
     if before == "partial garbage":
-        partial.write_bytes(random.Random(scene.plan.seed).randbytes(9000))
+        partial.write_bytes(judge.FOREIGN)
         return
     # A save that dies before it has touched the guest leaves a partial image with a superblock.
     with struck.started(
