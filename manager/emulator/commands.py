@@ -171,6 +171,11 @@ def _quit(request: Request) -> Any:
     return {}
 
 
+@command("system_wakeup")
+def _wakeup(request: Request) -> Any:
+    raise QmpError("wake-up from suspend is not supported by this guest")  # of -machine none
+
+
 @command("system_powerdown")
 def _powerdown(request: Request) -> Any:
     request.machine.monitor.emit("POWERDOWN")  # -machine none has nobody who would act on it

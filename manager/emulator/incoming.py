@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 _EINVAL, _EIO, _ENOTSUP = (os.strerror(number) for number in (22, 5, 95))
 # The head of the section every guest has: name, instance 0, version 1.
-_GLOBAL_STATE = re.compile(rb"\x04....\x0bglobalstate\x00{7}\x01....([a-z-]+)\x00", re.DOTALL)
+_GLOBAL_STATE = re.compile(
+    rb"\x04....\x0bglobalstate\x00{7}\x01....(?=([a-z-]+)\x00).{32}(..)", re.DOTALL
+)
+_SUSPENDED = b"\x01\x01"  # has_vm_was_suspended, vm_was_suspended
 
 
 class Incoming:
@@ -39,6 +42,7 @@ class Incoming:
         self._exit_on_error = True
         self._fds: list[int] = []
         self._stored_state = RunState.RUNNING.value
+        self._was_suspended = False
 
     def check_possible(self) -> None:
         """Raise QmpError if ``migrate-incoming`` has no place here."""
@@ -221,7 +225,7 @@ class Incoming:
         elif name == "globalstate":
             reader.u32()
             self._stored_state = reader.read(32).partition(b"\0")[0].decode("utf-8", "replace")
-            reader.read(68)
+            self._was_suspended = reader.read(68)[:2] == _SUSPENDED
             field = "runstate"
         else:
             raise StreamError(
@@ -241,6 +245,7 @@ class Incoming:
         found = _GLOBAL_STATE.search(rest)
         if found is not None:
             self._stored_state = found[1].decode()
+            self._was_suspended = found[2] == _SUSPENDED
 
     @staticmethod
     def _footer(reader: StreamReader, name: str, section_id: int) -> None:
@@ -263,7 +268,8 @@ class Incoming:
     def _finish(self) -> None:
         """Set the run state: the stored one, or running if the machine may start by itself."""
         machine = self._machine
-        if self._stored_state == RunState.RUNNING.value:
+        machine.was_suspended = self._was_suspended
+        if self._stored_state in (RunState.RUNNING.value, RunState.SUSPENDED.value):
             if machine.autostart:
                 machine.start()
             else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
+from manager.emulator import faults
 from manager.emulator.capabilities import Capabilities
 from manager.emulator.faults import QmpError
 from manager.emulator.fdset import FdSets
@@ -12,7 +14,7 @@ from manager.emulator.incoming import Incoming
 from manager.emulator.memory import GuestMemory
 from manager.emulator.outgoing import Outgoing
 from manager.emulator.parameters import Parameters
-from manager.emulator.run_state import RunState
+from manager.emulator.run_state import LIVE, NEED_RESET, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +48,7 @@ class Machine:
         self.fdsets = FdSets()
         self.named_fds: dict[str, int] = {}
         self.autostart = not options.paused
+        self.was_suspended = False  # to RAM, whatever the run state has become since
         self.run_state = RunState.PRELAUNCH
         self.outgoing = Outgoing(self)
         self.incoming = Incoming(self)
@@ -66,8 +69,15 @@ class Machine:
             self.monitor.emit("MIGRATION", {"status": status})
 
     def start(self) -> None:
-        """Let the guest run, if it does not run already."""
-        if self.running:
+        """Let the guest run, or be suspended again, if it does not do so already."""
+        if self.run_state in LIVE:
+            return
+        if self.was_suspended:
+            if self.run_state is RunState.POSTMIGRATE:
+                reason = "invalid runstate transition: 'postmigrate' -> 'suspended'"
+                faults.die(reason, signal.SIGABRT)
+            self.monitor.emit("RESUME")
+            self.run_state = RunState.SUSPENDED
             return
         self.monitor.emit("RESUME")
         self.run_state = RunState.RUNNING
@@ -75,8 +85,8 @@ class Machine:
 
     def stop(self, state: RunState, *, force: bool = False) -> None:
         """Stop the guest if it runs; ``force`` takes ``state`` even if it did not."""
-        was_running = self.running
-        if was_running:
+        was_running = self.run_state in LIVE
+        if self.running:
             self.memory.halt()
         if was_running or force:
             self.run_state = state
@@ -94,6 +104,8 @@ class Machine:
         """The QMP command ``cont``. Raises QmpError while a save is in its last phase."""
         if self.run_state is RunState.FINISH_MIGRATE:
             raise QmpError("Migration is not finalized yet")
+        if self.run_state in NEED_RESET:
+            raise QmpError("Resetting the Virtual Machine is required")
         if self.run_state is RunState.INMIGRATE:
             self.autostart = True
         else:

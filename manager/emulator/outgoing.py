@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from manager.emulator import faults, files, pace, stream
 from manager.emulator.faults import ChannelError, QmpError, StreamError
 from manager.emulator.ram_save import MappedRamSave, PlainRamSave, RamSave, Throttle
-from manager.emulator.run_state import RunState
+from manager.emulator.run_state import LIVE, RunState
 from manager.image import stream_format as fmt
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class Outgoing:
                 ram.check()
             ram.finish()
             writer.write(stream.end_of_ram())
-            self._write_devices(stream.devices(state.value))
+            self._write_devices(stream.devices(state.value, was_suspended=machine.was_suspended))
             if self.error is not None:
                 raise StreamError(self.error)
             self._pace.finished(self._sent(ram))
@@ -258,7 +258,7 @@ class Outgoing:
                 reason = "invalid runstate transition: 'prelaunch' -> 'paused'"
                 faults.die(reason, signal.SIGABRT)
             self._pace.stopped()
-            devices = stream.devices(state.value)
+            devices = stream.devices(state.value, was_suspended=machine.was_suspended)
             machine.stop(RunState.PAUSED)
         while self.status == "active" and ram.bytes_left:
             writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
@@ -305,7 +305,7 @@ class Outgoing:
         machine, state = self._machine, self._old_state
         if self.status == "completed" or state is None:
             return
-        if state is RunState.RUNNING:
+        if state in LIVE:
             machine.start()
         elif machine.run_state is RunState.FINISH_MIGRATE:
             machine.run_state = state

@@ -114,13 +114,14 @@ def switchover_start() -> bytes:
     return bytes([fmt.COMMAND]) + fmt.COMMAND_HEAD.pack(fmt.COMMAND_SWITCHOVER_START, 0)
 
 
-def devices(run_state: str) -> bytes:
+def devices(run_state: str, *, was_suspended: bool = False) -> bytes:
     """Return the device sections of ``-machine none``: clock, and the run state at the save."""
     ticks = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     timer = fmt.U64.pack(ticks) + bytes(8) + fmt.U64.pack(ticks)
     state = run_state.encode() + b"\0"
-    # has_vm_was_suspended is 1, vm_was_suspended 0, then 66 unused bytes.
-    stored = fmt.U32.pack(len(state)) + state.ljust(_RUN_STATE_BYTES, b"\0") + b"\1\0" + bytes(66)
+    # has_vm_was_suspended is 1, then vm_was_suspended, then 66 unused bytes.
+    flags = bytes([1, was_suspended]) + bytes(66)
+    stored = fmt.U32.pack(len(state)) + state.ljust(_RUN_STATE_BYTES, b"\0") + flags
     return (
         section(fmt.SECTION_FULL, TIMER_SECTION, "timer", 2)
         + timer

@@ -8,14 +8,14 @@ from manager.errors.base import MapsaveError
 
 
 class SaveFailed(MapsaveError):
-    """The save failed; the guest is in the run state it had before."""
+    """The save failed; the guest is in its former run state, or the message names another one."""
 
     id = "save.failed"
     exit_code = 4
 
 
 class SaveTimeout(SaveFailed):
-    """The save took longer than its ``timeout`` and was cancelled; the guest is as before."""
+    """The save took longer than its ``timeout`` and was cancelled; the guest as in save.failed."""
 
     id = "save.timeout"
     http_status = 504
@@ -46,7 +46,7 @@ class GuestNotEnded(SaveFailed):
 
 
 class GuestNotPutBack(SaveFailed):
-    """QEMU refused to continue the guest after a save, good or failed; its run state is named."""
+    """The guest is not, or must not be, continued after a save; its state or image is named."""
 
     id = "save.guest_not_put_back"
 

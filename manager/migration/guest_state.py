@@ -8,14 +8,18 @@ import time
 from typing import TYPE_CHECKING
 
 from manager import errors
+from manager.migration import run_states
 from manager.monitor import undoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from manager.image.global_state import GlobalState
     from manager.monitor.session import Events, Session
 
 _SETTLE_TIMEOUT = 60.0
+# The states in which a save leaves a guest that was running.
+_CONTINUED = frozenset(("paused", "postmigrate", "prelaunch"))
 
 
 async def run_state(session: Session) -> str:
@@ -23,27 +27,11 @@ async def run_state(session: Session) -> str:
     return str((await session.execute("query-status"))["status"])
 
 
-async def settled(session: Session, *wanted: str) -> str:
-    """Wait until the guest has one of the run states ``wanted``; return it.
+async def left(session: Session, state: str) -> str:
+    """Wait until the guest has left the run state ``state``; return the one it has then.
 
     ``completed`` can be seen while the guest is still in finish-migrate, and QEMU refuses to
     continue it then.
-
-    Raises MonitorTimeout after a minute.
-    """
-    delay, deadline = 0.001, time.monotonic() + _SETTLE_TIMEOUT
-    while (found := await run_state(session)) not in wanted:
-        if time.monotonic() > deadline:
-            raise errors.MonitorTimeout(
-                f"{session.address}: the guest stays {found}, expected {' or '.join(wanted)}"
-            )
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, 0.1)
-    return found
-
-
-async def left(session: Session, state: str) -> str:
-    """Wait until the guest has left the run state ``state``; return the one it has then.
 
     Raises MonitorTimeout after a minute.
     """
@@ -96,11 +84,18 @@ class Paused:
         self.was_running = was_running
         self.since = time.monotonic()
         self.until: float | None = None
+        # Whether `cont` brings the guest back; not if it stopped running by itself while saved.
+        self.continues = True
         self._released = False
 
     def seconds(self) -> float:
         """Return for how long the guest has not run, up to now or until it was continued."""
         return (self.until or time.monotonic()) - self.since
+
+    def ended_in(self, found: GlobalState) -> None:
+        """Note the state that the guest had at the end of the stream."""
+        known = run_states.of(found.run_state)
+        self.continues = known.continues and not found.was_suspended
 
     def release(self) -> None:
         """Leave the guest as it is at the end: the save has succeeded."""
@@ -115,13 +110,14 @@ class Paused:
     async def put_back(self, session: Session) -> None:
         """Continue a guest that was running, unless released.
 
-        Raises GuestNotPutBack where QEMU refuses, or does not answer.
+        One that has stopped by itself in the meantime is left in its own state. Raises
+        GuestNotPutBack where QEMU refuses, or does not answer.
         """
-        if self._released or not self.was_running:
+        if self._released or not self.was_running or not self.continues:
             return
         try:
-            await settled(session, "running", "paused", "postmigrate", "prelaunch")
-            await session.resume()
+            if await left(session, "finish-migrate") in _CONTINUED:
+                await session.resume()
         except errors.CommandRefused as error:
             raise errors.GuestNotPutBack(
                 f"{session.address}: QEMU would not continue the guest: {error.desc}",

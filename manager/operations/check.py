@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors, units
 from manager.image import descriptors, image, store
-from manager.migration import parameters
+from manager.migration import parameters, run_states
 from manager.monitor import fdset, process
 from manager.operations import limits as qemu_limits
 from manager.operations import modes, trust
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from manager.operations.facts import Facts
     from manager.plan.strategy import Strategy, Wishes
 
-# From these the guest can be saved and continued. Elsewhere QEMU is doing something else, or has
-# already handed its disks over (postmigrate).
-SAVEABLE = frozenset(("running", "paused", "prelaunch", "suspended", "io-error", "watchdog"))
 _MIGRATING = frozenset(
     ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug", "postcopy-active")
 )
@@ -60,13 +57,13 @@ class Preflight:
 def run_state(found: Preflight) -> str:
     """The guest is in a run state from which it can be saved and put back."""
     state = found.facts.run_state
-    if state == "postmigrate":
+    known = run_states.of(state)
+    if known.refusal is not None:
         raise errors.WrongRunState(
-            "the guest was saved before and left paused; QEMU cannot save it again from there",
-            hint="continue it ('cont' at its monitor), or discard it: its image is the newer guest",
+            f"the guest cannot be saved in run state {state!r}: {known.refusal}",
+            hint=known.hint,
+            run_state=state,
         )
-    if state not in SAVEABLE:
-        raise errors.WrongRunState(f"the guest is in run state {state!r}, not to be saved from")
     return state
 
 

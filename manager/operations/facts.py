@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.migration import guest_state, outgoing, parameters
+from manager.migration import guest_state, outgoing, parameters, run_states
 from manager.monitor import fdset, process
 from manager.monitor import ram_blocks as monitor_blocks
 from manager.operations import limits, memory_backends, modes
@@ -63,8 +63,8 @@ class Facts:
 
     @property
     def runs(self) -> bool:
-        """Whether the guest's processors run (or would, were it not suspended to RAM)."""
-        return self.run_state in ("running", "suspended")
+        """Whether the guest's processors run."""
+        return run_states.of(self.run_state).runs
 
 
 async def gather(session: Session) -> Facts:

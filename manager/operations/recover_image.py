@@ -11,9 +11,10 @@ import os
 from typing import TYPE_CHECKING
 
 from manager import errors
-from manager.image import image, store
+from manager.image import descriptors, global_state, image, store
 from manager.image.superblock import State
 from manager.labels.label import Problem
+from manager.migration import run_states
 from manager.operations import restored_notes
 
 if TYPE_CHECKING:
@@ -134,3 +135,22 @@ def mark_stale(config: Config, orphan: Orphan, problems: list[Problem]) -> None:
         warning = restored_notes.mark_stale(config.state, opened.path, uuid, opened.mark_stale)
     if warning is not None:
         problems.append(Problem(warning, recoverable=False))
+
+
+def continues(orphan: Orphan) -> bool:
+    """Return whether QEMU can continue the guest after its save, by what is in the image.
+
+    Where nothing of it can be read, it counts as what it was: a guest that ran.
+    """
+    name = str(orphan.facts["name"])
+    for each in (image.partial_name(name), name):
+        with contextlib.suppress(OSError, errors.MapsaveError):
+            with (
+                store.directory(orphan.facts["directory"]) as held,
+                descriptors.opened(held.fd, each, os.O_RDONLY) as fd,
+            ):
+                found = global_state.read(fd)
+            if found is not None:
+                known = run_states.of(found.run_state)
+                return known.continues and not found.was_suspended
+    return True

@@ -44,6 +44,10 @@ HOST_WENT_DOWN = (
 TAKEN_OVER = (
     f"{COMMITTED}, but stale and marked so; guest left as it is: somebody has let it run since"
 )
+_STUCK = (
+    "the guest had suspended itself or stopped by itself while it was saved, and QEMU could die "
+    "when it is continued"
+)
 GONE_SINCE = f"{COMMITTED}, and gone from its place since; guest left as it is"
 
 
@@ -194,7 +198,7 @@ async def _with_qemu(
     except (errors.InvalidImage, OSError) as error:
         await _put_back(orphan, session)
         return f"{PUT_BACK}: QEMU had finished, but the image is not good: {error}"
-    outcome = await _then(orphan, session)
+    outcome = await _then(orphan, session, problems)
     if outcome == TAKEN_OVER:
         recover_image.mark_stale(config, orphan, problems)
     return outcome
@@ -226,14 +230,22 @@ async def _put_back(orphan: Orphan, session: Session) -> None:
     """Let a guest that was running run again, unless it was not the save that paused it."""
     if not orphan.may_have_reached("pause") and not orphan.reached("migrate"):
         return
+    state = await guest_state.run_state(session)
+    if state == "postmigrate" and not recover_image.continues(orphan):
+        raise errors.GuestNotPutBack(
+            f"{session.address}: {_STUCK}, and its image is not good",
+            hint="mend what is wrong with the image directory, and recover again: nothing is lost "
+            "as long as that QEMU lives",
+            run_state=state,
+        )
     async with guest_state.put_back_at_end(
         session, was_running=bool(orphan.facts["was_running"])
     ) as paused:
-        if await guest_state.run_state(session) == "running":
+        if state == "running":
             paused.release()
 
 
-async def _then(orphan: Orphan, session: Session) -> str:
+async def _then(orphan: Orphan, session: Session, problems: list[Problem]) -> str:
     """Do what was to be done behind the commit; return the outcome.
 
     Only a guest that has not run since its save is in ``postmigrate``. One in another state runs,
@@ -247,7 +259,10 @@ async def _then(orphan: Orphan, session: Session) -> str:
             f"{session.address}: {COMMITTED}, but the guest was not ended",
             hint="it is paused; run 'mapsave recover' again, which ends it",
         )
-    if then == "resume":
+    if then != "quit" and not recover_image.continues(orphan):
+        words = f"{_STUCK}: do not continue it, but shut that QEMU down and restore the image"
+        problems.append(Problem(words, recoverable=False))
+    elif then == "resume":
         await session.resume()
     return COMMITTED
 

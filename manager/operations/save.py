@@ -17,6 +17,7 @@ from manager.image import image, store, syscalls
 from manager.migration import guest_state, progress
 from manager.monitor import fdset
 from manager.operations import (
+    aftermath,
     attach,
     check,
     facts,
@@ -51,18 +52,26 @@ async def save(
     Raises Refused or one of its kin with the guest untouched, NotPermitted, Busy, SaveFailed or one
     of its kin with the guest as it was.
     """
-    phases = progress.Phases(report)
+    phases, became = progress.Phases(report), aftermath.Aftermath()
     try:
         async with asyncio.timeout(request.timeout):
-            return await _save(guest, config, request, phases)
+            return await _save(guest, config, request, phases, became)
     except TimeoutError:
         raise errors.SaveTimeout(
-            f"guest {guest.name!r}: not saved within {request.timeout:g} s; cancelled",
-            hint="the guest is as before; allow more time, or see 'mapsave check'",
+            f"guest {guest.name!r}: not saved within {request.timeout:g} s; cancelled"
+            + (f"; {became.words}" if became.words else ""),
+            hint=("" if became.words else "the guest is as before; ")
+            + "allow more time, or see 'mapsave check'",
         ) from None
+    except asyncio.CancelledError:
+        if became.words is None:
+            raise
+        raise errors.Interrupted(f"guest {guest.name!r}: interrupted; {became.words}") from None
 
 
-async def _save(guest: Guest, config: Config, request: Request, phases: Phases) -> dict[str, Any]:
+async def _save(
+    guest: Guest, config: Config, request: Request, phases: Phases, became: aftermath.Aftermath
+) -> dict[str, Any]:
     phases.enter("preflight")
     open_files.check()
     async with attach.exclusive(guest, config) as (session, monitor):
@@ -100,7 +109,8 @@ async def _save(guest: Guest, config: Config, request: Request, phases: Phases) 
                         *(phases, known, number, guest_state.ResumeWatch(events)),
                         state=config.state,
                     )
-                    result = await _write(guest, job)
+                    async with aftermath.reported(job, became):
+                        result = await _write(guest, job)
             result["warnings"] += log.warnings
             return result
 
@@ -156,10 +166,11 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
             room = job.facts.memory.total + partial.block.stream_offset
             syscalls.preallocate(partial.fd, 0, room)
         async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
+            stack.enter_context(save_transfer.kept_if_stuck(job, partial, applied, paused))
             written.prepare()
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
             before = None
-            if job.then == "resume" and outcome is not None:
+            if job.then == "resume" and outcome is not None and paused.continues:
                 before = await save_commit.compare(job, partial, outcome)
                 await job.log.step_in_thread("resume")
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and

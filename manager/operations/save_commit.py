@@ -163,6 +163,14 @@ async def _then(job: SaveJob, partial: Partial, paused: Paused) -> None:
             hint="it is paused; run 'mapsave recover', which ends it",
             image=job.path,
         )
+    if not paused.continues:
+        raise errors.GuestNotPutBack(
+            f"{job.session.address}: {job.path!r} is committed, but the guest had suspended itself "
+            "or stopped by itself while it was saved: it is left paused, for QEMU could die when "
+            "it is continued",
+            hint="do not continue it: shut this QEMU down, and restore the image",
+            image=job.path,
+        )
     try:
         await guest_state.run_state(job.session)
     except errors.MonitorLost as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -9,14 +10,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from manager import errors
-from manager.image import descriptors, image
+from manager.image import descriptors, global_state, image
 from manager.labels import labelling
-from manager.migration import guest_state, outgoing, parameters
+from manager.migration import guest_state, outgoing, parameters, run_states
 from manager.monitor import fdset
 from manager.operations import ending, kept, limits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from manager.image import store
@@ -49,6 +50,8 @@ class SaveJob:
     fdset: int
     resumes: guest_state.ResumeWatch
     state: Path
+    is_begun: bool = False  # QEMU was asked to save
+    stuck: str | None = None  # what became of a guest that cannot be continued
 
     @property
     def then(self) -> str:
@@ -83,7 +86,7 @@ async def let_qemu_write(
     """
     try:
         with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
-            return await _transfer(job, partial.block.stream_offset, pair, paused)
+            return await _transfer(job, partial, pair, paused)
     except errors.MonitorLost as error:
         await _check_loss(job, partial, applied, error)
         return None
@@ -126,9 +129,11 @@ def _raise_if_refused(job: SaveJob, fd: int, words: str) -> None:
 
 
 async def _transfer(
-    job: SaveJob, offset: int, pair: descriptors.Pair, paused: Paused
+    job: SaveJob, partial: Partial, pair: descriptors.Pair, paused: Paused
 ) -> outgoing.Outcome:
+    offset = partial.block.stream_offset
     await job.log.step_in_thread("hand-over")
+    await _check_state(job)
     fds = (pair.first, pair.second)
     dropped = functools.partial(_refused, job, pair.first)
     wanted = job.strategy.parameters()
@@ -143,17 +148,68 @@ async def _transfer(
             paused.since = time.monotonic()
         limits.recheck(job.facts.footprint, job.strategy.channels)
         await job.log.step_in_thread("migrate")
+        job.is_begun = True
         job.phases.enter("write")
         # A small guest is saved before the event of its being continued could be seen.
         if not job.request.live and await guest_state.run_state(job.session) == "running":
             raise outgoing.continued(job.session, "before QEMU began to save it")
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.request.live)
+        # The disk may fail to give it back: then the guest counts as what it was.
+        with contextlib.suppress(OSError):
+            if (ended_in := global_state.read(partial.fd, offset)) is not None:
+                paused.ended_in(ended_in)
         if job.request.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
         await job.resumes.saved()
         await job.log.step_in_thread("complete")
         job.phases.enter("settle")
         return outcome
+
+
+async def _check_state(job: SaveJob) -> None:
+    """Look once more whether the guest could be brought back from after its save.
+
+    Of a guest that does not run ``query-status`` does not report whether it is suspended to RAM
+    besides; the states of its devices do, which QEMU writes for us into an unnamed file.
+
+    Raises SaveFailed.
+    """
+    state = await guest_state.run_state(job.session)
+    known = run_states.of(state)
+    if known.refusal is None and not known.runs and await _is_suspended(job):
+        known = run_states.of("suspended")
+    if known.refusal is not None:
+        raise errors.SaveFailed(
+            f"the guest cannot be saved, in run state {state!r}: {known.refusal}",
+            hint=f"if it is paused, continue it; then {known.hint}" if known.hint else None,
+            run_state=state,
+        )
+
+
+async def _is_suspended(job: SaveJob) -> bool:
+    """Return whether a guest that does not run is suspended to RAM; False where QEMU can't say.
+
+    QEMU truncates the file to nothing, so it cannot be the image.
+    """
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    with contextlib.ExitStack() as stack:
+        try:
+            with job.labelling.creating(job.facts.pid):
+                fd = os.open(".", flags, 0o600, dir_fd=job.directory.fd)
+            stack.callback(os.close, fd)
+            writable = stack.enter_context(descriptors.reopened(fd, os.O_WRONLY))
+        except OSError:
+            return False  # the file system has no unnamed files
+        try:
+            dropped = functools.partial(_refused, job, fd)
+            async with fdset.handed_over(job.session, (writable,), job.fdset, dropped) as path:
+                # With `live` it would hand the disks over, as to another host.
+                arguments = {"filename": path, "live": False}
+                await job.session.execute("xen-save-devices-state", arguments)
+        except (errors.CommandRefused, errors.LabelRefused):
+            return False
+        found = global_state.read(fd)
+    return found is not None and found.was_suspended
 
 
 def left_to_recover(
@@ -166,6 +222,24 @@ def left_to_recover(
     return errors.SaveFailed(
         message, hint="run 'mapsave recover': it finishes the save or puts the guest back"
     )
+
+
+@contextlib.contextmanager
+def kept_if_stuck(
+    job: SaveJob, partial: Partial, applied: Applied, paused: Paused
+) -> Iterator[None]:
+    """Keep the partial image of a guest that cannot be continued: it is nowhere else."""
+    try:
+        yield
+    except BaseException:
+        if not paused.continues and not partial.has_its_name:
+            left_to_recover(job, partial, applied, "")
+            job.stuck = (
+                "the guest had suspended itself or stopped by itself while it was saved, so that "
+                "QEMU could die when it is continued; it is left paused, and its image is kept as "
+                f"{job.partial_path!r}: 'mapsave recover' completes the save once the cause is gone"
+            )
+        raise
 
 
 async def _check_loss(

@@ -256,6 +256,38 @@ def test_full_disk(
         assert helpers.save(qmp, f"{tmp_path}/image", *capabilities)["status"] == "completed"
 
 
+def _suspended(image: Path) -> Path:
+    """Make of an image one whose guest was suspended to RAM."""
+    data = bytearray(image.read_bytes())
+    flags = data.index(b"\x0bglobalstate") + 12 + 8 + 4 + 32  # name; instance, version; size; word
+    assert data[flags : flags + 2] == b"\1\0"
+    data[flags + 1] = 1
+    path = image.with_name("suspended")
+    path.write_bytes(data)
+    return path
+
+
+@both
+def test_a_suspended_guest_continued_after_a_save_kills(
+    tmp_path: Path, image: Path, start: Start
+) -> None:
+    incoming = "--incoming" if start is helpers.emulator else "-incoming"
+    with start(tmp_path, incoming, "defer") as qmp:
+        assert helpers.restore(qmp, str(_suspended(image)))["status"] == "completed"
+        states = []
+        for command in ("query-status", "stop", "cont"):
+            qmp(command)
+            states.append(qmp("query-status"))
+        assert [(each["status"], each["running"]) for each in states] == [
+            *(("suspended", False), ("paused", False), ("suspended", False))
+        ]
+        assert helpers.save(qmp, str(tmp_path / "again"))["status"] == "completed"
+        qmp.wait_run_state("postmigrate")
+        refused = qmp.ask("system_wakeup")["error"]["desc"]
+        assert refused == "wake-up from suspend is not supported by this guest"
+        assert death(qmp, lambda: qmp("cont")) == -signal.SIGABRT
+
+
 # QEMU's window for these is a millisecond; the emulator's is held open by the machine's lock, which
 # its cleaning up needs as QEMU's needs the big lock. Of QEMU: tests/faults/test_let_go.py.
 _SWITCHED = """

@@ -59,7 +59,8 @@ def strike(signals: str) -> None:
     for name in names.split("+"):
         for target in targets:
             os.kill(target, signal.Signals[f"SIG{name}"])
-    if pid:
+    # Ours may take a moment as well, in which another thread would go on.
+    if pid or "STOP" in names:
         time.sleep(_SETTLE)
 
 

@@ -36,10 +36,13 @@ def run(
 
 @contextmanager
 def stopped(
-    site: cli.Site, step: str, *arguments: str | os.PathLike[str]
+    site: cli.Site,
+    step: str,
+    *arguments: str | os.PathLike[str],
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run ``mapsave`` up to right behind ``step``, where it stands still; then let it end."""
-    with started(site, "after", step, "STOP", *arguments) as process:
+    with started(site, "after", step, "STOP", *arguments, env=env) as process:
         wait.until(lambda: stands_still(process), what=f"mapsave to stop at {step}")
         yield process
         process.send_signal(signal.SIGCONT)

@@ -1,0 +1,77 @@
+"""QEMU's run states (``qapi/run-state.json``): what save, roll-back and resume do from each.
+
+A save leaves QEMU in ``postmigrate``, whatever the guest's state was, and QEMU knows few ways from
+there: ``cont`` sets a guest running that could run, and of one that has suspended itself it dies
+(10.0: ``invalid runstate transition: 'postmigrate' -> 'suspended'``). So a guest is saved only from
+a state to which it can be brought back if the save fails after its stream has ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """What can be done with a guest in one run state.
+
+    ``refusal``: why it is not saved, and ``hint`` what can be done about that; None where it is
+    saved. ``runs``: the save pauses it, and a roll-back or ``--then resume`` continues it; others
+    are left as they are, after the end of the stream in ``postmigrate``. ``continues``: ``cont``
+    brings the guest back from there.
+    """
+
+    refusal: str | None = None
+    hint: str | None = None
+    runs: bool = False
+    continues: bool = True
+
+
+def _refused(refusal: str, hint: str, *, continues: bool = False) -> RunState:
+    return RunState(refusal, hint, continues=continues)
+
+
+_RESET = "reset it ('system_reset' at its monitor), or shut QEMU down"
+_WAIT = "wait for its end"
+
+TABLE = {
+    "running": RunState(runs=True),
+    "paused": RunState(),
+    "prelaunch": RunState(),
+    # The requests that failed are in the image, and are tried again when the guest is continued.
+    "io-error": RunState(),
+    "watchdog": RunState(),
+    "suspended": _refused(
+        "the guest has suspended itself to RAM (S3), and QEMU would die when it is continued after "
+        "a save, be it a failed one",
+        "wake it up ('system_wakeup' at its monitor), then save it",
+    ),
+    "shutdown": _refused("the guest has shut down", _RESET),
+    "internal-error": _refused("QEMU cannot execute the guest (internal error)", _RESET),
+    "guest-panicked": _refused(
+        "the guest's operating system has crashed",
+        "dump it ('dump-guest-memory' at its monitor), then reset it or shut QEMU down",
+    ),
+    "debug": _refused("a debugger has stopped the guest", "continue it in the debugger first"),
+    "save-vm": _refused("another client is taking an internal snapshot of it", _WAIT),
+    "restore-vm": _refused(
+        "it is being reverted to an internal snapshot, or that has failed half way",
+        "wait for its end; if it has failed, revert again, or shut QEMU down",
+    ),
+    "colo": _refused("it is replicated to another host (COLO)", "end the replication first"),
+    "inmigrate": _refused("QEMU waits for a guest to come in", "restore a guest into it"),
+    "finish-migrate": _refused(
+        "another client's migration of it is in its last phase", _WAIT, continues=True
+    ),
+    "postmigrate": _refused(
+        "the guest was saved before and left paused; QEMU cannot save it again from there",
+        "continue it ('cont' at its monitor), or discard it: its image is the newer guest",
+        continues=True,
+    ),
+}
+
+
+def of(name: str) -> RunState:
+    """Return what can be done in the run state ``name``; one that we do not know is refused."""
+    unknown = _refused(f"mapsave does not know the run state {name!r}", "use a newer mapsave")
+    return TABLE.get(name, unknown)
