@@ -70,6 +70,7 @@ EXIT_CODES = {
     "save.qemu_died": 4,
     "save.timeout": 4,
     "save.kept_by_qemu": 4,
+    "save.stalled": 4,
     "restore.failed": 5,
     "restore.launch": 5,
     "restore.stalled": 5,

@@ -27,7 +27,7 @@ FLOORS = (
     (
         *("config", "config_file", "config_models", "plain"),
         *("yaml_file", "yaml_errors", "domain_xml", "error_table", "errors", "units"),
-        *("domain_resources", "open_files", "service_settings"),
+        *("domain_resources", "file_lock", "open_files", "service_settings"),
         "strict_json",
         "unix_socket",
     ),

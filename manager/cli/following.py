@@ -37,7 +37,7 @@ def perform(
     client: Client,
     body: Mapping[str, Any],
     report: Report = progress.silent,
-    patience: Patience = _USUAL,
+    patience: Patience | None = None,
 ) -> dict[str, Any]:
     """Begin the operation ``body``, follow it, and return its result.
 
@@ -47,6 +47,7 @@ def perform(
     """
     # Chosen here, so that it can be asked for and cancelled even if its answer never came.
     number = os.urandom(6).hex()
+    patience = patience or _USUAL
     with client.stop.cancels(client.interrupt, lambda name: _unfinished(number, name)):
         try:
             _begin(client, number, body)

@@ -99,6 +99,7 @@ from manager.errors.outcome import (
     SaveFailed,
     SaveKeptByQemu,
     SaveQemuDied,
+    SaveStalled,
     SaveTimeout,
 )
 
@@ -160,6 +161,7 @@ __all__ = [
     "SaveFailed",
     "SaveKeptByQemu",
     "SaveQemuDied",
+    "SaveStalled",
     "SaveTimeout",
     "ServiceBusy",
     "ServiceLost",

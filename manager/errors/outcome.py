@@ -21,6 +21,13 @@ class SaveTimeout(SaveFailed):
     http_status = 504
 
 
+class SaveStalled(SaveFailed):
+    """QEMU wrote nothing for minutes, as its storage hangs: cancelled, the guest is as before."""
+
+    id = "save.stalled"
+    http_status = 504
+
+
 class SaveQemuDied(SaveFailed):
     """QEMU ended during the save; where the guest was to live on, the image may be committed."""
 

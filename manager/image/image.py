@@ -18,7 +18,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from manager import errors
+from manager import errors, file_lock
 from manager.image import (
     descriptors,
     digests,
@@ -210,7 +210,7 @@ def creating(
         try:
             # Held as long as we live: what `recover` can lock has no owner any more. It may be
             # trying just now, so wait: it keeps the lock of a file without superblock no longer.
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            file_lock.exclusive(fd)
             image.block = superblock.write(fd, first, metadata, durable=False)
             if header is not None:
                 libvirt_header.write(fd, header)

@@ -7,11 +7,12 @@ Source: apparmor.d(5), "Globbing (AARE)" and the quoting of file names; tried wi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from manager import file_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ def locked(rules_file: Path) -> Iterator[None]:
     """
     fd = os.open(rules_file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        file_lock.exclusive(fd)
         yield
     finally:
         os.close(fd)

@@ -28,6 +28,11 @@ _IDLE = frozenset(("none", *_OVER))
 # A guest that dirties its memory faster than the disk writes would be saved for ever: after this
 # many passes over its RAM it is paused, as it would have been at the end.
 LIVE_PASSES = 8
+# Seconds without a byte written after which a save is given up: its storage hangs. A disk's own
+# time limits and retries fit into that (Linux: SCSI commands, 30 s, six tries).
+STALL = 300.0
+# Seconds for QEMU to end its channels; those that hang on storage do not end.
+CANCEL_TIMEOUT = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,7 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
     likewise where somebody else continues the guest meanwhile, unless ``live``.
 
     Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later,
-    GuestContinued, MonitorLost, MonitorBroken.
+    SaveStalled, GuestContinued, MonitorLost, MonitorBroken.
     """
     with session.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME") as events:
         uri = f"file:{path},offset={offset:#x}"
@@ -77,9 +82,18 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
             outcome = await _follow(session, events, phases, live=live)
             if outcome.status == "completed":
                 await guest_state.left(session, "finish-migrate")
-        except (asyncio.CancelledError, errors.MonitorBroken, errors.GuestContinued):
+        except (
+            asyncio.CancelledError,
+            errors.MonitorBroken,
+            errors.GuestContinued,
+            errors.SaveStalled,
+        ):
             with contextlib.suppress(errors.MonitorLost):
                 await undoing.whole(cancel(session))
+            raise
+        except errors.MonitorTimeout:
+            # QEMU may begin to save at any moment; its descriptors taken from it then, it dies.
+            session.abandon()
             raise
     if outcome.status != "completed":
         raise errors.SaveFailed(
@@ -100,11 +114,19 @@ async def follow(session: Session, phases: Phases) -> Outcome:
 async def _follow(session: Session, events: Events, phases: Phases, *, live: bool) -> Outcome:
     """Wait for the end by events, asking for figures now and then; the last word is the query's."""
     outcome = await query(session)
+    since = time.monotonic()
     while outcome.status not in _OVER:
         event = await events.next(timeout=_POLL)
         if event is not None and event.name == "STOP":
             continue  # a live save pauses the guest for its end; figures follow
-        outcome = await query(session)
+        before, outcome = outcome, await query(session)
+        if _progress(before) != _progress(outcome):
+            since = time.monotonic()
+        elif time.monotonic() - since > STALL:
+            raise errors.SaveStalled(
+                f"{session.address}: QEMU has written nothing for {STALL:g} s",
+                hint="its storage hangs: see dmesg, and save to another directory",
+            )
         # QEMU itself continues a guest only behind a save that has failed.
         if (
             event is not None
@@ -118,6 +140,11 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
             await session.pause()
             live = False
     return outcome
+
+
+def _progress(outcome: Outcome) -> tuple[Any, ...]:
+    names = ("transferred", "multifd-bytes", "duplicate", "normal", "dirty-sync-count")
+    return (outcome.status, *(outcome.ram.get(name) for name in names))
 
 
 def continued(session: Session, when: str) -> errors.GuestContinued:
@@ -152,11 +179,19 @@ async def cancel(session: Session) -> Outcome:
     """Cancel and wait until QEMU says so; the guest is then in the state it had before.
 
     Parameters are left alone meanwhile: changing the channels and cancelling kills QEMU 10.0.
+
+    Raises MonitorTimeout where QEMU does not say so.
     """
     await _well_under_way(session)
     await session.execute("migrate_cancel")
-    delay = 0.001
+    delay, deadline = 0.001, time.monotonic() + CANCEL_TIMEOUT
     while (outcome := await query(session)).status not in _IDLE:
+        if time.monotonic() > deadline:
+            session.abandon()  # it holds the descriptors, and would not resume the guest either
+            raise errors.MonitorTimeout(
+                f"{session.address}: the save was cancelled, but is still {outcome.status} after "
+                f"{CANCEL_TIMEOUT:g} s: its storage hangs"
+            )
         await asyncio.sleep(delay)
         delay = min(delay * 2, 0.2)
     return outcome

@@ -12,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import functools
+import math
 import queue
 import shlex
 import threading
@@ -30,6 +31,9 @@ _EXPECTED = "expected a URI such as qemu:///system"
 _KEEPALIVE = (5, 6)
 # Seconds that a call which is cancelled may still take.
 GRACE = 5.0
+# Seconds for a call of libvirt's that neither starts nor ends a guest.
+CALL_TIMEOUT = 60.0
+_CLOSE_TIMEOUT = 2.0
 _loop_lock = threading.Lock()
 _loop_runs = False
 
@@ -95,12 +99,20 @@ def _idle_worker() -> _Worker:
         return _Worker()
 
 
-async def call(function: Callable[..., T], *arguments: Any, grace: float = GRACE) -> T:
+async def call(
+    function: Callable[..., T],
+    *arguments: Any,
+    grace: float | None = None,
+    timeout: float | None = math.inf,
+) -> T:
     """Run a blocking function in a daemon thread; what it raises is raised here.
 
-    Cancelled, it waits ``grace`` seconds for the function, so that what undoes it comes behind it;
-    then the function runs on behind our back.
+    Cancelled, it waits ``grace`` seconds (GRACE) for the function, so that what undoes it comes
+    after it; then the function runs on without us. Raises MonitorTimeout after ``timeout`` seconds
+    (CALL_TIMEOUT); with None the caller limits it.
     """
+    grace = GRACE if grace is None else grace
+    limit = CALL_TIMEOUT if timeout == math.inf else timeout
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -122,7 +134,10 @@ async def call(function: Callable[..., T], *arguments: Any, grace: float = GRACE
 
     _idle_worker().do(work)
     try:
-        return await asyncio.shield(done)
+        async with asyncio.timeout(limit):
+            return await asyncio.shield(done)
+    except TimeoutError:
+        raise errors.MonitorTimeout(f"libvirt has not answered for {limit:g} s") from None
     except asyncio.CancelledError:
         if not done.done():
             await asyncio.wait({done}, timeout=grace)
@@ -140,6 +155,10 @@ async def connect(uri: str) -> Any:
     libvirt = library()
     try:
         connection = await call(libvirt.open, uri)
+    except errors.MonitorTimeout as error:
+        raise errors.Unreachable(
+            f"cannot connect to libvirt at {uri!r}: {error.message}", hint="does libvirtd hang?"
+        ) from None
     except libvirt.libvirtError as error:
         raise _not_reached(libvirt, uri, error) from None
     except ValueError:  # as libvirt-python has it for what is no C string in UTF-8
@@ -192,8 +211,8 @@ async def connected(uri: str) -> AsyncIterator[Any]:
 
 async def close(connection: Any) -> None:
     """Close a connection, alive or not."""
-    with contextlib.suppress(library().libvirtError):
-        await call(connection.close)
+    with contextlib.suppress(library().libvirtError, errors.MonitorTimeout):
+        await call(connection.close, timeout=_CLOSE_TIMEOUT)
 
 
 async def find_domain(connection: Any, uri: str, named: str) -> Any:
@@ -211,6 +230,8 @@ async def find_domain(connection: Any, uri: str, named: str) -> Any:
     for lookup in lookups:
         try:
             return await call(lookup)
+        except errors.MonitorTimeout as error:
+            raise errors.Unreachable(f"libvirt at {uri!r}: {error.message}") from None
         except libvirt.libvirtError as error:
             if error.get_error_code() not in (
                 libvirt.VIR_ERR_NO_DOMAIN,

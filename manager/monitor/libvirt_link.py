@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.monitor import domain, libvirt_connection, process
+from manager.monitor import session as limits
 from manager.monitor.listening import is_set_within, next_unless_lost
-from manager.monitor.session import COMMAND_TIMEOUT, Event
+from manager.monitor.session import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ class Link:
         self._deregister: list[Callable[[], Any]] = []
         self._reconnecting = asyncio.Lock()
         self._given_up = False
+        self._is_silent = False
 
     @property
     def address(self) -> str:
@@ -124,8 +126,8 @@ class Link:
         command: str,
         function: Callable[[], Any],
         *,
-        timeout: float | None = COMMAND_TIMEOUT,
-        grace: float = libvirt_connection.GRACE,
+        timeout: float | None = None,
+        grace: float | None = None,
     ) -> Any:
         """Call ``function``, again behind a reconnection where ``command`` may be repeated.
 
@@ -135,11 +137,17 @@ class Link:
         where the domain has ended; MonitorBroken where the daemon was lost and ``command`` must not
         be repeated; CommandRefused, NotPermitted with libvirt's words.
         """
+        timeout = limits.COMMAND_TIMEOUT if timeout is None else timeout
         while True:
+            if self._is_silent:
+                await self._asked_first()
             try:
                 async with asyncio.timeout(timeout):
-                    return await libvirt_connection.call(function, grace=grace)
+                    result = await libvirt_connection.call(function, grace=grace, timeout=None)
+                self._is_silent = False
+                return result
             except TimeoutError:
+                self._is_silent = True
                 raise errors.MonitorTimeout(
                     f"{self.address}: no answer to {command} within {timeout:g} s", command=command
                 ) from None
@@ -147,6 +155,16 @@ class Link:
                 raise await self._over() from None
             except self.libvirt.libvirtError as error:
                 await self._judge(command, error)
+
+    async def _asked_first(self) -> None:
+        """Raise MonitorTimeout unless QEMU answers now: it would do later what it is told now."""
+        import libvirt_qemu
+
+        def ask() -> None:
+            libvirt_qemu.qemuMonitorCommand(self.live(), '{"execute": "query-version"}', 0)
+
+        with contextlib.suppress(self.libvirt.libvirtError):
+            await libvirt_connection.call(ask, timeout=limits.SILENT_TIMEOUT)
 
     def refused(self, command: str, error: Any) -> errors.MapsaveError:
         """Return our error for one of libvirt's."""

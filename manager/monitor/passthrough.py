@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from manager import errors
 from manager.monitor import domain, libvirt_connection, process
+from manager.monitor import session as limits
 from manager.monitor.libvirt_link import Link
-from manager.monitor.session import COMMAND_TIMEOUT, DRAIN_TIMEOUT, Version
+from manager.monitor.session import Version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -69,7 +70,7 @@ class LibvirtSession:
         command: str,
         arguments: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None = COMMAND_TIMEOUT,
+        timeout: float | None = None,
     ) -> Any:
         message = {"execute": command, **({"arguments": dict(arguments)} if arguments else {})}
         text = json.dumps(message)
@@ -105,14 +106,14 @@ class LibvirtSession:
 
     async def pause(self) -> None:
         await self._link.repeatedly(
-            "suspend", lambda: self._link.live().suspend(), timeout=DRAIN_TIMEOUT
+            "suspend", lambda: self._link.live().suspend(), timeout=limits.DRAIN_TIMEOUT
         )
 
     async def resume(self) -> None:
         """Let the guest run on; libvirt takes the locks of its disks again before it does."""
         try:
             await self._link.repeatedly(
-                "resume", lambda: self._link.live().resume(), timeout=DRAIN_TIMEOUT
+                "resume", lambda: self._link.live().resume(), timeout=limits.DRAIN_TIMEOUT
             )
         except errors.CommandRefused:
             if (await self.execute("query-status"))["status"] != "running":
@@ -127,7 +128,7 @@ class LibvirtSession:
         the domain has ended by itself; one that somebody has started anew is left alone.
         """
         destroying = asyncio.ensure_future(
-            self._link.repeatedly("destroy", self._destroy, timeout=None, grace=0)
+            self._link.repeatedly("destroy", self._destroy, timeout=timeout, grace=0)
         )
         gone = asyncio.ensure_future(self._process_gone())
         try:

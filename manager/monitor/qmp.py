@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import qemu.qmp
 from qemu.qmp.error import QMPError
-from qemu.qmp.qmp_client import NegotiationError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from manager import errors, unix_socket
+from manager.monitor import session as limits
 from manager.monitor.listening import is_set_within, next_unless_lost
-from manager.monitor.session import COMMAND_TIMEOUT, DRAIN_TIMEOUT, Event, Version
+from manager.monitor.session import Event, Version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
 GREETING_TIMEOUT = 10.0
+_TRIES = 4
 
 # Its warnings are about connections that ended, which we report ourselves.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -70,6 +72,7 @@ class QmpSession:
         self._descriptor_lock = asyncio.Lock()
         self._lost = asyncio.Event()
         self._is_abandoned = False
+        self._is_silent = False
 
     @property
     def address(self) -> str:
@@ -88,23 +91,35 @@ class QmpSession:
         command: str,
         arguments: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None = COMMAND_TIMEOUT,
+        timeout: float | None = None,
     ) -> Any:
+        if self._is_silent:
+            # QEMU would do later what it does not do now, whatever may have come of it by then.
+            await self._ask("query-version", None, limits.SILENT_TIMEOUT)
+        return await self._ask(
+            command, arguments, limits.COMMAND_TIMEOUT if timeout is None else timeout
+        )
+
+    async def _ask(self, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> Any:
         if self._is_abandoned:
             raise errors.MonitorLost(f"{self.address}: QEMU did not answer, and was left alone")
         try:
             async with asyncio.timeout(timeout):
-                return await self._client.execute(command, arguments)
+                answer = await self._client.execute(command, arguments)
         except TimeoutError:
+            self._is_silent = True
             raise errors.MonitorTimeout(
                 f"{self.address}: no answer to {command} within {timeout:g} s", command=command
             ) from None
         except qemu.qmp.ExecuteError as error:
+            self._is_silent = False
             raise errors.CommandRefused(command, error.error_class, str(error)) from None
         except (QMPError, OSError, EOFError) as error:
             raise errors.MonitorLost(
                 f"{self.address}: the monitor was lost during {command}: {error}", command=command
             ) from None
+        self._is_silent = False
+        return answer
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
         async with self._descriptor_lock:
@@ -113,11 +128,19 @@ class QmpSession:
         return int(added["fd"])
 
     async def _send_descriptor(self, fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limits.COMMAND_TIMEOUT
         while True:
             try:
                 self._client.send_fd_scm(fd)
                 return
             except BlockingIOError:
+                if loop.time() > deadline:
+                    raise errors.MonitorTimeout(
+                        f"{self.address}: QEMU has not read its monitor for "
+                        f"{limits.COMMAND_TIMEOUT:g} s",
+                        command="add-fd",
+                    ) from None
                 await asyncio.sleep(0.01)  # QEMU reads its socket between two turns of its loop
             except (QMPError, OSError) as error:
                 raise errors.MonitorLost(
@@ -125,10 +148,10 @@ class QmpSession:
                 ) from None
 
     async def pause(self) -> None:
-        await self.execute("stop", timeout=DRAIN_TIMEOUT)
+        await self.execute("stop", timeout=limits.DRAIN_TIMEOUT)
 
     async def resume(self) -> None:
-        await self.execute("cont", timeout=DRAIN_TIMEOUT)
+        await self.execute("cont", timeout=limits.DRAIN_TIMEOUT)
 
     async def end(self, timeout: float) -> None:
         await self.execute("quit", timeout=timeout)
@@ -156,15 +179,15 @@ class QmpSession:
 
 
 @contextlib.asynccontextmanager
-async def connected(path: str, *, timeout: float = GREETING_TIMEOUT) -> AsyncIterator[QmpSession]:
+async def connected(path: str, *, timeout: float | None = None) -> AsyncIterator[QmpSession]:
     """Connect to the QMP socket at ``path`` and negotiate; disconnect at the end.
 
     A QMP socket serves one client at a time; a further one gets no greeting, which after
-    ``timeout`` seconds is reported as such.
+    ``timeout`` seconds (GREETING_TIMEOUT) is reported as such.
 
     Raises Unreachable, NotPermitted.
     """
-    sock, client = await _opened(path, timeout)
+    sock, client = await _opened(path, GREETING_TIMEOUT if timeout is None else timeout)
     with contextlib.closing(sock):
         session = QmpSession(client, path, _version(client), _peer_pid(sock))
         watcher = asyncio.create_task(session.watch())
@@ -172,22 +195,31 @@ async def connected(path: str, *, timeout: float = GREETING_TIMEOUT) -> AsyncIte
             yield session
         finally:
             watcher.cancel()
-            with contextlib.suppress(QMPError, OSError, EOFError):
-                await client.disconnect()
+            # What QEMU has not read by then it does not get.
+            with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+                async with asyncio.timeout(limits.SILENT_TIMEOUT):
+                    await client.disconnect()
 
 
 async def _opened(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QMPClient]:
-    """Connect and negotiate; a QEMU that answers with something else is tried a second time.
+    """Connect and negotiate; a QEMU that answers with something else is tried again.
 
     One that has just begun to listen may greet twice, which looks like a wrong answer: it greets
-    whoever is connected, and again when its monitor is set up (10.0, ``monitor/qmp.c``).
+    whoever is connected, and again when its monitor is set up (10.0, ``monitor/qmp.c``). One that
+    was stopped may first answer to us what the client before us had asked, or hang up on us when
+    it notices that this client has gone.
     """
-    try:
-        return await _opened_once(path, timeout)
-    except errors.Unreachable as error:
-        if not isinstance(getattr(error.__cause__, "exc", None), NegotiationError):
-            raise
-        return await _opened_once(path, timeout)
+    first: errors.Unreachable | None = None
+    for _ in range(_TRIES):
+        try:
+            return await _opened_once(path, timeout)
+        except errors.Unreachable as error:
+            first = first or error
+            reason = getattr(error.__cause__, "exc", None)
+            if not isinstance(reason, NegotiationError | GreetingError | ConnectionResetError):
+                break
+    assert first is not None
+    raise first
 
 
 async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QMPClient]:

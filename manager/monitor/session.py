@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 COMMAND_TIMEOUT = 60.0
 # `stop` and `quit` drain and flush the guest's disks first.
 DRAIN_TIMEOUT = 600.0
+# Once a command was not answered. QEMU answers them in order, so the next one is sent only if a
+# question is answered within this time.
+SILENT_TIMEOUT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +77,13 @@ class Session(Protocol):
         command: str,
         arguments: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None = COMMAND_TIMEOUT,
+        timeout: float | None = None,
     ) -> Any:
         """Execute a command and return its value.
 
         Raises CommandRefused with QEMU's words, MonitorLost, and MonitorTimeout after ``timeout``
-        seconds (None: however long it takes).
+        seconds (None: COMMAND_TIMEOUT). Where the last one was not answered, and QEMU still does
+        not answer, it is not sent at all.
         """
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:

@@ -195,7 +195,7 @@ async def _start(
 ) -> Any:
     """Have ``start`` start the domain, and return its handle; cancelled or stalled, end it."""
     libvirt = libvirt_connection.library()
-    starting = asyncio.ensure_future(libvirt_connection.call(start, connection))
+    starting = asyncio.ensure_future(libvirt_connection.call(start, connection, timeout=None))
     try:
         return await watch.until(asyncio.shield(starting))
     except libvirt.libvirtError as error:
@@ -233,7 +233,7 @@ async def _end_started(connection: Any, uri: str, uuid: str, starting: asyncio.F
         is_over = starting.done()
         if is_over and starting.exception() is not None:
             return True
-        with contextlib.suppress(libvirt.libvirtError):
+        with contextlib.suppress(libvirt.libvirtError, errors.MonitorTimeout):
             await libvirt_connection.call(destroy, starting.result() if is_over else None)
         if is_over:
             return True

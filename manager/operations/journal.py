@@ -17,7 +17,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from manager import errors
+from manager import errors, file_lock
 from manager.operations import journal_file, locks, unfinished, waiting
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _create(directory: Path, kind: str) -> tuple[Path, int]:
     while True:
         path = directory / f"{kind}-{uuid.uuid4()}{journal_file.SUFFIX}"
         fd = os.open(path, flags, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)  # whoever has it looks at it for a moment only
+        file_lock.exclusive(fd)  # whoever has it looks at it for a moment only
         if os.fstat(fd).st_nlink:
             return path, fd
         os.close(fd)

@@ -8,12 +8,14 @@ import logging
 import os
 import resource
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from manager import errors
 from manager.jobs import journal_opening
+from manager.operations import unfinished
 from manager.service import app, routes, service, sockets, systemd
 from manager.service.accepting import Acceptor
 from manager.service.connections import Connections
@@ -68,6 +70,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
         reloading = _task(_reload_when(reload, running, notifier))
         await stop.wait()
         reloading.cancel()
+        _end_at_last(limit())
         _log.info("stopping: running saves are %s", _ending(running))
         notifier.stopping()
         notifier.status(f"stopping: running saves are {_ending(running)}")
@@ -168,6 +171,27 @@ async def _extend(notifier: Notifier, stop: asyncio.Event, limit: Callable[[], f
         notifier.extend(4 * _EXTEND)
         await asyncio.sleep(min(_EXTEND, left))
     notifier.extend(_UNDOING)
+
+
+def _end_at_last(limit: float) -> None:
+    """End the process where the stop itself hangs, on storage that does not answer.
+
+    It is a thread, for the event loop may hang as well; by then what could be undone is undone.
+    """
+
+    def end() -> None:
+        for each in unfinished.listed():
+            _log.critical(
+                "stopping: %s of %s hangs at step %s, and is left to the next start",
+                each["operation"],
+                each["guest"] or each["image"],
+                each["step"],
+            )
+        os._exit(1)
+
+    timer = threading.Timer(limit + _UNDOING, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _raise_descriptor_limit() -> None:

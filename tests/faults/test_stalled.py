@@ -5,6 +5,7 @@ On a page QEMU 10.0 dies of EIO; on a bitmap it may hang forever, as where stora
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import time
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from manager import config as configuration
 from manager import errors
-from manager.migration import stall
+from manager.migration import outgoing, stall
+from manager.operations import recover, save, save_request
 from tests.faults import struck
 from tests.faults.test_ends_in_time import calls, stopped
-from tests.kit import cli, inject, processes, qemu, wait
+from tests.kit import cli, inject, patterns, processes, qemu, wait
 from tests.qemu import scene
 
 if TYPE_CHECKING:
@@ -188,10 +191,29 @@ def _under(site: cli.Site, around: Sequence[str], *arguments: Any) -> cli.Result
 
 
 async def test_process_that_is_not_in_sight_gets_the_time_of_a_slow_disk() -> None:
-    import asyncio
-
     watch = stall.Watch(0.2, 4 << 20, lambda: None)  # half a second for the image
     began = time.monotonic()
     with pytest.raises(errors.RestoreStalled, match="not in sight"):
         await watch.until(asyncio.sleep(60))
     assert 0.6 < time.monotonic() - began < 30
+
+
+async def test_save_that_writes_nothing(site: cli.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel hangs in its write, and a cancel does not help: it is all left to recovery."""
+    monkeypatch.setattr(outgoing, "STALL", 1.0)
+    monkeypatch.setattr(outgoing, "CANCEL_TIMEOUT", 0.5)
+    rule = inject.environment(inject.Rule("pwritev", "hang"))
+    with qemu.running(name="web01", memory="32M", ram=patterns.dense, env=rule) as guest:
+        site.add_guest("web01", guest.qmp)
+        config = configuration.load(site.config, {})
+        request = save_request.request(config, config.guests["web01"], image="one.mapsave")
+        with pytest.raises(errors.SaveFailed, match="storage hangs") as failed:
+            async with asyncio.timeout(30):
+                await save.save(config.guests["web01"], config, request)
+        assert "mapsave recover" in str(failed.value.hint)
+        assert struck.journals(site)
+        assert guest.alive()
+        async with asyncio.timeout(30):
+            done = await recover.recover(config)
+        assert done["operations"][0]["error"]["id"] in ("save.stalled", "save.failed"), done
+        assert struck.journals(site)
