@@ -360,7 +360,7 @@ def test_schema_describes_every_key() -> None:
     json.dumps(schema)
     assert set(schema["properties"]) == {
         *("images", "state", "socket", "jobs", "policies", "guests", "save"),
-        *("service", "hooks", "notify", "launch_environment", "trust"),
+        *("service", "hooks", "notify", "launch_environment", "trust", "restore"),
     }
     for model in (schema, *schema["$defs"].values()):
         assert model["additionalProperties"] is False

@@ -168,7 +168,8 @@ async def start_emulator(
     """
     assert guest.emulator is not None
     arguments = [
-        *(sys.executable, "-m", "manager.cli.main", "emulate", "--qmp", path),
+        *(sys.executable, *(["-B"] if sys.dont_write_bytecode else [])),
+        *("-m", "manager.cli.main", "emulate", "--qmp", path),
         *("--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern),
         *(("--writer",) if guest.emulator.writer else ()),
         *(("--name", guest.name)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tests.kit import processes, qmp, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.kit import cli
@@ -33,8 +33,11 @@ def guest(
     throttle: str | None = None,
     priority: int = 0,
     paused: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """Run an emulated guest that a restore starts again, unthrottled; yield its monitor socket.
+
+    ``env`` is added to its environment, such as what ``inject.environment`` returns.
 
     Whatever listens there at the end, the guest or the one restored, is ended.
     """
@@ -45,7 +48,7 @@ def guest(
     words = ["--pattern", "random", "--seed", str(sum(name.encode()))]
     words += ["--throttle", throttle] if throttle else []
     words += ["-S"] if paused else []
-    with processes.running([*launch, *words]):
+    with processes.running([*launch, *words], env=env):
         try:
             wait.until(lambda: answers(socket), what=f"the monitor of {name}")
             yield socket

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import threading
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fleet import fleet
-from tests.kit import processes, qmp, state, wait
+from tests.kit import inject, processes, qmp, state, wait
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,14 +118,11 @@ def test_a_guest_that_cannot_fit_leaves_its_time_to_a_smaller_one(site: cli.Site
 
 def test_a_guest_that_fails_stops_nobody(site: cli.Site) -> None:
     with (
-        fleet.guest(site, "full", priority=1) as full,
+        fleet.guest(site, "full", priority=1, env=inject.environment(inject.FULL)) as full,
         fleet.guest(site, "held") as held,
         fleet.guest(site, "good"),
         fleet.guest(site, "well"),
     ):
-        with qmp.connect(full) as client:
-            pid = client.peer_pid()
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (2 * MIB, 2 * MIB))
         with qmp.connect(held):  # one client at a time: mapsave gets no greeting
             done = site.run("save-all", "--deadline", "20s", "--json", check=4).json()
         assert fleet.status(full) == "running"
@@ -262,9 +258,8 @@ def test_an_image_of_before_is_stale_once_its_guest_is_seen_alive(site: cli.Site
     still_off = site.run("save-all", "--json", check=0).json()
     assert still_off["guests"][0]["image"] == old[0]["image"]
     assert fleet.recorded(site) == old
-    with fleet.guest(site, "web") as socket:  # somebody has started it afresh
-        with qmp.connect(socket) as client:
-            resource.prlimit(client.peer_pid(), resource.RLIMIT_FSIZE, (2 * MIB, 2 * MIB))
+    # Started again, and its disk is full.
+    with fleet.guest(site, "web", env=inject.environment(inject.FULL)):
         site.run("save-all", check=4)
         assert fleet.recorded(site) == []
 

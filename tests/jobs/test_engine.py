@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import signal
 import time
 from contextlib import ExitStack, contextmanager
@@ -19,10 +18,10 @@ from manager.image import store
 from manager.jobs import engine, job
 from manager.operations import save, save_request
 from tests.image import build
-from tests.kit import cli, processes, qmp, state, wait
+from tests.kit import cli, inject, processes, qmp, state, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 SIZE = 16 << 20
 
@@ -36,10 +35,16 @@ def sockets(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def emulated(site: cli.Site, sockets: Path, name: str, *options: str) -> Iterator[int]:
+def emulated(
+    site: cli.Site,
+    sockets: Path,
+    name: str,
+    *options: str,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[int]:
     """Run an emulated guest that the site knows by its socket; yield its process id."""
     socket = sockets / name
-    with cli.started("emulate", *described(socket), *options) as process:
+    with cli.started("emulate", *described(socket), *options, env=env) as process:
         site.add_guest(name, socket)
         qmp.connect(socket).close()
         yield process.pid
@@ -114,11 +119,10 @@ def test_failures_stop_nobody_and_the_worst_counts(
     site: cli.Site, sockets: Path, tmp_path: Path
 ) -> None:
     with (
-        emulated(site, sockets, "full") as pid,
+        emulated(site, sockets, "full", env=inject.environment(inject.FULL)),
         emulated(site, sockets, "good"),
         emulated(site, sockets, "well"),
     ):
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
         site.add_guest("gone", tmp_path / "nobody.qmp")
         path = write_job(site, guests=["gone", "full", "*"], save={"image": "{guest}"})
         result = site.run("job", "run", path, "--json", check=4)
@@ -285,8 +289,7 @@ def test_tries_end_after_as_many_as_it_says(site: cli.Site, sockets: Path) -> No
 def test_a_save_that_failed_behind_its_beginning_is_not_tried_again(
     site: cli.Site, sockets: Path
 ) -> None:
-    with emulated(site, sockets, "full") as pid:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+    with emulated(site, sockets, "full", env=inject.environment(inject.FULL)):
         path = write_job(site, retries={"times": 5, "wait": "10ms"})
         done = site.run("job", "run", path, "--json", check=4).json()
     assert [each["error"]["id"] for each in done["guests"][0]["tries"]] == ["save.failed"]

@@ -342,8 +342,8 @@ def test_an_image_that_has_taken_the_name_meanwhile_stays(
         put(site, f"d{day}", day)
     listed = store.entries
 
-    def then_replaced(held: store.Directory) -> list[store.Entry]:
-        found = listed(held)
+    def then_replaced(held: store.Directory, **named: Any) -> list[store.Entry]:
+        found = listed(held, **named)
         monkeypatch.setattr(build, "UUID", uuid.uuid4().bytes)
         put(site, "d1", 3)
         return found
@@ -361,8 +361,8 @@ def test_an_image_that_somebody_else_has_removed_is_no_error(
         put(site, f"d{day}", day)
     listed = store.entries
 
-    def then_removed(held: store.Directory) -> list[store.Entry]:
-        found = listed(held)
+    def then_removed(held: store.Directory, **named: Any) -> list[store.Entry]:
+        found = listed(held, **named)
         (site.images / "d1").unlink()
         return found
 

