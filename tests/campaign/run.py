@@ -197,7 +197,8 @@ def _save(scene: Scene) -> None:
             _by_service(scene, words)
             return
         done = scene.mapsave(*words, blow=plan.blow)
-        if plan.leave_free is None and not scene.away.exists():
+        is_readable = plan.between != "disk is back" and not scene.away.exists()
+        if plan.leave_free is None and is_readable:
             judge.claims(scene, done)
     if plan.leave_free is not None:
         judge.claims(scene, done)
