@@ -72,6 +72,12 @@ def _another_save(scene: Scene) -> None:
         scene.violate(f"a second save at the same time: {done}")
 
 
+def _another_restore(scene: Scene) -> None:
+    done = scene.mapsave("restore", str(scene.image))
+    if done.code != 8:
+        scene.violate(f"a second restore at the same time: {done}")
+
+
 def _directory_away(scene: Scene) -> None:
     scene.site.images.rename(scene.away)
 
@@ -91,10 +97,11 @@ DEEDS: dict[str, Callable[[Scene], None]] = {
     "migrate": _migrate,
     "hang": _hang,
     "another save": _another_save,
+    "another restore": _another_restore,
     "directory moved away": _directory_away,
     "disk dies": _disk_dies,
 }
-ON_DISK = frozenset(("another save", "directory moved away", "disk dies"))
+ON_DISK = frozenset(("another save", "another restore", "directory moved away", "disk dies"))
 # QEMU 10.0 dies of some cancels.
 DEADLY = frozenset(("kill", "quit", "cont and kill", "migrate_cancel"))
 

@@ -79,8 +79,20 @@ def _own_failure(rng: random.Random) -> Rule:
 def _own_delay(rng: random.Random, plan: Plan) -> Plan:
     """A monitor that answers late, as behind a proxy."""
     call: Call = rng.choice(("send", "recv"))
-    rule = Rule(call, "delay", rng.randrange(1000, 60_000), "socket:", count=-1)
+    path = "socket:" if plan.world == "libvirt" else ".qmp"
+    rule = Rule(call, "delay", rng.randrange(1000, 60_000), path, count=-1)
     return replace(plan, blow=Blow(rules=(rule,)), restore_blow=Blow(rules=(rule,)))
+
+
+def _monitor_lost(rng: random.Random, plan: Plan) -> Plan:
+    """The connection to the monitor breaks, while QEMU knows nothing of it."""
+    call: Call = rng.choice(("send", "recv"))
+    number = errno.EPIPE if call == "send" else errno.ECONNRESET
+    rule = Rule(call, "errno", number, ".qmp", skip=rng.randrange(60))
+    if rng.random() < 0.7:
+        return replace(plan, blow=Blow(rules=(rule,)), recoveries=_maybe_recoveries(rng))
+    recoveries = _maybe_recoveries(rng)
+    return replace(plan, restore_blow=Blow(rules=(rule,)), recoveries=recoveries, then="quit")
 
 
 def _maybe_recoveries(rng: random.Random) -> tuple[Blow, ...]:
@@ -207,7 +219,7 @@ def _limits(rng: random.Random, plan: Plan) -> Plan:
 
 def _disk_full(rng: random.Random, plan: Plan) -> Plan:
     free = rng.randrange(4096, (plan.shape.memory + 8) * MIB)
-    return replace(plan, disk=rng.choice(("tmpfs", "ext4")), leave_free=free)
+    return replace(plan, disk=rng.choice(("tmpfs", "ext4", "xfs")), leave_free=free)
 
 
 def _disk_dies(rng: random.Random, plan: Plan) -> Plan:
@@ -284,7 +296,8 @@ def _load_hangs(rng: random.Random, plan: Plan) -> Plan:
 
 def _restore_others(rng: random.Random, plan: Plan) -> Plan:
     """Others are at work on the destination."""
-    deed = rng.choice(("cont", "stop", "cont and stop", "kill", "quit", "cont and kill", "hang"))
+    names = ("cont", "stop", "cont and stop", "kill", "quit", "cont and kill", "hang")
+    deed = rng.choice((*names, "another restore"))
     step = rng.choice(("load", "mark", "run", "end"))
     tags = plan.tags | {"others"} | ({"destination dies"} if deed in deeds.DEADLY else set())
     return replace(plan, restore_blow=Blow(deed=(step, deed)), then="quit", tags=tags)
@@ -325,6 +338,7 @@ KINDS: dict[str, tuple[int, tuple[World, ...], Draw]] = {
     "qemu-kill": (2, _QEMU, _guest_rule("kill", lambda rng: rng.choice((9, 11, 6)))),
     "own-errno": (14, _ALL, _own_errno),
     "own-delay": (2, _REAL, _own_delay),
+    "monitor-lost": (4, _QEMU, _monitor_lost),
     "own-short": (4, _ALL, _own_short),
     "killed": (10, _ALL, _killed),
     "told-to-stop": (6, _ALL, _told_to_stop),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,18 +70,20 @@ def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
     settings = {"restore": {"stall": "4s"}} if _has_stall() else {}
     (directory / "site").mkdir()
     size = (2 * plan.shape.memory + 32) * MIB
-    if plan.disk == "tmpfs":
-        with storage.tmpfs(size, directory) as disk:
-            yield Site(directory / "site", settings=settings, disk=disk)
-    elif plan.disk == "ext4":
-        with storage.loop_filesystem("ext4", size, directory) as disk:
-            made = Site(directory / "site", settings=settings, disk=disk)
-            for path in (disk, made.images):  # a crash is not to take the directory itself
-                with _opened(path) as fd:
-                    os.fsync(fd)
-            yield made
-    else:
-        yield Site(directory / "site", settings=settings)
+    with ExitStack() as stack:
+        if plan.disk == "plain":
+            yield Site(directory / "site", settings=settings)
+            return
+        if plan.disk == "tmpfs":
+            disk = stack.enter_context(storage.tmpfs(size, directory))
+        else:
+            least = max(size, storage.SMALLEST[plan.disk])
+            disk = stack.enter_context(storage.loop_filesystem(plan.disk, least, directory))
+        made = Site(directory / "site", settings=settings, disk=disk)
+        for path in (disk, made.images):  # a crash is not to take the directory itself
+            with _opened(path) as fd:
+                os.fsync(fd)
+        yield made
 
 
 def _has_stall() -> bool:

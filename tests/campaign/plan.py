@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 World = Literal["qemu", "libvirt", "emulator"]
 Then = Literal["quit", "resume", "leave"]
-Disk = Literal["plain", "tmpfs", "ext4"]
+Disk = Literal["plain", "tmpfs", "ext4", "xfs"]
 State = Literal["prelaunch", "running", "paused", "suspended"]
 
 SAVE_STEPS = (
@@ -205,6 +205,7 @@ def base(seed: int, kind: str, world: World, rng: random.Random) -> Plan:
         save=_save_options(rng),
         restore=_restore_options(rng),
         format="native" if native or rng.random() < 0.3 else "libvirt",
+        disk=rng.choice(("plain",) * 8 + ("tmpfs", "xfs")) if world == "qemu" else "plain",
         replaces=rng.random() < 0.2,
         service=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_errno(tmp_path: Path) -> None:
     failed = _run(path, inject.Rule("pwritev", "errno", errno.EIO))
     assert failed.stdout.strip() == f"[100, -1, {errno.EIO}]"
     assert path.read_bytes() == b"x" * 100
+
+
+def test_a_socket_is_known_by_what_it_is_connected_to(tmp_path: Path) -> None:
+    path = tmp_path / "one.qmp"
+    program = (
+        "import socket, sys\n"
+        "a, b = socket.socketpair()\n"
+        "a.send(b'x'); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.send(b'x')"
+    )
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        rule = inject.Rule("send", "errno", errno.EPIPE, path="one.qmp")
+        stderr = _python(program, path, rule).stderr
+    assert "line 3" in stderr and "BrokenPipeError" in stderr
 
 
 def test_what_was_hit_is_reported(tmp_path: Path) -> None:

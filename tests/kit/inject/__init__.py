@@ -46,7 +46,8 @@ Action = Literal["short", "errno", "delay", "hang", "kill"]
 class Rule:
     """What happens to a call on a file whose path contains ``path``.
 
-    The path is the descriptor's, ``socket:[…]`` for ``send`` and ``recv``; that of ``rename`` (the
+    The path is the descriptor's, ``socket:[…]`` for ``send`` and ``recv``, or what a unix socket is
+    connected to; that of ``rename`` (the
     old or the new one), ``unlink`` and ``open`` is what the call names, which may be relative.
 
     ``short``: at most ``argument`` bytes are done. ``errno``: it fails with that. ``delay``: it

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define MOST 8
@@ -44,6 +45,15 @@ __attribute__((constructor)) static void read_rules(void)
     }
 }
 
+/* Tell whether a unix socket is connected to a path that contains `part`. */
+static int leads_to(int fd, const char *part)
+{
+    struct sockaddr_un peer = {0};
+    socklen_t length = sizeof peer - 1;
+    return !getpeername(fd, (struct sockaddr *)&peer, &length) && peer.sun_family == AF_UNIX &&
+           strstr(peer.sun_path, part) != NULL;
+}
+
 static int is_at(int fd, const char *part)
 {
     char link[64], target[4096];
@@ -52,7 +62,7 @@ static int is_at(int fd, const char *part)
     if (length < 0)
         return 0;
     target[length] = 0;
-    return strstr(target, part) != NULL;
+    return strstr(target, part) != NULL || leads_to(fd, part);
 }
 
 /* Say in the file that MAPSAVE_TEST_MET names, if it does, that a rule has hit a call. */
