@@ -25,6 +25,7 @@ from manager.operations import (
     destination,
     destination_choice,
     giving_up,
+    handing,
     journal,
     kept,
     limits,
@@ -192,7 +193,7 @@ async def _load(
             await _transfer(request, opened, target, log, config.state, watch)
     phases.enter("run")
     runs = _shall_run(request, opened)
-    state = await waiting.to_the_end(_hand_to_user(config, opened, target, log, runs=runs))
+    state = await waiting.to_the_end(handing.to_user(config, opened, target, log, runs=runs))
     if left:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(OSError):
@@ -338,37 +339,3 @@ def _raise_if_refused(opened: Image, pid: int | None, words: str) -> None:
     found = labelling.refusal(words, opened.fd, opened.path, pid)
     if found is not None:
         raise found from None
-
-
-async def _hand_to_user(
-    config: Config, opened: Image, target: Destination, log: journal.Journal, *, runs: bool
-) -> str:
-    """Mark the image restored, then resume the guest: in this order, so that no crash between
-    them leaves a running guest beside an image that looks unused."""
-    session = target.session
-    before = opened.block.state
-    log.step("mark")
-    try:
-        was_noted = restored_notes.is_noted(config.state, opened.block.uuid)
-        if (warning := restored_notes.mark(config.state, opened)) is not None:
-            log.warnings.append(warning)
-            _log.warning("%s", warning)
-    except OSError as error:
-        raise errors.RestoreFailed(
-            f"{opened.path!r} cannot be marked as restored, {error.strerror}; the guest was not "
-            "resumed",
-            hint="make the image or the state directory writable",
-        ) from None
-    if runs:
-        try:
-            log.step("run")
-            await session.resume()
-        except (errors.MonitorError, journal.JournalUnwritable) as error:
-            restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
-            if isinstance(error, journal.JournalUnwritable):
-                raise
-            raise errors.RestoreFailed(
-                f"{session.address}: loaded, but QEMU does not let it run: {error.message}"
-            ) from None
-    target.keep()
-    return await guest_state.run_state(session)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,12 @@ def strike(signals: str) -> None:
     targets = _children() if pid == "child" else [int(pid or os.getpid())]
     for name in names.split("+"):
         for target in targets:
-            os.kill(target, signal.Signals[f"SIG{name}"])
-    # Ours may take a moment as well, in which another thread would go on.
-    if pid or "STOP" in names:
+            if name == "STOP" and target == os.getpid():
+                # Sent to the process, another thread may take it, and this one goes on until then.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+            else:
+                os.kill(target, signal.Signals[f"SIG{name}"])
+    if pid:
         time.sleep(_SETTLE)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _CHECKOUT = Path(__file__).parents[2]
+_PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
 
 
 def run(
@@ -79,6 +82,26 @@ def started(
         text=True,
     ) as process:
         yield process
+
+
+def cut_off(process: subprocess.Popen[str], monitor: Path) -> None:
+    """Shut the connection to the guest's monitor down from outside; QEMU knows nothing of it."""
+    handle = os.pidfd_open(process.pid)
+    try:
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            if not os.readlink(entry).startswith("socket:"):
+                continue
+            taken = ctypes.CDLL(None, use_errno=True).syscall(
+                _PIDFD_GETFD, handle, int(entry.name), 0
+            )
+            assert taken >= 0, os.strerror(ctypes.get_errno())
+            with socket.socket(fileno=taken) as sock:
+                if sock.getpeername() == str(monitor):
+                    sock.shutdown(socket.SHUT_RDWR)
+                    return
+    finally:
+        os.close(handle)
+    raise AssertionError("mapsave is not connected to the guest")
 
 
 def journals(site: cli.Site) -> list[Path]:

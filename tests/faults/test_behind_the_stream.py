@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -149,30 +146,10 @@ def test_a_guest_that_was_to_live_on_and_is_gone(
         assert restored.status() == "running"
 
 
-def _cut_off(process: subprocess.Popen[str], guest: qemu.Qemu) -> None:
-    """Shut the connection to the guest's monitor down from outside; QEMU knows nothing of it."""
-    handle = os.pidfd_open(process.pid)
-    try:
-        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-            if not os.readlink(entry).startswith("socket:"):
-                continue
-            taken = ctypes.CDLL(None, use_errno=True).syscall(
-                _PIDFD_GETFD, handle, int(entry.name), 0
-            )
-            assert taken >= 0, os.strerror(ctypes.get_errno())
-            with socket.socket(fileno=taken) as sock:
-                if sock.getpeername() == str(guest.qmp):
-                    sock.shutdown(socket.SHUT_RDWR)
-                    return
-    finally:
-        os.close(handle)
-    raise AssertionError("mapsave is not connected to the guest")
-
-
 def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qemu.Qemu) -> None:
     """Its image is good, but it is paused: recover lets it run."""
     with struck.stopped(site, "resume", *SAVE, "--then", "resume") as process:
-        _cut_off(process, guest)
+        struck.cut_off(process, guest.qmp)
         error = _error(process)
     assert error["id"] == "save.failed"
     assert error["data"]["image"] == str(site.images / IMAGE)

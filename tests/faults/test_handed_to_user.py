@@ -1,0 +1,101 @@
+"""What may happen right when a restored guest is resumed: it never runs beside an unused image."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.faults import struck
+from tests.kit import cli, patterns, processes, qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.qemu
+
+NAME = "web01"
+IMAGE = "one.mapsave"
+RESTORE = ("restore", IMAGE, "--json")
+_CHECKOUT = Path(__file__).parents[2]
+
+
+@contextmanager
+def _about_to_resume(site: cli.Site) -> Iterator[tuple[subprocess.Popen[str], qemu.Qemu]]:
+    """Save a running guest, and restore it up to where it is about to be resumed."""
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        site.run("save", NAME, "--image", IMAGE, check=0)
+        guest.wait()
+        with struck.stopped(site, "run", *RESTORE) as process, guest.successor() as restored:
+            yield process, restored
+
+
+def _error(process: subprocess.Popen[str]) -> dict[str, Any]:
+    process.send_signal(signal.SIGCONT)
+    stdout, stderr = process.communicate(timeout=60)
+    result = cli.Result(RESTORE, process.returncode, stdout, stderr)
+    assert result.returncode == 5, result
+    return dict(result.json()["error"])
+
+
+def _is_used_up(site: cli.Site) -> None:
+    refused = site.run("restore", IMAGE, "--json", check=3).json()["error"]
+    assert refused["id"] == "check.already_restored"
+
+
+def test_a_destination_that_is_not_reached_lives_and_is_resumed_by_recovery(
+    site: cli.Site,
+) -> None:
+    """`cont` may have been on its way: whether the guest runs cannot be known."""
+    with _about_to_resume(site) as (process, restored):
+        struck.cut_off(process, restored.qmp)
+        error = _error(process)
+        assert "recover" in error["hint"]
+        assert "stays marked" in error["message"]
+        assert restored.alive()
+        _is_used_up(site)
+        (line,) = site.run("recover", "--json", check=0).json()["operations"]
+        assert (line["error"], line["outcome"]) == (None, "guest restored")
+        assert restored.status() == "running"
+        assert not struck.journals(site)
+        _is_used_up(site)
+
+
+# The destination is killed as soon as it has resumed the guest.
+_ENDS_AT_ONCE = """
+import sys
+from manager.cli import main
+from manager.monitor import qmp
+from tests.faults import killer
+plain = qmp.QmpSession.resume
+async def resume(self):
+    await plain(self)
+    killer.strike("child:KILL")
+qmp.QmpSession.resume = resume
+main.main(sys.argv[1:])
+"""
+
+
+def test_a_guest_that_ran_and_is_gone_leaves_its_image_marked(site: cli.Site) -> None:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        site.run("save", NAME, "--image", IMAGE, check=0)
+        guest.wait()
+        done = subprocess.run(
+            [sys.executable, "-c", _ENDS_AT_ONCE, "--config", str(site.config), *RESTORE],
+            env=processes.environment({"PYTHONPATH": str(_CHECKOUT)}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 5, done
+    assert "the image stays marked as restored" in done.stdout
+    assert not struck.journals(site)
+    _is_used_up(site)
