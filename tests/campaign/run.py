@@ -283,9 +283,9 @@ def _between(scene: Scene) -> None:
 def _retry(scene: Scene) -> None:
     """Save again in peace, as a job does: it must work, whatever failed before."""
     guest = scene.guest
+    if scene.plan.shape.state == "suspended":
+        return  # it is refused, every time
     if guest.status() == "postmigrate":
-        if scene.plan.shape.state == "suspended":
-            return
         guest.monitor.execute("cont")
         scene.plan = _others(scene.plan)
     path = scene.site.images / RETRY
