@@ -34,6 +34,9 @@ GRACE = 5.0
 # Seconds for a call of libvirt's that neither starts nor ends a guest.
 CALL_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 2.0
+# Connections to daemons that hang: when the last reference to one goes, libvirt-python closes it
+# once more, in the thread that drops it, which may be that of the event loop.
+_hanging: list[Any] = []
 _loop_lock = threading.Lock()
 _loop_runs = False
 
@@ -211,8 +214,12 @@ async def connected(uri: str) -> AsyncIterator[Any]:
 
 async def close(connection: Any) -> None:
     """Close a connection, alive or not."""
-    with contextlib.suppress(library().libvirtError, errors.MonitorTimeout):
+    try:
         await call(connection.close, timeout=_CLOSE_TIMEOUT)
+    except errors.MonitorTimeout:
+        _hanging.append(connection)
+    except library().libvirtError:
+        pass
 
 
 async def find_domain(connection: Any, uri: str, named: str) -> Any:

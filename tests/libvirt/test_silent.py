@@ -1,0 +1,94 @@
+"""A libvirtd that stops answering, at every tenth call: no command waits for it without a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from manager import config as configuration
+from manager import errors
+from manager.monitor import libvirt_connection, libvirt_link, session
+from manager.operations import domains, ending, recover, save, save_request
+from tests.faults import struck
+from tests.libvirt.test_interrupted import IMAGE, small
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kit import cli
+    from tests.kit.libvirtd import Daemon
+
+pytestmark = pytest.mark.libvirt
+
+_SHORT = 0.2
+_STRIDE = 10
+
+
+@contextlib.contextmanager
+def silent(pid: int, at: int) -> Iterator[list[int]]:
+    """Have the daemon stop before the ``at``-th call to it; yield the calls, counted."""
+    call = libvirt_connection.call
+    seen = [0]
+    with pytest.MonkeyPatch.context() as patch:
+
+        async def counted(*arguments: Any, **named: Any) -> Any:
+            if seen[0] == at:
+                os.kill(pid, signal.SIGSTOP)
+                for module, names in {
+                    session: ("COMMAND_TIMEOUT", "SILENT_TIMEOUT"),
+                    libvirt_connection: ("CALL_TIMEOUT", "GRACE", "_CLOSE_TIMEOUT"),
+                    libvirt_link: ("RECONNECT_TIMEOUT",),
+                    ending: ("QUIT_TIMEOUT", "LOST_TIMEOUT"),
+                }.items():
+                    for name in names:
+                        patch.setattr(module, name, _SHORT)
+            seen[0] += 1
+            return await call(*arguments, **named)
+
+        # The limit of the call that is not answered is looked up before we see it.
+        patch.setattr(session, "COMMAND_TIMEOUT", 2.0)
+        patch.setattr(session, "DRAIN_TIMEOUT", 2.0)
+        patch.setattr(libvirt_connection, "call", counted)
+        try:
+            yield seen
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_save(daemon: Daemon, site: cli.Site) -> None:
+    """Whatever was not undone, recovery brings the guest back to running."""
+    with small(daemon, paused=False) as guest:
+        config = configuration.load(site.config, {})
+        known = config.guest(guest.address)
+        at = 0
+        while True:
+            request = save_request.request(config, known, image=IMAGE, replace=True, then="resume")
+            failed = False
+            with silent(daemon.pid, at) as seen:
+                try:
+                    async with asyncio.timeout(60):
+                        await save.save(known, config, request)
+                except errors.MapsaveError:
+                    failed = True
+            if seen[0] <= at and not failed:
+                break
+            for _ in range(5):
+                done = await recover.recover(config)
+                if not struck.journals(site):
+                    break
+            assert not struck.journals(site), done
+            assert guest.state() == "running (unpaused)"
+            at += _STRIDE if seen[0] > at else 0  # else the host was too busy for the limits
+        assert at > 2 * _STRIDE
+
+
+async def test_list(daemon: Daemon, site: cli.Site) -> None:
+    config = configuration.load(site.config, {})
+    with small(daemon), silent(daemon.pid, 0), pytest.raises(errors.Unreachable):
+        async with asyncio.timeout(60):
+            await domains.domains(config, daemon.uri)
