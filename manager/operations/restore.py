@@ -93,7 +93,7 @@ async def restore(
     phases = progress.Phases(report)
     try:
         async with asyncio.timeout(request.timeout):
-            return await _restore(config, request, phases)
+            return await waiting.until_decided(_restore(config, request, phases))
     except TimeoutError:
         raise errors.RestoreTimeout(
             f"{request.image!r}: not restored within {request.timeout:g} s; given up"
@@ -193,6 +193,7 @@ async def _load(
             await _transfer(request, opened, target, log, config.state, watch)
     phases.enter("run")
     runs = _shall_run(request, opened)
+    waiting.decided()
     state = await waiting.to_the_end(handing.to_user(config, opened, target, log, runs=runs))
     if left:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.

@@ -55,7 +55,8 @@ async def save(
     phases, became = progress.Phases(report), aftermath.Aftermath()
     try:
         async with asyncio.timeout(request.timeout):
-            return await _save(guest, config, request, phases, became)
+            work = _save(guest, config, request, phases, became)
+            return await waiting.until_decided(work)
     except TimeoutError:
         raise errors.SaveTimeout(
             f"guest {guest.name!r}: not saved within {request.timeout:g} s; cancelled"
@@ -186,6 +187,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                     pass
             contents, found = await save_commit.prove(job, partial, outcome, before)
             await save_commit.check_undisturbed(job, paused)
+            waiting.decided()
             return await waiting.to_the_end(
                 save_commit.commit(guest, job, partial, applied, paused, contents, found)
             )

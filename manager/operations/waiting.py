@@ -3,12 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import dataclasses
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class _Decision:
+    """Whether what comes of the work is decided."""
+
+    is_made: bool = False
+
+
+_decision: contextvars.ContextVar[_Decision | None] = contextvars.ContextVar("decision")
+
+
+def decided() -> None:
+    """Have ``until_decided`` drop every cancellation from now on."""
+    if (decision := _decision.get(None)) is not None:
+        decision.is_made = True
+
+
+async def until_decided(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work``; a cancellation reaches it until it calls ``decided``, and is dropped then.
+
+    What is closed after a commit waits as well, and must not turn it into an interruption.
+    """
+    decision = _Decision()
+    token = _decision.set(decision)
+    try:
+        task = asyncio.ensure_future(work)
+    finally:
+        _decision.reset(token)
+    current = asyncio.current_task()
+    assert current is not None
+    dropped = 0
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            dropped += 1
+            if not decision.is_made:
+                task.cancel()
+        except BaseException:
+            break  # the task's own; raised below
+    result = task.result()
+    for _ in range(dropped):
+        current.uncancel()
+    return result
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

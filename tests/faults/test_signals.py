@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from tests.kit import cli, patterns, processes, qemu, qmp, state, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NAME = "web01"
 IMAGE = "one.mapsave"
@@ -124,6 +125,47 @@ def test_signal_behind_the_commit_is_too_late(site: cli.Site) -> None:
         guest.wait()
         assert [path.name for path in site.images.iterdir()] == [IMAGE]
         assert not struck.journals(site)
+
+
+# Ctrl-C as soon as the journal is removed; the work stands still until it has been passed on.
+_AT_THE_END = """
+import os, signal, sys, time
+from manager.cli import main
+from manager.operations import journal
+plain = journal._end
+def end(*arguments):
+    plain(*arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+journal._end = end
+main.main(sys.argv[1:])
+"""
+
+
+def _interrupted_at_the_end(site: cli.Site, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_THE_END, "--config", str(site.config), *arguments],
+        env=processes.environment({"PYTHONPATH": str(Path(__file__).parents[2])}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done
+
+
+@pytest.mark.qemu
+def test_signal_when_all_is_done_is_too_late(site: cli.Site) -> None:
+    """Not even while connections are closed may a commit become an interruption."""
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        _interrupted_at_the_end(site, "save", NAME, "--image", IMAGE, "--then", "leave")
+        assert guest.status() == "postmigrate"
+        guest.kill()
+        guest.wait()
+        _interrupted_at_the_end(site, "restore", IMAGE)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
 
 
 @pytest.mark.qemu
