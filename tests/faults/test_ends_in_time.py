@@ -73,9 +73,13 @@ def test_save_of_a_guest_that_hangs(site: cli.Site, step: str, number: signal.Si
         with struck.stopped(site, step, "save", NAME, "--image", IMAGE, "--json") as process:
             with guest.frozen():
                 error = stopped(process, number)
-            (left,) = error["data"]["left"]
-            assert (left["operation"], left["guest"], left["pid"]) == ("save", NAME, guest.pid)
-            assert "mapsave recover" in error["hint"]
+            left = error["data"].get("left", [])
+            # Right after the label QEMU may not have been asked for anything yet.
+            assert len(left) == 1 or (step == "label" and not left)
+            for found in left:
+                known = (found["operation"], found["guest"], found["pid"])
+                assert known == ("save", NAME, guest.pid)
+                assert "mapsave recover" in error["hint"]
         site.run("recover", check=0)
         assert not struck.journals(site)
         assert not struck.partials(site)
