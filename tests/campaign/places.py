@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kit import cli, storage
+from tests.kit import cli, storage, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,13 +46,28 @@ class Site(cli.Site):
         assert self.disk is not None
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
         (device,) = (source for source, place, *_ in mounts if place == str(self.disk))
-        _run("umount", str(self.disk))
-        _run("mount", "-t", "ext4", device, str(self.disk))
+
+        def is_back() -> bool:
+            # Where another mount namespace still has it, it is the dead one that is mounted again.
+            _run("umount", str(self.disk))
+            _run("mount", "-t", "ext4", device, str(self.disk))
+            with contextlib.suppress(OSError):
+                durable(self.images)
+                return True
+            return False
+
+        wait.until(is_back, timeout=30, what="the disk to be free")
+
+
+def durable(path: Path) -> None:
+    """Bring a file or directory to stable storage: a crash is to take only what mapsave wrote."""
+    with _opened(path) as fd:
+        os.fsync(fd)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY)
     try:
         yield fd
     finally:
@@ -80,9 +96,8 @@ def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
             least = max(size, storage.SMALLEST[plan.disk])
             disk = stack.enter_context(storage.loop_filesystem(plan.disk, least, directory))
         made = Site(directory / "site", settings=settings, disk=disk)
-        for path in (disk, made.images):  # a crash is not to take the directory itself
-            with _opened(path) as fd:
-                os.fsync(fd)
+        durable(disk)
+        durable(made.images)
         yield made
 
 

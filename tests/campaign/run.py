@@ -135,6 +135,8 @@ def _whole(scene: Scene) -> None:
     plan = scene.plan
     if plan.replaces:
         scene.image.write_bytes(judge.OLD)
+        places.durable(scene.image)
+        places.durable(scene.site.images)
     _left_over(scene)
     _save(scene)
     _between(scene)
