@@ -58,6 +58,31 @@ _MOMENTS: tuple[tuple[Call, str, int], ...] = (
 )
 
 
+# The same for a restore, which makes fewer calls.
+_RESTORE_CALLS: tuple[tuple[Call, str], ...] = (
+    ("fsync", ".mapsave"),
+    ("fsync", "/"),
+    ("fdatasync", "/journal"),
+    ("write", "/journal"),
+    ("write", "/state"),
+    ("pwrite", ".mapsave"),
+    ("pread", ".mapsave"),
+    ("unlink", "/journal"),
+    ("open", "one.mapsave"),
+    ("open", "site/state"),
+)
+_RESTORE_MOMENTS: tuple[tuple[Call, str, int], ...] = (
+    ("write", "/journal", 6),
+    ("fdatasync", "/", 6),
+    ("fsync", "/", 3),
+    ("pwrite", ".mapsave", 2),
+    ("pread", ".mapsave", 15),
+    ("unlink", "/journal", 1),
+    ("send", "socket:", 25),
+    ("recv", "socket:", 30),
+)
+
+
 def _rule(
     rng: random.Random, call: Call, action: Action, argument: int, path: str, most: int
 ) -> Rule:
@@ -67,7 +92,11 @@ def _rule(
 
 
 def _moment(rng: random.Random, number: int) -> Rule:
-    call, path, most = rng.choice(_MOMENTS)
+    return _one_of(rng, _MOMENTS, number)
+
+
+def _one_of(rng: random.Random, moments: tuple[tuple[Call, str, int], ...], number: int) -> Rule:
+    call, path, most = rng.choice(moments)
     return Rule(call, "kill", number, path, skip=rng.randrange(most), count=1)
 
 
@@ -283,7 +312,11 @@ def _restore_step(rng: random.Random, plan: Plan) -> Plan:
 
 
 def _restore_call(rng: random.Random, plan: Plan) -> Plan:
-    rule = _moment(rng, rng.choice((9, 9, 15))) if rng.random() < 0.5 else _own_failure(rng)
+    if rng.random() < 0.5:
+        rule = _one_of(rng, _RESTORE_MOMENTS, rng.choice((9, 9, 15)))
+    else:
+        call, path = rng.choice(_RESTORE_CALLS)
+        rule = _rule(rng, call, "errno", rng.choice(_REFUSALS), path, 4)
     recoveries = _maybe_recoveries(rng)
     return replace(plan, restore_blow=Blow(rules=(rule,)), recoveries=recoveries, then="quit")
 
