@@ -82,6 +82,7 @@ EXIT_CODES = {
     "image.partial": 6,
     "image.truncated": 6,
     "image.unsupported": 6,
+    "image.unreadable": 6,
     "directory.untrusted": 7,
     "image.foreign_resource": 7,
     "image.untrusted": 7,

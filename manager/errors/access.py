@@ -51,6 +51,12 @@ class PagesMissing(InvalidImage):
     id = "image.pages_missing"
 
 
+class UnreadableImage(InvalidImage):
+    """The image cannot be read: its disk or file system fails, which says nothing about it."""
+
+    id = "image.unreadable"
+
+
 # Exit code 7: a security module, file permissions or a policy stand against it.
 
 

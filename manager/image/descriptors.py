@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FORBIDDEN = {os.O_APPEND: "O_APPEND", os.O_SYNC: "O_SYNC", os.O_DSYNC: "O_DSYNC"}
+# Why an open may fail though the file is there, and good.
+_SAY_NOTHING = frozenset(
+    (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+)
 _PROBE_SIZE = 4096  # the unit in which QEMU writes pages with direct-io (x86)
 
 
@@ -181,14 +185,36 @@ def takes_direct_io(fd: int, wish: Literal["auto", "on", "off"]) -> bool:
 
 
 @contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Read an image: what the disk fails at becomes UnreadableImage."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(name, error) from None
+
+
+def unreadable(name: str, error: OSError) -> errors.UnreadableImage:
+    """Return the error for an image that cannot be read now, be it good or not."""
+    return errors.UnreadableImage(
+        f"{name!r} cannot be read: {error.strerror}",
+        hint="try again once its disk and file system work, or restore from another copy",
+    )
+
+
+@contextlib.contextmanager
 def opened_for_reading(name: str) -> Iterator[int]:
-    """Open a regular file for reading. Raises ImageNotFound, NotPermitted, NotAnImage."""
+    """Open a regular file for reading.
+
+    Raises ImageNotFound, NotPermitted, NotAnImage, UnreadableImage.
+    """
     try:
         # O_NONBLOCK: a FIFO of that name must not hold us; it is refused below.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         raise errors.NotPermitted(f"cannot open {name!r}: {error.strerror}") from None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _SAY_NOTHING:
+            raise unreadable(name, error) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.ImageNotFound(f"cannot open {name!r}: {reason}") from None
     try:

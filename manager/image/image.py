@@ -330,9 +330,10 @@ class Image:
             elif not self.has_superblock:
                 hint = "libvirt is saving it just now, or was interrupted and will not complete it"
             raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
-        found = validation.validate_stream(self.fd, self.block.stream_offset, self.size)
-        structure.check(self.fd, found.stream, self.metadata.get("structure_digest"))
-        return found
+        with descriptors.reading(self.path):
+            found = validation.validate_stream(self.fd, self.block.stream_offset, self.size)
+            structure.check(self.fd, found.stream, self.metadata.get("structure_digest"))
+            return found
 
     def mark(self, state: State) -> None:
         """Record ``state`` in the superblock, durably.
@@ -371,7 +372,8 @@ def _read(fd: int, path: str) -> tuple[Superblock, Metadata, LibvirtHeader | Non
 
     Raises InvalidImage or one of its kin.
     """
-    block, metadata, header = formats.read(fd, path)
+    with descriptors.reading(path):
+        block, metadata, header = formats.read(fd, path)
     if is_partial_name(path) or is_partial_name(os.path.realpath(path)):
         block = dataclasses.replace(block, state=State.PARTIAL)
     return block, metadata, header

@@ -173,8 +173,10 @@ def only_own(held: store.Directory, name: str, guest: str | None) -> None:
     try:
         with image.opened(path) as found:
             owner = str(found.metadata.get("guest", {}).get("name"))
+    except errors.UnreadableImage:
+        raise
     except errors.MapsaveError:
-        return  # there is none, or none that can be read
+        return  # there is none, or it is damaged
     if owner != guest:
         raise errors.ImageExists(
             f"{path!r} is an image of another guest, {owner!r}, which only an admin may replace",

@@ -165,8 +165,12 @@ def _image_held(config: Config, orphan: Orphan) -> Iterator[Image | None]:
     """Open and lock the image, as a restore of it does; None where it is gone or damaged."""
     with contextlib.ExitStack() as stack:
         opened = None
-        with contextlib.suppress(errors.ImageNotFound, errors.InvalidImage):
+        try:
             opened = stack.enter_context(image.opened(str(orphan.facts["image"])))
+        except errors.UnreadableImage:
+            raise  # it may have to be marked, once it can be read again
+        except (errors.ImageNotFound, errors.InvalidImage):
+            pass
         if opened is not None:
             key = f"image:{opened.block.uuid}"
             stack.enter_context(locks.held(config.state, f"image {opened.path!r}", key))

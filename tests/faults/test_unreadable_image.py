@@ -1,0 +1,71 @@
+"""A disk that fails while an image is read: that is said, and says nothing about the image."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults import struck
+from tests.kit import cli, inject, patterns, qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.qemu
+
+NAME = "web01"
+IMAGE = "one.mapsave"
+
+
+@contextmanager
+def _saved(site: cli.Site) -> Iterator[qemu.Qemu]:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
+        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+        site.run("save", NAME, "--image", IMAGE, check=0)
+        guest.wait()
+        yield guest
+
+
+def _failing(call: inject.Call, skip: int = 0) -> dict[str, str]:
+    return inject.environment(inject.Rule(call, "errno", errno.EIO, IMAGE, skip=skip, count=-1))
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "check", "restore"])
+def test_an_image_that_cannot_be_read_is_reported_as_such(site: cli.Site, command: str) -> None:
+    with _saved(site) as guest:
+        content = (site.images / IMAGE).read_bytes()
+        for env in (_failing("pread"), _failing("pread", 3), _failing("pread", 9)):
+            result = site.run(command, str(site.images / IMAGE), "--json", env=env, check=6)
+            assert result.json()["error"]["id"] == "image.unreadable"
+        error = site.run(command, IMAGE, "--json", env=_failing("open"), check=6).json()["error"]
+        assert error["id"] == "image.unreadable"
+        assert (site.images / IMAGE).read_bytes() == content
+        site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
+
+
+def test_it_is_listed_with_its_error(site: cli.Site) -> None:
+    with _saved(site):
+        (found,) = site.run("list", "--json", env=_failing("pread"), check=0).json()["images"]
+    assert found["error"]["id"] == "image.unreadable"
+
+
+def test_recovery_waits_for_an_image_that_cannot_be_read(site: cli.Site) -> None:
+    """The image may have to be marked: it must not count as one that is gone."""
+    with _saved(site) as guest:
+        struck.run(site, "after", "run", "KILL", "restore", IMAGE)
+        for env in (_failing("pread"), _failing("open")):
+            (line,) = site.run("recover", "--json", env=env, check=6).json()["operations"]
+            assert line["error"]["id"] == "image.unreadable"
+            assert struck.journals(site)
+        (line,) = site.run("recover", "--json", check=0).json()["operations"]
+        assert line["outcome"] == "guest restored"
+        with guest.successor() as restored:
+            assert restored.status() == "running"
+    assert site.run("restore", IMAGE, "--json", check=3).json()["error"]["id"] == (
+        "check.already_restored"
+    )
