@@ -23,7 +23,7 @@ _VOLATILE = (
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?"), "TIME"),
     (re.compile(r"\b\d+(\.\d+)? (ms|s)\b"), "DURATION"),
     (re.compile(r"\b\d+(\.\d+)? [KMGT]iB free"), "ROOM free"),
-    (re.compile(r"\b\d+ (descriptors?|threads?) left"), "SOME left"),
+    (re.compile(r"\b\d+ (open files?|threads?) left"), "SOME left"),
     (re.compile(r"\b(local|served)\b"), "WAY"),
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "UUID"),
 )
