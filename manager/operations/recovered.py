@@ -75,6 +75,7 @@ def save(entry: Entry) -> dict[str, Any]:
         "reasons": [],
         "label": known.get("label"),
         "then": known.get("then"),
+        "warnings": [],
         "recovered": True,
     }
 
@@ -91,6 +92,7 @@ def gone(line: Mapping[str, Any]) -> dict[str, Any]:
         "phases": {},
         "then": "leave",
         "outcome": line["outcome"],
+        "warnings": [],
         "recovered": True,
     }
 
@@ -116,6 +118,7 @@ def restore(
         "phases": {},
         "monitor": told.get("monitor"),
         "pid": None,
+        "warnings": [],
         "recovered": True,
     }
 
