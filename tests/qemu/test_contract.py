@@ -109,7 +109,13 @@ def test_discard_and_recover(site: cli.Site) -> None:
         assert error["id"] == "check.refused"
         assert "--yes" in error["hint"]
         held = scene.image.stat().st_blocks * 512
-        assert done(site, "recover") == {"operations": [], "swept": [], "dry_run": False}
+        assert done(site, "recover") == {
+            "operations": [],
+            "swept": [],
+            "damaged": [],
+            "warnings": [],
+            "dry_run": False,
+        }
         assert scene.image.exists()
         gone = done(site, "discard", scene.image, "--yes")
         assert gone == {"image": str(scene.image), "freed_bytes": held}
