@@ -58,7 +58,7 @@ install() {
 if [ -n "${MAPSAVE_VENV-}" ]; then
     venv=$MAPSAVE_VENV
     export PYTHONPATH="$checkout" PYTHONDONTWRITEBYTECODE=1
-    mapsave=("$venv/bin/python" -m manager.cli.main)
+    mapsave=("$venv/bin/python" -m mapsave.cli.main)
 else
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
         ! "$venv/bin/python" -c "$least" 2>/dev/null; then

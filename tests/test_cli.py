@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mapsave import errors
+from mapsave.cli import output
+from mapsave.cli.options import Globals
 
-from manager import errors
-from manager.cli import output
-from manager.cli.options import Globals
 from tests.kit import cli, processes
 
 CHECKOUT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def test_version() -> None:
 def test_libraries_are_not_imported_in_vain(arguments: list[str], unwanted: set[str]) -> None:
     program = (
         "import sys\n"
-        "from manager.cli import main\n"
+        "from mapsave.cli import main\n"
         "try:\n"
         "    main.main(sys.argv[1:])\n"
         "except SystemExit:\n"
@@ -89,7 +89,7 @@ def test_libraries_are_not_imported_in_vain(arguments: list[str], unwanted: set[
         text=True,
     ) as process:
         loaded = process.communicate(timeout=30)[1].splitlines()[-1].split()
-    assert "manager.cli.main" in loaded
+    assert "mapsave.cli.main" in loaded
     assert not unwanted & set(loaded)
 
 
@@ -115,7 +115,7 @@ def test_a_good_configuration_costs_no_library_in_vain(
     # "import time:       105 |        105 |   encodings.aliases"
     lines = (line.split("|") for line in found.splitlines() if line.startswith("import time:"))
     loaded = {line[-1].strip() for line in lines}
-    assert {"yaml", "manager.config_file"} <= loaded
+    assert {"yaml", "mapsave.config_file"} <= loaded
     in_vain = {"importlib.metadata", "difflib", "secrets", "xml.etree.ElementTree"}
     assert not (unwanted | in_vain) & loaded
 
@@ -157,8 +157,8 @@ def test_installed_command_is_the_one_that_leaves_at_once() -> None:
     configured = configparser.ConfigParser()
     configured.read(CHECKOUT / "setup.cfg")
     scripts = configured["options.entry_points"]["console_scripts"].split("\n")
-    assert "mapsave = manager.cli.main:command" in scripts
-    program = "import atexit; atexit.register(print, 'late'); from manager.cli import main; {}"
+    assert "mapsave = mapsave.cli.main:command" in scripts
+    program = "import atexit; atexit.register(print, 'late'); from mapsave.cli import main; {}"
     said = {}
     for call in ("main.main(['--version'])", "main.command()"):
         with processes.running(
@@ -298,7 +298,7 @@ def test_mapsaved_is_mapsave_serve(site: cli.Site) -> None:
     site.config.write_text("stte: /tmp\n")
     with processes.running(
         [
-            *(sys.executable, "-c", "from manager.cli import daemon; daemon.main()"),
+            *(sys.executable, "-c", "from mapsave.cli import daemon; daemon.main()"),
             *("--config", str(site.config)),
         ],
         cwd=CHECKOUT,

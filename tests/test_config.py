@@ -12,9 +12,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from manager import config, errors
-from manager.service_settings import DAY, Hooks, Listen, Service, Webhook
+from mapsave import config, errors
+from mapsave.service_settings import DAY, Hooks, Listen, Service, Webhook
 
 FULL = """\
 images: images

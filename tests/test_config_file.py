@@ -14,16 +14,16 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mapsave import config_file, config_models, yaml_file
+from mapsave.labels import policy_file, policy_models
 
-from manager import config_file, config_models, yaml_file
-from manager.labels import policy_file, policy_models
 from tests.labels.test_policy import FULL as FULL_POLICY
 from tests.test_config import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from manager.plain import Reader
+    from mapsave.values import Reader
 
 TREE = Path(__file__).parents[1]
 KINDS: dict[str, tuple[Reader, type[pydantic.BaseModel], str]] = {
@@ -127,7 +127,7 @@ def test_several_odd_values(kind: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        f"from manager.labels import policy; policy.load('{TREE}/policies/selinux-svirt.yaml')",
+        f"from mapsave.labels import policy; policy.load('{TREE}/policies/selinux-svirt.yaml')",
         "from manager import config; assert config.load(pathlib.Path(sys.argv[1]), {}).guests",
     ],
 )

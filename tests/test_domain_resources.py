@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-
-from manager import domain_resources, errors
-from manager.domain_resources import Resource
+from mapsave import domain_resources, errors
+from mapsave.domain_resources import Resource
 
 _QEMU = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-
-from manager import domain_xml, errors
-from manager.domain_xml import Identity
+from mapsave import domain_xml, errors
+from mapsave.domain_xml import Identity
 
 UUID = "9d4fe0f4-0e4b-4a5f-8d2b-6a4c8f1d2e30"
 GOOD = f"<domain><name>a</name><uuid>{UUID}</uuid></domain>"

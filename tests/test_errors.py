@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from manager import error_table, errors
+from mapsave import error_table, errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -172,9 +171,9 @@ def test_refused_command_quotes_qemu() -> None:
 
 
 def test_documentation_is_what_the_code_says() -> None:
-    """After a change: ``python -m manager.error_table > docs/errors.md``."""
+    """After a change: ``python -m mapsave.error_table > docs/errors.md``."""
     printed = subprocess.run(
-        [sys.executable, "-m", "manager.error_table"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "mapsave.error_table"], cwd=ROOT, capture_output=True, text=True
     )
     assert printed.stderr == ""
     assert (ROOT / "docs/errors.md").read_text() == printed.stdout

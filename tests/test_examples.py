@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-
-from manager import config, service_settings
-from manager.jobs import job, job_models, schedule
+from mapsave import config, service_settings
+from mapsave.jobs import job, job_models, schedule
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTATION = (ROOT / "docs/configuration.md").read_text()

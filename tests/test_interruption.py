@@ -7,8 +7,7 @@ import signal
 import threading
 
 import pytest
-
-from manager.cli import interruption
+from mapsave.cli import interruption
 
 
 def interrupt(number: signal.Signals = signal.SIGINT) -> None:

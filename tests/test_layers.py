@@ -6,14 +6,13 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mapsave
 import pytest
-
-import manager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HOUSE = Path(manager.__file__).parent
+HOUSE = Path(mapsave.__file__).parent
 FILE_LINES = 400
 FUNCTION_LINES = 60
 
@@ -106,21 +105,21 @@ def test_the_check_sees_the_imports_there_are() -> None:
     ("file", "code", "found"),
     [
         ("image/a.py", "from manager import monitor", "image/a.py:1: image imports monitor"),
-        ("image/a.py", "import manager.labels.policy as p", "image imports labels"),
-        ("labels/a.py", "from manager.image import store", "labels imports image"),
-        ("plan/a.py", "from manager.migration import outgoing", "plan imports migration"),
+        ("image/a.py", "import mapsave.labels.policy as p", "image imports labels"),
+        ("labels/a.py", "from mapsave.image import store", "labels imports image"),
+        ("plan/a.py", "from mapsave.migration import outgoing", "plan imports migration"),
         ("migration/a.py", "from ..plan import plan", "migration imports plan"),
         ("migration/a.py", "from .. import plan", "migration imports plan"),
         ("monitor/deep/a.py", "from ...operations import save", "monitor imports operations"),
-        ("jobs/a.py", "def f():\n    from manager.cli import main", "a.py:2: jobs imports cli"),
-        ("config.py", "import manager.jobs.job", "config.py:1: config imports jobs"),
-        ("errors.py", "from manager.image import store", "errors imports image"),
-        ("__init__.py", "from manager.jobs import job", "__init__.py:1: errors imports jobs"),
-        ("operations/a.py", "from manager.emulator import run", "operations imports emulator"),
-        ("emulator/a.py", "from manager.monitor import qmp", "emulator imports monitor"),
+        ("jobs/a.py", "def f():\n    from mapsave.cli import main", "a.py:2: jobs imports cli"),
+        ("config.py", "import mapsave.jobs.job", "config.py:1: config imports jobs"),
+        ("errors.py", "from mapsave.image import store", "errors imports image"),
+        ("__init__.py", "from mapsave.jobs import job", "__init__.py:1: errors imports jobs"),
+        ("operations/a.py", "from mapsave.emulator import run", "operations imports emulator"),
+        ("emulator/a.py", "from mapsave.monitor import qmp", "emulator imports monitor"),
         ("plan/a.py", "if TYPE_CHECKING:\n    from manager import jobs", "a.py:2: plan imports"),
-        ("plan/a.py", "importlib.import_module('manager.jobs.job')", "plan imports jobs"),
-        ("plan/a.py", "__import__('manager.jobs')", "plan imports jobs"),
+        ("plan/a.py", "importlib.import_module('mapsave.jobs.job')", "plan imports jobs"),
+        ("plan/a.py", "__import__('mapsave.jobs')", "plan imports jobs"),
         ("plan/a.py", "from manager import elsewhere", "plan imports elsewhere"),
         ("attic/a.py", "", "attic/a.py: the house has no room attic"),
     ],
@@ -137,9 +136,9 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str, foun
     ("file", "code"),
     [
         ("cli/a.py", "from manager import emulator, service, jobs, errors"),
-        ("cli/a.py", "from . import b\nfrom manager.cli.c import d"),
-        ("emulator/a.py", "from manager.image import stream_format\nfrom manager import units"),
-        ("operations/a.py", "from manager.plan import x\nfrom manager.labels import y"),
+        ("cli/a.py", "from . import b\nfrom mapsave.cli.c import d"),
+        ("emulator/a.py", "from mapsave.image import stream_format\nfrom manager import units"),
+        ("operations/a.py", "from mapsave.plan import x\nfrom mapsave.labels import y"),
         ("config.py", "from manager import config_models, errors"),
         ("monitor/a.py", "import manager\nfrom manager import __version__\nimport asyncio"),
     ],

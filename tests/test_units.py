@@ -8,8 +8,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from manager import units
+from mapsave import units
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from manager import errors, yaml_file
+from mapsave import errors, yaml_file
 
 FILE = Path("some.yaml")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-MAPSAVE = [sys.executable, "-m", "manager.cli.main"]
+MAPSAVE = [sys.executable, "-m", "mapsave.cli.main"]
 # An installation has bytecode beside its modules, whatever the environment of this process says.
 _BYTECODE = tempfile.TemporaryDirectory(prefix="mapsave-bytecode-")
 

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manager.jobs import journal
+from mapsave.history import history
+
 from tests.bench import measure
 from tests.bench.cases import MB, ROOT, Row
 from tests.kit import cli, service
@@ -138,10 +139,10 @@ def _long_journal(site: cli.Site, rounds: int) -> Iterator[Row]:
 
 
 async def _fill(path: Path) -> None:
-    async with journal.opened(path) as kept:
+    async with history.opened(path) as kept:
         now = time.time()
         for number in range(_ROWS):
-            record = journal.Record(
+            record = history.Record(
                 *(secrets.token_hex(6), "save", "pending", f"guest{number % 200}", "nightly"),
                 *(None, f"/images/{number}", "root", {}, now - _ROWS + number),
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from manager.image import image
+from mapsave.image import image
 
 if TYPE_CHECKING:
     import random

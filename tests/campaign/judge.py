@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from mapsave import errors
+from mapsave.image import image
+from mapsave.image.superblock import State
 
-from manager import errors
-from manager.image import image
-from manager.image.superblock import State
 from tests.faults import struck
 from tests.kit import ram
 

@@ -103,6 +103,6 @@ def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
 
 def _has_stall() -> bool:
     """Tell whether this mapsave gives destinations up that make no progress."""
-    from manager import config_models
+    from mapsave import config_models
 
     return "stall" in Path(str(config_models.__file__)).read_text()

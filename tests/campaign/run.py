@@ -173,7 +173,7 @@ def _left_over(scene: Scene) -> None:
 def _say_saved(partial: Path) -> None:
     import dataclasses
 
-    from manager.image import formats, superblock
+    from mapsave.image import formats, superblock
 
     with partial.open("r+b") as file:
         block, _ = formats.slots(file.fileno())

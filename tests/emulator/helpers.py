@@ -168,7 +168,7 @@ def emulator(
 ) -> Iterator[Qmp]:
     """Run an emulator; its stderr is in ``directory/emulator.stderr``."""
     path = directory / "emulator.qmp"
-    command = [sys.executable, "-m", "manager.emulator", "--qmp", str(path), "--memory", memory]
+    command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(path), "--memory", memory]
     with _started(
         [*command, *arguments], path, directory / "emulator.stderr", negotiate=negotiate
     ) as qmp:

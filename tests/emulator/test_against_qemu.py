@@ -8,8 +8,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.emulator import address
 
-from manager.emulator import address
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD, OFFSET
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from mapsave.emulator import memory, ram_save, stream
+from mapsave.emulator.options import PATTERNS, EmulatorOptions
 
-from manager.emulator import memory, ram_save, stream
-from manager.emulator.options import PATTERNS, EmulatorOptions
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
 
@@ -136,7 +136,7 @@ def test_patterns_are_reproducible(tmp_path: Path, pattern: str) -> None:
 
 def test_odd_memory_is_refused(tmp_path: Path) -> None:
     for size in ("0", "4097"):
-        command = [sys.executable, "-m", "manager.emulator", "--qmp", str(tmp_path / "q")]
+        command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(tmp_path / "q")]
         done = subprocess.run([*command, "--memory", size], capture_output=True, check=False)
         assert done.returncode == 2
         assert b"whole pages" in done.stderr

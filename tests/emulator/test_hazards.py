@@ -293,9 +293,9 @@ def test_a_suspended_guest_continued_after_a_save_kills(
 _SWITCHED = """
 import sys, time
 from pathlib import Path
-from manager.emulator.address import Address
-from manager.emulator.machine import Machine
-from manager.emulator.options import EmulatorOptions
+from mapsave.emulator.address import Address
+from mapsave.emulator.machine import Machine
+from mapsave.emulator.options import EmulatorOptions
 
 class Monitor:
     def emit(self, event, data=None): pass

@@ -15,8 +15,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
-from manager.cli import main
-from manager.operations import journal
+from mapsave.cli import main
+from mapsave.operations import journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manager.cli import main
-from manager.operations import journal
+from mapsave.cli import main
+from mapsave.operations import journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manager.operations import journal_file
+from mapsave.operations import journal_file
+
 from tests.kit import cli, processes, wait
 
 if TYPE_CHECKING:

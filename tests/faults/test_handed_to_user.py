@@ -70,8 +70,8 @@ def test_a_destination_that_is_not_reached_lives_and_is_resumed_by_recovery(
 # The destination is killed as soon as it has resumed the guest.
 _ENDS_AT_ONCE = """
 import sys
-from manager.cli import main
-from manager.monitor import qmp
+from mapsave.cli import main
+from mapsave.monitor import qmp
 from tests.faults import killer
 plain = qmp.QmpSession.resume
 async def resume(self):

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import config, errors
+from mapsave.image import descriptors, image, superblock
+from mapsave.operations import restore
 
-from manager import config, errors
-from manager.image import descriptors, image, superblock
-from manager.operations import restore
 from tests.image.test_truncation import boundaries
 from tests.kit import cli, memory, need, patterns, qemu, qmp, ram, raw, state
 

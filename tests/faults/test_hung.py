@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _IMPATIENT = """
 import os, signal, sys
-from manager.cli import main
-from manager.monitor import qmp
-from manager.operations import ending, journal
+from mapsave.cli import main
+from mapsave.monitor import qmp
+from mapsave.operations import ending, journal
 plain = journal.Journal.record
 def record(self, step, data):
     plain(self, step, data)

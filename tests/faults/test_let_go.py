@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config, errors
+from mapsave.operations import save, save_request
 
-from manager import config, errors
-from manager.operations import save, save_request
 from tests.faults import struck
 from tests.kit import inject, patterns, processes, qemu, qmp, raw, threads, wait
 
@@ -108,8 +108,8 @@ def _finished(process: subprocess.Popen[str], code: int) -> dict[str, Any]:
 
 _STOP = """
 import os, signal, sys
-from manager.cli import main
-from manager.migration import incoming
+from mapsave.cli import main
+from mapsave.migration import incoming
 
 load = incoming.restore
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config as configuration
+from mapsave import errors
+from mapsave.image import image as images
+from mapsave.operations import limits as operation_limits
+from mapsave.operations import save, save_request
 
-from manager import config as configuration
-from manager import errors
-from manager.image import image as images
-from manager.operations import limits as operation_limits
-from manager.operations import save, save_request
 from tests.kit import cli, limits, patterns, qemu, qmp, ram, raw, state
 
 if TYPE_CHECKING:

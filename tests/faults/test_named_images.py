@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave.image import image, store, superblock
+from mapsave.image.superblock import State
 
-from manager.image import image, store, superblock
-from manager.image.superblock import State
 from tests.faults import struck
 from tests.faults.test_killed import IMAGE, NAME
 from tests.kit import cli, patterns, processes, qemu

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from mapsave.image import image as images
+from mapsave.image import superblock, syscalls
 
-from manager.image import image as images
-from manager.image import superblock, syscalls
 from tests.faults import struck
 from tests.kit import cli, inject, patterns, qemu, ram, storage
 

@@ -27,7 +27,7 @@ def slow_guest(site: cli.Site) -> Iterator[Path]:
     path = site.directory / "slow.qmp"
     size = ("--memory", "64M", "--pattern", "random", "--throttle", "6M")
     with processes.running(
-        [sys.executable, "-m", "manager.cli.main", "emulate", "--qmp", str(path), *size]
+        [sys.executable, "-m", "mapsave.cli.main", "emulate", "--qmp", str(path), *size]
     ):
         wait.until(path.exists, what="the emulated guest's monitor")
         site.add_guest(NAME, path)
@@ -130,8 +130,8 @@ def test_signal_behind_the_commit_is_too_late(site: cli.Site) -> None:
 # Ctrl-C as soon as the journal is removed; the work stands still until it has been passed on.
 _AT_THE_END = """
 import os, signal, sys, time
-from manager.cli import main
-from manager.operations import journal
+from mapsave.cli import main
+from mapsave.operations import journal
 plain = journal._end
 def end(*arguments):
     plain(*arguments)

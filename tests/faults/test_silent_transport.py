@@ -15,22 +15,15 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config as configuration
+from mapsave import errors
+from mapsave.cli import main
+from mapsave.client import connection, delegate
+from mapsave.jobs import engine, job
+from mapsave.migration import guest_state, outgoing
+from mapsave.monitor import qmp, session
+from mapsave.operations import ending, giving_up, preview, recover, restore, save, save_request
 
-from manager import config as configuration
-from manager import errors
-from manager.cli import following, main, remote
-from manager.jobs import engine, job
-from manager.migration import guest_state, outgoing
-from manager.monitor import qmp, session
-from manager.operations import (
-    ending,
-    giving_up,
-    preview,
-    recover,
-    restore,
-    save,
-    save_request,
-)
 from tests.faults import struck
 from tests.kit import patterns, qemu, service
 from tests.qemu import scene
@@ -272,7 +265,7 @@ def test_service_that_answers_ever_fewer_requests(
 
 def _falls_silent(site: cli.Site, mapsaved: service.Service, words: list[str], at: int) -> bool:
     """Run a command; return whether the service fell silent in it, and it failed of that."""
-    connect = remote.connect
+    connect = connection.connect
     with pytest.MonkeyPatch.context() as patch:
         silence = Silence(mapsaved.pid, at, patch)
 
@@ -280,9 +273,9 @@ def _falls_silent(site: cli.Site, mapsaved: service.Service, words: list[str], a
             silence.command()
             return connect(path, SHORT if silence.has_fallen else timeout)
 
-        patch.setattr(remote, "connect", counted)
-        patch.setattr(following, "_USUAL", following.Patience(wait=5.0, reconnect=SHORT))
-        patch.setattr(remote, "_BUSY", SHORT)
+        patch.setattr(connection, "connect", counted)
+        patch.setattr(delegate, "_USUAL", delegate.Patience(wait=5.0, reconnect=SHORT))
+        patch.setattr(connection, "_BUSY", SHORT)
         try:
             with pytest.raises(SystemExit) as ended:
                 main.main(["--config", str(site.config), *words])

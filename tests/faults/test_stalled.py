@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config as configuration
+from mapsave import errors
+from mapsave.migration import outgoing, stall
+from mapsave.operations import recover, save, save_request
 
-from manager import config as configuration
-from manager import errors
-from manager.migration import outgoing, stall
-from manager.operations import recover, save, save_request
 from tests.faults import struck
 from tests.faults.test_ends_in_time import calls, stopped
 from tests.kit import cli, inject, patterns, processes, qemu, wait

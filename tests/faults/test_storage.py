@@ -275,12 +275,12 @@ def test_file_system_without_direct_io(site: cli.Site, guest: qemu.Qemu, tmp_pat
 _AS_NOBODY = f"""
 import contextlib, ctypes, encodings.utf_8_sig, importlib, io, os, pkgutil, sys
 import manager
-for found in pkgutil.walk_packages(manager.__path__, "manager."):
+for found in pkgutil.walk_packages(mapsave.__path__, "manager."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
 with contextlib.suppress(ImportError):
     import libvirt, libvirt_qemu
-from manager.cli.main import main
+from mapsave.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     main([*sys.argv[1:3], "check", "qmp:/nonexistent", "--json"])
 os.setgroups([])

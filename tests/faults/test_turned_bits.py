@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.image import image
 
-from manager.image import image
 from tests.kit import cli, patterns, qemu
 
 if TYPE_CHECKING:

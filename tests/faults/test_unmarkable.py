@@ -162,6 +162,6 @@ def test_a_stale_image_that_cannot_be_marked(site: cli.Site, place: Path) -> Non
 
 def qemu_lives(guest: qemu.Qemu) -> bool:
     """Return whether a QEMU listens at the guest's monitor."""
-    from manager.fleet import guests
+    from mapsave.evacuation import guests
 
     return guests.listens(str(guest.qmp))

@@ -42,7 +42,7 @@ def guest(
     Whatever listens there at the end, the guest or the one restored, is ended.
     """
     socket = socket_of(site, name)
-    emulator = [sys.executable, "-m", "manager.emulator", "--qmp", str(socket)]
+    emulator = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket)]
     launch = [*emulator, "--memory", str(size), "--name", name]
     site.add_guest(name, socket, launch=launch, priority=priority)
     words = ["--pattern", "random", "--seed", str(sum(name.encode()))]

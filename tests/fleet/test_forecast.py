@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from manager.config import Guest
-from manager.fleet import forecast
-from manager.fleet.targets import Target
-from manager.image.store import Entry
+from mapsave.config import Guest
+from mapsave.evacuation import forecast
+from mapsave.evacuation.save_targets import Target
+from mapsave.image.store import Entry
 
 MIB = 1 << 20
 

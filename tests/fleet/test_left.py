@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.image import image as opening
 
-from manager.image import image as opening
 from tests.fleet import fleet
 from tests.kit import qmp, wait
 

@@ -8,9 +8,9 @@ import signal
 from typing import TYPE_CHECKING
 
 import yaml
+from mapsave.monitor.process import identity
+from mapsave.operations import locks
 
-from manager.monitor.process import identity
-from manager.operations import locks
 from tests.fleet import fleet
 from tests.kit import qmp, wait
 

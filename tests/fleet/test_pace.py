@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
-from manager.fleet import pace
+from mapsave.evacuation import parallelism
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +17,7 @@ POLL = 0.25
 class Disk:
     """Saves of endless guests, as many as the pace has slots, on a disk that writes ``rate(n)``."""
 
-    def __init__(self, found: pace.Pace, rate: Callable[[int], float]) -> None:
+    def __init__(self, found: parallelism.Pace, rate: Callable[[int], float]) -> None:
         self.pace = found
         self.rate = rate
         self.now = 0.0
@@ -34,7 +33,7 @@ class Disk:
             self.now += POLL
             self.written += self.rate(count) * POLL
             names = frozenset(map(str, range(count)))
-            self.pace.saw(pace.Look(self.now, int(self.written), names, names))
+            self.pace.saw(parallelism.Look(self.now, int(self.written), names, names))
         return self.pace.slots
 
 
@@ -50,32 +49,32 @@ class Disk:
     ],
 )
 def test_slots_follow_the_disk(rate: Callable[[int], float], slots: int) -> None:
-    disk = Disk(pace.Pace(8), rate)
+    disk = Disk(parallelism.Pace(8), rate)
     assert disk.pace.slots == 2
     assert disk.run(60) == slots
     assert disk.run(60) == slots, "it does not settle"
 
 
 def test_never_more_than_the_most() -> None:
-    assert Disk(pace.Pace(3), lambda n: n * MIB).run(60) == 3
-    assert Disk(pace.Pace(1), lambda n: n * MIB).run(60) == 1
+    assert Disk(parallelism.Pace(3), lambda n: n * MIB).run(60) == 3
+    assert Disk(parallelism.Pace(1), lambda n: n * MIB).run(60) == 1
 
 
 def test_a_number_that_was_asked_for_stays() -> None:
     for number in (1, 5, 20):
-        disk = Disk(pace.Pace(8, number), lambda n: n * MIB)
+        disk = Disk(parallelism.Pace(8, number), lambda n: n * MIB)
         assert disk.run(60) == number
         assert disk.most == number
 
 
 def test_fewer_guests_than_slots_say_nothing_of_the_slots() -> None:
-    disk = Disk(pace.Pace(8), lambda n: n * 100 * MIB)
+    disk = Disk(parallelism.Pace(8), lambda n: n * 100 * MIB)
     assert disk.run(60, guests=1) == 2
     assert disk.run(60, guests=100) == 8
 
 
 def test_rate_is_that_of_all_and_of_late() -> None:
-    disk = Disk(pace.Pace(4, 2), lambda n: n * 100 * MIB)
+    disk = Disk(parallelism.Pace(4, 2), lambda n: n * 100 * MIB)
     assert disk.pace.rate is None
     disk.run(3)
     assert disk.pace.rate == pytest.approx(200 * MIB, rel=0.01)
@@ -85,30 +84,30 @@ def test_rate_is_that_of_all_and_of_late() -> None:
 
 
 def test_what_begins_and_ends_within_a_second_says_nothing_of_the_disk() -> None:
-    found = pace.Pace(4, 1)
+    found = parallelism.Pace(4, 1)
     for number in range(100):
         one = frozenset([str(number // 2)])
-        found.saw(pace.Look(number / 2, number * MIB, one, one))
+        found.saw(parallelism.Look(number / 2, number * MIB, one, one))
     assert found.rate is None
     only = frozenset("a")
     for number in range(100):  # it is at its fsync
-        found.saw(pace.Look(50 + number, 100 * MIB, only, frozenset()))
+        found.saw(parallelism.Look(50 + number, 100 * MIB, only, frozenset()))
     assert found.rate is None
 
 
 def test_filling_the_queues_is_not_writing() -> None:
-    found = pace.Pace(4, 1)
+    found = parallelism.Pace(4, 1)
     one = frozenset("a")
     written = 0
     for number in range(5):
-        found.saw(pace.Look(float(number), written, one, one))
+        found.saw(parallelism.Look(float(number), written, one, one))
         written += 800 if number == 0 else 100
     assert found.rate == 100
 
 
-def measured(rate: int) -> pace.Pace:
+def measured(rate: int) -> parallelism.Pace:
     """Return a pace that has measured a disk of ``rate`` bytes per second."""
-    disk = Disk(pace.Pace(8, 1), lambda n: rate)
+    disk = Disk(parallelism.Pace(8, 1), lambda n: rate)
     disk.run(5)
     assert disk.pace.rate == pytest.approx(rate)
     return disk.pace
@@ -135,6 +134,6 @@ def test_fits(size: int, remaining: list[int], left: float | None, fits: bool) -
 
 
 def test_what_is_not_measured_fits_while_there_is_time() -> None:
-    found = pace.Pace(8)
+    found = parallelism.Pace(8)
     assert found.fits(10**15, [10**15], 1.0)
     assert not found.fits(1, [], 0.0)

@@ -8,10 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-
-from manager import errors
-from manager.fleet import record
-from manager.fleet.record import Entry
+from mapsave import errors
+from mapsave.evacuation import record
+from mapsave.evacuation.record import Entry
 
 ONE = Entry("web", "/images/web.mapsave", True, 3, "uuid-1", 17.5)
 TWO = Entry("db", "/images/db.mapsave", False)

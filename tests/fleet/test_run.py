@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from manager import config, errors
-from manager.fleet import save_all
-from manager.jobs import hooked
-from manager.migration.progress import Progress
+from mapsave import config, errors
+from mapsave.evacuation import save_all
+from mapsave.hooks import around
+from mapsave.migration.progress import Progress
+
 from tests.fleet import fleet
 from tests.kit import wait
 
 if TYPE_CHECKING:
-    from manager.config import Config, Guest
-    from manager.migration.progress import Report
-    from manager.operations.save_request import Request
+    from mapsave.config import Config, Guest
+    from mapsave.migration.progress import Report
+    from mapsave.operations.save_request import Request
+
     from tests.kit import cli
 
 
@@ -30,7 +32,7 @@ async def test_what_is_being_committed_at_the_deadline_is_finished(site: cli.Sit
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             report(Progress("commit"))
             await asyncio.sleep(1.5)
-            return await hooked.save(guest, found, request, report)
+            return await around.save(guest, found, request, report)
 
         asked = save_all.Request(deadline=1.0, parallel=1)
         done = await save_all.save_all(found, asked, saver=saver)
@@ -61,7 +63,7 @@ async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             if guest.name == "bug":
                 raise ZeroDivisionError("by zero")
-            return await hooked.save(guest, found, request, report)
+            return await around.save(guest, found, request, report)
 
         done = await save_all.save_all(found, save_all.Request(), saver=saver)
     assert fleet.outcomes(done) == {"bug": "failed", "web": "saved"}
@@ -79,7 +81,7 @@ async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.
             came.append(guest.name)
             if came.count("web") == 1 and guest.name == "web":
                 raise errors.Busy("guest 'web' is being saved by another mapsave")
-            return await hooked.save(guest, found, request, report)
+            return await around.save(guest, found, request, report)
 
         done = await save_all.save_all(found, save_all.Request(deadline=60.0), saver=saver)
     assert fleet.outcomes(done) == {"other": "saved", "web": "saved"}
@@ -107,7 +109,7 @@ async def test_a_guest_that_ends_while_it_waits_is_no_failure(site: cli.Site) ->
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             if guest.name == "first":
                 await asyncio.to_thread(fleet.end, second)
-            return await hooked.save(guest, found, request, report)
+            return await around.save(guest, found, request, report)
 
         done = await save_all.save_all(found, save_all.Request(parallel=1), saver=saver)
     assert fleet.outcomes(done) == {"first": "saved", "second": "not_running"}
@@ -122,7 +124,7 @@ async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
-            await hooked.save(guest, found, request, report)
+            await around.save(guest, found, request, report)
             raise errors.GuestContinued("somebody has continued the guest")
 
         done = await save_all.save_all(found, save_all.Request(), saver=saver)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mapsave import errors
+from mapsave.image import bitmaps, image
+from mapsave.image.mapped_ram import RamBlock
 
-from manager import errors
-from manager.image import bitmaps, image
-from manager.image.mapped_ram import RamBlock
 from tests.image import build
 
 if TYPE_CHECKING:

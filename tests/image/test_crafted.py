@@ -6,10 +6,10 @@ import os
 import time
 
 import pytest
+from mapsave import errors
+from mapsave.image import bitmaps, image
+from mapsave.image.mapped_ram import MAX_RAM
 
-from manager import errors
-from manager.image import bitmaps, image
-from manager.image.mapped_ram import MAX_RAM
 from tests.image import build
 from tests.image.test_fuzz import little_memory
 

@@ -9,10 +9,10 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.image import image, superblock, syscalls
+from mapsave.image.superblock import State
 
-from manager import errors
-from manager.image import image, superblock, syscalls
-from manager.image.superblock import State
 from tests.image import build
 
 if TYPE_CHECKING:

@@ -6,10 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-
-from manager import errors
-from manager.image import cursor
-from manager.image.cursor import Cursor
+from mapsave import errors
+from mapsave.image import cursor
+from mapsave.image.cursor import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from mapsave import errors
+from mapsave.image import image, validation
 
-from manager import errors
-from manager.image import image, validation
 from tests.image import build
 
 FULL = (1 << 64) - 1

@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.image import descriptors
+from mapsave.image.descriptors import Pair
 
-from manager import errors
-from manager.image import descriptors
-from manager.image.descriptors import Pair
 from tests.kit import storage
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.image import image
+from mapsave.image.libvirt_header import NewLibvirtHeader
 
-from manager import errors
-from manager.image import image
-from manager.image.libvirt_header import NewLibvirtHeader
 from tests.image import build
 from tests.image.build_libvirt import COOKIE, XML, LibvirtImage, of_virsh
 from tests.image.test_libvirt_image import fill

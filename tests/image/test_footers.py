@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 
 import pytest
+from mapsave import errors
+from mapsave.image import image, mapped_ram, validation
 
-from manager import errors
-from manager.image import image, mapped_ram, validation
 from tests.image import build
 
 SECTION = 5

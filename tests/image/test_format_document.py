@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave.image import image, superblock
+from mapsave.image.libvirt_header import NewLibvirtHeader
 
-from manager.image import image, superblock
-from manager.image.libvirt_header import NewLibvirtHeader
 from tests.image import build, build_libvirt
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mapsave import errors
+from mapsave.image import bitmaps, image, superblock, validation
 
-from manager import errors
-from manager.image import bitmaps, image, superblock, validation
 from tests.image import build
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mapsave import errors
+from mapsave.image import image, libvirt_header
+from mapsave.image.superblock import State
 
-from manager import errors
-from manager.image import image, libvirt_header
-from manager.image.superblock import State
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import PART, SAVE, LibvirtImage, of_virsh
 from tests.image.test_fuzz import CHANGES, FEW, NUMBERS, in_memory, little_memory, mutated, survive

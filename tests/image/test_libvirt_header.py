@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.image import libvirt_header
+from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
 
-from manager import errors
-from manager.image import libvirt_header
-from manager.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import COOKIE, HEADER, PART, SAVE, XML
 from tests.image.test_fuzz import little_memory

@@ -8,12 +8,12 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.image import image, store, superblock, syscalls
+from mapsave.image.libvirt_header import NewLibvirtHeader
+from mapsave.image.superblock import State
+from mapsave.operations import inspect
 
-from manager import errors
-from manager.image import image, store, superblock, syscalls
-from manager.image.libvirt_header import NewLibvirtHeader
-from manager.image.superblock import State
-from manager.operations import inspect
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import NAME, PART, SAVE, UUID, XML, LibvirtImage, of_virsh
 from tests.image.test_truncation import places

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.image import bitmaps, image, validation
 
-from manager.image import bitmaps, image, validation
 from tests.image import build
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from manager import errors
-from manager.image import metadata
+from mapsave import errors
+from mapsave.image import metadata
 
 GOOD: dict[str, Any] = {
     "mapsave": "0.1.0",

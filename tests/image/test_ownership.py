@@ -7,8 +7,8 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.image import ownership
 
-from manager.image import ownership
 from tests.kit import fuse
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.image import image, store
 
-from manager import errors
-from manager.image import image, store
 from tests.image import build
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.image import image, structure
 
-from manager import errors
-from manager.image import image, structure
 from tests.image import build
 from tests.image.test_libvirt_image import fill
 

@@ -10,10 +10,10 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.image import superblock
+from mapsave.image.superblock import State, Superblock
 
-from manager import errors
-from manager.image import superblock
-from manager.image.superblock import State, Superblock
 from tests.image import build
 
 if TYPE_CHECKING:

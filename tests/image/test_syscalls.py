@@ -7,8 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from manager.image import syscalls
+from mapsave.image import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

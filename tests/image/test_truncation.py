@@ -7,9 +7,9 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.image import bitmaps, image, mapped_ram, validation
 
-from manager import errors
-from manager.image import bitmaps, image, mapped_ram, validation
 from tests.image import build
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from mapsave import config, errors
+from mapsave.image import store
+from mapsave.jobs import engine, job
+from mapsave.operations import save, save_request
 
-from manager import config, errors
-from manager.image import store
-from manager.jobs import engine, job
-from manager.operations import save, save_request
 from tests.image import build
 from tests.kit import cli, inject, processes, qmp, state, wait
 

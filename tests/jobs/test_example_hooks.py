@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-
-from manager import errors
-from manager.jobs import hooks
-from manager.service_settings import Hooks
+from mapsave import errors
+from mapsave.hooks import runner
+from mapsave.service_settings import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from manager.service_settings import Moment
+    from mapsave.service_settings import Moment
 
 EXAMPLES = Path(__file__).parents[2] / "examples/hooks"
 FACTS = {"guest": "web01", "outcome": None, "error": None}
@@ -53,12 +52,12 @@ def test_examples_can_be_parsed_and_run(path: Path) -> None:
 async def test_a_save_waits_for_the_backup(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     configured = example(tmp_path, "not-during-backup", "/run/lock/backup.lock", lock)
-    await hooks.run(configured, "before_save", FACTS)
+    await runner.run(configured, "before_save", FACTS)
     with lock.open("w") as held:
-        await hooks.run(configured, "before_save", FACTS)
+        await runner.run(configured, "before_save", FACTS)
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(errors.HookRefused, match=rf"said no: the backup holds {lock}; web01"):
-            await hooks.run(configured, "before_save", FACTS)
+            await runner.run(configured, "before_save", FACTS)
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +98,7 @@ async def test_a_monitor_is_pinged(
     configured = example(tmp_path, "healthcheck", "/etc/mapsave/healthcheck.url", address)
     async with pinged() as (url, came):
         address.write_text(url + "\n")
-        await hooks.run(configured, "after_save", {**FACTS, **facts})
+        await runner.run(configured, "after_save", {**FACTS, **facts})
     assert came == [expected]
 
 
@@ -137,8 +136,8 @@ async def test_the_clock_of_a_restored_guest_is_set(tmp_path: Path, refuses: boo
     async with guest_agent(tmp_path / "web01", refuses) as asked:
         if refuses:
             with pytest.raises(errors.HookRefused, match="the guest agent refuses: no clock"):
-                await hooks.run(configured, moment, FACTS)
+                await runner.run(configured, moment, FACTS)
         else:
-            await hooks.run(configured, moment, FACTS)
+            await runner.run(configured, moment, FACTS)
     assert [each["execute"] for each in asked] == ["guest-sync-delimited", "guest-set-time"]
     assert before <= asked[1]["arguments"]["time"] <= time.time_ns()

@@ -11,19 +11,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config as configuration
+from mapsave import errors
+from mapsave.hooks import around
+from mapsave.operations import journal, restore, save_request
+from mapsave.service_settings import Hooks
 
-from manager import config as configuration
-from manager import errors
-from manager.jobs import hooked
-from manager.operations import journal, restore, save_request
-from manager.service_settings import Hooks
 from tests.kit import cli, processes, qmp, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from manager.config import Config, Guest
+    from mapsave.config import Config, Guest
 
 MOMENTS = ("before_save", "after_save", "on_failure", "before_restore", "after_restore")
 # Each hook puts down what it was told, one line of JSON, then does what the test wants of it.
@@ -105,7 +105,7 @@ def run_state(socket: Path) -> str:
 async def save(scene: Scene, **chosen: Any) -> dict[str, Any]:
     config = scene.config()
     guest = config.guest("web01")
-    return await hooked.save(guest, config, asked(config, guest, **chosen))
+    return await around.save(guest, config, asked(config, guest, **chosen))
 
 
 async def test_hooks_of_a_save(scene: Scene) -> None:
@@ -204,7 +204,7 @@ async def test_on_failure_is_told_the_error(scene: Scene, tmp_path: Path) -> Non
 
     request = restore.Request("nowhere")
     with pytest.raises(errors.ImageNotFound) as missing:
-        await hooked.restore(scene.config(), request)
+        await around.restore(scene.config(), request)
     assert scene.moments()[2:] == [("before_restore", None), ("on_failure", "failure")]
     assert scene.told()[3]["error"] == missing.value.as_dict()
 
@@ -214,7 +214,7 @@ async def test_a_bug_is_told_as_one(scene: Scene) -> None:
         raise ZeroDivisionError("of mine")
 
     with pytest.raises(ZeroDivisionError):
-        await hooked._around("save", scene.config(), {}, {}, work)
+        await around._around("save", scene.config(), {}, {}, work)
     assert scene.told()[1]["error"]["id"] == "internal"
     assert "unexpected ZeroDivisionError: of mine" in scene.told()[1]["error"]["message"]
 
@@ -285,18 +285,18 @@ async def test_hooks_of_the_job_run_behind_those_of_the_configuration(scene: Sce
         config = scene.config()
         guest = config.guest("web01")
         request = asked(config, guest)
-        await hooked.save(guest, config, request, more={"after_save": ("extra",)})
+        await around.save(guest, config, request, more={"after_save": ("extra",)})
     assert [each for each, _ in scene.moments()] == ["before_save", "after_save", "extra"]
 
 
 def test_without_hooks_nothing_of_them_is_loaded() -> None:
     program = (
-        "import asyncio, sys; from manager.jobs import hooked\n"
-        "from pathlib import Path; from manager.config import Config\n"
+        "import asyncio, sys; from mapsave.jobs import hooked\n"
+        "from pathlib import Path; from mapsave.config import Config\n"
         "config = Config(*[Path('nowhere')] * 4)\n"
         "async def work(): return {'done': 1}\n"
         "print(asyncio.run(hooked._around('save', config, {}, {}, work)))\n"
-        "print({'manager.jobs.hooks', 'manager.jobs.hook_process'} & set(sys.modules))"
+        "print({'mapsave.hooks.runner', 'mapsave.hooks.process'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout == b"{'done': 1}\nset()\n"

@@ -15,19 +15,20 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mapsave
 import pytest
+from mapsave import errors
+from mapsave.hooks import process as hook_process
+from mapsave.hooks import runner
+from mapsave.monitor import process
+from mapsave.service_settings import Hooks
 
-import manager
-from manager import errors
-from manager.jobs import hook_process, hooks
-from manager.monitor import process
-from manager.service_settings import Hooks
 from tests.kit import processes, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from manager.service_settings import Moment
+    from mapsave.service_settings import Moment
 
 FACTS = {"operation": "0123456789ab", "guest": "web01", "job": None, "image": "/i/web01.mapsave"}
 AFTER: tuple[Moment, ...] = ("after_save", "on_failure", "after_restore")
@@ -88,13 +89,13 @@ async def test_a_hook_gets_the_facts_and_nothing_else(directory: Path, tmp_path:
         json.dump(found, open({str(tmp_path / "found")!r}, "w"))
         """
     write(directory, "look", script, sys.executable)
-    await hooks.run(Hooks(directory, before_save=("look",)), "before_save", FACTS)
+    await runner.run(Hooks(directory, before_save=("look",)), "before_save", FACTS)
     found = json.loads((tmp_path / "found").read_text())
-    expected = {"moment": "before_save", **FACTS, "mapsave": manager.__version__}
+    expected = {"moment": "before_save", **FACTS, "mapsave": mapsave.__version__}
     assert found["facts"] == expected
     found["env"].pop("LC_CTYPE", None)  # Python's own doing (PEP 538)
     assert found["env"] == {
-        "PATH": hooks.PATH,
+        "PATH": runner.PATH,
         "LANG": "C.UTF-8",
         "HOME": "/",
         "MAPSAVE_HOOK": "before_save",
@@ -115,7 +116,7 @@ async def test_hooks_run_in_order_and_those_of_the_job_behind(
     for name in ("first", "second", "third"):
         write(directory, name, f"echo {name} $MAPSAVE_HOOK >>{tmp_path}/order")
     configured = Hooks(directory, after_save=("second", "first"), before_save=("first",))
-    await hooks.run(configured, "after_save", FACTS, ("third",))
+    await runner.run(configured, "after_save", FACTS, ("third",))
     written = (tmp_path / "order").read_text().splitlines()
     assert written == ["second after_save", "first after_save", "third after_save"]
 
@@ -124,7 +125,7 @@ async def test_a_program_that_is_no_script_runs_too(directory: Path) -> None:
     shutil.copy("/bin/cp", directory / "cp")
     # Without arguments cp fails, and says so by the name that it was called by.
     with pytest.raises(errors.HookRefused, match="exit status 1: Try 'cp --help'"):
-        await hooks.run(Hooks(directory, before_save=("cp",)), "before_save", FACTS)
+        await runner.run(Hooks(directory, before_save=("cp",)), "before_save", FACTS)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ async def test_a_hook_before_refuses(
     configured = one(directory, script)
     write(directory, "later", f"touch {tmp_path}/later")
     with pytest.raises(errors.HookRefused) as caught, nothing_left_open():
-        await hooks.run(configured, "before_save", FACTS, ("later",))
+        await runner.run(configured, "before_save", FACTS, ("later",))
     assert caught.value.message.endswith(words)
     assert caught.value.data == {"hook": "hook", "moment": "before_save", "status": status}
     assert not (tmp_path / "later").exists()
@@ -164,7 +165,7 @@ async def test_a_hook_behind_changes_nothing(
 ) -> None:
     configured = one(directory, script)
     write(directory, "later", f"touch {tmp_path}/later")
-    await hooks.run(configured, moment, FACTS, ("missing", "later"))
+    await runner.run(configured, moment, FACTS, ("missing", "later"))
     refused, missing = lines(caplog, logging.WARNING)
     assert f"hook 'hook' of {moment}" in refused
     assert "why; the outcome stays as it is" in refused
@@ -176,14 +177,14 @@ async def test_a_hook_behind_changes_nothing(
 async def test_a_missing_hook_refuses(directory: Path, tmp_path: Path, where: str) -> None:
     place = directory if where == "hook" else tmp_path / "nowhere"
     with pytest.raises(errors.HookRefused, match="No such file or directory") as caught:
-        await hooks.run(Hooks(place, before_restore=("hook",)), "before_restore", FACTS)
+        await runner.run(Hooks(place, before_restore=("hook",)), "before_restore", FACTS)
     assert str(place / "hook") in str(caught.value.hint)
 
 
 async def test_a_hook_is_named_not_pathed(directory: Path, tmp_path: Path) -> None:
     write(tmp_path, "outside", f"touch {tmp_path}/ran")
     with pytest.raises(errors.HookRefused, match="must be the name of an executable"):
-        await hooks.run(Hooks(directory), "before_save", FACTS, ("../outside",))
+        await runner.run(Hooks(directory), "before_save", FACTS, ("../outside",))
     assert not (tmp_path / "ran").exists()
 
 
@@ -192,7 +193,7 @@ async def test_a_hook_that_nothing_can_run_refuses(directory: Path, first: str) 
     path = write(directory, "hook", "")
     path.write_text(first)
     with pytest.raises(errors.HookRefused, match="cannot be run"), nothing_left_open():
-        await hooks.run(Hooks(directory, before_save=("hook",)), "before_save", FACTS)
+        await runner.run(Hooks(directory, before_save=("hook",)), "before_save", FACTS)
 
 
 def _writable(path: Path) -> None:
@@ -254,18 +255,18 @@ async def test_a_hook_that_others_could_have_put_there_is_not_run(
     hint: str,
 ) -> None:
     configured = one(directory, f"touch {tmp_path}/ran")
-    await hooks.run(configured, "before_save", FACTS)
+    await runner.run(configured, "before_save", FACTS)
     (tmp_path / "ran").unlink()
     spoil(directory / "hook")
     with pytest.raises(errors.NotPermitted, match=words) as caught, nothing_left_open():
-        await hooks.run(configured, "before_save", FACTS)
+        await runner.run(configured, "before_save", FACTS)
     found = caught.value
     assert found.data["path"] in (str(directory), str(directory / "hook"))
     assert found.data["path"] in found.message
     assert mode is None or (found.data["mode"] == mode and f"mode {mode}" in found.message)
     assert found.data["owner"] == os.geteuid()
     assert hint in str(found.hint)
-    await hooks.run(configured, "after_save", FACTS)
+    await runner.run(configured, "after_save", FACTS)
     (warned,) = lines(caplog, logging.WARNING)
     assert words in warned
     assert not (tmp_path / "ran").exists()
@@ -282,7 +283,7 @@ async def test_a_hook_of_somebody_else_is_not_run(
     with pytest.raises(
         errors.NotPermitted, match=r"does not belong to root \(owner 65534"
     ) as found:
-        await hooks.run(configured, "before_save", FACTS)
+        await runner.run(configured, "before_save", FACTS)
     assert found.value.hint is not None
     assert f"chown root {path}" in found.value.hint
     assert not (tmp_path / "ran").exists()
@@ -301,20 +302,20 @@ async def test_what_was_checked_is_what_runs(
             os.replace(directory / "other", directory / "hook")
 
     monkeypatch.setattr(hook_process, "_check", check_and_swap)
-    await hooks.run(configured, "before_save", FACTS)
+    await runner.run(configured, "before_save", FACTS)
     assert (tmp_path / "ran").read_text() == "checked\n"
 
 
 async def test_a_hook_need_not_read_its_input(directory: Path) -> None:
     facts = {**FACTS, "result": {"words": "x" * (4 << 20)}}
     with nothing_left_open():
-        await hooks.run(one(directory, "exit 0"), "before_save", facts)
-        await hooks.run(one(directory, "exec <&-; exit 0"), "before_save", facts)
+        await runner.run(one(directory, "exit 0"), "before_save", facts)
+        await runner.run(one(directory, "exec <&-; exit 0"), "before_save", facts)
 
 
 async def test_large_facts_arrive_whole(directory: Path, tmp_path: Path) -> None:
     facts = {**FACTS, "result": {"words": "é" * (1 << 20), "path": Path("/image")}}
-    await hooks.run(one(directory, f"cat >{tmp_path}/got"), "before_save", facts)
+    await runner.run(one(directory, f"cat >{tmp_path}/got"), "before_save", facts)
     got = json.loads((tmp_path / "got").read_text())
     assert got["result"] == {"words": "é" * (1 << 20), "path": "/image"}
 
@@ -323,14 +324,14 @@ async def test_large_facts_arrive_whole(directory: Path, tmp_path: Path) -> None
 async def test_facts_that_no_environment_can_hold_refuse(directory: Path, image: str) -> None:
     configured = one(directory, "exit 0")
     with pytest.raises(errors.HookRefused, match="cannot be run"), nothing_left_open():
-        await hooks.run(configured, "before_save", {**FACTS, "image": image})
+        await runner.run(configured, "before_save", {**FACTS, "image": image})
 
 
 async def test_output_is_logged_line_by_line(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    await hooks.run(one(directory, "echo one; echo two; printf three"), "after_save", FACTS)
+    await runner.run(one(directory, "echo one; echo two; printf three"), "after_save", FACTS)
     said = [f"hook hook of after_save: {line}" for line in ("one", "two", "three")]
     assert lines(caplog) == said
 
@@ -341,7 +342,7 @@ async def test_lines_are_logged_as_they_come(
     caplog.set_level(logging.INFO)
     os.mkfifo(tmp_path / "go")
     configured = one(directory, f"echo early; read line <{tmp_path}/go")
-    running = asyncio.ensure_future(hooks.run(configured, "before_save", FACTS))
+    running = asyncio.ensure_future(runner.run(configured, "before_save", FACTS))
     await until(lambda: bool(lines(caplog)))
     assert not running.done()
     await asyncio.to_thread((tmp_path / "go").write_text, "on\n")
@@ -355,7 +356,7 @@ async def test_megabytes_of_output_are_read_but_not_kept(
     caplog.set_level(logging.INFO)
     script = f"yes 0123456789abcde | head -c 8M >&{stream}; echo last >&2; exit 62"
     with pytest.raises(errors.HookRefused, match=r"said no: last$"), nothing_left_open():
-        await hooks.run(one(directory, script), "before_save", FACTS)
+        await runner.run(one(directory, script), "before_save", FACTS)
     said = [line.partition(": ")[2] for line in lines(caplog)]
     kept = [line for line in said if line == "0123456789abcde"]
     assert len(kept) == hook_process.CAPTURED // 16
@@ -369,7 +370,7 @@ async def test_output_that_just_fits_is_kept(
     caplog.set_level(logging.INFO)
     # As the pipe holds that much, all of it may come in one piece, and what is over in the next.
     script = f"head -c {hook_process.CAPTURED} /dev/zero | tr '\\0' x; head -c {extra} /dev/zero"
-    await hooks.run(one(directory, script), "after_save", FACTS)
+    await runner.run(one(directory, script), "after_save", FACTS)
     said = [line.partition(": ")[2] for line in lines(caplog)]
     assert said[0] == "x" * hook_process.CAPTURED
     assert len(said) == 1 + extra
@@ -379,7 +380,7 @@ async def test_one_line_of_megabytes_is_cut(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    await hooks.run(one(directory, "head -c 4M /dev/zero | tr '\\0' x"), "after_save", FACTS)
+    await runner.run(one(directory, "head -c 4M /dev/zero | tr '\\0' x"), "after_save", FACTS)
     longest = max(len(line.partition(": ")[2]) for line in lines(caplog))
     assert longest == hook_process.CAPTURED
 
@@ -390,7 +391,7 @@ async def test_a_daemon_that_holds_the_output_is_not_waited_for(
     pids = tmp_path / "pid"
     configured = one(directory, f"echo kept >&2; sleep 600 & echo $! >{pids}; exit 62")
     with pytest.raises(errors.HookRefused, match="said no: kept"), nothing_left_open():
-        await hooks.run(configured, "before_save", FACTS)
+        await runner.run(configured, "before_save", FACTS)
     daemon = int(await appears(pids))
     assert process.start_time(daemon) is not None  # what a hook leaves running is its own affair
     processes.end(daemon)
@@ -399,7 +400,7 @@ async def test_a_daemon_that_holds_the_output_is_not_waited_for(
 async def test_last_words_of_a_child_that_ends_a_moment_later_count(directory: Path) -> None:
     script = "(sleep 0.1; echo late >&2) & exit 62"
     with pytest.raises(errors.HookRefused, match="said no: late"):
-        await hooks.run(one(directory, script), "before_save", FACTS)
+        await runner.run(one(directory, script), "before_save", FACTS)
 
 
 @pytest.mark.parametrize("moment", ["before_save", "on_failure"])
@@ -413,11 +414,11 @@ async def test_a_hook_is_ended_after_its_time(
     with nothing_left_open():
         if moment == "before_save":
             with pytest.raises(errors.HookRefused) as caught:
-                await hooks.run(configured, moment, FACTS)
+                await runner.run(configured, moment, FACTS)
             assert caught.value.message == words.format(moment)
             assert caught.value.data["status"] is None
         else:
-            await hooks.run(configured, moment, FACTS)
+            await runner.run(configured, moment, FACTS)
             assert words.format(moment) in lines(caplog, logging.WARNING)[0]
     await gone(int(await appears(pids)))  # its children too
 
@@ -434,7 +435,7 @@ async def test_cancelled_it_waits_for_the_hook_to_end(
     pid, told = tmp_path / "pid", tmp_path / "told"
     configured = one(directory, (POLITE + WAITING).format(pid=pid, told=told), timeout=600.0)
     with nothing_left_open():
-        running = asyncio.ensure_future(hooks.run(configured, moment, FACTS, grace=600.0))
+        running = asyncio.ensure_future(runner.run(configured, moment, FACTS, grace=600.0))
         number = int(await appears(pid))
         running.cancel()
         await asyncio.wait({running}, timeout=60)
@@ -449,7 +450,7 @@ async def test_a_hook_that_does_not_end_when_told_is_killed(
     pid, told = tmp_path / "pid", tmp_path / "told"
     configured = one(directory, (STUBBORN + WAITING).format(pid=pid, told=told), timeout=3.0)
     with pytest.raises(errors.HookRefused, match="did not end"), nothing_left_open():
-        await hooks.run(configured, "before_save", FACTS, grace=0.1)
+        await runner.run(configured, "before_save", FACTS, grace=0.1)
     assert process.start_time(int(pid.read_text())) is None
 
 
@@ -460,7 +461,7 @@ async def test_a_second_cancellation_takes_no_time_from_the_hook(
     script = f"trap 'echo . >{begun}; sleep 0.5; echo told >{told}; exit 0' TERM" + WAITING
     configured = one(directory, script.format(pid=pid), timeout=600.0)
     with nothing_left_open():
-        running = asyncio.ensure_future(hooks.run(configured, "before_save", FACTS, grace=600.0))
+        running = asyncio.ensure_future(runner.run(configured, "before_save", FACTS, grace=600.0))
         await appears(pid)
         running.cancel()
         await appears(begun)
@@ -471,4 +472,4 @@ async def test_a_second_cancellation_takes_no_time_from_the_hook(
 
 
 async def test_without_hooks_nothing_is_opened(tmp_path: Path) -> None:
-    await hooks.run(Hooks(tmp_path / "nowhere"), "before_save", FACTS)
+    await runner.run(Hooks(tmp_path / "nowhere"), "before_save", FACTS)

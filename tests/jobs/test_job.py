@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from manager import config, errors
-from manager.jobs import job, schedule, template
+from mapsave import config, errors
+from mapsave.jobs import job, schedule, template
 
 FULL = """\
 job: nightly-web

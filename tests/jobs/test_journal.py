@@ -14,16 +14,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.history import history, rows, schema
 
-from manager import errors
-from manager.jobs import journal, journal_rows, journal_schema
 from tests.kit import processes, storage, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from manager.jobs.journal import Journal, Record
+    from mapsave.history.history import Journal, Record
 
 _count = itertools.count(1)
 ODD = b"\xff\xfe'\n-latin-\xfc".decode("utf-8", "surrogateescape")
@@ -43,7 +43,7 @@ def record(**fields: Any) -> Record:
         "request": {"then": "resume"},
         "created": 1000.0,
     }
-    return journal.Record(**{**plain, **fields})
+    return history.Record(**{**plain, **fields})
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def writer_is_waiting(opened: Journal) -> None:
 
 async def test_life_of_an_operation(path: Path) -> None:
     new = record(job="nightly", parent="abc", request={"image": "ü", "deep": [1, None]})
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(new)
         assert await opened.get(new.id) == new
         await opened.change(new.id, state="running", started=1001.5, image="/images/a")
@@ -85,7 +85,7 @@ async def test_life_of_an_operation(path: Path) -> None:
         opened.step(new.id, "begin", {"pid": 7})
         opened.step(new.id, "migrate", {})
         await opened.end(new.id, "done", result={"bytes": 5})
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         found = await opened.get(new.id)
         steps = await opened.steps(new.id)
     assert found is not None
@@ -102,12 +102,12 @@ async def test_life_of_an_operation(path: Path) -> None:
     assert [(each.step, each.data) for each in steps] == [("begin", {"pid": 7}), ("migrate", {})]
     assert before <= steps[0].time <= steps[1].time <= found.ended
     assert found.as_dict()["request"] == {"image": "ü", "deep": [1, None]}
-    assert list(found.as_dict()) == list(journal_rows.COLUMNS)
+    assert list(found.as_dict()) == list(rows.COLUMNS)
 
 
 async def test_names_that_are_no_utf8(path: Path) -> None:
     new = record(guest=ODD, job="\ud800", image="/images/" + ODD, request={"image": ODD})
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(new)
         opened.step(new.id, "begin", {"name": ODD})
         await opened.ran("\ud800", 5.0)
@@ -122,7 +122,7 @@ async def test_names_that_are_no_utf8(path: Path) -> None:
 
 async def test_an_outcome_is_entered_once(path: Path) -> None:
     new = record()
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(new)
         await opened.end(new.id, "failed", error={"id": "save.failed"})
         with pytest.raises(errors.UnknownOperation, match="under way"):
@@ -138,7 +138,7 @@ async def test_an_outcome_is_entered_once(path: Path) -> None:
 
 async def test_what_is_no_state_and_no_field(path: Path) -> None:
     new = record()
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(new)
         with pytest.raises(ValueError, match="running"):
             await opened.end(new.id, "running")
@@ -151,12 +151,12 @@ async def test_what_is_no_state_and_no_field(path: Path) -> None:
 
 
 async def test_when_jobs_ran(path: Path) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         assert await opened.last_run("nightly") is None
         await opened.ran("nightly", 1000.5)
         await opened.ran("weekly", 5.0)
         await opened.ran("nightly", 2000.5)
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         assert await opened.last_run("nightly") == 2000.5
         assert await opened.last_run("weekly") == 5.0
 
@@ -175,7 +175,7 @@ async def test_find_filters_and_pages(path: Path) -> None:
         )
         for number in range(60)
     ]
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await asyncio.gather(*(opened.begin(each) for each in new))
         await asyncio.gather(*(opened.end(each.id, "done") for each in new[:20]))
         ids = [each.id for each in reversed(new)]
@@ -208,7 +208,7 @@ async def test_find_filters_and_pages(path: Path) -> None:
 
 async def test_ids_by_their_beginning(path: Path) -> None:
     ids = [f"ab{number:010x}" for number in range(15)]
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         for each in ["abffffffffff", "acffffffffff", *ids]:
             await opened.begin(record(id=each))
         assert await opened.named("ac") == ["acffffffffff"]
@@ -220,7 +220,7 @@ async def test_ids_by_their_beginning(path: Path) -> None:
 
 
 async def test_last_successes(path: Path) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         for ended, fields in [
             (10.0, {"job": "nightly"}),
             (30.0, {"job": "nightly"}),
@@ -243,20 +243,20 @@ async def test_no_look_up_reads_the_whole_table(path: Path) -> None:
     """A page of 10,000 operations comes by an index and unsorted: its time does not grow."""
     columns = ("state", "kind", "guest", "job", "parent")
     queries = [
-        journal_rows.find(dict.fromkeys(chosen, "x"), 100, **below)
+        rows.find(dict.fromkeys(chosen, "x"), 100, **below)
         for filters in range(len(columns) + 1)
         for chosen in itertools.combinations(columns, filters)
         for below in ({}, {"below": 5000})
     ]
     queries += [
-        *(journal_rows.get("x"), journal_rows.number("x"), journal_rows.named("x", 10)),
-        *(journal_rows.steps("x"), journal_rows.unfinished(), journal_rows.removal(5.0, 10)),
-        journal_rows.last_successes(),
+        *(rows.get("x"), rows.number("x"), rows.named("x", 10)),
+        *(rows.steps("x"), rows.unfinished(), rows.removal(5.0, 10)),
+        rows.last_successes(),
     ]
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await asyncio.gather(*(opened.begin(record()) for _ in range(10_000)))
         assert len(await opened.find(limit=100)) == 100
-    with journal_schema.reading(path) as connection:
+    with schema.reading(path) as connection:
         for query in queries:
             plan = connection.execute(f"EXPLAIN QUERY PLAN {query.sql}", query.values).fetchall()
             words = [line[3] for line in plan]
@@ -272,7 +272,7 @@ async def test_no_look_up_reads_the_whole_table(path: Path) -> None:
 async def test_prune(path: Path) -> None:
     old = [record(state="done", ended=float(number)) for number in range(1200)]
     kept = [record(state="running"), record(state="failed", ended=1200.0)]
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await asyncio.gather(*(opened.begin(each) for each in [*old, *kept]))
         opened.step(old[0].id, "begin", {})
         opened.step(kept[0].id, "begin", {})
@@ -280,7 +280,7 @@ async def test_prune(path: Path) -> None:
         assert await opened.prune(1200.0) == 0
         assert {each.id for each in await opened.find(limit=2000)} == {each.id for each in kept}
         assert len(await opened.steps(kept[0].id)) == 1
-    with journal_schema.reading(path) as connection:
+    with schema.reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM steps").fetchone() == (1,)
 
 
@@ -300,10 +300,10 @@ async def test_steps_keep_their_order_under_load(path: Path) -> None:
         await opened.end(each.id, "done")
         assert [step.step for step in await opened.steps(each.id)] == names
 
-    async with journal.opened(path) as opened, asyncio.TaskGroup() as group:
+    async with history.opened(path) as opened, asyncio.TaskGroup() as group:
         for each in new:
             group.create_task(one(opened, each))
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         for each in new:
             steps = await opened.steps(each.id)
             assert [step.data["number"] for step in steps] == list(range(50))
@@ -314,7 +314,7 @@ async def test_steps_keep_their_order_under_load(path: Path) -> None:
 _KILLED = """
 import asyncio, sys
 from pathlib import Path
-from manager.jobs import journal
+from mapsave.jobs import journal
 
 async def main():
     async with journal.opened(Path(sys.argv[1])) as opened:
@@ -342,7 +342,7 @@ async def test_what_has_begun_outlives_the_process(path: Path) -> None:
         process.kill()
         rest = process.stdout.read().split()
     number = int((rest or [last])[-1], 16)
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         for each in range(number + 1):
             found = await opened.get(f"{each:012x}")
             assert found is not None
@@ -354,14 +354,14 @@ async def test_what_has_begun_outlives_the_process(path: Path) -> None:
 
 
 def test_each_commit_is_synced(path: Path) -> None:
-    with journal_schema.writing(path) as connection:
+    with schema.writing(path) as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 async def test_reading_waits_for_no_writer_and_begin_for_its_commit(path: Path) -> None:
     first, second = record(), record()
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(first)
         with locked(path):
             begin = asyncio.create_task(opened.begin(second))
@@ -375,7 +375,7 @@ async def test_reading_waits_for_no_writer_and_begin_for_its_commit(path: Path) 
 
 
 async def test_many_readers_while_others_write(path: Path) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         new = [record() for _ in range(100)]
         writers = [asyncio.create_task(opened.begin(each)) for each in new]
         sizes = await asyncio.gather(*(_size(opened) for _ in range(100)))
@@ -391,7 +391,7 @@ async def _size(opened: Journal) -> int:
 async def test_a_failed_write_costs_no_other_theirs(path: Path) -> None:
     """All of these come into one transaction."""
     first, good, also = record(), record(), record()
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(first)
         with locked(path):
             waits = asyncio.create_task(opened.begin(record()))
@@ -414,7 +414,7 @@ async def test_a_failed_write_costs_no_other_theirs(path: Path) -> None:
 @pytest.mark.parametrize("queued", [True, False], ids=["queued", "being written"])
 async def test_a_cancelled_begin_did_not_begin(path: Path, queued: bool) -> None:
     new, other = record(), record()
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         with locked(path):
             ahead = asyncio.create_task(opened.begin(other))
             if queued:
@@ -434,7 +434,7 @@ async def test_a_cancelled_begin_did_not_begin(path: Path, queued: bool) -> None
 
 async def test_a_cancelled_end_is_entered(path: Path) -> None:
     new = record()
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(new)
         with locked(path):
             end = asyncio.create_task(opened.end(new.id, "done"))
@@ -442,25 +442,25 @@ async def test_a_cancelled_end_is_entered(path: Path) -> None:
             end.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await end
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         found = await opened.get(new.id)
         assert found is not None and found.state == "done"
 
 
 async def test_what_is_queued_is_written_before_the_end(path: Path) -> None:
     new = record()
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(new)
         for number in range(2000):
             opened.step(new.id, "step", {"number": number})
     assert threads() == []
-    with journal_schema.reading(path) as connection:
+    with schema.reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM steps").fetchone() == (2000,)
 
 
 async def test_threads_go_on_every_way_out(path: Path) -> None:
     with pytest.raises(RuntimeError, match="broken"):
-        async with journal.opened(path):
+        async with history.opened(path):
             assert len(threads()) == 2
             raise RuntimeError("broken")
     assert threads() == []
@@ -468,7 +468,7 @@ async def test_threads_go_on_every_way_out(path: Path) -> None:
     inside = asyncio.Event()
 
     async def stay() -> None:
-        async with journal.opened(path) as opened:
+        async with history.opened(path) as opened:
             opened.step("nosuch", "begin", {})
             inside.set()
             await asyncio.sleep(60)
@@ -491,13 +491,13 @@ async def test_threads_go_on_every_way_out(path: Path) -> None:
 
     path.write_bytes(b"no database" * 1000)
     with pytest.raises(errors.Refused):
-        async with journal.opened(path):
+        async with history.opened(path):
             pass
     assert threads() == []
 
 
 async def test_a_closed_journal(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         pass
     with pytest.raises(errors.ServiceStopping):
         await opened.begin(record())
@@ -513,7 +513,7 @@ async def test_a_closed_journal(path: Path, caplog: pytest.LogCaptureFixture) ->
 async def test_a_step_of_no_operation_is_logged(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         opened.step("nosuch", "migrate", {"pid": 12})
     assert "lost step 'migrate' of operation nosuch, with {\"pid\": 12}" in caplog.text
 
@@ -523,7 +523,7 @@ async def test_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     with storage.tmpfs(2 << 20, tmp_path) as place:
         path = place / "state" / "journal.db"
         running, large = record(), {"text": "x" * 10_000}
-        async with journal.opened(path) as opened:
+        async with history.opened(path) as opened:
             await opened.begin(running)
             with storage.filled(place, leave=0):
                 refused = record(request=large)
@@ -545,7 +545,7 @@ async def test_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_size(path: Path) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         before = opened.size_bytes()
         await opened.begin(record(request={"text": "x" * 100_000}))
         assert opened.size_bytes() >= before + 100_000

@@ -9,9 +9,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.history import history, rows, schema
 
-from manager import errors
-from manager.jobs import journal, journal_rows, journal_schema
 from tests.jobs.test_journal import locked, record
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def version(path: Path) -> int:
         return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def schema(path: Path) -> set[tuple[str, str]]:
+def objects(path: Path) -> set[tuple[str, str]]:
     """Return kind and name of all that the database is made of."""
     with closing(sqlite3.connect(path)) as connection:
         return set(connection.execute("SELECT type, name FROM sqlite_schema"))
@@ -84,7 +84,7 @@ async def refused(path: Path) -> errors.MapsaveError:
     """Open a journal that cannot be used, which stays as it is; return why it cannot."""
     before = path.read_bytes(), path.stat().st_mode
     with pytest.raises(errors.MapsaveError) as caught:
-        async with journal.opened(path):
+        async with history.opened(path):
             pass
     assert (path.read_bytes(), path.stat().st_mode) == before
     assert repr(str(path)) in caught.value.message
@@ -94,32 +94,32 @@ async def refused(path: Path) -> errors.MapsaveError:
 async def test_new_journal_is_private(path: Path) -> None:
     before = os.umask(0)
     try:
-        async with journal.opened(path) as opened:
+        async with history.opened(path) as opened:
             await opened.begin(record())
             modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
     finally:
         os.umask(before)
     assert modes == dict.fromkeys(("journal.db", "journal.db-wal", "journal.db-shm"), 0o600)
-    assert version(path) == len(journal_schema.MIGRATIONS)
+    assert version(path) == len(schema.MIGRATIONS)
 
 
 async def test_a_journal_that_others_could_read_is_closed_to_them(path: Path) -> None:
     path.touch()
     path.chmod(0o644)
-    async with journal.opened(path):
+    async with history.opened(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 async def test_a_journal_of_version_1_is_migrated(path: Path) -> None:
     execute(path, VERSION_1)
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         assert version(path) == 2
         first, second = (await opened.find())[::-1]
-        assert first == journal.Record(
+        assert first == history.Record(
             *("aaa", "save", "done", "web01", "nightly", None, "/images/a", "root"),
             *({"then": "quit"}, 10.0, 11.0, 12.0, "commit", {"bytes": 5}, None),
         )
-        assert await opened.steps("aaa") == [journal.Step(11.5, "migrate", {"pid": 7})]
+        assert await opened.steps("aaa") == [history.Step(11.5, "migrate", {"pid": 7})]
         assert await opened.unfinished() == [second]
         assert await opened.last_run("nightly") == 10.0
         assert await opened.last_successes() == [("web01", "nightly", 12.0)]
@@ -128,18 +128,18 @@ async def test_a_journal_of_version_1_is_migrated(path: Path) -> None:
         assert await opened.find(parent="bbb") == [new]
         assert await opened.prune(100.0) == 1
     fresh = path.with_name("fresh.db")
-    async with journal.opened(fresh):
+    async with history.opened(fresh):
         pass
-    assert schema(path) == schema(fresh)
-    assert ("index", "operations_parent") in schema(path)
+    assert objects(path) == objects(fresh)
+    assert ("index", "operations_parent") in objects(path)
 
 
 async def test_version_1_was_as_this_test_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration that was released is never changed."""
     execute(path, VERSION_1)
     made = path.with_name("made.db")
-    monkeypatch.setattr(journal_schema, "MIGRATIONS", journal_schema.MIGRATIONS[:1])
-    with journal_schema.writing(made):
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+    with schema.writing(made):
         pass
     words = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
     found = []
@@ -154,16 +154,16 @@ async def test_a_migration_that_fails_is_undone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(path, VERSION_1)
-    first, second = journal_schema.MIGRATIONS
+    first, second = schema.MIGRATIONS
     broken = (*second, "CREATE INDEX broken ON operations (nosuch)")
-    before = schema(path)
+    before = objects(path)
     with monkeypatch.context() as patch:
-        patch.setattr(journal_schema, "MIGRATIONS", (first, broken))
+        patch.setattr(schema, "MIGRATIONS", (first, broken))
         with pytest.raises(errors.Refused, match="nosuch"):
-            async with journal.opened(path):
+            async with history.opened(path):
                 pass
-    assert (schema(path), version(path)) == (before, 1)
-    async with journal.opened(path) as opened:
+    assert (objects(path), version(path)) == (before, 1)
+    async with history.opened(path) as opened:
         assert len(await opened.find()) == 2
 
 
@@ -188,7 +188,7 @@ async def test_no_database(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("damage", ["page", "truncated"])
 async def test_damaged_in_the_middle(path: Path, damage: str) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         for _ in range(300):
             opened.step("nosuch", "begin", {})
         for _ in range(100):
@@ -206,7 +206,7 @@ async def test_damaged_in_the_middle(path: Path, damage: str) -> None:
 
 
 async def test_a_damaged_row_is_named_when_it_is_read(path: Path) -> None:
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(record())
         execute(path, "UPDATE operations SET request = '{'")
         with pytest.raises(errors.Refused, match=r"cannot read the journal .*journal\.db"):
@@ -216,7 +216,7 @@ async def test_a_damaged_row_is_named_when_it_is_read(path: Path) -> None:
 async def test_a_directory_is_no_journal(path: Path) -> None:
     path.mkdir()
     with pytest.raises(errors.Refused, match=r"journal\.db"):
-        async with journal.opened(path):
+        async with history.opened(path):
             pass
     assert path.is_dir()
 
@@ -224,13 +224,13 @@ async def test_a_directory_is_no_journal(path: Path) -> None:
 async def test_no_directory_for_it(path: Path) -> None:
     path.parent.joinpath("file").touch()
     with pytest.raises(errors.ConfigMissing, match="state directory"):
-        async with journal.opened(path.parent / "file" / "journal.db"):
+        async with history.opened(path.parent / "file" / "journal.db"):
             pass
 
 
 async def test_somebody_else_holds_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_schema, "_LOCK_TIMEOUT", 0.05)
-    async with journal.opened(path) as opened:
+    monkeypatch.setattr(schema, "_LOCK_TIMEOUT", 0.05)
+    async with history.opened(path) as opened:
         with locked(path), pytest.raises(errors.Refused, match="locked") as caught:
             await opened.begin(record())
         assert "another program" in str(caught.value.hint)
@@ -239,9 +239,9 @@ async def test_somebody_else_holds_it(path: Path, monkeypatch: pytest.MonkeyPatc
 
 async def test_odd_path(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"a?b#c%20 \xff") / "journal.db"
-    async with journal.opened(path) as opened:
+    async with history.opened(path) as opened:
         await opened.begin(record())
     assert list(tmp_path.iterdir()) == [path.parent]
     assert [each.name for each in path.parent.iterdir()] == ["journal.db"]
-    with journal_schema.reading(path) as connection:
-        assert connection.execute(*journal_rows.number(record().id)).fetchone() is None
+    with schema.reading(path) as connection:
+        assert connection.execute(*rows.number(record().id)).fetchone() is None

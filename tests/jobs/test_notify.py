@@ -14,23 +14,23 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import mapsave
 import pytest
 from aiohttp import web
+from mapsave.service import webhooks
+from mapsave.service_settings import Webhook
 
-import manager
-from manager.jobs import notify
-from manager.service_settings import Webhook
 from tests.kit import wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from manager.service_settings import Outcome
+    from mapsave.service_settings import Outcome
 
     Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPERATION = {"id": "0123456789ab", "kind": "save", "state": "done", "result": {"then": "quit"}}
-MESSAGE = notify.message_of(OPERATION)
+MESSAGE = webhooks.message_of(OPERATION)
 PACE = 0.01
 SECRETS = ("hunter2", "T0ken", "p4th")
 
@@ -77,7 +77,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 async def tell(*urls: str, **settings: Any) -> None:
     webhooks = [Webhook(url, on=("failure", "success"), **settings) for url in urls]
-    await notify.tell(webhooks, MESSAGE, "success", pace=PACE)
+    await webhooks.tell(webhooks, MESSAGE, "success", pace=PACE)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +93,10 @@ async def tell(*urls: str, **settings: Any) -> None:
 )
 def test_message(operation: dict[str, Any], outcome: Outcome) -> None:
     before = time.time()
-    message = notify.message_of(operation)
+    message = webhooks.message_of(operation)
     assert abs(message.pop("time") - before) < 60
     assert message == {
-        "mapsave": manager.__version__,
+        "mapsave": mapsave.__version__,
         "host": socket.gethostname(),
         "outcome": outcome,
         "operation": operation,
@@ -124,7 +124,7 @@ async def test_only_who_wants_to_know_is_told(outcome: Outcome) -> None:
             Webhook(successes.url, on=("success",)),
             Webhook(both.url, on=("failure", "success")),
         ]
-        await notify.tell(webhooks, MESSAGE, outcome, pace=PACE)
+        await webhooks.tell(webhooks, MESSAGE, outcome, pace=PACE)
     assert len(failures.bodies) == (outcome == "failure")
     assert len(successes.bodies) == (outcome == "success")
     assert len(both.bodies) == 1
@@ -151,7 +151,7 @@ async def test_what_may_pass_is_tried_again(
 ) -> None:
     async with served(failure, failure, failure, failure, 200) as server:
         await tell(server.url)
-    assert len(server.bodies) == notify.TRIES == 5
+    assert len(server.bodies) == webhooks.TRIES == 5
     assert set(server.bodies) == {server.bodies[0]}
     assert warnings(caplog) == []
     waits = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
@@ -241,17 +241,17 @@ async def test_secrets_of_the_address_are_not_logged(
         await tell(f"http://user:hunter2@{host}/p4th/more?token=T0ken#T0ken")
     (warning,) = warnings(caplog)
     assert warning.startswith(f"webhook 1 (http://{host}/...) was not told")
-    said = [each.getMessage() for each in caplog.records if each.name == notify.__name__]
+    said = [each.getMessage() for each in caplog.records if each.name == webhooks.__name__]
     assert not [line for line in said if any(secret in line for secret in SECRETS)]
 
 
 def test_a_bare_address_is_shown_as_it_is() -> None:
-    assert notify.shown("https://[::1]:8443/") == "https://[::1]:8443"
+    assert webhooks.shown("https://[::1]:8443/") == "https://[::1]:8443"
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
 async def test_an_endless_answer_is_left(caplog: pytest.LogCaptureFixture, level: int) -> None:
-    caplog.set_level(level, notify.__name__)
+    caplog.set_level(level, webhooks.__name__)
     sent: list[int] = []
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -266,9 +266,9 @@ async def test_an_endless_answer_is_left(caplog: pytest.LogCaptureFixture, level
     async with served(endless) as server:
         await tell(server.url, timeout=30.0)
     assert sum(sent) < 64 << 20
-    said = [each.getMessage() for each in caplog.records if each.name == notify.__name__]
+    said = [each.getMessage() for each in caplog.records if each.name == webhooks.__name__]
     assert sum("xxx" in line for line in said) == (level == logging.DEBUG)
-    assert max(map(len, said)) < notify.BODY_LIMIT + 200
+    assert max(map(len, said)) < webhooks.BODY_LIMIT + 200
     assert warnings(caplog) == [f"{said[-1]}"]
     assert said[-1].endswith("the server answered 400")
 
@@ -290,7 +290,7 @@ async def test_each_is_told_whatever_befalls_the_others(caplog: pytest.LogCaptur
 async def test_cancelled_while_it_waits_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     async with served(503) as server:
         webhooks = [Webhook(server.url)]
-        telling = asyncio.ensure_future(notify.tell(webhooks, MESSAGE, "failure", pace=1000))
+        telling = asyncio.ensure_future(webhooks.tell(webhooks, MESSAGE, "failure", pace=1000))
         await asyncio.to_thread(wait.until, lambda: server.bodies)
         telling.cancel()
         await asyncio.wait({telling}, timeout=20)
@@ -317,7 +317,7 @@ async def test_retry_after_of_a_day_is_a_minute() -> None:
     async with served(_later("86400"), 200) as server:
         async with asyncio.timeout(60):  # a day at this pace is 864 s
             await tell(server.url)
-    assert server.times[1] - server.times[0] >= notify.RETRY_AFTER_LIMIT * PACE
+    assert server.times[1] - server.times[0] >= webhooks.RETRY_AFTER_LIMIT * PACE
 
 
 @pytest.mark.parametrize(
@@ -337,12 +337,12 @@ async def test_retry_after_of_a_day_is_a_minute() -> None:
     ],
 )
 def test_retry_after(value: str, least: float, most: float) -> None:
-    assert least <= notify.retry_after(value) <= most
+    assert least <= webhooks.retry_after(value) <= most
 
 
 def test_without_webhooks_no_library_is_loaded() -> None:
     program = (
-        "import asyncio, sys; from manager.jobs import notify\n"
+        "import asyncio, sys; from mapsave.jobs import notify\n"
         "asyncio.run(notify.tell((), {}, 'failure'))\n"
         "print({'aiohttp', 'tenacity'} & set(sys.modules))"
     )

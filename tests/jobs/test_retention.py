@@ -14,13 +14,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mapsave import config, errors
+from mapsave.image import store
+from mapsave.image.superblock import State, Superblock
+from mapsave.jobs import job, retention
+from mapsave.jobs.job import Keep
+from mapsave.operations import locks
 
-from manager import config, errors
-from manager.image import store
-from manager.image.superblock import State, Superblock
-from manager.jobs import job, retention
-from manager.jobs.job import Keep
-from manager.operations import locks
 from tests.image import build
 from tests.kit import cli, storage
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from manager import errors
-from manager.jobs import cron, schedule
-from manager.jobs.schedule import Schedule
+from mapsave import errors
+from mapsave.jobs import cron, schedule
+from mapsave.jobs.schedule import Schedule
 
 BERLIN = "Europe/Berlin"  # forward 2026-03-29 02:00 to 03:00, back 2026-10-25 03:00 to 02:00
 

@@ -18,7 +18,7 @@ from tests.kit import processes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-COMMAND = [sys.executable, "-m", "manager.cli.main"]
+COMMAND = [sys.executable, "-m", "mapsave.cli.main"]
 _CHECKOUT = Path(__file__).parents[2]
 
 

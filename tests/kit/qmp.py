@@ -13,7 +13,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from manager import unix_socket
+from mapsave import unix_socket
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manager import unix_socket
+from mapsave import unix_socket
+
 from tests.kit import cli, processes, wait
 
 if TYPE_CHECKING:

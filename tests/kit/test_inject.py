@@ -32,7 +32,7 @@ print(os.pwritev(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), [b"y" * 60, b"z" 
 # Calls that take no offset, as Python and mapsave make them.
 _CALLS = """
 import errno, os, socket, sys
-from manager.image import syscalls
+from mapsave.image import syscalls
 def told(call, *arguments, **named):
     try:
         call(*arguments, **named)

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-
-from manager.labels.system import System
+from mapsave.labels.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from manager.labels import labelling
-    from manager.labels.label import Access
+    from mapsave.labels import labelling
+    from mapsave.labels.label import Access
 
 PID = 4242
 OWN = "system_u:system_r:initrc_t:s0"

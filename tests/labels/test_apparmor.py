@@ -4,10 +4,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.labels import labelling, recovery
+from mapsave.labels.policy import ApparmorOptions, Policy
 
-from manager import errors
-from manager.labels import labelling, leftovers
-from manager.labels.policy import ApparmorOptions, Policy
 from tests.labels.conftest import PID, labelled
 
 if TYPE_CHECKING:
@@ -211,10 +211,10 @@ def test_what_was_journalled_before_is_taken_out(apparmor: Host, image: Path, di
             apparmor.locate(RULES).write_text("")
     loads = len(apparmor.commands)
     journalled = labelling.Label.from_dict(intended.as_dict())
-    assert leftovers.take_out(journalled, str(image), apparmor) == []
+    assert recovery.take_out(journalled, str(image), apparmor) == []
     assert rules(apparmor) == []
     assert len(apparmor.commands) == loads + 1
-    assert leftovers.take_out(journalled, str(image), apparmor) == []
+    assert recovery.take_out(journalled, str(image), apparmor) == []
 
 
 @pytest.mark.parametrize("when", ["at rest", "after a failure", "by recover"])
@@ -226,7 +226,7 @@ def test_rules_that_stay_loaded_are_told(apparmor: Host, image: Path, when: str)
             left += applied.at_rest()
         if when == "by recover":
             applied.keep()
-            left += leftovers.take_out(applied.label, str(image), apparmor)
+            left += recovery.take_out(applied.label, str(image), apparmor)
     (problem,) = left
     profile = apparmor.locate("/etc/apparmor.d/vmq")
     assert problem.recoverable
@@ -235,7 +235,7 @@ def test_rules_that_stay_loaded_are_told(apparmor: Host, image: Path, when: str)
     )
     apparmor.failures.clear()
     loads = len(apparmor.commands)
-    assert leftovers.take_out(applied.label, str(image), apparmor) == []
+    assert recovery.take_out(applied.label, str(image), apparmor) == []
     assert len(apparmor.commands) == loads + 1
 
 

@@ -7,8 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-
-from manager.labels import apparmor_rules
+from mapsave.labels import apparmor_rules
 
 if TYPE_CHECKING:
     from pathlib import Path

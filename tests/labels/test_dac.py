@@ -7,11 +7,11 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.labels import labelling
+from mapsave.labels.policy import Policy, load
+from mapsave.labels.system import System
 
-from manager import errors
-from manager.labels import labelling
-from manager.labels.policy import Policy, load
-from manager.labels.system import System
 from tests.labels.conftest import labelled
 
 if TYPE_CHECKING:

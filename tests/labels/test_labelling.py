@@ -6,11 +6,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.labels import labelling
+from mapsave.labels.policy import Policy, load
+from mapsave.labels.system import System
 
-from manager import errors
-from manager.labels import labelling
-from manager.labels.policy import Policy, load
-from manager.labels.system import System
 from tests.labels.conftest import BORN, IMAGE, PID, QEMU, labelled
 
 if TYPE_CHECKING:

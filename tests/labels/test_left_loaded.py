@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config
+from mapsave.labels import labelling
+from mapsave.labels.policy import Policy
+from mapsave.operations import restore, save, save_request
 
-from manager import config
-from manager.labels import labelling
-from manager.labels.policy import Policy
-from manager.operations import restore, save, save_request
 from tests.labels.conftest import Host
 from tests.monitor.emulated import emulated
 

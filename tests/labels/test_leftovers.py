@@ -7,11 +7,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave.labels import labelling, recovery
+from mapsave.labels.label import Label
+from mapsave.labels.policy import Policy, SelinuxOptions, SmackOptions
+from mapsave.labels.system import SELINUX_ENFORCE
 
-from manager.labels import labelling, leftovers
-from manager.labels.label import Label
-from manager.labels.policy import Policy, SelinuxOptions, SmackOptions
-from manager.labels.system import SELINUX_ENFORCE
 from tests.labels.conftest import BORN, IMAGE, PID, labelled
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ def restoring(host: Host, image: Path, policy: Policy, *, dies: bool = True) -> 
 
 def settled(host: Host, image: Path, label: Label) -> list[labelling.Problem]:
     with open(image, "rb") as file:
-        return leftovers.settle(file.fileno(), str(image), label, host)
+        return recovery.settle(file.fileno(), str(image), label, host)
 
 
 def put_back(host: Host, image: Path, label: Label) -> list[labelling.Problem]:
     with open(image, "rb") as file:
-        return leftovers.put_back(file.fileno(), str(image), label, host)
+        return recovery.put_back(file.fileno(), str(image), label, host)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from manager import errors
-from manager.labels import policy
+from mapsave import errors
+from mapsave.labels import policy
 
 TREE = Path(__file__).parents[2]
 FULL = """\
@@ -166,7 +165,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_auto_and_none_import_no_yaml() -> None:
     code = (
-        "import sys; from manager.labels import labelling, policy\n"
+        "import sys; from mapsave.labels import labelling, policy\n"
         "for name in ('auto', 'none'):\n"
         "    labelling.Labelling(policy.load(name)).check('/tmp', None, 'save')\n"
         "print(sorted({'yaml', 'pydantic', 'subprocess'} & set(sys.modules)))"

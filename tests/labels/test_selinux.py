@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.labels import labelling
+from mapsave.labels.policy import Policy, SelinuxOptions
+from mapsave.labels.selinux import Selinux
 
-from manager import errors
-from manager.labels import labelling
-from manager.labels.policy import Policy, SelinuxOptions
-from manager.labels.selinux import Selinux
 from tests.labels.conftest import BORN, IMAGE, OWN, PID, QEMU, labelled
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.labels import labelling
+from mapsave.labels.policy import Policy, SmackOptions
 
-from manager import errors
-from manager.labels import labelling
-from manager.labels.policy import Policy, SmackOptions
 from tests.labels.conftest import PID, labelled
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 from xml.sax import saxutils
 
 import pytest
+from mapsave.monitor import definition
 
-from manager.monitor import definition
 from tests.kit import cli, domain, libvirtd, patterns, ram, state, storage
 from tests.libvirt import ways
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.libvirt
 
-# The header of libvirt's images: manager/image/libvirt_header.py.
+# The header of libvirt's images: manager/mapsave/image/libvirt_header.py.
 _HEADER = 92
 _VERSION, _DATA_LENGTH, _FORMAT, _COOKIE_OFFSET = 16, 20, 28, 32
 _MOST = (1 << 32) - 1

@@ -6,11 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import domain_xml, errors
+from mapsave.image import image
+from mapsave.image.libvirt_header import NewLibvirtHeader
+from mapsave.image.superblock import State
 
-from manager import domain_xml, errors
-from manager.image import image
-from manager.image.libvirt_header import NewLibvirtHeader
-from manager.image.superblock import State
 from tests.kit import cli, domain, patterns, ram, wait
 
 if TYPE_CHECKING:

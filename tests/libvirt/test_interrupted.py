@@ -41,8 +41,8 @@ WHOLE = ("complete", "commit", "committed")
 # As ``struck.stopped``, with a shorter patience for a libvirtd that is away.
 _IMPATIENT = """
 import sys
-from manager.cli import main
-from manager.monitor import libvirt_link
+from mapsave.cli import main
+from mapsave.monitor import libvirt_link
 from tests.faults import killer
 libvirt_link.RECONNECT_TIMEOUT = 0.5
 killer.arm("after", sys.argv[1], "STOP")

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.image import image as images
 
-from manager.image import image as images
 from tests.kit import domain, libvirtd, limits, patterns, ram
 
 if TYPE_CHECKING:

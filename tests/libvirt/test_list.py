@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config as configuration
+from mapsave.operations import domains
 
-from manager import config as configuration
-from manager.operations import domains
 from tests.kit import domain
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import domain_xml, errors
+from mapsave.migration import stall
+from mapsave.monitor import libvirt_connection
+from mapsave.operations import destination_libvirt
 
-from manager import domain_xml, errors
-from manager.migration import stall
-from manager.monitor import libvirt_connection
-from manager.operations import destination_libvirt
 from tests.faults import struck
 from tests.libvirt.test_interrupted import (
     IMAGE,

@@ -9,11 +9,11 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config as configuration
+from mapsave import errors
+from mapsave.monitor import libvirt_connection, libvirt_link, session
+from mapsave.operations import domains, ending, recover, save, save_request
 
-from manager import config as configuration
-from manager import errors
-from manager.monitor import libvirt_connection, libvirt_link, session
-from manager.operations import domains, ending, recover, save, save_request
 from tests.faults import struck
 from tests.libvirt.test_interrupted import IMAGE, small
 

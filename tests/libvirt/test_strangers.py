@@ -6,9 +6,9 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import strict_json
+from mapsave.image import descriptors, image, superblock
 
-from manager import strict_json
-from manager.image import descriptors, image, superblock
 from tests.kit import cli, domain, patterns, ram, wait
 from tests.libvirt import ways
 from tests.libvirt.test_hostile import Victim

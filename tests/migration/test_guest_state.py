@@ -6,15 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-
-from manager import errors
-from manager.migration import guest_state
-from manager.monitor import qmp
+from mapsave import errors
+from mapsave.migration import guest_state
+from mapsave.monitor import qmp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from manager.monitor.session import Session
+    from mapsave.monitor.session import Session
+
     from tests.monitor.emulated import Emulated
 
 

@@ -7,16 +7,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.migration import guest_state, incoming, outgoing, parameters, progress, stall
+from mapsave.monitor import qmp
 
-from manager import errors
-from manager.migration import guest_state, incoming, outgoing, parameters, progress, stall
-from manager.monitor import qmp
 from tests.monitor.emulated import emulated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from manager.monitor.session import Session
+    from mapsave.monitor.session import Session
 
 M = 1 << 20
 SLOW = ("--pattern", "random", "--throttle", str(M))

@@ -43,7 +43,7 @@ class Emulated:
 @contextmanager
 def emulated(socket_path: Path, *arguments: str, memory: str = "4M") -> Iterator[Emulated]:
     """Run an emulator that listens at ``socket_path``; it is gone at the end."""
-    command = [sys.executable, "-m", "manager.emulator", "--qmp", str(socket_path)]
+    command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket_path)]
     with processes.running(
         [*command, "--memory", memory, *arguments], env={"PYTHONPATH": str(_CHECKOUT)}
     ) as process:

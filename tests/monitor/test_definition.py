@@ -5,9 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-
-from manager import errors
-from manager.monitor import definition
+from mapsave import errors
+from mapsave.monitor import definition
 
 # As libvirt 11.3 formats a live definition.
 LIVE = """<domain type='kvm' id='7'>

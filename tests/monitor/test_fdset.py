@@ -9,15 +9,16 @@ import resource
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.monitor import fdset, qmp
 
-from manager import errors
-from manager.monitor import fdset, qmp
 from tests.kit import qemu
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from manager.monitor.session import Session
+    from mapsave.monitor.session import Session
+
     from tests.monitor.emulated import Emulated
 
 FIRST = 1_000_000

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.monitor import control_groups, headroom, process
 
-from manager.monitor import control_groups, headroom, process
 from tests.kit import limits
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_threads_of_every_group_on_the_way_up() -> None:
 def test_groups_above_a_namespace_are_unknown() -> None:
     """In a container the group of the container is the root that is seen."""
     program = (
-        "from manager.monitor import control_groups\n"
+        "from mapsave.monitor import control_groups\n"
         "unknown = []\n"
         "control_groups.pids('self', unknown)\n"
         "print(unknown)\n"

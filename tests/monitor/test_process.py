@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from manager.monitor import process
+from mapsave.monitor import process
+
 from tests.kit import processes, wait
 
 # Its first thread ends by the system call exit (60 on x86-64, 93 on arm64), the second one waits

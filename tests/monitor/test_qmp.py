@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.monitor import qmp
 
-from manager import errors
-from manager.monitor import qmp
 from tests.monitor.emulated import Emulated, emulated
 
 if TYPE_CHECKING:

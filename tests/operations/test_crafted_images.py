@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mapsave import errors
+from mapsave.evacuation import forecast
+from mapsave.image import store
+from mapsave.jobs import retention
+from mapsave.jobs.job import Keep
+from mapsave.operations import images, inspect, recover_result
 
-from manager import errors
-from manager.fleet import forecast
-from manager.image import store
-from manager.jobs import retention
-from manager.jobs.job import Keep
-from manager.operations import images, inspect, recovered
 from tests.image import build
 from tests.image.test_fuzz import CHANGES, GOOD, NUMBERS, NUMERIC, little_memory, mutated
 from tests.kit import cli, qemu
@@ -142,8 +142,8 @@ def read_by_all(path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     zone = datetime.timezone(datetime.timedelta(hours=14))
     for entry in entries:
-        json.dumps(recovered.save(entry), allow_nan=False, indent=2)
-        json.dumps(recovered.restore(entry, None, None), allow_nan=False)
+        json.dumps(recover_result.save(entry), allow_nan=False, indent=2)
+        json.dumps(recover_result.restore(entry, None, None), allow_nan=False)
         job, guest = str(entry.metadata.get("job")), str(entry.guest)
         retention.plan(entries, job, guest, Keep(last=1, daily=1), now=now, zone=zone)
     forecast.rate_of(entries)

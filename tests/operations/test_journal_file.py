@@ -7,8 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from manager.operations import journal, journal_file
+from mapsave.operations import journal, journal_file
 
 if TYPE_CHECKING:
     from pathlib import Path

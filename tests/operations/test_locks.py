@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.operations import locks
 
-from manager import errors
-from manager.operations import locks
 from tests.kit import storage
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from manager import config as configuration
-from manager.operations import journal, save, save_request
+from mapsave import config as configuration
+from mapsave.operations import journal, save, save_request
+
 from tests.fleet import fleet
 
 if TYPE_CHECKING:

@@ -6,16 +6,17 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import config as configuration
+from mapsave import errors
+from mapsave.operations import save, save_request
 
-from manager import config as configuration
-from manager import errors
-from manager.operations import save, save_request
 from tests.fleet import fleet
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from manager.migration.progress import Progress
+    from mapsave.migration.progress import Progress
+
     from tests.kit import cli
 
 IMAGE = "one.mapsave"

@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-
-from manager import config, errors
-from manager.monitor.domain import Domain
-from manager.operations import save_request
+from mapsave import config, errors
+from mapsave.monitor.domain import Domain
+from mapsave.operations import save_request
 
 PLAIN = config.Guest("web", qmp=Path("/run/web.qmp"))
 OF_LIBVIRT = config.Guest("db", libvirt=config.LibvirtDomain("db"))

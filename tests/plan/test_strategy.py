@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from manager.plan import strategy
-from manager.plan.strategy import Wishes
+from mapsave.plan import strategy
+from mapsave.plan.strategy import Wishes
 
 
 def test_without_wishes_the_directory_decides_about_direct_io() -> None:

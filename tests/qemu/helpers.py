@@ -88,7 +88,7 @@ class Emulated:
 @contextmanager
 def emulated(socket: Path, *arguments: str) -> Iterator[Emulated]:
     """Run an emulated QEMU of 64 MiB that listens at ``socket``; it is gone at the end."""
-    command = [sys.executable, "-m", "manager.emulator", "--qmp", str(socket), "--memory", "64M"]
+    command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket), "--memory", "64M"]
     with processes.running([*command, *arguments], stdin=subprocess.DEVNULL) as process:
 
         def up() -> bool:

@@ -11,17 +11,17 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.image import descriptors
+from mapsave.migration import guest_state, outgoing, parameters, progress
+from mapsave.monitor import fdset, qmp
 
-from manager import errors
-from manager.image import descriptors
-from manager.migration import guest_state, outgoing, parameters, progress
-from manager.monitor import fdset, qmp
 from tests.kit import qemu
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from manager.monitor.session import Session
+    from mapsave.monitor.session import Session
 
 pytestmark = pytest.mark.qemu
 

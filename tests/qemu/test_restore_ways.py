@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave.image import superblock
 
-from manager.image import superblock
 from tests.kit import inject, memory, patterns, qemu, ram, state
 from tests.qemu.scene import error_of, saved, state_of
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave.migration import run_states
 
-from manager.migration import run_states
 from tests.faults import struck
 from tests.kit import cli, inject, qemu, raw, wait
 

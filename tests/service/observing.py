@@ -11,17 +11,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mapsave.service.metrics.scrape import JobState, Sources
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
-
-from manager.service.scrape import JobState, Sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mapsave.service.metrics.metrics import Metrics
     from prometheus_client.metrics_core import Metric
-
-    from manager.service.metrics import Metrics
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

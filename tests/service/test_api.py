@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from mapsave.service.api import routes
 from prometheus_client import parser
 
-from manager.service import routes
 from tests.fleet import fleet
 from tests.kit import cli, service, wait
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.service.log import journald
 
-from manager.service import journald
 from tests.service.observing import Receiver, receiving
 
 if TYPE_CHECKING:

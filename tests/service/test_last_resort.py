@@ -13,8 +13,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import unix_socket
 
-from manager import unix_socket
 from tests.fleet import fleet
 from tests.kit import cli, processes, service, wait
 

@@ -24,8 +24,8 @@ _RESUME = {"image": IMAGE, "then": "resume"}
 def _soon_weary() -> list[str]:
     """Return what runs ``mapsave`` with a monitor that has three seconds to answer."""
     code = (
-        "from manager.monitor import session; session.COMMAND_TIMEOUT = 3.0;"
-        "from manager.cli import main; main.command()"
+        "from mapsave.monitor import session; session.COMMAND_TIMEOUT = 3.0;"
+        "from mapsave.cli import main; main.command()"
     )
     return [sys.executable, "-c", code]
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from mapsave.history import history
 
-from manager.jobs import journal
 from tests.faults import struck
 from tests.fleet import fleet
 from tests.kit import cli, qmp, service, state, wait
@@ -339,7 +339,7 @@ def test_a_socket_that_systemd_holds_is_served_and_left(site: cli.Site) -> None:
         held.bind(str(site.socket))
         held.listen()
         command = [sys.executable, "-c", _AS_SYSTEMD, str(held.fileno())]
-        command += ["-m", "manager.cli.main"]
+        command += ["-m", "mapsave.cli.main"]
         with service.running(site, command=command, pass_fds=[held.fileno()]) as mapsaved:
             assert mapsaved.get("/v1/health")["pid"] == mapsaved.pid
             assert mapsaved.stop() == 0
@@ -375,7 +375,7 @@ def test_a_broken_job_is_told_and_the_others_run(site: cli.Site) -> None:
 @pytest.mark.parametrize("persistent", [True, False])
 def test_a_run_that_was_missed_comes_at_the_start(site: cli.Site, persistent: bool) -> None:
     async def ran(when: float) -> None:
-        async with journal.opened(site.state / "journal.db") as kept:
+        async with history.opened(site.state / "journal.db") as kept:
             await kept.ran("yearly", when)
 
     schedule = {"cron": "0 0 1 1 *", "persistent": persistent}

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from manager.service import logs
+from mapsave.service.log import setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-plain = logging.getLogger("manager.labels.test")
+plain = logging.getLogger("mapsave.labels.test")
 
 
 def run(code: str, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run ``code`` behind what configures the log in a fresh Python."""
     begin = (
-        "import logging, os, sys\nfrom manager.service import logs\nlog = logging.getLogger('x')\n"
+        "import logging, os, sys\nfrom mapsave.service import logs\nlog = logging.getLogger('x')\n"
     )
     return subprocess.run(
         [sys.executable, "-c", begin + code],
@@ -76,7 +75,7 @@ def pipe() -> Iterator[tuple[int, Any]]:
 def test_nobody_waits_for_a_reader_that_hangs(pipe: tuple[int, Any]) -> None:
     """The pipe blocks: only whoever asks before can go on."""
     reading, stream = pipe
-    with logs.configured("json", stream=stream):
+    with setup.configured("json", stream=stream):
         for number in range(2000):
             plain.info("x" * 200, extra={"step": number})
         data = os.read(reading, 1 << 20)
@@ -91,7 +90,7 @@ def test_nobody_waits_for_a_reader_that_hangs(pipe: tuple[int, Any]) -> None:
 
 def test_a_line_longer_than_the_pipe_is_cut_and_the_next_is_whole(pipe: tuple[int, Any]) -> None:
     reading, stream = pipe
-    with logs.configured("json", stream=stream):
+    with setup.configured("json", stream=stream):
         plain.info("x" * 300_000)
         assert 0 < len(os.read(reading, 1 << 20)) < 300_000
         plain.info("next")
@@ -102,7 +101,7 @@ def test_a_line_longer_than_the_pipe_is_cut_and_the_next_is_whole(pipe: tuple[in
 
 def test_a_reader_that_is_gone_is_no_error(pipe: tuple[int, Any]) -> None:
     reading, stream = pipe
-    with logs.configured("text", stream=stream):
+    with setup.configured("text", stream=stream):
         other = os.dup(os.open(os.devnull, os.O_RDONLY))
         os.dup2(other, reading)
         os.close(other)

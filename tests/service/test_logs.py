@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+from mapsave.service.log import setup
 
-from manager.service import logs
 from tests.service.observing import Receiver, receiving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from manager.service_settings import LogFormat
+    from mapsave.service_settings import LogFormat
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/metrics.md"
-plain = logging.getLogger("manager.labels.test")
+plain = logging.getLogger("mapsave.labels.test")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def receiver() -> Iterator[Receiver]:
 def written(form: LogFormat, log: Any = plain, message: str = "done", **fields: Any) -> str:
     """Return the line that is written about ``message`` and ``fields``."""
     stream = io.StringIO()
-    with logs.configured(form, stream=stream), logs.bound(**fields):
+    with setup.configured(form, stream=stream), setup.bound(**fields):
         log.warning(message)
     (line,) = stream.getvalue().split("\n")[:-1]
     return line
@@ -61,7 +61,7 @@ def _unquoted(text: str) -> str:
     return str(json.loads(text)) if text.startswith('"') else text
 
 
-LOGGERS = [plain, structlog.get_logger("manager.service.test")]
+LOGGERS = [plain, structlog.get_logger("mapsave.service.test")]
 
 
 @pytest.mark.parametrize("log", LOGGERS, ids=["stdlib", "structlog"])
@@ -82,11 +82,11 @@ async def test_tasks_have_contexts_of_their_own() -> None:
     stream = io.StringIO()
 
     async def one(name: str) -> None:
-        with logs.bound(guest=name):
+        with setup.bound(guest=name):
             await asyncio.sleep(0)
             await asyncio.to_thread(plain.info, "in a thread")
 
-    with logs.configured("json", stream=stream):
+    with setup.configured("json", stream=stream):
         await asyncio.gather(*(one(str(number)) for number in range(5)))
         plain.info("outside")
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -96,8 +96,8 @@ async def test_tasks_have_contexts_of_their_own() -> None:
 
 def test_fields_can_be_given_with_a_line() -> None:
     stream = io.StringIO()
-    with logs.configured("json", stream=stream):
-        structlog.get_logger("manager.x").info(
+    with setup.configured("json", stream=stream):
+        structlog.get_logger("mapsave.x").info(
             "took %d", 3, bytes=5, nothing=None, inside={"a": [1]}
         )
         plain.info("it", extra={"step": "rules"})
@@ -136,7 +136,7 @@ def test_bytes_of_a_file_name_that_are_no_text() -> None:
 def test_a_traceback_is_one_line_too() -> None:
     for form in ("text", "json"):
         stream = io.StringIO()
-        with logs.configured(form, stream=stream):  # type: ignore[arg-type]
+        with setup.configured(form, stream=stream):  # type: ignore[arg-type]
             try:
                 raise ValueError("what\nhappened")
             except ValueError:
@@ -150,8 +150,8 @@ def test_a_traceback_is_one_line_too() -> None:
 @pytest.mark.parametrize("form", ["text", "json", "journald"])
 def test_secrets_are_left_out(form: LogFormat, tmp_path: Path) -> None:
     stream = io.StringIO()
-    with logs.configured(form, stream=stream, journal=str(tmp_path / "nobody")):
-        structlog.get_logger("manager.x").warning(
+    with setup.configured(form, stream=stream, journal=str(tmp_path / "nobody")):
+        structlog.get_logger("mapsave.x").warning(
             "asked",
             password="hunter2",
             request={"url": "x", "headers": [{"Authorization": "hunter2"}], "api_key": "hunter2"},
@@ -164,7 +164,7 @@ def test_secrets_are_left_out(form: LogFormat, tmp_path: Path) -> None:
 
 def test_levels() -> None:
     stream = io.StringIO()
-    others = ["asyncio", "aiohttp.access", "aiohttp.server", "qemu.qmp.protocol", "manager.x"]
+    others = ["asyncio", "aiohttp.access", "aiohttp.server", "qemu.qmp.protocol", "mapsave.x"]
 
     def all_say() -> set[tuple[str, str]]:
         stream.truncate(0)
@@ -175,11 +175,11 @@ def test_levels() -> None:
         lines = [json.loads(line) for line in stream.getvalue().splitlines()]
         return {(line["logger"], line["level"]) for line in lines}
 
-    with logs.configured("json", stream=stream):
-        usual = {("aiohttp.server", "info"), ("manager.x", "info")}
+    with setup.configured("json", stream=stream):
+        usual = {("aiohttp.server", "info"), ("mapsave.x", "info")}
         errors = {(name, "error") for name in others if not name.startswith("qemu")}
         assert all_say() == usual | errors
-    with logs.configured("json", stream=stream, level=logging.DEBUG):
+    with setup.configured("json", stream=stream, level=logging.DEBUG):
         every = {(name, level) for name in others for level in ("debug", "info", "error")}
         assert all_say() == every - {("asyncio", "debug"), ("asyncio", "info")}
 
@@ -189,10 +189,10 @@ def test_all_is_as_before_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     other = logging.StreamHandler(io.StringIO())
     monkeypatch.setattr(root, "handlers", [*root.handlers, other])
     before = (list(root.handlers), root.level, structlog.get_config())
-    with logs.configured("text", stream=io.StringIO(), level=logging.DEBUG):
+    with setup.configured("text", stream=io.StringIO(), level=logging.DEBUG):
         assert other not in root.handlers  # or each line would come twice
         first = root.handlers[-1]
-        logs.configure("json", stream=io.StringIO())  # a reload
+        setup.configure("json", stream=io.StringIO())  # a reload
         assert first not in root.handlers
         assert len(root.handlers) == len(before[0])
     assert (root.handlers, root.level) == before[:2]
@@ -213,10 +213,10 @@ def test_what_cannot_be_written_raises_nothing_and_is_told(
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own raise
     stream = io.StringIO()
-    with logs.configured(form, stream=stream):
+    with setup.configured(form, stream=stream):
         plain.info("%d of %d", "three")
         plain.info("%s", Unprintable())
-        with logs.bound(guest=Unprintable()):
+        with setup.bound(guest=Unprintable()):
             plain.info("inside")
         plain.info("after")
     lines = stream.getvalue().splitlines()
@@ -233,8 +233,8 @@ def test_what_cannot_be_written_raises_nothing_and_is_told(
 def test_entries_have_fields(receiver: Receiver) -> None:
     stream = io.StringIO()
     with (
-        logs.configured("journald", stream=stream, journal=receiver.path),
-        logs.bound(operation="6f1c0a9be2d4", guest="a\nPRIORITY=0", job="nightly", step="commit"),
+        setup.configured("journald", stream=stream, journal=receiver.path),
+        setup.bound(operation="6f1c0a9be2d4", guest="a\nPRIORITY=0", job="nightly", step="commit"),
     ):
         plain.error("cannot write\nit")
     assert stream.getvalue() == ""
@@ -247,13 +247,13 @@ def test_entries_have_fields(receiver: Receiver) -> None:
         "MAPSAVE_GUEST": b"a\nPRIORITY=0",
         "MAPSAVE_JOB": b"nightly",
         "MAPSAVE_STEP": b"commit",
-        "MAPSAVE_LOGGER": b"manager.labels.test",
+        "MAPSAVE_LOGGER": b"mapsave.labels.test",
     }
     assert message.startswith(r'"cannot write\nit" operation=6f1c0a9be2d4 guest="a\nPRIORITY=0" ')
 
 
 def test_a_traceback_has_lines_in_the_journal(receiver: Receiver) -> None:
-    with logs.configured("journald", stream=io.StringIO(), journal=receiver.path):
+    with setup.configured("journald", stream=io.StringIO(), journal=receiver.path):
         try:
             raise ValueError("esc \x1b[31m")
         except ValueError:
@@ -269,13 +269,13 @@ def test_without_journald_stderr_has_priorities(receiver: Receiver) -> None:
     receiver.socket.close()
     stream = io.StringIO()
     with (
-        logs.configured("journald", stream=stream, journal=receiver.path, level=logging.DEBUG),
-        logs.bound(guest="a\n<0>b"),
+        setup.configured("journald", stream=stream, journal=receiver.path, level=logging.DEBUG),
+        setup.bound(guest="a\n<0>b"),
     ):
         for level in ("debug", "info", "warning", "error", "critical"):
             getattr(plain, level)(level)
     lines = stream.getvalue().splitlines()
-    end = r'guest="a\n<0>b" logger=manager.labels.test'
+    end = r'guest="a\n<0>b" logger=mapsave.labels.test'
     words = [(7, "debug"), (6, "info"), (4, "warning"), (3, "error"), (2, "critical")]
     assert lines == [f"<{number}>{word} {end}" for number, word in words]
 
@@ -289,7 +289,7 @@ def test_auto_is_the_journal_where_stderr_is(
     with (tmp_path / "a").open("w") as stream:
         stats = os.fstat(stream.fileno())
         environ = {"JOURNAL_STREAM": f"{stats.st_dev}:{stats.st_ino + (not is_journal)}"}
-        with logs.configured("auto", stream=stream, environ=environ, journal=receiver.path):
+        with setup.configured("auto", stream=stream, environ=environ, journal=receiver.path):
             plain.info("words")
     lines = (tmp_path / "a").read_text().splitlines()
     assert (len(lines), len(receiver.entries())) == ((0, 1) if is_journal else (1, 0))
@@ -299,8 +299,8 @@ def test_auto_is_the_journal_where_stderr_is(
 def test_each_key_of_the_log_is_documented(receiver: Receiver) -> None:
     context = {"operation": "6f1c0a9be2d4", "guest": "db", "job": "nightly", "step": "commit"}
     with (
-        logs.configured("journald", stream=io.StringIO(), journal=receiver.path),
-        logs.bound(**context),
+        setup.configured("journald", stream=io.StringIO(), journal=receiver.path),
+        setup.bound(**context),
     ):
         plain.error("x", exc_info=ValueError("x"))
     (entry,) = receiver.entries()

@@ -9,9 +9,9 @@ from concurrent import futures
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave import errors
+from mapsave.service.reader_pool import Looking
 
-from manager import errors
-from manager.service.looking import Looking
 from tests.fleet import fleet
 from tests.kit import service, wait
 
@@ -83,14 +83,14 @@ async def test_who_is_cancelled_while_it_waits_leaves_its_place() -> None:
 def hanging_until(place: Path) -> list[str]:
     """Return what runs ``mapsave`` where nothing can be read of an image until ``place`` is."""
     code = (
-        "import os, time; from manager.operations import inspect\n"
+        "import os, time; from mapsave.operations import inspect\n"
         "def hanging(look):\n"
         "    def hang(*given):\n"
         f"        while not os.path.exists({str(place)!r}): time.sleep(0.05)\n"
         "        return look(*given)\n"
         "    return hang\n"
         "inspect.inspect, inspect.verify = hanging(inspect.inspect), hanging(inspect.verify)\n"
-        "from manager.cli import main; main.command()"
+        "from mapsave.cli import main; main.command()"
     )
     return [sys.executable, "-c", code]
 

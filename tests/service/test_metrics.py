@@ -7,14 +7,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import mapsave
 import pytest
 import yaml
+from mapsave.service.metrics import metrics as metrics_module
+from mapsave.service.metrics.metrics import Metrics
+from mapsave.service.metrics.scrape import KINDS, JobState
 from prometheus_client import parser
 
-import manager
-from manager.service import metrics as metrics_module
-from manager.service.metrics import Metrics
-from manager.service.scrape import KINDS, JobState
 from tests.service.observing import State, families, key, samples, saved
 
 DOCUMENT = Path(__file__).parents[2] / "docs/metrics.md"
@@ -98,7 +98,7 @@ async def test_gauges_say_what_is_now(state: State) -> None:
     assert found[key("operations_pending")] == 7
     assert found[key("journal_bytes")] == 8192
     assert found[key("event_listeners")] == 2
-    assert found[key("build_info", version=manager.__version__)] == 1
+    assert found[key("build_info", version=mapsave.__version__)] == 1
 
 
 async def test_a_source_that_fails_costs_only_its_own_series(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from mapsave.service.api import openapi, queries, routes
 from requests import Session
 from requests.adapters import HTTPAdapter
 from schemathesis import GenerationMode
@@ -19,7 +20,6 @@ from schemathesis.config import SchemathesisConfig
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
-from manager.service import openapi, queries, routes
 from tests.kit import cli, service, wait
 
 if TYPE_CHECKING:

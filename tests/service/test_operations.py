@@ -6,27 +6,27 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave import errors
+from mapsave.history import history
+from mapsave.service import operation as states
+from mapsave.service.events import Hub
+from mapsave.service.metrics.metrics import Metrics
+from mapsave.service.operation import Operation
+from mapsave.service.registry import Operations
 
-from manager import errors
-from manager.jobs import journal
-from manager.service import operation as states
-from manager.service.events import Hub
-from manager.service.metrics import Metrics
-from manager.service.operation import Operation
-from manager.service.operations import Operations
 from tests.service.observing import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from manager.jobs.journal import Journal
+    from mapsave.history.history import Journal
 
 
 @pytest.fixture
 async def kept(tmp_path: Path) -> AsyncIterator[Journal]:
     """A journal."""
-    async with journal.opened(tmp_path / "journal.db") as opened:
+    async with history.opened(tmp_path / "journal.db") as opened:
         yield opened
 
 

@@ -7,8 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from manager import service_settings
-from manager.service import peers
+from mapsave import service_settings
+from mapsave.service import peers
 
 if TYPE_CHECKING:
     import pytest

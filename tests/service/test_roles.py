@@ -10,8 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave.service.api import routes
 
-from manager.service import routes
 from tests.kit import cli, processes, service, wait
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from mapsave import config as configuration
+from mapsave.history import history
+from mapsave.service.operation import Operation
+from mapsave.service.service import Service
 
-from manager import config as configuration
-from manager.jobs import journal
-from manager.service.operation import Operation
-from manager.service.service import Service
 from tests.fleet import fleet
 from tests.kit import service, wait
 
@@ -35,13 +35,13 @@ def _write_job(site: cli.Site) -> Path:
 async def _has_missed_a_run(site: cli.Site) -> float:
     """Have the journal say that the job ran two days ago; return when."""
     when = time.time() - 2 * 86400
-    async with journal.opened(site.state / "journal.db") as kept:
+    async with history.opened(site.state / "journal.db") as kept:
         await kept.ran("nightly", when)
     return when
 
 
 async def _last_run(site: cli.Site) -> float | None:
-    async with journal.opened(site.state / "journal.db") as kept:
+    async with history.opened(site.state / "journal.db") as kept:
         return await kept.last_run("nightly")
 
 
@@ -86,7 +86,7 @@ async def test_only_what_really_saves_keeps_jobs_from_running(
         await over.wait()
         return {}
 
-    async with journal.opened(site.state / "journal.db") as kept:
+    async with history.opened(site.state / "journal.db") as kept:
         ours = Service(lambda: config, config, kept)
         job = ours.jobs.get("nightly")
         request = {"dry_run": True} if dry_run else {}

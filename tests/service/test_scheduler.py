@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-
-from manager import config as configuration
-from manager.jobs import journal
-from manager.service import job_files
-from manager.service.scheduler import Scheduler
+from mapsave import config as configuration
+from mapsave.history import history
+from mapsave.service import job_files
+from mapsave.service.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from manager.jobs.job import Job
-    from manager.jobs.journal import Journal
+    from mapsave.history.history import Journal
+    from mapsave.jobs.job import Job
 
 NOON = datetime.datetime(2026, 5, 4, 12, 0, 30, tzinfo=datetime.UTC)
 _GUEST = {"db": {"emulator": {"memory": "8M"}}}
@@ -93,7 +92,7 @@ class Host:
 @pytest.fixture
 async def host(tmp_path: Path) -> AsyncIterator[Host]:
     """A host whose scheduler runs."""
-    async with journal.opened(tmp_path / "journal.db") as kept:
+    async with history.opened(tmp_path / "journal.db") as kept:
         found = Host(tmp_path, kept)
         running = asyncio.create_task(found.scheduler.run())
         try:

@@ -8,8 +8,7 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-
-from manager.service.slots import Slots
+from mapsave.service.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,8 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
-from manager.service import server, systemd
+from mapsave.service import server, systemd
+
 from tests.faults import struck
 from tests.fleet import fleet
 from tests.kit import service, wait

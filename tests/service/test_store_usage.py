@@ -9,9 +9,9 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.service.metrics.metrics import Metrics
+from mapsave.service.metrics.store_usage import StoreUsage
 
-from manager.service.metrics import Metrics
-from manager.service.store_usage import StoreUsage
 from tests.image import build
 from tests.service.observing import State, key, samples
 

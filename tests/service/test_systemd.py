@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from manager.service import systemd
+from mapsave.service import systemd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,7 +157,7 @@ async def test_beat_ends_where_nobody_waits_for_it(tmp_path: Path) -> None:
 _CHILD = """
 import json, os, subprocess, sys
 from manager import errors
-from manager.service import systemd
+from mapsave.service import systemd
 try:
     socks = systemd.listen_sockets(os.environ)
 except errors.MapsaveError as error:

@@ -10,9 +10,9 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.service.metrics.metrics import Metrics
 from prometheus_client import parser
 
-from manager.service.metrics import Metrics
 from tests.service.observing import State, saved
 
 if TYPE_CHECKING:

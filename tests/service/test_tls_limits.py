@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # The limits of accepting.py, less patient.
 _CODE = (
-    "from manager.cli import main; from manager.service import accepting;"
+    "from mapsave.cli import main; from mapsave.service import accepting;"
     "accepting.USUAL = accepting.Limits(handshake=0.5, of_address=4, open=3); main.command()"
 )
 IMPATIENT = [sys.executable, "-c", _CODE]

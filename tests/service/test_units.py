@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from mapsave import config, units
 
-from manager import config, units
 from tests.kit import cli, patterns, qemu
 from tests.qemu import helpers
 
@@ -267,7 +267,7 @@ def bound(names: list[str]) -> None:
     several = ",".join(["-all", *(f"+{name}" for name in names)])
     cli.COMMAND[:] = [
         *("setpriv", "--bounding-set", several, "--inh-caps", "-all", "--no-new-privs", "--"),
-        *(sys.executable, "-m", "manager.cli.main"),
+        *(sys.executable, "-m", "mapsave.cli.main"),
     ]
 
 

@@ -15,9 +15,9 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mapsave
 import pytest
 
-import manager
 from tests.kit import cli
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ KILLER = [
     *(("aa-exec", "-p", "mapsave", "--") if CONFINED else ()),
     *("python3", "-m", "mapsave_killer"),
 ]
-_SHIPPED = Path(manager.__file__).parents[1] / "policies"
+_SHIPPED = Path(mapsave.__file__).parents[1] / "policies"
 # As pip writes it.
 _SCRIPT = (
-    "#!/usr/bin/python3\nimport sys\nfrom manager.cli.main import command\nsys.exit(command())\n"
+    "#!/usr/bin/python3\nimport sys\nfrom mapsave.cli.main import command\nsys.exit(command())\n"
 )
 # Where the cases have what an operator has in one place.
 _PLACES = """

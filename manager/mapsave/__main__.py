@@ -1,0 +1,5 @@
+"""``python -m mapsave``: the command line."""
+
+from mapsave.cli.main import command
+
+command()

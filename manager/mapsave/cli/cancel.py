@@ -1,0 +1,28 @@
+"""``mapsave cancel OPERATION``."""
+
+from __future__ import annotations
+
+import click
+
+from mapsave import errors
+from mapsave.cli import output
+from mapsave.cli.options import Command, of
+from mapsave.client import connection, delegate
+
+
+@click.command("cancel", cls=Command)
+@click.argument("operation")
+@click.pass_context
+def command(context: click.Context, /, operation: str) -> None:
+    """Cancel an operation of the service, and wait until everything is put back.
+
+    OPERATION is its id as 'mapsave ps' lists it, or the beginning of it.
+    """
+    given = of(context)
+    client = connection.needed(given, given.config())
+    number = client.post(f"/v1/operations/{connection.quoted(operation)}/cancel")["id"]
+    found = delegate.follow(client, number)
+    if found["state"] == "done":
+        raise errors.NotCancellable(f"operation {number} was too far to be cancelled: it is done")
+    error = found["error"]
+    output.result(given, found, f"operation {number} {found['state']}: {error['message']}")

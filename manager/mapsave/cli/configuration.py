@@ -1,0 +1,46 @@
+"""``mapsave config show|schema``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from mapsave.cli import output
+from mapsave.cli.options import Command, Group, of
+
+
+@click.group("config", cls=Group)
+def command() -> None:
+    """Show the configuration in force, or its schema."""
+
+
+@command.command("show", cls=Command)
+@click.pass_context
+def show(context: click.Context, /) -> None:
+    """Print the configuration in force, as YAML or with --json as JSON."""
+    from mapsave import config
+
+    given = of(context)
+    shown = config.show(given.config())
+    if given.json:
+        import yaml
+
+        shown = json.dumps(yaml.safe_load(shown), indent=2) + "\n"
+    output.say(shown)
+
+
+@command.command("schema", cls=Command)
+@click.argument("kind", type=click.Choice(["manager", "job"]), default="manager")
+@click.pass_context
+def schema(_: click.Context, /, kind: str) -> None:
+    """Print the JSON Schema of manager.yaml, or of a job, for editors."""
+    if kind == "job":
+        from mapsave.jobs import job
+
+        found = job.schema()
+    else:
+        from mapsave import config
+
+        found = config.schema()
+    output.say(json.dumps(found, indent=2) + "\n")

@@ -1,0 +1,13 @@
+"""``mapsaved``: the service's entry point, ``mapsave serve`` under the name that units know."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from mapsave.cli import main as mapsave
+
+
+def main() -> NoReturn:
+    """Run the service with the global options of ``mapsave``, and exit as ``mapsave`` does."""
+    mapsave.main(["serve", *sys.argv[1:]])

@@ -1,0 +1,56 @@
+"""``mapsave emulate``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mapsave import errors, units
+from mapsave.cli.options import Command, of
+
+
+class Size(click.ParamType[int]):
+    """Bytes, or a size such as 256M."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return units.parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command("emulate", cls=Command)
+@click.option("--qmp", required=True, type=click.Path(path_type=Path), help="Where to listen.")
+@click.option("--memory", required=True, type=Size(), help="The guest's RAM, for example 256M.")
+@click.option(
+    "--pattern",
+    type=click.Choice(["zero", "random", "sparse", "fragmented", "linux"]),
+    default="zero",
+    help="What the RAM is filled with.",
+)
+@click.option("--incoming", type=click.Choice(["defer"]), help="Wait for a restore.")
+@click.option("--paused", "-S", is_flag=True, help="Do not run the guest at the start.")
+@click.option("--writer", is_flag=True, help="Keep changing pages while the guest runs.")
+@click.option("--name", help="The guest's name.")
+@click.option("--uuid", help="The guest's uuid.")
+@click.option("--seed", type=int, default=0, help="Another seed gives other contents.")
+@click.option("--throttle", type=Size(), default=0, help="Bytes of pages saved per second.")
+@click.pass_context
+def command(context: click.Context, /, **chosen: Any) -> None:
+    """Run an emulated QEMU: a QMP monitor and real guest RAM, to try things out.
+
+    It saves and restores images that QEMU itself reads, refuses what QEMU refuses in QEMU's words,
+    and dies where QEMU would.
+    """
+    from mapsave.emulator import options, run
+
+    try:
+        wanted = options.EmulatorOptions(**chosen)
+    except ValueError as error:
+        raise errors.UsageError(str(error)) from None
+    of(context).in_main_thread = functools.partial(run.run, wanted)

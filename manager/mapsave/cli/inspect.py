@@ -1,0 +1,103 @@
+"""``mapsave inspect IMAGE``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mapsave import units
+from mapsave.cli import look, output
+from mapsave.cli.options import Command, of
+from mapsave.operations import written_record
+
+
+@click.command("inspect", cls=Command)
+@click.argument("image")
+@click.option(
+    "--xml", is_flag=True, help="Print the domain XML of a guest of libvirt, passwords included."
+)
+@click.pass_context
+def command(context: click.Context, /, image: str, xml: bool) -> None:
+    """Show what an image holds: guest, state, RAM blocks, and how its used pages lie."""
+    given = of(context)
+    config = given.config()
+    if xml:
+        from mapsave.operations import inspect, restore
+
+        path = restore.resolve(image, config)
+        held = inspect.domain_xml(path)
+        if given.json:
+            output.result(given, {"image": path, "xml": held}, "")
+        else:
+            sys.stdout.write(_printable(held).rstrip("\n") + "\n")
+        return
+    found = look.inspect(given, config, image)
+    output.result(given, found, text(found))
+
+
+def _printable(xml: str) -> str:
+    """Return the same XML without what a terminal acts upon or cannot show: references instead."""
+    safe = "".join(c if c.isprintable() or c in "\n\t" else f"&#{ord(c)};" for c in xml)
+    coding = sys.stdout.encoding or "utf-8"
+    return safe.encode(coding, "xmlcharrefreplace").decode(coding)
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return an image's contents for people."""
+    size = units.format_size
+    qemu = found["qemu"] or {}
+    lines = [
+        f"{found['image']}: {found['state']}, {found['format']} format",
+        f"  guest      {found['guest']} ({found['run_state']})"
+        + (f", saved {found['started']}" if found["started"] else ""),
+        *(
+            [f"  QEMU       {qemu['version']} {qemu.get('package', '')}"]
+            if "version" in qemu
+            else []
+        ),
+        f"  file       {size(found['file_bytes'])}, {size(found['allocated_bytes'])} on disk",
+    ]
+    if "ram_blocks" not in found:
+        return "\n".join([*lines, "  partial: the save has not ended", *output.warnings(found)])
+    lines += [
+        f"  machine    {found['machine']}, {found['cpu'] or 'no processor'}",
+        f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
+        f"  devices    {len(found['devices'])}",
+        f"  written    {written_record.text(found.get('written'))}",
+        *_used(found),
+        *output.warnings(found),
+        "",
+    ]
+    blocks = [
+        (b["name"], size(b["bytes"]), str(b["used_pages"]), str(b["zero_pages"]))
+        for b in found["ram_blocks"]
+    ]
+    lines.append(output.table(blocks, ("RAM block", "size", "used pages", "zero pages")))
+    if found["runs"]["total"]:
+        lines += ["", _histogram(found["runs"])]
+    return "\n".join(lines)
+
+
+def _used(found: dict[str, Any]) -> list[str]:
+    """Return the lines about what a restore would run and open."""
+    if not found["names"]:
+        return []
+    if found["has_domain_xml"]:
+        return ["", "its domain XML names", *output.names(found)]
+    (program,) = (each["name"] for each in found["names"])
+    return [f"  command    {program}; run with --trust-recorded-command alone"]
+
+
+def _histogram(runs: dict[str, Any]) -> str:
+    most = max(each["runs"] for each in runs["by_length"])
+    rows = [
+        (f"{each['pages_from']}-{each['pages_to']}", str(each["runs"]), _bar(each["runs"], most))
+        for each in runs["by_length"]
+    ]
+    return output.table(rows, ("run of pages", "runs", ""))
+
+
+def _bar(count: int, most: int) -> str:
+    return "#" * max(1, round(40 * count / most))

@@ -1,0 +1,180 @@
+"""``mapsave job run|check|prune|list``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mapsave import units
+from mapsave.cli import jobs_of, local, output
+from mapsave.cli.options import Command, Group, of
+from mapsave.client import delegate
+
+
+@click.group("job", cls=Group)
+def command() -> None:
+    """Run, check or list save jobs, or remove the images that one does not keep.
+
+    JOB is a YAML file, or the name of a job in the directory of the jobs ('jobs:' in the
+    configuration). The service runs those that it knows.
+    """
+
+
+@command.command("run", cls=Command)
+@click.argument("job", metavar="JOB")
+@click.pass_context
+def run(context: click.Context, /, job: str) -> int:
+    """Run a job once: its guests side by side, as many at a time as it allows.
+
+    A guest that fails does not stop the others. The exit code is the worst of all. Images that the
+    job does not keep are removed afterwards.
+    """
+    given = of(context)
+    config = given.config()
+    if known := jobs_of.known(given, config, job):
+        done = delegate.perform(known.client, {"kind": "job", "job": known.name})
+    else:
+        from mapsave.jobs import engine
+
+        done = local.run(engine.run(jobs_of.load(config, job), config), given)
+    output.result(given, done, text(done))
+    return int(done["exit_code"])
+
+
+@command.command("check", cls=Command)
+@click.argument("job", metavar="JOB")
+@click.pass_context
+def check(context: click.Context, /, job: str) -> int:
+    """Tell what would fail, for the file and for each of its guests; nothing is touched."""
+    given = of(context)
+    config = given.config()
+    if known := jobs_of.known(given, config, job):
+        done = delegate.perform(known.client, {"kind": "check", "job": known.name})
+    else:
+        from mapsave.jobs import engine
+
+        done = local.run(engine.check(jobs_of.load(config, job), config), given)
+    output.result(given, done, check_text(done))
+    return int(done["exit_code"])
+
+
+@command.command("prune", cls=Command)
+@click.argument("job", metavar="JOB")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@click.pass_context
+def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
+    """Remove the images that a job does not keep.
+
+    Never removed are the newest good image of a guest, an image that is the guest itself (saved to
+    quit and not restored since), and damaged ones.
+    """
+    given = of(context)
+    config = given.config()
+    if known := jobs_of.known(given, config, job):
+        body = {"kind": "prune", "job": known.name, "dry_run": dry_run}
+        done = delegate.perform(known.client, body)
+        keeps_all = known.line["keep"] is None
+    else:
+        from mapsave.jobs import retention
+
+        loaded = jobs_of.load(config, job)
+        lines = local.run(retention.prune(loaded, config, dry_run=dry_run), given)
+        done = retention.summary(loaded, lines, dry_run=dry_run)
+        keeps_all = loaded.keep is None
+    output.result(given, done, prune_text(done, keeps_all=keeps_all))
+    return int(done["exit_code"])
+
+
+@command.command("list", cls=Command)
+@click.pass_context
+def list_jobs(context: click.Context, /) -> None:
+    """List the jobs of the directory of the jobs, and the files in it that are none.
+
+    When a job ran, and when it runs next, is known to the service alone.
+    """
+    given = of(context)
+    found = jobs_of.listing(given, given.config())
+    output.result(given, found, list_text(found))
+
+
+def text(done: dict[str, Any]) -> str:
+    """Return the summary of a job's run for people."""
+    rows = []
+    for each in done["guests"]:
+        error, saved, tries = each["error"], each["result"], len(each["tries"])
+        often = f" ({tries} tries)" if tries > 1 else ""
+        if error:
+            words = f"{error['message']} [{error['id']}]"
+            rows.append((each["guest"], f"FAILED{often}", "", words))
+        else:
+            seconds = units.format_duration(saved["duration_s"])
+            rows.append((each["guest"], f"saved{often}", seconds, saved["image"]))
+    summary = f"job {done['job']}: {done['saved']} saved, {done['failed']} failed"
+    if removed := sum(not line["kept"] for line in done["pruned"]):
+        summary += f", {removed} old images removed"
+    failed = [line["error"] for line in done["pruned"] if line["error"]]
+    failed += [done["prune_error"]] if done["prune_error"] else []
+    told = [f"old images: {error['message']} [{error['id']}]" for error in failed]
+    return "\n".join([output.table(rows, ("guest", "outcome", "time", "image")), *told, summary])
+
+
+def prune_text(done: dict[str, Any], *, keeps_all: bool) -> str:
+    """Return for people what was, or would be, removed."""
+    if keeps_all:
+        return f"job {done['job']}: keeps all of its images; it has no 'keep:'"
+    rows = []
+    would = done["dry_run"]
+    for line in done["images"]:
+        error = line["error"]
+        outcome = "kept" if line["kept"] else "would go" if would else "removed"
+        why = ", ".join(line["reasons"]) or "-"
+        if error:
+            outcome, why = "FAILED", f"{error['message']} [{error['id']}]"
+        rows.append((line["guest"], outcome, Path(line["image"]).name, why))
+    freed = units.format_size(done["freed_bytes"])
+    removed = f"{done['removed']} {'would go' if would else 'removed'} ({freed})"
+    summary = f"job {done['job']}: {done['kept']} kept, {removed}"
+    if not rows:
+        return f"job {done['job']}: no images"
+    return output.table(rows, ("guest", "outcome", "image", "why")) + "\n" + summary
+
+
+def check_text(done: dict[str, Any]) -> str:
+    """Return the outcome of a job's check for people."""
+    lines = []
+    for each in done["guests"]:
+        error = each["error"]
+        lines.append(
+            f"{each['guest']}: "
+            + ("can be saved" if not error else f"FAIL {error['message']} [{error['id']}]")
+        )
+    return "\n".join([*lines, f"job {done['job']}: {done['failed']} would fail"])
+
+
+def list_text(found: dict[str, Any]) -> str:
+    """Return the jobs for people, what is wrong last."""
+    header = ("job", "guests", "schedule", "last run", "next run", "file")
+    rows = []
+    for each in found["jobs"]:
+        last, schedule = each["last_run"], each["schedule"]
+        rows.append(
+            (
+                each["name"],
+                str(len(each["guests"])),
+                schedule["cron"] if schedule else "-",
+                f"{_time(last['created'])} {last['state']}" if last else "-",
+                each["next_run"] or "-",
+                each["file"],
+            )
+        )
+    lines = [output.table(rows, header) if rows else "no jobs"]
+    broken = (each["error"] for each in found["broken"])
+    lines += [f"BAD: {error['message']} [{error['id']}]" for error in broken]
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

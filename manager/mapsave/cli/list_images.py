@@ -1,0 +1,87 @@
+"""``mapsave list``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mapsave import errors, units
+from mapsave.cli import output
+from mapsave.cli.options import Command, of
+from mapsave.client import connection
+
+if TYPE_CHECKING:
+    from mapsave.cli.options import Globals
+
+
+@click.command("list", cls=Command)
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@click.option("--libvirt", is_flag=True, help="List libvirt's domains, and which can be saved.")
+@click.option("--uri", metavar="URI", help="Where that libvirt is (default: qemu:///system).")
+@click.pass_context
+def command(
+    context: click.Context, /, directory: Path | None, libvirt: bool, uri: str | None
+) -> None:
+    """List the images of a directory, newest first: partial and damaged ones too."""
+    given = of(context)
+    if libvirt:
+        if directory is not None:
+            raise errors.UsageError("--libvirt lists domains, not the images of a directory")
+        _list_domains(given, uri)
+        return
+    if uri is not None:
+        raise errors.UsageError("--uri goes with --libvirt")
+    _list_images(given, directory)
+
+
+def _list_domains(given: Globals, uri: str | None) -> None:
+    from mapsave.cli import local
+    from mapsave.config import LIBVIRT_URI
+    from mapsave.operations import domains
+
+    place = uri or LIBVIRT_URI
+    found = local.run(domains.domains(given.config(), place), given)
+    header = ("id", "domain", "state", "can be saved")
+    rows = [
+        (
+            str(line["id"] or "-"),
+            line["name"] + ("" if line["persistent"] else " (transient)"),
+            line["state"],
+            line["error"]["message"] if line["error"] else "yes",
+        )
+        for line in found
+    ]
+    text = output.table(rows, header) if rows else f"no domains at {place}"
+    output.result(given, {"uri": place, "domains": found}, text)
+
+
+def _list_images(given: Globals, directory: Path | None) -> None:
+    from mapsave.image import store
+    from mapsave.operations import images, restored_notes
+
+    config = given.config()
+    client = connection.service(given, config) if directory is None else None
+    if client is not None:
+        found = client.get("/v1/images")
+    else:
+        with store.directory(directory or config.images, create=directory is None) as held:
+            found = images.listing(held, restored_notes.noted(config.state))
+    rows = [_row(line) for line in found["images"]]
+    header = ("saved", "guest", "state", "format", "size", "on disk", "image")
+    text = output.table(rows, header) if rows else f"no images in {found['directory']}"
+    output.result(given, found, text)
+
+
+def _row(line: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["modified"])),
+        str(line["guest"] or "-"),
+        line["state"] + (", untrusted" if line["writable_by"] else ""),
+        line["format"] or "-",
+        units.format_size(line["file_bytes"]),
+        units.format_size(line["allocated_bytes"]),
+        line["name"],
+    )

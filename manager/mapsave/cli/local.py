@@ -1,0 +1,100 @@
+"""Run an operation from the command line: signals, logs and the progress of one save."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mapsave import units
+from mapsave.cli import interruption
+from mapsave.migration import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from mapsave.cli.options import Globals
+    from mapsave.migration.progress import Progress, Report
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T], given: Globals) -> T:
+    """Run ``work`` to its end. Ctrl-C and SIGTERM cancel it once, and it undoes what it did.
+
+    Raises Interrupted after that, or what ``work`` raises.
+    """
+    _log_to_stderr(given)
+    return asyncio.run(_cancellable(work, given.stop))
+
+
+async def _cancellable(work: Coroutine[Any, Any, T], stop: interruption.Stop) -> T:
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    is_cancelled = False
+
+    def cancel() -> None:
+        nonlocal is_cancelled
+        if not is_cancelled:
+            is_cancelled = True
+            task.cancel()
+
+    def cancel_soon() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
+            loop.call_soon_threadsafe(cancel)
+
+    with stop.cancels(cancel_soon):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise interruption.undone(stop.name or "cancellation") from None
+
+
+def _log_to_stderr(given: Globals) -> None:
+    level = logging.DEBUG if given.debug else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="mapsave: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # Its errors are about connections that ended, which operations report in their own words.
+    logging.getLogger("qemu.qmp").setLevel(logging.DEBUG if given.debug else logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def reporting(given: Globals, title: str) -> Iterator[Report]:
+    """Yield a report: a live bar on a terminal, nothing elsewhere or with ``--quiet``."""
+    if given.quiet or given.debug or not sys.stderr.isatty():
+        yield progress.silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, figures="")
+
+        def show(now: Progress) -> None:
+            total = now.total_bytes or None
+            bar.update(
+                task,
+                description=f"{title}: {now.phase}",
+                total=total,
+                completed=now.done_bytes,
+                figures=figures(now),
+            )
+
+        yield show
+
+
+def figures(now: Progress) -> str:
+    """Return bytes, rate and time to go as people read them; empty where nothing is known."""
+    if not now.total_bytes:
+        return ""
+    size, rate = units.format_size, units.format_size(now.rate)
+    eta = "" if now.eta_s is None else f", {units.format_duration(now.eta_s)} left"
+    return f"{size(now.done_bytes)} of {size(now.total_bytes)}, {rate}/s{eta}"

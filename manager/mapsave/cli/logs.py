@@ -1,0 +1,44 @@
+"""``mapsave logs OPERATION``."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from mapsave.cli import output
+from mapsave.cli.options import Command, of
+from mapsave.client import connection
+
+
+@click.command("logs", cls=Command)
+@click.argument("operation")
+@click.pass_context
+def command(context: click.Context, /, operation: str) -> None:
+    """Show the steps that an operation of the service took, with the time of each."""
+    given = of(context)
+    client = connection.needed(given, given.config())
+    found = client.get(f"/v1/operations/{connection.quoted(operation)}/steps")
+    output.result(given, found, text(found))
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return the steps for people, the outcome last."""
+    of_it = found["operation"]
+    what = of_it["guest"] or of_it["job"] or of_it["image"] or ""
+    lines = [f"{_time(of_it['created'])}  {of_it['kind']} {what}, asked for by {of_it['user']}"]
+    for each in found["steps"]:
+        data = json.dumps(each["data"], ensure_ascii=False, default=str) if each["data"] else ""
+        lines.append(f"{_time(each['time'])}  {each['step']}  {data}".rstrip())
+    if of_it["ended"]:
+        error = of_it["error"]
+        words = f": {error['message']} [{error['id']}]" if error else ""
+        lines.append(f"{_time(of_it['ended'])}  {of_it['state']}{words}")
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    whole = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return f"{whole}.{int(seconds % 1 * 1000):03d}"

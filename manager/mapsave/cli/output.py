@@ -1,0 +1,110 @@
+"""What commands print: results for people or machines on stdout, errors on stderr.
+
+With ``--json`` stdout gets exactly one JSON object, errors included: ``{"error": {…}}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mapsave import errors, strict_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mapsave.cli.options import Globals
+
+
+def result(given: Globals, data: dict[str, Any], text: str) -> None:
+    """Print the outcome: ``data`` as JSON or ``text`` for people."""
+    if given.json:
+        say(strict_json.dumps(data, indent=2) + "\n")
+    elif text:
+        say(printable(text) + "\n")
+
+
+def say(text: str) -> None:
+    """Print ``text`` on stdout; where whoever read it has gone, there is nobody to tell.
+
+    Raises OutputFailed.
+    """
+    if sys.stdout is None:  # the process was started without
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        raise errors.OutputFailed(
+            f"cannot print the outcome: {error.strerror}", hint="what was done stays done"
+        ) from None
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without what a terminal would act upon, and without broken characters."""
+    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    coding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return clean.encode(coding, "replace").decode(coding)
+
+
+def failure(error: BaseException, given: Globals) -> int:
+    """Print an error and return the exit code it stands for."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    ours = _as_ours(error)
+    if given.json:
+        with contextlib.suppress(errors.OutputFailed):
+            say(strict_json.dumps({"error": ours.as_dict()}, indent=2, default=str) + "\n")
+    if given.debug or ours.id == errors.MapsaveError.id:
+        import traceback
+
+        traceback.print_exception(error)
+    print(printable(f"mapsave: {ours.message} [{ours.id}]"), file=sys.stderr)
+    if ours.hint:
+        print(printable(f"  hint: {ours.hint}"), file=sys.stderr)
+    return ours.exit_code
+
+
+def _as_ours(error: BaseException) -> errors.MapsaveError:
+    if isinstance(error, errors.MapsaveError):
+        return error
+    if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
+        return errors.Interrupted("interrupted")
+    if isinstance(error, click.UsageError):
+        help_for = error.ctx.command_path if error.ctx else "mapsave"
+        return errors.UsageError(error.format_message(), hint=f"see '{help_for} --help'")
+    if isinstance(error, click.ClickException):
+        return errors.UsageError(error.format_message())
+    return errors.MapsaveError(
+        f"unexpected {type(error).__name__}: {error}",
+        hint="this is a bug in mapsave; please report it with the traceback above",
+    )
+
+
+def warnings(found: dict[str, Any]) -> list[str]:
+    """Return a line for each of the warnings of a result."""
+    return [f"warning: {words}" for words in found["warnings"]]
+
+
+def names(found: dict[str, Any]) -> list[str]:
+    """Return a line for each program, path and device that the restore of an image would use."""
+    return [f"  {each['kind']:<10} {each['name']}" for each in found["names"] or ()]
+
+
+def table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Return rows as aligned columns, the last one ragged."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
+    return "\n".join(
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]
+        )
+        for line in lines
+    )

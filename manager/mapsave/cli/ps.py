@@ -1,0 +1,62 @@
+"""``mapsave ps``: the operations of the service."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from mapsave import units
+from mapsave.cli import output
+from mapsave.cli.options import Command, of
+from mapsave.client import connection
+
+
+@click.command("ps", cls=Command)
+@click.option("--all", "-a", "ended", is_flag=True, help="Those that have ended, too.")
+@click.option("--guest", metavar="GUEST", help="Only those of this guest.")
+@click.option("--job", metavar="JOB", help="Only those of this job.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@click.pass_context
+def command(
+    context: click.Context, /, ended: bool, guest: str | None, job: str | None, limit: int
+) -> None:
+    """List the operations of the service that are under way, newest first."""
+    given = of(context)
+    client = connection.needed(given, given.config())
+    active = None if ended else "true"
+    wanted = {"active": active, "guest": guest, "job": job, "limit": limit}
+    found = client.get("/v1/operations", **wanted)["operations"]
+    header = ("operation", "kind", "guest", "state", "since", "time", "how far")
+    rows = [_row(each) for each in found]
+    text = output.table(rows, header) if rows else "no operations"
+    output.result(given, {"operations": found}, text)
+    for problem in client.get("/v1/health").get("problems", ()):
+        click.echo(f"the service is degraded: {problem}", err=True)
+
+
+def _row(each: dict[str, Any]) -> tuple[str, ...]:
+    begun = each["started"] or each["created"]
+    seconds = (each["ended"] or time.time()) - begun
+    return (
+        each["id"],
+        each["kind"],
+        each["guest"] or each["job"] or "-",
+        each["state"],
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun)),
+        units.format_duration(max(seconds, 0)),
+        _how_far(each),
+    )
+
+
+def _how_far(each: dict[str, Any]) -> str:
+    if each["error"]:
+        return f"{each['error']['message']} [{each['error']['id']}]"
+    now = each["progress"]
+    if now is None:
+        return str(each["image"] or each["step"] or "")
+    if not now["total_bytes"]:
+        return str(now["phase"])
+    size = units.format_size
+    return f"{now['phase']}: {size(now['done_bytes'])} of {size(now['total_bytes'])}"

@@ -1,0 +1,142 @@
+"""``mapsave restore IMAGE``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mapsave import errors, units
+from mapsave.cli import local, output
+from mapsave.cli.options import Command, of
+from mapsave.cli.save import Channels, Duration, rate
+from mapsave.client import connection, delegate
+
+if TYPE_CHECKING:
+    from mapsave.cli.options import Globals
+    from mapsave.config import Config
+    from mapsave.migration.progress import Report
+
+
+@click.command("restore", cls=Command)
+@click.argument("image")
+@click.option("--into", metavar="qmp:PATH", help="A QEMU that waits with -incoming defer.")
+@click.option("--guest", metavar="NAME", help="Start it as this guest of the configuration.")
+@click.option(
+    "--trust-recorded-command",
+    is_flag=True,
+    help="Start the command line that the image records. It runs with your rights.",
+)
+@click.option(
+    "--trust-image",
+    is_flag=True,
+    help="Take an image that others could have written, and whatever its XML names.",
+)
+@click.option(
+    "--xml",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Create the domain from this XML instead of the image's.",
+)
+@click.option(
+    "--through-libvirt",
+    is_flag=True,
+    help="Let libvirt read the image itself, as 'virsh restore' does.",
+)
+@click.option("--run", "run", flag_value="run", help="Let the guest run, however it was saved.")
+@click.option("--paused", "run", flag_value="paused", help="Leave the guest paused.")
+@click.option("--again", is_flag=True, help="Restore an image that was restored before.")
+@click.option("--force", is_flag=True, help="Accept an older QEMU than the one that saved.")
+@click.option("--direct-io", type=click.Choice(["auto", "on", "off"]), default="auto")
+@click.option("--channels", type=Channels())
+@click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
+@click.option("--timeout", type=Duration(), help="Give up after this long.")
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    into: str | None,
+    run: str | None,
+    xml: Path | None,
+    **chosen: Any,
+) -> None:
+    """Bring a guest back from an image.
+
+    The destination is started by 'launch:' of the guest in the configuration, by the recorded
+    command line, or waits already; a guest of libvirt is started by libvirt. The guest runs if it
+    ran when it was saved.
+    """
+    given = of(context)
+    config = given.config()
+    if chosen["channels"] == "auto":
+        chosen["channels"] = None
+    given_xml = _text(xml, trusted=chosen["trust_image"])
+    chosen |= {"into": _socket(into), "run": _run(run), "xml": given_xml}
+    body = _body(config, chosen)
+    client = connection.service(given, config) if body is not None else None
+    with local.reporting(given, "restoring") as report:
+        if client is not None and body is not None:
+            done = delegate.perform(client, body, report)
+        else:
+            done = _here(given, config, chosen, report)
+    output.result(given, done, summary(done))
+
+
+def _here(given: Globals, config: Config, chosen: dict[str, Any], report: Report) -> dict[str, Any]:
+    from mapsave.hooks import around
+    from mapsave.operations import restore
+
+    return local.run(around.restore(config, restore.Request(**chosen), report), given)
+
+
+def _body(config: Config, chosen: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what is asked of the service; None for what it does not do: any path, any policy."""
+    name = connection.image_name(config, chosen["image"])
+    if name is None or not connection.knows_policy(chosen["policy"]):
+        return None
+    given = {key: value for key, value in chosen.items() if value is not None and key != "image"}
+    if "into" in given:
+        given["into"] = os.path.abspath(given["into"])
+    return {"kind": "restore", "image": name, "restore": given}
+
+
+def _socket(into: str | None) -> str | None:
+    if into is None:
+        return None
+    kind, _, path = into.partition(":")
+    if kind != "qmp" or not path:
+        raise errors.UsageError(f"--into {into!r}: expected qmp:PATH")
+    return path
+
+
+def _text(file: Path | None, *, trusted: bool) -> str | None:
+    """Return the XML in ``file``, which others may have written only where it is ``trusted``."""
+    if file is None:
+        return None
+    try:
+        with file.open(encoding="utf-8") as opened:
+            # What a shell passes by /dev/stdin or /dev/fd has no directory that others could write.
+            if not trusted and not os.path.realpath(file).startswith("/proc/"):
+                from mapsave.operations import trust
+
+                trust.check_readable_file(file, opened.fileno(), "the file of --xml")
+            return opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UsageError(f"--xml {str(file)!r}: {error}") from None
+
+
+def _run(run: str | None) -> Any:
+    return run or "as-saved"
+
+
+def summary(done: dict[str, Any]) -> str:
+    """Return one sentence about a restore."""
+    return (
+        f"restored {done['guest']} from {done['image']}: "
+        f"{units.format_size(done['data_bytes'])} in "
+        f"{units.format_duration(done['duration_s'])}{rate(done)}, "
+        f"now {done['run_state']} at {done['monitor']}"
+        + "".join(f"\n{line}" for line in output.warnings(done))
+    )

@@ -1,0 +1,73 @@
+"""``mapsave restore-all``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mapsave import units
+from mapsave.cli import local, output
+from mapsave.cli.options import Command, of
+from mapsave.client import connection, delegate
+
+_WORDS = {
+    "planned": "would be restored",
+    "restored": "restored",
+    "failed": "FAILED",
+    "skipped": "skipped",
+    "not_saved": "not saved",
+}
+_COUNTED = ("restored", "failed", "skipped", "not_saved")
+
+
+@click.command("restore-all", cls=Command)
+@click.option(
+    "--parallel", type=click.IntRange(1, 64), metavar="1..64", help="Restores at once (default: 2)."
+)
+@click.option("--discard", is_flag=True, help="Delete each image once its guest is back.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be restored, and in which order.")
+@click.pass_context
+def command(context: click.Context, /, **chosen: Any) -> int:
+    """Bring back the guests that 'mapsave save-all' saved, higher priorities first.
+
+    Those that ran when they were saved run again, the others come back paused. A guest that fails
+    is named and tried again by the next restore-all; one that is back is never restored again. The
+    exit code is the worst of all.
+    """
+    from mapsave.evacuation import restore_all
+
+    given = of(context)
+    config = given.config()
+    request = restore_all.Request(**chosen)
+    client = connection.service(given, config)
+    with local.reporting(given, "restoring") as report:
+        if client is not None:
+            asked = {key: each for key, each in chosen.items() if each is not None}
+            done = delegate.perform(client, {"kind": "restore-all", **asked}, report)
+        else:
+            done = local.run(restore_all.restore_all(config, request, report), given)
+    output.result(given, done, text(done))
+    return int(done["exit_code"])
+
+
+def text(done: dict[str, Any]) -> str:
+    """Return the summary of a restore-all for people."""
+    lines = [
+        f"recovered: {each['operation']} of {each['guest']}: "
+        + (each["outcome"] or each["error"]["message"])
+        for each in done["recovered"]
+    ]
+    rows = []
+    for each in done["guests"]:
+        error, result = each["error"], each["result"]
+        seconds = units.format_duration(result["duration_s"]) if result else "-"
+        detail = f"{error['message']} [{error['id']}]" if error else each["note"] or each["image"]
+        rows.append(
+            (each["guest"], str(each["priority"]), seconds, _WORDS[each["outcome"]], detail)
+        )
+    if not rows:
+        return "\n".join([*lines, f"nothing to restore: {done['record']!r} holds no guest"])
+    lines.append(output.table(rows, ("guest", "priority", "time", "outcome", "image")))
+    words = [f"{done[key]} {_WORDS[key].lower()}" for key in _COUNTED if done[key]]
+    return "\n".join([*lines, "restore-all: " + (", ".join(words) or "nothing was touched")])

@@ -1,0 +1,134 @@
+"""``mapsave save GUEST``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mapsave import units
+from mapsave.cli import local, output
+from mapsave.cli.options import Command, of
+from mapsave.client import connection, delegate
+
+if TYPE_CHECKING:
+    from mapsave.config import Config
+
+_WORTH_A_RATE = 64 * units.MIB
+_SWITCH = click.Choice(["auto", "on", "off"])
+
+
+class Channels(click.ParamType[int | str]):
+    """``auto`` or a number from 1 to 255."""
+
+    name = "1..255|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == "auto":
+            return "auto"
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if not 1 <= number <= 255:
+            self.fail(f"{value!r} is not 'auto' or a number from 1 to 255", param, ctx)
+        return number
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, or a duration such as 15m; none is 0, as in configuration and service."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            seconds = units.parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds == 0:
+            self.fail("must be longer than 0", param, ctx)
+        return seconds
+
+
+@click.command("save", cls=Command)
+@click.argument("guest")
+@click.option("--image", "-o", metavar="PATH", help="Path, or name in the image directory.")
+@click.option(
+    "--then",
+    type=click.Choice(["quit", "resume", "leave"]),
+    help="What becomes of the guest: ended (default), running on if it ran, or left paused.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["auto", "native", "libvirt"]),
+    help="libvirt: what 'virsh restore' takes too (default for guests of libvirt).",
+)
+@click.option("--live", is_flag=True, default=None, help="Pause the guest only for the end.")
+@click.option("--direct-io", type=_SWITCH, help="Write past the page cache.")
+@click.option("--channels", type=Channels(), help="Requests under way at once.")
+@click.option("--zero-pages", type=click.Choice(["auto", "multifd", "legacy", "none"]))
+@click.option("--preallocate", type=_SWITCH, help="Reserve the room beforehand.")
+@click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
+@click.option("--replace", is_flag=True, help="Replace an image of that name, once saved.")
+@click.option("--timeout", type=Duration(), help="Give up after this long, guest as before.")
+@click.pass_context
+def command(context: click.Context, /, guest: str, image: str | None, **chosen: Any) -> None:
+    """Save a running guest to an image.
+
+    The guest is told to quit only once the image is proven whole and on stable storage; if anything
+    fails before that, the guest goes back to the run state it had.
+    """
+    given = of(context)
+    config = given.config()
+    target = config.guest(guest)
+    body = _body(config, target.name, image, chosen)
+    client = connection.service(given, config) if body is not None else None
+    if client is not None and body is not None:
+        with local.reporting(given, f"saving {target.name}") as report:
+            done = delegate.perform(client, body, report)
+        output.result(given, done, summary(done))
+        return
+    from mapsave.hooks import around
+    from mapsave.operations import save_request
+
+    replace, timeout = chosen.pop("replace"), chosen.pop("timeout")
+    request = save_request.request(
+        config, target, image=image, replace=replace, timeout=timeout, **chosen
+    )
+    with local.reporting(given, f"saving {target.name}") as report:
+        done = local.run(around.save(target, config, request, report), given)
+    output.result(given, done, summary(done))
+
+
+def _body(
+    config: Config, guest: str, image: str | None, chosen: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return what is asked of the service; None for what it does not do: any path, any policy."""
+    name = None if image is None else connection.image_name(config, image, is_read=False)
+    if (image is not None and name is None) or not connection.knows_policy(chosen["policy"]):
+        return None
+    options = {**chosen, "image": name}
+    given = {key: value for key, value in options.items() if value is not None}
+    return {"kind": "save", "guest": connection.address(guest), "save": given}
+
+
+def summary(done: dict[str, Any]) -> str:
+    """Return one sentence about a save."""
+    ending = {"quit": "ended", "resume": "running on", "leave": "left paused"}[done["then"]]
+    size = units.format_size
+    return (
+        f"saved {done['guest']} to {done['image']}: {size(done['data_bytes'])} of "
+        f"{size(done['ram_bytes'])} RAM in {units.format_duration(done['duration_s'])}"
+        f"{rate(done)}, guest {ending}"
+    )
+
+
+def rate(done: dict[str, Any]) -> str:
+    """Return the rate in parentheses; empty where so little was moved that it says nothing."""
+    if done["data_bytes"] < _WORTH_A_RATE:
+        return ""
+    return f" ({units.format_size(done['bytes_per_s'])}/s)"

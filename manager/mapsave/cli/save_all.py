@@ -1,0 +1,134 @@
+"""``mapsave save-all [GUEST...]``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mapsave import errors, units
+from mapsave.cli import local, output
+from mapsave.cli.options import Command, of
+from mapsave.cli.save import Duration
+
+if TYPE_CHECKING:
+    from mapsave.evacuation.save_all import Request
+
+_WORDS = {
+    "saved": "saved",
+    "failed": "failed",
+    "no_time": "without time",
+    "not_running": "not running",
+    "skipped": "in an image already",
+}
+_UNTOUCHED = {
+    "planned": "would be saved",
+    "no_time": "NO TIME",
+    "not_running": "not running",
+    "skipped": "skipped",
+    "saved": "saved",
+    "failed": "FAILED",
+}
+
+
+@click.command("save-all", cls=Command)
+@click.argument("guests", nargs=-1, metavar="[GUEST]...")
+@click.option("--deadline", type=Duration(), help="How long all of it may take, such as 4m.")
+@click.option("--libvirt", is_flag=True, help="Save libvirt's active domains as well.")
+@click.option("--uri", metavar="URI", help="Where that libvirt is (default: qemu:///system).")
+@click.option(
+    "--then",
+    type=click.Choice(["quit", "resume", "leave"]),
+    default="quit",
+    help="What becomes of the guests: ended (default), running on, or left paused.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 64),
+    metavar="1..64",
+    help="Saves at once (default: as many as the disk takes).",
+)
+@click.option("--dry-run", is_flag=True, help="Tell the order, and what would not fit.")
+@click.pass_context
+def command(context: click.Context, /, **chosen: Any) -> int:
+    """Save all guests before the host goes down, or those named: GUEST may be a pattern like db*.
+
+    Higher priorities come first, smaller guests before larger ones; each runs on until its own save
+    begins. What does not fit into the deadline is named and runs on. 'mapsave restore-all' brings
+    back what was saved. The exit code is the worst of all.
+    """
+    from mapsave.cli import shutdown
+    from mapsave.evacuation import save_all
+
+    given = of(context)
+    request = save_all.Request(
+        names=chosen["guests"],
+        libvirt=_uri(chosen["libvirt"], chosen["uri"]),
+        deadline=chosen["deadline"],
+        then=chosen["then"],
+        parallel=chosen["parallel"],
+        dry_run=chosen["dry_run"],
+    )
+    with local.reporting(given, "saving") as report:
+        done = shutdown.save_all(given, request, _body, report)
+    output.result(given, done, text(done))
+    return int(done["exit_code"])
+
+
+def _uri(libvirt: bool, uri: str | None) -> str | None:
+    from mapsave.config import LIBVIRT_URI
+
+    if uri is not None and not libvirt:
+        raise errors.UsageError("--uri goes with --libvirt")
+    return (uri or LIBVIRT_URI) if libvirt else None
+
+
+def _body(request: Request) -> dict[str, Any]:
+    """Return what is asked of the service."""
+    asked = dataclasses.asdict(request)
+    asked["guests"] = list(asked.pop("names"))
+    return {"kind": "save-all", **{key: each for key, each in asked.items() if each is not None}}
+
+
+def text(done: dict[str, Any]) -> str:
+    """Return the summary of a save-all for people."""
+    rows = [
+        (
+            each["guest"],
+            str(each["priority"]),
+            units.format_size(each["size_bytes"]) if each["size_bytes"] else "-",
+            _time(each),
+            _UNTOUCHED[each["outcome"]],
+            _detail(each),
+        )
+        for each in done["guests"]
+    ]
+    header = ("guest", "priority", "size", "time", "outcome", "image")
+    lines = [output.table(rows, header)] if rows else []
+    return "\n".join([*lines, *_figures(done)])
+
+
+def _time(each: dict[str, Any]) -> str:
+    seconds = each["result"]["duration_s"] if each["result"] else each["estimate_s"]
+    return "-" if seconds is None else units.format_duration(seconds)
+
+
+def _detail(each: dict[str, Any]) -> str:
+    error = each["error"]
+    return f"{error['message']} [{error['id']}]" if error else each["image"] or "-"
+
+
+def _figures(done: dict[str, Any]) -> list[str]:
+    size, lines = units.format_size, []
+    free = done["free_bytes"]
+    if done["dry_run"]:
+        rate = done["rate_bytes_per_s"]
+        how = f"at {size(rate)}/s, as of late" if rate else "no image yet tells how fast"
+        lines.append(f"to write: {size(done['needed_bytes'])}, {how}")
+        if free is not None and free < done["needed_bytes"]:
+            lines.append(f"but only {size(free)} are free for images")
+    words = [f"{done[key]} {word}" for key, word in _WORDS.items() if done[key]]
+    if not done["dry_run"]:
+        words.append(f"in {units.format_duration(done['duration_s'])}")
+    return [*lines, "save-all: " + (", ".join(words) or "all would fit")]

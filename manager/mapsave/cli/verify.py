@@ -1,0 +1,50 @@
+"""``mapsave verify IMAGE...``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mapsave import errors, units
+from mapsave.cli import look, output
+from mapsave.cli.options import Command, of
+
+
+@click.command("verify", cls=Command)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.pass_context
+def command(context: click.Context, /, images: tuple[str, ...]) -> int:
+    """Prove that images are whole: superblock, metadata, structure, bitmaps, description.
+
+    The exit code is that of the first image that is not.
+    """
+    from mapsave.operations import restore
+
+    given = of(context)
+    config = given.config()
+    found: list[dict[str, Any]] = []
+    code = 0
+    for name in images:
+        path = restore.resolve(name, config)
+        try:
+            found.append(look.verify(given, config, name))
+        except errors.MapsaveError as error:
+            if len(images) == 1:
+                raise
+            code = code or error.exit_code
+            found.append({"image": path, "valid": False, "error": error.as_dict()})
+    data = found[0] if len(images) == 1 else {"images": found}
+    output.result(given, data, "\n".join(_line(each) for each in found))
+    return code
+
+
+def _line(found: dict[str, Any]) -> str:
+    if not found["valid"]:
+        error = found["error"]
+        return f"{found['image']}: BAD: {error['message']} [{error['id']}]"
+    size = units.format_size(found["data_bytes"])
+    lines = [
+        f"{found['image']}: good ({found['state']}, {found['format']}, {size} of RAM contents)"
+    ]
+    return "\n".join([*lines, *output.warnings(found)])

@@ -1,0 +1,1 @@
+"""Who speaks to the service: what the commands use, here and from other hosts."""

@@ -1,0 +1,119 @@
+"""Have the service do something, and follow it to its end as if it were done here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.client import connection
+from mapsave.migration import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mapsave.client.connection import Client
+    from mapsave.migration.progress import Report
+
+_WAIT = 30.0
+_RECONNECT = 60.0
+_ENDED = ("done", "failed", "cancelled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """Seconds: how long the service may ``wait`` with its answer for something new, and how long
+    one that does not answer may take to come back."""
+
+    wait: float = _WAIT
+    reconnect: float = _RECONNECT
+
+
+_USUAL = Patience()
+
+
+def perform(
+    client: Client,
+    body: Mapping[str, Any],
+    report: Report = progress.silent,
+    patience: Patience | None = None,
+) -> dict[str, Any]:
+    """Begin the operation ``body``, follow it, and return its result.
+
+    Ctrl-C and SIGTERM cancel it; it puts everything back first, for which we wait as long as a
+    command may go on after a signal. Raises what it failed with, as the same operation would here;
+    Interrupted, ServiceLost.
+    """
+    # Chosen here, so that it can be asked for and cancelled even if its answer never came.
+    number = os.urandom(6).hex()
+    patience = patience or _USUAL
+    with client.stop.cancels(client.interrupt, lambda name: _unfinished(number, name)):
+        try:
+            _begin(client, number, body)
+            found = _follow(client, number, report, patience)
+        except connection.RequestInterrupted:
+            client.go_on()
+            try:
+                found = _cancelled(client, number, report, patience)
+            except (errors.ServiceUnreachable, errors.ServiceLost) as error:
+                error.data["interrupted"] = True  # so that nobody does it in place of the service
+                raise
+    if found["error"] is not None:
+        raise errors.from_dict(found["error"])
+    result: dict[str, Any] = found["result"] or {}
+    return result
+
+
+def _begin(client: Client, number: str, body: Mapping[str, Any]) -> None:
+    client.post("/v1/operations", body, {"Mapsave-Operation": number})
+
+
+def follow(client: Client, number: str, report: Report = progress.silent) -> dict[str, Any]:
+    """Wait for the end of an operation that is under way already; return it.
+
+    Ctrl-C ends the waiting, not the operation. Raises UnknownOperation, Interrupted, ServiceLost.
+    """
+    with client.stop.cancels(client.interrupt):
+        try:
+            return _follow(client, number, report, _USUAL)
+        except connection.RequestInterrupted:
+            raise errors.Interrupted(
+                f"waiting was interrupted by {client.stop.name}; the operation goes on"
+            ) from None
+
+
+def _follow(client: Client, number: str, report: Report, patience: Patience) -> dict[str, Any]:
+    since = -1
+    while True:
+        path = f"/v1/operations/{number}"
+        found = connection.reconnecting(
+            client, path, patience.reconnect, wait=patience.wait, since=since
+        )
+        if found["state"] in _ENDED:
+            return found
+        since = found["revision"]
+        if found["progress"]:
+            names = ("phase", "done_bytes", "total_bytes", "rate")
+            report(progress.Progress(**{name: found["progress"][name] for name in names}))
+
+
+def _cancelled(client: Client, number: str, report: Report, patience: Patience) -> dict[str, Any]:
+    """Cancel the operation and wait for its end, whatever that is."""
+    try:
+        client.post(f"/v1/operations/{number}/cancel")
+        return _follow(client, number, report, patience)
+    except errors.NotCancellable:
+        return _follow(client, number, report, patience)  # it has ended, or is past the point
+    except errors.UnknownOperation:
+        raise errors.Interrupted("interrupted before anything was begun") from None
+
+
+def _unfinished(number: str, signal_name: str) -> errors.Interrupted:
+    """Return the error for an operation of the service whose end is not known in time."""
+    return errors.Interrupted(
+        f"interrupted by {signal_name}; the service was asked to cancel operation {number}, and "
+        "has not reported its end yet",
+        hint=f"'mapsave wait {number}' waits for its end, 'mapsave ps' shows how far it is",
+        operation=number,
+    )

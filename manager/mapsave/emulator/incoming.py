@@ -1,0 +1,284 @@
+"""Restoring: the destination side of migration, for a machine started with ``-incoming defer``.
+
+As in QEMU 10.0.2 the image is loaded in the main loop, so that QMP does not answer meanwhile, and
+what went wrong is told on stderr only; ``error-desc`` has the errno's text.
+
+Sources: QEMU's ``migration/migration.c`` and ``migration/savevm.c`` of 10.0, observed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from mapsave.emulator import capabilities, faults, files, stream
+from mapsave.emulator.faults import QmpError, StreamError
+from mapsave.emulator.ram_load import RamLoad
+from mapsave.emulator.run_state import RunState
+from mapsave.emulator.stream_reader import StreamReader
+from mapsave.image import stream_format as fmt
+
+if TYPE_CHECKING:
+    from mapsave.emulator.address import Address
+    from mapsave.emulator.machine import Machine
+
+_EINVAL, _EIO, _ENOTSUP = (os.strerror(number) for number in (22, 5, 95))
+# The head of the section every guest has: name, instance 0, version 1.
+_GLOBAL_STATE = re.compile(
+    rb"\x04....\x0bglobalstate\x00{7}\x01....(?=([a-z-]+)\x00).{32}(..)", re.DOTALL
+)
+_SUSPENDED = b"\x01\x01"  # has_vm_was_suspended, vm_was_suspended
+
+
+class Incoming:
+    """The destination side. It gets one try, as in QEMU."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.status = "none"
+        self.error: str | None = None
+        self._started = False
+        self._exit_on_error = True
+        self._fds: list[int] = []
+        self._stored_state = RunState.RUNNING.value
+        self._was_suspended = False
+
+    def check_possible(self) -> None:
+        """Raise QmpError if ``migrate-incoming`` has no place here."""
+        if self._started:
+            raise QmpError("The incoming migration has already been started")
+        if self._machine.run_state is not RunState.INMIGRATE:
+            raise QmpError("'-incoming' was not specified on the command line")
+
+    def start(self, address: Address, *, exit_on_error: bool) -> None:
+        """Open the file; it is loaded once the reply is sent. Raises QmpError.
+
+        After an error the status stays ``setup``, and another try is refused, as in QEMU 10.0.2.
+        """
+        if self.status != "none":
+            raise QmpError(f"Illegal migration incoming state: {self.status}")
+        self._exit_on_error = exit_on_error
+        self._enter("setup")
+        try:
+            self._open(address)
+        except QmpError:
+            self._close()
+            raise
+        self._started = True
+        self._machine.monitor.defer(self._load)
+
+    def query(self) -> dict[str, Any]:
+        """Return what ``query-migrate`` answers on a destination."""
+        if self.status == "none":
+            return {}
+        result: dict[str, Any] = {"status": self.status}
+        if self.status == "failed" and self.error is not None:
+            result["error-desc"] = self.error
+        return result
+
+    def _open(self, address: Address) -> None:
+        machine = self._machine
+        self._fds.append(files.open_file(machine.fdsets, address.filename, os.O_RDONLY))
+        os.lseek(self._fds[0], min(address.offset, (1 << 63) - 1), os.SEEK_SET)
+        if machine.capabilities["multifd"]:
+            flags = os.O_RDONLY | (os.O_DIRECT if files.wants_direct(machine) else 0)
+            for _ in range(machine.parameters["multifd-channels"]):
+                self._fds.append(files.open_file(machine.fdsets, address.filename, flags))
+
+    def _load(self) -> None:
+        on = self._machine.capabilities
+        self._enter("active")
+        reader = StreamReader(self._fds[0])
+        ram = RamLoad(
+            self._machine.memory,
+            reader,
+            mapped=on["mapped-ram"],
+            ignore_shared=on["x-ignore-shared"],
+        )
+        if on["multifd"]:
+            ram.use_channels(self._fds[1:])
+        try:
+            self._load_stream(reader, ram)
+        except (StreamError, OSError) as error:
+            self._fail(error if isinstance(error, StreamError) else StreamError(_EIO))
+        else:
+            self._finish()
+        finally:
+            ram.close()
+            self._close()
+
+    def _close(self) -> None:
+        for fd in self._fds:
+            self._machine.fdsets.close(fd)
+        self._fds = []
+
+    def _load_stream(self, reader: StreamReader, ram: RamLoad) -> None:
+        try:
+            magic, version = reader.u32(), reader.u32()
+        except OSError:  # a directory
+            raise StreamError(_EINVAL, "Not a migration stream") from None
+        if magic != fmt.MAGIC:
+            raise StreamError(_EINVAL, "Not a migration stream")
+        if version != fmt.VERSION:
+            raise StreamError(_ENOTSUP, "Unsupported migration stream version")
+        ram.foreign = self._configuration(reader) != stream.MACHINE
+        while not self._section(reader, ram):
+            pass
+
+    def _configuration(self, reader: StreamReader) -> str:
+        if reader.u8() != fmt.CONFIGURATION:
+            raise StreamError(_EINVAL, "Configuration section missing")
+        machine = reader.read(min(reader.u32(), 4096)).decode("utf-8", "replace")
+        if reader.failed:
+            raise StreamError(_EIO, "Failed to load configuration:name")
+        received: set[str] = set()
+        while reader.peek_type(fmt.SUBSECTION):
+            reader.u8()
+            received |= self._subsection(reader)
+        for name in (fmt.CAPABILITY_IGNORE_SHARED, fmt.CAPABILITY_MAPPED_RAM):
+            here, there = self._machine.capabilities[name], name in received
+            if here != there:
+                state, other = ("on", "off") if here else ("off", "on")
+                raise StreamError(
+                    _EINVAL,
+                    f"Capability {name} is {state}, but received capability is {other}",
+                )
+        return machine
+
+    def _subsection(self, reader: StreamReader) -> set[str]:
+        name = reader.counted()
+        reader.u32()  # version
+        if name == fmt.SUBSECTION_CAPABILITIES:
+            return self._received_capabilities(reader)
+        if name == fmt.SUBSECTION_UUID:
+            reader.read(16)
+        elif name == fmt.SUBSECTION_PAGE_BITS:
+            reader.u32()
+        else:
+            raise StreamError(_EINVAL, f"Unknown subsection '{name}' of configuration")
+        return set()
+
+    @staticmethod
+    def _received_capabilities(reader: StreamReader) -> set[str]:
+        names: set[str] = set()
+        for _ in range(min(reader.u32(), len(capabilities.NAMES))):
+            size = reader.u8()
+            name = reader.read(size)[: reader.last_read].decode("utf-8", "replace")
+            if name not in capabilities.NAMES:
+                raise StreamError(
+                    _EINVAL,
+                    f"Received unknown capability {name}",
+                    "Failed to load configuration/capabilities:capabilities",
+                )
+            names.add(name)
+        return names
+
+    def _section(self, reader: StreamReader, ram: RamLoad) -> bool:
+        """Load one section; return True if it was the last that matters. Raises StreamError."""
+        kind = reader.u8()
+        if reader.failed:
+            raise StreamError(_EIO)
+        if kind == fmt.EOF:
+            return True
+        if kind in (fmt.SECTION_START, fmt.SECTION_FULL):
+            return self._new_section(reader, ram, kind)
+        if kind in (fmt.SECTION_PART, fmt.SECTION_END):
+            section_id = reader.u32()
+            if reader.failed:
+                raise StreamError(_EIO)
+            if section_id != self._ram_id:
+                raise StreamError(_EINVAL, f"Unknown savevm section {section_id}")
+            ram.section(f"section id {section_id}(ram)")
+            self._footer(reader, "ram", section_id)
+        elif kind == fmt.COMMAND:
+            reader.u32()
+        else:
+            raise StreamError(_EINVAL, f"Unknown savevm section type {kind}")
+        return False
+
+    _ram_id = -1
+
+    def _new_section(self, reader: StreamReader, ram: RamLoad, kind: int) -> bool:
+        section_id, name = reader.u32(), reader.counted()
+        instance, version = reader.u32(), reader.u32()
+        if reader.failed:
+            raise StreamError(
+                _EIO, "qemu_loadvm_section_start_full: Failed to read instance/version ID: -5"
+            )
+        if name == fmt.RAM_SECTION:
+            self._ram_id = section_id
+            ram.section("for instance 0x0 of device 'ram'")
+            self._footer(reader, name, section_id)
+            return False
+        if ram.foreign:
+            self._foreign_devices(stream.section(kind, section_id, name, version) + reader.rest())
+            return True
+        self._device(reader, name, instance)
+        self._footer(reader, name, section_id)
+        return False
+
+    def _device(self, reader: StreamReader, name: str, instance: int) -> None:
+        if name == "timer":
+            reader.read(24)
+            field = "cpu_ticks_offset"
+        elif name == "globalstate":
+            reader.u32()
+            self._stored_state = reader.read(32).partition(b"\0")[0].decode("utf-8", "replace")
+            self._was_suspended = reader.read(68)[:2] == _SUSPENDED
+            field = "runstate"
+        else:
+            raise StreamError(
+                _EINVAL,
+                f"Unknown savevm section or instance '{name}' {instance}. Make sure that your"
+                " current VM setup matches your saved VM setup, including any hotplugged devices",
+            )
+        if reader.failed:
+            raise StreamError(
+                _EIO,
+                f"Failed to load {name}:{field}",
+                f"error while loading state for instance 0x{instance:x} of device '{name}'",
+            )
+
+    def _foreign_devices(self, rest: bytes) -> None:
+        """Skip the devices of another machine type; only its run state is of interest."""
+        found = _GLOBAL_STATE.search(rest)
+        if found is not None:
+            self._stored_state = found[1].decode()
+            self._was_suspended = found[2] == _SUSPENDED
+
+    @staticmethod
+    def _footer(reader: StreamReader, name: str, section_id: int) -> None:
+        if reader.u8() != fmt.SECTION_FOOTER:
+            raise StreamError(
+                _EIO if reader.failed else _EINVAL, f"Missing section footer for {name}"
+            )
+        if reader.u32() != section_id and not reader.failed:
+            raise StreamError(_EINVAL, f"Mismatched section id in footer for {name}")
+
+    def _fail(self, error: StreamError) -> None:
+        for line in error.reports:
+            faults.report(line)
+        self.error = f"load of migration failed: {error.desc}"
+        self._enter("failed")
+        if self._exit_on_error:
+            faults.report(self.error)
+            self._machine.monitor.shut_down(1)
+
+    def _finish(self) -> None:
+        """Set the run state: the stored one, or running if the machine may start by itself."""
+        machine = self._machine
+        machine.was_suspended = self._was_suspended
+        if self._stored_state in (RunState.RUNNING.value, RunState.SUSPENDED.value):
+            if machine.autostart:
+                machine.start()
+            else:
+                machine.run_state = RunState.PAUSED
+        else:
+            known = {state.value: state for state in RunState}
+            machine.run_state = known.get(self._stored_state, RunState.PAUSED)
+        self._enter("completed")
+
+    def _enter(self, status: str) -> None:
+        self.status = status
+        self._machine.migration_event(status)

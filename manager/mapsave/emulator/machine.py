@@ -1,0 +1,112 @@
+"""The emulated machine: run state, RAM, capabilities, descriptors, and both migrations."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mapsave.emulator import faults
+from mapsave.emulator.capabilities import Capabilities
+from mapsave.emulator.faults import QmpError
+from mapsave.emulator.fdset import FdSets
+from mapsave.emulator.incoming import Incoming
+from mapsave.emulator.memory import GuestMemory
+from mapsave.emulator.migration_options import Parameters
+from mapsave.emulator.outgoing import Outgoing
+from mapsave.emulator.run_state import LIVE, NEED_RESET, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mapsave.emulator.options import EmulatorOptions
+
+
+class Monitor(Protocol):
+    """What the machine needs of the QMP server. All three may be called from any thread."""
+
+    def emit(self, event: str, data: dict[str, Any] | None = None) -> None:
+        """Send an event to the client."""
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Run ``work`` in the main loop after the reply under way is sent."""
+
+    def shut_down(self, exit_code: int) -> None:
+        """End the main loop."""
+
+
+class Machine:
+    """``lock`` is QEMU's big lock: held by every command and by the last phase of a save."""
+
+    def __init__(self, options: EmulatorOptions, monitor: Monitor) -> None:
+        self.options = options
+        self.monitor = monitor
+        self.lock = threading.RLock()
+        self.memory = GuestMemory(options)
+        self.capabilities = Capabilities()
+        self.parameters = Parameters()
+        self.fdsets = FdSets()
+        self.named_fds: dict[str, int] = {}
+        self.autostart = not options.paused
+        self.was_suspended = False  # to RAM, whatever the run state has become since
+        self.run_state = RunState.PRELAUNCH
+        self.outgoing = Outgoing(self)
+        self.incoming = Incoming(self)
+        if options.incoming:
+            self.run_state = RunState.INMIGRATE
+        elif self.autostart:
+            self.run_state = RunState.RUNNING
+            self.memory.resume()
+
+    @property
+    def running(self) -> bool:
+        """True if the guest runs."""
+        return self.run_state is RunState.RUNNING
+
+    def migration_event(self, status: str) -> None:
+        """Send MIGRATION, if the capability ``events`` is on."""
+        if self.capabilities["events"]:
+            self.monitor.emit("MIGRATION", {"status": status})
+
+    def start(self) -> None:
+        """Let the guest run, or be suspended again, if it does not do so already."""
+        if self.run_state in LIVE:
+            return
+        if self.was_suspended:
+            if self.run_state is RunState.POSTMIGRATE:
+                reason = "invalid runstate transition: 'postmigrate' -> 'suspended'"
+                faults.die(reason, signal.SIGABRT)
+            self.monitor.emit("RESUME")
+            self.run_state = RunState.SUSPENDED
+            return
+        self.monitor.emit("RESUME")
+        self.run_state = RunState.RUNNING
+        self.memory.resume()
+
+    def stop(self, state: RunState, *, force: bool = False) -> None:
+        """Stop the guest if it runs; ``force`` takes ``state`` even if it did not."""
+        was_running = self.run_state in LIVE
+        if self.running:
+            self.memory.halt()
+        if was_running or force:
+            self.run_state = state
+        if was_running:
+            self.monitor.emit("STOP")
+
+    def command_stop(self) -> None:
+        """The QMP command ``stop``."""
+        if self.run_state is RunState.INMIGRATE:
+            self.autostart = False
+        else:
+            self.stop(RunState.PAUSED)
+
+    def command_cont(self) -> None:
+        """The QMP command ``cont``. Raises QmpError while a save is in its last phase."""
+        if self.run_state is RunState.FINISH_MIGRATE:
+            raise QmpError("Migration is not finalized yet")
+        if self.run_state in NEED_RESET:
+            raise QmpError("Resetting the Virtual Machine is required")
+        if self.run_state is RunState.INMIGRATE:
+            self.autostart = True
+        else:
+            self.start()

@@ -1,0 +1,381 @@
+"""Saving: QEMU's migration thread, its states and its events.
+
+Source: QEMU's ``migration/migration.c`` and ``migration/file.c`` of 10.0, observed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from mapsave.emulator import faults, files, rate, stream
+from mapsave.emulator.faults import ChannelError, QmpError, StreamError
+from mapsave.emulator.ram_save import MappedRamSave, PlainRamSave, RamSave, Throttle
+from mapsave.emulator.run_state import LIVE, RunState
+from mapsave.image import stream_format as fmt
+
+if TYPE_CHECKING:
+    from mapsave.emulator.address import Address
+    from mapsave.emulator.machine import Machine
+
+IN_PROGRESS = ("setup", "active", "pre-switchover", "device", "cancelling")
+_CANCELLABLE = ("setup", "active", "pre-switchover", "device")
+_SLICE = 0.05  # seconds that one iteration sends before it looks around
+
+
+class Outgoing:
+    """The source side of migration. One save at a time; the last result stays readable."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._status_lock = threading.Lock()
+        self.status = "none"
+        self.error: str | None = None
+        self.is_registered = False  # for `yank`: from `migrate` until all is cleaned up
+        self._proceed = threading.Event()
+        self._fds: list[int] = []
+        self._channel_fds: list[int] = []
+        self._left_fds: list[int] = []  # of channels that were never cleaned up
+        self._ram: RamSave | None = None
+        self._writer: stream.StreamWriter | None = None
+        self._pace = rate.Pace(0)
+        self._throttle = Throttle(0)
+        self._old_state: RunState | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def in_progress(self) -> bool:
+        """True from ``migrate`` until the outcome is known."""
+        return self.status in IN_PROGRESS
+
+    def start(self, address: Address) -> None:
+        """Open the file and start saving. Raises QmpError; then the status is ``failed`` too."""
+        if self.is_registered:
+            raise QmpError("duplicate yank instance")
+        self.error = None
+        self._old_state = None
+        self._ram = None
+        self._proceed.clear()
+        self._enter("setup")
+        try:
+            fd = self._open_main(address)
+        except QmpError as error:
+            self.error = error.desc
+            self._enter("failed")
+            raise
+        self.is_registered = True
+        self._fds = [fd]
+        self._pace = rate.Pace(self._machine.parameters["max-bandwidth"])
+        self._throttle = Throttle(self._machine.options.throttle)
+        self._thread = threading.Thread(
+            target=self._run, args=(address,), name="live_migration", daemon=True
+        )
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Begin to cancel, if there is anything to cancel."""
+        before = self.status
+        if before not in _CANCELLABLE:
+            return
+        wanted = len(self._channel_fds)
+        if wanted and wanted != self._machine.parameters["multifd-channels"]:
+            faults.die("multifd-channels was changed during a save that is now cancelled")
+        if before == "pre-switchover":
+            self.error = "Channel error: Input/output error"
+            faults.report(self.error)
+        self._change(before, "cancelling")
+        self._throttle.lifted.set()
+        self._pace.hurry()
+        self._proceed.set()
+
+    def proceed(self, state: str) -> None:
+        """The command ``migrate-continue``. Raises QmpError if the save is not in ``state``."""
+        if state != self.status:
+            raise QmpError(f"Migration not in expected state: {self.status}")
+        if state == "pre-switchover":
+            self._proceed.set()
+
+    def query(self) -> dict[str, Any]:
+        """Return what ``query-migrate`` answers on a source."""
+        if self.status == "none":
+            return {}
+        result: dict[str, Any] = {"status": self.status}
+        if (
+            self._ram is not None
+            and self._writer is not None
+            and self.status
+            not in (
+                "setup",
+                "failed",
+                "cancelled",
+            )
+        ):
+            done = self.status == "completed"
+            result |= self._pace.report(self._machine.parameters["downtime-limit"], done=done)
+            result["ram"] = self._pace.ram(
+                self._ram, self._writer.written, self._machine.memory.size, done=done
+            )
+        if self.error is not None:
+            result["error-desc"] = self.error
+        return result
+
+    # Everything below runs in the migration thread.
+
+    def _run(self, address: Address) -> None:
+        try:
+            self._setup(address)
+            if self._change("setup", "active"):
+                if self._machine.capabilities["background-snapshot"]:
+                    self._snapshot()
+                else:
+                    self._iterate()
+        except StreamError as error:
+            self._fail(error)
+        with self._machine.lock:
+            self._put_guest_back()
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Close what was opened, by the capabilities that are in force now, as QEMU does.
+
+        With multifd switched off since, its channels stay as they are, and open; switched on since,
+        those that there never were are cleaned up as well.
+        """
+        has_multifd = self._machine.capabilities["multifd"]
+        if has_multifd and not self._channel_fds:
+            faults.die("multifd was switched on before a migration without it was cleaned up")
+        if self._ram is not None:
+            self._ram.close()
+        if not has_multifd:
+            self._left_fds, self._channel_fds = self._channel_fds, []
+        for fd in self._fds:
+            if fd not in self._left_fds:
+                self._machine.fdsets.close(fd)
+        self._fds, self._channel_fds = [], []
+        self._change("cancelling", "cancelled")
+        self.is_registered = False
+
+    def _setup(self, address: Address) -> None:
+        on = self._machine.capabilities
+        if on["multifd"]:
+            self._open_channels(address)
+        writer = self._writer = stream.StreamWriter(self._fds[0])
+        writer.write(stream.header(self._recorded(), self._uuid()))
+        writer.write(
+            stream.section(fmt.SECTION_START, stream.RAM_SECTION, fmt.RAM_SECTION, fmt.RAM_VERSION)
+        )
+        ram = self._new_ram(writer)
+        if not on["background-snapshot"]:
+            self._sync(ram)
+        try:
+            ram.setup(ignore_shared=on["x-ignore-shared"])
+            writer.write(stream.end_of_ram())
+            writer.flush()
+        except StreamError:
+            raise StreamError("ram_save_setup failed: Input/output error") from None
+        finally:
+            self._ram = ram
+        if on["return-path"]:
+            self.error = "Unable to read from file: Bad file descriptor"
+        self._pace.begin()
+
+    def _iterate(self) -> None:
+        ram, pace_ = self._ram, self._pace
+        assert ram is not None and self._writer is not None
+        while self.status == "active":
+            ram.check()
+            if pace_.threshold > ram.bytes_left:
+                self._sync(ram)
+            left = ram.bytes_left
+            if left == 0 or left < pace_.threshold:
+                if not self._machine.capabilities["switchover-ack"]:
+                    self._complete(ram)
+                    return
+                # The destination must agree, and a file never will: the save goes on for ever.
+                pace_.idle()
+            self._writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
+            self._send_slice(ram)
+            self._writer.write(stream.end_of_ram())
+            self._writer.flush()
+            pace_.rest(self._sent(ram), self._machine.parameters)
+
+    def _send_slice(self, ram: RamSave) -> None:
+        until = time.monotonic() + _SLICE
+        while self.status == "active" and time.monotonic() < until:
+            if self._pace.exhausted(self._sent(ram)):
+                return
+            pages = ram.take()
+            if not len(pages):
+                return
+            ram.send(pages)
+            if self._pace.limit:
+                ram.settle()  # what is under way must count, or the limit would not hold
+            ram.check()
+
+    def _complete(self, ram: RamSave) -> None:
+        """Stop the guest and send the rest, devices last."""
+        machine, writer = self._machine, self._writer
+        assert writer is not None
+        with machine.lock:
+            state = self._old_state = machine.run_state
+            self._pace.stopped()
+            machine.stop(RunState.FINISH_MIGRATE, force=True)
+        if not self._switch_over():
+            return
+        with machine.lock:
+            writer.write(stream.switchover_start())
+            self._sync(ram)
+            writer.write(stream.section(fmt.SECTION_END, stream.RAM_SECTION))
+            while len(pages := ram.take()):
+                ram.send(pages)
+                ram.check()
+            ram.finish()
+            writer.write(stream.end_of_ram())
+            self._write_devices(stream.devices(state.value, was_suspended=machine.was_suspended))
+            if self.error is not None:
+                raise StreamError(self.error)
+            self._pace.finished(self._sent(ram))
+            if self._change("device", "completed"):
+                machine.run_state = RunState.POSTMIGRATE
+
+    def _snapshot(self) -> None:
+        """Save the state of one moment while the guest runs on.
+
+        QEMU protects RAM against writing and copies pages as the guest touches them. Here the
+        guest is halted instead until its pages are written; events and file are the same. There
+        is no end of the RAM section, and so, in QEMU 10.0.2, mapped-ram's bitmap is never written:
+        such an image restores to empty RAM.
+        """
+        machine, ram, writer = self._machine, self._ram, self._writer
+        assert ram is not None and writer is not None
+        with machine.lock:
+            state = self._old_state = machine.run_state
+            if state is RunState.PRELAUNCH:
+                reason = "invalid runstate transition: 'prelaunch' -> 'paused'"
+                faults.die(reason, signal.SIGABRT)
+            self._pace.stopped()
+            devices = stream.devices(state.value, was_suspended=machine.was_suspended)
+            machine.stop(RunState.PAUSED)
+        while self.status == "active" and ram.bytes_left:
+            writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
+            self._send_slice(ram)
+            writer.write(stream.end_of_ram())
+            self._pace.rest(self._sent(ram), machine.parameters)
+        with machine.lock:
+            if state is RunState.RUNNING and self.status == "active":
+                machine.start()
+        self._write_devices(devices)
+        self._pace.finished(self._sent(ram))
+        self._change("active", "completed")
+
+    def _write_devices(self, devices: bytes) -> None:
+        assert self._writer is not None
+        self._writer.write(devices)
+        self._writer.write(stream.description(self._recorded(), self._uuid()))
+        self._writer.flush()
+
+    def _recorded(self) -> list[str]:
+        """Return the capabilities that a stream records, in the order of their list."""
+        recorded = (fmt.CAPABILITY_IGNORE_SHARED, fmt.CAPABILITY_MAPPED_RAM)
+        return [name for name in recorded if self._machine.capabilities[name]]
+
+    def _switch_over(self) -> bool:
+        if not self._machine.capabilities["pause-before-switchover"]:
+            return self._change("active", "device")
+        if self._change("active", "pre-switchover"):
+            self._proceed.wait()
+        return self._change("pre-switchover", "device")
+
+    def _fail(self, error: StreamError) -> None:
+        for line in (*error.reports, error.desc):
+            faults.report(line)
+        if self.status == "cancelling":
+            return
+        self.error = self.error or error.desc
+        self._enter("failed")
+        if isinstance(error, ChannelError):
+            # QEMU 10.0.2 reports a failed channel twice: the channel, then the migration thread.
+            self._machine.migration_event("failed")
+
+    def _put_guest_back(self) -> None:
+        machine, state = self._machine, self._old_state
+        if self.status == "completed" or state is None:
+            return
+        if state in LIVE:
+            machine.start()
+        elif machine.run_state is RunState.FINISH_MIGRATE:
+            machine.run_state = state
+
+    def _sync(self, ram: RamSave) -> None:
+        ram.sync()
+        if self._machine.capabilities["events"]:
+            self._machine.monitor.emit("MIGRATION_PASS", {"pass": ram.counters.syncs})
+
+    def _sent(self, ram: RamSave) -> int:
+        assert self._writer is not None
+        return self._writer.written + ram.counters.multifd_bytes + ram.counters.page_bytes
+
+    def _new_ram(self, writer: stream.StreamWriter) -> RamSave:
+        machine = self._machine
+        if not machine.capabilities["mapped-ram"]:
+            return PlainRamSave(machine.memory, writer, self._throttle)
+        return MappedRamSave(
+            machine.memory,
+            writer,
+            self._throttle,
+            channels=self._channel_fds,
+            detection=machine.parameters["zero-page-detection"],
+        )
+
+    def _uuid(self) -> bytes | None:
+        if not self._machine.capabilities["validate-uuid"] or self._machine.options.uuid is None:
+            return None
+        return uuid.UUID(self._machine.options.uuid).bytes
+
+    def _open_main(self, address: Address) -> int:
+        flags = os.O_WRONLY | os.O_CREAT
+        fd = files.open_file(self._machine.fdsets, address.filename, flags)
+        try:
+            os.ftruncate(fd, address.offset)
+            os.lseek(fd, address.offset, os.SEEK_SET)
+        except (OSError, OverflowError) as error:
+            self._machine.fdsets.close(fd)
+            number = error.errno if isinstance(error, OSError) else 22
+            raise QmpError(
+                f"failed to truncate migration file to offset {address.offset:x}:"
+                f" {os.strerror(number or 0)}"
+            ) from None
+        return fd
+
+    def _open_channels(self, address: Address) -> None:
+        machine = self._machine
+        if self._left_fds:
+            reason = "multifd was switched off before the save before this one was cleaned up"
+            faults.die(reason, signal.SIGABRT)
+        flags = os.O_WRONLY
+        if files.wants_direct(machine):
+            flags |= os.O_DIRECT
+        try:
+            for _ in range(machine.parameters["multifd-channels"]):
+                fd = files.open_file(machine.fdsets, address.filename, flags)
+                self._fds.append(fd)
+                self._channel_fds.append(fd)
+        except QmpError as error:
+            faults.die(f"a multifd channel cannot be opened ({error.desc})")
+
+    def _enter(self, status: str) -> None:
+        with self._status_lock:
+            self.status = status
+        self._machine.migration_event(status)
+
+    def _change(self, old: str, new: str) -> bool:
+        with self._status_lock:
+            if self.status != old:
+                return False
+            self.status = new
+        self._machine.migration_event(new)
+        return True

@@ -1,0 +1,181 @@
+"""Loading RAM: blocks, bitmaps and pages of a mapped-ram file, or the pages of a plain stream.
+
+As in QEMU pages whose bit is clear are not touched: RAM that was not zero stays as it was.
+
+Sources: QEMU's ``migration/ram.c`` and ``migration/multifd.c`` of 10.0, observed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mapsave.emulator import faults, ram_save, stream
+from mapsave.emulator.channels import Channels
+from mapsave.emulator.faults import StreamError
+from mapsave.emulator.options import PAGE
+from mapsave.image import stream_format as fmt
+
+if TYPE_CHECKING:
+    from mapsave.emulator.memory import GuestMemory
+    from mapsave.emulator.stream_reader import StreamReader
+
+_READ = 1 << 20  # bytes a channel reads in one go
+_MAX_BITMAP = 1 << 30  # bytes; larger ones are not believed
+Read = tuple[int, memoryview]  # file offset, and where the bytes go
+
+
+def invalid(*reports: str) -> StreamError:
+    """Return the error of a RAM section that QEMU does not take."""
+    return StreamError(os.strerror(22), *reports)
+
+
+class RamLoad:
+    """RAM of one restore. Blocks of other machine types that are not RAM land in ``aside``."""
+
+    def __init__(
+        self, memory: GuestMemory, reader: StreamReader, *, mapped: bool, ignore_shared: bool
+    ) -> None:
+        self._memory = memory
+        self._reader = reader
+        self._mapped = mapped
+        self._ignore_shared = ignore_shared
+        self._block: memoryview | None = None
+        self._loaded_ram = False
+        self.foreign = False  # the image is of another machine type
+        self.aside: dict[str, memoryview] = {}
+        self._channels: Channels[Read] | None = None
+
+    def use_channels(self, fds: list[int]) -> None:
+        """Read pages by multifd channels on ``fds``."""
+        self._channels = Channels(fds, _read_job)
+
+    def close(self) -> None:
+        """End the channels."""
+        if self._channels is not None:
+            self._channels.close()
+
+    def section(self, name: str) -> None:
+        """Load one RAM section up to its end mark. Raises StreamError, ``name`` in its words."""
+        try:
+            self._section()
+        except StreamError as error:
+            last = f"error while loading state {name}"
+            raise StreamError(error.desc, *error.reports, last) from None
+
+    def _section(self) -> None:
+        while True:
+            word = self._reader.u64()
+            if self._reader.failed:
+                raise StreamError(os.strerror(5), "Getting RAM address failed")
+            address, flags = word & ~fmt.RAM_FLAG_MASK, word & fmt.RAM_FLAG_MASK
+            if flags == fmt.RAM_FLAG_EOS:
+                if self._channels is not None:
+                    self._channels.sync()
+                return
+            if flags & fmt.RAM_FLAG_MEM_SIZE:
+                self._blocks(address)
+            elif not self._mapped and flags & (stream.RAM_FLAG_ZERO | stream.RAM_FLAG_PAGE):
+                self._page(address, flags)
+                if self._reader.failed:
+                    raise StreamError(os.strerror(5))
+            else:
+                raise invalid(f"Unexpected RAM flags: {flags}")
+
+    def _blocks(self, total: int) -> None:
+        while total > 0:
+            name = self._reader.counted()
+            length = self._reader.u64()
+            block = self._find(name, length)
+            if self._ignore_shared:
+                self._reader.u64()
+            if self._mapped:
+                self._mapped_block(name, length, block)
+            elif length != len(block):
+                raise invalid(
+                    f"Size mismatch: {name}: 0x{length:x} != 0x{len(block):x}: Invalid argument"
+                )
+            if self._reader.failed:
+                raise invalid()
+            total -= length
+
+    def _find(self, name: str, length: int) -> memoryview:
+        """Return the memory of block ``name``: the guest's RAM, or some to keep aside."""
+        ours = self._memory.view
+        if name == stream.RAM_BLOCK:
+            return ours
+        if not self.foreign and (self._mapped or length != len(ours)):
+            raise invalid(f'Unknown ramblock "{name}", cannot accept migration')
+        if length == len(ours) and not self._loaded_ram:
+            self._loaded_ram = True
+            self.aside[name] = ours
+        elif length > len(ours):
+            raise invalid(f'Unknown ramblock "{name}", cannot accept migration')
+        return self.aside.setdefault(name, memoryview(bytearray(length)))
+
+    def _mapped_block(self, name: str, length: int, block: memoryview) -> None:
+        raw = self._reader.read(fmt.MAPPED_RAM_HEADER.size)
+        if self._reader.failed:
+            raise invalid(
+                "Could not read whole mapped-ram migration header"
+                f" (expected {fmt.MAPPED_RAM_HEADER.size}, got {self._reader.last_read} bytes)"
+            )
+        version, page_size, bitmap_at, pages_at = fmt.MAPPED_RAM_HEADER.unpack(raw)
+        if version > fmt.MAPPED_RAM_VERSION:
+            raise invalid(
+                "Migration mapped-ram capability version not supported"
+                f" (expected <= {fmt.MAPPED_RAM_VERSION}, got {version})"
+            )
+        if pages_at % PAGE:
+            raise invalid(f"Error reading ramblock {name} pages, region has bad alignment")
+        if page_size == 0:
+            faults.die("the page size of a mapped-ram block is 0", signal.SIGFPE)
+        bits = self._bitmap(length, page_size, bitmap_at)
+        for first, last in ram_save.runs(np.flatnonzero(bits[: length // page_size])):
+            self._run(name, block, pages_at, first * page_size, (last + 1) * page_size)
+        self._reader.skip_to(pages_at + length)
+
+    def _bitmap(self, length: int, page_size: int, offset: int) -> np.ndarray:
+        size = fmt.bitmap_bytes(length // page_size * page_size, page_size)
+        raw = self._reader.pread(size, offset) if size <= _MAX_BITMAP else b""
+        if len(raw) != size:
+            raise invalid("Error reading dirty bitmap")
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
+
+    def _run(self, name: str, block: memoryview, base: int, start: int, end: int) -> None:
+        """Read the bytes ``start`` to ``end`` of a block, a piece at a time."""
+        for at in range(start, end, _READ):
+            stop = min(at + _READ, end)
+            if stop > len(block):
+                raise invalid(f"page outside of ramblock {name} range")
+            if self._channels is not None:
+                self._channels.submit((base + at, block[at:stop]))
+                continue
+            got = self._reader.preadv(block[at:stop], base + at)
+            if got != stop - at:
+                raise invalid(
+                    f"({name}) failed to read page {at:x}from file offset {base + at:x}:"
+                    f" Partial read of size {got}, expected {stop - at}"
+                )
+
+    def _page(self, address: int, flags: int) -> None:
+        if not flags & stream.RAM_FLAG_CONTINUE:
+            name = self._reader.counted()
+            self._block = self._memory.view if name == stream.RAM_BLOCK else self.aside.get(name)
+        if self._block is None or address + PAGE > len(self._block):
+            raise invalid(f"Illegal RAM offset 0x{address:x}")
+        if flags & stream.RAM_FLAG_ZERO:
+            fill = self._reader.read(1)
+            self._block[address : address + PAGE] = fill * PAGE
+        else:
+            self._block[address : address + PAGE] = self._reader.read(PAGE)
+
+
+def _read_job(fd: int, job: Read) -> None:
+    offset, target = job
+    got = os.preadv(fd, [target], offset)
+    if got != len(target):
+        faults.die("a multifd channel read beyond the end of the file")

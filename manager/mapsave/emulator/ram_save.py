@@ -1,0 +1,309 @@
+"""Sending RAM: which pages are left, which are zero, and where each goes in the file.
+
+Two forms, as QEMU has them: mapped-ram, where every page has its place in the file and a bitmap
+says which places count, and the plain stream, where every page comes behind its address.
+
+Sources: QEMU's ``docs/devel/migration/mapped-ram.rst``, ``migration/ram.c`` and
+``migration/multifd-nocomp.c`` of 10.0.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mapsave import units
+from mapsave.emulator import stream
+from mapsave.emulator.channels import Channels
+from mapsave.emulator.faults import ChannelError, StreamError
+from mapsave.emulator.options import PAGE
+from mapsave.image import stream_format as fmt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mapsave.emulator.memory import GuestMemory
+
+Indices = npt.NDArray[np.intp]
+JOB_PAGES = 128  # pages in a job: QEMU's MULTIFD_PACKET_SIZE of 512 KiB
+_WINDOW = 64 * JOB_PAGES  # pages of the bitmap looked at in one go
+
+
+@dataclasses.dataclass
+class Counters:
+    """What ``query-migrate`` reports, in pages and bytes."""
+
+    normal: int = 0
+    duplicate: int = 0
+    multifd_bytes: int = 0
+    page_bytes: int = 0  # page data that went through the main channel
+    syncs: int = 0
+
+
+class Throttle:
+    """Holds page data back to ``rate`` bytes a second over all threads; 0 lets everything pass."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+        self.lifted = threading.Event()
+
+    def wait(self, size: int) -> None:
+        """Wait until ``size`` bytes more may go; not at all once the throttle is ``lifted``."""
+        if not self._rate:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + size / self._rate
+            delay = self._free_at - now
+        self.lifted.wait(delay)
+
+
+class RamSave(abc.ABC):
+    """The RAM of one save. ``left`` has a bit for each page that is still to be sent."""
+
+    def __init__(self, memory: GuestMemory, writer: stream.StreamWriter, throttle: Throttle):
+        self.memory = memory
+        self.writer = writer
+        self.throttle = throttle
+        self.counters = Counters()
+        self.left = np.ones(memory.pages, dtype=np.bool_)
+        memory.collect_dirty(self.left)  # the dirty log begins here
+        self._cursor = 0
+        self._count_lock = threading.Lock()
+
+    @property
+    def bytes_left(self) -> int:
+        """How much RAM is still to be sent."""
+        return int(np.count_nonzero(self.left)) * PAGE
+
+    def sync(self) -> None:
+        """Take in what the guest has written since the last call."""
+        self.memory.collect_dirty(self.left)
+        self.counters.syncs += 1
+
+    def take(self) -> Indices:
+        """Return up to a job's pages, in order, and count them as sent; none if none are left."""
+        at = self._cursor
+        for _ in range(-(-self.memory.pages // _WINDOW) + 1):
+            found = np.flatnonzero(self.left[at : at + _WINDOW])[:JOB_PAGES]
+            if len(found):
+                found += at
+                self.left[found] = False
+                self._cursor = int(found[-1]) + 1
+                return found
+            at += _WINDOW
+            if at >= self.memory.pages:
+                self.wrap()
+                at = 0
+        return found
+
+    def zero(self, pages: Indices) -> npt.NDArray[np.bool_]:
+        """Return for each of ``pages`` whether it is all zero."""
+        if len(pages) and pages[-1] - pages[0] + 1 == len(pages):
+            rows = self.memory.words[pages[0] : pages[-1] + 1]
+        else:
+            rows = self.memory.words[pages]
+        return np.asarray(np.bitwise_or.reduce(rows, axis=1) == 0)
+
+    def count(self, normal: int, duplicate: int, *, multifd: bool) -> None:
+        """Add pages to the counters; called from all threads."""
+        with self._count_lock:
+            self.counters.normal += normal
+            self.counters.duplicate += duplicate
+            if multifd:
+                self.counters.multifd_bytes += normal * PAGE
+            else:
+                self.counters.page_bytes += normal * PAGE
+
+    def wrap(self) -> None:
+        """The end of RAM is reached; another round begins, which must not overtake this one."""
+        self._cursor = 0
+
+    def settle(self) -> None:  # noqa: B027 (see check)
+        """Wait until all that was sent is written."""
+
+    def check(self) -> None:  # noqa: B027 (a form without channels has nothing to check)
+        """Raise StreamError if a channel failed meanwhile."""
+
+    def close(self) -> None:  # noqa: B027 (see check)
+        """Let the channels end."""
+
+    @abc.abstractmethod
+    def setup(self, *, ignore_shared: bool) -> None:
+        """Write what the RAM section begins with."""
+
+    @abc.abstractmethod
+    def send(self, pages: Indices) -> None:
+        """Send ``pages``. Raises StreamError."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """Write what belongs behind the last page, before the end mark. Raises StreamError."""
+
+
+class MappedRamSave(RamSave):
+    """Pages at fixed places, written by channels or, without multifd, by the main channel."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        writer: stream.StreamWriter,
+        throttle: Throttle,
+        *,
+        channels: list[int],
+        detection: str,
+    ) -> None:
+        super().__init__(memory, writer, throttle)
+        self._present = np.zeros(memory.pages, dtype=np.bool_)
+        self._multifd = bool(channels)
+        self._detection = detection
+        self._channels: Channels[Indices] = Channels(channels, self._write_job)
+        self._bitmap_offset = self._pages_offset = 0
+
+    def setup(self, *, ignore_shared: bool) -> None:
+        """Write block record and mapped-ram header, and go on behind the pages' place."""
+        size = self.memory.size
+        out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
+        out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
+        if ignore_shared:
+            out += fmt.U64.pack(0)  # the block's guest physical address
+        self.writer.write(out)
+        self._bitmap_offset = self.writer.position + fmt.MAPPED_RAM_HEADER.size
+        behind = self._bitmap_offset + fmt.bitmap_bytes(size, PAGE)
+        self._pages_offset = units.round_up(behind, fmt.PAGES_ALIGNMENT)
+        self.writer.write(
+            fmt.MAPPED_RAM_HEADER.pack(
+                fmt.MAPPED_RAM_VERSION, PAGE, self._bitmap_offset, self._pages_offset
+            )
+        )
+        self.writer.skip_to(self._pages_offset + size)
+
+    def send(self, pages: Indices) -> None:
+        """Hand ``pages`` to a channel, or write them here without multifd."""
+        if self._multifd and self._detection != "legacy":
+            self._channels.submit(pages)
+            return
+        wanted = self._without_zero(pages) if self._detection != "none" else pages
+        if not len(wanted):
+            return
+        if self._multifd:
+            self._channels.submit(wanted)
+            return
+        try:
+            self._write_runs(self.writer.fd, wanted)
+        except OSError as error:
+            raise _broken(stream.unable_to_write(error)) from None
+
+    def _write_job(self, fd: int, pages: Indices) -> None:
+        """Runs in a channel. Legacy detection has taken out the zero pages before."""
+        if self._detection == "multifd":
+            pages = self._without_zero(pages)
+        self._write_runs(fd, pages)
+
+    def _without_zero(self, pages: Indices) -> Indices:
+        zero = self.zero(pages)
+        self._present[pages[zero]] = False  # it may have been written in an earlier round
+        self.count(0, int(np.count_nonzero(zero)), multifd=self._multifd)
+        return pages[~zero]
+
+    def _write_runs(self, fd: int, pages: Indices) -> None:
+        self._present[pages] = True
+        for first, last in runs(pages):
+            start, size = first * PAGE, (last - first + 1) * PAGE
+            self.throttle.wait(size)
+            # As in QEMU 10.0.2 a channel looks at errors only: a short write goes unnoticed.
+            os.pwritev(fd, [self.memory.view[start : start + size]], self._pages_offset + start)
+        self.count(len(pages), 0, multifd=self._multifd)
+
+    def settle(self) -> None:
+        """Wait for the channels."""
+        self._channels.sync()
+
+    def wrap(self) -> None:
+        """Wait for the channels, so that no older copy of a page is written over a newer one."""
+        self._channels.sync()
+        super().wrap()
+
+    def check(self) -> None:
+        """Raise StreamError if a channel could not write."""
+        error = self._channels.error
+        if isinstance(error, OSError):
+            raise ChannelError(stream.unable_to_write(error).desc)
+        if error is not None:
+            raise error
+
+    def finish(self) -> None:
+        """Wait for the channels and write the bitmap to its place."""
+        self._channels.sync()
+        self.check()
+        bits = np.packbits(self._present, bitorder="little").tobytes()
+        bits = bits.ljust(fmt.bitmap_bytes(self.memory.size, PAGE), b"\0")
+        try:
+            os.pwrite(self.writer.fd, bits, self._bitmap_offset)
+        except OSError as error:
+            raise stream.unable_to_write(error) from None
+        self.writer.written += len(bits)
+
+    def close(self) -> None:
+        """End the channels' threads."""
+        self._channels.close()
+
+
+class PlainRamSave(RamSave):
+    """The stream of ever: address, flags and contents of page after page."""
+
+    _named = False  # the block's name came already in this section
+
+    def setup(self, *, ignore_shared: bool) -> None:
+        """Write the list of blocks."""
+        size = self.memory.size
+        out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
+        out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
+        self.writer.write(out + (fmt.U64.pack(0) if ignore_shared else b""))
+
+    def send(self, pages: Indices) -> None:
+        """Write ``pages`` to the stream."""
+        zero = self.zero(pages)
+        self.throttle.wait(int(np.count_nonzero(~zero)) * PAGE)
+        for page, is_zero in zip(pages.tolist(), zero.tolist(), strict=True):
+            start = page * PAGE
+            flag = stream.RAM_FLAG_ZERO if is_zero else stream.RAM_FLAG_PAGE
+            name = stream.counted(stream.RAM_BLOCK)
+            if self._named:
+                flag, name = flag | stream.RAM_FLAG_CONTINUE, b""
+            self._named = True
+            data = b"\0" if is_zero else bytes(self.memory.view[start : start + PAGE])
+            try:
+                self.writer.write(fmt.U64.pack(start | flag) + name + data)
+            except StreamError as error:
+                raise _broken(error) from None
+        duplicate = int(np.count_nonzero(zero))
+        self.count(0, duplicate, multifd=False)
+        self.counters.normal += len(pages) - duplicate
+
+    def finish(self) -> None:
+        """Nothing: the stream holds all."""
+
+
+def _broken(error: StreamError) -> StreamError:
+    """Return ``error`` of the main channel with what QEMU reports first."""
+    return StreamError(error.desc, "failed to save SaveStateEntry with id(name): 1(ram): -5")
+
+
+def runs(pages: Any) -> Iterator[tuple[int, int]]:
+    """Yield first and last of each run of consecutive numbers in the ascending ``pages``."""
+    if not len(pages):
+        return
+    breaks = np.flatnonzero(np.diff(pages) != 1)
+    firsts = np.concatenate(([0], breaks + 1))
+    lasts = np.concatenate((breaks, [len(pages) - 1]))
+    yield from zip(pages[firsts].tolist(), pages[lasts].tolist(), strict=True)

@@ -1,0 +1,180 @@
+"""What save-all has saved and restore-all has to bring back: ``save-all.json`` in the state.
+
+A guest is written down before its save begins, with the image that it will get, and again once the
+image is committed. So whatever moment the host loses power in, no image is without its line, and a
+line without an image means that the guest was not saved. Each version replaces the last one whole
+(rename(2)), and is on stable storage with its directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors, shielded, strict_json
+from mapsave.image import image
+from mapsave.operations import locks
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+NAME = "save-all.json"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A guest that was saved, or is about to be: then without ``uuid`` and ``time``.
+
+    ``ran`` tells whether it ran, ``uuid`` is the image's, ``time`` when the image was committed, in
+    seconds since the epoch.
+    """
+
+    guest: str
+    image: str
+    ran: bool
+    priority: int = 0
+    uuid: str | None = None
+    time: float | None = None
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether its image was seen committed."""
+        return self.time is not None
+
+    def has_image(self) -> bool:
+        """Tell whether its image is there, or a partial one that ``mapsave recover`` completes."""
+        directory, name = os.path.split(self.image)
+        partial = os.path.join(directory, image.partial_name(name))
+        return os.path.lexists(self.image) or os.path.lexists(partial)
+
+
+class Record:
+    """The record of one state directory. Get one from ``held``."""
+
+    def __init__(self, path: Path, entries: tuple[Entry, ...]) -> None:
+        self.path = path
+        self.entries = entries
+        self._writing = asyncio.Lock()
+
+    def plan(self, entries: list[Entry]) -> None:
+        """Add guests that are about to be saved."""
+        self.entries += tuple(entries)
+
+    def commit(self, guest: str, path: str) -> None:
+        """Note that the image of ``guest`` at ``path`` is committed; older ones of it go."""
+        with image.opened(path) as opened:
+            uuid = str(opened.block.uuid)
+        self.entries = tuple(
+            dataclasses.replace(each, uuid=uuid, time=time.time()) if each.image == path else each
+            for each in self.entries
+            if each.guest != guest or each.image == path
+        )
+
+    def forget(self, guests: Container[str]) -> None:
+        """Drop what is known of ``guests``: they run, so that their images are stale."""
+        self.entries = tuple(each for each in self.entries if each.guest not in guests)
+
+    def drop(self, entry: Entry) -> None:
+        """Drop one entry: its guest is back, or there is nothing to bring back."""
+        self.entries = tuple(each for each in self.entries if each != entry)
+
+    def tidy(self) -> None:
+        """Drop the guests that were not saved after all."""
+        self.entries = tuple(each for each in self.entries if each.is_committed or each.has_image())
+
+    async def write(self) -> None:
+        """Bring the record to stable storage, off the event loop. Raises OSError."""
+        async with self._writing:
+            await shielded.in_thread(_replace, self.path, self.entries)
+
+
+@contextlib.contextmanager
+def held(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
+    """Yield the record of ``state``; nobody else works with it meanwhile.
+
+    With ``set_aside`` a record that cannot be read is renamed, and does not stand in the way.
+
+    Raises Busy, NotPermitted, ConfigMissing, and as ``load`` does.
+    """
+    with locks.held(state, "the fleet of guests", f"fleet:{os.path.realpath(state)}"):
+        try:
+            found = load(state)
+        except errors.Refused:
+            if not set_aside:
+                raise
+            aside = state / f"{NAME}.unreadable"
+            if aside.is_dir() or (state / NAME).is_dir():  # rename(2) replaces files by files only
+                aside = state / f"{NAME}.unreadable-{time.time_ns()}"
+            (state / NAME).rename(aside)
+            _log.warning("%s cannot be read; set aside as %s", state / NAME, aside)
+            found = load(state)
+        yield found
+
+
+def load(state: Path) -> Record:
+    """Return the record of ``state``, an empty one where there is none.
+
+    Raises Refused where it is damaged or of a newer version, NotPermitted.
+    """
+    path = state / NAME
+    try:
+        return Record(path, _parsed(strict_json.loads(path.read_bytes())))
+    except FileNotFoundError:
+        return Record(path, ())
+    except PermissionError as error:
+        raise errors.NotPermitted(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise errors.Refused(
+            f"{str(path)!r} is no record of save-all that this version reads: {error}",
+            hint="'mapsave list' shows the images, 'mapsave restore' brings them back one by one; "
+            "then remove the file",
+        ) from None
+
+
+def _parsed(found: Any) -> tuple[Entry, ...]:
+    """Return the entries of a record; raise ValueError, TypeError or KeyError if it is none."""
+    if found["version"] != _VERSION:
+        raise ValueError(f"version {found['version']!r}, not {_VERSION}")
+    entries = tuple(Entry(**each) for each in found["guests"])
+    for each in entries:
+        if not (isinstance(each.guest, str) and isinstance(each.image, str)):
+            raise TypeError(f"not a guest and its image: {each}")
+        if not isinstance(each.priority, int):
+            raise TypeError(f"not a priority: {each.priority!r}")
+        if not isinstance(each.uuid, str | None) or not isinstance(each.time, float | int | None):
+            raise TypeError(f"not an image's uuid and time: {each}")
+    return entries
+
+
+def _replace(path: Path, entries: tuple[Entry, ...]) -> None:
+    """Replace the file by ``entries``; without any, remove it. Both are durable."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if entries:
+            guests = [dataclasses.asdict(each) for each in entries]
+            text = json.dumps({"version": _VERSION, "guests": guests}, indent=1) + "\n"
+            _write_durably(path.with_name(path.name + ".new"), text)
+            os.rename(path.with_name(path.name + ".new"), path)
+        else:
+            path.unlink(missing_ok=True)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(fd)

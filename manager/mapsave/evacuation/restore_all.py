@@ -1,0 +1,187 @@
+"""Bring back what save-all saved, once the host is up again.
+
+The record says which guests and images; the images themselves say whether they were restored since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.evacuation import record, restore_targets
+from mapsave.hooks import around, recover
+from mapsave.jobs import outcome
+from mapsave.migration.progress import Progress, Report, silent
+from mapsave.operations import discard, restore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mapsave.config import Config
+    from mapsave.evacuation.record import Record
+    from mapsave.evacuation.restore_targets import Return
+
+Restorer = Callable[[restore.Request, Report], Awaitable[dict[str, Any]]]
+
+PARALLEL = 2
+
+_log = logging.getLogger(__name__)
+
+_COUNTED = ("restored", "failed", "skipped", "not_saved")
+_DROPPED = frozenset(("restored", "skipped", "not_saved"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of restore-all: ``parallel`` restores at once (2 if not said).
+
+    With ``discard`` an image is deleted once its guest is back.
+    """
+
+    parallel: int | None = None
+    discard: bool = False
+    dry_run: bool = False
+
+
+async def restore_all(
+    config: Config,
+    request: Request,
+    report: Report = silent,
+    *,
+    restorer: Restorer | None = None,
+) -> dict[str, Any]:
+    """Restore what the record holds, and return the summary ``mapsave restore-all --json`` prints.
+
+    What an interrupted mapsave left is finished or undone first. A guest that is back leaves the
+    record, one that fails stays in it. ``restorer`` restores one image.
+
+    Raises Busy, and Refused or NotPermitted where the record cannot be read; nothing is touched.
+    Cancelled, it raises Interrupted, which names the guests that are back.
+    """
+    began = asyncio.get_running_loop().time()
+    if request.dry_run:
+        lines = restore_targets.planned(record.load(config.state))
+        for line in lines:
+            await restore_targets.look(config, line)
+        return _summary(config, lines, [], began, dry_run=True)
+    with record.held(config.state) as kept:
+        recovered = (await recover.recover(config))["operations"] if kept.entries else []
+        lines = restore_targets.planned(kept)
+        run = _Run(config, request, lines, kept, restorer or _restorer(config), report)
+        try:
+            await run.to_the_end()
+        except asyncio.CancelledError:
+            raise _interrupted(lines) from None
+        return _summary(config, lines, recovered, began, dry_run=False)
+
+
+def _interrupted(lines: Sequence[Return]) -> errors.Interrupted:
+    """Return the error that tells which guests are back: they were not put into images again."""
+    restored = [line.entry.guest for line in lines if line.outcome == "restored"]
+    words = f"back before that: {', '.join(restored)}" if restored else "none was back before that"
+    return errors.Interrupted(
+        f"interrupted; restores under way were undone, {words}",
+        hint="'mapsave restore-all' brings back the others",
+        restored=restored,
+    )
+
+
+def _restorer(config: Config) -> Restorer:
+    async def one(request: restore.Request, report: Report) -> dict[str, Any]:
+        return await around.restore(config, request, report)
+
+    return one
+
+
+class _Run:
+    """The restores of one restore-all."""
+
+    def __init__(
+        self,
+        config: Config,
+        request: Request,
+        lines: Sequence[Return],
+        kept: Record,
+        restorer: Restorer,
+        report: Report,
+    ) -> None:
+        self._config = config
+        self._request = request
+        self._lines = lines
+        self._kept = kept
+        self._restorer = restorer
+        self._report = report
+
+    async def to_the_end(self) -> None:
+        slots = asyncio.Semaphore(self._request.parallel or PARALLEL)
+        async with asyncio.TaskGroup() as group:
+            for line in self._lines:  # the semaphore lets them in by their order
+                group.create_task(self._one(line, slots))
+
+    async def _one(self, line: Return, slots: asyncio.Semaphore) -> None:
+        async with slots:
+            await restore_targets.look(self._config, line)
+            if line.outcome == "planned":
+                await self._restore(line)
+            if line.outcome in _DROPPED:
+                self._kept.drop(line.entry)
+                try:
+                    await self._kept.write()
+                except OSError as error:
+                    # The image is marked as restored, so the next try passes it over.
+                    _log.warning("cannot write %s: %s", self._kept.path, error.strerror)
+            self._tell()
+
+    async def _restore(self, line: Return) -> None:
+        name = line.entry.guest
+        known = restore_targets.configured(self._config, name) is not None
+        request = restore.Request(image=line.entry.image, guest=name if known else None)
+
+        def seen(_: Progress) -> None:
+            self._tell()  # a restore tells its phases, but no bytes
+
+        try:
+            line.result = await self._restorer(request, seen)
+            line.outcome = "restored"
+            if self._request.discard:
+                await asyncio.to_thread(self._discard, line)
+        except errors.MapsaveError as error:
+            line.fail(error)
+        except Exception as error:
+            # A bug in one restore must not cost the others theirs.
+            line.fail(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
+
+    def _discard(self, line: Return) -> None:
+        """Delete the image of a guest that is back, which it is even where that fails."""
+        try:
+            discard.discard(self._config, line.entry.image, unrestored=False)
+            line.discarded = True
+        except (errors.MapsaveError, OSError) as error:
+            line.note = f"the image stays: {error}"
+
+    def _tell(self) -> None:
+        ended = sum(line.outcome != "planned" for line in self._lines)
+        self._report(Progress(f"{ended} of {len(self._lines)} guests"))
+
+
+def _summary(
+    config: Config,
+    lines: Sequence[Return],
+    recovered: list[dict[str, Any]],
+    began: float,
+    *,
+    dry_run: bool,
+) -> dict[str, Any]:
+    return {
+        "guests": [line.as_dict() for line in lines],
+        "dry_run": dry_run,
+        **{word: sum(line.outcome == word for line in lines) for word in _COUNTED},
+        "recovered": recovered,
+        "duration_s": round(asyncio.get_running_loop().time() - began, 6),
+        "record": str(config.state / record.NAME),
+        "exit_code": outcome.worst(line.error.exit_code for line in lines if line.error),
+    }

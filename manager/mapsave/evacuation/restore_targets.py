@@ -1,0 +1,110 @@
+"""The guests of restore-all: what the record says of them, and whether there is anything to do."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from mapsave import errors
+from mapsave.evacuation import guests
+from mapsave.image import image
+from mapsave.image.superblock import State
+from mapsave.operations import restored_notes
+
+if TYPE_CHECKING:
+    from mapsave.config import Config, Guest
+    from mapsave.evacuation.record import Entry, Record
+
+Outcome = Literal["planned", "restored", "failed", "skipped", "not_saved"]
+
+# With QEMU in these the guest does not run: it waits for its memory, or has left it in an image.
+_NOT_ALIVE = frozenset((None, "inmigrate", "postmigrate"))
+
+
+@dataclasses.dataclass
+class Return:
+    """One entry of the record, ``planned`` until it is dealt with; ``note`` says why it was not."""
+
+    entry: Entry
+    outcome: Outcome = "planned"
+    note: str | None = None
+    result: dict[str, Any] | None = None
+    error: errors.MapsaveError | None = None
+    discarded: bool = False
+
+    def fail(self, error: errors.MapsaveError) -> None:
+        """Record what stood against the restore."""
+        self.outcome, self.error = "failed", error
+
+    def pass_over(self, how: Outcome, note: str) -> None:
+        """Record that there is nothing to restore, and why."""
+        self.outcome, self.note = how, note
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry's line in the summary."""
+        return {
+            "guest": self.entry.guest,
+            "image": self.entry.image,
+            "outcome": self.outcome,
+            "note": self.note,
+            "result": self.result,
+            "error": self.error.as_dict() if self.error else None,
+            "discarded": self.discarded,
+            "ran": self.entry.ran,
+            "priority": self.entry.priority,
+        }
+
+
+def planned(kept: Record) -> list[Return]:
+    """Return the entries in the order of their restores; among equals as they were saved."""
+    return [Return(each) for each in sorted(kept.entries, key=lambda each: -each.priority)]
+
+
+async def look(config: Config, line: Return) -> None:
+    """See whether there is anything to restore; the line stays ``planned`` only if there is."""
+    entry = line.entry
+    try:
+        guest = configured(config, entry.guest)
+        run_state = await guests.run_state(guest, config) if guest is not None else None
+        if run_state not in _NOT_ALIVE:
+            line.pass_over("skipped", f"the guest is {run_state} already, so its image is stale")
+            return
+        state = await asyncio.to_thread(_state_of, config, entry)
+        if state is None:
+            line.pass_over("not_saved", "its save was not completed; there is nothing to restore")
+        elif state is State.RESTORED:
+            line.pass_over("skipped", "the image was restored before")
+    except errors.MapsaveError as error:
+        line.fail(error)
+
+
+def configured(config: Config, name: str) -> Guest | None:
+    """Return the guest of a name or an address; None where it is not configured any more."""
+    try:
+        return config.guest(name)
+    except errors.UnknownGuest:
+        return None
+
+
+def _state_of(config: Config, entry: Entry) -> State | None:
+    """Return the state of the entry's image; None where the save never came to one.
+
+    Raises ImageNotFound, PartialImage and their kin; Refused where it is another image.
+    """
+    if not entry.is_committed and not entry.has_image():
+        return None
+    if not entry.is_committed and not os.path.lexists(entry.image):
+        raise errors.PartialImage(
+            f"{entry.image!r} was never completed",
+            hint="'mapsave recover' finishes or removes what an interrupted save left",
+        )
+    with image.opened(entry.image) as opened:
+        if entry.uuid not in (None, str(opened.block.uuid)):
+            raise errors.Refused(
+                f"{entry.image!r} is not the image that was saved there",
+                hint="if that one is gone for good, start the guest; it then leaves the record",
+            )
+        used = restored_notes.is_used(config.state, opened)
+        return State.RESTORED if used else opened.block.state

@@ -1,0 +1,141 @@
+"""Save every guest before the host goes down: the dearest first, and as many as the time allows.
+
+Read ``save_all`` and the ``Run`` of ``run.py`` from top to bottom: look at all guests while they
+run, write down what is about to be saved, then begin one save after the other as the disk takes
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mapsave import config as configuration
+from mapsave import errors
+from mapsave.evacuation import forecast, guests, record, save_run, save_targets
+from mapsave.hooks import around
+from mapsave.image import store
+from mapsave.jobs import outcome
+from mapsave.migration.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mapsave.config import Config, Guest, Then
+    from mapsave.evacuation.save_run import Saver
+    from mapsave.evacuation.save_targets import Target
+    from mapsave.migration.progress import Report
+    from mapsave.operations import save_request
+
+_COUNTED = ("saved", "failed", "no_time", "not_running", "skipped")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of save-all: all guests that are configured, or those of ``names``.
+
+    ``libvirt`` is the URI of a daemon whose active domains are added. ``deadline`` is in seconds
+    from now; ``parallel`` None finds out how many saves at once the disk takes.
+    """
+
+    names: tuple[str, ...] = ()
+    libvirt: str | None = None
+    deadline: float | None = None
+    then: Then = "quit"
+    parallel: int | None = None
+    dry_run: bool = False
+
+
+async def save_all(
+    config: Config, request: Request, report: Report = silent, *, saver: Saver | None = None
+) -> dict[str, Any]:
+    """Save the guests, and return the summary that ``mapsave save-all --json`` prints.
+
+    One guest's failure is a line of the summary. ``saver`` saves one guest. Cancelled, the saves
+    under way put their guests back first; what is committed stays in the record.
+
+    Raises UnknownGuest, UsageError, Unsupported, Unreachable or NotPermitted where it is not known
+    which guests there are, Busy, and Refused where the record cannot be written: nothing is touched
+    then.
+    """
+    started = asyncio.get_running_loop().time()
+    patience = save_targets.patience_for(request.deadline)
+    found, unreached = await guests.chosen(config, request.names, request.libvirt, patience)
+    away = [_away(request.libvirt, unreached)] if request.libvirt and unreached else []
+    if request.dry_run:
+        lines = [*await save_targets.examined(config, found, request.then, None), *away]
+        rate = await asyncio.to_thread(forecast.known_rate, config)
+        forecast.foretell(lines, request.deadline, rate)
+        return {**_summary(config, request, lines, started), "rate_bytes_per_s": rate}
+    with record.held(config.state, set_aside=True) as kept:
+        lines = await save_targets.examined(config, found, request.then, request.deadline)
+        lines += away
+        saved_before = {each.guest: each.image for each in kept.entries}
+        for line in lines:
+            line.image = line.image or saved_before.get(line.name)
+        saves = save_run.Run(config, request, lines, kept, saver or _saver(config), report, started)
+        await saves.to_the_end()
+        return {**_summary(config, request, lines, started), "rate_bytes_per_s": saves.pace.rate}
+
+
+async def interruptible(
+    config: Config, request: Request, report: Report = silent, *, saver: Saver | None = None
+) -> dict[str, Any]:
+    """Do as ``save_all``; cancelled, tell which guests are in images now: they were not put back.
+
+    Raises Interrupted in place of a cancellation.
+    """
+    try:
+        return await save_all(config, request, report, saver=saver)
+    except asyncio.CancelledError:
+        saved = [each.guest for each in record.load(config.state).entries if each.is_committed]
+        words = f"saved before that: {', '.join(saved)}" if saved else "none was saved before that"
+        raise errors.Interrupted(
+            f"interrupted; guests whose save was under way were put back, {words}",
+            hint="'mapsave restore-all' brings back what was saved" if saved else None,
+            saved=saved,
+        ) from None
+
+
+def _away(uri: str, error: errors.MapsaveError) -> Target:
+    """Return the line of a libvirt that could not be asked for its guests."""
+    target = save_targets.Target(configuration.Guest(uri))
+    target.fail(error)
+    return target
+
+
+def _saver(config: Config) -> Saver:
+    async def one(guest: Guest, request: save_request.Request, report: Report) -> dict[str, Any]:
+        return await around.save(guest, config, request, report)
+
+    return one
+
+
+def _summary(
+    config: Config, request: Request, lines: Sequence[Target], started: float
+) -> dict[str, Any]:
+    seconds = asyncio.get_running_loop().time() - started
+    written = sum(each.result["data_bytes"] for each in lines if each.result)
+    order = {"not_running": 1}  # behind those that there was something to do with
+    told = sorted(lines, key=lambda each: order.get(each.outcome, 0))
+    return {
+        "guests": [each.as_dict() for each in told],
+        "dry_run": request.dry_run,
+        **{word: sum(each.outcome == word for each in lines) for word in _COUNTED},
+        "duration_s": round(seconds, 6),
+        "bytes_per_s": round(written / seconds) if seconds else 0,
+        "needed_bytes": sum(each.size for each in lines if each.outcome in ("planned", "saved")),
+        "free_bytes": _free(config),
+        "record": str(config.state / record.NAME),
+        "exit_code": outcome.worst(each.error.exit_code for each in lines if each.error),
+    }
+
+
+def _free(config: Config) -> int | None:
+    """Return the bytes that may be written beside the images; None where that is not known."""
+    try:
+        with store.directory(config.images) as held:
+            return held.free_bytes()
+    except errors.MapsaveError:
+        return None

@@ -1,0 +1,235 @@
+"""The guests of save-all: looked at while they run, and put into the order of their saves."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+from mapsave import errors
+from mapsave.evacuation import guests
+from mapsave.image import store
+from mapsave.operations import attach, locks, preview, restored_notes, save_request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mapsave.config import Config, Guest, Then
+
+Outcome = Literal["planned", "saved", "failed", "no_time", "not_running", "skipped"]
+
+_AT_ONCE = 8
+# Seconds. A monitor that somebody else holds is found out in ten.
+_PATIENCE = 15.0
+_LEAST_PATIENCE = 1.0
+_RUNNING = frozenset(("running", "suspended"))
+_LEFT = "postmigrate"
+
+
+@dataclasses.dataclass
+class Target:
+    """One guest of a save-all, ``planned`` until its save has ended one way or the other.
+
+    ``size`` is in bytes: what will have to be written, ``ram`` with the zero pages. ``image`` is
+    the path that it gets, ``seconds`` how long that will likely take. ``is_alive`` tells whether it
+    lives beside whatever image there is of it, which is stale then. ``locks`` are the keys of those
+    of its locks that another mapsave holds: it is to be looked at once they are free. ``tries`` is
+    how often its save was begun in vain for that.
+    """
+
+    guest: Guest
+    outcome: Outcome = "planned"
+    request: save_request.Request | None = None
+    run_state: str | None = None
+    locks: tuple[str, ...] = ()
+    tries: int = 0
+    is_alive: bool = False
+    size: int = 0
+    ram: int = 0
+    image: str | None = None
+    seconds: float | None = None
+    result: dict[str, Any] | None = None
+    error: errors.MapsaveError | None = None
+
+    @property
+    def name(self) -> str:
+        """The guest's name."""
+        return self.guest.name
+
+    @property
+    def ran(self) -> bool:
+        """Whether its processors ran when it was looked at."""
+        return self.run_state in _RUNNING
+
+    def fail(self, error: errors.MapsaveError, outcome: Outcome = "failed") -> None:
+        """Record what stood against the save."""
+        self.outcome, self.error = outcome, error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the guest's line in the summary."""
+        return {
+            "guest": self.name,
+            "outcome": self.outcome,
+            "result": self.result,
+            "error": self.error.as_dict() if self.error else None,
+            "size_bytes": self.size,
+            "priority": self.guest.priority,
+            "image": self.image,
+            "estimate_s": self.seconds,
+        }
+
+
+async def examined(
+    config: Config, found: Sequence[Guest], then: Then, deadline: float | None
+) -> list[Target]:
+    """Look at all guests, which run on meanwhile; return them in the order of their saves.
+
+    The higher priority comes first, among equals what is written soonest, so that as many guests as
+    can be are safe early. ``deadline`` is in seconds; a guest that does not answer costs a quarter
+    of it at most.
+    """
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(guest: Guest) -> Target:
+        target = Target(guest)
+        async with slots:
+            await look(target, config, then, patience_for(deadline))
+        return target
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(guest)) for guest in found]
+    targets = [task.result() for task in tasks]
+    targets.sort(key=lambda each: (-each.guest.priority, each.size))
+    taken: set[str] = set()
+    for target in targets:
+        if target.outcome == "planned":
+            name_image(target, taken)
+    return targets
+
+
+def patience_for(deadline: float | None) -> float:
+    """Return for how many seconds a guest is looked at; ``deadline`` in seconds from now."""
+    limit = _PATIENCE if deadline is None else deadline / 4
+    return max(min(limit, _PATIENCE), _LEAST_PATIENCE)
+
+
+def held_locks(target: Target, config: Config) -> tuple[str, ...]:
+    """Return those of ``locks`` that are still held."""
+    return tuple(key for key in target.locks if locks.is_held(config.state, key))
+
+
+async def look(target: Target, config: Config, then: Then, patience: float) -> None:
+    """Look at a guest for at most ``patience`` seconds, and set what is found."""
+    try:
+        await _examine(target, config, then, patience)
+    except errors.MapsaveError as error:
+        target.fail(error)
+    except Exception as error:
+        # A bug with one guest must not cost the others their save.
+        target.fail(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
+
+
+async def _examine(target: Target, config: Config, then: Then, patience: float) -> None:
+    guest = target.guest
+    if guest.emulator is not None and not guests.listens(attach.socket_path(guest, config)):
+        target.outcome = "not_running"  # to look at it would start it
+        return
+    # A monitor serves one client at a time: nobody is heard while another mapsave is at it.
+    if guest.libvirt is None and _is_locked(target, config, _monitor_lock(guest, config)):
+        return
+    request = save_request.request(config, guest, then=then)
+    try:
+        async with asyncio.timeout(patience):
+            found, error = await preview.preview(guest, config, request)
+    except (TimeoutError, errors.MapsaveError) as unreached:
+        _not_reached(target, config, unreached, patience)
+        return
+    if _is_locked(target, config, *_locks(guest, found)):
+        return
+    target.run_state = found["run_state"]
+    target.is_alive = target.run_state not in (_LEFT, "inmigrate")
+    target.ram = found["memory_bytes"]
+    target.size = min(found["resident_bytes"] or target.ram, target.ram)
+    if found["strategy"]["zero_pages"] == "none":
+        target.size = target.ram
+    if target.run_state == _LEFT:
+        target.image = await asyncio.to_thread(_image_of, guest, config, found["process"])
+        target.outcome = "skipped"
+        return
+    target.request, target.image = request, found["image"]
+    if error is not None:
+        target.fail(error)
+
+
+def _not_reached(target: Target, config: Config, error: Exception, patience: float) -> None:
+    """Set what it means that a guest did not answer. Raises what stands against its save."""
+    guest = target.guest
+    if guest.libvirt is None and _is_locked(target, config, _monitor_lock(guest, config)):
+        return  # another mapsave came first
+    if isinstance(error, errors.MapsaveError) and guests.is_gone(guest, config, error):
+        target.outcome = "not_running"
+        return
+    # Somebody listens at its socket. A libvirtd that is not reached says nothing.
+    target.is_alive = guest.libvirt is None
+    if isinstance(error, errors.MapsaveError):
+        raise error
+    raise errors.Unreachable(
+        f"guest {guest.name!r}: its monitor has not answered within {patience:g} s"
+    )
+
+
+def _monitor_lock(guest: Guest, config: Config) -> str:
+    return attach.Monitor.at(attach.socket_path(guest, config)).key
+
+
+def _locks(guest: Guest, found: dict[str, Any]) -> list[str]:
+    """Return the keys of the locks that only a guest who answers tells."""
+    keys = []
+    if guest.libvirt is not None:
+        keys.append(attach.Monitor(uri=guest.libvirt.uri, domain=found["uuid"]).key)
+    if found["process"] is not None:
+        keys.append(locks.process_key(found["process"]["pid"], found["process"]["started"]))
+    return keys
+
+
+def _is_locked(target: Target, config: Config, *keys: str) -> bool:
+    """Tell whether another mapsave is at the guest, and set by which locks."""
+    target.locks = tuple(key for key in keys if locks.is_held(config.state, key))
+    return bool(target.locks)
+
+
+def _image_of(guest: Guest, config: Config, process: dict[str, Any] | None) -> str:
+    """Return the image that a guest lies in whose save left it paused.
+
+    That is the newest one of just this QEMU: an older one, or one behind which it ran on, is not
+    where the guest is. Raises WrongRunState where there is none, BadDirectory, NotPermitted.
+    """
+    with store.directory(config.images) as held:
+        entries = store.entries(held, restored=restored_notes.noted(config.state))
+    found = [each for each in entries if each.state != "partial"]
+    of_it = [each for each in found if process and each.metadata.get("process") == process]
+    newest = max(of_it, key=lambda each: str(each.metadata.get("started")), default=None)
+    if newest and newest.state == "saved" and newest.metadata.get("then") != "resume":
+        return newest.path
+    raise errors.WrongRunState(
+        f"guest {guest.name!r} was saved or migrated before and left paused, and no image in "
+        f"{str(config.images)!r} is known to hold it",
+        hint="if its image is safe elsewhere, or was made by an older mapsave, end its QEMU "
+        "('quit' at its monitor); otherwise continue it ('cont') and save it",
+    )
+
+
+def name_image(target: Target, taken: set[str]) -> None:
+    """Give a guest an image of its own: names may differ in what a file name cannot hold.
+
+    ``taken`` are the paths of the others; the guest's is added.
+    """
+    if target.request is None or target.image is None:
+        return
+    path, number = target.image, 1
+    while path in taken:
+        number += 1
+        path = f"{target.image.removesuffix('.mapsave')}-{number}.mapsave"
+    taken.add(path)
+    target.image = path
+    target.request = dataclasses.replace(target.request, image=path)

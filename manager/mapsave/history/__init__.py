@@ -1,0 +1,1 @@
+"""What was done: a SQLite database that outlives the service."""

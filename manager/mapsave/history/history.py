@@ -1,0 +1,236 @@
+"""The journal of the service: every operation, its steps, its outcome, and when each job last ran.
+
+An SQLite database. One thread writes and one reads, so that neither the loop nor whoever looks
+something up waits for a disk that syncs. It is history, and what the API tells; what recovery works
+from is the step journal of ``operations/journal.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import sqlite3
+import time
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mapsave import errors, shielded
+from mapsave.history import rows, schema, writer
+from mapsave.history.reader import History
+from mapsave.history.rows import Record, Step
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+
+__all__ = ["ENDED", "Journal", "Record", "Step", "opened"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+ENDED = ("done", "failed", "cancelled")
+_PRUNED = 500  # operations in one transaction, so that one which begins need not wait long
+
+
+class Journal(History):
+    """The journal, open; ``opened`` makes one. Its methods are for the loop's thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        writer: writer.Writer,
+        reader: futures.Executor,
+        connection: sqlite3.Connection,
+    ) -> None:
+        super().__init__(path, reader, connection)
+        self._writer = writer
+
+    async def begin(self, record: Record) -> None:
+        """Enter an operation: on stable storage when this returns.
+
+        Cancelled, it is not entered. Raises Refused where the journal cannot be written: then the
+        operation must not begin.
+        """
+        query = rows.insertion(record)
+
+        def enter(connection: sqlite3.Connection) -> int | None:
+            return connection.execute(*query).lastrowid
+
+        written = self._put(enter)
+        try:
+            await asyncio.wrap_future(written)
+        except asyncio.CancelledError:
+            if not written.cancel():
+                self._take_back(record.id, written)
+            raise
+        except sqlite3.Error as error:
+            raise schema.failure(self._path, "write", error) from None
+
+    def step(self, operation: str, step: str, data: Mapping[str, Any]) -> None:
+        """Queue a step of an operation; never blocks, and raises nothing.
+
+        It is on stable storage once what is written after it is. Logged if it cannot be written.
+        """
+        now = time.time()
+        facts = json.dumps(dict(data), default=str)
+
+        def add(connection: sqlite3.Connection) -> None:
+            found = connection.execute(*rows.number(operation)).fetchone()
+            if found is None:
+                raise _unknown(operation)
+            connection.execute(
+                "INSERT INTO steps (operation, time, step, data) VALUES (?, ?, CAST(? AS TEXT), ?)",
+                (*found, now, rows.text(step), facts),
+            )
+            connection.execute(*rows.update(operation, {"step": step}))
+
+        what = f"step {step!r} of operation {operation}, with {facts}"
+        try:
+            written = self._put(add)
+        except errors.ServiceStopping as error:
+            _log.error("the journal lost %s: %s", what, error)
+            return
+        written.add_done_callback(functools.partial(_tell_loss, what))
+
+    async def change(self, operation: str, **fields: Any) -> None:
+        """Change fields of an operation under way: state, started, step, guest, job or image.
+
+        Done when this returns, and cancelled too. Raises UnknownOperation where no such one is
+        under way, Refused where the journal cannot be written.
+        """
+        if not fields or not fields.keys() <= rows.CHANGEABLE:
+            raise TypeError(f"cannot change {sorted(fields)} of an operation")
+        query = rows.update(operation, fields)
+        await self._update(operation, query, f"a change of operation {operation}: {fields}")
+
+    async def end(
+        self,
+        operation: str,
+        state: str,
+        *,
+        ended: float | None = None,
+        result: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> None:
+        """Enter the outcome of an operation: on stable storage when this returns.
+
+        ``state`` is done, failed or cancelled, since ``ended``, or else since now. Entered also
+        when cancelled. Raises UnknownOperation where no such one is under way, Refused where the
+        journal cannot be written: it counts as under way then.
+        """
+        if state not in ENDED:
+            raise ValueError(f"an operation does not end {state!r}")
+        outcome = {"state": state, "ended": ended or time.time(), "result": result, "error": error}
+        query = rows.update(operation, outcome)
+        await self._update(operation, query, f"the end of operation {operation}: {outcome}")
+
+    async def ran(self, job: str, when: float) -> None:
+        """Note that a job ran, at ``when`` (seconds since the epoch). Raises Refused."""
+
+        def note(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO runs (job, time) VALUES (CAST(? AS TEXT), ?)"
+                " ON CONFLICT (job) DO UPDATE SET time = excluded.time",
+                (rows.text(job), when),
+            )
+
+        await self._write(note, f"that job {job!r} ran at {when}")
+
+    async def prune(self, before: float) -> int:
+        """Remove the operations that ended before that time, with their steps; return how many.
+
+        Those under way stay, however old. Raises Refused.
+        """
+
+        def remove(connection: sqlite3.Connection) -> int:
+            return connection.execute(*rows.removal(before, _PRUNED)).rowcount
+
+        removed = 0
+        while found := await self._write(remove, "a removal of old operations"):
+            removed += found
+        return removed
+
+    def size_bytes(self) -> int:
+        """Return the bytes of the database and its write-ahead log."""
+        size = 0
+        for path in (self._path, self._path.with_name(f"{self._path.name}-wal")):
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+        return size
+
+    def _put(self, work: Callable[[sqlite3.Connection], T]) -> futures.Future[T]:
+        self._check_open()
+        return self._writer.put(work)
+
+    def _take_back(self, operation: str, written: futures.Future[int | None]) -> None:
+        def remove(connection: sqlite3.Connection) -> None:
+            if written.exception() is None:
+                connection.execute("DELETE FROM operations WHERE number = ?", (written.result(),))
+
+        if not self._closed:
+            what = f"that operation {operation} did not begin"
+            self._writer.put(remove).add_done_callback(functools.partial(_tell_loss, what))
+
+    async def _update(self, operation: str, query: rows.Query, what: str) -> None:
+        def update(connection: sqlite3.Connection) -> None:
+            if not connection.execute(*query).rowcount:
+                raise _unknown(operation)
+
+        await self._write(update, what)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T], what: str) -> T:
+        """Write, and wait for it; cancelled, it is written too, and its failure is logged."""
+        written = self._put(work)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(written))
+        except asyncio.CancelledError:
+            written.add_done_callback(functools.partial(_tell_loss, what))
+            raise
+        except sqlite3.Error as error:
+            raise schema.failure(self._path, "write", error) from None
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Journal]:
+    """Open the journal at ``path``, made (mode 0600) or migrated if it must be.
+
+    At the end everything queued is written, and both threads are gone, cancelled or not.
+
+    Raises Unsupported for a journal of a newer mapsave, Refused for one that is damaged or cannot
+    be written, NotPermitted; the file is left as it was.
+    """
+    loop = asyncio.get_running_loop()
+    stack = contextlib.ExitStack()
+
+    def enter(reader: futures.Executor) -> Journal:
+        connection = stack.enter_context(schema.writing(path))
+        into = stack.enter_context(writer.running(connection))
+        return Journal(path, into, reader, stack.enter_context(schema.reading(path)))
+
+    with futures.ThreadPoolExecutor(1, thread_name_prefix="journal-reader") as reader:
+
+        async def leave() -> None:
+            # Its only thread does this when it has done what it was asked before.
+            await loop.run_in_executor(reader, stack.close)
+
+        try:
+            journal = await loop.run_in_executor(reader, enter, reader)
+            try:
+                yield journal
+            finally:
+                journal.close()
+        finally:
+            await shielded.to_the_end(leave())
+
+
+def _unknown(operation: str) -> errors.UnknownOperation:
+    return errors.UnknownOperation(f"no operation {operation!r} is under way in the journal")
+
+
+def _tell_loss(what: str, written: futures.Future[Any]) -> None:
+    if (error := written.exception()) is not None:
+        _log.error("the journal lost %s: %s", what, error)

@@ -1,0 +1,1 @@
+"""Executables of the operator, run before and after operations."""

@@ -1,0 +1,187 @@
+"""Save and restore with the hooks around them: what the command line, jobs and service call.
+
+Behind an operation comes exactly one of ``after_...`` and ``on_failure``, also where a hook before
+it refused: so what a hook has begun beforehand can always be ended. Where mapsave dies meanwhile,
+``hooked_recover.py`` runs them, from the journal that is kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from mapsave import errors
+from mapsave.migration import progress
+from mapsave.operations import journal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    from mapsave.config import Config, Guest
+    from mapsave.migration.progress import Report
+    from mapsave.operations import restore as restoring
+    from mapsave.operations import save_request
+    from mapsave.service_settings import Moment
+
+    More = Mapping[str, tuple[str, ...]]
+
+_log = logging.getLogger(__name__)
+
+BEHIND = "behind"  # the step of the hooks that come behind an operation
+_NO_MORE: More = {}
+MOMENTS: dict[str, tuple[Moment, Moment]] = {
+    "save": ("before_save", "after_save"),
+    "restore": ("before_restore", "after_restore"),
+}
+
+AFTER_SAVE: Moment = "after_save"
+ON_FAILURE: Moment = "on_failure"
+# Seconds for the hooks behind an operation, where time is up.
+_GRACE = 5.0
+_until: contextvars.ContextVar[float | None] = contextvars.ContextVar("until", default=None)
+
+
+@contextlib.contextmanager
+def hooks_until(deadline: float | None) -> Iterator[None]:
+    """Give up the hooks behind what this task does a little after ``deadline``.
+
+    That is by the event loop's clock, None for never. Hooks that begin later get as little time.
+    """
+    token = _until.set(deadline)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+async def save(
+    guest: Guest,
+    config: Config,
+    request: save_request.Request,
+    report: Report = progress.silent,
+    *,
+    more: More = _NO_MORE,
+) -> dict[str, Any]:
+    """Save ``guest`` as ``operations.save`` does, with the hooks of the configuration and ``more``.
+
+    ``more`` are names of hooks by moment, run after those of the configuration. The time limit of
+    the request does not count the hooks' time, which have their own. ``report`` is told of hooks
+    behind the save by a phase of the moment's name: the image is committed, or the save has failed.
+
+    Raises HookRefused or NotPermitted where a hook stands against it, and what the save raises.
+    """
+    from mapsave.operations import save as saving
+
+    image = request.image
+    if image is not None:
+        image = os.path.abspath(image if "/" in image else config.images / image)
+    facts = {"guest": guest.name, "job": request.job, "image": image}
+
+    def work() -> Awaitable[dict[str, Any]]:
+        return saving.save(guest, config, request, report)
+
+    return await _around("save", config, more, facts, work, report)
+
+
+async def restore(
+    config: Config,
+    request: restoring.Request,
+    report: Report = progress.silent,
+    *,
+    more: More = _NO_MORE,
+) -> dict[str, Any]:
+    """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``."""
+    from mapsave.operations import restore as restoring
+
+    image = restoring.resolve(request.image, config)
+    facts = {"guest": request.guest, "job": None, "image": image}
+
+    def work() -> Awaitable[dict[str, Any]]:
+        return restoring.restore(config, request, report)
+
+    return await _around("restore", config, more, facts, work, report)
+
+
+async def _around(
+    kind: Literal["save", "restore"],
+    config: Config,
+    more: More,
+    facts: dict[str, Any],
+    work: Callable[[], Awaitable[dict[str, Any]]],
+    report: Report = progress.silent,
+) -> dict[str, Any]:
+    before, after = MOMENTS[kind]
+    hooks = config.hooks
+    if not any(hooks.of(each) or more.get(each) for each in (before, after, "on_failure")):
+        return await work()
+    from mapsave.hooks import runner as running
+
+    async def run(moment: Moment, **found: Any) -> None:
+        told = {"outcome": None, "result": None, "error": None, **facts, **found}
+        told = {"operation": journal.watching(), **told}
+        await running.run(hooks, moment, told, tuple(more.get(moment, ())))
+
+    async def run_behind(moment: Moment, **found: Any) -> None:
+        _note(log, moment, found)
+        if not (hooks.of(moment) or more.get(moment)):
+            return
+        report(progress.Progress(moment))
+        try:
+            async with asyncio.timeout_at(_end()):
+                await run(moment, **found)
+        except TimeoutError:
+            _log.warning("the hooks of %s were ended, for want of time", moment)
+        except asyncio.CancelledError:
+            # What has come of the operation stays so, and must be what the caller is told.
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
+            _log.warning("the hooks of %s were cancelled; the outcome stays as it is", moment)
+
+    log = None
+    with contextlib.ExitStack() as stack:
+        try:
+            told = {**facts, "of": kind, "more": more, "began": time.time()}
+            log = stack.enter_context(journal.around(config.state, **told))
+            await run(before)
+            result = await work()
+        except (Exception, asyncio.CancelledError) as error:
+            cancelled = isinstance(error, (asyncio.CancelledError, errors.Interrupted))
+            outcome = "cancelled" if cancelled else "failure"
+            await run_behind("on_failure", outcome=outcome, error=_as_dict(error))
+            raise
+        found = {"guest": result["guest"], "image": result["image"]}
+        await run_behind(after, outcome="success", result=result, **found)
+    return result
+
+
+def _end() -> float | None:
+    """Return when the hooks behind an operation have to end, by the event loop's clock."""
+    deadline = _until.get()
+    if deadline is None:
+        return None
+    return max(deadline, asyncio.get_running_loop().time()) + _GRACE
+
+
+def _note(log: journal.Journal | None, moment: Moment, found: dict[str, Any]) -> None:
+    """Write down what the hooks of ``moment`` are told, for one who finds that we died of it."""
+    if log is None:
+        return
+    try:
+        log.step(BEHIND, moment=moment, **json.loads(json.dumps(found, default=str)))
+    except OSError as error:
+        _log.warning("the hooks of %s are not in the journal: %s", moment, error.strerror)
+
+
+def _as_dict(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, asyncio.CancelledError):
+        error = errors.Interrupted("cancelled; everything was put back")
+    if isinstance(error, errors.MapsaveError):
+        return error.as_dict()
+    return errors.MapsaveError(f"unexpected {type(error).__name__}: {error}").as_dict()

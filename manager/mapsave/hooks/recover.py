@@ -1,0 +1,212 @@
+"""Recover, with the hooks behind what was interrupted: whoever died did not run them.
+
+What they are told is in the journal around the operation (``around.py``) where they had begun; else
+it is what recovery has made of the operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.hooks import around
+from mapsave.image import store
+from mapsave.operations import journal, journal_facts, recover_restore, recover_result
+from mapsave.operations import recover as recovering
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mapsave.config import Config
+    from mapsave.image.store import Entry
+    from mapsave.operations.journal import Orphan
+
+    Line = dict[str, Any]
+    Told = Callable[[Line], Awaitable[None]]
+
+_RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
+_TOLD = ("guest", "job", "image", "outcome", "result", "error")
+_UNTOUCHED = "nothing was under way any more"
+_MOVE = "the hooks of that operation were not run; move the journal away"
+_HOOKS_RUN = "the hooks behind it were run"
+
+
+async def recover(
+    config: Config, *, dry_run: bool = False, told: Told | None = None
+) -> dict[str, Any]:
+    """Do as ``operations.recover.recover``, and run the hooks behind each operation once.
+
+    An operation that died in its hooks alone is one of the ``operations`` as well. ``told`` gets
+    each entry behind its hooks. A hook that fails is a warning in the log.
+    """
+    with journal.orphans(config.state, around=True) as found:
+        left = {each.path.name: each for each in found if each.problem != journal.BLANK}
+
+        async def tell(line: Line, orphan: Orphan) -> None:
+            name = orphan.facts.get("within")
+            if not dry_run and not line["error"] and name in left:
+                outer = left.pop(name)
+                line["warnings"] += await _run_behind(config, outer, line, orphan)
+            if told is not None:
+                await told(line)
+
+        done = await recovering.recover(config, dry_run=dry_run, told=tell)
+        waiting = journal_facts.within(config.state)
+        alone = [orphan for name, orphan in left.items() if name not in waiting]
+        lines = await asyncio.gather(*(_alone(config, each, dry_run=dry_run) for each in alone))
+    return {**done, "operations": [*done["operations"], *lines]}
+
+
+def _line(outer: Orphan, *, dry_run: bool) -> Line:
+    """Return the entry of an operation that died in its hooks."""
+    facts = outer.facts
+    return {
+        "operation": facts.get("of"),
+        "id": facts.get("operation"),
+        "guest": facts.get("guest"),
+        "image": facts.get("image"),
+        "monitor": None,
+        "interrupted_at": facts.get("moment") or f"before_{facts.get('of')}",
+        "outcome": f"would be: {_HOOKS_RUN}" if dry_run else _HOOKS_RUN,
+        "warnings": [],
+        "error": None,
+    }
+
+
+async def _alone(config: Config, outer: Orphan, *, dry_run: bool) -> Line:
+    """Run the hooks of an operation that died in them; return its entry."""
+    line = _line(outer, dry_run=dry_run)
+    try:
+        _check(outer)
+        if not dry_run:
+            line["warnings"] += await _run_alone(config, outer)
+        return line
+    except errors.MapsaveError as error:
+        failed = error
+        if isinstance(error, errors.JournalLost) and not dry_run:
+            line["warnings"] += filter(None, [journal.forget(outer)])
+    except Exception as error:
+        # A journal that is not as we write them must not keep the others from being recovered.
+        words = f"{str(outer.path)!r}: unexpected {type(error).__name__}: {error}"
+        failed = errors.JournalUnusable(words, hint=_MOVE)
+    return {**line, "outcome": None, "error": failed.as_dict()}
+
+
+def _check(outer: Orphan) -> None:
+    """Raise JournalLost where the journal says nothing, JournalUnusable where not what we need."""
+    where = str(outer.path)
+    if outer.problem is not None:
+        raise errors.JournalLost(f"the journal {where!r} is damaged: {outer.problem}", hint=_MOVE)
+    if outer.facts.get("of") not in tuple(around.MOMENTS):
+        raise errors.JournalUnusable(
+            f"the journal {where!r} does not say of what it is", hint=_MOVE
+        )
+
+
+async def _run_behind(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> list[str]:
+    """Run the hooks behind an operation that was recovered; return what went wrong."""
+    try:
+        _check(outer)
+        return await _run(config, outer, await _ending(config, outer, line, orphan))
+    except errors.JournalLost as error:
+        return [error.message, *filter(None, [journal.forget(outer)])]
+    except Exception as error:
+        return [f"the hooks of {str(outer.path)!r} were not run: {error}"]
+
+
+async def _run_alone(config: Config, outer: Orphan) -> list[str]:
+    facts = outer.facts
+    if outer.reached(around.BEHIND):
+        return await _run(config, outer, {})  # told already, if only to a hook that did not end
+    entry = await asyncio.to_thread(_saved, config, outer) if facts.get("of") == "save" else None
+    if entry is not None:
+        return await _run(config, outer, _success(recover_result.save(entry)))
+    return await _run(config, outer, _cancelled(_UNTOUCHED, None))
+
+
+async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> dict[str, Any]:
+    """Return what became of an operation that recovery has dealt with, as hooks are told it."""
+    outcome, path = str(line["outcome"]), str(line["image"])
+    if orphan.kind == "save" and recover_result.holds_guest(outcome):
+        entry = await asyncio.to_thread(_entry, path, orphan.facts.get("uuid"))
+        return _success(recover_result.gone(line) if entry is None else recover_result.save(entry))
+    if orphan.kind == "restore" and outcome in _RESTORED:
+        entry = await asyncio.to_thread(_entry, path)
+        return _success(recover_result.restore(entry, line, outer.facts.get("guest")))
+    return _cancelled(outcome, str(line["interrupted_at"]))
+
+
+def _success(result: dict[str, Any]) -> dict[str, Any]:
+    found = {"guest": result["guest"], "image": result["image"]}
+    return {"outcome": "success", "result": result, **found}
+
+
+def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
+    error = recover_result.interrupted("mapsave", outcome, step)
+    return {"outcome": "cancelled", "error": error.as_dict()}
+
+
+async def _run(config: Config, outer: Orphan, ending: dict[str, Any]) -> list[str]:
+    """Run the hooks behind an operation, and forget its journal; cancelled, they are run again.
+
+    Returns what is to be reported of the journal.
+    """
+    from mapsave.hooks import runner
+
+    facts = {**outer.facts, **ending}
+    if ending:
+        _, after = around.MOMENTS[str(facts["of"])]
+        facts["moment"] = after if ending["outcome"] == "success" else "on_failure"
+        with contextlib.suppress(OSError):  # should we die as well: then it is found out anew
+            journal.add(outer, around.BEHIND, moment=facts["moment"], **ending)
+    moment = facts["moment"]
+    told = {"operation": facts.get("operation"), **{key: facts.get(key) for key in _TOLD}}
+    more = tuple(map(str, (facts.get("more") or {}).get(moment, ())))
+    await runner.run(config.hooks, moment, {**told, "recovered": True}, more)
+    return list(filter(None, [journal.forget(outer)]))
+
+
+def _entry(path: str, uuid: str | None = None) -> Entry | None:
+    """Return the good image at ``path``, if it is the one of that ``uuid`` where one is given."""
+    try:
+        with store.directory(os.path.dirname(path)) as held:
+            found = [each for each in store.entries(held) if each.path == path]
+    except errors.MapsaveError:
+        return None
+    good = (each for each in found if recover_result.is_good(each))
+    return next((each for each in good if uuid in (None, _uuid(each))), None)
+
+
+def _uuid(entry: Entry) -> str | None:
+    return str(entry.block.uuid) if entry.block is not None else None
+
+
+def _saved(config: Config, outer: Orphan) -> Entry | None:
+    """Return the image that a save had made which died between that and its hooks."""
+    facts = outer.facts
+    path = str(facts.get("image") or config.images / "any")
+    try:
+        with store.directory(os.path.dirname(path)) as held:
+            found = store.entries(held)
+    except errors.MapsaveError:
+        return None
+    mine = (
+        each for each in found if each.guest == facts.get("guest") and recover_result.is_saved(each)
+    )
+    return next((each for each in mine if _is_of(each, facts)), None)
+
+
+def _is_of(entry: Entry, facts: dict[str, Any]) -> bool:
+    """Tell whether an image is of that save: by its id, or made since by one that had none."""
+    operation = facts.get("operation")
+    if entry.metadata.get("operation") != operation:
+        return False
+    try:
+        started = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))
+    except ValueError:
+        return False
+    return operation is not None or started.timestamp() >= float(facts["began"])

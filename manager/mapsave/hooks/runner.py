@@ -1,0 +1,114 @@
+"""Hooks: the operator's own executables, run before and after a save or a restore.
+
+A hook before an operation may refuse it, while nothing has been touched yet. One behind it comes
+too late for that: whatever it does, the outcome stays, and what went wrong stands in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+import mapsave
+from mapsave import errors, strict_json
+from mapsave.hooks import process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mapsave.hooks.process import Ended
+    from mapsave.service_settings import Hooks, Moment
+
+_log = logging.getLogger(__name__)
+
+ABORT = 62  # as in barman's hook scripts; sysexits.h and shells leave it free
+GRACE = 2.0  # a command ends within five seconds of a signal
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The facts that a hook also finds in its environment, so that a shell script needs no JSON.
+_IN_ENVIRONMENT = ("operation", "guest", "job", "image", "outcome")
+
+
+async def run(
+    hooks: Hooks,
+    moment: Moment,
+    facts: Mapping[str, Any],
+    more: tuple[str, ...] = (),
+    *,
+    grace: float = GRACE,
+) -> None:
+    """Run the hooks of ``moment``, then ``more`` of the same directory, one after the other.
+
+    Each gets ``facts`` as a JSON object on its standard input. One that is over its time is told to
+    end, and killed ``grace`` seconds later; so it is where we are cancelled.
+
+    Before an operation the first that says no, or fails, is the last. Raises HookRefused then, or
+    NotPermitted where others than root could have written the hook; behind an operation nothing.
+    """
+    if not (names := hooks.of(moment) + more):
+        return
+    document = {"moment": moment, **facts, "mapsave": mapsave.__version__}
+    given = strict_json.dumps(document, default=str).encode("ascii")
+    known = environment(moment, facts)
+    for name in names:
+        try:
+            await _run_one(hooks, moment, name, given, known, grace)
+        except errors.MapsaveError as error:
+            if moment.startswith("before_"):
+                raise
+            hint = f" ({error.hint})" if error.hint else ""
+            _log.warning("%s%s; the outcome stays as it is", error.message, hint)
+
+
+def environment(moment: Moment, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the whole environment of a hook; a fact that is not known is empty."""
+    known = {f"MAPSAVE_{key.upper()}": str(facts.get(key) or "") for key in _IN_ENVIRONMENT}
+    return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/", "MAPSAVE_HOOK": moment, **known}
+
+
+async def _run_one(
+    hooks: Hooks, moment: Moment, name: str, given: bytes, known: Mapping[str, str], grace: float
+) -> None:
+    def say(line: str) -> None:
+        _log.info("hook %s of %s: %s", name, moment, line)
+
+    try:
+        ended = await process.run(
+            *(hooks.directory, name, given, known, say), timeout=hooks.timeout, grace=grace
+        )
+    except (OSError, ValueError) as error:
+        path = str(hooks.directory / name)
+        words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise errors.HookRefused(
+            f"hook {name!r} of {moment} cannot be run: {words}",
+            hint=f"see whether {path!r} is there, and what its first line names after '#!'",
+            hook=name,
+            moment=moment,
+            path=path,
+        ) from None
+    if ended.status != 0:
+        raise errors.HookRefused(
+            f"hook {name!r} of {moment} {_how(ended, hooks.timeout)}",
+            hook=name,
+            moment=moment,
+            status=ended.status,
+        )
+
+
+def _how(ended: Ended, timeout: float) -> str:
+    if ended.status is None:
+        how = f"did not end within {timeout:g} s"
+    elif ended.status == ABORT:
+        how = "said no"
+    elif ended.status < 0:
+        how = f"was ended by {_signal_name(-ended.status)}"
+    else:
+        how = f"failed with exit status {ended.status}"
+    return f"{how}: {ended.words}" if ended.words else how
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # of real time, which have no names

@@ -1,0 +1,65 @@
+"""The two formats of an image, native and libvirt's: which one a file has, and what it says."""
+
+from __future__ import annotations
+
+import uuid as uuids
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.image import digests, libvirt_format, libvirt_header, superblock
+from mapsave.image.superblock import State, Superblock
+
+if TYPE_CHECKING:
+    from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+    from mapsave.image.metadata import Metadata
+
+
+def new(
+    metadata: dict[str, Any], stream_offset: int, libvirt: NewLibvirtHeader | None
+) -> tuple[Superblock, LibvirtHeader | None]:
+    """Return the superblock of a new image, not written yet, and libvirt's header if it has one.
+
+    Raises ValueError where the stream offset is not allowed, or XML or cookie cannot be written.
+    """
+    if libvirt is None:
+        superblock.check_stream_offset(stream_offset)
+        return Superblock(State.PARTIAL, 0, stream_offset, uuids.uuid4()), None
+    stream_offset = libvirt_format.stream_offset(libvirt, metadata, stream_offset)
+    superblock.check_stream_offset(stream_offset)
+    header = libvirt_header.laid_out(libvirt, stream_offset)
+    place = libvirt_format.place(header)
+    assert place is not None
+    # Sequence 1, so that slot 0 is written first: behind slot 1 the file would be M bytes long.
+    return Superblock(State.PARTIAL, 1, stream_offset, uuids.uuid4(), place=place), header
+
+
+def slots(fd: int) -> tuple[Superblock | None, LibvirtHeader | None]:
+    """Return what mapsave's own slots say, and libvirt's header; at least one of them is there.
+
+    Raises InvalidImage or one of its kin.
+    """
+    if not libvirt_header.is_one(fd):
+        return superblock.read(fd), None
+    header = libvirt_header.read(fd)
+    return libvirt_format.read_slots(fd, header), header
+
+
+def read(fd: int, name: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
+    """Return superblock, metadata and libvirt's header of the image ``name``; errors name it.
+
+    Raises NotAnImage, UnsupportedImage, InvalidImage or one of their kin.
+    """
+    try:
+        header = None
+        if libvirt_header.is_one(fd):
+            header = libvirt_header.read(fd)
+            libvirt_header.require_sparse(header, name)
+            block, metadata = libvirt_format.read(fd, header)
+            header = digests.checked(header, metadata)
+        else:
+            block = superblock.read(fd)
+            metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}
+    except errors.InvalidImage as error:
+        error.message = f"{name!r}: {error.message}"
+        raise
+    return block, metadata, header

@@ -1,0 +1,392 @@
+"""An image from creation to commit, and from opening to validation.
+
+``creating`` makes ``NAME.partial`` and yields a ``Partial``; only ``Partial.commit`` turns it into
+``NAME``, after data fsync → validation → superblock "saved" → fsync → rename → directory fsync. In
+an image of libvirt's format the magic "complete" of libvirt's header follows the superblock.
+Every other way out of the context removes it, unless it was told to ``keep``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from mapsave import errors, file_lock
+from mapsave.image import (
+    descriptors,
+    digests,
+    formats,
+    libvirt_format,
+    libvirt_header,
+    structure,
+    superblock,
+    syscalls,
+    validation,
+)
+from mapsave.image.superblock import State, Superblock
+
+if TYPE_CHECKING:
+    import uuid as uuids
+    from collections.abc import Container, Iterator
+
+    from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+    from mapsave.image.metadata import Metadata
+
+PARTIAL_SUFFIX = ".partial"
+_NAME_MAX = 255
+_BLANK_AT_MOST = 60.0  # seconds; ``creating`` takes microseconds from open to superblock
+_FOREIGN_AT_MOST = 3600.0  # seconds without a write; libvirt locks no image that it writes
+
+
+def partial_name(name: str) -> str:
+    """Return the name under which the image ``name`` is written until it is committed.
+
+    Where the suffix would make it longer than a file name may be, the end is a digest instead.
+    """
+    if len(os.fsencode(name + PARTIAL_SUFFIX)) <= _NAME_MAX:
+        return name + PARTIAL_SUFFIX
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    room = _NAME_MAX - len(digest) - len(PARTIAL_SUFFIX) - 1
+    head = os.fsencode(name)[:room].decode(errors="ignore")
+    return f"{head}.{digest}{PARTIAL_SUFFIX}"
+
+
+def is_partial_name(name: str) -> bool:
+    """Return whether a file of that name or path is a partial image, whatever it says itself."""
+    return name.endswith(PARTIAL_SUFFIX)
+
+
+@dataclasses.dataclass
+class Partial:
+    """An image being written: ``fd`` is read-write and stays ours; QEMU gets the pair.
+
+    ``is_left``: it was to be removed at the end, which failed."""
+
+    directory: int
+    name: str
+    fd: int
+    block: Superblock
+    libvirt: LibvirtHeader | None = None
+    is_left: bool = False
+    _keep: bool = False
+    _has_its_name: bool = False
+
+    @property
+    def has_its_name(self) -> bool:
+        """Whether ``commit`` has come as far as the rename: whoever looks finds an image then."""
+        return self._has_its_name
+
+    @property
+    def partial(self) -> str:
+        """The file's present name within its directory."""
+        return partial_name(self.name)
+
+    def keep(self) -> None:
+        """Leave the partial file where it is at the end: somebody else will deal with it."""
+        self._keep = True
+
+    def remove(self) -> None:
+        """Delete the partial file."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.partial, dir_fd=self.directory)
+
+    def metadata(self) -> Metadata:
+        """Return what was known before the save. Raises InvalidImage."""
+        return superblock.read_metadata(self.fd, self.block)
+
+    def sync(self) -> None:
+        """Bring QEMU's data to stable storage: it never does (``migration/main.rst``)."""
+        os.fsync(self.fd)
+
+    def validate(self) -> validation.Contents:
+        """Read back what QEMU wrote, and take the digest of it.
+
+        Raises InvalidImage or one of its kin, OSError.
+        """
+        size = os.fstat(self.fd).st_size
+        if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
+            raise errors.InvalidImage("libvirt's header is not as it was written")
+        found = validation.validate_stream(self.fd, self.block.stream_offset, size)
+        digest = structure.digest(self.fd, found.stream)
+        return dataclasses.replace(found, structure_digest=digest)
+
+    def commit(self, metadata: dict[str, Any], *, replace: bool) -> None:
+        """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
+
+        Data is synced already. Each of the four is on stable storage before the next.
+
+        Raises OSError; FileExistsError where ``NAME`` exists and ``replace`` is false. Where
+        ``has_its_name`` is true behind that, it is the image: only that a crash of the host leaves
+        it is not certain.
+        """
+        size = os.fstat(self.fd).st_size
+        saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
+        known = digests.added(self.libvirt, cast("Metadata", metadata))
+        self.block = superblock.write(self.fd, saved, known)
+        self.block = superblock.write(self.fd, self.block)  # else the other would say partial
+        if self.libvirt is not None:
+            self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
+        self._rename(replace=replace)
+        os.fsync(self.directory)
+
+    def _rename(self, *, replace: bool) -> None:
+        try:
+            syscalls.rename(self.directory, self.partial, self.name, replace=replace)
+        except OSError:
+            # NFS may have done it though its answer was lost; a link may be made, and the other
+            # name be left. By its name it is the image.
+            if not self._is_named():
+                raise
+            self._keep = self._has_its_name = True
+            self.remove()
+        self._keep = self._has_its_name = True
+
+    def _is_named(self) -> bool:
+        with contextlib.suppress(OSError):
+            found = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+            return os.path.samestat(found, os.fstat(self.fd))
+        return False
+
+    def mark_stale(self) -> None:
+        """Say in the committed image that its guest was continued: a restore refuses it then.
+
+        Raises OSError, InvalidImage.
+        """
+        self.block = _write_stale(self.fd, self.block, self.metadata())
+
+
+def _write_stale(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
+    stale = dataclasses.replace(block, state=State.RESTORED)
+    try:
+        return superblock.write(fd, stale, {**metadata, "continued": True})
+    except ValueError:  # no room for the reason; a restore refuses it by its state
+        return superblock.write(fd, stale)
+
+
+def partial_exists(partial: str) -> errors.Busy:
+    """Return the error for a save whose partial image, of that name or path, is there already."""
+    return errors.Busy(
+        f"{partial!r} exists: another save writes this image, or one was interrupted",
+        hint="run 'mapsave recover' if no save is running; a file that mapsave did not write stays:"
+        " move it away",
+    )
+
+
+@contextlib.contextmanager
+def creating(
+    directory: int,
+    name: str,
+    metadata: dict[str, Any],
+    *,
+    stream_offset: int,
+    libvirt: NewLibvirtHeader | None = None,
+) -> Iterator[Partial]:
+    """Create ``NAME.partial``, mode 0600, with a partial superblock; remove it unless committed.
+
+    With ``libvirt`` it is of libvirt's format, and the stream begins behind ``stream_offset`` where
+    header and metadata need more: ``Partial.block.stream_offset`` says where.
+
+    Nothing beyond the metadata is written, so the file stays shorter than M: preallocation with
+    KEEP_SIZE survives QEMU's ftruncate(M) only then.
+
+    Raises Busy where the partial file exists: its owner lives, or ``mapsave recover`` is due;
+    ValueError where metadata, XML or cookie cannot be written.
+    """
+    first, header = formats.new(metadata, stream_offset, libvirt)
+    partial = partial_name(name)
+    try:
+        fd = syscalls.open_beneath(directory, partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise partial_exists(partial) from None
+    try:
+        image = Partial(directory, name, fd, first, header)
+        try:
+            # Held as long as we live: what `recover` can lock has no owner any more. It may be
+            # trying just now, so wait: it keeps the lock of a file without superblock no longer.
+            file_lock.exclusive(fd)
+            image.block = superblock.write(fd, first, metadata, durable=False)
+            if header is not None:
+                libvirt_header.write(fd, header)
+            yield image
+        finally:
+            if not image._keep:
+                try:
+                    image.remove()
+                except OSError:
+                    image.is_left = True
+    finally:
+        with contextlib.suppress(OSError):  # all that matters is synced, or of no use
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def adopting(directory: int, name: str) -> Iterator[Partial]:
+    """Open the ``NAME.partial`` that an interrupted save left, to commit or remove it.
+
+    Raises OSError where it is gone, InvalidImage where its superblock is damaged, Busy where its
+    owner lives.
+    """
+    with descriptors.opened(directory, partial_name(name), os.O_RDWR) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.Busy(f"{partial_name(name)!r} is being written") from None
+        block, header = formats.slots(fd)
+        if block is None:
+            raise errors.InvalidImage(f"{partial_name(name)!r} was not written by mapsave")
+        yield Partial(directory, name, fd, block, header)
+
+
+def is_abandoned(directory: int, partial: str) -> bool:
+    """Return whether the file ``partial`` is a partial image that no process has locked.
+
+    One whose superblock is missing or damaged counts after a minute: its manager, or the host, died
+    before it was on disk. One that libvirt writes counts an hour after its last write; one that
+    libvirt has completed, and mapsave never had, does not count.
+    """
+    try:
+        with descriptors.opened(directory, partial, os.O_RDONLY | os.O_NONBLOCK) as fd:
+            stats = os.fstat(fd)
+            if not stat.S_ISREG(stats.st_mode):
+                return False
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            age = time.time() - stats.st_mtime
+            if superblock.is_blank(fd):
+                return age > _BLANK_AT_MOST
+            try:
+                block, header = formats.slots(fd)
+            except (errors.NotAnImage, errors.UnsupportedImage):
+                return False
+            except errors.TruncatedImage:
+                return is_partial_name(partial)
+            except errors.InvalidImage:
+                return age > _BLANK_AT_MOST
+            if block is not None:
+                return block.state is State.PARTIAL or is_partial_name(partial)
+            return header is not None and not header.complete and age > _FOREIGN_AT_MOST
+    except OSError:
+        return False
+
+
+@dataclasses.dataclass
+class Image:
+    """A committed image open for reading; ``libvirt`` is the header of one of libvirt's format."""
+
+    path: str
+    fd: int
+    block: Superblock
+    metadata: Metadata
+    libvirt: LibvirtHeader | None = None
+
+    @property
+    def format(self) -> Literal["native", "libvirt"]:
+        """The format of the image."""
+        return "native" if self.libvirt is None else "libvirt"
+
+    @property
+    def has_superblock(self) -> bool:
+        """Whether mapsave has written to the image; not so to one that libvirt saved."""
+        return self.block.sequence != libvirt_format.UNWRITTEN
+
+    def block_as_used(self, restored: Container[uuids.UUID]) -> Superblock:
+        """Return the superblock; its state is restored where ``restored`` has the image's uuid."""
+        if self.block.state is State.SAVED and self.block.uuid in restored:
+            return dataclasses.replace(self.block, state=State.RESTORED)
+        return self.block
+
+    @property
+    def undigested(self) -> str | None:
+        """Why rot in header and domain XML would not be noticed; None where it would be."""
+        return digests.missing(self.libvirt, written=self.block.metadata_length > 0)
+
+    @property
+    def has_structure_digest(self) -> bool:
+        """Whether rot in bitmaps and device state would be noticed: older images have no digest."""
+        return "structure_digest" in self.metadata
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes."""
+        return os.fstat(self.fd).st_size
+
+    @property
+    def allocated(self) -> int:
+        """The bytes of disk that the file occupies."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def validate(self) -> validation.Contents:
+        """Read the structure whole. Raises PartialImage, TruncatedImage or InvalidImage."""
+        if self.block.state is State.PARTIAL:
+            hint = "'mapsave recover' finishes or removes what an interrupted save left"
+            if self.libvirt is not None and self.libvirt.complete and not self.has_superblock:
+                hint = f"libvirt has completed it: give it a name without {PARTIAL_SUFFIX!r}"
+            elif not self.has_superblock:
+                hint = "libvirt is saving it just now, or was interrupted and will not complete it"
+            raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
+        with descriptors.reading(self.path):
+            found = validation.validate_stream(self.fd, self.block.stream_offset, self.size)
+            structure.check(self.fd, found.stream, self.metadata.get("structure_digest"))
+            return found
+
+    def mark(self, state: State) -> None:
+        """Record ``state`` in the superblock, durably.
+
+        An image that libvirt saved gets its first superblock thereby.
+
+        Raises OSError: EROFS, EACCES where the image cannot be written, ENOSPC where libvirt left
+        no room, EINVAL where it has been damaged since it was opened.
+        """
+        if self.libvirt is not None:
+            try:
+                self.reread()  # libvirt may have rewritten the XML, and so wiped our metadata
+            except errors.InvalidImage as error:
+                raise OSError(errno.EINVAL, error.message) from None
+            libvirt_format.check_markable(self.fd, self.libvirt, self.block)
+        with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
+            marked = dataclasses.replace(self.block, state=state)
+            self.block = superblock.write(writable, marked)
+
+    def mark_stale(self) -> None:
+        """Do as ``Partial.mark_stale`` does. Raises OSError."""
+        with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
+            known = digests.kept(self.libvirt, self.metadata)
+            self.block = _write_stale(writable, self.block, known)
+
+    def reread(self) -> None:
+        """Read header, superblock and metadata again, as they are now under the caller's lock.
+
+        Raises InvalidImage or one of its kin.
+        """
+        self.block, self.metadata, self.libvirt = _read(self.fd, self.path)
+
+
+def _read(fd: int, path: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
+    """Read header, superblock and metadata; the name decides whether the image is partial.
+
+    Raises InvalidImage or one of its kin.
+    """
+    with descriptors.reading(path):
+        block, metadata, header = formats.read(fd, path)
+    if is_partial_name(path) or is_partial_name(os.path.realpath(path)):
+        block = dataclasses.replace(block, state=State.PARTIAL)
+    return block, metadata, header
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
+    """Open the image at ``path`` for reading; its superblock and metadata are checked.
+
+    A partial image opens too, so that it can be looked at; ``Image.validate`` refuses it.
+
+    Raises ImageNotFound, NotPermitted, NotAnImage, InvalidImage or one of their kin.
+    """
+    name = os.fspath(path)
+    with descriptors.opened_for_reading(name) as fd:
+        yield Image(name, fd, *_read(fd, name))

@@ -1,0 +1,121 @@
+"""mapsave's slots and metadata in the padding of libvirt's header.
+
+libvirt ignores the padding, and zeroes it when it rewrites the XML: the image then counts as one
+that libvirt itself saved, known by its header alone::
+
+    0        libvirt's header, domain XML, cookie
+    ...      metadata area A, from the next multiple of 4 KiB
+    middle   metadata area B, up to the slots
+    M-8192   slot 0
+    M-4096   slot 1
+    M        QEMU's stream
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import uuid as uuids
+from typing import TYPE_CHECKING, Any
+
+from mapsave import domain_xml, errors
+from mapsave.image import libvirt_header, superblock
+from mapsave.image.superblock import METADATA_START, SLOT_SIZE, Place, State, Superblock
+
+if TYPE_CHECKING:
+    from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+    from mapsave.image.metadata import Metadata
+
+# What a save adds to the metadata when it ends: RAM blocks, label, times.
+_METADATA_GROWS = 32 << 10
+UNWRITTEN = 0  # sequence number of a superblock that stands in no slot
+
+
+def _up(offset: int) -> int:
+    return -(-offset // SLOT_SIZE) * SLOT_SIZE
+
+
+def place(header: LibvirtHeader) -> Place | None:
+    """Return where slots and metadata areas are; None where the padding has no room for slots."""
+    slots = header.stream_offset - METADATA_START
+    if slots < header.padding_offset:
+        return None
+    return Place(slots, _up(header.padding_offset), header.stream_offset)
+
+
+def stream_offset(new: NewLibvirtHeader, metadata: dict[str, Any], at_least: int) -> int:
+    """Return M for a new image, in bytes: room for XML, cookie, slots and two metadata areas.
+
+    So much room is also left for a later ``virsh save-image-edit``: 64 KiB, as libvirt leaves, and
+    more. Raises ValueError where XML or cookie cannot be written.
+    """
+    area = _up(2 * len(json.dumps(metadata)) + _METADATA_GROWS)
+    return max(at_least, _up(libvirt_header.text_length(new)) + 2 * area + METADATA_START)
+
+
+def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
+    """Return superblock and metadata: ours where they are, else what libvirt's header tells.
+
+    As long as the header calls the image incomplete, its state is partial.
+
+    Raises InvalidImage or one of its kin.
+    """
+    block = read_slots(fd, header)
+    if block is None:
+        block = _told_block(fd, header)
+    if not header.complete:
+        block = dataclasses.replace(block, state=State.PARTIAL)
+    if block.metadata_length:
+        return block, superblock.read_metadata(fd, block)
+    return block, _told_metadata(header)
+
+
+def read_slots(fd: int, header: LibvirtHeader) -> Superblock | None:
+    """Return the superblock that mapsave wrote into the padding; None where it never did.
+
+    Raises InvalidImage or one of its kin.
+    """
+    where = place(header)
+    if where is None or superblock.is_torn_first(fd, where):
+        return None
+    try:
+        return superblock.read(fd, where)
+    except errors.NotAnImage:
+        return None
+
+
+def _told_block(fd: int, header: LibvirtHeader) -> Superblock:
+    """Return what a superblock of the image would say; the same image has the same uuid."""
+    digest = hashlib.sha256(dataclasses.replace(header, complete=True).pack()).digest()
+    return Superblock(
+        state=State.SAVED,
+        sequence=UNWRITTEN,
+        stream_offset=header.stream_offset,
+        uuid=uuids.UUID(bytes=digest[:16]),
+        file_length=os.fstat(fd).st_size,
+        place=place(header) or superblock.NATIVE,
+    )
+
+
+def _told_metadata(header: LibvirtHeader) -> Metadata:
+    found = domain_xml.identity(header.xml)
+    return {
+        "guest": {"name": found.name, "qemu_name": found.name, "uuid": found.uuid},
+        "run_state": "running" if header.was_running else "paused",
+    }
+
+
+def check_markable(fd: int, header: LibvirtHeader, block: Superblock) -> None:
+    """Raise OSError (ENOSPC) where ``block`` cannot be written without changing what is libvirt's.
+
+    An image that libvirt saved has zeros where the slots go, unless its XML was edited to fill it.
+    """
+    if block.sequence != UNWRITTEN:
+        return
+    where = place(header)
+    if where and (superblock.is_blank(fd, where) or superblock.is_torn_first(fd, where)):
+        return
+    raise OSError(errno.ENOSPC, "libvirt's header has no room left for it")

@@ -1,0 +1,213 @@
+"""What an image says about itself: read once, checked against its types, and typed from then on.
+
+The file may come from anyone, so a value of another type is an error of the image before anything
+is done with it. Keys that are not known here are kept as they are: a later mapsave may write more.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import types
+import typing
+from typing import Annotated, Any, TypedDict, cast
+
+from mapsave import errors, strict_json
+
+_Check = typing.Callable[[Any], bool]
+_LATEST = 253402300800.0 - 2 * 86400  # seconds; year 9999, in whatever time zone it is shown
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 63
+
+
+def _is_word(value: Any) -> bool:
+    return "\0" not in str(value)
+
+
+def _is_seconds(value: Any) -> bool:
+    return 0 <= float(value) < _LATEST
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return 0 <= datetime.datetime.fromisoformat(value).timestamp() < _LATEST
+    except (ValueError, OverflowError, OSError):
+        return False
+
+
+Word = Annotated[str, _is_word]  # may become an argument or part of a path: it holds no NUL
+Size = Annotated[int, _is_size]
+Seconds = Annotated[float, _is_seconds]
+Time = Annotated[str, _is_time]  # ISO 8601
+
+
+class GuestPart(TypedDict, total=False):
+    """Who was saved: its name to mapsave, and name and uuid that QEMU has."""
+
+    name: Word
+    qemu_name: Word | None
+    uuid: Word | None
+
+
+class QemuPart(TypedDict, total=False):
+    """What saved it."""
+
+    version: Word
+    package: str
+
+
+class MemoryPart(TypedDict, total=False):
+    """The sizes of the guest's RAM in bytes: at start, and plugged in since."""
+
+    base: Size
+    plugged: Size
+
+
+class CommandPart(TypedDict, total=False):
+    """The command line of the QEMU that was saved."""
+
+    argv: list[Word]
+    cwd: Word | None
+    executable: Word
+
+
+class DomainPart(TypedDict, total=False):
+    """The domain of libvirt that was saved."""
+
+    uri: Word
+    name: Word
+    uuid: Word
+    xml: str
+    cookie: str | None
+    persistent_xml: str | None
+
+
+class ProcessPart(TypedDict, total=False):
+    """The QEMU process that was saved: see ``operations.metadata.process``."""
+
+    pid: Size
+    started: Size
+    boot: Word | None
+
+
+class DigestsPart(TypedDict, total=False):
+    """Digests of what is before the stream and has no checksum of its own: see ``digests.py``."""
+
+    libvirt_header: Word
+
+
+class WrittenPart(TypedDict, total=False):
+    """What the save saw of the pages that QEMU wrote: see ``operations.read_back.Written``."""
+
+    holes: str
+    compared: Size
+    not_compared: Size
+    reason: str | None
+
+
+class BlockPart(TypedDict, total=False):
+    """One RAM block; ``bytes`` and how many of its pages are in the file."""
+
+    name: str
+    bytes: Size
+    used_pages: Size
+
+
+class Metadata(TypedDict, total=False):
+    """All that mapsave reads from an image's metadata. ``duration_s`` in seconds."""
+
+    mapsave: str
+    guest: GuestPart
+    qemu: QemuPart
+    machine: str
+    cpu: str | None
+    run_state: str
+    process: ProcessPart | None
+    memory: MemoryPart
+    command: CommandPart | None
+    domain: DomainPart | None
+    strategy: dict[str, Any]
+    live: bool
+    then: str
+    job: Word | None
+    operation: Word | None
+    host: dict[str, Any]
+    started: Time
+    ended: Time
+    ram_blocks: list[BlockPart]
+    data_bytes: Size
+    label: dict[str, Any] | None
+    paused_at: Seconds | None
+    duration_s: Seconds
+    continued: bool
+    digests: DigestsPart
+    structure_digest: Word
+    written: WrittenPart
+    recovery: dict[str, Any]  # of a partial image: see ``operations.recover_lost``
+
+
+def parse(raw: bytes) -> Metadata:
+    """Return the metadata that ``raw`` holds. Raises InvalidImage where they are not such."""
+    try:
+        found = strict_json.loads(raw)
+    except ValueError as error:
+        raise errors.InvalidImage(f"metadata is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise errors.InvalidImage("metadata is not a JSON object")
+    return check(found)
+
+
+def check(found: dict[str, Any]) -> Metadata:
+    """Return ``found`` where it is what metadata must be. Raises InvalidImage naming the key."""
+    wrong = _wrong(found, Metadata, ())
+    if wrong is not None:
+        where = ".".join(wrong)
+        raise errors.InvalidImage(
+            f"metadata: {where!r} is not what it must be",
+            hint="the image was damaged or made by something else; a good copy restores",
+        )
+    return cast("Metadata", found)
+
+
+@functools.cache
+def _members(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def _wrong(value: Any, kind: Any, at: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the path of the first value of another type than ``kind``; None where all fit."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if typing.is_typeddict(kind):
+        if not isinstance(value, dict):
+            return at
+        members = _members(kind)
+        found = (
+            _wrong(inside, members[key], (*at, key))
+            for key, inside in value.items()
+            if key in members
+        )
+        return next((each for each in found if each is not None), None)
+    if origin is list:
+        if not isinstance(value, list):
+            return at
+        found = (_wrong(each, arguments[0], (*at, str(n))) for n, each in enumerate(value))
+        return next((each for each in found if each is not None), None)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _wrong(value, arguments[0], at)
+    if origin is Annotated:
+        plain, fits = arguments
+        if (wrong := _wrong(value, plain, at)) is not None:
+            return wrong
+        return None if fits(value) else at
+    return None if _is(value, origin or kind) else at
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Tell whether ``value`` is of a plain type; a truth value is no number."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

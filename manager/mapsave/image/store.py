@@ -1,0 +1,188 @@
+"""A directory of images: opened once, so that everything happens beneath that very directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.image import image, ownership
+
+if TYPE_CHECKING:
+    import uuid as uuids
+    from collections.abc import Container, Iterator
+
+    from mapsave.image.metadata import Metadata
+    from mapsave.image.superblock import Superblock
+
+_NAME_MAX = 255
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless ``name`` can be an image's: one component, at most 255 bytes.
+
+    Spaces, quotes and newlines are allowed, as in any file name.
+    """
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise errors.UsageError(f"{name!r} cannot be the name of an image")
+    if len(os.fsencode(name)) > _NAME_MAX:
+        raise errors.UsageError(
+            f"the image's name has {len(os.fsencode(name))} bytes; a file name may have {_NAME_MAX}"
+        )
+    if image.is_partial_name(name):
+        raise errors.UsageError(
+            f"{name!r}: names ending in {image.PARTIAL_SUFFIX!r} are those of unfinished images"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Directory:
+    """An image directory held open. ``path`` is its real path, for people and policies.
+
+    ``given`` is the path by which it was opened, and will be found again.
+    """
+
+    path: str
+    fd: int
+    given: str
+
+    def exists(self, name: str) -> bool:
+        """Tell whether something of that name is there, a dangling symbolic link included."""
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_same_as(self, path: str) -> bool:
+        """Tell whether ``path`` still leads to this directory (it may have been moved away)."""
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self.fd))
+        except OSError:
+            return False
+
+    def free_bytes(self) -> int:
+        """Bytes that we may still write on this file system."""
+        stats = os.fstatvfs(self.fd)
+        free = stats.f_bfree if os.geteuid() == 0 else stats.f_bavail
+        return free * stats.f_frsize
+
+
+@contextlib.contextmanager
+def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator[Directory]:
+    """Open the image directory at ``path``, which the operator trusts: links on the way are his.
+
+    With ``create`` a missing directory is made, mode 0700 (images hold guests' memory).
+
+    Raises BadDirectory, NotPermitted.
+    """
+    name = os.fspath(path)
+    try:
+        if create:
+            os.makedirs(name, mode=0o700, exist_ok=True)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise errors.NotPermitted(
+            f"cannot open the image directory {name!r}: {error.strerror}"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise errors.BadDirectory(
+            f"cannot open the image directory {name!r}: {reason}",
+            hint="create it, or name another with 'images:' or --image",
+        ) from None
+    try:
+        yield Directory(os.path.realpath(f"/proc/self/fd/{fd}"), fd, os.path.abspath(name))
+    finally:
+        os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One file of an image directory. ``error`` says why it cannot be read as an image.
+
+    ``format`` is ``native`` or ``libvirt``, None where there is an error. ``writable_by`` says how
+    others could have written it, where that was asked.
+    """
+
+    name: str
+    path: str
+    file_bytes: int
+    allocated_bytes: int
+    modified: float
+    block: Superblock | None
+    metadata: Metadata
+    error: errors.MapsaveError | None
+    format: str | None = None
+    writable_by: tuple[str, ...] = ()
+
+    @property
+    def guest(self) -> str | None:
+        """The name of the guest that was saved, where the metadata says."""
+        return self.metadata.get("guest", {}).get("name")
+
+    @property
+    def state(self) -> str:
+        """The image's state as users read it; ``invalid`` where it is not a good image."""
+        if image.is_partial_name(self.name):
+            return "partial"
+        return self.block.state.word if self.block and not self.error else "invalid"
+
+
+def entries(
+    held: Directory,
+    trusted: frozenset[int] | None = None,
+    restored: Container[uuids.UUID] = frozenset(),
+) -> list[Entry]:
+    """Return the images of a directory, partial ones included, newest first.
+
+    Files that are no images at all are left out; damaged images are listed with their error. With
+    ``trusted`` users it is looked who else could have written each image. ``restored``: the uuids
+    of those that were restored though they may not say so themselves.
+    """
+    found = []
+    for name in os.listdir(held.fd):
+        path = os.path.join(held.path, name)
+        try:
+            with image.opened(path) as opened:
+                stats = os.fstat(opened.fd)
+                entry = Entry(
+                    **_facts(name, path, stats),
+                    block=opened.block_as_used(restored),
+                    metadata=opened.metadata,
+                    error=None,
+                    format=opened.format,
+                    writable_by=()
+                    if trusted is None
+                    else tuple(ownership.of_file(path, opened.fd, trusted)),
+                )
+        except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
+            continue
+        except (errors.InvalidImage, OSError) as error:
+            try:
+                stats = os.stat(path)
+            except OSError:  # a partial image that was removed while we looked
+                continue
+            bad = _as_invalid(error, path)
+            entry = Entry(**_facts(name, path, stats), block=None, metadata={}, error=bad)
+        found.append(entry)
+    return sorted(found, key=lambda entry: -entry.modified)
+
+
+def _as_invalid(error: Exception, path: str) -> errors.InvalidImage:
+    if isinstance(error, errors.InvalidImage):
+        return error
+    reason = error.strerror if isinstance(error, OSError) else error
+    return errors.InvalidImage(f"{path!r} cannot be read: {reason}")
+
+
+def _facts(name: str, path: str, stats: os.stat_result) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": path,
+        "file_bytes": stats.st_size,
+        "allocated_bytes": stats.st_blocks * 512,
+        "modified": stats.st_mtime,
+    }

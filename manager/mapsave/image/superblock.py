@@ -1,0 +1,335 @@
+"""An image's two superblock slots and its metadata.
+
+The first M bytes of an image (``stream_offset``, 1 MiB unless configured) lie before QEMU's stream.
+Offsets inside the stream are absolute, so M never changes. In a native image all of them are ours::
+
+    0        slot 0   4 KiB
+    4096     slot 1   4 KiB
+    8192     metadata area A, up to the middle of [8192, M)
+    middle   metadata area B
+    M        QEMU's stream
+
+In an image of libvirt's format slots and areas lie in the padding of libvirt's header, the slots
+directly before M (``libvirt_format``). ``Place`` says where.
+
+Updates go to the slot, and new metadata to the area, that is not in force: a torn write costs the
+update, never the image. The valid slot with the highest sequence number counts. Little endian.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import os
+import struct
+import uuid as uuids
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors, strict_json, units
+from mapsave.image import metadata as metadata_area
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mapsave.image.metadata import Metadata
+
+SLOT_SIZE = 4096
+SLOTS = 2
+METADATA_START = SLOTS * SLOT_SIZE
+MAGIC = b"MAPSAVE\0"
+FORMAT_VERSION = 1
+MIN_STREAM_OFFSET = 64 * units.KIB
+MAX_STREAM_OFFSET = 1 * units.GIB
+DEFAULT_STREAM_OFFSET = 1 * units.MIB
+MAX_METADATA = 1 * units.MIB  # parsed, JSON takes many times its length
+MAX_SEQUENCE = (1 << 63) - 1
+KNOWN_FEATURES = 0  # the "must understand" feature flags that this version understands
+
+# magic, format version, state, sequence, must-understand flags, optional flags, stream offset,
+# image uuid, file length, metadata offset and length, digest area offset and length,
+# SHA-256 of the metadata.
+_FIELDS = struct.Struct("<8sIIQQQQ16sQQQQQ32s")
+_CHECKSUM = hashlib.sha256
+_CHECKSUM_SIZE = 32
+
+
+class State(enum.IntEnum):
+    """What an image is good for."""
+
+    PARTIAL = 1
+    SAVED = 2
+    RESTORED = 3
+
+    @property
+    def word(self) -> str:
+        """The state as users read it."""
+        return self.name.lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the slots and the metadata areas are, in bytes of the file; the default is native.
+
+    Where the format's own header says what M is, ``stream_offset`` is that, and the slots end the
+    metadata areas; a native image learns M from its slots.
+    """
+
+    slots: int = 0
+    metadata: int = METADATA_START
+    stream_offset: int | None = None
+
+    def slot(self, index: int) -> int:
+        """Return the offset of a slot."""
+        return self.slots + index * SLOT_SIZE
+
+    def area(self, stream_offset: int) -> tuple[int, int]:
+        """Return beginning and end of both metadata areas together."""
+        return self.metadata, stream_offset if self.stream_offset is None else self.slots
+
+
+NATIVE = Place()
+
+
+@dataclasses.dataclass(frozen=True)
+class Superblock:
+    """The contents of the slot in force. All offsets and lengths are bytes within the file."""
+
+    state: State
+    sequence: int
+    stream_offset: int
+    uuid: uuids.UUID
+    file_length: int = 0
+    metadata_offset: int = 0
+    metadata_length: int = 0
+    metadata_sha256: bytes = bytes(_CHECKSUM_SIZE)
+    digest_offset: int = 0
+    digest_length: int = 0
+    must_understand: int = 0
+    optional: int = 0
+    place: Place = NATIVE
+
+    def pack(self) -> bytes:
+        """Return the slot as it stands on disk, checksum included."""
+        fields = _FIELDS.pack(
+            MAGIC,
+            FORMAT_VERSION,
+            self.state,
+            self.sequence,
+            self.must_understand,
+            self.optional,
+            self.stream_offset,
+            self.uuid.bytes,
+            self.file_length,
+            self.metadata_offset,
+            self.metadata_length,
+            self.digest_offset,
+            self.digest_length,
+            self.metadata_sha256,
+        )
+        body = fields.ljust(SLOT_SIZE - _CHECKSUM_SIZE, b"\0")
+        return body + _CHECKSUM(body).digest()
+
+
+def _unpack(slot: bytes, place: Place) -> Superblock | None:
+    """Return the superblock in ``slot``; None if its checksum is wrong.
+
+    Raises UnsupportedImage where the checksum is right but the format is newer than we are.
+    """
+    body, checksum = slot[:-_CHECKSUM_SIZE], slot[-_CHECKSUM_SIZE:]
+    if not slot.startswith(MAGIC) or _CHECKSUM(body).digest() != checksum:
+        return None
+    (
+        _,
+        version,
+        state,
+        sequence,
+        must_understand,
+        optional,
+        stream_offset,
+        uuid,
+        file_length,
+        metadata_offset,
+        metadata_length,
+        digest_offset,
+        digest_length,
+        metadata_sha256,
+    ) = _FIELDS.unpack_from(body)
+    if version > FORMAT_VERSION:
+        raise errors.UnsupportedImage(
+            f"the image has format version {version}; this mapsave reads up to {FORMAT_VERSION}",
+            hint="use the mapsave that saved it, or a newer one",
+        )
+    if must_understand & ~KNOWN_FEATURES:
+        raise errors.UnsupportedImage(
+            f"the image needs features 0x{must_understand & ~KNOWN_FEATURES:x}, "
+            "which this mapsave does not know",
+            hint="use the mapsave that saved it, or a newer one",
+        )
+    try:
+        known_state = State(state)
+    except ValueError:
+        raise errors.InvalidImage(f"superblock: unknown state {state}") from None
+    return Superblock(
+        state=known_state,
+        sequence=sequence,
+        stream_offset=stream_offset,
+        uuid=uuids.UUID(bytes=uuid),
+        file_length=file_length,
+        metadata_offset=metadata_offset,
+        metadata_length=metadata_length,
+        metadata_sha256=metadata_sha256,
+        digest_offset=digest_offset,
+        digest_length=digest_length,
+        must_understand=must_understand,
+        optional=optional,
+        place=place,
+    )
+
+
+def check_stream_offset(stream_offset: int) -> None:
+    """Raise ValueError unless M is at least 64 KiB, at most 1 GiB and a multiple of 4 KiB."""
+    if not MIN_STREAM_OFFSET <= stream_offset <= MAX_STREAM_OFFSET or stream_offset % SLOT_SIZE:
+        raise ValueError(
+            f"stream offset {stream_offset} is not a multiple of 4 KiB from 64 KiB to 1 GiB"
+        )
+
+
+def _check(block: Superblock, size: int) -> None:
+    """Raise InvalidImage where a field of ``block`` does not fit a file of ``size`` bytes."""
+    _check_stream_offset(block)
+    if block.sequence > MAX_SEQUENCE:
+        raise errors.InvalidImage(f"superblock: sequence number {block.sequence}")
+    if block.metadata_length > MAX_METADATA:
+        raise errors.InvalidImage(f"superblock: metadata of {block.metadata_length} bytes")
+    area = block.place.area(block.stream_offset)
+    for what, offset, length, (low, high) in (
+        ("metadata", block.metadata_offset, block.metadata_length, area),
+        ("digest", block.digest_offset, block.digest_length, (area[0], block.file_length)),
+    ):
+        if length and not low <= offset <= offset + length <= high:
+            raise errors.InvalidImage(
+                f"superblock: {what} at {offset}, {length} bytes, lies outside {low}..{high}"
+            )
+    if block.state is State.PARTIAL:
+        return
+    if size < block.file_length:
+        raise errors.TruncatedImage(
+            f"the file has {size} bytes, the superblock says {block.file_length}",
+            size=size,
+            expected=block.file_length,
+        )
+    if size > block.file_length:
+        raise errors.InvalidImage(
+            f"the file has {size} bytes, {size - block.file_length} more than when it was saved"
+        )
+
+
+def _check_stream_offset(block: Superblock) -> None:
+    said = block.place.stream_offset
+    if said is not None and block.stream_offset != said:
+        raise errors.InvalidImage(
+            f"superblock: stream at {block.stream_offset}, the header before it says {said}"
+        )
+    try:
+        if said is None:
+            check_stream_offset(block.stream_offset)
+    except ValueError as error:
+        raise errors.InvalidImage(f"superblock: {error}") from None
+
+
+def _slots(fd: int, place: Place) -> list[bytes]:
+    return [os.pread(fd, SLOT_SIZE, place.slot(index)) for index in range(SLOTS)]
+
+
+def read(fd: int, place: Place = NATIVE) -> Superblock:
+    """Return the superblock in force of the image open as ``fd``, checked against its size.
+
+    Raises NotAnImage where neither slot begins with the magic, InvalidImage or one of its kin where
+    a field cannot be right.
+    """
+    size = os.fstat(fd).st_size
+    slots = _slots(fd, place)
+    if not any(slot.startswith(MAGIC) for slot in slots):
+        raise errors.NotAnImage(
+            "the file does not begin as a mapsave image does",
+            hint="was it saved by mapsave, and copied whole?",
+        )
+    # A slot in the other's place would be overwritten by its own update, so it doesn't count.
+    valid = [
+        found
+        for index, slot in enumerate(slots)
+        if (found := _unpack(slot, place)) is not None and found.sequence % SLOTS == index
+    ]
+    if not valid:
+        raise errors.InvalidImage(
+            "both superblock slots are damaged (checksum or place does not match)"
+        )
+    block = max(valid, key=lambda found: found.sequence)
+    _check(block, size)
+    return block
+
+
+def is_blank(fd: int, place: Place = NATIVE) -> bool:
+    """Tell whether nothing was ever written where the slots are: no bytes, or zeros."""
+    return not any(slot.strip(b"\0") for slot in _slots(fd, place))
+
+
+def is_torn_first(fd: int, place: Place) -> bool:
+    """Tell whether the first slot ever written there was torn: it is damaged, the other blank."""
+    blank, written = sorted(_slots(fd, place), key=lambda slot: bool(slot.strip(b"\0")))
+    return not blank.strip(b"\0") and written.startswith(MAGIC) and _unpack(written, place) is None
+
+
+def read_metadata(fd: int, block: Superblock) -> Metadata:
+    """Return the metadata that ``block`` points to.
+
+    Raises InvalidImage where its checksum is wrong or it is not what metadata must be.
+    """
+    raw = os.pread(fd, block.metadata_length, block.metadata_offset)
+    if hashlib.sha256(raw).digest() != block.metadata_sha256:
+        raise errors.InvalidImage(
+            f"metadata at {block.metadata_offset} is damaged (checksum does not match)"
+        )
+    return metadata_area.parse(raw)
+
+
+def write(
+    fd: int, block: Superblock, metadata: Mapping[str, Any] | None = None, *, durable: bool = True
+) -> Superblock:
+    """Write ``block``, with new ``metadata`` if given, as the next one in force; return it.
+
+    With ``durable``, metadata is on stable storage before the slot that points to it is written,
+    and the slot before this returns. ``fd`` must not be O_APPEND. Nothing is written from M on.
+
+    Raises ValueError where the metadata does not fit, OSError where writing fails.
+    """
+    block = dataclasses.replace(block, sequence=block.sequence + 1)
+    if metadata is not None:
+        # ASCII, so that names which are not UTF-8 (surrogates in Python) survive as escapes.
+        raw = strict_json.dumps(metadata, sort_keys=True).encode("ascii")
+        low, high = block.place.area(block.stream_offset)
+        room = max(0, high - low) // 2
+        if len(raw) > min(room, MAX_METADATA):
+            raise ValueError(
+                f"metadata of {len(raw)} bytes does not fit the {min(room, MAX_METADATA)} reserved"
+            )
+        block = dataclasses.replace(
+            block,
+            metadata_offset=low + (room if block.metadata_offset == low else 0),
+            metadata_length=len(raw),
+            metadata_sha256=hashlib.sha256(raw).digest(),
+        )
+        _write_all(fd, raw, block.metadata_offset)
+        if durable:
+            os.fdatasync(fd)
+    _write_all(fd, block.pack(), block.place.slot(block.sequence % SLOTS))
+    if durable:
+        os.fsync(fd)
+    return block
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written

@@ -1,0 +1,82 @@
+"""Open the journal of the service whatever has become of its file.
+
+The journal is history: that it is damaged must keep no paused guest from being recovered. So a file
+that cannot be used is renamed, and a new one begun; where that fails as well, the journal is in a
+directory of its own until the service ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mapsave import errors, shielded
+from mapsave.history import history
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mapsave.history.history import Journal
+
+_log = logging.getLogger(__name__)
+
+_BESIDE = ("-wal", "-shm")
+_MEMORY = "/dev/shm"  # noqa: S108 (a directory of our own is made in it)
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[tuple[Journal, list[str]]]:
+    """Open the journal at ``path``, or another in its place; with what is wrong, in sentences.
+
+    Raises Refused, NotPermitted only where no journal can be had anywhere.
+    """
+    problems: list[str] = []
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            kept = await stack.enter_async_context(history.opened(path))
+        except errors.MapsaveError as error:
+            problems.append(error.message)
+            kept = await _another(stack, path, error, problems)
+        for words in problems:
+            _log.error("%s", words)
+        yield kept, problems
+
+
+async def _another(
+    stack: contextlib.AsyncExitStack, path: Path, error: errors.MapsaveError, problems: list[str]
+) -> Journal:
+    if not error.data.get("may_pass") or path.is_dir():
+        try:
+            aside = await shielded.in_thread(_set_aside, path)
+            kept = await stack.enter_async_context(history.opened(path))
+        except OSError as failed:
+            problems.append(f"cannot rename {str(path)!r}: {failed.strerror}")
+        except errors.MapsaveError as failed:
+            problems.append(failed.message)
+        else:
+            problems.append(f"the journal was renamed to {str(aside)!r}, and a new one was begun")
+            return kept
+    directory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    place = stack.enter_context(
+        tempfile.TemporaryDirectory(prefix="mapsave-journal-", dir=directory)
+    )
+    kept = await stack.enter_async_context(history.opened(Path(place) / path.name))
+    problems.append("the history of the operations is kept only until the service ends")
+    return kept
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a journal, with the files that SQLite has beside it. Raises OSError."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = path.with_name(f"{path.name}.damaged-{stamp}-{os.getpid()}")
+    path.rename(aside)
+    for suffix in _BESIDE:
+        beside = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):
+            beside.rename(aside.with_name(aside.name + suffix))
+    return aside

@@ -1,0 +1,239 @@
+"""Which images of a job are kept, and the removal of the others.
+
+Looked at are only the images whose metadata name the job and the guest. Never removed: the newest
+good image of the guest; an image that is the guest itself, which was saved to quit and not brought
+back since; and what is damaged, not complete or of the future, which counts for nothing either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors, shielded
+from mapsave.image import image, store
+from mapsave.jobs import outcome
+from mapsave.operations import discard, restored_notes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from mapsave.config import Config
+    from mapsave.image.store import Entry
+    from mapsave.jobs.job import Job, Keep
+
+# The hour that comes twice in autumn is two hours: they differ by their distance from UTC.
+_BUCKETS = (
+    ("hourly", "%Y-%m-%d %H:00%z"),
+    ("daily", "%Y-%m-%d"),
+    ("weekly", "%G-W%V"),  # ISO 8601
+    ("monthly", "%Y-%m"),
+)
+_GONE_ON = ("resume", "leave")  # what ``then`` says where the guest itself outlived the save
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether an image is kept, and why; an image that is not kept has no reasons."""
+
+    entry: Entry
+    kept: bool
+    reasons: tuple[str, ...] = ()
+
+
+def plan(
+    entries: Iterable[Entry],
+    job: str,
+    guest: str,
+    keep: Keep,
+    zone: datetime.tzinfo,
+    *,
+    now: datetime.datetime,
+    made: Collection[str] = (),
+) -> list[Decision]:
+    """Decide about the images of ``guest`` that ``job`` saved, newest first; others are left out.
+
+    The last image of each of so many hours, days, ISO weeks and months is kept, as they are in
+    ``zone``; periods without an image do not count. ``made`` are paths of images that are kept
+    whatever else holds.
+    """
+    reasons: dict[str, list[str]] = {}
+    good: list[tuple[datetime.datetime, Entry]] = []
+    uncounted: list[Entry] = []
+    for entry in entries:
+        if entry.metadata.get("job") != job or entry.guest != guest:
+            continue
+        reasons[entry.path] = []
+        when = taken(entry)
+        if entry.path in made:
+            reasons[entry.path].append("made by this run")
+        if why := _why_not_counted(entry, when, now):
+            reasons[entry.path].append(why)
+            uncounted.append(entry)
+        elif when is not None:
+            good.append((when, entry))
+    good.sort(key=lambda each: (each[0], each[1].name), reverse=True)
+    for rank, (_, entry) in enumerate(good, 1):
+        if rank == 1:
+            reasons[entry.path].append("the newest good image")
+        if is_guest(entry):
+            reasons[entry.path].append("the guest itself: it was not restored since")
+        if rank <= keep.last:
+            reasons[entry.path].append(f"last {rank} of {keep.last}")
+    for name, form in _BUCKETS:
+        for bucket, entry in _newest(good, form, zone, getattr(keep, name)):
+            reasons[entry.path].append(f"{name} {bucket}")
+    found = [*(entry for _, entry in good), *uncounted]
+    return [Decision(e, bool(reasons[e.path]), tuple(reasons[e.path])) for e in found]
+
+
+def _newest(
+    good: list[tuple[datetime.datetime, Entry]], form: str, zone: datetime.tzinfo, count: int
+) -> list[tuple[str, Entry]]:
+    """Return the last ``count`` periods that have an image, and the newest image of each."""
+    found: dict[str, Entry] = {}
+    for when, entry in good:
+        found.setdefault(when.astimezone(zone).strftime(form), entry)
+    return list(found.items())[:count]
+
+
+def taken(entry: Entry) -> datetime.datetime | None:
+    """Return when the save of an image began; None where its metadata do not tell."""
+    try:
+        found = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def is_guest(entry: Entry) -> bool:
+    """Tell whether an image is the guest itself: its QEMU was ended, and nothing was restored."""
+    return entry.state == "saved" and entry.metadata.get("then") not in _GONE_ON
+
+
+def _why_not_counted(
+    entry: Entry, when: datetime.datetime | None, now: datetime.datetime
+) -> str | None:
+    if entry.error is not None:
+        return f"damaged, and not counted: {entry.error.message}"
+    if entry.state == "partial":
+        return "not complete, and not counted"
+    if when is None:
+        return "its time is not known"
+    # Else it would be the newest until then, and each new one would go in its place.
+    return "its time is in the future, and not counted: see the clock" if when > now else None
+
+
+async def prune(
+    job: Job,
+    config: Config,
+    *,
+    dry_run: bool = False,
+    guests: Iterable[str] | None = None,
+    made: Iterable[str] = (),
+) -> list[dict[str, Any]]:
+    """Remove what ``job`` does not keep of its images; return a line for each image looked at.
+
+    ``guests`` are those of the job if not given; ``made`` are paths of images that a run has just
+    made, which are kept. A line has ``image`` (path), ``guest``, ``kept``,
+    ``reasons``, ``bytes`` (on disk) and ``error``. With ``dry_run`` nothing is removed. An image
+    that is in use is kept until the next time. A job that keeps all has no lines.
+
+    Raises ConfigError, BadDirectory, NotPermitted.
+    """
+    if job.keep is None:
+        return []
+    names = job.resolve(config) if guests is None else list(guests)
+    return await shielded.in_thread(_prune, job, job.keep, config, names, list(made), dry_run)
+
+
+def summary(job: Job, lines: list[dict[str, Any]], *, dry_run: bool) -> dict[str, Any]:
+    """Return what ``mapsave job prune --json`` prints of the lines of ``prune``."""
+    removed = [line for line in lines if not line["kept"]]
+    return {
+        "job": job.name,
+        "dry_run": dry_run,
+        "images": lines,
+        "kept": len(lines) - len(removed),
+        "removed": len(removed),
+        "freed_bytes": sum(line["bytes"] for line in removed),
+        "exit_code": outcome.worst(exit_codes(lines)),
+    }
+
+
+def exit_codes(lines: list[dict[str, Any]]) -> list[int]:
+    """Return the exit codes of what could not be removed."""
+    return [line["error"]["exit_code"] for line in lines if line["error"]]
+
+
+def _prune(
+    job: Job, keep: Keep, config: Config, guests: list[str], made: list[str], dry_run: bool
+) -> list[dict[str, Any]]:
+    if not config.images.is_dir():
+        return []
+    with store.directory(config.images) as held:
+        entries = store.entries(held, restored=restored_notes.noted(config.state))
+    new = {os.path.realpath(path) for path in made}
+    now = datetime.datetime.now(datetime.UTC)
+    lines = []
+    for guest in guests:
+
+        def planned(images: list[Entry], guest: str = guest) -> list[Decision]:
+            return plan(images, job.name, guest, keep, job.zone, now=now, made=new)
+
+        for decision in _proven(entries, planned):
+            line = {
+                "image": decision.entry.path,
+                "guest": guest,
+                "kept": decision.kept,
+                "reasons": list(decision.reasons),
+                "bytes": decision.entry.allocated_bytes,
+                "error": None,
+            }
+            if not decision.kept and not dry_run:
+                line.update(_remove(config, decision.entry))
+            lines.append(line)
+    return lines
+
+
+def _proven(
+    entries: list[Entry], planned: Callable[[list[Entry]], list[Decision]]
+) -> list[Decision]:
+    """Plan so that the newest image, on which all others' removal relies, is read and found good.
+
+    Listed as good is any image whose superblock is.
+    """
+    while True:
+        decisions = planned(entries)
+        if all(each.kept for each in decisions):
+            return decisions
+        newest = decisions[0].entry
+        try:
+            with image.opened(newest.path) as opened:
+                opened.validate()
+            return decisions
+        except errors.MapsaveError as error:
+            damaged = dataclasses.replace(newest, error=error)
+        entries = [damaged if each.path == newest.path else each for each in entries]
+
+
+def _remove(config: Config, entry: Entry) -> dict[str, Any]:
+    """Remove an image, and return what its line is to say."""
+    try:
+        with image.opened(entry.path) as opened:
+            if entry.block is None or opened.block.uuid != entry.block.uuid:
+                return {"kept": True, "reasons": ["another image has taken its name meanwhile"]}
+        discard.discard(config, entry.path, unrestored=True)
+    except errors.ImageNotFound:
+        return {"reasons": ["somebody else has removed it"]}
+    except errors.Busy as error:
+        return {"kept": True, "reasons": [f"in use: {error.message}"]}
+    except errors.MapsaveError as error:
+        return {"kept": True, "error": error.as_dict()}
+    except OSError as error:
+        failed = errors.BadDirectory(f"cannot delete {entry.path!r}: {error.strerror}")
+        return {"kept": True, "error": failed.as_dict()}
+    return {}

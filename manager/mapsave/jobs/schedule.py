@@ -1,0 +1,142 @@
+"""When a save job runs next: the fields of crontab(5) in a time zone, by the ``cronsim`` library.
+
+Nothing here waits. Times that come in know their zone; times that go out are in UTC, so that they
+can be compared and added to.
+
+Summer time: a job of certain hours runs once for each time that its schedule names. A time that the
+clocks leave out comes at the moment they are put forward; one that comes twice counts the first
+time. A job of every hour goes on by elapsed time, as in Debian's cron(8).
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import os
+import struct
+import zoneinfo
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cronsim
+
+from mapsave import errors
+from mapsave.jobs import cron
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator, Mapping
+
+LOCALTIME = "/etc/localtime"
+_MINUTE = datetime.timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a job runs. ``cron`` is checked by ``cron.check``.
+
+    ``time_zone`` is a name of the tz database; None is the host's own. ``persistent`` catches up a
+    missed run once. Each run is put off by less than ``jitter`` seconds, at random.
+    """
+
+    cron: str
+    time_zone: str | None = None
+    persistent: bool = True
+    jitter: float = 0.0
+
+    @property
+    def zone(self) -> datetime.tzinfo:
+        """The time zone that the fields mean. Raises ConfigError where the host's is not known."""
+        return local_zone() if self.time_zone is None else named_zone(self.time_zone)
+
+
+def next_run(schedule: Schedule, after: datetime.datetime) -> datetime.datetime:
+    """Return the first time of ``schedule`` later than ``after``, in UTC and without jitter.
+
+    Raises ConfigError where the host's time zone is needed and not known.
+    """
+    for tick in _ticks(cron.expression(schedule.cron), after.astimezone(schedule.zone)):
+        moment = tick.astimezone(datetime.UTC)
+        # The hour that comes twice: by its clock, a time of the first one lies before us again.
+        if moment > after:
+            return moment
+    raise ValueError(f"{schedule.cron!r} never comes after {after}")  # cron.check refuses such
+
+
+def missed(schedule: Schedule, last_run: datetime.datetime | None, now: datetime.datetime) -> bool:
+    """Tell whether a run is to be caught up: at least one should have been since ``last_run``.
+
+    However many were missed, the answer is the same: run once, and note that as the last run.
+    Where the job never ran (None) nothing was missed.
+    """
+    if not schedule.persistent or last_run is None:
+        return False
+    return next_run(schedule, last_run) <= now
+
+
+def jitter(schedule: Schedule, random: random.Random) -> datetime.timedelta:
+    """Return how long to put a run off: from 0 on, less than the schedule's jitter."""
+    return datetime.timedelta(seconds=schedule.jitter * random.random())
+
+
+def named_zone(name: str) -> zoneinfo.ZoneInfo:
+    """Return the time zone ``name`` of the tz database; raise ValueError if there is none."""
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"no time zone is called {name!r} on this host") from None
+
+
+def local_zone(
+    environ: Mapping[str, str] = os.environ, localtime: str = LOCALTIME
+) -> datetime.tzinfo:
+    """Return the host's time zone: that of ``$TZ``, else of the file ``/etc/localtime``.
+
+    As in tzset(3): ``$TZ`` is a name, a file, or a rule such as ``CET-1CEST,M3.5.0,M10.5.0/3``;
+    empty, or without the file, it is UTC. Raises ConfigError for a zone that cannot be read.
+    """
+    name = environ.get("TZ", localtime).removeprefix(":")
+    if not name:
+        return datetime.UTC
+    try:
+        if not name.startswith("/"):
+            return _named_or_rule(name)
+        with open(name, "rb") as file:
+            return zoneinfo.ZoneInfo.from_file(file, key="local")
+    except FileNotFoundError:
+        return datetime.UTC
+    except (ValueError, OSError, struct.error) as error:
+        raise errors.ConfigError(
+            f"the host's time zone {name!r} cannot be read: {error}",
+            hint="name one with 'time_zone:' in the job's schedule, or set $TZ to one",
+        ) from None
+
+
+def _named_or_rule(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return named_zone(name)
+    except ValueError:
+        # A file in the form of tzfile(5), version 2, that holds the rule and no times: its header
+        # twice, each with one type of local time and its empty abbreviation.
+        head = struct.pack(">4sc15x6l", b"TZif", b"2", 0, 0, 0, 0, 1, 1) + bytes(7)
+        file = io.BytesIO(head * 2 + b"\n" + name.encode() + b"\n")
+        return zoneinfo.ZoneInfo.from_file(file, key=name)
+
+
+def _ticks(fields: str, after: datetime.datetime) -> Iterator[datetime.datetime]:
+    """Yield the times of ``fields`` in the zone of ``after``, from about there on."""
+    zone = after.tzinfo
+    wall = cronsim.CronSim(fields, after.replace(tzinfo=None))
+    if len(wall.hours) < 24:
+        yield from (_existing(tick.replace(tzinfo=zone)) for tick in wall)
+        return
+    minute, _, *days = fields.split()
+    # The star of the hour is what has cronsim count elapsed time.
+    yield from cronsim.CronSim(" ".join((minute, "*", *days)), after)
+
+
+def _existing(time: datetime.datetime) -> datetime.datetime:
+    """Return ``time``, or if the clocks leave it out, the moment they are put forward."""
+    while time.astimezone(datetime.UTC).astimezone(time.tzinfo) != time:
+        time += _MINUTE
+    return time

@@ -1,0 +1,182 @@
+"""Owner, group and mode of the image, by descriptor.
+
+QEMU gets descriptors and needs none of it; it is for whoever reads the images afterwards. So only
+a save sets them, and they are the same at rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.labels import label as labels
+from mapsave.labels.system import CAP_CHOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mapsave.labels.label import Access, Label, Target
+    from mapsave.labels.policy import Policy
+    from mapsave.labels.system import System
+
+
+class Dac:
+    """File permissions as one of the :class:`~mapsave.labels.interface.SecurityModule`."""
+
+    name = "dac"
+
+    def __init__(self, policy: Policy, system: System) -> None:
+        self.policy = policy
+        self.system = system
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the policy says anything about owner, group or mode."""
+        return (self.policy.owner, self.policy.group, self.policy.mode) != (None, None, None)
+
+    def detect(self) -> bool:
+        """Return True: every host has them."""
+        return True
+
+    def process(self, pid: int | None) -> str | None:
+        """Return None: a user id is no context."""
+        return None
+
+    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: the image is created for mapsave alone, and given away by ``apply``."""
+        return contextlib.nullcontext()
+
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
+        """Return what an image would get. Raises PolicyViolation, NotPermitted."""
+        if access == "restore":
+            return labels.Label(self.name)
+        uid, gid = self._owner()
+        if not self.system.capable(CAP_CHOWN):
+            foreign_uid = uid not in (-1, os.geteuid())
+            foreign_gid = gid not in (-1, os.getegid(), *os.getgroups())
+            if foreign_uid or foreign_gid:
+                raise errors.NotPermitted(
+                    f"policy {self.policy.name} gives images in {directory} to "
+                    f"{self.policy.owner or '-'}:{self.policy.group or '-'}, which mapsave as uid "
+                    f"{os.geteuid()} may not do",
+                    hint="run mapsave as root, or leave owner and group out of the policy",
+                    file=directory,
+                )
+        return labels.Label(self.name, self._show(uid, gid, self.policy.mode))
+
+    def intended(self, target: Target) -> Label:
+        """Return what is there: for a restore nothing is set, and a partial image is removed."""
+        found = _text(_state(target.fd))
+        return labels.Label(self.name, found, None, found)
+
+    def apply(self, target: Target) -> Label:
+        """Set owner, group and mode by descriptor, and read them back. Raises NotPermitted."""
+        before = _state(target.fd)
+        if target.access == "restore":
+            return labels.Label(self.name, _text(before))
+        uid, gid = self._owner()
+        rest = {"uid": uid, "gid": gid, "mode": self.policy.mode}
+        detail = {"before": before, "rest": rest}
+        done = labels.Label(self.name, _text(before), None, _text(before), detail)
+        try:
+            _set(target.fd, uid, gid, self.policy.mode)
+        except OSError as error:
+            refusal = errors.NotPermitted(
+                f"cannot give {target.path} what policy {self.policy.name} wants: it has "
+                f"{_text(before)}, wanted {self._show(uid, gid, self.policy.mode)}: "
+                f"{error.strerror}",
+                hint="run mapsave as root, or leave owner, group and mode out of the policy",
+                file=target.path,
+            )
+            with contextlib.suppress(OSError):
+                self.undo(target, done)
+            raise refusal from None
+        return labels.Label(self.name, _text(_state(target.fd)), None, done.previous, detail)
+
+    def holds(self, target: Target, label: Label) -> bool:
+        """Return whether owner, group and mode are still those."""
+        return _text(_state(target.fd)) == label.value
+
+    def undo(self, target: Target, label: Label) -> None:
+        """Put owner, group and mode back as they were."""
+        was = label.detail.get("before")
+        if was and _state(target.fd) != was:
+            _set(target.fd, was["uid"], was["gid"], was["mode"])
+
+    def rest(self, target: Target, label: Label) -> None:
+        """Set what the policy said once more, should it have been changed meanwhile."""
+        if (wanted := label.detail.get("rest")) is not None:
+            _set(target.fd, wanted["uid"], wanted["gid"], wanted["mode"])
+
+    def refuses(self, target: Target) -> bool:
+        """Return False: permissions count when a file is opened, and QEMU gets it open."""
+        return False
+
+    def explain(self, target: Target) -> str:
+        """Return the sentence with the file's owner and mode."""
+        return f"the file has {_text(_state(target.fd))}"
+
+    def _owner(self) -> tuple[int, int]:
+        """Return uid and gid, -1 for "as it is". Raises PolicyViolation for unknown names."""
+        return (
+            _number(self.policy, "owner", self.policy.owner),
+            _number(self.policy, "group", self.policy.group),
+        )
+
+    def _show(self, uid: int, gid: int, mode: int | None) -> str:
+        def part(number: int) -> str:
+            return "-" if number == -1 else str(number)
+
+        return f"{part(uid)}:{part(gid)} {'-' if mode is None else f'{mode:04o}'}"
+
+
+def owner_id(policy: Policy) -> int | None:
+    """Return the id of the user whom ``policy`` gives images to; None for nobody.
+
+    Raises PolicyViolation for a user that this host does not have.
+    """
+    return None if policy.owner is None else _number(policy, "owner", policy.owner)
+
+
+def _number(policy: Policy, what: str, name: str | None) -> int:
+    """Return the id that a user's or a group's name or number means, -1 for None."""
+    if name is None:
+        return -1
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        if what == "owner":
+            return pwd.getpwnam(name).pw_uid
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        kind = "user" if what == "owner" else "group"
+        raise errors.PolicyViolation(
+            f"policy {policy.name} wants the {what} {name!r}, but this host has no such {kind}",
+            hint=f"create it, or name another {kind} or a number in the policy",
+        ) from None
+
+
+def _state(fd: int) -> dict[str, Any]:
+    found = os.fstat(fd)
+    return {"uid": found.st_uid, "gid": found.st_gid, "mode": stat.S_IMODE(found.st_mode)}
+
+
+def _text(state: dict[str, Any]) -> str:
+    return f"{state['uid']}:{state['gid']} {state['mode']:04o}"
+
+
+def _set(fd: int, uid: int, gid: int, mode: int | None) -> None:
+    """Set what differs; the mode last, for a change of owner clears bits of it."""
+    found = os.fstat(fd)
+    if (uid, gid) != (-1, -1) and (found.st_uid, found.st_gid) != (
+        found.st_uid if uid == -1 else uid,
+        found.st_gid if gid == -1 else gid,
+    ):
+        os.fchown(fd, uid, gid)
+    if mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)

@@ -1,0 +1,91 @@
+"""What a mapsave that died has left labelled: set for rest or put back, from its journal alone.
+
+No policy is read for it: its file may be gone, or say something else by now.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from mapsave.labels.dac import Dac
+from mapsave.labels.label import Label, Problem, Target
+from mapsave.labels.labelling import attempt
+from mapsave.labels.policy import BUILT_IN
+from mapsave.labels.system import System
+
+if TYPE_CHECKING:
+    from mapsave.labels.interface import SecurityModule
+
+_HOST = System()
+
+
+def settle(fd: int, path: str, label: Label, system: System = _HOST) -> list[Problem]:
+    """Set label, owner and mode of a saved image for rest, as its journalled ``label`` says.
+
+    ``fd``: the image, ``path``: its name. What was changed elsewhere is ``take_out``'s. Returns
+    what went wrong.
+    """
+    return _on_image("rest", Target(fd, path, (), None, "save"), label, system)
+
+
+def put_back(fd: int, path: str, label: Label, system: System = _HOST) -> list[Problem]:
+    """Put the label back that an image had before its restore, unless it was changed since.
+
+    ``label`` is the one journalled before it was applied. Returns what went wrong.
+    """
+    return _on_image("undo", Target(fd, path, (), None, "restore"), label, system)
+
+
+def take_out(label: Label, path: str, system: System = _HOST) -> list[Problem]:
+    """Take out what was changed elsewhere than on the image at ``path``: AppArmor's rules.
+
+    ``label`` is from the journal. Taken out twice does no harm. Returns what went wrong.
+    """
+    with_rules = [part for part in label.parts() if part.detail.get("rules")]
+    if not with_rules:
+        return []
+    from mapsave.labels.apparmor import Apparmor
+
+    module = Apparmor(BUILT_IN["auto"], system)
+    target = Target(-1, path, (), None, "save")
+    return [problem for part in with_rules for problem in attempt(module, "undo", target, part)]
+
+
+def _on_image(
+    step: Literal["undo", "rest"], target: Target, label: Label, system: System
+) -> list[Problem]:
+    problems = []
+    for part in label.parts():
+        module = _module(part.module, system)
+        if module is None:
+            continue
+        if part.value is not None and not module.detect():
+            # To a kernel without the module the label is just bytes: see ``System.active``.
+            words = (
+                f"{part.module} is not active any more: {target.path} keeps the label {part.value} "
+                "(set it by hand once it is)"
+            )
+            problems.append(Problem(words, recoverable=False))
+        elif step == "rest" or _holds(module, target, part):
+            problems += attempt(module, step, target, part)
+    return problems
+
+
+def _holds(module: SecurityModule, target: Target, label: Label) -> bool:
+    try:
+        return module.holds(target, label)
+    except OSError:
+        return True  # the attempt will say why
+
+
+def _module(name: str, system: System) -> SecurityModule | None:
+    """Return the module that labels images, imported only where it is needed; None for others."""
+    if name == "selinux":
+        from mapsave.labels.selinux import Selinux
+
+        return Selinux(BUILT_IN["auto"], system)
+    if name == "smack":
+        from mapsave.labels.smack import Smack
+
+        return Smack(BUILT_IN["auto"], system)
+    return Dac(BUILT_IN["auto"], system) if name == "dac" else None

@@ -1,0 +1,316 @@
+"""SELinux: the image gets a label that only this QEMU, by its categories, may use.
+
+The label is checked when a descriptor arrives in QEMU (a refused one disappears without a word)
+and again after every change, so it is set before the hand-over and asked for beforehand.
+
+Sources: the kernel's security/selinux/hooks.c and virtual_image_context of the SELinux reference
+policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.labels import label as labels
+from mapsave.labels.selinuxfs import ATTRIBUTE, SelinuxFs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mapsave.labels.label import Access, Label, Target
+    from mapsave.labels.policy import Policy
+    from mapsave.labels.system import System
+
+log = logging.getLogger(__name__)
+
+
+class Selinux:
+    """SELinux as one of the :class:`~mapsave.labels.interface.SecurityModule`."""
+
+    name = "selinux"
+
+    def __init__(self, policy: Policy, system: System) -> None:
+        self.policy = policy
+        self.options = policy.selinux
+        self.system = system
+        self.kernel = SelinuxFs(system)
+
+    def detect(self) -> bool:
+        """Return whether SELinux is active."""
+        return self.system.active(self.name)
+
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
+        """Return the label that an image in ``directory`` would get. Raises LabelRefused."""
+        process = self.process(pid)
+        wanted = self.wanted(process)
+        value = wanted or self.kernel.default(directory)
+        if process is not None and value is not None and access == "save":
+            self._require(process, value, access, f"images in {directory}", wanted)
+        return labels.Label(self.name, value, process)
+
+    def intended(self, target: Target) -> Label:
+        """Return the label that the image would get, or has where that will do.
+
+        Raises PolicyViolation.
+        """
+        return self._intended(target)[0]
+
+    def apply(self, target: Target) -> Label:
+        """Label the image by descriptor. Raises LabelRefused, PolicyViolation."""
+        done, wanted = self._intended(target)
+        process, before = done.process, done.previous
+        if done.value is not None and done.value != before:
+            self._set(target, done.value, process, before)
+        after = self.system.get_attribute(target.fd, ATTRIBUTE)
+        done = dataclasses.replace(done, value=after)
+        try:
+            if process is not None and after is not None:
+                self._require(process, after, target.access, target.path, wanted)
+        except errors.NotPermitted:
+            with contextlib.suppress(OSError):
+                self.undo(target, done)
+            raise
+        return done
+
+    def holds(self, target: Target, label: Label) -> bool:
+        """Return whether the file is labelled so still."""
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        return found == label.value or (label.value is not None and self._same(found, label.value))
+
+    def undo(self, target: Target, label: Label) -> None:
+        """Write the remembered label back: the kernel lets nobody remove one."""
+        if label.previous is not None and label.previous != label.value:
+            self._write(target.fd, label.previous)
+
+    def rest(self, target: Target, label: Label) -> None:
+        """Set the label for rest; after a restore that is the one the image had."""
+        choice = str(label.detail.get("at_rest", self.options.at_rest))
+        if target.access == "restore" or choice == "previous":
+            return self.undo(target, label)
+        if choice == "keep":
+            return None
+        value = self._default(target, label) if choice == "default" else self._canonical(choice)
+        return None if value is None else self._write(target.fd, value)
+
+    def _default(self, target: Target, label: Label) -> str | None:
+        """Return what a new file of that directory gets; the label from before if that is unknown.
+
+        Raises LabelUnavailable where that one is the guest's own: the file was born with it.
+        """
+        path = labels.name_of(target.fd, target.path)
+        value = self.kernel.default(os.path.dirname(path))
+        if value is None and label.value and label.previous in (None, label.value):
+            raise errors.LabelUnavailable(
+                f"the loaded policy does not say what files in {os.path.dirname(path)} are "
+                f"labelled; it keeps {label.value}",
+                hint=f"run: restorecon {path}",
+            )
+        return value or label.previous
+
+    def refuses(self, target: Target) -> bool:
+        """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
+        process = self.process(target.pid)
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        if process is None or found is None or not self.kernel.enforcing():
+            return False
+        return self.kernel.allows(process, found, "file", labels.ACTION[target.access]) is False
+
+    def explain(self, target: Target) -> str:
+        """Return the sentence with the file's label, QEMU's context and the kernel's answer."""
+        process = self.system.read_or_none(_current(target.pid)) if target.pid else None
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        action = labels.ACTION[target.access]
+        allowed = self.kernel.allows(process, found, "file", action) if process and found else None
+        answer = {
+            True: "may",
+            False: "may not",
+            None: "may or may not (the policy cannot be asked)",
+        }
+        mode = "enforcing" if self.kernel.enforcing() else "permissive"
+        said = (
+            f"SELinux ({mode}): the file is labelled "
+            f"{found or 'nothing'}, {labels.who(target.pid)} runs as {process or 'unknown'}, which "
+            f"{answer[allowed]} {action} such a file"
+        )
+        if process and (refused := self._descriptors_refused(process)):
+            why, hint = refused
+            said += f", and {why} ({hint})"
+        return said
+
+    @contextlib.contextmanager
+    def creating(self, pid: int | None) -> Iterator[None]:
+        """Let files that this thread creates be born with the label.
+
+        Without effect where that label cannot be told yet or may not be created. Raises
+        PolicyViolation, LabelUnavailable.
+        """
+        wanted = self.wanted(self.process(pid))
+        with self.kernel.creating(wanted) if wanted else contextlib.nullcontext():
+            yield
+
+    def process(self, pid: int | None) -> str | None:
+        """Return the context of ``pid``; None without one. Raises LabelUnavailable, Unreachable."""
+        if pid is None:
+            return None
+        context = _read_context(self.system, pid)
+        if context is not None and context.count(":") < 2:
+            raise errors.LabelUnavailable(
+                f"SELinux is on but has no policy: pid {pid} runs as {context!r}",
+                hint="load a policy, or boot with selinux=0",
+            )
+        return context
+
+    def wanted(self, process: str | None) -> str | None:
+        """Return the label for an image of QEMU in the context ``process``, in canonical form.
+
+        None when there is no ``process`` and the policy names no label. Raises PolicyViolation.
+        """
+        if self.options.label is not None:
+            return self._canonical(self.options.label)
+        if process is None:
+            return None
+        base = self._image_context()
+        if base is None:
+            return None
+        level = process.split(":", 3)[3:]  # the range; its low part holds the categories
+        return self._canonical(":".join([*base, *(part.split("-")[0] for part in level)]))
+
+    def _intended(self, target: Target) -> tuple[Label, str | None]:
+        """Return the label that the image would get, and the one that the policy wants."""
+        process = self.process(target.pid)
+        before = self.system.get_attribute(target.fd, ATTRIBUTE)
+        wanted = self._wanted_now(target, process, before)
+        value = before if wanted is None or self._same(before, wanted) else wanted
+        detail = {"at_rest": self.options.at_rest} if target.access == "save" else {}
+        return labels.Label(self.name, value, process, before, detail), wanted
+
+    def _wanted_now(self, target: Target, process: str | None, before: str | None) -> str | None:
+        """Return the label to set, None to leave the file as it is.
+
+        An image that QEMU may read already is not touched for a restore.
+        """
+        reading = target.access == "restore" and self.options.label is None
+        if reading and process and before and self.kernel.allows(process, before, "file", "read"):
+            return None
+        return self.wanted(process)
+
+    def _image_context(self) -> list[str] | None:
+        """Return user, role and type of guest images; None if ``auto`` finds no such thing."""
+        config = (self.system.read_or_none("/etc/selinux/config") or "").splitlines()
+        types = [line.split("=", 1)[1] for line in config if line.startswith("SELINUXTYPE=")]
+        kind = types[-1].strip() if types else "targeted"
+        file = f"/etc/selinux/{kind}/contexts/virtual_image_context"
+        lines = (self.system.read_or_none(file) or "").splitlines()
+        base = lines[0].strip().split(":")[:3] if lines else []
+        if len(base) == 3:
+            return [*base[:2], self.options.image_type or base[2]]
+        if self.options.image_type:
+            return ["system_u", "object_r", self.options.image_type]
+        if self.policy.module == "auto":
+            return None
+        raise errors.PolicyViolation(
+            f"policy {self.policy.name}: {file} does not say which label guest images have",
+            hint="set selinux.image_type in the policy, for example svirt_image_t",
+            file=file,
+        )
+
+    def _canonical(self, label: str) -> str:
+        """Return ``label`` as the kernel writes it. Raises PolicyViolation if it is unknown."""
+        known = self.kernel.canonical(label)
+        if known is None:
+            raise errors.PolicyViolation(
+                f"policy {self.policy.name} wants the label {label}, which the loaded SELinux "
+                "policy does not know",
+                hint="check the type and the categories; set selinux.image_type or selinux.label",
+                wanted=label,
+            )
+        return known
+
+    def _same(self, found: str | None, wanted: str) -> bool:
+        return found == wanted or (found is not None and self.kernel.canonical(found) == wanted)
+
+    def _set(self, target: Target, wanted: str, process: str | None, before: str | None) -> None:
+        """Set the label; where that is not allowed, go on if QEMU may use the old one."""
+        try:
+            self._write(target.fd, wanted)
+        except OSError as error:
+            action = labels.ACTION[target.access]
+            if process and before and self.kernel.allows(process, before, "file", action):
+                log.warning("%s keeps the label %s: %s", target.path, before, error.strerror)
+                return
+            raise errors.LabelRefused(
+                f"SELinux does not let mapsave label {target.path}: it is {before or 'unlabelled'},"
+                f" policy {self.policy.name} wants {wanted}: {error.strerror}",
+                hint="let mapsave's domain relabel files of that type (relabelfrom, relabelto), or "
+                "keep images in a directory of type virt_image_t",
+                file=target.path,
+                label=before,
+                process=process,
+                wanted=wanted,
+            ) from None
+
+    def _write(self, fd: int, value: str) -> None:
+        try:
+            self.system.set_attribute(fd, ATTRIBUTE, os.fsencode(value) + b"\0")
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # A mount with context=, NFS: the mount's label counts, and _require asks about it.
+
+    def _descriptors_refused(self, process: str) -> tuple[str, str] | None:
+        """Return that QEMU may not use mapsave's descriptors, and what to do; None: not so."""
+        own = self.kernel.own()
+        if not own or own == process or self.kernel.allows(process, own, "fd", "use") is not False:
+            return None
+        rule = f"allow {process.split(':')[2]} {own.split(':')[2]}:fd use;"
+        return f"may not use descriptors of mapsave, which runs as {own}", f"add the rule: {rule}"
+
+    def _require(
+        self, process: str, found: str, access: Access, path: str, wanted: str | None
+    ) -> None:
+        """Raise LabelRefused if the loaded policy would keep the file from QEMU."""
+        action = labels.ACTION[access]
+        kind, permission, why, hint = "file", action, "", ""
+        if self.kernel.allows(process, found, "file", action) is False:
+            why = f"may not {action} a file labelled {found}"
+            hint = (
+                "QEMU's type wants another image type: set selinux.image_type, or selinux.label, "
+                "to the label of a disk of that guest (ls -Z)"
+            )
+        elif (refused := self._descriptors_refused(process)) is not None:
+            kind, permission = "fd", "use"
+            why, hint = refused
+        if not why:
+            return
+        message = f"SELinux would refuse {path} to QEMU: its context {process} {why}"
+        message += f" (policy {self.policy.name} wanted {wanted or 'no other label'})"
+        if not self.kernel.enforcing():
+            log.warning("%s; SELinux is permissive, going on", message)
+            return
+        asked = {"class": kind, "permission": permission}
+        raise errors.LabelRefused(
+            message, hint=hint, file=path, label=found, process=process, wanted=wanted, **asked
+        )
+
+
+def _current(pid: int | None) -> str:
+    return f"/proc/{pid}/attr/current"
+
+
+def _read_context(system: System, pid: int) -> str | None:
+    try:
+        return system.read(_current(pid))
+    except (FileNotFoundError, ProcessLookupError):
+        raise errors.Unreachable(
+            f"there is no process {pid}: QEMU ended before its image could be labelled", pid=pid
+        ) from None
+    except PermissionError as error:
+        raise errors.NotPermitted(
+            f"cannot read the security context of pid {pid}: {error.strerror}", pid=pid
+        ) from None

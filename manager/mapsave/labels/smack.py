@@ -1,0 +1,183 @@
+"""Smack: the image gets QEMU's own label, or the one of the policy.
+
+Source: the kernel's Documentation/admin-guide/LSM/Smack.rst (``access2``, SMACK64).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.labels import label as labels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mapsave.labels.label import Access, Label, Target
+    from mapsave.labels.policy import Policy
+    from mapsave.labels.system import System
+
+log = logging.getLogger(__name__)
+
+ATTRIBUTE = "security.SMACK64"
+FS = "/sys/fs/smackfs"
+
+_LETTER: dict[Access, str] = {"save": "w", "restore": "r"}
+
+
+class Smack:
+    """Smack as one of the :class:`~mapsave.labels.interface.SecurityModule`."""
+
+    name = "smack"
+
+    def __init__(self, policy: Policy, system: System) -> None:
+        self.policy = policy
+        self.options = policy.smack
+        self.system = system
+
+    def detect(self) -> bool:
+        """Return whether Smack is active."""
+        return self.system.active(self.name)
+
+    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: files are born with the label of mapsave, which only it may use."""
+        return contextlib.nullcontext()
+
+    def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
+        """Return the label that an image would get. Raises LabelRefused."""
+        process = self.process(pid)
+        wanted = self.options.label or process
+        if process and wanted and access == "save":
+            self._require(process, wanted, access, f"images in {directory}")
+        return labels.Label(self.name, wanted, process)
+
+    def intended(self, target: Target) -> Label:
+        """Return the label that the image would get, or has where that will do."""
+        process = self.process(target.pid)
+        before = self.system.get_attribute(target.fd, ATTRIBUTE)
+        wanted = self.options.label or process
+        readable = target.access == "restore" and process and before and not self.options.label
+        if readable and self.allows(str(process), str(before), "restore"):
+            wanted = None
+        detail = {"at_rest": self.options.at_rest} if target.access == "save" else {}
+        return labels.Label(self.name, wanted or before, process, before, detail)
+
+    def apply(self, target: Target) -> Label:
+        """Label the image by descriptor and read the label back. Raises LabelRefused."""
+        done = self.intended(target)
+        process, before = done.process, done.previous
+        if done.value is not None and done.value != before:
+            self._set(target, done.value, before, process)
+        after = self.system.get_attribute(target.fd, ATTRIBUTE)
+        done = dataclasses.replace(done, value=after)
+        try:
+            if process and after:
+                self._require(process, after, target.access, target.path)
+        except errors.NotPermitted:
+            with contextlib.suppress(OSError):
+                self.undo(target, done)
+            raise
+        return done
+
+    def holds(self, target: Target, label: Label) -> bool:
+        """Return whether the file is labelled so still."""
+        return self.system.get_attribute(target.fd, ATTRIBUTE) == label.value
+
+    def undo(self, target: Target, label: Label) -> None:
+        """Put the remembered label back, or take ours off where there was none."""
+        if label.value == label.previous:
+            return
+        if label.previous is None:
+            self.system.remove_attribute(target.fd, ATTRIBUTE)
+        else:
+            self.system.set_attribute(target.fd, ATTRIBUTE, os.fsencode(label.previous))
+
+    def rest(self, target: Target, label: Label) -> None:
+        """Set the label for rest; after a restore that is the one the image had."""
+        choice = str(label.detail.get("at_rest", self.options.at_rest))
+        if target.access == "restore" or choice == "previous":
+            self.undo(target, label)
+        elif choice != "keep":
+            self.system.set_attribute(target.fd, ATTRIBUTE, choice.encode())
+
+    def refuses(self, target: Target) -> bool:
+        """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
+        process = self.process(target.pid)
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        return bool(process and found) and (
+            self.allows(str(process), str(found), target.access) is False
+        )
+
+    def explain(self, target: Target) -> str:
+        """Return the sentence with the file's label, QEMU's label and the kernel's answer."""
+        process = self._read(target.pid) if target.pid is not None else None
+        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        action = labels.ACTION[target.access]
+        allowed = self.allows(process, found, target.access) if process and found else None
+        answer = {True: "may", False: "may not", None: "may or may not (smackfs cannot be asked)"}
+        return (
+            f"Smack: the file is labelled {found or 'nothing'}, {labels.who(target.pid)} runs as "
+            f"{process or 'unknown'}, which {answer[allowed]} {action} such a file"
+        )
+
+    def process(self, pid: int | None) -> str | None:
+        """Return the label of ``pid``; None without one. Raises Unreachable."""
+        if pid is None:
+            return None
+        if not self.system.exists(f"/proc/{pid}"):
+            raise errors.Unreachable(
+                f"there is no process {pid}: QEMU ended before its image could be labelled",
+                pid=pid,
+            )
+        return self._read(pid)
+
+    def allows(self, process: str, label: str, access: Access) -> bool | None:
+        """Return whether the loaded rules let ``process`` at ``label``; None: no answer."""
+        try:
+            question = f"{process} {label} {_LETTER[access]}"
+            return self.system.ask(f"{FS}/access2", os.fsencode(question)) == "1"
+        except OSError as error:
+            log.debug("Smack does not answer about %s %s: %s", process, label, error)
+            return None
+
+    def _read(self, pid: int) -> str | None:
+        for file in (f"/proc/{pid}/attr/smack/current", f"/proc/{pid}/attr/current"):
+            current = self.system.read_or_none(file)
+            if current:
+                return current
+        return None
+
+    def _set(self, target: Target, wanted: str, before: str | None, process: str | None) -> None:
+        try:
+            self.system.set_attribute(target.fd, ATTRIBUTE, os.fsencode(wanted))
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return  # the mount's label counts; _require asks about it
+            raise errors.LabelRefused(
+                f"Smack does not let mapsave label {target.path}: it is {before or 'unlabelled'}, "
+                f"policy {self.policy.name} wants {wanted}: {error.strerror}",
+                hint="setting a Smack label takes CAP_MAC_ADMIN",
+                file=target.path,
+                label=before,
+                process=process,
+                wanted=wanted,
+            ) from None
+
+    def _require(self, process: str, found: str, access: Access, path: str) -> None:
+        if self.allows(process, found, access) is not False:
+            return
+        raise errors.LabelRefused(
+            f"Smack would refuse {path} to QEMU: its label {process} may not "
+            f"{labels.ACTION[access]} a file labelled {found} (policy {self.policy.name} wanted "
+            f"{self.options.label or process})",
+            hint=f"load the rule: {process} {found} {'rw' if access == 'save' else 'r'}",
+            file=path,
+            label=found,
+            process=process,
+            wanted=self.options.label or process,
+        )

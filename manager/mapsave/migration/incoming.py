@@ -1,0 +1,55 @@
+"""Drive one waiting QEMU through a restore: ``migrate-incoming`` and what follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+
+if TYPE_CHECKING:
+    from mapsave.migration.stall import Watch
+    from mapsave.monitor.session import Events, Session
+
+# Seconds; the watch over the load is what limits it.
+_STALLS_BEFORE = 30 * 86400.0
+_OVER = frozenset(("completed", "failed"))
+
+
+async def restore(session: Session, path: str, offset: int, watch: Watch) -> None:
+    """Load from ``path`` (a file or ``/dev/fdset/N``) at byte ``offset``; return when it is in.
+
+    QEMU loads in its main loop: until RAM is in, it answers nothing, so this waits for its events
+    and asks only afterwards. ``watch`` says whether QEMU gets on meanwhile.
+
+    Raises CommandRefused where QEMU refuses to start: the destination is then of no further use
+    (a second try is "Illegal migration incoming state"). RestoreFailed, RestoreStalled,
+    MonitorLost.
+    """
+    await watch.until(_load(session, path, offset, watch))
+
+
+async def _load(session: Session, path: str, offset: int, watch: Watch) -> None:
+    uri = f"file:{path},offset={offset:#x}"
+    with session.events("MIGRATION") as events:
+        await session.execute(
+            "migrate-incoming", {"uri": uri, "exit-on-error": False}, timeout=_STALLS_BEFORE
+        )
+        await _follow(session, events, watch)
+
+
+async def _follow(session: Session, events: Events, watch: Watch) -> None:
+    last = None
+    while True:
+        reply: dict[str, Any] = await session.execute("query-migrate", timeout=_STALLS_BEFORE)
+        status = reply.get("status")
+        if status != last:
+            watch.progressed()
+            last = status
+        if status in _OVER:
+            break
+        await events.next(timeout=1.0)
+    if status == "failed":
+        desc = reply.get("error-desc") or "no reason given"
+        raise errors.RestoreFailed(
+            f"{session.address}: QEMU could not load the image: {desc}", qemu_error=desc
+        )

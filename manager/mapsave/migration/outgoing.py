@@ -1,0 +1,197 @@
+"""Drive one QEMU through a save: ``migrate``, follow the events, cancel where told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.migration import guest_state
+from mapsave.monitor import undoing
+
+if TYPE_CHECKING:
+    from mapsave.migration.progress import Phases
+    from mapsave.monitor.session import Events, Session
+
+# How often QEMU is asked for figures while nothing happens, in seconds.
+_POLL = 0.25
+_OVER = frozenset(("completed", "failed", "cancelled"))
+_STARTING = frozenset(("setup", "active"))
+_START_TIMEOUT = 1.0
+_STEADY = 0.1
+_UNDER_WAY = frozenset(("setup", "active", "device"))
+# States from which a migration ends by itself once told to; `none` was never started.
+_IDLE = frozenset(("none", *_OVER))
+# A guest that dirties its memory faster than the disk writes would be saved for ever: after this
+# many passes over its RAM it is paused, as it would have been at the end.
+LIVE_PASSES = 8
+# Seconds without a byte written after which a save is given up: its storage hangs. A disk's own
+# time limits and retries fit into that (Linux: SCSI commands, 30 s, six tries).
+STALL = 300.0
+# Seconds for QEMU to end its channels; those that hang on storage do not end.
+CANCEL_TIMEOUT = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What ``query-migrate`` said when a migration had ended."""
+
+    status: str
+    error: str | None
+    ram: dict[str, Any]
+    downtime_ms: int | None
+
+    @classmethod
+    def from_reply(cls, reply: dict[str, Any]) -> Outcome:
+        """Return the outcome in a reply of ``query-migrate``; ``none`` where it has no status."""
+        return cls(
+            status=str(reply.get("status", "none")),
+            error=reply.get("error-desc"),
+            ram=dict(reply.get("ram", {})),
+            downtime_ms=reply.get("downtime"),
+        )
+
+    @property
+    def normal_pages(self) -> int:
+        """Pages that QEMU says it has written."""
+        return int(self.ram.get("normal", 0))
+
+
+async def query(session: Session) -> Outcome:
+    """Return where QEMU's migration is."""
+    return Outcome.from_reply(await session.execute("query-migrate"))
+
+
+async def save(session: Session, path: str, offset: int, phases: Phases, *, live: bool) -> Outcome:
+    """Save to ``path`` (a file or ``/dev/fdset/N``) from byte ``offset``; return the outcome.
+
+    Returns once the guest may be continued: in ``postmigrate``, unless somebody else has continued
+    it already. Cancelled, it cancels the migration and waits until QEMU has put the guest back;
+    likewise where somebody else continues the guest meanwhile, unless ``live``.
+
+    Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later,
+    SaveStalled, GuestContinued, MonitorLost, MonitorBroken.
+    """
+    with session.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME") as events:
+        uri = f"file:{path},offset={offset:#x}"
+        try:
+            await session.execute("migrate", {"uri": uri})
+            outcome = await _follow(session, events, phases, live=live)
+            if outcome.status == "completed":
+                await guest_state.left(session, "finish-migrate")
+        except (
+            asyncio.CancelledError,
+            errors.MonitorBroken,
+            errors.GuestContinued,
+            errors.SaveStalled,
+        ):
+            with contextlib.suppress(errors.MonitorLost):
+                await undoing.whole(cancel(session))
+            raise
+        except errors.MonitorTimeout:
+            # QEMU may begin to save at any moment; its descriptors taken from it then, it dies.
+            session.abandon()
+            raise
+    if outcome.status != "completed":
+        raise errors.SaveFailed(
+            f"{session.address}: QEMU's save ended as {outcome.status}: "
+            f"{outcome.error or 'no reason given'}",
+            status=outcome.status,
+            qemu_error=outcome.error,
+        )
+    return outcome
+
+
+async def follow(session: Session, phases: Phases) -> Outcome:
+    """Follow a save that QEMU is doing already (its manager died) until it has ended."""
+    with session.events("MIGRATION", "MIGRATION_PASS", "STOP") as events:
+        return await _follow(session, events, phases, live=False)
+
+
+async def _follow(session: Session, events: Events, phases: Phases, *, live: bool) -> Outcome:
+    """Wait for the end by events, asking for figures now and then; the last word is the query's."""
+    outcome = await query(session)
+    since = time.monotonic()
+    while outcome.status not in _OVER:
+        event = await events.next(timeout=_POLL)
+        if event is not None and event.name == "STOP":
+            continue  # a live save pauses the guest for its end; figures follow
+        before, outcome = outcome, await query(session)
+        if _progress(before) != _progress(outcome):
+            since = time.monotonic()
+        elif time.monotonic() - since > STALL:
+            raise errors.SaveStalled(
+                f"{session.address}: QEMU has written nothing for {STALL:g} s",
+                hint="its storage hangs: see dmesg, and save to another directory",
+            )
+        # QEMU itself continues a guest only behind a save that has failed.
+        if (
+            event is not None
+            and event.name == "RESUME"
+            and not live
+            and outcome.status in _UNDER_WAY
+        ):
+            raise continued(session, "while it was being saved")
+        phases.progress(outcome.ram)
+        if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:
+            await session.pause()
+            live = False
+    return outcome
+
+
+def _progress(outcome: Outcome) -> tuple[Any, ...]:
+    names = ("transferred", "multifd-bytes", "duplicate", "normal", "dirty-sync-count")
+    return (outcome.status, *(outcome.ram.get(name) for name in names))
+
+
+def continued(session: Session, when: str) -> errors.GuestContinued:
+    """Return the error for a guest that somebody else continued."""
+    return errors.GuestContinued(
+        f"{session.address}: somebody else continued the guest {when}",
+        hint="the guest runs; save it again, or with --live",
+    )
+
+
+async def _well_under_way(session: Session) -> None:
+    """Wait until the channels have written for a while, or the save is over.
+
+    QEMU 10.0 gives its bitmaps back as soon as it is cancelled, while a channel may be about to
+    mark pages in them, and dies of that (``ram_save_cleanup`` comes before
+    ``multifd_send_shutdown``): one cancel in ten within the first 20 ms, a few in a thousand later,
+    when the channels are busy with the disk. A save without a byte after a second has nothing but
+    zero pages so far.
+    """
+    now = time.monotonic()
+    deadline, steady = now + _START_TIMEOUT, None
+    while (now := time.monotonic()) < deadline:
+        outcome = await query(session)
+        if outcome.status not in _STARTING or (steady is not None and now >= steady):
+            return
+        if steady is None and int(outcome.ram.get("multifd-bytes", 0)):
+            steady = now + _STEADY
+        await asyncio.sleep(0.005)
+
+
+async def cancel(session: Session) -> Outcome:
+    """Cancel and wait until QEMU says so; the guest is then in the state it had before.
+
+    Parameters are left alone meanwhile: changing the channels and cancelling kills QEMU 10.0.
+
+    Raises MonitorTimeout where QEMU does not say so.
+    """
+    await _well_under_way(session)
+    await session.execute("migrate_cancel")
+    delay, deadline = 0.001, time.monotonic() + CANCEL_TIMEOUT
+    while (outcome := await query(session)).status not in _IDLE:
+        if time.monotonic() > deadline:
+            session.abandon()  # it holds the descriptors, and would not resume the guest either
+            raise errors.MonitorTimeout(
+                f"{session.address}: the save was cancelled, but is still {outcome.status} after "
+                f"{CANCEL_TIMEOUT:g} s: its storage hangs"
+            )
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.2)
+    return outcome

@@ -1,0 +1,204 @@
+"""Capabilities and parameters of a migration: remembered, set, and put back.
+
+QEMU keeps both until somebody changes them, and checks them only against values that are in force
+already. Two traps follow (QEMU 10.0, ``migration/options.c``): with mapped-ram on and compression
+set, every later ``migrate-set-parameters`` fails, so mapped-ram goes off before any parameter is
+touched; and ``background-snapshot`` together with mapped-ram is accepted and saves nothing at all,
+so every capability that we do not need is off during a save.
+
+A third: QEMU takes changes as soon as it has said how a migration came out, but cleans up after
+that, by the capabilities that are in force then. With multifd off too early the channels stay, and
+the next save aborts; with multifd on too early QEMU cleans up channels that it never had. So
+nothing is touched before QEMU has cleaned up, which ``query-yank`` shows: the migration is listed
+there until then (``migration_cleanup``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.monitor import fdset, undoing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from mapsave.monitor.session import Session
+
+_log = logging.getLogger(__name__)
+
+REQUIRED_CAPABILITIES = ("mapped-ram", "multifd")
+# `events` makes QEMU tell what happens instead of being asked.
+_ON = frozenset((*REQUIRED_CAPABILITIES, "events"))
+REQUIRED_PARAMETERS = ("direct-io", "multifd-channels", "max-bandwidth", "zero-page-detection")
+# Values without which a file save with mapped-ram works: QEMU's defaults.
+_NEUTRAL = {"multifd-compression": "none", "tls-creds": "", "mode": "normal"}
+_RETRIES = 50
+_CLEANED_UP_WITHIN = 10.0  # seconds
+_MIGRATING = "There's a migration process in progress"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Capabilities and parameters as QEMU has them at one moment."""
+
+    capabilities: dict[str, bool]
+    parameters: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings for the journal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
+        """Return the settings that ``as_dict`` gave to the journal."""
+        return cls(dict(data["capabilities"]), dict(data["parameters"]))
+
+    def of_libvirt(self) -> Settings:
+        """Return the settings that a guest of libvirt is to be left with.
+
+        libvirt 11.3 leaves mapped-ram and multifd on after a sparse restore or a failed save of its
+        own, and with ``--bypass-cache`` also direct-io, and sets them itself whenever it needs
+        them. With them on, the next internal snapshot kills QEMU 10.0, and with direct-io on the
+        next ``virsh save`` without ``--bypass-cache``: they are not put back.
+        """
+        off = {name: False for name in REQUIRED_CAPABILITIES if name in self.capabilities}
+        changed = {"direct-io": False} if "direct-io" in self.parameters else {}
+        return Settings({**self.capabilities, **off}, {**self.parameters, **changed})
+
+
+async def query(session: Session) -> Settings:
+    """Return what is in force. Raises what ``Session.execute`` raises."""
+    capabilities = await _query_capabilities(session)
+    return Settings(capabilities, dict(await session.execute("query-migrate-parameters")))
+
+
+async def _query_capabilities(session: Session) -> dict[str, bool]:
+    found = await session.execute("query-migrate-capabilities")
+    return {entry["capability"]: bool(entry["state"]) for entry in found}
+
+
+def missing(settings: Settings) -> list[str]:
+    """Return the capabilities and parameters that a save needs and this QEMU lacks."""
+    return [
+        *(name for name in REQUIRED_CAPABILITIES if name not in settings.capabilities),
+        *(name for name in REQUIRED_PARAMETERS if name not in settings.parameters),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def configured(
+    session: Session, found: Settings, wanted: Mapping[str, Any], number: int | None = None
+) -> AsyncIterator[None]:
+    """Set the parameters ``wanted`` and the capabilities of a mapped-ram save or restore.
+
+    ``found`` is what was in force before; it is put back on every way out, as far as QEMU lets us,
+    unless QEMU still has the fdset ``number``, which is taken back within this context.
+
+    Raises QemuMigrates with nothing touched, CommandRefused, MonitorLost; KeptByQemu where nothing
+    can be put back.
+    """
+    await _cleaned_up(session)
+    try:
+        now = await _set_off(session, await _query_capabilities(session))
+        await _parameters(session, {**_neutral(found), **wanted})
+        await _set(session, now, dict.fromkeys(_ON, True))
+        yield
+    finally:
+        with contextlib.suppress(errors.MonitorLost):
+            await undoing.whole(put_back(session, found, number))
+
+
+def _neutral(found: Settings) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in _NEUTRAL.items()
+        if name in found.parameters and found.parameters[name] != value
+    }
+
+
+async def put_back(session: Session, found: Settings, number: int | None = None) -> None:
+    """Bring capabilities and parameters back to ``found``; only what differs is touched.
+
+    A value that QEMU no longer takes is logged, not raised: the guest goes on without it. Nothing
+    is touched where QEMU still has the fdset ``number``.
+
+    Raises KeptByQemu where QEMU has not cleaned up after a migration.
+    """
+    if number is not None and fdset.is_listed(await fdset.query(session), number):
+        return  # the caller, who took it back, has been told
+    try:
+        await _cleaned_up(session)
+    except errors.QemuMigrates as error:
+        raise errors.KeptByQemu(f"{error.message}; its settings cannot be put back") from None
+    now = await query(session)
+    if now == found:
+        return
+    try:
+        # Off first: with mapped-ram on QEMU would not let a compression be put back.
+        capabilities = await _set_off(session, now.capabilities)
+        changed = {
+            name: value
+            for name, value in found.parameters.items()
+            if now.parameters.get(name) != value
+        }
+        await _parameters(session, changed)
+        await _set(session, capabilities, found.capabilities)
+    except errors.CommandRefused as error:
+        _log.warning("%s: settings not put back: %s", session.address, error.desc)
+
+
+async def _cleaned_up(session: Session) -> None:
+    """Wait until QEMU is at no migration, and has cleaned up after the last one.
+
+    Raises QemuMigrates after ten seconds.
+    """
+    deadline = time.monotonic() + _CLEANED_UP_WITHIN
+    while {"type": "migration"} in await session.execute("query-yank"):
+        if time.monotonic() > deadline:
+            raise errors.QemuMigrates(
+                f"{session.address}: there is a migration process in progress, or QEMU has not "
+                "cleaned up after one"
+            )
+        await asyncio.sleep(0.005)
+
+
+async def _set(
+    session: Session, now: Mapping[str, bool], wanted: Mapping[str, bool]
+) -> dict[str, bool]:
+    """Bring capabilities from ``now`` to ``wanted``, and return what they are then.
+
+    All in one command, for QEMU checks them together; only those that differ, and that it has.
+    """
+    changed = {name: wanted[name] for name in now if name in wanted and wanted[name] != now[name]}
+    if changed:
+        states = [{"capability": name, "state": state} for name, state in changed.items()]
+        await _patiently(session, "migrate-set-capabilities", {"capabilities": states})
+    return {**now, **changed}
+
+
+async def _set_off(session: Session, now: Mapping[str, bool]) -> dict[str, bool]:
+    """Set all capabilities off but `events`, which has no part in what QEMU checks."""
+    return await _set(session, now, {name: False for name in now if name != "events"})
+
+
+async def _parameters(session: Session, wanted: Mapping[str, Any]) -> None:
+    if wanted:
+        await session.execute("migrate-set-parameters", dict(wanted))
+
+
+async def _patiently(session: Session, command: str, arguments: dict[str, Any]) -> None:
+    """Execute; while QEMU is still winding up a migration that has ended, try again."""
+    for attempt in range(_RETRIES):
+        try:
+            await session.execute(command, arguments)
+            return
+        except errors.CommandRefused as error:
+            if not error.desc.startswith(_MIGRATING) or attempt == _RETRIES - 1:
+                raise
+        await asyncio.sleep(0.02)

@@ -1,0 +1,98 @@
+"""Whether a process gets on with its input and output: what proc(5) shows without a monitor.
+
+QEMU loads an image in its main loop and answers nothing meanwhile. Its CPU time says nothing
+either: it spins while its channels read (QEMU 10.0, ``migration/multifd.c``), and where they hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from mapsave.monitor import process
+
+# Less than a page was read for something else, such as the event of a timer.
+_LEAST = 4096
+_LEAST_FAULTS = 32
+
+
+class Activity:
+    """What a process has done since it was last seen to get on.
+
+    It may as well fill memory, which shows in page faults. They are all there is where its io
+    counters may not be read (another user's process, without CAP_SYS_PTRACE).
+    """
+
+    def __init__(self, pid: int | None) -> None:
+        """Watch the process ``pid``; None where it is not in our sight."""
+        self._identity = process.identity(pid)
+        self._moved = _bytes_moved(pid) if pid is not None else None
+        self._faults = _faults(pid) if pid is not None else None
+        self._switches = dict(_switches(pid)) if pid is not None else {}
+
+    def has_moved(self) -> bool | None:
+        """Return whether it has got on since the last time that it had; None where none can see.
+
+        Besides what it reads and writes, a thread in uninterruptible sleep counts that has woken in
+        between: it waits for the disk piece by piece, as in an msync(2).
+        """
+        if self._identity is None or not process.alive(*self._identity):
+            return None
+        pid = self._identity[0]
+        moved, faults, switches = _bytes_moved(pid), _faults(pid), dict(_switches(pid))
+        if faults is None or self._faults is None:
+            return None
+        if moved is not None and self._moved is not None:
+            changed = moved - self._moved >= _LEAST or faults - self._faults >= _LEAST_FAULTS
+        else:
+            changed = faults != self._faults
+        changed = changed or any(
+            self._switches.get(thread, count) != count and _is_in_disk_sleep(pid, thread)
+            for thread, count in switches.items()
+        )
+        if changed:
+            self._moved, self._faults, self._switches = moved, faults, switches
+        return changed
+
+
+def _bytes_moved(pid: int) -> int | None:
+    """Return the bytes that it has read and had written; None where that may not be seen."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:
+            fields = dict(line.split(b": ") for line in file.read().splitlines())
+    except OSError:
+        return None
+    # rchar is of calls that have returned; read_bytes grows while a long one is under way.
+    return sum(int(fields[name]) for name in (b"rchar", b"read_bytes", b"write_bytes"))
+
+
+def _faults(pid: int) -> int | None:
+    """Return how many page faults it has had, minor and major (fields 10 and 12 of stat)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    return int(fields[7]) + int(fields[9])
+
+
+def _switches(pid: int) -> list[tuple[str, bytes]]:
+    """Return how often each thread has gone to sleep of its own accord."""
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with (
+                contextlib.suppress(OSError),  # it has ended
+                open(f"/proc/{pid}/task/{thread}/status", "rb") as file,
+            ):
+                counts = [line for line in file if line.startswith(b"voluntary_ctxt_switches")]
+                found.append((thread, b"".join(counts)))
+    return found
+
+
+def _is_in_disk_sleep(pid: int, thread: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2].startswith(b"D")
+    except OSError:
+        return False

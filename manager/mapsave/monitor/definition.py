@@ -1,0 +1,121 @@
+"""What is read from, and changed in, the XML definition of a domain.
+
+Changes are made in the text, at the places that a parser finds: everything else stays to the letter
+as libvirt wrote it, foreign metadata included (https://libvirt.org/formatdomain.html).
+"""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from mapsave.domain_resources import parsed as _parsed
+
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_WAIT = (
+    f"<mapsave:commandline xmlns:mapsave='{_QEMU}'>"
+    "<mapsave:arg value='-incoming'/><mapsave:arg value='defer'/>"
+    "</mapsave:commandline>"
+)
+# As libvirt writes what ``waiting`` has added, in the live definition of a restored domain.
+_WAITS = re.compile(r"\s*<qemu:arg value='-incoming'/>\s*<qemu:arg value='defer'/>")
+_EMPTY = re.compile(r"\s*<qemu:commandline>\s*</qemu:commandline>")
+
+
+def image_label(live_xml: str, model: str) -> str | None:
+    """Return the label that the domain's own disks have under a security model; None without."""
+    return _parsed(live_xml).findtext(f"./seclabel[@model='{model}']/imagelabel")
+
+
+def disks(xml: str) -> list[str]:
+    """Return the names of the domain's disks in the guest, such as ``vda``."""
+    targets = _parsed(xml).iterfind("./devices/disk/target")
+    return [target.attrib["dev"] for target in targets if "dev" in target.attrib]
+
+
+def takes_internal_snapshots(xml: str) -> bool:
+    """Tell whether a disk of the domain can hold snapshots itself (``snapshot-create-as``)."""
+    return _parsed(xml).find("./devices/disk/driver[@type='qcow2']") is not None
+
+
+def host_devices(xml: str) -> list[str]:
+    """Return the kinds of the host's own devices that the domain uses, such as ``pci``."""
+    devices = _parsed(xml).iterfind("./devices/hostdev")
+    return [device.get("type") or device.get("mode") or "unknown" for device in devices]
+
+
+def cookie(live_xml: str) -> str:
+    """Return the cookie of a save image: the CPU as it came out when the domain was started.
+
+    libvirt starts its own helper for a user network only where the cookie says that the domain had
+    none without (qemu_domain.c: qemuDomainGetSlirpHelperOk).
+    """
+    domain = _parsed(live_xml)
+    root = ElementTree.Element("cookie")
+    cpu = domain.find("./cpu")
+    if cpu is not None:
+        for numa in cpu.findall("./numa"):
+            cpu.remove(numa)  # is the definition's, not the CPU's
+        root.append(cpu)
+    networks = domain.iterfind("./devices/interface[@type='user']")
+    if all(network.find("./backend[@type]") is not None for network in networks):
+        ElementTree.SubElement(root, "slirpHelper")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def without_incoming(xml: str) -> str:
+    """Return the definition without what ``waiting`` has added to it."""
+    return _EMPTY.sub("", _WAITS.sub("", xml))
+
+
+def waiting(xml: str, image_cookie: str | None) -> str:
+    """Return the definition of a domain that waits for a guest to come in (``-incoming defer``).
+
+    With the cookie's CPU in it, for a host may expand the definition's to another one.
+
+    Raises InvalidImage where one of the two is no XML, or deeper than libvirt's.
+    """
+    plain = without_incoming(xml)
+    _parsed(plain)
+    cpu = _parsed(image_cookie, "cookie").find("./cpu") if image_cookie else None
+    if cpu is not None:
+        plain = _with_cpu(plain, cpu)
+    _, end = _span(plain, ("domain",))
+    at = plain.rindex("</", 0, end)
+    return plain[:at] + _WAIT + plain[at:]
+
+
+def _with_cpu(xml: str, cpu: ElementTree.Element) -> str:
+    own = _parsed(xml).find("./cpu")
+    if own is None:
+        return xml
+    for numa in own.findall("./numa"):
+        cpu.append(numa)
+    start, end = _span(xml, ("domain", "cpu"))
+    return xml[:start] + ElementTree.tostring(cpu, encoding="unicode").strip() + xml[end:]
+
+
+def _span(xml: str, path: tuple[str, ...]) -> tuple[int, int]:
+    """Return where the first element at ``path`` begins and ends, in characters."""
+    raw = xml.encode()
+    parser = expat.ParserCreate("utf-8")
+    open_tags: list[str] = []
+    found: list[int] = []
+
+    def start(tag: str, _: dict[str, str]) -> None:
+        open_tags.append(tag)
+        if tuple(open_tags) == path and not found:
+            found.append(parser.CurrentByteIndex)
+
+    def end(tag: str) -> None:
+        if tuple(open_tags) == path and len(found) == 1:
+            at = parser.CurrentByteIndex
+            # Of an element that is empty, <cpu/>, the end is reported behind it.
+            has_end_tag = raw.startswith(f"</{tag}".encode(), at)
+            found.append(raw.index(b">", at) + 1 if has_end_tag else at)
+        open_tags.pop()
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.Parse(raw, True)
+    return len(raw[: found[0]].decode()), len(raw[: found[1]].decode())

@@ -1,0 +1,130 @@
+"""What libvirt tells of one of its domains."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mapsave.monitor import definition
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """A domain as libvirt describes it.
+
+    ``xml``: its live definition as libvirt itself would write it into a save image: migratable,
+    passwords included. ``live_xml``: with what libvirt has added at its start (expanded CPU,
+    security labels). ``persistent_xml``: what it will be started from next; None if transient.
+    ``job`` and ``block_jobs``: what libvirt is doing with it just now.
+    """
+
+    uri: str
+    name: str
+    uuid: str
+    state: str
+    xml: str
+    live_xml: str
+    persistent_xml: str | None
+    job: str | None
+    block_jobs: tuple[str, ...]
+    has_managed_save: bool
+    host_devices: tuple[str, ...]
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether it disappears when it ends."""
+        return self.persistent_xml is None
+
+    @property
+    def image_label(self) -> str | None:
+        """The SELinux label that libvirt gives to the domain's own disks; None without one."""
+        return definition.image_label(self.live_xml, "selinux")
+
+    @property
+    def cookie(self) -> str:
+        """The cookie of a save image: how the CPU came out, which ``xml`` does not tell."""
+        return definition.cookie(self.live_xml)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what an image's metadata keep of it."""
+        return {
+            "uri": self.uri,
+            "name": self.name,
+            "uuid": self.uuid,
+            "xml": self.xml,
+            "cookie": self.cookie,
+            "persistent_xml": self.persistent_xml,
+        }
+
+
+_STATES = {
+    "VIR_DOMAIN_NOSTATE": "no state",
+    "VIR_DOMAIN_RUNNING": "running",
+    "VIR_DOMAIN_BLOCKED": "blocked",
+    "VIR_DOMAIN_PAUSED": "paused",
+    "VIR_DOMAIN_SHUTDOWN": "shutting down",
+    "VIR_DOMAIN_SHUTOFF": "shut off",
+    "VIR_DOMAIN_CRASHED": "crashed",
+    "VIR_DOMAIN_PMSUSPENDED": "pmsuspended",
+}
+_STOPPED = {
+    "SHUTDOWN": "was shut down",
+    "DESTROYED": "was destroyed",
+    "CRASHED": "crashed",
+    "MIGRATED": "was migrated away",
+    "SAVED": "was saved by somebody else",
+    "FAILED": "failed",
+    "FROM_SNAPSHOT": "was reverted to a snapshot that is shut off",
+}
+_OPERATIONS = "VIR_DOMAIN_JOB_OPERATION_"
+
+
+def state_word(libvirt: Any, state: int) -> str:
+    """Return the word of ``virsh domstate`` for a state of libvirt."""
+    words = {getattr(libvirt, name): word for name, word in _STATES.items()}
+    return words.get(state, f"state {state}")
+
+
+def how_stopped(libvirt: Any, detail: int) -> str:
+    """Return what became of a domain, from the detail of its lifecycle event STOPPED."""
+    prefix = "VIR_DOMAIN_EVENT_STOPPED_"
+    words = {getattr(libvirt, prefix + name): word for name, word in _STOPPED.items()}
+    return words.get(detail, f"stopped ({detail})")
+
+
+def describe(libvirt: Any, handle: Any) -> Domain:
+    """Ask libvirt about the active domain ``handle``. Blocks; raises libvirt's own error."""
+    migratable = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
+    inactive = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    live = handle.XMLDesc(0)
+    return Domain(
+        uri=handle.connect().getURI(),
+        name=handle.name(),
+        uuid=handle.UUIDString(),
+        state=state_word(libvirt, handle.state()[0]),
+        xml=definition.without_incoming(handle.XMLDesc(migratable)),
+        live_xml=live,
+        persistent_xml=handle.XMLDesc(inactive) if handle.isPersistent() else None,
+        job=_job(libvirt, handle),
+        block_jobs=_block_jobs(handle, live),
+        has_managed_save=bool(handle.hasManagedSaveImage()),
+        host_devices=tuple(definition.host_devices(live)),
+    )
+
+
+def _job(libvirt: Any, handle: Any) -> str | None:
+    """Return what job libvirt has under way on the domain; None without one."""
+    stats = handle.jobStats()
+    if stats["type"] == libvirt.VIR_DOMAIN_JOB_NONE:
+        return None
+    names = {
+        getattr(libvirt, name): name.removeprefix(_OPERATIONS).lower().replace("_", " ")
+        for name in vars(libvirt)
+        if name.startswith(_OPERATIONS)
+    }
+    return str(names.get(stats.get("operation"), "unknown"))
+
+
+def _block_jobs(handle: Any, live_xml: str) -> tuple[str, ...]:
+    """Return the names of the disks that have a block job under way."""
+    return tuple(disk for disk in definition.disks(live_xml) if handle.blockJobInfo(disk, 0))

@@ -1,0 +1,132 @@
+"""Hand the pair over to QEMU, and take it back on every way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.monitor import undoing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from typing import Any
+
+    from mapsave.monitor.session import Session
+
+# Far from the ids that QEMU and libvirt give (from 0 upwards), so that sets never collide.
+FIRST_ID = 1_000_000
+OPAQUE = "mapsave"
+# What QEMU says where the kernel took the descriptor from the message it arrived in, which is how
+# SELinux and AppArmor refuse one (monitor/fds.c).
+DROPPED = "No file descriptor supplied via SCM_RIGHTS"
+GONE_WITHIN = 10.0  # seconds
+
+
+async def query(session: Session) -> list[dict[str, Any]]:
+    """Return QEMU's fdsets as ``query-fdsets`` lists them."""
+    found: list[dict[str, Any]] = await session.execute("query-fdsets")
+    return found
+
+
+def ours(fdsets: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the ids of the sets that a mapsave handed over."""
+    return [
+        int(fdset["fdset-id"])
+        for fdset in fdsets
+        if int(fdset["fdset-id"]) >= FIRST_ID
+        and any(str(fd.get("opaque", "")).startswith(OPAQUE) for fd in fdset["fds"])
+    ]
+
+
+async def choose_id(session: Session) -> int:
+    """Return an id that no set of this QEMU has."""
+    return free_id(await query(session))
+
+
+def free_id(fdsets: Sequence[dict[str, Any]]) -> int:
+    """Return an id that none of these sets has."""
+    taken = {int(fdset["fdset-id"]) for fdset in fdsets}
+    return next(i for i in range(FIRST_ID, FIRST_ID + len(taken) + 1) if i not in taken)
+
+
+@contextlib.asynccontextmanager
+async def handed_over(
+    session: Session,
+    descriptors: Sequence[int],
+    fdset: int,
+    on_dropped: Callable[[str], errors.MapsaveError],
+) -> AsyncIterator[str]:
+    """Add ``descriptors`` to set ``fdset`` and yield its path; remove the set at the end.
+
+    Each reply is awaited before the next descriptor is sent. ``on_dropped`` makes the error for a
+    descriptor that a security module took away, from QEMU's words.
+
+    Raises Busy where somebody has taken the id since it was chosen, CommandRefused, MonitorLost,
+    KeptByQemu where QEMU does not let go at the end, or what ``on_dropped`` returns.
+    """
+    # Else the removal at the end would take away the descriptors of whoever made that set.
+    if is_listed(await query(session), fdset):
+        raise errors.Busy(
+            f"{session.address}: somebody else has made fdset {fdset} meanwhile", hint="try again"
+        )
+    try:
+        for number, fd in enumerate(descriptors):
+            try:
+                await session.pass_descriptor(fd, fdset, f"{OPAQUE}-{number}")
+            except errors.CommandRefused as error:
+                if error.desc == DROPPED:
+                    raise on_dropped(error.desc) from None
+                raise
+        await _expect(session, fdset, len(descriptors))
+        yield f"/dev/fdset/{fdset}"
+    finally:
+        # A QEMU that is gone holds nothing of ours any more.
+        with contextlib.suppress(errors.MonitorLost):
+            await undoing.whole(take_back(session, fdset))
+
+
+async def _expect(session: Session, fdset: int, count: int) -> None:
+    for found in await query(session):
+        if found["fdset-id"] == fdset and len(found["fds"]) == count:
+            return
+    raise errors.MapsaveError(f"{session.address}: fdset {fdset} does not hold what was passed")
+
+
+async def take_back(session: Session, fdset: int) -> None:
+    """Remove the set and wait until QEMU has closed its duplicates too.
+
+    A migration is said to have completed, or failed, before they are closed, so the set may stay
+    listed for a moment.
+
+    Raises KeptByQemu where it is still listed after ten seconds, in all of which QEMU answered.
+    """
+    # Refused where it was never made, or is gone already.
+    with contextlib.suppress(errors.CommandRefused):
+        await session.execute("remove-fd", {"fdset-id": fdset})
+    delay, deadline = 0.001, time.monotonic() + GONE_WITHIN
+    while is_listed(await query(session), fdset):
+        if time.monotonic() > deadline:
+            raise errors.KeptByQemu(
+                f"{session.address}: QEMU still holds descriptor set {fdset}, "
+                f"{GONE_WITHIN:g} s after it was taken back",
+                fdset=fdset,
+            )
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.1)
+
+
+def is_listed(fdsets: Sequence[dict[str, Any]], fdset: int) -> bool:
+    """Return whether QEMU still has the set ``fdset``, be it emptied."""
+    return any(int(found["fdset-id"]) == fdset for found in fdsets)
+
+
+def kept(fdsets: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the ids of sets of a mapsave that were taken back, and that QEMU still holds."""
+    return [
+        int(fdset["fdset-id"])
+        for fdset in fdsets
+        if int(fdset["fdset-id"]) >= FIRST_ID and not fdset["fds"]
+    ]

@@ -1,0 +1,253 @@
+"""A connection to a libvirt daemon, its events bridged into asyncio.
+
+libvirt-python's calls block, so they run in other threads, which are daemons, so that a libvirtd
+that hangs cannot hold us at the end. Events come from libvirt's own loop, which sleeps in
+poll(2) in one thread for the whole process, and are handed over by ``call_soon_threadsafe``.
+``libvirtaio`` is not used: it is not safe against calls from other threads than the loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import functools
+import math
+import queue
+import shlex
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mapsave import errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+T = TypeVar("T")
+
+INSTALL = "install libvirt-python: pip install 'mapsave[libvirt]' (it builds against libvirt-dev)"
+_EXPECTED = "expected a URI such as qemu:///system"
+# Seconds between two signs of life of the daemon, and how many may be missing.
+_KEEPALIVE = (5, 6)
+# Seconds that a call which is cancelled may still take.
+GRACE = 5.0
+# Seconds for a call of libvirt's that neither starts nor ends a guest.
+CALL_TIMEOUT = 60.0
+_CLOSE_TIMEOUT = 2.0
+# Connections to daemons that hang: when the last reference to one goes, libvirt-python closes it
+# once more, in the thread that drops it, which may be that of the event loop.
+_hanging: list[Any] = []
+_loop_lock = threading.Lock()
+_loop_runs = False
+
+
+def library() -> Any:
+    """Return the module ``libvirt``, its event loop running.
+
+    Raises Unsupported where libvirt-python is not installed.
+    """
+    try:
+        import libvirt
+    except ImportError:
+        raise errors.Unsupported(
+            "guests of libvirt need libvirt-python, which is not installed", hint=INSTALL
+        ) from None
+    _run_event_loop(libvirt)
+    return libvirt
+
+
+def _run_event_loop(libvirt: Any) -> None:
+    """Start the thread of libvirt's event loop, once: it must exist before the first connection."""
+    global _loop_runs
+    with _loop_lock:
+        if _loop_runs:
+            return
+        libvirt.virEventRegisterDefaultImpl()
+        libvirt.registerErrorHandler(lambda *_: None, None)  # else it prints what it raises
+
+        def turn() -> None:
+            while True:
+                libvirt.virEventRunDefaultImpl()
+
+        threading.Thread(target=turn, name="libvirt-events", daemon=True).start()
+        _loop_runs = True
+
+
+class _Worker:
+    """A daemon thread that does one thing after the other."""
+
+    def __init__(self) -> None:
+        self._given: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._turn, name="libvirt-call", daemon=True).start()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do ``work``, which must not raise, and be idle again."""
+        self._given.put(work)
+
+    def _turn(self) -> None:
+        while True:
+            self._given.get()()
+            _idle.append(self)
+
+
+# A new thread for every call took longer than most calls: libvirt sets much up for each thread.
+_idle: collections.deque[_Worker] = collections.deque()
+
+
+def _idle_worker() -> _Worker:
+    """Return a worker that is idle, or a new one: a call that hangs holds up no other."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Worker()
+
+
+async def call(
+    function: Callable[..., T],
+    *arguments: Any,
+    grace: float | None = None,
+    timeout: float | None = math.inf,
+) -> T:
+    """Run a blocking function in a daemon thread; what it raises is raised here.
+
+    Cancelled, it waits ``grace`` seconds (GRACE) for the function, so that what undoes it comes
+    after it; then the function runs on without us. Raises MonitorTimeout after ``timeout`` seconds
+    (CALL_TIMEOUT); with None the caller limits it.
+    """
+    grace = GRACE if grace is None else grace
+    limit = CALL_TIMEOUT if timeout == math.inf else timeout
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if done.done():  # the loop is winding up
+            return
+        if error is None:
+            done.set_result(result)  # type: ignore[arg-type]
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        try:
+            outcome: tuple[T | None, BaseException | None] = (function(*arguments), None)
+        except BaseException as error:
+            outcome = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(deliver, *outcome)
+
+    _idle_worker().do(work)
+    try:
+        async with asyncio.timeout(limit):
+            return await asyncio.shield(done)
+    except TimeoutError:
+        raise errors.MonitorTimeout(f"libvirt has not answered for {limit:g} s") from None
+    except asyncio.CancelledError:
+        if not done.done():
+            await asyncio.wait({done}, timeout=grace)
+        if done.done() and not done.cancelled():
+            done.exception()  # nobody else will look at it
+        raise
+
+
+async def connect(uri: str) -> Any:
+    """Return a ``virConnect`` to ``uri``, whose driver is QEMU's.
+
+    Raises Unsupported, Unreachable, NotPermitted; UsageError where the URI is none, or of another
+    driver.
+    """
+    libvirt = library()
+    try:
+        connection = await call(libvirt.open, uri)
+    except errors.MonitorTimeout as error:
+        raise errors.Unreachable(
+            f"cannot connect to libvirt at {uri!r}: {error.message}", hint="does libvirtd hang?"
+        ) from None
+    except libvirt.libvirtError as error:
+        raise _not_reached(libvirt, uri, error) from None
+    except ValueError:  # as libvirt-python has it for what is no C string in UTF-8
+        raise errors.UsageError(
+            f"the URI {uri!r} holds a NUL, or bytes that are not UTF-8", hint=_EXPECTED
+        ) from None
+    try:
+        driver = await call(connection.getType)
+    except libvirt.libvirtError as error:
+        await close(connection)
+        raise _not_reached(libvirt, uri, error) from None
+    if driver != "QEMU":
+        await close(connection)
+        raise errors.UsageError(
+            f"libvirt at {uri!r} is its driver {driver!r}, whose guests have no monitor of QEMU",
+            hint=_EXPECTED,
+        )
+    # Not every driver has it (embed): then a daemon that hangs is noticed by time limits only.
+    with contextlib.suppress(libvirt.libvirtError):
+        connection.setKeepAlive(*_KEEPALIVE)
+    return connection
+
+
+def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
+    words = f"cannot connect to libvirt at {uri!r}: {error}"
+    code = error.get_error_code()
+    denied = _codes(libvirt, "AUTH_FAILED", "AUTH_UNAVAILABLE", "AUTH_CANCELLED")
+    if code in denied or "Permission denied" in str(error):
+        return errors.NotPermitted(words, hint="run as root, or as a member of the libvirt group")
+    # To libvirt it is an "internal error" too (viruri.c, virConnectValidateURIPath).
+    bad_uri = code in _codes(libvirt, "INTERNAL_ERROR") and "URI" in str(error)
+    if bad_uri or code in _codes(libvirt, "INVALID_ARG", "NO_CONNECT"):
+        return errors.UsageError(words, hint=_EXPECTED)
+    return errors.Unreachable(words, hint="is libvirtd (or virtqemud) running?")
+
+
+def _codes(libvirt: Any, *names: str) -> set[int]:
+    return {getattr(libvirt, f"VIR_ERR_{name}") for name in names}
+
+
+@contextlib.asynccontextmanager
+async def connected(uri: str) -> AsyncIterator[Any]:
+    """Connect to ``uri`` for as long as the context lasts. Raises as ``connect`` does."""
+    connection = await connect(uri)
+    try:
+        yield connection
+    finally:
+        await close(connection)
+
+
+async def close(connection: Any) -> None:
+    """Close a connection, alive or not."""
+    try:
+        await call(connection.close, timeout=_CLOSE_TIMEOUT)
+    except errors.MonitorTimeout:
+        _hanging.append(connection)
+    except library().libvirtError:
+        pass
+
+
+async def find_domain(connection: Any, uri: str, named: str) -> Any:
+    """Return the ``virDomain`` that ``named`` names: by its name, else its uuid, else its id.
+
+    Raises UnknownGuest, Unreachable.
+    """
+    libvirt = library()
+    lookups: list[Callable[[], Any]] = [
+        functools.partial(connection.lookupByName, named),
+        functools.partial(connection.lookupByUUIDString, named),
+    ]
+    if named.isdecimal() and len(named) < 10:
+        lookups.append(functools.partial(connection.lookupByID, int(named)))
+    for lookup in lookups:
+        try:
+            return await call(lookup)
+        except errors.MonitorTimeout as error:
+            raise errors.Unreachable(f"libvirt at {uri!r}: {error.message}") from None
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (
+                libvirt.VIR_ERR_NO_DOMAIN,
+                libvirt.VIR_ERR_INVALID_ARG,
+            ):
+                raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
+        except ValueError:  # a NUL, or no UTF-8: libvirt has no such name
+            continue
+    raise errors.UnknownGuest(
+        f"libvirt at {uri!r} has no domain {named!r}",
+        hint=f"see 'virsh -c {shlex.quote(uri)} list --all', or 'mapsave list --libvirt'",
+    )

@@ -1,0 +1,57 @@
+"""QEMU's RAM blocks, as ``x-query-ramblock`` lists them: text that QEMU offers to people."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+
+if TYPE_CHECKING:
+    from mapsave.monitor.session import Session
+
+_LINE = re.compile(
+    r"\s*(?P<name>\S.*?)\s+\S+ \S+\s+0x[0-9a-f]+"  # name, page size, offset
+    r"\s+0x(?P<used>[0-9a-f]+)\s+0x(?P<total>[0-9a-f]+)"
+    r"(?:\s+0x(?P<address>[0-9a-f]+)(?:\s+(?P<access>r[ow]))?)?"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RamBlock:
+    """A RAM block: used and largest length in bytes, and where it is in QEMU's address space.
+
+    ``read_only``: QEMU itself cannot write to it, or only the guest cannot (a ROM).
+    """
+
+    used: int
+    total: int
+    address: int | None
+    read_only: bool
+
+
+async def query(session: Session) -> dict[str, RamBlock]:
+    """Return the RAM blocks by name; empty where this QEMU does not list them.
+
+    Memory without a name is in no migration stream: of a backend that no device uses, or of a
+    virtio-pmem device. It is left out. Raises MonitorError.
+    """
+    try:
+        reply = await session.execute("x-query-ramblock")
+    except errors.CommandRefused:
+        return {}
+    found = {}
+    for line in str(reply["human-readable-text"]).splitlines()[1:]:
+        # Right-aligned, so that a block without a name begins with its page size.
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        address = match["address"]
+        found[match["name"]] = RamBlock(
+            used=int(match["used"], 16),
+            total=int(match["total"], 16),
+            address=int(address, 16) if address is not None else None,
+            read_only=match["access"] == "ro",
+        )
+    return found

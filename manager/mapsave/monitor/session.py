@@ -1,0 +1,120 @@
+"""The protocol that every transport to a QEMU monitor fulfils."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from mapsave.monitor.domain import Domain
+
+# Seconds until a command that QEMU should answer at once counts as unanswered. QEMU's main loop
+# can be held for seconds by a slow disk, so this is patient; nothing fast depends on it.
+COMMAND_TIMEOUT = 60.0
+# `stop` and `quit` drain and flush the guest's disks first.
+DRAIN_TIMEOUT = 600.0
+# Once a command was not answered. QEMU answers them in order, so the next one is sent only if a
+# question is answered within this time.
+SILENT_TIMEOUT = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A QEMU's version from the monitor's greeting, and the package string of its builder."""
+
+    major: int
+    minor: int
+    micro: int
+    package: str
+
+    @property
+    def release(self) -> tuple[int, int, int]:
+        """The version for comparison."""
+        return (self.major, self.minor, self.micro)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.micro}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """An event of QEMU: its name and data (``docs/interop/qmp-spec.rst``)."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+class Events(Protocol):
+    """Events as they come in."""
+
+    async def next(self, timeout: float | None = None) -> Event | None:
+        """Return the next event; None after ``timeout`` seconds without one.
+
+        Raises MonitorLost where the connection broke and no event is left.
+        """
+
+
+class Session(Protocol):
+    """A connection to one QEMU's monitor."""
+
+    @property
+    def address(self) -> str:
+        """The monitor as users name it: ``qmp:/path``."""
+
+    @property
+    def version(self) -> Version:
+        """The QEMU's version."""
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id as we see it; None where it is not known."""
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """Execute a command and return its value.
+
+        Raises CommandRefused with QEMU's words, MonitorLost, and MonitorTimeout after ``timeout``
+        seconds (None: COMMAND_TIMEOUT). Where the last one was not answered, and QEMU still does
+        not answer, it is not sent at all.
+        """
+
+    async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
+        """Add a descriptor to an fdset; return its number within QEMU. ``fd`` stays ours.
+
+        Raises as ``execute`` does.
+        """
+
+    async def pause(self) -> None:
+        """Stop the guest's processors; QEMU drains its disks before it answers."""
+
+    async def resume(self) -> None:
+        """Let the guest run on.
+
+        Raises CommandRefused where QEMU, or whoever keeps the guest, won't.
+        """
+
+    async def end(self, timeout: float) -> None:
+        """End QEMU; return when it has taken notice.
+
+        Raises MonitorLost where it was gone already, CommandRefused, MonitorTimeout.
+        """
+
+    async def domain(self) -> Domain | None:
+        """Return the guest as libvirt describes it; None for a guest that is not of libvirt."""
+
+    def events(self, *names: str) -> AbstractContextManager[Events]:
+        """Listen to the events of these names from now on."""
+
+    def abandon(self) -> None:
+        """Raise MonitorLost for every command from now on: QEMU hangs, and is left as it is."""
+
+    async def wait_lost(self, timeout: float) -> bool:
+        """Wait until QEMU has closed the connection; False after ``timeout`` seconds."""

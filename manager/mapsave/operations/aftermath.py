@@ -1,0 +1,92 @@
+"""What became of the guest of a save that has failed, where that is not its former state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.migration import run_states
+from mapsave.monitor import undoing
+from mapsave.operations import ending
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mapsave.operations.save_transfer import SaveJob
+
+# A QEMU that does not answer in this time is reported as such.
+_ANSWER = 2.0
+_LEFT = (
+    "the guest is left paused, in QEMU's run state 'postmigrate': it has to be continued ('cont' "
+    "at its monitor) before it can be saved again"
+)
+# Errors that say themselves what became of the guest.
+_SAY_SO = (
+    errors.GuestContinued,
+    errors.GuestNotEnded,
+    errors.GuestNotPutBack,
+    errors.SaveQemuDied,
+)
+
+
+@dataclasses.dataclass
+class Aftermath:
+    """``words``: what became of the guest, where that is not what it was; None where it is."""
+
+    words: str | None = None
+
+
+@contextlib.asynccontextmanager
+async def reported(job: SaveJob, aftermath: Aftermath) -> AsyncIterator[None]:
+    """Have every error of a save say what became of the guest; ``aftermath`` has it too.
+
+    For a cancellation, which cannot say it. Raises SaveQemuDied in place of an error that came
+    before QEMU ended.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        aftermath.words = await undoing.whole(_words(job))
+        raise
+    except errors.MapsaveError as error:
+        if isinstance(error, _SAY_SO) or "image" in error.data:
+            raise
+        words = await undoing.whole(_words(job))
+        if words is None:
+            raise
+        if words.startswith(_GONE):
+            raise errors.SaveQemuDied(
+                f"{error.message}; {words}", hint="see QEMU's own log; mapsave did not end it"
+            ) from None
+        error.message += f"; {words}"
+        raise
+
+
+_GONE = "QEMU has ended since, and there is no image of the guest"
+
+
+async def _words(job: SaveJob) -> str | None:
+    """Return what became of the guest, as QEMU says now; None where it is as before."""
+    if not job.is_begun:
+        return None
+    if job.stuck is not None:
+        return job.stuck
+    before = job.facts.run_state
+    try:
+        reply = await job.session.execute("query-status", timeout=_ANSWER)
+    except errors.MonitorLost:
+        pid = job.facts.pid
+        if pid is not None and await ending.ended(pid, ending.LOST_TIMEOUT):
+            return _GONE
+        return "QEMU's monitor was lost: the guest may be paused"
+    except errors.MonitorError:
+        return "QEMU does not answer: the guest may be paused"
+    state = str(reply["status"])
+    if state == before:
+        return None
+    if state == "postmigrate" and not run_states.of(before).runs:
+        return f"{_LEFT} (it was {before!r})"
+    return f"the guest is in run state {state!r} (it was {before!r})"

@@ -1,0 +1,220 @@
+"""Reach a guest: its monitor, and for an emulated guest its start on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.monitor import qmp
+from mapsave.operations import launch, locks
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+    from types import ModuleType
+
+    from mapsave.config import Config, Guest
+    from mapsave.monitor.session import Session
+
+EMULATOR_START_TIMEOUT = 20.0
+_spawned: list[subprocess.Popen[bytes]] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Monitor:
+    """Where a guest's monitor is, as locks and the journal name it: a socket, or a libvirt domain.
+
+    ``domain`` is the domain's uuid, which is the same under all its names.
+    """
+
+    socket: str | None = None
+    uri: str | None = None
+    domain: str | None = None
+
+    @classmethod
+    def at(cls, socket: str) -> Monitor:
+        """Return the monitor at a QMP socket."""
+        return cls(socket=os.path.realpath(socket))
+
+    @property
+    def key(self) -> str:
+        """What names the guest across processes."""
+        return f"guest:{self.socket}" if self.socket else f"guest:libvirt:{self.domain}"
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return it as the journal keeps it."""
+        return dataclasses.asdict(self)
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Session]:
+        """Connect to it. Raises as ``attached`` does."""
+        if self.socket is not None:
+            async with qmp.connected(self.socket) as session:
+                yield session
+        else:
+            async with passthrough().connected(str(self.uri), str(self.domain)) as session:
+                yield session
+
+
+def passthrough() -> ModuleType:
+    """Return the module of libvirt's sessions: imported only where there is such a guest."""
+    from mapsave.monitor import passthrough as module
+
+    return module
+
+
+def socket_path(guest: Guest, config: Config) -> str:
+    """Return the path of the QMP socket of a guest that is not one of libvirt."""
+    if guest.qmp is not None:
+        return str(guest.qmp)
+    assert guest.emulator is not None
+    # A digest, since a guest's name may be longer than a socket's path may be.
+    digest = hashlib.sha256(guest.name.encode()).hexdigest()[:16]
+    return str(locks.state_directory(config.state, "emulated") / f"{digest}.qmp")
+
+
+@contextlib.asynccontextmanager
+async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
+    """Connect to the guest's monitor; an emulated guest that does not run is started first.
+
+    Raises Unreachable, NotPermitted; for a guest of libvirt also Unsupported (no libvirt-python),
+    UnknownGuest and WrongRunState (shut off).
+    """
+    if guest.libvirt is not None:
+        found = guest.libvirt
+        async with passthrough().connected(found.uri, found.domain) as session:
+            yield session
+        return
+    path = socket_path(guest, config)
+    if guest.emulator is not None and not await answers(path):
+        await start_emulator(guest, config, path)
+    async with qmp.connected(path) as session:
+        yield session
+
+
+@contextlib.asynccontextmanager
+async def exclusive(guest: Guest, config: Config) -> AsyncIterator[tuple[Session, Monitor]]:
+    """Connect to the guest's monitor, no other mapsave being at the guest.
+
+    A QMP socket is locked before it is connected to, since it serves one client at a time; a domain
+    of libvirt behind that, since only libvirt knows what its name means.
+
+    Raises Busy, and as ``attached`` does.
+    """
+    who = f"guest {guest.name!r}"
+    async with contextlib.AsyncExitStack() as stack:
+        if guest.libvirt is None:
+            monitor = Monitor.at(socket_path(guest, config))
+            stack.enter_context(locks.held(config.state, who, monitor.key))
+            session = await stack.enter_async_context(attached(guest, config))
+        else:
+            found = guest.libvirt
+            domain: Any = passthrough().connected(found.uri, found.domain)
+            session = of_libvirt = await stack.enter_async_context(domain)
+            monitor = Monitor(uri=found.uri, domain=of_libvirt.uuid)
+            stack.enter_context(locks.held(config.state, who, monitor.key))
+        yield session, monitor
+
+
+async def connected_when_up(
+    path: str, process: subprocess.Popen[bytes] | None, timeout: float
+) -> None:
+    """Wait until a monitor that was just started accepts connections.
+
+    Raises Unreachable after ``timeout`` seconds, or at once where ``process`` has failed.
+    """
+
+    import tenacity  # slow to import, and there is time while QEMU starts
+
+    def still_coming(_: BaseException) -> bool:
+        return process is None or process.poll() in (None, 0)
+
+    attempts = tenacity.AsyncRetrying(
+        # QEMU listens after some 30 ms; a pause that goes on doubling would add as much again.
+        wait=tenacity.wait_exponential(multiplier=0.002, max=0.008),
+        stop=tenacity.stop_after_delay(timeout),
+        retry=tenacity.retry_if_exception_type((OSError, errors.Unreachable))
+        & tenacity.retry_if_exception(still_coming),
+        reraise=True,
+    )
+    async for attempt in attempts:
+        with attempt:
+            if not await answers(path):
+                raise errors.Unreachable(f"qmp:{path}: no monitor there after {timeout:g} s")
+
+
+async def answers(path: str) -> bool:
+    """Tell whether somebody listens at the socket; the connection is dropped at once."""
+    try:
+        with contextlib.closing(await qmp.connect(path, timeout=1.0)):
+            return True
+    except errors.Unreachable:
+        return False
+
+
+async def start_emulator(
+    guest: Guest, config: Config, path: str, *, incoming: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start the emulated QEMU of a guest at ``path``; it outlives us, as a QEMU would.
+
+    Raises Unreachable with its words where it does not come up.
+    """
+    assert guest.emulator is not None
+    arguments = [
+        *(sys.executable, *(["-B"] if sys.dont_write_bytecode else [])),
+        *("-m", "mapsave.cli.main", "emulate", "--qmp", path),
+        *("--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern),
+        *(("--writer",) if guest.emulator.writer else ()),
+        *(("--name", guest.name)),
+        *(("--incoming", "defer") if incoming else ()),
+    ]
+    log = log_path(config, guest.name)
+    variables = launch.for_emulator(launch.environment(config, guest))
+    process = spawn(arguments, log, variables)
+    try:
+        await connected_when_up(path, process, EMULATOR_START_TIMEOUT)
+    except errors.Unreachable as error:
+        process.kill()
+        words = log.read_text(errors="replace").strip()[-2000:]
+        raise errors.Unreachable(
+            f"the emulated guest {guest.name!r} does not start: {words or error.message}"
+        ) from None
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    return process
+
+
+def spawn(
+    arguments: list[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a QEMU as ``launch.started`` does, and remember it for ``reap``.
+
+    Raises OSError, LaunchFailed.
+    """
+    process = launch.started(arguments, log, variables, cwd)
+    _spawned.append(process)
+    return process
+
+
+def reap() -> None:
+    """Let go of those that ``spawn`` started and that have ended.
+
+    For a service: they are its children, and would stay in the table of processes as zombies. A
+    command ends before they do.
+    """
+    _spawned[:] = [process for process in _spawned if process.poll() is None]
+
+
+def log_path(config: Config, name: str) -> Path:
+    """Return where the output of a QEMU that we start goes."""
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
+    return locks.state_directory(config.state, "logs") / f"{readable}-{digest}.log"

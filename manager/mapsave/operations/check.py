@@ -1,0 +1,326 @@
+"""Preflight: everything that would make a save fail, asked before the guest is touched.
+
+Each check is one small function that raises what it finds. A save stops at the first; the command
+``mapsave check`` runs all of them and lists the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import stat
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors, units
+from mapsave.image import descriptors, image, store
+from mapsave.migration import parameters, run_states
+from mapsave.monitor import fdset, process
+from mapsave.operations import limits as qemu_limits
+from mapsave.operations import modes, trust
+from mapsave.plan import strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mapsave.labels.labelling import Labelling
+    from mapsave.operations.facts import Facts
+    from mapsave.plan.strategy import Strategy, Wishes
+
+_MIGRATING = frozenset(
+    ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug", "postcopy-active")
+)
+# Every RAM block starts at a multiple of 1 MiB behind its bitmap, and there is device state.
+_OVERHEAD = 64 * units.MIB
+
+
+@dataclasses.dataclass
+class Preflight:
+    """What is to be saved where; ``strategy`` is the outcome once the checks have passed."""
+
+    facts: Facts
+    directory: store.Directory
+    name: str
+    replace: bool
+    wishes: Wishes
+    labelling: Labelling
+    direct_io_refusal: str | None = None
+    replace_only: str | None = None
+    kept: str | None = None
+    most_channels: strategy.Most | None = None
+
+    def strategy(self) -> Strategy:
+        """Choose how to save."""
+        return strategy.choose(self.wishes, self.direct_io_refusal, self.most_channels)
+
+
+def run_state(found: Preflight) -> str:
+    """The guest is in a run state from which it can be saved and put back."""
+    state = found.facts.run_state
+    known = run_states.of(state)
+    if known.refusal is not None:
+        raise errors.WrongRunState(
+            f"the guest cannot be saved in run state {state!r}: {known.refusal}",
+            hint=known.hint,
+            run_state=state,
+        )
+    return state
+
+
+def migration(found: Preflight) -> str:
+    """QEMU is not migrating or saving already."""
+    if found.facts.migration in _MIGRATING:
+        raise errors.AlreadyMigrating(
+            f"QEMU is already migrating ({found.facts.migration}), on somebody else's behalf",
+            hint="wait for its end; if a mapsave died, run 'mapsave recover'",
+        )
+    return "none under way"
+
+
+def let_go(found: Preflight) -> str:
+    """QEMU keeps nothing of an earlier save: a further one could abort it."""
+    sets = fdset.kept(found.facts.fdsets)
+    if found.kept is None and not sets:
+        return "QEMU keeps nothing of an earlier save"
+    what = found.kept or f"QEMU still holds descriptor set {sets[0]}"
+    raise errors.QemuKeeps(
+        f"this QEMU process keeps what an earlier save or restore handed to it ({what}), and could "
+        "die of another save",
+        hint="it can be saved again once it was shut down and started anew",
+    )
+
+
+def migratable(found: Preflight) -> str:
+    """No device or state of the guest stands against saving."""
+    if found.facts.blocked_reasons:
+        raise errors.NotMigratable(
+            "QEMU cannot save this guest: " + "; ".join(found.facts.blocked_reasons),
+            blocked_reasons=list(found.facts.blocked_reasons),
+        )
+    return "no blocked reasons"
+
+
+def memory(found: Preflight) -> str:
+    """A QEMU can load the guest's memory."""
+    if names := found.facts.read_only_memory:
+        raise errors.NotMigratable(
+            f"RAM blocks {', '.join(names)} are of read-only memory (readonly=on): QEMU would save "
+            "them, but dies when it loads them",
+            hint="unplug the device, or start the guest with rom=off for that memory backend",
+        )
+    return "can be loaded"
+
+
+def capabilities(found: Preflight) -> str:
+    """This QEMU has the capabilities and parameters that a save needs."""
+    missing = parameters.missing(found.facts.settings)
+    if missing:
+        raise errors.MissingCapability(
+            f"QEMU {found.facts.version} lacks {', '.join(missing)}", missing=missing
+        )
+    return f"QEMU {found.facts.version} has mapped-ram, multifd and direct-io"
+
+
+def mode(found: Preflight) -> str:
+    """QEMU is in no mode in which a save would kill it, or fail at its end."""
+    return modes.check(found.facts.mode)
+
+
+def limits(found: Preflight) -> str:
+    """The kernel's limits on QEMU, and on mapsave, leave room for the save."""
+    preallocated = found.facts.memory.total if found.wishes.preallocate == "on" else 0
+    qemu_limits.check_own_files(preallocated)
+    limited = qemu_limits.for_save(found.facts.footprint, found.strategy().channels, found.wishes)
+    found.most_channels = limited.most
+    return limited.detail
+
+
+def image_name(found: Preflight) -> str:
+    """The image's name is free, or may be replaced."""
+    store.check_name(found.name)
+    if found.directory.exists(found.name):
+        _replaceable(found)
+    partial = image.partial_name(found.name)
+    if found.directory.exists(partial):
+        raise image.partial_exists(os.path.join(found.directory.path, partial))
+    return found.name
+
+
+def _replaceable(found: Preflight) -> None:
+    """Only files are replaced: a directory would fail the rename, after all has been written."""
+    path = os.path.join(found.directory.path, found.name)
+    if not found.replace:
+        raise errors.ImageExists(
+            f"{path!r} exists already", hint="choose another name, or --replace it"
+        )
+    try:
+        mode = os.stat(found.name, dir_fd=found.directory.fd, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return  # removed meanwhile: the name is free
+    if not stat.S_ISREG(mode):
+        raise errors.ImageExists(
+            f"{path!r} exists and is no regular file, so it is not replaced",
+            hint="choose another name, or remove it",
+        )
+    only_own(found.directory, found.name, found.replace_only)
+
+
+def only_own(held: store.Directory, name: str, guest: str | None) -> None:
+    """Raise ImageExists where ``name`` is an image of another guest than ``guest`` (None: any)."""
+    path = os.path.join(held.path, name)
+    if guest is None:
+        return
+    try:
+        with image.opened(path) as found:
+            owner = str(found.metadata.get("guest", {}).get("name"))
+    except errors.UnreadableImage:
+        raise
+    except errors.MapsaveError:
+        return  # there is none, or it is damaged
+    if owner != guest:
+        raise errors.ImageExists(
+            f"{path!r} is an image of another guest, {owner!r}, which only an admin may replace",
+            hint="choose another name",
+        )
+
+
+def directory(found: Preflight) -> str:
+    """The image directory can be written."""
+    held = found.directory
+    if os.fstatvfs(held.fd).f_flag & os.ST_RDONLY:
+        raise errors.BadDirectory(f"the file system of {held.path!r} is mounted read-only")
+    if not os.access(f"/proc/self/fd/{held.fd}", os.W_OK | os.X_OK):
+        raise errors.NotPermitted(
+            f"no permission to write in {held.path!r}",
+            hint="mapsave itself needs the permission; QEMU does not",
+        )
+    return held.path
+
+
+def ownership(found: Preflight) -> str:
+    """Nobody but the trusted users can write the image directory, or exchange it."""
+    trusted = trust.users(found.labelling.policy)
+    trust.check_directory(found.directory.given, trusted)
+    return "written by uid " + ", ".join(map(str, sorted(trusted))) + " alone"
+
+
+def direct_io(found: Preflight) -> str:
+    """The directory takes direct writes, where they are wanted."""
+    if found.wishes.direct_io == "off":
+        return "off, as asked"
+    try:
+        found.direct_io_refusal = descriptors.probe_direct_io(found.directory.fd)
+    except OSError as error:
+        raise errors.BadDirectory(
+            f"cannot make a file in {found.directory.path!r}: {error.strerror}"
+        ) from None
+    if found.direct_io_refusal and found.wishes.direct_io == "on":
+        raise errors.NoDirectIO(
+            f"{found.directory.path!r}: {found.direct_io_refusal}",
+            hint="leave direct_io at auto, or set it off",
+        )
+    return found.direct_io_refusal or "taken"
+
+
+def room(found: Preflight) -> str:
+    """There is room for what the guest has touched of its RAM (all of it if zeros are written)."""
+    if os.fstatvfs(found.directory.fd).f_blocks == 0:
+        return "not told by the file system"  # ramfs; statfs(2): what is undefined is 0
+    free = found.directory.free_bytes()
+    most = found.facts.memory.total + _OVERHEAD
+    least = most
+    if found.wishes.zero_pages != "none" and found.wishes.preallocate != "on":
+        touched = process.resident_bytes(found.facts.pid) if found.facts.pid else None
+        # QEMU itself is in the resident size as well; a few MiB of data always go to the disk.
+        least = min(most, max((touched or 0) - 256 * units.MIB, 2 * units.MIB))
+    figures = f"{units.format_size(free)} free, at most {units.format_size(most)} needed"
+    if free < least:
+        raise errors.NoRoom(
+            f"{found.directory.path!r}: {figures}, likely {units.format_size(least)}",
+            hint="free some room, or save to another file system",
+            free_bytes=free,
+            needed_bytes=least,
+        )
+    return figures + ("" if free >= most else " (zero pages need none)")
+
+
+def label(found: Preflight) -> str:
+    """The policy allows the directory, and the label can be had."""
+    names = (image.partial_name(found.name), found.name)
+    wanted = found.labelling.check(found.directory.path, found.facts.pid, "save", names)
+    return f"{wanted.module}: {wanted.value}" if wanted.value else wanted.module
+
+
+def domain(found: Preflight) -> str:
+    """libvirt is not at the guest itself, and has nothing that a save would make wrong."""
+    known = found.facts.domain
+    assert known is not None
+    if known.job:
+        raise errors.AlreadyMigrating(
+            f"libvirt has a job under way on domain {known.name!r}: {known.job}",
+            hint="wait for its end; 'virsh domjobinfo' shows it, 'virsh domjobabort' ends it",
+        )
+    if known.state == "pmsuspended":
+        raise errors.WrongRunState(
+            f"domain {known.name!r} is suspended by its own power management",
+            hint=f"wake it up: virsh dompmwakeup {shlex.quote(known.name)}",
+        )
+    if known.block_jobs:
+        raise errors.NotMigratable(
+            f"domain {known.name!r} has block jobs under way on {', '.join(known.block_jobs)}",
+            hint="wait for their end, or 'virsh blockjob --abort'",
+        )
+    if known.has_managed_save:
+        raise errors.Refused(
+            f"libvirt holds a managed save of domain {known.name!r}, which is older than the guest "
+            "that runs: the next start would bring that one back",
+            hint=f"virsh managedsave-remove {shlex.quote(known.name)}",
+        )
+    devices = f", host devices {', '.join(known.host_devices)}" if known.host_devices else ""
+    if known.is_transient:
+        return f"transient: it disappears from libvirt when it is ended{devices}"
+    return f"persistent, and no job under way{devices}"
+
+
+CHECKS: tuple[Callable[[Preflight], str], ...] = (
+    run_state,
+    migration,
+    let_go,
+    migratable,
+    memory,
+    capabilities,
+    mode,
+    limits,
+    directory,
+    ownership,
+    image_name,
+    direct_io,
+    room,
+    label,
+)
+
+
+def _checks(found: Preflight) -> tuple[Callable[[Preflight], str], ...]:
+    return CHECKS if found.facts.domain is None else (domain, *CHECKS)
+
+
+def all_pass(found: Preflight) -> Strategy:
+    """Run the checks; raise what the first failing one raises, else return the strategy."""
+    for check in _checks(found):
+        check(found)
+    return found.strategy()
+
+
+def report(found: Preflight) -> tuple[list[dict[str, Any]], errors.MapsaveError | None]:
+    """Run every check; return a line for each, and the first error."""
+    lines: list[dict[str, Any]] = []
+    first: errors.MapsaveError | None = None
+    for check in _checks(found):
+        name = check.__name__
+        try:
+            lines.append({"check": name, "ok": True, "detail": check(found), "error": None})
+        except errors.MapsaveError as error:
+            first = first or error
+            line = {"check": name, "ok": False, "detail": error.message, "error": error.as_dict()}
+            lines.append(line)
+    return lines, first

@@ -1,0 +1,277 @@
+"""The destination of a restore: started or attached to, and compared with the image.
+
+QEMU compares little by itself: RAM of another size is loaded "successfully", and pages that the
+image does not hold are never written, so stale memory stays (QEMU 10.0, ``migration/ram.c``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+from typing import TYPE_CHECKING, BinaryIO
+
+from mapsave import errors
+from mapsave.image import page_size
+from mapsave.monitor import process as processes
+from mapsave.monitor import qmp, undoing
+from mapsave.operations import attach, ending, facts, limits, modes, stale_memory
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from pathlib import Path
+
+    from mapsave.config import Config, Guest
+    from mapsave.image.image import Image
+    from mapsave.image.validation import Contents
+    from mapsave.monitor.session import Session
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT = 60.0
+# RAM blocks that QEMU resizes to what the stream says, up to their largest (hw/core/loader.c).
+_RESIZABLE_PREFIX = "/rom@"
+
+
+@dataclasses.dataclass
+class Destination:
+    """A QEMU that waits for an incoming migration; ``process`` is set where we started it.
+
+    What it prints goes to the file ``log``, or is read from the open file ``stderr``. ``is_loaded``
+    where libvirt has read the image already, ``is_ours`` where mapsave had it started. ``identity``
+    is pid and start time. ``warnings`` is what could not be compared.
+    """
+
+    session: Session
+    log: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+    stderr: BinaryIO | None = None
+    is_loaded: bool = False
+    is_kept: bool = False
+    is_ours: bool = False
+    identity: tuple[int, int] | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Remember which process it is."""
+        self.is_ours = self.is_ours or self.process is not None
+        self.identity = processes.identity(self.session.pid)
+
+    def keep(self) -> None:
+        """Leave it running at the end: the guest is restored."""
+        self.is_kept = True
+
+    def words(self) -> str:
+        """Return what QEMU has printed: before 10.2 only there are the reasons of a failure."""
+        if self.stderr is not None:
+            return self.stderr.read().decode(errors="replace").strip()[-4000:]
+        if self.log is None:
+            return ""
+        with contextlib.suppress(OSError):
+            return self.log.read_text(errors="replace").strip()[-4000:]
+        return ""
+
+
+def launch_arguments(argv: Sequence[str], socket: str) -> list[str]:
+    """Return the command that starts a destination: paused, waiting, with a monitor at ``socket``.
+
+    ``-incoming`` of the original goes; ``-S`` and ``-qmp`` are added where they are missing.
+    """
+    arguments = list(argv)
+    while "-incoming" in arguments:
+        at = arguments.index("-incoming")
+        del arguments[at : at + 2]
+    if "-S" not in arguments:
+        arguments.append("-S")
+    if not any(socket in argument for argument in arguments):
+        escaped = socket.replace(",", ",,")  # QEMU's option syntax
+        arguments += ["-qmp", f"unix:{escaped},server=on,wait=off"]
+    return [*arguments, "-incoming", "defer"]
+
+
+@contextlib.asynccontextmanager
+async def launched(
+    argv: Sequence[str],
+    socket: str,
+    log: Path,
+    variables: Mapping[str, str],
+    cwd: str | None = None,
+) -> AsyncIterator[Destination]:
+    """Start a destination by command and connect; end it unless it was kept.
+
+    ``variables`` are its whole environment.
+
+    Raises Busy where a guest answers at ``socket`` already, LaunchFailed with QEMU's words.
+    """
+    if await attach.answers(socket):
+        raise errors.Busy(
+            f"a guest already runs at qmp:{socket}",
+            hint="it may be the one that was saved; end it first, or restore --into another",
+        )
+    arguments = launch_arguments(argv, socket)
+    if shutil.which(arguments[0]) is None:
+        raise errors.LaunchFailed(
+            f"cannot start the destination: {arguments[0]!r} is not found",
+            hint="check 'launch:' of the guest in the configuration",
+        )
+    try:
+        process = attach.spawn(arguments, log, variables, cwd)
+    except OSError as error:
+        raise errors.LaunchFailed(
+            f"cannot start the destination {arguments[0]!r}: {error.strerror}"
+        ) from None
+    async with _connected(process, socket, log) as destination:
+        yield destination
+
+
+@contextlib.asynccontextmanager
+async def emulated(guest: Guest, config: Config) -> AsyncIterator[Destination]:
+    """Start the emulated QEMU of ``guest`` as a destination; end it unless it was kept."""
+    socket = attach.socket_path(guest, config)
+    if await attach.answers(socket):
+        raise errors.Busy(f"the emulated guest {guest.name!r} already runs at qmp:{socket}")
+    process = await attach.start_emulator(guest, config, socket, incoming=True)
+    log = attach.log_path(config, guest.name)
+    async with _connected(process, socket, log) as destination:
+        yield destination
+
+
+@contextlib.asynccontextmanager
+async def _connected(
+    process: subprocess.Popen[bytes], socket: str, log: Path
+) -> AsyncIterator[Destination]:
+    destination = None
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await attach.connected_when_up(socket, process, START_TIMEOUT)
+                # QEMU listens before it makes its devices, and may yet end over one of them.
+                session = await stack.enter_async_context(qmp.connected(socket))
+            except errors.Unreachable as error:
+                words = log.read_text(errors="replace").strip()[-4000:]
+                raise errors.LaunchFailed(
+                    f"the destination does not come up: {words or error.message}",
+                    hint="start the command by hand to see why",
+                ) from None
+            destination = Destination(session, log, process)
+            try:
+                yield destination
+            finally:
+                if not destination.is_kept:
+                    # Also where it made itself a daemon, and our child is only its parent.
+                    with contextlib.suppress(errors.MonitorError):
+                        await session.end(5.0)
+    finally:
+        if destination is None or not destination.is_kept:
+            process.kill()
+            # Storage that hangs keeps a killed process as well.
+            if not await undoing.whole(ending.ended(process.pid, ending.KILL_TIMEOUT)):
+                _log.warning("%r (pid %d) was killed, but is not gone", process.args, process.pid)
+            process.poll()
+
+
+@contextlib.asynccontextmanager
+async def waiting_at(socket: str) -> AsyncIterator[Destination]:
+    """Attach to a QEMU that somebody else started with ``-incoming defer``."""
+    async with qmp.connected(socket) as session:
+        yield Destination(session)
+
+
+async def compare(
+    destination: Destination, image: Image, contents: Contents, *, force: bool
+) -> None:
+    """Compare the destination with the image; everything that QEMU would not notice.
+
+    Raises WrongRunState, DestinationMismatch, OlderQemu, DestinationNotZero.
+    """
+    session = destination.session
+    await modes.check_made(session)
+    state = str((await session.execute("query-status"))["status"])
+    if state != "inmigrate":
+        raise errors.WrongRunState(
+            f"{session.address}: the destination is in run state {state!r}, not waiting",
+            hint="start it with -incoming defer",
+        )
+    if "status" in await session.execute("query-migrate"):
+        raise errors.WrongRunState(
+            f"{session.address}: an incoming migration was tried on it before",
+            hint="QEMU cannot try twice: start a new destination",
+        )
+    _compare_version(session, image, force=force)
+    await _compare_machine(session, contents)
+    await _compare_page_size(session, contents)
+    modes.compare_icount(session, image, contents)
+    await _compare_memory(session, image)
+    await _compare_blocks(session, contents)
+    destination.warnings += await stale_memory.check(session, image.fd, contents)
+
+
+async def footprint(session: Session) -> limits.Footprint:
+    """Return of which process a restore takes what."""
+    size = await facts.memory(session)
+    return await limits.footprint(session, size.total, await facts.ram_blocks(session))
+
+
+def _compare_version(session: Session, image: Image, *, force: bool) -> None:
+    if session.version.release < facts.OLDEST_QEMU:
+        raise errors.TooOld(f"{session.address}: QEMU {session.version}; needs 9.1")
+    saved = str(image.metadata.get("qemu", {}).get("version", ""))
+    try:
+        saved_release = tuple(int(part) for part in saved.split("."))
+    except ValueError:
+        return
+    if session.version.release < saved_release and not force:
+        raise errors.OlderQemu(
+            f"the image was saved by QEMU {saved}, the destination is QEMU {session.version}",
+            hint="use a QEMU at least as new, or --force",
+        )
+
+
+async def _compare_machine(session: Session, contents: Contents) -> None:
+    machine = await facts.machine_type(session)
+    if machine != contents.stream.machine:
+        raise errors.DestinationMismatch(
+            f"the image is of machine type {contents.stream.machine!r}, "
+            f"the destination is {machine!r}",
+            hint="start the destination with -machine of the image's type",
+        )
+
+
+async def _compare_page_size(session: Session, contents: Contents) -> None:
+    target = str((await session.execute("query-target"))["arch"])
+    here = page_size.of_target(target, contents.stream)
+    saved = contents.stream.blocks[0].page_size
+    if here is not None and saved != here:
+        raise errors.DestinationMismatch(
+            f"the image has pages of {saved} bytes, the destination ({target}) has {here}: "
+            "QEMU would load other RAM",
+            hint="use a QEMU of the architecture that was saved; if it is, the image is damaged",
+        )
+
+
+async def _compare_memory(session: Session, image: Image) -> None:
+    saved = image.metadata.get("memory", {})
+    found = await facts.memory(session)
+    if saved and (saved.get("base"), saved.get("plugged")) != (found.base, found.plugged):
+        raise errors.DestinationMismatch(
+            f"the image has {saved.get('base')} bytes of RAM and {saved.get('plugged')} plugged in,"
+            f" the destination {found.base} and {found.plugged}",
+            hint="start the destination with the same -m, -numa and DIMMs",
+        )
+
+
+async def _compare_blocks(session: Session, contents: Contents) -> None:
+    found = await facts.ram_blocks(session)
+    for block in contents.stream.blocks if found else ():
+        used, largest = found.get(block.name, (0, 0))
+        resizable = block.name.startswith(_RESIZABLE_PREFIX)
+        if block.used_length == used or (resizable and block.used_length <= largest):
+            continue
+        here = f"of {used} bytes" if block.name in found else "missing"
+        raise errors.DestinationMismatch(
+            f"RAM block {block.name!r} has {block.used_length} bytes in the image and is {here} "
+            "in the destination",
+            hint="start the destination with the same RAM, devices and ROMs",
+        )

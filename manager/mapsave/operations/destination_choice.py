@@ -1,0 +1,170 @@
+"""Which destination a restore gets: attached to, started by command, or created by libvirt."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from mapsave import config as configuration
+from mapsave import domain_xml, errors
+from mapsave.operations import attach, destination, launch, locks, trust
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from mapsave.config import Config, Guest
+    from mapsave.image.image import Image
+    from mapsave.operations import journal
+    from mapsave.operations.destination import Destination
+    from mapsave.operations.restore import Request
+
+    _Choice = tuple[attach.Monitor, contextlib.AbstractAsyncContextManager[Destination]]
+
+# What an image says of where its domain was is followed only so far: other URIs can run commands.
+_PLAIN_URIS = ("qemu:///system", "qemu:///session")
+
+
+@contextlib.asynccontextmanager
+async def chosen(
+    config: Config, request: Request, opened: Image, name: str, log: journal.Journal
+) -> AsyncIterator[Destination]:
+    """Attach to or start the destination, whichever the request and the configuration say.
+
+    Raises NoDestination where nothing says how, Busy, LaunchFailed and its kin.
+    """
+    if request.into is not None:
+        monitor = attach.Monitor.at(request.into)
+        log.step("attach", monitor=monitor.as_dict())
+        with locks.held(config.state, f"the destination {request.into!r}", monitor.key):
+            async with destination.waiting_at(request.into) as target:
+                yield target
+        return
+    guest = guest_of(config, request, name)
+    if is_of_libvirt(request, opened, guest):
+        monitor, started = _by_libvirt(config, request, opened, guest, log.unsettled)
+    else:
+        monitor, started = _by_command(config, request, opened, guest)
+    log.step("launch", monitor=monitor.as_dict())
+    with locks.held(config.state, f"guest {guest.name!r}", monitor.key):
+        async with started as target:
+            yield target
+
+
+def guest_of(config: Config, request: Request, name: str) -> Guest:
+    """Return the guest as configured, or as the request's address says; else only its name."""
+    guest = config.guests.get(name)
+    if guest is None and request.guest is not None:
+        guest = config.guest(request.guest)
+    return guest or configuration.Guest(name)
+
+
+def is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
+    """Tell whether libvirt is to have the guest: it had it, and nothing says otherwise."""
+    if guest.libvirt is not None or request.xml is not None or request.through_libvirt:
+        return True
+    configured = guest.launch or guest.emulator is not None or request.trust_recorded_command
+    return not configured and _xml(request, opened) is not None
+
+
+def uri_of(opened: Image, guest: Guest) -> str:
+    """Return the URI of the libvirt daemon that is to have the domain."""
+    if guest.libvirt is not None:
+        return guest.libvirt.uri
+    recorded = (opened.metadata.get("domain") or {}).get("uri")
+    return recorded if recorded in _PLAIN_URIS else configuration.LIBVIRT_URI
+
+
+def _xml(request: Request, opened: Image) -> str | None:
+    """Return the domain XML to restore by: the one given, or the image's; None without either."""
+    if request.xml is not None:
+        return request.xml
+    if opened.libvirt is not None:
+        return opened.libvirt.xml
+    found = (opened.metadata.get("domain") or {}).get("xml")
+    return str(found) if found is not None else None
+
+
+def _by_libvirt(
+    config: Config, request: Request, opened: Image, guest: Guest, on_left: Callable[[], None]
+) -> _Choice:
+    from mapsave.operations import destination_libvirt, domain_trust
+
+    xml = _xml(request, opened)
+    if xml is None:
+        raise errors.NoDestination(
+            f"the image holds no domain XML to create the domain of guest {guest.name!r} from",
+            hint="give it with --xml FILE, or restore --into qmp:PATH",
+        )
+    uri = uri_of(opened, guest)
+    identity = _identity(xml, request)
+    if request.xml is None:
+        _check_named(opened, guest, identity)
+    monitor = attach.Monitor(uri=uri, domain=identity.uuid)
+    vetting = None
+    if not request.trust_image:
+        what = "--xml" if request.xml is not None else repr(opened.path)
+        own = str(opened.metadata.get("guest", {}).get("uuid"))
+        vetting = domain_trust.Vetting.of(config, what, identity.uuid, own)
+    seconds = config.restore.stall
+    if request.through_libvirt:
+        loaded = destination_libvirt.loaded(uri, xml, opened, request, on_left, vetting, seconds)
+        return monitor, loaded
+    # As libvirt does, the CPU that the guest has seen is kept under another definition too.
+    cookie = opened.libvirt.cookie if opened.libvirt else None
+    cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
+    return monitor, destination_libvirt.created(uri, xml, cookie, on_left, vetting, seconds)
+
+
+def _identity(xml: str, request: Request) -> domain_xml.Identity:
+    """Return who the domain is. Raises InvalidImage, or UsageError where the user gave the XML."""
+    try:
+        return domain_xml.identity(xml)
+    except errors.InvalidImage as error:
+        if request.xml is None:
+            raise
+        raise errors.UsageError(f"--xml: {error.message}") from None
+
+
+def _check_named(opened: Image, guest: Guest, identity: domain_xml.Identity) -> None:
+    """Raise UsageError where the guest is another domain than the one that would be started."""
+    named = guest.libvirt.domain if guest.libvirt is not None else identity.name
+    plain = named.replace("-", "").lower()  # as libvirt takes a uuid
+    if named == identity.name or plain == identity.uuid.replace("-", ""):
+        return
+    # An id is of one life only, but may be what the guest was saved by.
+    if named.isdecimal() and guest.name == opened.metadata.get("guest", {}).get("name"):
+        return
+    raise errors.UsageError(
+        f"{opened.path!r} is of domain {identity.name!r} ({identity.uuid}), and guest "
+        f"{guest.name!r} is domain {named!r}",
+        hint="--guest libvirt+URI#DOMAIN with that domain; or give another definition with --xml",
+    )
+
+
+def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -> _Choice:
+    log = attach.log_path(config, guest.name)
+    variables = launch.environment(config, guest)
+    if guest.emulator is not None:
+        socket = attach.socket_path(guest, config)
+        return attach.Monitor.at(socket), destination.emulated(guest, config)
+    if guest.launch and guest.qmp is not None:
+        socket = str(guest.qmp)
+        return attach.Monitor.at(socket), destination.launched(guest.launch, socket, log, variables)
+    recorded = opened.metadata.get("command") or {}
+    argv = recorded.get("argv")
+    if argv and request.trust_recorded_command:
+        if not request.trust_image:
+            trust.check_program(argv[0])
+        socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
+        started = destination.launched(argv, socket, log, variables, recorded.get("cwd"))
+        return attach.Monitor.at(socket), started
+    raise errors.NoDestination(
+        f"nothing says how to start guest {guest.name!r}",
+        hint="give it 'launch:' in the configuration, or use --into qmp:PATH, "
+        "or --trust-recorded-command",
+    )
+
+
+def _own_socket(config: Config, name: str) -> str:
+    directory = locks.state_directory(config.state, "monitors")
+    return str(directory / f"{attach.log_path(config, name).stem[-40:]}.qmp")

@@ -1,0 +1,279 @@
+"""A destination that libvirt starts: one that waits for its guest to come in, or has read it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mapsave import domain_xml, errors
+from mapsave.image import descriptors
+from mapsave.migration import parameters, stall
+from mapsave.monitor import definition, fdset, libvirt_connection, passthrough, process, undoing
+from mapsave.operations import domain_trust
+from mapsave.operations.destination import Destination
+from mapsave.plan.strategy import DEFAULT_CHANNELS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from mapsave.image.image import Image
+    from mapsave.monitor.session import Session
+    from mapsave.operations.domain_trust import Vetting
+    from mapsave.operations.restore import Request
+
+_log = logging.getLogger(__name__)
+
+_LIBVIRTS = "libvirt-incoming-migrate"
+_END_TIMEOUT = 60.0
+# A destroy lets the host's init so long to reap QEMU (util/virprocess.c: 200 times 0.2 s).
+_ENDING_TIMEOUT = 40.0
+# Until libvirt has heard that a QEMU is ending.
+_SURELY = 1.0
+# What a QEMU has from its start (10.0, migration/options.c); libvirt leaves what its restore used.
+_FRESH = {"multifd-channels": 2}
+
+
+@contextlib.asynccontextmanager
+async def created(
+    uri: str,
+    xml: str,
+    cookie: str | None,
+    on_left: Callable[[], None],
+    vetting: Vetting | None,
+    stall_seconds: float,
+) -> AsyncIterator[Destination]:
+    """Have libvirt at ``uri`` start the domain of ``xml`` to wait; destroy it unless it was kept.
+
+    ``on_left`` is called where libvirt does not destroy it; without ``vetting`` the XML may name
+    whatever it likes. The extra arguments stand in the live
+    definition only: a persistent one stays as it is.
+
+    Raises Busy where the domain runs already, LaunchFailed with libvirt's words, RestoreStalled
+    where it makes no progress for ``stall_seconds``, Unsupported, Unreachable, NotPermitted,
+    InvalidImage where ``xml`` is none, ForeignResource.
+    """
+    libvirt = libvirt_connection.library()
+    text = definition.waiting(xml, cookie)
+
+    def start(connection: Any) -> Any:
+        return connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
+
+    identity = domain_xml.identity(xml)
+    if definition.takes_internal_snapshots(xml):
+        _log.warning(
+            "domain %r can be reverted to internal snapshots only once it was started anew, or if "
+            "restored with --through-libvirt (docs/libvirt.md)",
+            identity.name,
+        )
+    watch = _watch(uri, identity.uuid, stall_seconds, 0)
+    async with _started(uri, identity, start, on_left, (xml, vetting), watch) as target:
+        found = await target.session.domain()
+        if found is not None and found.is_transient:
+            _log.warning(
+                "domain %r has no persistent definition; to make it one, define what 'mapsave "
+                "inspect --xml' prints, not what 'virsh dumpxml' does (docs/libvirt.md)",
+                identity.name,
+            )
+        yield target
+
+
+@contextlib.asynccontextmanager
+async def loaded(
+    uri: str,
+    xml: str,
+    opened: Image,
+    request: Request,
+    on_left: Callable[[], None],
+    vetting: Vetting | None,
+    stall_seconds: float,
+) -> AsyncIterator[Destination]:
+    """Have libvirt at ``uri`` restore the image by its path, paused; destroy it unless it was kept.
+
+    libvirt 11.3 leaves the image open in QEMU for as long as the guest lives, and capabilities on
+    with which the next internal snapshot kills it; here both are put right.
+
+    Raises Unsupported where the image is of the native format, and as ``created`` does.
+    """
+    if opened.libvirt is None:
+        raise errors.Unsupported(
+            f"{opened.path!r} is of the native format, which libvirt does not read",
+            hint="leave out --through-libvirt; or save with --format libvirt",
+        )
+    libvirt = libvirt_connection.library()
+    parameters: dict[str, Any] = {
+        libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: os.path.realpath(opened.path),
+        libvirt.VIR_DOMAIN_SAVE_PARAM_PARALLEL_CHANNELS: request.channels or DEFAULT_CHANNELS,
+    }
+    if request.xml is not None:
+        parameters[libvirt.VIR_DOMAIN_SAVE_PARAM_DXML] = request.xml
+    flags = libvirt.VIR_DOMAIN_SAVE_PAUSED
+    if descriptors.takes_direct_io(opened.fd, request.direct_io):
+        flags |= libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE
+
+    identity = domain_xml.identity(xml)
+
+    def start(connection: Any) -> Any:
+        connection.restoreParams(parameters, flags)
+        return connection.lookupByUUIDString(identity.uuid)
+
+    watch = _watch(uri, identity.uuid, stall_seconds, opened.allocated)
+    async with _started(uri, identity, start, on_left, (xml, vetting), watch) as target:
+        await _tidy(target.session)
+        target.is_loaded = True
+        yield target
+
+
+async def _tidy(session: Session) -> None:
+    for each in await fdset.query(session):
+        if any(str(fd.get("opaque", "")).startswith(_LIBVIRTS) for fd in each["fds"]):
+            await fdset.take_back(session, int(each["fdset-id"]))
+    found = (await parameters.query(session)).of_libvirt()
+    fresh = parameters.Settings(found.capabilities, {**found.parameters, **_FRESH})
+    await parameters.put_back(session, fresh)
+
+
+@contextlib.asynccontextmanager
+async def _started(
+    uri: str,
+    identity: domain_xml.Identity,
+    start: Callable[[Any], Any],
+    on_left: Callable[[], None],
+    vetted: tuple[str, Vetting | None],
+    watch: stall.Watch,
+) -> AsyncIterator[Destination]:
+    connection = await libvirt_connection.connect(uri)
+    try:
+        await _check_free(connection, uri, identity)
+        xml, vetting = vetted
+        if vetting is not None:
+            await domain_trust.check(connection, xml, vetting)
+        handle = await _start(connection, uri, identity, start, watch, on_left)
+        session = passthrough.LibvirtSession(uri, connection, handle)
+    except BaseException:
+        await undoing.whole(libvirt_connection.close(connection))
+        raise
+    target = None
+    try:
+        await session.begin()
+        with _words(session.pid) as log:
+            target = Destination(session, stderr=log, is_ours=True)
+            yield target
+    finally:
+        if target is None or not target.is_kept:
+            try:
+                await undoing.whole(session.end(_END_TIMEOUT))
+            except errors.MonitorLost:
+                pass  # it has ended by itself
+            except errors.MonitorError:
+                on_left()
+        await undoing.whole(session.close())
+
+
+def _watch(uri: str, uuid: str, seconds: float, image_bytes: int) -> stall.Watch:
+    """Return what watches the QEMU of a domain from before libvirt starts it."""
+    return stall.Watch(seconds, image_bytes, lambda: _pid(uri, uuid))
+
+
+def _pid(uri: str, uuid: str) -> int | None:
+    """Return the pid of a domain's QEMU, by its command line; None for a daemon elsewhere."""
+    return None if urllib.parse.urlsplit(uri).hostname else process.with_argument(uuid)
+
+
+async def _start(
+    connection: Any,
+    uri: str,
+    identity: domain_xml.Identity,
+    start: Callable[[Any], Any],
+    watch: stall.Watch,
+    on_left: Callable[[], None],
+) -> Any:
+    """Have ``start`` start the domain, and return its handle; cancelled or stalled, end it."""
+    libvirt = libvirt_connection.library()
+    starting = asyncio.ensure_future(libvirt_connection.call(start, connection, timeout=None))
+    try:
+        return await watch.until(asyncio.shield(starting))
+    except libvirt.libvirtError as error:
+        raise errors.LaunchFailed(
+            f"libvirt at {uri!r} does not start domain {identity.name!r}: {error}",
+            hint="see libvirt's log of the domain; --xml gives another definition",
+        ) from None
+    except (asyncio.CancelledError, errors.RestoreStalled):
+        if not await undoing.whole(_end_started(connection, uri, identity.uuid, starting)):
+            on_left()
+        raise
+
+
+async def _end_started(connection: Any, uri: str, uuid: str, starting: asyncio.Future[Any]) -> bool:
+    """Destroy a domain whose start cannot be called off, as soon as it is there.
+
+    Where somebody else was quicker our start fails at once, and the domain is theirs. Returns False
+    where libvirt does not end the start within a minute.
+    """
+    libvirt = libvirt_connection.library()
+    # All that libvirt tells of a domain that it is starting: its XML it holds back until then.
+    starting_up = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
+
+    def destroy(started: Any | None) -> None:
+        found = connection.lookupByUUIDString(uuid)
+        if found.state() == starting_up if started is None else found.ID() == started.ID():
+            # libvirt would first ask it to end, for ten seconds, which one that hangs ignores.
+            if (known := process.identity(_pid(uri, uuid))) is not None:
+                process.kill(*known)
+            found.destroy()
+
+    deadline = time.monotonic() + _END_TIMEOUT
+    while time.monotonic() < deadline:
+        await asyncio.wait({starting}, timeout=0.1)
+        is_over = starting.done()
+        if is_over and starting.exception() is not None:
+            return True
+        with contextlib.suppress(libvirt.libvirtError, errors.MonitorTimeout):
+            await libvirt_connection.call(destroy, starting.result() if is_over else None)
+        if is_over:
+            return True
+    return False
+
+
+async def _check_free(connection: Any, uri: str, identity: domain_xml.Identity) -> None:
+    """Raise Busy where the domain runs already; wait for one that is just ending, after a save."""
+    libvirt = libvirt_connection.library()
+    surely, deadline = time.monotonic() + _SURELY, time.monotonic() + _ENDING_TIMEOUT
+    with contextlib.suppress(libvirt.libvirtError):
+        handle = await libvirt_connection.call(connection.lookupByUUIDString, identity.uuid)
+        while await libvirt_connection.call(handle.isActive):
+            state, _ = await libvirt_connection.call(handle.state)
+            is_ending = state == libvirt.VIR_DOMAIN_SHUTDOWN
+            if time.monotonic() > (deadline if is_ending else surely):
+                raise errors.Busy(
+                    f"domain {identity.name!r} of libvirt at {uri!r} runs already",
+                    hint="it may be the one that was saved; end it first (virsh destroy)",
+                )
+            await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _words(pid: int | None) -> Iterator[BinaryIO | None]:
+    """Yield what QEMU prints from now on: libvirt has its standard error go to a log file.
+
+    None where it goes to libvirt's log daemon, or is out of our sight.
+    """
+    if pid is None:
+        yield None
+        return
+    try:
+        file = open(f"/proc/{pid}/fd/2", "rb")  # noqa: SIM115
+    except OSError:
+        yield None
+        return
+    with file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.seek(0, os.SEEK_END)
+            yield file
+        else:
+            yield None

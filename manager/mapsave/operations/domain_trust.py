@@ -1,0 +1,117 @@
+"""Whether libvirt may be handed a domain XML: what it names must be known on this host.
+
+Known is what the existing domain of that uuid is defined with, what mapsave noted when it saved it
+here, what ``trust`` in the configuration lists, and the emulators that libvirt itself would choose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os.path
+from typing import TYPE_CHECKING, Any
+
+from mapsave import domain_resources, errors
+from mapsave.domain_resources import Resource
+from mapsave.monitor import libvirt_connection
+from mapsave.operations import known_domains
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from mapsave.config import Config, Trust
+
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Vetting:
+    """What is asked of an XML: ``uuids`` are of the domains whose resources it may have.
+
+    ``what`` names the XML for the error.
+    """
+
+    trust: Trust
+    state: Path
+    uuids: frozenset[str]
+    what: str
+
+    @classmethod
+    def of(cls, config: Config, what: str, *uuids: str) -> Vetting:
+        """Return the vetting of an XML for the domains of those ``uuids``."""
+        return cls(config.trust, config.state, frozenset(uuids), what)
+
+
+async def check(connection: Any, xml: str, vetting: Vetting) -> None:
+    """Raise ForeignResource where ``xml`` names what is not known, InvalidImage if it is no XML."""
+    found = await libvirt_connection.call(foreign, connection, xml, vetting)
+    if found:
+        listed = "; ".join(map(str, found[:_SHOWN]))
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise errors.ForeignResource(
+            f"{vetting.what} names what the domain does not have on this host: {listed}{more}",
+            hint="define the domain (virsh define) or list it under 'trust' in the configuration; "
+            "if you know who wrote it, give --trust-image",
+            resources=[dataclasses.asdict(each) for each in found],
+        )
+
+
+def foreign(connection: Any, xml: str, vetting: Vetting) -> list[Resource]:
+    """Return what ``xml`` names and is not known. Blocks. Raises InvalidImage."""
+    named = set(domain_resources.of_xml(xml))
+    named -= set(_listed(named, vetting.trust))
+    named -= _default_emulators(connection, xml)
+    for uuid in vetting.uuids if named else ():
+        named -= _defined(connection, uuid)
+        named -= known_domains.recorded(vetting.state, uuid)
+    return sorted(named)
+
+
+def _defined(connection: Any, uuid: str) -> set[Resource]:
+    """Return what the persistent definition of a domain names; nothing where there is none."""
+    libvirt = libvirt_connection.library()
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    try:
+        handle = connection.lookupByUUIDString(uuid)
+        if not handle.isPersistent():
+            return set()
+        return set(domain_resources.of_xml(handle.XMLDesc(flags)))
+    except libvirt.libvirtError:
+        return set()
+
+
+def _default_emulators(connection: Any, xml: str) -> set[Resource]:
+    """Return the emulator that libvirt itself chooses for a domain of that kind."""
+    libvirt = libvirt_connection.library()
+    root = domain_resources.parsed(xml)
+    kind = root.find("./os/type")
+    arch = kind.get("arch") if kind is not None else None
+    try:
+        told = connection.getDomainCapabilities(None, arch, None, root.get("type"))
+    except libvirt.libvirtError:
+        return set()
+    path = domain_resources.parsed(told, "domain capabilities").findtext("./path")
+    return {Resource("program", path)} if path else set()
+
+
+def _listed(named: Iterable[Resource], trust: Trust) -> Iterable[Resource]:
+    for each in named:
+        if each.kind == "program":
+            is_listed = each.name in trust.programs
+        elif each.kind == "other":
+            is_listed = each.name in trust.others
+        else:
+            is_listed = each.name in trust.devices or _is_below(each.name, trust.paths)
+        if is_listed:
+            yield each
+
+
+def _is_below(path: str, places: Iterable[str]) -> bool:
+    """Return whether ``path`` is one of the places, or below one; ``..`` leads nowhere."""
+    if not path.startswith("/") or ".." in path.split("/"):
+        return False
+    plain = os.path.normpath(path)
+    return any(
+        plain == place or plain.startswith(place.rstrip("/") + "/")
+        for place in map(os.path.normpath, places)
+    )

@@ -1,0 +1,73 @@
+"""The domains of a libvirt daemon, and whether each can be saved."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.config import Guest, LibvirtDomain
+from mapsave.monitor import domain, libvirt_connection
+from mapsave.operations import preview, save_request
+
+if TYPE_CHECKING:
+    from mapsave.config import Config
+
+_AT_ONCE = 8
+
+
+async def domains(config: Config, uri: str) -> list[dict[str, Any]]:
+    """Return a line for each domain at ``uri``, by name: its state, and what stands against a save.
+
+    Nothing is touched. Raises Unsupported, Unreachable, NotPermitted, UsageError.
+    """
+    libvirt = libvirt_connection.library()
+    async with libvirt_connection.connected(uri) as connection:
+        try:
+            handles = await libvirt_connection.call(connection.listAllDomains)
+            describe = functools.partial(_described, libvirt, uri)
+            found = [await libvirt_connection.call(describe, handle) for handle in handles]
+        except libvirt.libvirtError as error:
+            raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
+    lines = [line for line in found if line is not None]
+    slots = asyncio.Semaphore(_AT_ONCE)
+    await asyncio.gather(*(_judge(config, uri, line, slots) for line in lines))
+    return sorted(lines, key=lambda line: str(line["name"]))
+
+
+def _described(libvirt: Any, uri: str, handle: Any) -> dict[str, Any] | None:
+    """Return the line of a domain; None where it has disappeared since it was listed. Blocks."""
+    try:
+        return _line(libvirt, uri, handle)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _line(libvirt: Any, uri: str, handle: Any) -> dict[str, Any]:
+    active = bool(handle.isActive())
+    return {
+        "name": handle.name(),
+        "uuid": handle.UUIDString(),
+        "id": handle.ID() if active else None,
+        "uri": uri,
+        "state": domain.state_word(libvirt, handle.state()[0]),
+        "persistent": bool(handle.isPersistent()),
+        "active": active,
+        "can_save": False,
+        "error": None,
+    }
+
+
+async def _judge(config: Config, uri: str, line: dict[str, Any], slots: asyncio.Semaphore) -> None:
+    """Set ``can_save`` and ``error`` of a domain's line by a save's own checks."""
+    guest = Guest(str(line["name"]), libvirt=LibvirtDomain(str(line["uuid"]), uri))
+    async with slots:
+        try:
+            _, error = await preview.preview(guest, config, save_request.request(config, guest))
+        except errors.MapsaveError as found:
+            error = found
+    line["can_save"] = error is None
+    line["error"] = error.as_dict() if error else None

@@ -1,0 +1,152 @@
+"""What a QEMU says of the guest it runs: asked once, before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.migration import guest_state, outgoing, parameters, run_states
+from mapsave.monitor import fdset, process
+from mapsave.monitor import ram_blocks as monitor_blocks
+from mapsave.operations import limits, memory_backends, modes
+
+if TYPE_CHECKING:
+    from mapsave.migration.parameters import Settings
+    from mapsave.monitor.domain import Domain
+    from mapsave.monitor.session import Session, Version
+    from mapsave.operations.limits import Footprint
+    from mapsave.operations.modes import Mode
+
+OLDEST_QEMU = (9, 1, 0)
+_MACHINE_SUFFIX = "-machine"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The sizes of a guest's RAM in bytes: at start, and plugged in since."""
+
+    base: int
+    plugged: int
+
+    @property
+    def total(self) -> int:
+        """All of the guest's RAM, ROMs and video memory not counted."""
+        return self.base + self.plugged
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """One guest as its QEMU describes it, and libvirt where it is one of libvirt's.
+
+    ``process`` is QEMU's pid and start time, which stays unique when the pid is given away again.
+    """
+
+    name: str | None
+    uuid: str | None
+    version: Version
+    machine: str
+    cpu: str | None
+    run_state: str
+    memory: Memory
+    settings: Settings
+    migration: str
+    blocked_reasons: tuple[str, ...]
+    read_only_memory: tuple[str, ...]
+    fdsets: tuple[dict[str, Any], ...]
+    pid: int | None
+    process: tuple[int, int] | None
+    domain: Domain | None
+    mode: Mode
+    footprint: Footprint
+
+    @property
+    def runs(self) -> bool:
+        """Whether the guest's processors run."""
+        return run_states.of(self.run_state).runs
+
+
+async def gather(session: Session) -> Facts:
+    """Ask QEMU. Raises TooOld where it lacks what we ask, Unreachable where it stops answering."""
+    if session.version.release < OLDEST_QEMU:
+        raise errors.TooOld(
+            f"{session.address}: QEMU {session.version}; saving through descriptors needs 9.1",
+            hint="older versions truncate the file to nothing, its header included",
+        )
+    await modes.check_made(session)
+    try:
+        return await _gather(session)
+    except (errors.MonitorLost, errors.MonitorTimeout) as error:
+        raise errors.Unreachable(error.message) from None
+
+
+async def _gather(session: Session) -> Facts:
+    migration = await session.execute("query-migrate")
+    domain = await session.domain()
+    settings = await parameters.query(session)
+    size = await memory(session)
+    return Facts(
+        name=domain.name if domain else (await session.execute("query-name")).get("name"),
+        uuid=domain.uuid if domain else await _uuid(session),
+        version=session.version,
+        machine=await machine_type(session),
+        cpu=await _cpu(session),
+        run_state=await guest_state.run_state(session),
+        memory=size,
+        settings=settings if domain is None else settings.of_libvirt(),
+        migration=outgoing.Outcome.from_reply(migration).status,
+        blocked_reasons=tuple(migration.get("blocked-reasons", ())),
+        read_only_memory=await memory_backends.read_only(session),
+        fdsets=tuple(await fdset.query(session)),
+        pid=session.pid,
+        process=process.identity(session.pid),
+        domain=domain,
+        mode=await modes.query(session),
+        footprint=await limits.footprint(session, size.total, await ram_blocks(session)),
+    )
+
+
+async def machine_type(session: Session) -> str:
+    """Return the machine type as resolved (``pc`` is ``pc-i440fx-10.0``): what the stream names."""
+    found = await session.execute("qom-get", {"path": "/machine", "property": "type"})
+    return str(found).removesuffix(_MACHINE_SUFFIX)
+
+
+async def memory(session: Session) -> Memory:
+    """Return the sizes of the guest's RAM."""
+    found = await session.execute("query-memory-size-summary")
+    return Memory(int(found["base-memory"]), int(found.get("plugged-memory", 0)))
+
+
+async def ram_blocks(session: Session) -> dict[str, tuple[int, int]]:
+    """Return (used, largest possible) bytes of each RAM block, by name; empty where unknown."""
+    found = await monitor_blocks.query(session)
+    return {name: (block.used, block.total) for name, block in found.items()}
+
+
+async def _uuid(session: Session) -> str | None:
+    found = str((await session.execute("query-uuid"))["UUID"])
+    return None if found == "00000000-0000-0000-0000-000000000000" else found
+
+
+async def _cpu(session: Session) -> str | None:
+    try:
+        cpus = await session.execute("query-cpus-fast")
+        path = str(cpus[0]["qom-path"])
+        kind = str(await session.execute("qom-get", {"path": path, "property": "type"}))
+    except (errors.CommandRefused, IndexError, KeyError):
+        return None  # machine none has no processor
+    return kind
+
+
+def command(pid: int | None) -> dict[str, Any] | None:
+    """Return the command line and working directory of the QEMU process, if they can be read."""
+    argv = process.command_line(pid) if pid is not None else []
+    if pid is None or not argv:
+        return None
+    try:
+        executable = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        executable = argv[0]
+    return {"argv": argv, "cwd": process.working_directory(pid), "executable": executable}

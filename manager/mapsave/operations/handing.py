@@ -1,0 +1,108 @@
+"""Hand a loaded guest to its user: mark the image, then resume the guest.
+
+In this order, so that no crash between them leaves a running guest beside an image that looks
+unused. The mark is taken back only where the guest surely has not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.migration import guest_state
+from mapsave.operations import ending, journal, restored_notes
+
+if TYPE_CHECKING:
+    from mapsave.config import Config
+    from mapsave.image.image import Image
+    from mapsave.monitor.session import Events, Session
+    from mapsave.operations.destination import Destination
+    from mapsave.operations.journal import Journal
+
+_log = logging.getLogger(__name__)
+
+_STAYS_MARKED = "the image stays marked as restored"
+_AGAIN = "its disks may have moved on; 'mapsave restore --again' restores it nevertheless"
+
+
+async def to_user(
+    config: Config, opened: Image, target: Destination, log: Journal, *, runs: bool
+) -> str:
+    """Mark the image restored and, with ``runs``, resume the guest; return its run state.
+
+    Raises RestoreFailed, JournalUnwritable.
+    """
+    session = target.session
+    before = opened.block.state
+    log.step("mark")
+    try:
+        was_noted = restored_notes.is_noted(config.state, opened.block.uuid)
+        if (warning := restored_notes.mark(config.state, opened)) is not None:
+            log.warnings.append(warning)
+            _log.warning("%s", warning)
+    except OSError as error:
+        raise errors.RestoreFailed(
+            f"{opened.path!r} cannot be marked as restored, {error.strerror}; the guest was not "
+            "resumed",
+            hint="make the image or the state directory writable",
+        ) from None
+    if runs:
+        with session.events("RESUME") as events:
+            try:
+                log.step("run")
+                await session.resume()
+            except journal.JournalUnwritable:
+                restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+                raise
+            except errors.MonitorError as error:
+                if await _has_not_run(session, events, error):
+                    restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+                    raise errors.RestoreFailed(
+                        f"{session.address}: loaded, but QEMU does not let it run: {error.message}"
+                    ) from None
+                raise await _may_run(target, log, error) from None
+    target.keep()
+    try:
+        return await guest_state.run_state(session)
+    except errors.MonitorError as error:
+        raise errors.RestoreFailed(
+            f"{session.address}: the guest was restored, but {error.message}; {_STAYS_MARKED}",
+            hint=_AGAIN,
+        ) from None
+
+
+async def _has_not_run(session: Session, events: Events, error: errors.MonitorError) -> bool:
+    """Return whether the guest surely was not resumed: QEMU refused, or ended without an event."""
+    if isinstance(error, errors.CommandRefused):
+        return True
+    if not await _has_ended(session):
+        return False
+    with contextlib.suppress(errors.MonitorLost):
+        return await events.next(timeout=0) is None
+    return True
+
+
+async def _has_ended(session: Session) -> bool:
+    return session.pid is not None and await ending.ended(session.pid, ending.LOST_TIMEOUT)
+
+
+async def _may_run(
+    target: Destination, log: Journal, error: errors.MonitorError
+) -> errors.RestoreFailed:
+    """Return the error for a guest that may run: it is left so, and recovery resumes it."""
+    session = target.session
+    if await _has_ended(session):
+        return errors.RestoreFailed(
+            f"{session.address}: the guest was resumed, and QEMU has ended since: {error.message}; "
+            f"{_STAYS_MARKED}",
+            hint=_AGAIN,
+        )
+    target.keep()
+    log.unsettled()
+    return errors.RestoreFailed(
+        f"{session.address}: loaded, but QEMU may not have resumed the guest: {error.message}; "
+        f"{_STAYS_MARKED}",
+        hint="run 'mapsave recover': it resumes the guest",
+    )

@@ -1,0 +1,386 @@
+"""The step journal: each step of an operation is on stable storage before the step is taken.
+
+One file an operation, in the state directory (``journal_file.py``). Its owner holds it locked; it
+is removed when nothing is left to undo. What is found unlocked belongs to a manager that died, and
+is what ``mapsave recover`` works from. A damaged one is kept, under another name, once it was dealt
+with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import fcntl
+import logging
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors, file_lock, shielded
+from mapsave.operations import journal_file, locks, unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+BLANK = "nothing is in it"
+FINISHED = "finished before; only its journal was left"
+_AROUND = "around"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Who wants to see the steps of an operation, and by what id it knows the operation.
+
+    ``saw`` is called with each step and its data, once that is on stable storage.
+    """
+
+    operation: str
+    saw: Callable[[str, Mapping[str, Any]], None]
+
+
+_watch: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
+# The journal of what is done around the operation, by its file name.
+_within: contextvars.ContextVar[str | None] = contextvars.ContextVar("within", default=None)
+
+
+@contextlib.contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Show the steps of what this task does to ``watch``."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def watching() -> str | None:
+    """Return the id of the operation that this task is of; None where nobody gave it one."""
+    watch = _watch.get()
+    return watch.operation if watch is not None else None
+
+
+class JournalUnwritable(OSError):
+    """A step could not be recorded; ``filename`` is the journal's path."""
+
+
+class Journal:
+    """The journal of one running operation."""
+
+    def __init__(self, fd: int, path: Path, watch: Watch | None) -> None:
+        self._writer = journal_file.Writer(fd)
+        self.path = path
+        self.state = path.parent.parent  # the state directory
+        self.warnings: list[str] = []
+        self._settled = False
+        self._watch = watch
+
+    def step(self, step: str, **data: Any) -> None:
+        """Record that ``step`` is about to be taken, durably. Raises JournalUnwritable."""
+        self.record(step, data)
+        self.show(step, data)
+
+    async def step_in_thread(self, step: str, **data: Any) -> None:
+        """Do as ``step`` does, off the event loop: a disk may take seconds to write it.
+
+        Cancelled, it still waits until the step is recorded.
+        """
+        await shielded.in_thread(self.record, step, data)
+        self.show(step, data)
+
+    def record(self, step: str, data: Mapping[str, Any]) -> None:
+        """Bring a step to stable storage. Blocks. Raises JournalUnwritable."""
+        try:
+            self._writer.write(step, data)
+        except OSError as error:
+            raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
+        unfinished.note(self.path, step, data)
+
+    def show(self, step: str, data: Mapping[str, Any]) -> None:
+        """Show a recorded step to whoever watches, which is of the event loop's thread."""
+        if self._watch is not None:
+            self._watch.saw(step, data)
+
+    def warn(self, doing: str, error: OSError) -> None:
+        """Report that the journal failed at an operation that has come to its end all the same."""
+        words = f"cannot {doing} the journal {str(self.path)!r}: {error.strerror}"
+        self.warnings.append(words)
+        _log.warning("%s", words)
+
+    def unsettled(self) -> None:
+        """Keep the file at the end: something is left for ``mapsave recover``."""
+        self._settled = False
+
+    def settled(self) -> None:
+        """Remove the file at the end: everything was finished or undone."""
+        self._settled = True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to undo."""
+        return self._settled
+
+
+@contextlib.contextmanager
+def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
+    """Begin the journal of an operation of ``kind``.
+
+    The file goes at the end, also after an error that was handled by undoing everything; it stays
+    where the operation said ``unsettled`` last.
+
+    Raises Refused where the journal cannot be written: without one nothing is begun.
+    """
+    with contextlib.ExitStack() as stack:
+        journal, begun = _begin(stack, state, kind, facts)
+        journal.show("begin", begun)
+        yield journal
+
+
+@contextlib.contextmanager
+def around(state: Path, **facts: Any) -> Iterator[Journal]:
+    """Begin the journal of what is done around an operation: the hooks before and behind it.
+
+    That of the operation itself names it as ``within``; its steps are not the operation's, and
+    nobody watches them. Raises Refused.
+    """
+    with operation(state, _AROUND, **facts) as journal:
+        token = _within.set(journal.path.name)
+        try:
+            yield journal
+        finally:
+            _within.reset(token)
+
+
+@contextlib.asynccontextmanager
+async def operation_in_thread(state: Path, kind: str, **facts: Any) -> AsyncIterator[Journal]:
+    """Do as ``operation`` does, off the event loop: a disk may take seconds for the beginning."""
+    with contextlib.ExitStack() as stack:
+        journal, begun = await shielded.in_thread(_begin, stack, state, kind, facts)
+        journal.show("begin", begun)
+        yield journal
+
+
+def _begin(
+    stack: contextlib.ExitStack, state: Path, kind: str, facts: Mapping[str, Any]
+) -> tuple[Journal, dict[str, Any]]:
+    """Make a journal whose end is in ``stack``; return it with the data of its first step."""
+    directory = locks.state_directory(state, "journal")
+    begun = {"kind": kind, "manager_pid": os.getpid(), "boot": boot_id(), **facts}
+    watch, within = _watch.get(), _within.get()
+    if watch is not None:
+        begun["operation"] = watch.operation
+    if within is not None:
+        begun["within"] = within
+    try:
+        path, fd = _create(directory, kind)
+        stack.callback(os.close, fd)
+        journal = Journal(fd, path, None if kind == _AROUND else watch)
+        journal.settled()
+        stack.callback(_end, journal, path)
+        journal.record("begin", begun)
+        _sync_directory(directory)
+    except OSError as error:
+        raise errors.Refused(
+            f"cannot write the journal in {str(directory)!r}: {error.strerror}",
+            hint="make room there, or set 'state:' in the configuration",
+        ) from None
+    return journal, begun
+
+
+def _create(directory: Path, kind: str) -> tuple[Path, int]:
+    """Make a journal and lock it: one that ``remove_empty`` did not take for a dead manager's."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+    while True:
+        path = directory / f"{kind}-{uuid.uuid4()}{journal_file.SUFFIX}"
+        fd = os.open(path, flags, 0o600)
+        file_lock.exclusive(fd)  # whoever has it looks at it for a moment only
+        if os.fstat(fd).st_nlink:
+            return path, fd
+        os.close(fd)
+
+
+def _end(journal: Journal, path: Path) -> None:
+    if not journal.is_settled:
+        return
+    try:
+        path.unlink(missing_ok=True)
+        unfinished.forget(path)
+    except OSError as error:
+        journal.warn("remove", error)
+        with contextlib.suppress(OSError):  # recovery then knows that there is nothing to do
+            journal.record("tidy", {"outcome": FINISHED})
+
+
+def boot_id() -> str | None:
+    """Return what names this boot of the host; None where the kernel does not tell."""
+    try:
+        with open(_BOOT_ID, encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclasses.dataclass(frozen=True)
+class Orphan:
+    """The journal of an operation whose manager died: its facts, and the steps it had come to.
+
+    ``is_unsure``: further steps may have been taken, which the journal says no more. ``problem``:
+    why it says nothing that can be used, None where it does.
+    """
+
+    path: Path
+    kind: str
+    facts: dict[str, Any]
+    steps: tuple[str, ...]
+    is_damaged: bool = False
+    is_unsure: bool = False
+    problem: str | None = None
+
+    @property
+    def last(self) -> str | None:
+        """The step that was taken, or about to be, when the manager died; None if not known."""
+        return self.steps[-1] if self.steps else None
+
+    def reached(self, step: str) -> bool:
+        """Return whether ``step`` was recorded."""
+        return step in self.steps
+
+    def may_have_reached(self, step: str) -> bool:
+        """Return whether ``step`` was recorded, or may have been in what cannot be read."""
+        return self.is_unsure or self.reached(step)
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether the host is up since then.
+
+        If not, pids mean other processes, and what was not synced may be lost though it was
+        written.
+        """
+        return self.facts.get("boot") == boot_id()
+
+
+@contextlib.contextmanager
+def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
+    """Yield the journals without an owner, locked so that nobody else works on them meanwhile.
+
+    They are those of operations, or with ``around`` those of what was done around operations. The
+    caller removes each with ``forget`` once it is dealt with. Blank ones are among them: whether
+    their managers died before the first step, only the partial images can tell.
+    """
+    with contextlib.ExitStack() as stack:
+        found = []
+        for path in paths(state):
+            if path.name.startswith(f"{_AROUND}-") != around:
+                continue
+            with contextlib.ExitStack() as lock:
+                try:
+                    is_locked = lock.enter_context(_locked(path))
+                except OSError as error:
+                    found.append(_unreadable(path, error))
+                    continue
+                if is_locked:
+                    orphan = read(path) or _blank(path)
+                    found.append(orphan)
+                    stack.enter_context(lock.pop_all())
+        yield found
+
+
+def remove_empty(state: Path, is_blank: Callable[[Orphan], bool]) -> None:
+    """Remove the journals of managers that died before the first step was recorded whole.
+
+    ``is_blank`` decides about those in which nothing is.
+    """
+    for path in paths(state):
+        with contextlib.suppress(OSError), _locked(path) as is_locked:
+            if is_locked and read(path) is None and is_blank(_blank(path)):
+                path.unlink(missing_ok=True)
+
+
+def _blank(path: Path) -> Orphan:
+    return Orphan(path, _kind(path), {}, (), is_damaged=True, is_unsure=True, problem=BLANK)
+
+
+def paths(state: Path) -> list[Path]:
+    """Return the journals of a state directory, owned or not."""
+    return list(journal_file.found(state / "journal"))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Lock a journal; yield False where its owner lives, or has removed it meanwhile."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield os.fstat(fd).st_nlink > 0
+    finally:
+        os.close(fd)
+
+
+def read(path: Path) -> Orphan | None:
+    """Return what a journal says; None where its manager died before its first step."""
+    try:
+        known = journal_file.read(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return _unreadable(path, error)
+    if known.is_blank:
+        return None
+    kind = str(known.facts.get("kind") or _kind(path))
+    problem = None if known.facts else "none of its lines can be read"
+    damage = (known.is_damaged, known.is_unsure)
+    return Orphan(path, kind, known.facts, known.steps, *damage, problem)
+
+
+def _unreadable(path: Path, error: OSError) -> Orphan:
+    words = f"it cannot be read: {error.strerror}"
+    return Orphan(path, _kind(path), {}, (), is_damaged=True, is_unsure=True, problem=words)
+
+
+def _kind(path: Path) -> str:
+    return path.name.partition("-")[0]
+
+
+def add(orphan: Orphan, step: str, **data: Any) -> None:
+    """Record durably a step of one who deals with a dead manager's journal. Raises OSError."""
+    if orphan.problem is None:
+        journal_file.append(orphan.path, step, data)
+
+
+def forget(orphan: Orphan) -> str | None:
+    """Remove the journal of an operation that was dealt with, or keep it if it is damaged.
+
+    Returns a warning where that is to be reported.
+    """
+    kept = orphan.path.with_name(orphan.path.name + journal_file.DAMAGED)
+    try:
+        if not orphan.is_damaged:
+            orphan.path.unlink(missing_ok=True)
+            unfinished.forget(orphan.path)
+            return None
+        orphan.path.rename(kept)
+        unfinished.forget(orphan.path)
+    except OSError as error:
+        doing = "rename the damaged" if orphan.is_damaged else "remove the"
+        return f"cannot {doing} journal {str(orphan.path)!r}: {error.strerror}"
+    return f"the journal was damaged; it is kept as {str(kept)!r}: look at it, then remove it"

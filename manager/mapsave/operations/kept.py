@@ -1,0 +1,108 @@
+"""QEMU processes that are saved no more: they keep what a save or restore had handed to them.
+
+A set of descriptors that QEMU does not let go of means that it has not cleaned up, and never will:
+its channels are still there, and the next save aborts it (QEMU 10.0, ``multifd-device-state.c``).
+One file a process in the state directory; it goes once the process has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.migration import parameters
+from mapsave.monitor import fdset, process
+from mapsave.operations import journal, locks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mapsave.monitor.session import Session
+
+_log = logging.getLogger(__name__)
+
+_SUFFIX = ".json"
+
+
+def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
+    """Keep in the state directory that the process ``qemu`` (pid, start time) keeps ``what``.
+
+    Without a process in sight there is nothing to note; preflight asks QEMU for its descriptors
+    all the same. What cannot be written is logged.
+    """
+    if qemu is None:
+        return
+    facts = {"pid": qemu[0], "process_started": qemu[1], "boot": journal.boot_id()}
+    try:
+        path = _path(state, qemu)
+        _write(path, json.dumps({**facts, "time": time.time(), "what": what}))
+    except OSError as error:
+        _log.warning("cannot note that QEMU (pid %d) keeps something: %s", qemu[0], error)
+
+
+async def taken_back(state: Path, session: Session, orphan: journal.Orphan) -> str | None:
+    """Take back what a dead manager had handed over, descriptors first, then the settings.
+
+    Returns a warning where QEMU keeps something, which is noted: the guest is what counts.
+    Raises as ``Session.execute`` does.
+    """
+    number = int(orphan.facts["fdset"])
+    settings = parameters.Settings.from_dict(orphan.facts["settings"])
+    try:
+        await fdset.take_back(session, number)
+        await parameters.put_back(session, settings, number)
+    except errors.KeptByQemu as error:
+        note(state, process.identity(session.pid), error.message)
+        return (
+            f"{error.message}: its migration settings were left as they are, and mapsave saves "
+            "this QEMU process no more"
+        )
+    return None
+
+
+def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
+    """Return what the process ``qemu`` keeps; None where it keeps nothing that we know of."""
+    _sweep(state)
+    if qemu is None:
+        return None
+    try:
+        found = json.loads(_path(state, qemu).read_text())
+        return str(found["what"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return "what cannot be read any more"  # that it is there says enough
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    with open(new, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(new, path)
+
+
+def _path(state: Path, qemu: tuple[int, int]) -> Path:
+    """Return the file of a process; the pid is given away again, its start time is not.
+
+    Another boot may give both to another process, so its name has the boot as well.
+    """
+    directory = locks.state_directory(state, "kept")
+    return directory / f"{qemu[0]}-{qemu[1]}-{journal.boot_id() or 'unknown'}{_SUFFIX}"
+
+
+def _sweep(state: Path) -> None:
+    """Remove the files of processes that have ended."""
+    directory = state / "kept"
+    for path in directory.glob(f"*{_SUFFIX}") if directory.is_dir() else ():
+        with contextlib.suppress(OSError, ValueError):
+            pid, started, boot = path.stem.split("-", 2)
+            is_now = boot == (journal.boot_id() or "unknown")
+            if not is_now or not process.alive(int(pid), int(started)):
+                path.unlink(missing_ok=True)

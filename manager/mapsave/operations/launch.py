@@ -1,0 +1,101 @@
+"""Start a QEMU that outlives us: with a clean environment, and its output in a file of its own.
+
+It inherits nothing by accident: of our variables, which may hold secrets of the service
+(``CREDENTIALS_DIRECTORY``, ``NOTIFY_SOCKET``, those of a cloud), only those that the configuration
+names; no descriptors but its output; no blocked signals. Nice value, limits, umask and control
+group are what the unit or the caller's shell has set for this purpose, and stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mapsave
+from mapsave import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mapsave.config import Config, Guest
+
+_MODE = 0o600  # what QEMU prints may name paths, users and guests
+
+
+def environment(
+    config: Config, guest: Guest, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the environment of a QEMU of ``guest``: the variables that the configuration names."""
+    names = guest.launch_environment or config.launch_environment
+    return {name: environ[name] for name in names if name in environ}
+
+
+def for_emulator(found: Mapping[str, str]) -> dict[str, str]:
+    """Return ``found`` for an emulated QEMU: our own package, found as we found it."""
+    return {**found, "PYTHONPATH": str(Path(mapsave.__file__).parents[1])}
+
+
+def started(
+    arguments: Sequence[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own; what it prints goes to ``log``.
+
+    Raises OSError, LaunchFailed where ``log`` is not ours to write.
+    """
+    with _log(log) as output, _no_signal_blocked():
+        return subprocess.Popen(
+            arguments,
+            # Found by our PATH, which it need not have; a path is taken from ``cwd``.
+            executable=None if "/" in arguments[0] else shutil.which(arguments[0]),
+            cwd=cwd,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[int]:
+    """Open ``path`` anew for a process to write to: a regular file of ours, for us alone."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, _MODE)
+    except OSError as error:
+        raise _refused(path, str(error.strerror)) from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise _refused(path, "it is not a regular file with one name")
+        if found.st_uid != os.geteuid():
+            raise _refused(path, f"it belongs to user {found.st_uid}")
+        os.fchmod(fd, _MODE)  # one of an earlier version was readable by others
+        os.ftruncate(fd, 0)
+        os.set_blocking(fd, True)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _refused(path: Path, reason: str) -> errors.LaunchFailed:
+    return errors.LaunchFailed(
+        f"cannot write the output of QEMU to {str(path)!r}: {reason}",
+        hint="remove it, and see who may write to the state directory",
+    )
+
+
+@contextlib.contextmanager
+def _no_signal_blocked() -> Iterator[None]:
+    """Unblock all signals of this thread: a child inherits the mask, and QEMU keeps it."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,224 @@
+"""The kernel's limits on QEMU and on mapsave: asked before a save or a restore begins.
+
+QEMU asks for nothing beforehand, and dies where it is refused (``manager/plan/limits.py``). So what
+it will take is counted, fewer channels are taken where they suffice, and else it is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+from typing import TYPE_CHECKING
+
+from mapsave import errors, units
+from mapsave.image import superblock
+from mapsave.monitor import headroom, process
+from mapsave.plan import limits as plan
+from mapsave.plan.strategy import DEFAULT_CHANNELS, LIMITED_CHANNELS, Most
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mapsave.monitor.headroom import Headroom
+    from mapsave.monitor.limit import Limit
+    from mapsave.monitor.session import Session
+    from mapsave.plan.limits import Need
+    from mapsave.plan.strategy import Wishes
+
+# The first thread, the one that works, those for blocking calls, and one that ends these. More at
+# once are not needed.
+_OWN_THREADS = 6
+# The state of the devices; most guests' take a few hundred KiB.
+_DEVICES = 16 * units.MIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Of which process a save or a restore takes what.
+
+    ``pid`` is None where QEMU's process is not known for certain. ``workers``: threads that QEMU
+    may have to start for its disks. ``image_bytes``: the length that its image may get.
+    """
+
+    pid: int | None
+    workers: int
+    image_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Limited:
+    """How many channels may be taken (None: as many as are wanted), and the check's line."""
+
+    most: Most | None
+    detail: str
+
+
+async def footprint(
+    session: Session, ram_bytes: int, blocks: Mapping[str, tuple[int, int]]
+) -> Footprint:
+    """Ask QEMU what ``for_save`` and ``for_load`` need to know.
+
+    ``ram_bytes`` is the size of the guest's RAM, for a QEMU that does not list its RAM ``blocks``.
+    """
+    used = [used for used, _ in blocks.values()] or [ram_bytes]
+    # Each block begins at a full MiB after its bitmap.
+    stream = sum(length + length // (8 * 4096) + 2 * units.MIB for length in used)
+    return Footprint(
+        pid=await _qemu_pid(session),
+        workers=await _workers(session),
+        image_bytes=superblock.DEFAULT_STREAM_OFFSET + stream + _DEVICES,
+    )
+
+
+async def _qemu_pid(session: Session) -> int | None:
+    """Return QEMU's pid; None where another process listens for it, such as a proxy."""
+    pid = session.pid
+    if pid is None:
+        return None
+    try:
+        processors = await session.execute("query-cpus-fast")
+    except errors.CommandRefused:
+        return pid
+    threads = [int(each["thread-id"]) for each in processors[:1]]
+    return pid if all(process.has_thread(pid, thread) for thread in threads) else None
+
+
+async def _workers(session: Session) -> int:
+    """Return how many threads QEMU may start for its disks: one for each loop that serves them.
+
+    It ends them when they have had nothing to do for ten seconds (util/thread-pool.c).
+    """
+    if not any("inserted" in each for each in await session.execute("query-block")):
+        return 0
+    return 1 + len(await session.execute("query-iothreads"))
+
+
+def for_save(footprint: Footprint, preferred: int, wishes: Wishes) -> Limited:
+    """Return how many channels a save may take, where ``preferred`` would be.
+
+    Raises TooLittleLeft where not even one fits, or fewer than were asked for explicitly.
+    """
+    room = headroom.measure(footprint.pid)
+    if room.file_size is not None and room.file_size < footprint.image_bytes:
+        raise errors.TooLittleLeft(
+            f"QEMU (pid {footprint.pid}) may write files of at most "
+            f"{units.format_size(room.file_size)} (RLIMIT_FSIZE), the image may get "
+            f"{units.format_size(footprint.image_bytes)} long",
+            hint=f"raise the limit: prlimit --pid {footprint.pid} --fsize=unlimited:unlimited",
+            limit="RLIMIT_FSIZE",
+            most=room.file_size,
+            needed=footprint.image_bytes,
+        )
+    return _limited(footprint, room, preferred, is_demanded=wishes.channels is not None)
+
+
+def for_load(footprint: Footprint, demanded: int | None) -> int:
+    """Return how many channels a restore takes. Raises TooLittleLeft."""
+    room = headroom.measure(footprint.pid)
+    wanted = DEFAULT_CHANNELS if demanded is None else demanded
+    limited = _limited(footprint, room, wanted, is_demanded=demanded is not None)
+    return limited.most.channels if limited.most is not None else wanted
+
+
+def _limited(footprint: Footprint, room: Headroom, wanted: int, *, is_demanded: bool) -> Limited:
+    own = _own_threads()
+    needs = plan.needs(room, workers=footprint.workers, handed_over=0, own=own)
+    tightest = plan.tightest(needs)
+    if tightest is not None and tightest.channels < (wanted if is_demanded else 1):
+        raise _refused(footprint.pid, tightest, wanted if is_demanded else 1, is_demanded)
+    channels, reason = wanted, ""
+    if room.unknown and not is_demanded and channels > LIMITED_CHANNELS:
+        channels, reason = LIMITED_CHANNELS, f"few, for QEMU's limits are not known: {_list(room)}"
+    if tightest is not None and tightest.channels < channels:
+        channels, reason = tightest.channels, f"as many as fit: {tightest.text(wanted)}"
+    most = Most(channels, reason) if channels < wanted else None
+    return Limited(most, _detail(room, needs, tightest, channels))
+
+
+def _detail(room: Headroom, needs: list[Need], tightest: Need | None, channels: int) -> str:
+    known = tightest.text(channels) if tightest is not None and needs else "none that matters"
+    return f"unknown: {_list(room)}; {plan.plural(channels)}" if room.unknown else known
+
+
+def _list(room: Headroom) -> str:
+    return ", ".join(room.unknown)
+
+
+def _refused(pid: int | None, need: Need, channels: int, is_demanded: bool) -> errors.TooLittleLeft:
+    hint = _hint(pid, need.limit)
+    if is_demanded and need.channels >= 1:
+        hint = f"ask for at most {plan.plural(need.channels)}, or leave channels at auto; or {hint}"
+    return errors.TooLittleLeft(
+        f"QEMU (pid {pid}) has {need.text(channels)}; it would die",
+        hint=hint,
+        **need.as_dict(channels),
+    )
+
+
+def _hint(pid: int | None, limit: Limit) -> str:
+    """Return how the limit is raised."""
+    name = limit.name.split()[0]
+    if name.startswith("RLIMIT_"):
+        option = name.removeprefix("RLIMIT_").lower()
+        shared = "; it counts all threads of that user on this host" if option == "nproc" else ""
+        return f"raise the limit: prlimit --pid {pid or os.getpid()} --{option}=NUMBER{shared}"
+    if limit.file:
+        return f"write a larger number to {limit.file} (of a systemd unit: TasksMax=)"
+    return f"raise the limit: sysctl {name}=NUMBER"
+
+
+def recheck(footprint: Footprint, channels: int) -> None:
+    """Check right before QEMU takes it that ``channels`` still fit; it has the descriptors by now.
+
+    Raises TooLittleLeft.
+    """
+    room = headroom.measure(footprint.pid)
+    needs = plan.needs(
+        room, workers=footprint.workers, handed_over=plan.HANDED_OVER, own=_own_threads()
+    )
+    tightest = plan.tightest(needs)
+    if tightest is not None and tightest.channels < channels:
+        error = _refused(footprint.pid, tightest, channels, is_demanded=False)
+        error.message += "; others have taken some since it was checked"
+        raise error
+
+
+def _own_threads() -> dict[str, int]:
+    """Return how many threads we may still start, by the names of the limits that count them.
+
+    Raises TooLittleLeft where one of them does not allow so many.
+    """
+    room = headroom.measure(os.getpid())
+    needed = max(_OWN_THREADS - len(os.listdir("/proc/self/task")), 0)
+    for limit in room.threads:
+        if limit.left < needed:
+            threads = "thread" if limit.left == 1 else "threads"
+            raise errors.TooLittleLeft(
+                f"mapsave has {limit.left} {threads} left of {limit.most} ({limit.name}), it needs "
+                f"{needed}",
+                hint=_hint(None, limit),
+                limit=limit.name,
+                most=limit.most,
+                left=limit.left,
+                needed=needed,
+            )
+    return {limit.name: needed for limit in room.threads}
+
+
+def check_own_files(preallocated: int) -> None:
+    """Raise TooLittleLeft where mapsave may not write the part of an image that it writes.
+
+    ``preallocated``: bytes of QEMU's stream that it reserves.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    needed = superblock.DEFAULT_STREAM_OFFSET + preallocated
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise errors.TooLittleLeft(
+            f"mapsave may write files of at most {units.format_size(most)} (RLIMIT_FSIZE), it "
+            f"needs {units.format_size(needed)}",
+            hint="raise the limit (ulimit -f; of a systemd unit LimitFSIZE=)",
+            limit="RLIMIT_FSIZE",
+            most=most,
+            needed=needed,
+        )

@@ -1,0 +1,133 @@
+"""One saver per guest: locks across processes, by flock(2) on files in the state directory.
+
+The files stay (removing them would let two processes lock two files of one name); the kernel drops
+the locks of a process that ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_PAUSES = (0.001, 0.01, 0.0)
+
+
+def state_directory(state: Path, part: str) -> Path:
+    """Return the directory ``part`` of the state directory, made (mode 0700) if missing.
+
+    Raises NotPermitted, ConfigMissing.
+    """
+    directory = state / part
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(directory)
+    except PermissionError as error:
+        raise errors.NotPermitted(
+            f"cannot make the state directory {str(directory)!r}: {error.strerror}",
+            hint="run as the user that owns it, or set 'state:' in the configuration",
+        ) from None
+    except OSError as error:
+        raise errors.ConfigMissing(
+            f"cannot make the state directory {str(directory)!r}: {error.strerror}",
+            hint="set 'state:' in the configuration",
+        ) from None
+    return directory
+
+
+def _close_to_others(directory: Path) -> None:
+    """Take from others what they may do in a directory of ours that was made otherwise."""
+    found = directory.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077:
+        directory.chmod(0o700)
+
+
+@contextlib.contextmanager
+def process_held(state: Path, what: str, process: tuple[int, int] | None) -> Iterator[None]:
+    """Lock a QEMU process (pid and start time) as well: a guest may have two monitors and names.
+
+    Nothing is locked where the process is not in our sight. Raises Busy.
+    """
+    if process is None:
+        yield
+        return
+    with held(state, what, process_key(*process)):
+        yield
+
+
+def process_key(pid: int, started: int) -> str:
+    """Return the key of a QEMU process, which ``process_held`` locks."""
+    return f"process:{pid}:{started}"
+
+
+def is_held(state: Path, key: str) -> bool:
+    """Tell whether somebody holds the lock ``key``. Raises OSError."""
+    try:
+        fd = os.open(_path(state / "locks", key), os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _path(directory: Path, key: str) -> Path:
+    return directory / (hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".lock")
+
+
+@contextlib.contextmanager
+def held(state: Path, what: str, key: str) -> Iterator[None]:
+    """Hold the lock ``key``; ``what`` names the thing locked, for the error.
+
+    Raises Busy at once where another process holds it.
+    """
+    path = _path(state_directory(state, "locks"), key)
+    fd = _opened(path, what)
+    try:
+        if not _locked(fd):
+            raise errors.Busy(f"{what} is being saved, restored or recovered by another mapsave")
+        yield
+    finally:
+        os.close(fd)
+
+
+def _opened(path: Path, what: str) -> int:
+    """Open a lock's file, made if it is missing. Raises Refused."""
+    try:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough for flock(2)
+    except OSError as error:
+        raise errors.Refused(
+            f"cannot lock {what}: {str(path)!r}: {error.strerror}",
+            hint="mend that, or set 'state:' in the configuration",
+        ) from None
+
+
+def _locked(fd: int) -> bool:
+    """Lock a file; False where somebody else has. ``is_held`` has it for a moment only."""
+    for pause in _PAUSES:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(pause)
+    return False

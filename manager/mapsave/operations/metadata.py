@@ -1,0 +1,114 @@
+"""What an image says about itself: who was saved, by what, from which command line, and when."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from typing import TYPE_CHECKING, Any
+
+import mapsave
+from mapsave.image.libvirt_header import NewLibvirtHeader
+from mapsave.operations import facts as guest_facts
+from mapsave.operations import journal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mapsave.image.validation import Contents
+    from mapsave.labels.label import Label
+    from mapsave.monitor.domain import Domain
+    from mapsave.operations.facts import Facts
+    from mapsave.operations.save_request import Request
+    from mapsave.operations.written import Written
+    from mapsave.plan.strategy import Strategy
+
+
+RECOVERY = "recovery"  # what the step journal says as well, in a partial image only
+_IN_HEADER = ("xml", "cookie")
+
+
+def now() -> str:
+    """Return the time in UTC as ISO 8601, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> dict[str, Any]:
+    """Return what is known before the save: the metadata of the partial image."""
+    host = platform.uname()
+    domain = found.domain
+    return {
+        "mapsave": mapsave.__version__,
+        "guest": {"name": guest, "qemu_name": found.name, "uuid": found.uuid},
+        "qemu": {"version": str(found.version), "package": found.version.package},
+        "machine": found.machine,
+        "cpu": found.cpu,
+        "run_state": found.run_state,
+        "process": process(found),
+        "memory": {"base": found.memory.base, "plugged": found.memory.plugged},
+        # libvirt builds a new command line from its definition, which has passwords, at each start.
+        "command": None if domain else guest_facts.command(found.pid),
+        **({"domain": _domain(domain, request)} if domain else {}),
+        "strategy": strategy.as_dict(),
+        "live": request.live,
+        # What really becomes of it: a guest that did not run is not started by a "resume".
+        "then": "leave" if request.then == "resume" and not found.runs else request.then,
+        "job": request.job,
+        "operation": journal.watching(),
+        "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},
+        "started": now(),
+    }
+
+
+def process(found: Facts) -> dict[str, Any] | None:
+    """Return what names the guest's QEMU on this host; None where its process is not in sight.
+
+    ``pid``, ``started`` in clock ticks since boot (proc(5)), and ``boot``, the id of that boot.
+    """
+    if found.process is None:
+        return None
+    pid, started = found.process
+    return {"pid": pid, "started": started, "boot": journal.boot_id()}
+
+
+def _domain(domain: Domain, request: Request) -> dict[str, Any]:
+    """Return what the metadata keep of a domain; libvirt's own header has the rest."""
+    known = domain.as_dict()
+    return {key: known[key] for key in known if request.format == "native" or key not in _IN_HEADER}
+
+
+def libvirt_header(found: Facts, request: Request) -> NewLibvirtHeader | None:
+    """Return what goes into libvirt's header; None for an image of the native format."""
+    if request.format == "native" or found.domain is None:
+        return None
+    return NewLibvirtHeader(found.domain.xml, found.domain.cookie, was_running=found.runs)
+
+
+def after(
+    known: Mapping[str, Any],
+    contents: Contents,
+    label: Label | None,
+    written: Written,
+    *,
+    duration: float,
+    paused_at: float | None,
+) -> dict[str, Any]:
+    """Return ``known`` completed by what the save has shown: the metadata of the saved image.
+
+    ``duration`` in seconds; ``paused_at`` in seconds since the epoch, None for a guest that did not
+    run.
+    """
+    return {
+        **{key: known[key] for key in known if key != RECOVERY},
+        "machine": contents.stream.machine,
+        "ram_blocks": [
+            {"name": block.name, "bytes": block.used_length, "used_pages": used}
+            for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True)
+        ],
+        "data_bytes": contents.data_bytes,
+        "written": written.as_dict(),
+        "structure_digest": contents.structure_digest,
+        "label": label.as_dict() if label else None,
+        "paused_at": paused_at,
+        "ended": now(),
+        "duration_s": round(duration, 6),
+    }

@@ -1,0 +1,121 @@
+"""Modes of QEMU in which a save or a load kills it, hangs, or cannot be begun: asked beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.image import description
+from mapsave.monitor import process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mapsave.image.image import Image
+    from mapsave.image.validation import Contents
+    from mapsave.monitor.session import Session
+
+# What QEMU says to nearly every command until its machine is made (qapi/qmp-dispatch.c).
+_TOO_EARLY = "only after machine initialization"
+# Those that keep QEMU from inactivating the disks; mirrors and streams do not (10.0, tried).
+_JOBS = frozenset(("backup", "commit"))
+_EXPORTS = frozenset(("vhost-user-blk", "fuse", "vduse-blk"))
+# Parts of the state of QEMU's clocks (system/cpu-timers.c), and those that are timers.
+_ICOUNT = "timer/icount"
+_WARP, _ADAPTIVE = "timer/icount/warp_timer", "timer/icount/timers"
+_TIMERS = {_WARP, _ADAPTIVE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """``replay``: whether QEMU records its execution or plays a record: none, record or play.
+
+    ``writers``: jobs and exports that write to the guest's disks, as users name them.
+    """
+
+    replay: str
+    writers: tuple[str, ...]
+
+
+async def query(session: Session) -> Mode:
+    """Ask QEMU in which modes it is."""
+    try:
+        replay = str((await session.execute("query-replay"))["mode"])
+    except errors.CommandRefused:
+        replay = "none"  # built without TCG
+    jobs = await session.execute("query-block-jobs")
+    exports = await session.execute("query-block-exports")
+    writers = (
+        *(f"{job['type']} job {job['device']!r}" for job in jobs if job["type"] in _JOBS),
+        *(f"{each['type']} export {each['id']!r}" for each in exports if each["type"] in _EXPORTS),
+    )
+    return Mode(replay, writers)
+
+
+def check(mode: Mode) -> str:
+    """Return the check's line. Raises UnsafeMode where a save would make QEMU abort."""
+    if mode.replay != "none":
+        does = {"record": "records its execution", "play": "replays a recorded execution"}
+        raise errors.UnsafeMode(
+            f"QEMU {does.get(mode.replay, mode.replay)} (-icount rr={mode.replay}): a save would "
+            "make it abort",
+            hint="start the guest without rr= to save it; snapshots of a record are QEMU's own "
+            "(savevm, rrsnapshot=)",
+            replay=mode.replay,
+        )
+    if mode.writers:
+        raise errors.NotMigratable(
+            f"disks of the guest are written to by {', '.join(mode.writers)}, so that QEMU could "
+            "not hand them over at the end of the save",
+            hint="wait for its end, or stop it ('block-job-cancel', 'block-export-del' at QEMU's "
+            "monitor)",
+            writers=list(mode.writers),
+        )
+    return "no record or replay, and no job that writes to the guest's disks"
+
+
+async def check_made(session: Session) -> None:
+    """Raise WrongRunState where QEMU has not made its machine yet (``-preconfig``)."""
+    try:
+        await session.execute("query-migrate")
+    except errors.CommandRefused as error:
+        if _TOO_EARLY not in error.desc:
+            raise
+        raise errors.WrongRunState(
+            f"{session.address}: QEMU waits to be configured (-preconfig) and has no machine yet",
+            hint="finish its configuration ('x-exit-preconfig' at its monitor) first",
+        ) from None
+
+
+def compare_icount(session: Session, opened: Image, contents: Contents) -> None:
+    """Raise DestinationMismatch where the image counts instructions otherwise than the destination.
+
+    QEMU 10.0 aborts over the state of a timer that the destination does not have. Which ones it has
+    follows from ``-icount`` (accel/tcg/icount-common.c): one for the time while the guest sleeps,
+    unless ``sleep=off``, and two with ``shift=auto``.
+    """
+    saved = description.state_names(opened.fd, contents.stream, _ICOUNT)
+    argv = process.command_line(session.pid) if session.pid is not None else []
+    if not saved or not argv:
+        return
+    lacking = sorted(saved & _TIMERS - _timers(argv))
+    if lacking:
+        raise errors.DestinationMismatch(
+            f"the guest was saved with -icount, and its state has {', '.join(lacking)}, which the "
+            "destination lacks; QEMU would abort",
+            hint="start the destination with the same -icount (shift=, sleep=)",
+            lacking=lacking,
+        )
+
+
+def _timers(argv: Sequence[str]) -> set[str]:
+    """Return the states of timers that a QEMU of this command line has."""
+    at = [number for number, word in enumerate(argv) if word in ("-icount", "--icount")]
+    if not at:
+        return set()
+    # The first value may stand without its name (qemu-options.hx).
+    words = argv[at[-1] + 1].split(",")
+    options = dict((word if "=" in word else f"shift={word}").split("=", 1) for word in words)
+    found = set() if options.get("sleep") in ("off", "no", "false", "n") else {_WARP}
+    return found | ({_ADAPTIVE} if options.get("shift") == "auto" else set())

@@ -1,0 +1,67 @@
+"""Where an image may come from, and what its restore would run: for those who look at it first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.operations import save_request, trust
+
+if TYPE_CHECKING:
+    from mapsave.config import Config
+    from mapsave.image.image import Image
+
+
+def describe(opened: Image, config: Config | None = None) -> dict[str, Any]:
+    """Return who else could have written an image, what it would run, and warnings of both.
+
+    ``config`` says to whom the label policy of its guest gives images. ``names`` are programs,
+    paths and devices of the host: of the domain XML, or the program of the recorded command, which
+    is run with ``--trust-recorded-command`` alone.
+    """
+    strangers = trust.strangers(opened, _trusted(opened, config))
+    try:
+        names, wrong = _names(opened), []
+    except errors.InvalidImage as error:
+        names, wrong = [], [error.message]
+    warnings = [f"others could have written the image: {each}" for each in strangers]
+    return {
+        "writable_by": strangers,
+        "names": names,
+        "warnings": [*warnings, *wrong, *undigested(opened)],
+    }
+
+
+def undigested(opened: Image) -> list[str]:
+    """Return a warning where rot of header and XML would not be noticed, else nothing."""
+    found = opened.undigested
+    return [found] if found is not None else []
+
+
+def _trusted(opened: Image, config: Config | None) -> frozenset[int]:
+    if config is None:
+        return trust.users()
+    name = str(opened.metadata.get("guest", {}).get("name"))
+    try:
+        policy = save_request.load_policy(config, save_request.policy_name(config, name))
+        return trust.users(policy)
+    except errors.MapsaveError:
+        return trust.users()  # a restore says what is wrong with the policy
+
+
+def _names(opened: Image) -> list[dict[str, str]]:
+    """Return what the image makes a host run, open and use. Raises InvalidImage."""
+    xml = domain_xml(opened)
+    if xml is not None:
+        from mapsave import domain_resources
+
+        return [{"kind": each.kind, "name": each.name} for each in domain_resources.of_xml(xml)]
+    argv = (opened.metadata.get("command") or {}).get("argv")
+    return [{"kind": "program", "name": argv[0]}] if argv else []
+
+
+def domain_xml(opened: Image) -> str | None:
+    """Return the domain XML of an image, passwords included; None where it has none."""
+    if opened.libvirt is not None:
+        return opened.libvirt.xml
+    return (opened.metadata.get("domain") or {}).get("xml")

@@ -1,0 +1,51 @@
+"""What a save would do: the preflight checks run to the end, and the strategy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mapsave import open_files
+from mapsave.monitor import process
+from mapsave.operations import attach, check, facts, kept, metadata, save_request
+
+if TYPE_CHECKING:
+    from mapsave import errors
+    from mapsave.config import Config, Guest
+    from mapsave.operations.save_request import Request
+
+
+async def preview(
+    guest: Guest, config: Config, request: Request
+) -> tuple[dict[str, Any], errors.MapsaveError | None]:
+    """Check everything that a save would; nothing is touched, and the guest runs on.
+
+    Returns a line for each check with the strategy, and the first error.
+
+    Raises Unreachable and its like where there is nothing to check.
+    """
+    open_files.check()
+    async with attach.attached(guest, config) as session:
+        found = await facts.gather(session)
+        with save_request.place(guest, config, request) as (held, name):
+            labels = save_request.policy_labelling(config, request.policy, found.domain)
+            preflight = check.Preflight(
+                *(found, held, name, request.replace, request.wishes, labels),
+                kept=kept.known(config.state, found.process),
+            )
+            lines, error = check.report(preflight)
+            chosen = preflight.strategy()
+            return {
+                "guest": guest.name,
+                "can_save": error is None,
+                "uuid": found.uuid,
+                "process": metadata.process(found),
+                "run_state": found.run_state,
+                "machine": found.machine,
+                "qemu": str(found.version),
+                "memory_bytes": found.memory.total,
+                "resident_bytes": process.resident_bytes(found.pid) if found.pid else None,
+                "image": f"{held.path}/{name}",
+                "checks": lines,
+                "strategy": chosen.as_dict(),
+                "reasons": chosen.reasons,
+            }, error

@@ -1,0 +1,179 @@
+"""Finish or undo what an interrupted mapsave left, from its journal.
+
+After this a guest is in the state it had, or its image is committed: never neither. What a journal
+says was *about to be done* may or may not have been done, so QEMU and the file are asked. A damaged
+journal keeps no other operation from being recovered: what it was about is known from its other
+lines, or from the partial image (``recover_lost.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.image import image, store
+from mapsave.operations import (
+    journal,
+    journal_facts,
+    recover_lost,
+    recover_restore,
+    recover_save,
+    unfinished,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from mapsave.config import Config
+    from mapsave.labels.label import Problem
+    from mapsave.operations.journal import Orphan
+
+    Line = dict[str, Any]
+    Told = Callable[[Line, Orphan], Awaitable[None]]
+
+
+async def recover(
+    config: Config, *, dry_run: bool = False, told: Told | None = None
+) -> dict[str, Any]:
+    """Deal with every operation whose manager died, then sweep partial images without an owner.
+
+    Returns ``operations``, ``swept``, ``damaged`` (the journals that are kept to be looked at) and
+    ``warnings``. With ``dry_run`` nothing is changed, and each entry says
+    what would be done. An operation that cannot be dealt with yet (its QEMU does not answer) keeps
+    its journal and is reported with its error; one whose label could not be taken back keeps it
+    too, and has that among its ``warnings``. ``told`` gets each entry, and the journal that it is
+    of, as soon as it is there: one save that QEMU is still doing may take long.
+    """
+    with journal.orphans(config.state) as orphans:
+        # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
+        operations = await asyncio.gather(
+            *(
+                _one(config, orphan, told, dry_run=dry_run)
+                for orphan in orphans
+                if not recover_lost.is_blank(config, orphan)
+            )
+        )
+    if not dry_run:
+        journal.remove_empty(config.state, functools.partial(recover_lost.is_blank, config))
+    warnings: list[str] = []
+    swept = sweep(config, warnings, dry_run=dry_run)
+    return {
+        "operations": operations,
+        "swept": swept,
+        "damaged": [str(path) for path in journal_facts.damaged(config.state)],
+        "warnings": warnings,
+        "dry_run": dry_run,
+    }
+
+
+async def _one(
+    config: Config, orphan: Orphan, told: Told | None, *, dry_run: bool
+) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "operation": orphan.kind,
+        "id": orphan.facts.get("operation"),
+        "guest": orphan.facts.get("guest"),
+        "image": None,
+        "monitor": None,
+        "interrupted_at": orphan.last,
+        "outcome": None,
+        "warnings": [],
+        "error": None,
+    }
+    await _deal_with(config, orphan, line, dry_run=dry_run)
+    if told is not None:
+        await told(line, orphan)
+    return line
+
+
+async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: bool) -> None:
+    problems: list[Problem] = []
+    try:
+        found = recover_lost.known(config, orphan)
+        line.update(
+            guest=found.facts.get("guest"),
+            image=unfinished.image_path(found.facts),
+            monitor=_monitor(found),
+        )
+        line["outcome"] = await _work(found)(config, found, problems, dry_run=dry_run)
+    except errors.MapsaveError as error:
+        line["error"] = error.as_dict()
+        if isinstance(error, errors.JournalLost) and not dry_run:
+            line["warnings"] += filter(None, [journal.forget(orphan)])
+        return
+    except OSError as error:
+        words = f"{error.filename or orphan.path}: {error.strerror}"
+        line["error"] = errors.SaveFailed(words, hint="mend that, then recover again").as_dict()
+        return
+    except Exception as error:
+        # A journal that is not as we write them must not keep the others from being recovered.
+        words = f"{str(orphan.path)!r}: unexpected {type(error).__name__}: {error}"
+        line["error"] = errors.JournalUnusable(words, hint=recover_lost.HINT).as_dict()
+        return
+    line["warnings"] = [problem.text for problem in problems]
+    # What is still loaded or labelled is taken back by the next recovery, and only by its journal.
+    if not dry_run and not any(problem.recoverable for problem in problems):
+        line["warnings"] += filter(None, [journal.forget(orphan)])
+
+
+def _monitor(orphan: Orphan) -> str | None:
+    """Return the address of the guest's monitor; None where none was known yet."""
+    found = orphan.facts.get("monitor")
+    if not isinstance(found, dict):
+        return None
+    if found.get("socket"):
+        return str(found["socket"])
+    return f"{found['uri']}#{found['domain']}" if found.get("uri") else None
+
+
+def _work(orphan: Orphan) -> Callable[..., Awaitable[str]]:
+    works: dict[str, Callable[..., Awaitable[str]]] = {
+        "save": recover_save.recover,
+        "restore": recover_restore.recover,
+    }
+    if orphan.kind not in works:
+        raise errors.Unsupported(
+            f"{str(orphan.path)!r}: {orphan.kind!r} is no operation that this version knows",
+            hint="recover with the version of mapsave that wrote it",
+        )
+    return works[orphan.kind]
+
+
+def sweep(config: Config, warnings: list[str], *, dry_run: bool) -> list[str]:
+    """Remove partial images of the image directory that nobody owns; return their paths.
+
+    Owned is what a manager has locked, or what a journal still speaks of, be it a damaged one. What
+    cannot be removed is added to ``warnings``.
+    """
+    try:
+        if not config.images.is_dir():
+            return []
+        with store.directory(config.images) as held:
+            return _swept(config, held, warnings, dry_run=dry_run)
+    except (errors.MapsaveError, OSError) as error:
+        warnings.append(f"partial images without an owner were not removed: {error}")
+        return []
+
+
+def _swept(
+    config: Config, held: store.Directory, warnings: list[str], *, dry_run: bool
+) -> list[str]:
+    spoken_of = journal_facts.partial_images(config.state)
+    swept = []
+    for name in sorted(os.listdir(held.fd)):
+        path = os.path.join(held.path, name)
+        if not image.is_partial_name(name) or path in spoken_of:
+            continue
+        if not image.is_abandoned(held.fd, name) or recover_lost.is_kept(config, path):
+            continue
+        try:
+            if not dry_run:
+                os.unlink(name, dir_fd=held.fd)
+        except OSError as error:
+            warnings.append(f"cannot remove the partial image {path!r}: {error.strerror}")
+        else:
+            swept.append(path)
+    return swept

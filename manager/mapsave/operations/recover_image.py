@@ -1,0 +1,156 @@
+"""What recovery finds of the image of an interrupted save: partial, committed, or gone.
+
+Once it has its name, the guest must not run beside it: what cannot be told is reported, and left as
+it is until the next try.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.image import descriptors, global_state, image, store
+from mapsave.image.superblock import State
+from mapsave.labels.label import Problem
+from mapsave.migration import run_states
+from mapsave.operations import restored_notes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mapsave.config import Config
+    from mapsave.image.image import Partial
+    from mapsave.operations.journal import Orphan
+
+_PAUSED = "the guest is left as it is until then"
+
+
+def path(orphan: Orphan) -> str:
+    """Return the path that the image has once it is committed."""
+    return os.path.join(str(orphan.facts["directory"]), str(orphan.facts["name"]))
+
+
+@contextlib.contextmanager
+def adopted(orphan: Orphan, held: store.Directory) -> Iterator[Partial]:
+    """Open the partial image of this save. Raises OSError, Busy, InvalidImage."""
+    with image.adopting(held.fd, str(orphan.facts["name"])) as partial:
+        if str(partial.block.uuid) != orphan.facts.get("uuid"):
+            raise errors.InvalidImage(f"{partial.partial!r} is of another save")
+        yield partial
+
+
+@contextlib.contextmanager
+def has_its_name(orphan: Orphan) -> Iterator[None]:
+    """Turn an OSError into CommitFailed: the image has its name, so nothing is rolled back."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.CommitFailed(
+            f"{path(orphan)!r} was written, but the rename may not have reached stable storage: "
+            f"{error.strerror}",
+            hint=f"run 'mapsave recover' again once the disk works; {_PAUSED}",
+            image=path(orphan),
+        ) from None
+
+
+def is_committed(orphan: Orphan, held: store.Directory) -> bool:
+    """Return whether the image under its final name is the one of this save.
+
+    Raises CommitFailed where that cannot be told: there is one that cannot be read, and no partial
+    image of the save any more.
+    """
+    name = str(orphan.facts["name"])
+    try:
+        os.stat(name, dir_fd=held.fd, follow_symlinks=False)
+        with image.opened(os.path.join(held.path, name)) as found:
+            ours = str(found.block.uuid) == orphan.facts.get("uuid")
+            return ours and found.block.state is not State.PARTIAL
+    except (FileNotFoundError, errors.NotAnImage, errors.UnsupportedImage):
+        return False
+    except (OSError, errors.MapsaveError) as error:
+        if has_partial(orphan, held):
+            return False
+        raise errors.CommitFailed(
+            f"{path(orphan)!r} may be the image of this save, but cannot be read: {error}",
+            hint=f"run 'mapsave recover' again once it can; {_PAUSED}. Is it damaged for good: "
+            "remove it, resume the guest with 'cont' at its monitor, then recover",
+            image=path(orphan),
+        ) from None
+
+
+def is_committed_somewhere(orphan: Orphan) -> bool:
+    """Return what ``is_committed`` does; False where the image directory is not there."""
+    try:
+        with store.directory(str(orphan.facts["directory"])) as held:
+            return is_committed(orphan, held)
+    except (errors.BadDirectory, errors.NotPermitted):
+        return False
+
+
+def is_gone(orphan: Orphan, held: store.Directory) -> bool:
+    """Return whether the image was committed, and is gone from its place since.
+
+    Raises CommitFailed where it may have been, and BadDirectory where another directory is at that
+    path: the image may be restored elsewhere, and two guests must not run.
+    """
+    if not orphan.may_have_reached("commit"):
+        return False
+    if is_committed(orphan, held) or has_partial(orphan, held):
+        return False
+    inode = orphan.facts.get("directory_inode")
+    if isinstance(inode, int) and os.fstat(held.fd).st_ino != inode:
+        raise errors.BadDirectory(
+            f"{held.path!r} is not the directory that the image was written to: is its file system "
+            "not mounted?"
+        )
+    if orphan.reached("committed"):
+        return True
+    raise errors.CommitFailed(
+        f"{path(orphan)!r} may have been committed, but neither it nor its partial image is there",
+        hint="find out where the image went. Was it not restored: resume the guest with 'cont' at "
+        "its monitor, then run 'mapsave recover'",
+        image=path(orphan),
+    )
+
+
+def has_partial(orphan: Orphan, held: store.Directory) -> bool:
+    """Return whether the partial image of this save is there. Raises OSError if unreadable."""
+    try:
+        with adopted(orphan, held):
+            return True
+    except errors.Busy:
+        return True
+    except (FileNotFoundError, errors.InvalidImage):
+        return False
+
+
+def mark_stale(config: Config, orphan: Orphan, problems: list[Problem]) -> None:
+    """Let no restore take an image whose guest went on: its disks have moved on."""
+    with image.opened(path(orphan)) as opened:
+        if str(opened.block.uuid) != orphan.facts.get("uuid"):
+            return
+        uuid = opened.block.uuid
+        warning = restored_notes.mark_stale(config.state, opened.path, uuid, opened.mark_stale)
+    if warning is not None:
+        problems.append(Problem(warning, recoverable=False))
+
+
+def continues(orphan: Orphan) -> bool:
+    """Return whether QEMU can continue the guest after its save, by what is in the image.
+
+    Where nothing of it can be read, it counts as what it was: a guest that ran.
+    """
+    name = str(orphan.facts["name"])
+    for each in (image.partial_name(name), name):
+        with contextlib.suppress(OSError, errors.MapsaveError):
+            with (
+                store.directory(orphan.facts["directory"]) as held,
+                descriptors.opened(held.fd, each, os.O_RDONLY) as fd,
+            ):
+                found = global_state.read(fd)
+            if found is not None:
+                known = run_states.of(found.run_state)
+                return known.continues and not found.was_suspended
+    return True

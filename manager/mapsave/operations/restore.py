@@ -1,0 +1,341 @@
+"""Restore an image: validate, find a destination, compare, hand the pair over, load, run.
+
+Read ``_restore`` and ``_load`` from top to bottom. On every way out before the guest is in, a
+destination that we started is ended, and the image is as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from mapsave import errors, open_files, shielded
+from mapsave.image import descriptors, image
+from mapsave.image.superblock import State
+from mapsave.labels import labelling
+from mapsave.migration import guest_state, incoming, parameters, progress, stall
+from mapsave.monitor import fdset, process
+from mapsave.operations import (
+    bounds,
+    destination,
+    destination_choice,
+    giving_up,
+    handing,
+    journal,
+    kept,
+    limits,
+    locks,
+    origin,
+    restored_notes,
+    save_request,
+    trust,
+    written_record,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mapsave.config import Config
+    from mapsave.image.image import Image
+    from mapsave.image.validation import Contents
+    from mapsave.migration.progress import Phases, Report
+    from mapsave.monitor.session import Session
+    from mapsave.operations.destination import Destination
+    from mapsave.plan.strategy import Switch
+
+_log = logging.getLogger(__name__)
+
+_RUNNING = frozenset(("running", "suspended"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of a restore.
+
+    ``into`` is the path of a waiting QEMU's QMP socket, ``xml`` a domain XML that takes the place
+    of the image's. With ``trust_image`` it does not matter who could have written the image, nor
+    what its XML names. ``for_operator``: what root has set of guests and policies is binding.
+    With ``through_libvirt`` libvirt reads the image by its path itself.
+    """
+
+    image: str
+    into: str | None = None
+    guest: str | None = None
+    trust_recorded_command: bool = False
+    xml: str | None = None
+    trust_image: bool = False
+    for_operator: bool = False
+    through_libvirt: bool = False
+    run: Literal["as-saved", "run", "paused"] = "as-saved"
+    direct_io: Switch = "auto"
+    channels: int | None = None
+    policy: str | None = None
+    again: bool = False
+    force: bool = False
+    timeout: float | None = None
+
+
+async def restore(
+    config: Config, request: Request, report: Report = progress.silent
+) -> dict[str, Any]:
+    """Restore ``request.image`` and return the summary that ``mapsave restore --json`` prints.
+
+    Raises InvalidImage or one of its kin, Refused or one of its kin, NotPermitted, Busy,
+    RestoreFailed or one of its kin; the image is then as it was.
+    """
+    phases = progress.Phases(report)
+    try:
+        async with asyncio.timeout(request.timeout):
+            return await shielded.until_decided(_restore(config, request, phases))
+    except TimeoutError:
+        raise errors.RestoreTimeout(
+            f"{request.image!r}: not restored within {request.timeout:g} s; given up"
+        ) from None
+    except errors.MonitorError as error:
+        raise errors.RestoreFailed(error.message) from None
+    except journal.JournalUnwritable as error:
+        raise errors.RestoreFailed(
+            f"cannot write the journal {error.filename!r}: {error.strerror}; the guest was not "
+            "resumed, and the image is as before",
+            hint="make room there, or set 'state:' in the configuration",
+        ) from None
+
+
+async def _restore(config: Config, request: Request, phases: Phases) -> dict[str, Any]:
+    phases.enter("validate")
+    open_files.check()
+    path = resolve(request.image, config)
+    with image.opened(path) as opened:
+        key = f"image:{opened.block.uuid}"
+        with locks.held(config.state, f"image {opened.path!r}", key):
+            # Another restore may have marked it between our reading and our lock.
+            opened.reread()
+            name = _name(request, opened)
+            if request.for_operator:
+                bounds.check_clone(config, opened.metadata, request.guest, opened.path)
+                bounds.check_policy(config, name, request.policy)
+            if not request.trust_image:
+                policy = save_request.policy_name(config, name, request.policy)
+                users = trust.users(save_request.load_policy(config, policy))
+                trust.check_image(opened, users)
+            contents = await shielded.in_thread(opened.validate)
+            if not request.again and restored_notes.is_used(config.state, opened):
+                raise _used_up(opened)
+            warnings = await shielded.in_thread(written_record.warnings, opened, contents)
+            for text in warnings:
+                _log.warning("%s", text)
+            phases.enter("read" if request.through_libvirt else "start")
+            with journal.operation(
+                config.state,
+                "restore",
+                image=os.path.realpath(path),
+                guest=name,
+                through_libvirt=request.through_libvirt,
+            ) as log:
+                chosen = destination_choice.chosen(config, request, opened, name, log)
+                async with chosen as target:
+                    done = await _load(config, request, opened, contents, target, log, phases)
+            return {**done, "warnings": [*done["warnings"], *log.warnings, *warnings]}
+
+
+def _used_up(opened: Image) -> errors.AlreadyRestored:
+    """Return the error for an image whose guest has run since."""
+    words = "was restored before"
+    if opened.block.state is not State.RESTORED:
+        words = "was restored before, itself or a copy of it, as the state directory says"
+    if opened.metadata.get("continued"):
+        words = "is stale: somebody else continued its guest when it was being saved"
+    return errors.AlreadyRestored(
+        f"{opened.path!r} {words}",
+        hint="its disks have moved on since; --again restores it nevertheless",
+    )
+
+
+def resolve(name: str, config: Config) -> str:
+    """Return the path of an image given as a path, or as a name in the image directory."""
+    if "/" in name or os.path.lexists(name):
+        return os.path.abspath(name)
+    return str(config.images / name)
+
+
+async def _load(
+    config: Config,
+    request: Request,
+    opened: Image,
+    contents: Contents,
+    target: Destination,
+    log: journal.Journal,
+    phases: Phases,
+) -> dict[str, Any]:
+    """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
+    session, name = target.session, _name(request, opened)
+    undigested = origin.undigested(opened)  # marked, an image of libvirt has a superblock
+    left: list[labelling.Problem] = []
+    if target.is_loaded:
+        log.step("loaded", **_process(session))
+    else:
+        phases.enter("compare")
+        await destination.compare(target, opened, contents, force=request.force)
+        domain = await session.domain()
+        policy = save_request.policy_name(config, name, request.policy)
+        labels = save_request.policy_labelling(config, policy, domain)
+        with _labelled(labels, opened, session.pid, log) as left:
+            phases.enter("read")
+            pid = session.pid
+            watch = stall.Watch(config.restore.stall, contents.data_bytes, lambda: pid)
+            await _transfer(request, opened, target, log, config.state, watch)
+    phases.enter("run")
+    runs = _shall_run(request, opened)
+    shielded.decided()
+    state = await shielded.to_the_end(handing.to_user(config, opened, target, log, runs=runs))
+    if left:
+        # The guest is its user's from here on: `mapsave recover` leaves it alone.
+        with contextlib.suppress(OSError):
+            log.step("tidy")
+    seconds = phases.seconds()
+    return {
+        "image": opened.path,
+        "guest": name,
+        "run_state": state,
+        "duration_s": round(phases.total, 6),
+        "downtime_s": _downtime(opened) if runs else None,
+        "bytes_per_s": round(contents.data_bytes / seconds["read"]) if seconds["read"] else 0,
+        "ram_bytes": contents.stream.ram_bytes,
+        "data_bytes": contents.data_bytes,
+        "phases": seconds,
+        "monitor": session.address,
+        "pid": session.pid,
+        "warnings": [problem.text for problem in left] + undigested + target.warnings,
+    }
+
+
+def _name(request: Request, opened: Image) -> str:
+    return str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
+
+
+@contextlib.contextmanager
+def _labelled(
+    labels: labelling.Labelling, opened: Image, pid: int | None, log: journal.Journal
+) -> Iterator[list[labelling.Problem]]:
+    """Label the image for QEMU to read, and take that back; both are journalled before.
+
+    What cannot be taken back comes into the list, and is left to ``mapsave recover``. Raises
+    LabelRefused, PolicyViolation, NotPermitted.
+    """
+    left: list[labelling.Problem] = []
+
+    def on_left(problems: list[labelling.Problem]) -> None:
+        left.extend(problems)
+        log.unsettled()
+
+    directory, file = os.path.split(os.path.realpath(opened.path))
+    labels.check(directory, pid, "restore", [file])
+    place = (opened.fd, opened.path, ())
+    if (intended := labels.intended(*place, pid, "restore")) is not None:
+        log.step("label", label=intended.as_dict())
+    with labels.applied(*place, pid, "restore", on_left):
+        yield left
+
+
+def _downtime(opened: Image) -> float | None:
+    """Return for how many seconds the guest was away, by the clocks of the two hosts."""
+    paused = opened.metadata.get("paused_at")
+    return round(time.time() - float(paused), 3) if isinstance(paused, int | float) else None
+
+
+def _shall_run(request: Request, opened: Image) -> bool:
+    if request.run == "as-saved":
+        return str(opened.metadata.get("run_state")) in _RUNNING
+    return request.run == "run"
+
+
+def _process(session: Session) -> dict[str, int | None]:
+    """Return what names the destination's process to ``mapsave recover``."""
+    started = process.start_time(session.pid) if session.pid else None
+    return {"pid": session.pid, "process_started": started}
+
+
+async def _transfer(
+    request: Request,
+    opened: Image,
+    target: Destination,
+    log: journal.Journal,
+    state: Path,
+    watch: stall.Watch,
+) -> None:
+    session = target.session
+    takes = await destination.footprint(session)
+    channels = limits.for_load(takes, request.channels)
+    found = await parameters.query(session)
+    wanted = {
+        "direct-io": descriptors.takes_direct_io(opened.fd, request.direct_io),
+        "multifd-channels": channels,
+    }
+    number = await fdset.choose_id(session)
+
+    def dropped(words: str) -> errors.LabelRefused:
+        return labelling.describe_refusal(words, opened.fd, opened.path, session.pid)
+
+    # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
+    await session.execute("stop")
+    log.step("load", fdset=number, settings=found.as_dict(), **_process(session))
+    try:
+        with descriptors.paired(
+            opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
+        ) as pair:
+            async with (
+                # In this order: settings are put back only once QEMU has let go of its descriptors.
+                parameters.configured(session, found, wanted, number),
+                fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
+                giving_up.given_up(target, log.unsettled),
+            ):
+                limits.recheck(takes, channels)
+                await incoming.restore(session, path, opened.block.stream_offset, watch)
+                await guest_state.left(session, "inmigrate")
+    except errors.RestoreStalled as error:
+        raise giving_up.stalled(target, error) from None
+    except errors.MonitorLost as error:
+        how = await giving_up.how_ended(target)
+        raise errors.RestoreFailed(
+            f"the destination ended while it was loading, {how or error.message}",
+            hint="QEMU may end so, or hang, where the image cannot be read: see dmesg",
+        ) from None
+    except errors.KeptByQemu as error:
+        kept.note(state, process.identity(session.pid), error.message)
+        raise _kept(error) from None
+    except errors.CommandRefused as error:
+        _raise_if_refused(opened, session.pid, error.desc)
+        raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
+    except errors.MonitorTimeout as error:
+        raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
+    except errors.RestoreFailed as error:
+        _raise_if_refused(opened, session.pid, str(error.data.get("qemu_error")))
+        words = target.words()
+        raise errors.RestoreFailed(
+            error.message + (f" ({words})" if words else ""), **error.data
+        ) from None
+
+
+def _kept(error: errors.KeptByQemu) -> errors.RestoreFailed:
+    """Return the error for a destination that does not let go, with what went wrong before."""
+    before = error.__context__
+    first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
+    return errors.RestoreFailed(
+        f"{first}{error.message}",
+        hint="a destination that mapsave started was ended; end one that was waiting: its "
+        "migration settings were left as they are",
+        **error.data,
+    )
+
+
+def _raise_if_refused(opened: Image, pid: int | None, words: str) -> None:
+    """Raise LabelRefused if a security module is why QEMU failed."""
+    found = labelling.refusal(words, opened.fd, opened.path, pid)
+    if found is not None:
+        raise found from None

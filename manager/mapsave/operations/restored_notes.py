@@ -1,0 +1,165 @@
+"""Which images were restored, or are stale: noted in the state directory as well as in the image.
+
+An image on a read-only file system cannot be marked, and a copy of one that was made before its
+restore is not. Both have the uuid by which it is noted here. A note is a file of that name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import time
+import uuid as uuids
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.image.superblock import State
+from mapsave.operations import locks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mapsave.image.image import Image
+
+_log = logging.getLogger(__name__)
+_DIRECTORY = "restored"
+
+
+def noted(state: Path) -> frozenset[uuids.UUID]:
+    """Return the uuids of all images that are noted; of none where the notes cannot be read."""
+    found = set()
+    try:
+        names = os.listdir(state / _DIRECTORY)
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as error:
+        _log.warning("cannot read %s: %s", state / _DIRECTORY, error.strerror)
+        return frozenset()
+    for name in names:
+        try:
+            found.add(uuids.UUID(name))
+        except ValueError:
+            continue
+    return frozenset(found)
+
+
+def is_noted(state: Path, uuid: uuids.UUID) -> bool:
+    """Return whether the image of that uuid was restored. Raises OSError."""
+    try:
+        os.stat(_path(state, uuid))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_used(state: Path, opened: Image) -> bool:
+    """Return whether an image, or a copy of it, was restored, or is stale. Raises Refused."""
+    try:
+        return opened.block.state is State.RESTORED or is_noted(state, opened.block.uuid)
+    except OSError as error:
+        raise errors.Refused(
+            f"cannot see in {str(state / _DIRECTORY)!r} whether {opened.path!r} was restored: "
+            f"{error.strerror}",
+            hint="mend that, or restore it with --again if it surely was not",
+        ) from None
+
+
+def mark(state: Path, opened: Image) -> str | None:
+    """Record durably, in the image and here, that its guest is about to run.
+
+    Returns a warning where only one of both could be written. Raises OSError where neither could.
+    """
+    place = (state, opened.path, opened.block.uuid)
+    return _both(*place, "restored", lambda: opened.mark(State.RESTORED))
+
+
+def mark_stale(
+    state: Path, path: str, uuid: uuids.UUID, marking: Callable[[], object]
+) -> str | None:
+    """Record the same of an image whose guest was resumed since: ``marking`` does in the image.
+
+    Returns a warning where one of both could not be written; never raises.
+    """
+    try:
+        return _both(state, path, uuid, "stale", marking)
+    except OSError as error:
+        return f"{path!r} could not be marked as stale ({error.strerror}): do not restore it"
+
+
+def unmark(state: Path, opened: Image, before: State, *, was_noted: bool) -> None:
+    """Take ``mark`` back, as far as that can be done: the guest has not run."""
+    try:
+        if not was_noted:
+            _path(state, opened.block.uuid).unlink(missing_ok=True)
+        if opened.block.state is not before:
+            opened.mark(before)
+    except OSError as error:
+        _log.warning("%s: still marked as restored: %s", opened.path, error.strerror)
+
+
+def _both(
+    state: Path, path: str, uuid: uuids.UUID, what: str, marking: Callable[[], object]
+) -> str | None:
+    unnoted: Exception | None = None
+    try:
+        _note(state, path, uuid, what)
+    except (OSError, errors.MapsaveError) as error:
+        unnoted = error
+    try:
+        marking()
+    except (OSError, errors.InvalidImage) as error:
+        if unnoted is None:
+            return (
+                f"{path!r} could not be marked as {what} ({_words(error)}); it is noted in "
+                f"{str(state / _DIRECTORY)!r}: only a mapsave with that state directory refuses it"
+            )
+        words = f"neither in the image ({_words(error)}) nor in the state directory"
+        raise OSError(errno.EIO, f"{words} ({_words(unnoted)})") from None
+    if unnoted is None:
+        return None
+    return (
+        f"{path!r} is marked as {what}, but that could not be noted in "
+        f"{str(state / _DIRECTORY)!r} ({_words(unnoted)}): a copy of it is not refused"
+    )
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _path(state: Path, uuid: uuids.UUID) -> Path:
+    return state / _DIRECTORY / str(uuid)
+
+
+def _note(state: Path, path: str, uuid: uuids.UUID, what: str) -> None:
+    """Write a note, durably with its directory; one that may not be durable is taken back.
+
+    Raises OSError, NotPermitted, ConfigMissing.
+    """
+    was_noted = is_noted(state, uuid)
+    try:
+        _write(state, path, uuid, what)
+    except OSError:
+        if not was_noted:
+            with contextlib.suppress(OSError):
+                _path(state, uuid).unlink(missing_ok=True)
+        raise
+
+
+def _write(state: Path, path: str, uuid: uuids.UUID, what: str) -> None:
+    directory = locks.state_directory(state, _DIRECTORY)
+    text = json.dumps({"image": os.path.realpath(path), "state": what, "time": time.time()}) + "\n"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with open(os.open(_path(state, uuid), flags, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

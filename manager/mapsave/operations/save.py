@@ -1,0 +1,238 @@
+"""Save a guest: preflight, create the partial image, hand the pair over, drive QEMU, commit, then.
+
+Read ``_save`` and ``_write`` from top to bottom: that is the order in which things happen, and the
+contexts they open are the order in which things are undone, whatever goes wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors, open_files, shielded
+from mapsave.image import image, store, syscalls
+from mapsave.migration import guest_state, progress
+from mapsave.monitor import fdset
+from mapsave.operations import (
+    aftermath,
+    attach,
+    check,
+    facts,
+    journal,
+    kept,
+    known_domains,
+    locks,
+    metadata,
+    save_commit,
+    save_request,
+    save_transfer,
+    written,
+)
+from mapsave.operations.save_transfer import SaveJob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mapsave.config import Config, Guest
+    from mapsave.image.image import Partial
+    from mapsave.migration.progress import Phases, Report
+    from mapsave.operations.facts import Facts
+    from mapsave.operations.save_request import Request
+
+
+async def save(
+    guest: Guest, config: Config, request: Request, report: Report = progress.silent
+) -> dict[str, Any]:
+    """Save ``guest`` and return the summary that ``mapsave save --json`` prints.
+
+    Raises Refused or one of its kin with the guest untouched, NotPermitted, Busy, SaveFailed or one
+    of its kin with the guest as it was.
+    """
+    phases, became = progress.Phases(report), aftermath.Aftermath()
+    try:
+        async with asyncio.timeout(request.timeout):
+            work = _save(guest, config, request, phases, became)
+            return await shielded.until_decided(work)
+    except TimeoutError:
+        raise errors.SaveTimeout(
+            f"guest {guest.name!r}: not saved within {request.timeout:g} s; cancelled"
+            + (f"; {became.words}" if became.words else ""),
+            hint=("" if became.words else "the guest is as before; ")
+            + "allow more time, or see 'mapsave check'",
+        ) from None
+    except asyncio.CancelledError:
+        if became.words is None:
+            raise
+        raise errors.Interrupted(f"guest {guest.name!r}: interrupted; {became.words}") from None
+
+
+async def _save(
+    guest: Guest, config: Config, request: Request, phases: Phases, became: aftermath.Aftermath
+) -> dict[str, Any]:
+    phases.enter("preflight")
+    open_files.check()
+    async with attach.exclusive(guest, config) as (session, monitor):
+        found = await facts.gather(session)
+        with (
+            locks.process_held(config.state, f"guest {guest.name!r}", found.process),
+            save_request.place(guest, config, request) as (held, name),
+        ):
+            chosen = save_request.policy_labelling(config, request.policy, found.domain)
+            strategy = check.all_pass(
+                check.Preflight(
+                    *(found, held, name, request.replace, request.wishes, chosen),
+                    replace_only=request.replace_only,
+                    kept=kept.known(config.state, found.process),
+                )
+            )
+            number = fdset.free_id(found.fdsets)
+            if found.domain is not None:
+                await shielded.in_thread(
+                    functools.partial(known_domains.remember, config.state, found.domain)
+                )
+            known = metadata.before(guest.name, found, strategy, request)
+            facts_of_it = _journalled(guest, request, held, name, found, monitor)
+            begun = journal.operation_in_thread(config.state, "save", **facts_of_it, fdset=number)
+            async with begun as log:
+                known[metadata.RECOVERY] = {
+                    "journal": log.path.name,
+                    "boot": journal.boot_id(),
+                    "fdset": number,
+                    **facts_of_it,
+                }
+                with session.events("MIGRATION", "RESUME") as events:
+                    job = SaveJob(
+                        *(session, held, name, request, found, strategy, chosen, log),
+                        *(phases, known, number, guest_state.ResumeWatch(events)),
+                        state=config.state,
+                    )
+                    async with aftermath.reported(job, became):
+                        result = await _write(guest, job)
+            result["warnings"] += log.warnings
+            return result
+
+
+def _journalled(
+    guest: Guest,
+    request: Request,
+    held: store.Directory,
+    name: str,
+    found: Facts,
+    monitor: attach.Monitor,
+) -> dict[str, Any]:
+    """Return what ``mapsave recover`` needs to finish or undo this save."""
+    pid, started = found.process or (None, None)
+    return {
+        "guest": guest.name,
+        "monitor": monitor.as_dict(),
+        "pid": pid,
+        "process_started": started,
+        "directory": held.path,
+        "directory_inode": os.fstat(held.fd).st_ino,
+        "name": name,
+        "replace": request.replace,
+        "then": "leave" if request.then == "resume" and not found.runs else request.then,
+        "policy": request.policy,
+        "was_running": found.runs,
+        "settings": found.settings.as_dict(),
+    }
+
+
+async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
+    """Create, label, let QEMU write, commit, and do what was asked for ``then``."""
+    job.phases.enter("prepare")
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(_what_is_left(job))
+        stack.enter_context(_save_failures(job))
+        with job.labelling.creating(job.facts.pid):
+            partial = stack.enter_context(
+                image.creating(
+                    *(job.directory.fd, job.name, job.metadata),
+                    stream_offset=job.request.stream_offset,
+                    libvirt=metadata.libvirt_header(job.facts, job.request),
+                )
+            )
+        made.append(partial)
+        place = (partial.fd, job.partial_path, [job.path], job.facts.pid)
+        uuid = str(partial.block.uuid)
+        if (intended := job.labelling.intended(*place, "save")) is not None:
+            await job.log.step_in_thread("rules", label=intended.as_dict(), uuid=uuid)
+        applied = stack.enter_context(job.labelling.applied(*place, "save", job.on_left))
+        await job.log.step_in_thread("label", label=applied.label.as_dict(), uuid=uuid)
+        if job.strategy.preallocate:
+            room = job.facts.memory.total + partial.block.stream_offset
+            syscalls.preallocate(partial.fd, 0, room)
+        async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
+            stack.enter_context(save_transfer.kept_if_stuck(job, partial, applied, paused))
+            written.prepare()
+            outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
+            before = None
+            if job.then == "resume" and outcome is not None and paused.continues:
+                before = await save_commit.compare(job, partial, outcome)
+                await job.log.step_in_thread("resume")
+                # Where QEMU refuses or has died, the image is the way back: it is committed, and
+                # what became of the guest is reported behind that.
+                try:
+                    await paused.resume(job.session)
+                except errors.MonitorTimeout as error:
+                    paused.release()
+                    raise save_transfer.left_to_recover(
+                        job, partial, applied, error.message
+                    ) from None
+                except (errors.CommandRefused, errors.MonitorLost):
+                    pass
+            contents, found = await save_commit.prove(job, partial, outcome, before)
+            await save_commit.check_undisturbed(job, paused)
+            shielded.decided()
+            return await shielded.to_the_end(
+                save_commit.commit(guest, job, partial, applied, paused, contents, found)
+            )
+
+
+@contextlib.contextmanager
+def _what_is_left(job: SaveJob) -> Iterator[list[Partial]]:
+    """Keep the journal where a failed save cannot remove its partial image: recovery does it."""
+    made: list[Partial] = []
+    try:
+        yield made
+    except BaseException as error:
+        if not any(partial.is_left for partial in made):
+            raise
+        job.log.unsettled()
+        if not isinstance(error, errors.GuestNotPutBack):
+            with contextlib.suppress(journal.JournalUnwritable):
+                job.log.step("tidy", outcome=journal.FINISHED)
+        if isinstance(error, errors.MapsaveError):
+            error.message += f"; its partial image {job.partial_path!r} could not be removed"
+            also = "run 'mapsave recover' once the disk works again: it removes the partial image"
+            error.hint = f"{error.hint}; {also}" if error.hint else also
+        raise
+
+
+@contextlib.contextmanager
+def _save_failures(job: SaveJob) -> Iterator[None]:
+    """Turn what the file system or the monitor refuses into an error that says what failed."""
+    try:
+        yield
+    except FileExistsError:
+        raise errors.ImageExists(
+            f"{job.path!r} was made by somebody else meanwhile", hint="choose another name"
+        ) from None
+    except journal.JournalUnwritable as error:
+        raise errors.SaveFailed(
+            f"cannot write the journal {error.filename!r}: {error.strerror}",
+            hint="make room there, or set 'state:' in the configuration",
+            errno=error.errno,
+        ) from None
+    except OSError as error:
+        raise errors.SaveFailed(
+            f"cannot write {job.partial_path!r}: {error.strerror}", errno=error.errno
+        ) from None
+    except errors.GuestNotPutBack:
+        job.log.unsettled()  # `mapsave recover` tries again
+        raise
+    except (ValueError, errors.MonitorError) as error:
+        raise errors.SaveFailed(f"cannot save to {job.partial_path!r}: {error}") from None

@@ -1,0 +1,263 @@
+"""Hand the pair over and let QEMU write the image; decide what it means where QEMU is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.image import descriptors, global_state, image
+from mapsave.labels import labelling
+from mapsave.migration import guest_state, outgoing, parameters, run_states
+from mapsave.monitor import fdset
+from mapsave.operations import ending, kept, limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from mapsave.image import store
+    from mapsave.image.image import Partial
+    from mapsave.labels.label import Problem
+    from mapsave.labels.labelling import Applied
+    from mapsave.migration.guest_state import Paused
+    from mapsave.migration.progress import Phases
+    from mapsave.monitor.session import Session
+    from mapsave.operations import journal
+    from mapsave.operations.facts import Facts
+    from mapsave.operations.save_request import Request
+    from mapsave.plan.strategy import Strategy
+
+
+@dataclasses.dataclass
+class SaveJob:
+    """One save under way: everything that preflight has settled."""
+
+    session: Session
+    directory: store.Directory
+    name: str
+    request: Request
+    facts: Facts
+    strategy: Strategy
+    labelling: labelling.Labelling
+    log: journal.Journal
+    phases: Phases
+    metadata: dict[str, Any]
+    fdset: int
+    resumes: guest_state.ResumeWatch
+    state: Path
+    is_begun: bool = False  # QEMU was asked to save
+    stuck: str | None = None  # what became of a guest that cannot be continued
+
+    @property
+    def then(self) -> str:
+        """What becomes of the guest; one that did not run is not started by a ``resume``."""
+        if self.request.then == "resume" and not self.facts.runs:
+            return "leave"
+        return self.request.then
+
+    def on_left(self, problems: Sequence[Problem]) -> bool:
+        """Keep the journal where ``mapsave recover`` can still take a label back; tell whether."""
+        if found := any(problem.recoverable for problem in problems):
+            self.log.unsettled()
+        return found
+
+    @property
+    def path(self) -> str:
+        """The image's path once it is committed."""
+        return os.path.join(self.directory.path, self.name)
+
+    @property
+    def partial_path(self) -> str:
+        """The image's path until then."""
+        return os.path.join(self.directory.path, image.partial_name(self.name))
+
+
+async def let_qemu_write(
+    job: SaveJob, partial: Partial, applied: Applied, paused: Paused
+) -> outgoing.Outcome | None:
+    """Hand the pair over and drive the migration.
+
+    Returns its outcome; None where QEMU died after it had written its stream whole.
+    """
+    try:
+        with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
+            return await _transfer(job, partial, pair, paused)
+    except errors.MonitorLost as error:
+        await _check_loss(job, partial, applied, error)
+        return None
+    except errors.MonitorTimeout as error:
+        paused.release()  # it would not answer `cont` either
+        raise left_to_recover(job, partial, applied, error.message) from None
+    except errors.KeptByQemu as error:
+        kept.note(job.state, job.facts.process, error.message)
+        raise _kept(error) from None
+    except errors.CommandRefused as error:
+        _raise_if_refused(job, partial.fd, error.desc)
+        raise errors.SaveFailed(f"{job.session.address}: {error.message}") from None
+    except errors.SaveFailed as error:
+        _raise_if_refused(job, partial.fd, str(error.data.get("qemu_error")))
+        raise
+
+
+def _kept(error: errors.KeptByQemu) -> errors.SaveKeptByQemu:
+    """Return the error for a QEMU that does not let go, with what had gone wrong before that."""
+    before = error.__context__
+    first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
+    return errors.SaveKeptByQemu(
+        f"{first}{error.message}: its migration settings were left as they are, and mapsave saves "
+        "this QEMU process no more",
+        hint="start the guest anew when it suits, and take no snapshot of it until then",
+        **error.data,
+    )
+
+
+def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
+    """Return the error for a file that a security module kept from QEMU, with QEMU's words."""
+    return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
+
+
+def _raise_if_refused(job: SaveJob, fd: int, words: str) -> None:
+    """Raise LabelRefused if a security module is why QEMU failed."""
+    found = labelling.refusal(words, fd, job.partial_path, job.facts.pid)
+    if found is not None:
+        raise found from None
+
+
+async def _transfer(
+    job: SaveJob, partial: Partial, pair: descriptors.Pair, paused: Paused
+) -> outgoing.Outcome:
+    offset = partial.block.stream_offset
+    await job.log.step_in_thread("hand-over")
+    await _check_state(job)
+    fds = (pair.first, pair.second)
+    dropped = functools.partial(_refused, job, pair.first)
+    wanted = job.strategy.parameters()
+    # In this order: settings are put back only once QEMU has let go of its descriptors.
+    async with (
+        parameters.configured(job.session, job.facts.settings, wanted, job.fdset),
+        fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
+    ):
+        if job.facts.runs and not job.request.live:
+            await job.log.step_in_thread("pause")
+            await job.session.pause()
+            paused.since = time.monotonic()
+        limits.recheck(job.facts.footprint, job.strategy.channels)
+        await job.log.step_in_thread("migrate")
+        job.is_begun = True
+        job.phases.enter("write")
+        # A small guest is saved before the event of its being continued could be seen.
+        if not job.request.live and await guest_state.run_state(job.session) == "running":
+            raise outgoing.continued(job.session, "before QEMU began to save it")
+        outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.request.live)
+        # The disk may fail to give it back: then the guest counts as what it was.
+        with contextlib.suppress(OSError):
+            if (ended_in := global_state.read(partial.fd, offset)) is not None:
+                paused.ended_in(ended_in)
+        if job.request.live:
+            paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
+        await job.resumes.saved()
+        await job.log.step_in_thread("complete")
+        job.phases.enter("settle")
+        return outcome
+
+
+async def _check_state(job: SaveJob) -> None:
+    """Look once more whether the guest could be brought back from after its save.
+
+    Of a guest that does not run ``query-status`` does not report whether it is suspended to RAM
+    besides; the states of its devices do, which QEMU writes for us into an unnamed file.
+
+    Raises SaveFailed.
+    """
+    state = await guest_state.run_state(job.session)
+    known = run_states.of(state)
+    if known.refusal is None and not known.runs and await _is_suspended(job):
+        known = run_states.of("suspended")
+    if known.refusal is not None:
+        raise errors.SaveFailed(
+            f"the guest cannot be saved, in run state {state!r}: {known.refusal}",
+            hint=f"if it is paused, continue it; then {known.hint}" if known.hint else None,
+            run_state=state,
+        )
+
+
+async def _is_suspended(job: SaveJob) -> bool:
+    """Return whether a guest that does not run is suspended to RAM; False where QEMU can't say.
+
+    QEMU truncates the file to nothing, so it cannot be the image.
+    """
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    with contextlib.ExitStack() as stack:
+        try:
+            with job.labelling.creating(job.facts.pid):
+                fd = os.open(".", flags, 0o600, dir_fd=job.directory.fd)
+            stack.callback(os.close, fd)
+            writable = stack.enter_context(descriptors.reopened(fd, os.O_WRONLY))
+        except OSError:
+            return False  # the file system has no unnamed files
+        try:
+            dropped = functools.partial(_refused, job, fd)
+            async with fdset.handed_over(job.session, (writable,), job.fdset, dropped) as path:
+                # With `live` it would hand the disks over, as to another host.
+                arguments = {"filename": path, "live": False}
+                await job.session.execute("xen-save-devices-state", arguments)
+        except (errors.CommandRefused, errors.LabelRefused):
+            return False
+        found = global_state.read(fd)
+    return found is not None and found.was_suspended
+
+
+def left_to_recover(
+    job: SaveJob, partial: Partial, applied: Applied, message: str
+) -> errors.SaveFailed:
+    """Leave everything as it is for ``mapsave recover``, and return the error that says so."""
+    partial.keep()
+    applied.keep()
+    job.log.unsettled()
+    return errors.SaveFailed(
+        message, hint="run 'mapsave recover': it finishes the save or puts the guest back"
+    )
+
+
+@contextlib.contextmanager
+def kept_if_stuck(
+    job: SaveJob, partial: Partial, applied: Applied, paused: Paused
+) -> Iterator[None]:
+    """Keep the partial image of a guest that cannot be continued: it is nowhere else."""
+    try:
+        yield
+    except BaseException:
+        if not paused.continues and not partial.has_its_name:
+            left_to_recover(job, partial, applied, "")
+            job.stuck = (
+                "the guest had suspended itself or stopped by itself while it was saved, so that "
+                "QEMU could die when it is continued; it is left paused, and its image is kept as "
+                f"{job.partial_path!r}: 'mapsave recover' completes the save once the cause is gone"
+            )
+        raise
+
+
+async def _check_loss(
+    job: SaveJob, partial: Partial, applied: Applied, error: errors.MonitorLost
+) -> None:
+    """Decide what a lost monitor means: QEMU's end, or only the connection's.
+
+    Returns where QEMU has ended with its stream whole: then the image can be committed.
+    """
+    found = job.facts
+    if found.pid is not None and not await ending.ended(found.pid, ending.LOST_TIMEOUT):
+        lives = f"{error.message}, though QEMU (pid {found.pid}) lives"
+        raise left_to_recover(job, partial, applied, lives)
+    try:
+        partial.validate()
+    except errors.InvalidImage:
+        raise errors.SaveQemuDied(
+            f"guest {job.metadata['guest']['name']!r}: QEMU ended while it was saving "
+            f"({error.message})",
+            hint="see QEMU's own log; mapsave did not end it",
+        ) from None

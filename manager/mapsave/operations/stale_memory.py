@@ -1,0 +1,182 @@
+"""Memory of a destination that is not empty before it is loaded.
+
+QEMU writes only pages whose bit is set (10.0, ``migration/ram.c``): where the image has none, what
+the destination has of its files or drives would stay. So those pages must be zero there. What the
+image does not hold, as the memory of a virtio-pmem device, is a disk like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from mapsave import errors, shielded
+from mapsave.image import bitmaps, holes
+from mapsave.monitor import process_memory, ram_blocks
+from mapsave.operations import memory_backends
+
+if TYPE_CHECKING:
+    from mapsave.image.mapped_ram import RamBlock
+    from mapsave.image.validation import Contents
+    from mapsave.monitor.session import Session
+    from mapsave.operations.memory_backends import Backend
+
+_CHUNK = 1 << 20
+# Blocks that have contents from elsewhere and are in no backend: flash from its drive, and what an
+# ivshmem server gives.
+_WITH_CONTENTS = ("flash", "ivshmem")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stale:
+    """The first page that would stay as it is."""
+
+    page: int
+
+
+async def check(session: Session, fd: int, contents: Contents) -> list[str]:
+    """Compare the destination's memory with the image ``fd``; return warnings.
+
+    Raises DestinationNotZero, DestinationMismatch where QEMU cannot write to it, MonitorError.
+    """
+    found = await ram_blocks.query(session)
+    backends = await memory_backends.query(session)
+    names = list(found) or [block.name for block in contents.stream.blocks]
+    by_block = {name: each for each in backends if (name := each.block(names)) is not None}
+    blocks = zip(contents.stream.blocks, contents.used_pages, strict=True)
+    warnings: list[str] = []
+    for block, used in blocks:
+        there, backend = found.get(block.name), by_block.get(block.name)
+        if backend is not None and backend.is_rom and used:
+            raise _unwritable(block, backend)
+        if used == block.pages:
+            continue
+        if backend is not None:
+            if backend.path is not None:
+                await shielded.in_thread(_check_file, session.pid, fd, block, backend, there)
+        elif there is not None and not there.read_only:
+            # QEMU fills read-only ones, its ROMs, only where no guest is to come in.
+            warnings += await shielded.in_thread(_check_memory, session.pid, fd, block, there)
+    return warnings
+
+
+def _unwritable(block: RamBlock, backend: Backend) -> errors.DestinationMismatch:
+    return errors.DestinationMismatch(
+        f"the destination's RAM {backend.name!r} is read-only, and the image has pages of RAM "
+        f"block {block.name!r}: QEMU would die in loading them",
+        hint="start the destination with readonly=off, or rom=off, for that memory backend",
+    )
+
+
+def _check_file(
+    pid: int | None, fd: int, block: RamBlock, backend: Backend, there: ram_blocks.RamBlock | None
+) -> None:
+    """Check a file; where it cannot be read, what QEMU has mapped of it."""
+    assert backend.path is not None
+    where = f"RAM {backend.name!r}, backed by {backend.path!r},"
+    try:
+        stale = _in_file(pid, fd, block, backend)
+    except OSError as error:
+        try:
+            stale = _in_memory(pid, fd, block, there)
+        except OSError:
+            raise errors.DestinationNotZero(
+                f"the destination's {where} cannot be checked ({error.strerror}): where the image "
+                "has no page, QEMU would leave what is there",
+                hint="run mapsave as a user who may read the file",
+                path=backend.path,
+            ) from None
+    if stale is not None:
+        raise errors.DestinationNotZero(
+            f"the destination's {where} has contents at page {stale.page}, where the image has "
+            "none, which QEMU would leave",
+            hint="it has changed since the save: put back what it had then, or start the "
+            "destination with a new, empty file in its place; the image holds the contents",
+            path=backend.path,
+        )
+
+
+def _in_file(pid: int | None, fd: int, block: RamBlock, backend: Backend) -> _Stale | None:
+    """Look for contents in the file where the image has no page. Raises OSError."""
+    assert backend.path is not None
+    path = _seen_by(pid, backend.path)
+    if os.path.isdir(path):
+        return None  # QEMU makes an unnamed file there, which is fresh
+    # A character device, of DAX, is to be mapped only: its memory is read then.
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(0, "not a regular file")
+        for first, pages in bitmaps.clear_runs(fd, block):
+            start = backend.offset + first * block.page_size
+            spans = holes.extents(file, start, start + pages * block.page_size)
+            for begin, end in zip(*(each.tolist() for each in spans), strict=True):
+                at = _first_contents(file, begin, end)
+                if at is not None:
+                    return _Stale((at - backend.offset) // block.page_size)
+    finally:
+        os.close(file)
+    return None
+
+
+def _first_contents(file: int, begin: int, end: int) -> int | None:
+    """Return where the first chunk that is not zero begins, to the byte; None without one."""
+    at = begin
+    while at < end:
+        data = os.pread(file, min(_CHUNK, end - at), at)
+        if not data:
+            return None
+        if data.count(0) != len(data):
+            return at + len(data) - len(data.lstrip(b"\0"))
+        at += len(data)
+    return None
+
+
+def _seen_by(pid: int | None, path: str) -> str:
+    """Return the path by which QEMU's file is reached from here: it may be in another root."""
+    if pid is None:
+        return path
+    base = "root" if os.path.isabs(path) else "cwd"
+    inside = f"/proc/{pid}/{base}/{path.lstrip('/')}"
+    return inside if os.access(f"/proc/{pid}/{base}", os.X_OK) else path
+
+
+def _check_memory(
+    pid: int | None, fd: int, block: RamBlock, there: ram_blocks.RamBlock
+) -> list[str]:
+    try:
+        stale = _in_memory(pid, fd, block, there)
+    except OSError as error:
+        if not any(word in block.name for word in _WITH_CONTENTS):
+            return []
+        return [
+            f"RAM block {block.name!r} of the destination could not be compared with the image "
+            f"({error.strerror}): if it has other contents than at the save, some of them stay"
+        ]
+    if stale is not None:
+        raise errors.DestinationNotZero(
+            f"the destination's RAM block {block.name!r} has contents at page {stale.page}, where "
+            "the image has none, which QEMU would leave",
+            hint="start the destination with what the guest had at the save (for flash, the same "
+            "firmware files), or with new files of zeros of that size; the image holds the "
+            "contents",
+        )
+    return []
+
+
+def _in_memory(
+    pid: int | None, fd: int, block: RamBlock, there: ram_blocks.RamBlock | None
+) -> _Stale | None:
+    """Look for contents in QEMU's memory where the image has no page. Raises OSError."""
+    if pid is None or there is None or there.address is None:
+        raise OSError(0, "QEMU's process is not in sight")
+    for first, pages in bitmaps.clear_runs(fd, block):
+        start, length = first * block.page_size, pages * block.page_size
+        for at in range(start, start + length, _CHUNK):
+            piece = (there.address + at, min(_CHUNK, start + length - at))
+            data = process_memory.read(pid, [piece])
+            if data.any():
+                return _Stale((at + int((data != 0).argmax())) // block.page_size)
+    return None

@@ -1,0 +1,97 @@
+"""Whether an image can be a stranger's: who else than the trusted could have written it.
+
+Trusted are root, the user that mapsave runs as, and the one to whom the label policy gives images.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.image import ownership
+from mapsave.labels import dac
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mapsave.image.image import Image
+    from mapsave.labels.policy import Policy
+
+_SHOWN = 5
+_WHO = "others than root, mapsave's own user and the label policy's owner"
+
+
+def users(policy: Policy | None = None) -> frozenset[int]:
+    """Return the ids of the trusted users. Raises PolicyViolation where the policy's has none."""
+    owner = dac.owner_id(policy) if policy is not None else None
+    return frozenset({0, os.geteuid()} | (set() if owner is None else {owner}))
+
+
+def strangers(opened: Image, trusted: frozenset[int]) -> list[str]:
+    """Return how others than the ``trusted`` could have written an image; empty if they cannot."""
+    return ownership.of_file(opened.path, opened.fd, trusted)
+
+
+def check_image(opened: Image, trusted: frozenset[int]) -> None:
+    """Raise UntrustedImage where others than the ``trusted`` could have written the image."""
+    found = strangers(opened, trusted)
+    if found:
+        raise errors.UntrustedImage(
+            f"{opened.path!r} is writable by {_WHO}: {_joined(found)}",
+            hint="see 'mapsave inspect' for what it would run; move it to a directory that only "
+            "they can write, or give --trust-image",
+            strangers=found,
+        )
+
+
+def check_directory(path: str, trusted: frozenset[int]) -> None:
+    """Raise UntrustedDirectory where an image in it could be exchanged by others."""
+    found = ownership.of_directory(path, trusted)
+    if found:
+        raise errors.UntrustedDirectory(
+            f"{path!r} is writable by {_WHO}: {_joined(found)}",
+            hint="an image in it would not be restored: chown it, take the permission away "
+            "(chmod go-w, setfacl -b), or save to another directory",
+            strangers=found,
+        )
+
+
+def check_readable_file(path: Path, fd: int, what: str) -> None:
+    """Raise UntrustedImage where others could have written the file ``path``, open as ``fd``."""
+    found = ownership.of_file(str(path), fd, users())
+    if found:
+        raise errors.UntrustedImage(
+            f"{what} {str(path)!r} is writable by others than root and mapsave's own user: "
+            f"{_joined(found)}",
+            hint="copy it to where only they can write, or give --trust-image",
+            strangers=found,
+        )
+
+
+def check_program(name: str) -> None:
+    """Raise UntrustedImage where others could have written the program ``name`` of an image.
+
+    One that does not exist is left to whoever starts it.
+    """
+    path = shutil.which(name)
+    if path is None:
+        return
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = ownership.of_file(path, fd, users())
+    finally:
+        os.close(fd)
+    if found:
+        raise errors.UntrustedImage(
+            f"the recorded program {path!r} is writable by others than root and mapsave's own "
+            f"user: {_joined(found)}",
+            hint="start the guest by 'launch:' in the configuration, or give --trust-image",
+            strangers=found,
+        )
+
+
+def _joined(found: list[str]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more

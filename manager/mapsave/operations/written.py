@@ -1,0 +1,91 @@
+"""See that the pages which QEMU says it has written are in the image: once, before the commit.
+
+QEMU does not notice a short write of a channel (``image/holes.py``). Holes are looked for
+everywhere; what only the guest's RAM can show is compared while the guest is paused. Where the
+file system does not report holes, or pages were written more than once, every page is compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING
+
+from mapsave import errors, shielded
+from mapsave.migration import guest_state
+from mapsave.monitor import ram_blocks
+from mapsave.operations.read_back import How, Ram, ReadBack, Written
+
+if TYPE_CHECKING:
+    from mapsave.image.mapped_ram import Stream
+    from mapsave.image.validation import Contents
+    from mapsave.monitor.session import Session
+
+__all__ = ["How", "Written", "check", "check_holes"]
+
+_RUNS_AGAIN = "the guest was resumed first"
+
+
+def prepare() -> None:
+    """Load what ``check`` needs while QEMU writes: the guest waits for the rest."""
+    asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "numpy")
+
+
+async def check(
+    fd: int, contents: Contents, how: How, session: Session | None, pid: int | None
+) -> Written:
+    """Look for pages that are missing in the image ``fd``; ``session`` is of its paused guest.
+
+    Without ``session`` or ``pid`` the guest is gone or runs, and only the file is looked at.
+
+    Raises PagesMissing, TruncatedImage, OSError, MonitorError.
+    """
+    ram, reason = None, _RUNS_AGAIN if session is None else "QEMU's process is not in sight"
+    if session is not None and pid is not None:
+        ram, reason = await _ram(session, pid, contents.stream)
+    look = ReadBack(fd, contents, how, ram, reason)
+    try:
+        return await shielded.in_thread(look.run)
+    except errors.PagesMissing:
+        # A guest that another process has resumed meanwhile differs from its image, and rightly.
+        if session is None or not look.is_by_ram or await _is_paused(session):
+            raise
+    return await shielded.in_thread(ReadBack(fd, contents, how, None, _RUNS_AGAIN).run)
+
+
+async def _is_paused(session: Session) -> bool:
+    """Return whether the guest's RAM is as QEMU has saved it; where QEMU is gone, it was."""
+    try:
+        return await guest_state.run_state(session) == "postmigrate"
+    except errors.MonitorError:
+        return True
+
+
+async def _ram(session: Session, pid: int, stream: Stream) -> tuple[Ram | None, str]:
+    if not await _is_paused(session):
+        return None, _RUNS_AGAIN
+    try:
+        found = await ram_blocks.query(session)
+    except errors.MonitorError as error:
+        return None, error.message
+    for block in stream.blocks:
+        there = found.get(block.name)
+        if there is None or there.address is None or there.used < block.used_length:
+            return None, f"QEMU does not say where RAM block {block.name!r} is"
+    return Ram(pid, found), ""
+
+
+def check_holes(fd: int, contents: Contents, how: How, before: Written) -> Written:
+    """Look for holes once more, the data being on stable storage; ``before`` has the rest.
+
+    Raises as ``check`` does.
+    """
+    found = ReadBack(fd, contents, how, None, _RUNS_AGAIN)
+    is_known = found.check_holes()
+    return dataclasses.replace(
+        before,
+        holes=is_known,
+        not_compared=before.not_compared + found.unknown,
+        reason=before.reason or (_RUNS_AGAIN if found.unknown else None),
+    )

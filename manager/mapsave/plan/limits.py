@@ -1,0 +1,95 @@
+"""What a save or a restore takes of QEMU's limits, and how many channels fit.
+
+Measured with QEMU 10.0.2, to the last descriptor and thread (``tests/faults/test_limits.py``): a
+save takes the two descriptors that it is given, a duplicate for its stream, one for each channel;
+and a thread for itself and one for each channel. A restore takes as many descriptors, and a thread
+less, which later versions take as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from mapsave import units
+from mapsave.plan.strategy import MAX_CHANNELS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mapsave.monitor.headroom import Headroom
+    from mapsave.monitor.limit import Limit
+
+HANDED_OVER = 2
+# For what else QEMU may open in the meantime: a client that connects, a log of dirty memory that
+# it shares with a device's process.
+_SPARE_DESCRIPTORS = 1
+_GUARD = 64 * units.KIB  # of a stack, whatever the size of a page
+# The allocations of a migration besides stacks: lists of pages and buffers, 20 MiB with the bitmaps
+# of 64 GiB of RAM; what QEMU cannot allocate it aborts for.
+_ALLOCATIONS = 32 * units.MIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What is taken of one limit: ``fixed``, and ``each`` for every channel."""
+
+    what: str
+    limit: Limit
+    fixed: int
+    each: int
+
+    def of(self, channels: int) -> int:
+        """Return how much ``channels`` take."""
+        return self.fixed + self.each * channels
+
+    @property
+    def channels(self) -> int:
+        """How many channels fit, at most what QEMU takes."""
+        return min((self.limit.left - self.fixed) // self.each, MAX_CHANNELS)
+
+    def text(self, channels: int) -> str:
+        """Say what is left and what ``channels`` take."""
+        left, needed, most = self.limit.left, self.of(channels), self.limit.most
+        form = units.format_size if self.what == "memory" else str
+        what = self.what.removesuffix("s") if left == 1 else self.what
+        return (
+            f"{form(left)} {what} left of {form(most)} ({self.limit.name}), "
+            f"{plural(channels)} {'needs' if channels == 1 else 'need'} {form(needed)}"
+        )
+
+    def as_dict(self, channels: int) -> dict[str, int | str]:
+        """Return the figures for ``--json``."""
+        found = {"left": self.limit.left, "most": self.limit.most, "needed": self.of(channels)}
+        return {"limit": self.limit.name, "what": self.what, **found}
+
+
+def plural(channels: int) -> str:
+    return "1 channel" if channels == 1 else f"{channels} channels"
+
+
+def needs(headroom: Headroom, *, workers: int, handed_over: int, own: dict[str, int]) -> list[Need]:
+    """Return what a save or a restore takes of each limit that is known.
+
+    ``workers``: threads that QEMU may have to start for its disks. ``handed_over``: how many of
+    the descriptors it has already. ``own``: how many threads mapsave itself will take of a limit
+    that it shares with QEMU, by the limit's name.
+    """
+    return list(_needs(headroom, 1 + workers, HANDED_OVER - handed_over, own))
+
+
+def _needs(
+    headroom: Headroom, threads: int, descriptors: int, own: dict[str, int]
+) -> Iterator[Need]:
+    for limit in headroom.descriptors:
+        yield Need("open files", limit, descriptors + 1 + _SPARE_DESCRIPTORS, 1)
+    for limit in headroom.threads:
+        yield Need("threads", limit, threads + own.get(limit.name, 0), 1)
+    stack = headroom.stack + _GUARD
+    for limit in headroom.memory:
+        yield Need("memory", limit, threads * stack + _ALLOCATIONS, stack)
+
+
+def tightest(found: list[Need]) -> Need | None:
+    """Return the limit into which the fewest channels fit; None where nothing is limited."""
+    return min(found, key=lambda need: need.channels, default=None)

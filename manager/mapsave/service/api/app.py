@@ -1,0 +1,213 @@
+"""The REST interface: routes, who may use them, and how errors become answers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import http_exceptions, web
+
+from mapsave import errors, strict_json
+from mapsave.service import tls
+from mapsave.service.api import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from mapsave.service.api.connections import Connections, Patience
+    from mapsave.service.peers import Peer, Role
+    from mapsave.service.service import Service
+
+    Handler = Callable[["Call"], Awaitable[Any]]
+
+_log = logging.getLogger(__name__)
+
+LARGEST_BODY = 1 << 20
+UNAVAILABLE = 503
+# What any route may answer: a wrong request, no right to it, no such method of it; something on the
+# host stands against it, as a directory or a journal that cannot be read; a bug; the service stops,
+# or has too much to do.
+COMMON_ERRORS = (400, 403, 405, 409, 500, UNAVAILABLE)
+RETRY_AFTER = "1"  # seconds until what a 503 stands in the way of may be asked again
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """A header that a route understands; its value is as ``pattern`` says."""
+
+    name: str
+    pattern: str
+    description: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """One method of one path: who may use it, what it takes, and what it answers.
+
+    ``errors`` are the statuses beside ``COMMON_ERRORS``.
+    """
+
+    method: str
+    path: str
+    role: Role
+    summary: str
+    handler: Handler
+    answer: type[Any] | None = None
+    query: type[queries.Query] = queries.Nothing
+    headers: tuple[Header, ...] = ()
+    takes_body: bool = False
+    endless: bool = False
+    status: int = 200
+    errors: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One request that was let in. ``body`` is what its JSON holds, None for a route without."""
+
+    service: Service
+    request: web.Request
+    peer: Peer
+    query: Any
+    body: Any
+    patience: Patience
+
+    def part(self, name: str) -> str:
+        """Return a part of the path."""
+        return self.request.match_info[name]
+
+
+def application(
+    service: Service, routes: Sequence[Route], connections: Connections
+) -> web.Application:
+    """Return the application that answers at ``routes``."""
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+    app = web.Application(middlewares=[_errors_as_json], client_max_size=LARGEST_BODY)
+    for route in routes:
+        app.router.add_route(route.method, route.path, _handler(service, route, connections))
+    return app
+
+
+def _handler(
+    service: Service, route: Route, connections: Connections
+) -> Callable[[web.Request], Awaitable[Any]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        with connections.serving(request.protocol, endless=route.endless):
+            found = await answer(request)
+        if service.tls is not None and service.tls.is_outdated(request.transport):
+            found.force_close()
+        return found
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        peer = _peer(service, request)
+        peer.require(route.role, f"{route.method} {request.path}")
+        query = queries.parse(route.query, request.query, _repeated(request))
+        patience = connections.patience
+        body = await _body(request, patience.body) if route.takes_body else None
+        found = await route.handler(Call(service, request, peer, query, body, patience))
+        if isinstance(found, web.StreamResponse):
+            return found
+        return as_json(found, status=route.status)
+
+    return handle
+
+
+def as_json(
+    data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return an answer with ``data`` as JSON."""
+    text = strict_json.dumps(data, default=str, ensure_ascii=False)
+    return web.Response(
+        # A name from a file system may hold bytes that are no text.
+        body=text.encode("utf-8", "backslashreplace"),
+        content_type="application/json",
+        charset="utf-8",
+        status=status,
+        headers=headers,
+    )
+
+
+def failure(error: errors.MapsaveError) -> web.Response:
+    """Return the answer that tells an error."""
+    headers = {"Retry-After": RETRY_AFTER} if error.http_status == UNAVAILABLE else None
+    return as_json({"error": error.as_dict()}, status=error.http_status, headers=headers)
+
+
+def _peer(service: Service, request: web.Request) -> Peer:
+    """Return who asks. Raises RoleMissing where the connection does not tell."""
+    transport = request.transport
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        raise errors.RoleMissing("the connection is gone")
+    if sock.family == socket.AF_UNIX:
+        return service.roles.of_socket(sock)
+    assert transport is not None
+    return tls.peer(service.roles, transport)
+
+
+def _repeated(request: web.Request) -> set[str]:
+    return {name for name in request.query if len(request.query.getall(name)) > 1}
+
+
+async def _body(request: web.Request, timeout: float) -> Any:
+    """Return the JSON of a request. Raises RequestInvalid, RequestTooLarge."""
+    if request.content_type != "application/json":
+        raise errors.RequestInvalid(
+            f"the body is {request.content_type}, not JSON",
+            hint="send it with Content-Type: application/json",
+        )
+    try:
+        async with asyncio.timeout(timeout):
+            raw = await request.read()
+    except TimeoutError:
+        raise errors.RequestInvalid(f"the body did not come within {timeout:g} s") from None
+    try:
+        return strict_json.loads(raw, whole=True)
+    except ValueError as error:  # UnicodeDecodeError too
+        raise errors.RequestInvalid(f"the body is not JSON: {error}") from None
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer every error as JSON, in the words that the command line has for it."""
+    try:
+        return await handler(request)
+    except errors.MapsaveError as error:
+        return failure(error)
+    except web.HTTPRequestEntityTooLarge:
+        limit = f"a request has at most {LARGEST_BODY} bytes"
+        return failure(errors.RequestTooLarge(limit))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        answer = failure(
+            errors.WrongMethod(f"{request.path} takes {allowed}, not {request.method}")
+        )
+        answer.headers["Allow"] = allowed
+        return answer
+    except web.HTTPNotFound:
+        return failure(
+            errors.UnknownResource(
+                f"nothing at {request.path}", hint="GET /v1/openapi.json describes what there is"
+            )
+        )
+    except web.HTTPException as error:
+        return failure(errors.RequestInvalid(error.reason))
+    except Exception as error:
+        if request.transport is None or request.transport.is_closing():
+            return web.Response()  # the client is gone, which is its right
+        _log.exception("%s %s: a bug in mapsave", request.method, request.path)
+        return failure(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Tell whether an error that aiohttp logs is one of ours: what clients send wrong is not."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, http_exceptions.HttpProcessingError | ConnectionError):
+        return True
+    _log.debug("a client sent what is no request: %s", error)
+    return False

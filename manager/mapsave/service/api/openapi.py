@@ -1,0 +1,126 @@
+"""The OpenAPI document of the service, made of the table of routes and the models."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pydantic.json_schema import models_json_schema
+
+import mapsave
+from mapsave.service.api import app, queries, requests, responses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mapsave.service.api.app import Route
+
+_SCHEMAS = "#/components/schemas/{model}"
+_HEADERS = {
+    202: ("Location", "The path of the operation."),
+    405: ("Allow", "The methods that the path has."),
+    503: ("Retry-After", "Seconds until it may be tried again."),
+}
+_TEXT = {"/metrics": "text/plain", "/v1/events": "text/event-stream"}
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document that describes ``routes``."""
+    models = [route.answer for route in routes if route.answer is not None]
+    models += [responses.Failure]
+    _, found = models_json_schema(
+        [(model, "serialization") for model in dict.fromkeys(models)], ref_template=_SCHEMAS
+    )
+    body = requests.REQUEST.json_schema(ref_template=_SCHEMAS)
+    schemas = {**found["$defs"], **body.pop("$defs")}
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, body)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "mapsaved",
+            "version": mapsave.__version__,
+            "description": "Saves running QEMU guests to disk, and brings them back.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "http://localhost"}],
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(route: Route, body: dict[str, Any]) -> dict[str, Any]:
+    named = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    described: dict[str, Any] = {
+        "summary": route.summary,
+        "description": f"For the role {route.role.word!r}.",
+        "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
+        "parameters": named + queries.parameters(route.query) + _headers(route),
+        "responses": _responses(route),
+    }
+    if route.takes_body:
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": body}},
+        }
+    return described
+
+
+def _headers(route: Route) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": each.name,
+            "in": "header",
+            "required": False,
+            "description": each.description,
+            "schema": {"type": "string", "pattern": each.pattern},
+        }
+        for each in route.headers
+    ]
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    failure = {"schema": {"$ref": _SCHEMAS.format(model="Failure")}}
+    if route.answer is not None:
+        kind = "application/json"
+        schema = {"$ref": _SCHEMAS.format(model=route.answer.__name__)}
+    else:
+        kind = _TEXT.get(route.path, "application/json")
+        schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
+    codes = sorted({*app.COMMON_ERRORS, *route.errors})
+    words = {
+        **dict.fromkeys(range(400, 600), "It failed; the error says why"),
+        400: "The request does not fit",
+        403: "The peer may not",
+        404: "There is no such thing",
+        405: "The path has no such method",
+        409: "Something on the host stands against it",
+        503: "The service stops, or has too much to do",
+    }
+    return {
+        str(route.status): {
+            "description": "Done",
+            "content": {kind: {"schema": schema}},
+            **_told(route.status),
+        },
+        **{
+            str(code): {
+                "description": words[code],
+                "content": {"application/json": failure},
+                **_told(code),
+            }
+            for code in codes
+        },
+    }
+
+
+def _told(status: int) -> dict[str, Any]:
+    """Return the headers of an answer of that status."""
+    if status not in _HEADERS:
+        return {}
+    name, words = _HEADERS[status]
+    return {"headers": {name: {"description": words, "schema": {"type": "string"}}}}

@@ -1,0 +1,120 @@
+"""The directory of the jobs: every ``*.yaml`` in it, those that are wrong told with their error."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.image import ownership
+from mapsave.jobs import job as jobs
+from mapsave.operations import trust
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mapsave.config import Config
+    from mapsave.jobs.job import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """A file that is no job, and why."""
+
+    path: Path
+    error: errors.MapsaveError
+
+    def line(self) -> dict[str, Any]:
+        """Return it as the API and ``mapsave job list`` show it."""
+        return {"file": str(self.path), "error": self.error.as_dict()}
+
+
+class Jobs:
+    """The jobs by name, and the files that are none."""
+
+    def __init__(self, found: dict[str, Job], broken: tuple[Broken, ...] = ()) -> None:
+        self._found = found
+        self.broken = broken
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._found.values())
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, name: str) -> Job:
+        """Return a job. Raises UnknownJob."""
+        if name in self._found:
+            return self._found[name]
+        import difflib
+
+        close = difflib.get_close_matches(name, self._found, n=1)
+        raise errors.UnknownJob(
+            f"no job {name!r}",
+            hint=f"did you mean {close[0]!r}?" if close else "'mapsave job list' lists them",
+        )
+
+
+def load(config: Config) -> Jobs:
+    """Return the jobs of the directory, in the order of their files; a missing one holds none.
+
+    A job whose guests do not exist, or whose name another file has, is broken too.
+    """
+    found: dict[str, Job] = {}
+    broken: list[Broken] = []
+    try:
+        paths = sorted(path for path in config.jobs.iterdir() if path.suffix in (".yaml", ".yml"))
+    except FileNotFoundError:
+        return Jobs({})
+    except OSError as error:
+        words = f"cannot read the directory of the jobs {str(config.jobs)!r}: {error.strerror}"
+        return Jobs({}, (Broken(config.jobs, errors.ConfigMissing(words)),))
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        try:
+            job = jobs.load(path)
+            job.resolve(config)
+            if "policy" in job.given:
+                _check_writers(path)
+            if job.name in found:
+                raise errors.ConfigError(
+                    f"{path}: the job {job.name!r} stands in {found[job.name].source} already"
+                )
+        except errors.MapsaveError as error:
+            broken.append(Broken(path, error))
+        else:
+            found[job.name] = job
+    return Jobs(found, tuple(broken))
+
+
+def _check_writers(path: Path) -> None:
+    """Raise NotPermitted where others than root and the service could have written a job's file.
+
+    Its label policy goes before that of its guests, which only root may change.
+    """
+    try:
+        with path.open("rb") as file:
+            found = ownership.of_file(str(path), file.fileno(), trust.users())
+    except OSError as error:
+        raise errors.ConfigMissing(f"cannot read {str(path)!r}: {error.strerror}") from None
+    if found:
+        raise errors.NotPermitted(
+            f"the job {str(path)!r} sets a label policy, and others than root and the service's "
+            f"user could have written it: {'; '.join(found)}",
+            hint="chown and chmod go-w what is named, or leave 'policy' out of the job",
+        )
+
+
+def line(job: Job, config: Config) -> dict[str, Any]:
+    """Return a job as the API and ``mapsave job list`` show it. Raises ConfigError."""
+    return {
+        "name": job.name,
+        "file": str(job.source),
+        "guests": job.resolve(config),
+        "schedule": dataclasses.asdict(job.schedule) if job.schedule is not None else None,
+        "keep": dataclasses.asdict(job.keep) if job.keep is not None else None,
+        "concurrency": job.concurrency,
+        "timeout": job.timeout,
+    }

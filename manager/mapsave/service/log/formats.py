@@ -1,0 +1,124 @@
+"""How a log entry is written: text as logfmt has it, JSON, or fields for systemd's journal.
+
+Values come from guests, users and QEMU. None can end a line, begin another field or steer a
+terminal: control characters and what is not printable are escaped, as JSON escapes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from mapsave.service.log import journald
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+# First in the text, in this order; whose names journald's fields follow.
+CONTEXT = ("operation", "guest", "job", "step")
+_HEAD = ("time", "level", "event")
+_TAIL = ("logger", "exception")
+_SECRET = re.compile(
+    r"passw|passphrase|secret|token|credential|authorization|cookie|(api|private)_?key", re.I
+)
+_WORDS = re.compile(r"[^\"=\\]+")
+_BARE = re.compile(r"[^\s\"'=\\]+")
+_IDENTIFIER = "mapsaved"
+
+
+def without_secrets(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Drop what a key calls a secret, inside of values too: a request is logged as it came."""
+    kept: MutableMapping[str, Any] = _without_secrets(entry)
+    return kept
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _without_secrets(inside)
+            for key, inside in value.items()
+            if not _SECRET.search(str(key))
+        }
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(inside) for inside in value]
+    return value
+
+
+def as_json(_: Any, __: str, entry: Mapping[str, Any]) -> str:
+    """Return the entry as one object on one line, in ASCII."""
+    return json.dumps({key: entry[key] for key in _ordered(entry)}, default=str)
+
+
+def as_text(_: Any, __: str, entry: Mapping[str, Any]) -> str:
+    """Return ``TIME LEVEL EVENT key=value ...``."""
+    return f"{entry['time']} {entry['level']} {_line(entry, *_TAIL)}"
+
+
+class ForJournald:
+    """Sends entries to journald; returns those that it does not take as lines for stderr.
+
+    These have the prefixes by which systemd knows their priority, see sd-daemon(3).
+    """
+
+    def __init__(self, journal: journald.Journald) -> None:
+        self._journal = journal
+
+    def __call__(self, _: Any, __: str, entry: Mapping[str, Any]) -> str:
+        """Return the empty text where journald has taken the entry."""
+        priority = journald.PRIORITIES.get(entry["level"], journald.PRIORITIES["info"])
+        fields = {"PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER}
+        for key, value in entry.items():
+            if key not in _HEAD and value is not None:
+                fields[journald.field_name("MAPSAVE_", key)] = _plain(value)
+        fields["MESSAGE"] = _line(entry)
+        if "exception" in entry:
+            # A field may have lines, and journalctl shows them; only they are left as they are.
+            lines = str(entry["exception"]).split("\n")
+            fields["MESSAGE"] += "\n" + "\n".join(map(_escaped, lines))
+        if self._journal.send(fields):
+            return ""
+        return f"<{priority}>{_line(entry, *_TAIL)}"
+
+
+def _ordered(entry: Mapping[str, Any]) -> list[str]:
+    first = [key for key in (*_HEAD, *CONTEXT) if key in entry]
+    last = [key for key in _TAIL if key in entry]
+    return first + [key for key in entry if key not in first and key not in last] + last
+
+
+def _line(entry: Mapping[str, Any], *tail: str) -> str:
+    """Return ``EVENT key=value ...`` with the keys of ``tail`` at the end, others of _TAIL not."""
+    event = str(entry["event"])
+    # An event is words; one that has a "key=" in it must not look like a field.
+    words = [event if _WORDS.fullmatch(event) and event.isprintable() else _quoted(event)]
+    for key in _ordered(entry):
+        if key not in _HEAD and (key in tail or key not in _TAIL) and entry[key] is not None:
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", str(key))
+            words.append(f"{name}={_value(_plain(entry[key]))}")
+    return " ".join(words)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, dict, list)):
+        return json.dumps(value, default=str)
+    return str(value)
+
+
+def _value(text: str) -> str:
+    if _BARE.fullmatch(text) and text.isprintable():
+        return text
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return _escaped(json.dumps(text, ensure_ascii=False))
+
+
+def _escaped(text: str) -> str:
+    """Return ``text`` with what is not printable as JSON escapes it; that is in force already."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)

@@ -1,0 +1,200 @@
+"""The service's log: structlog's loggers and those of the standard library in one form.
+
+What is bound to the context (``bound``) is on every line that is logged inside, whoever logs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import structlog
+from structlog import processors, stdlib
+
+from mapsave.service.log import formats, journald
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from structlog.typing import Processor
+
+    from mapsave.service_settings import LogFormat
+
+_CHUNK = select.PIPE_BUF  # pipe(7): where poll says there is room, so much does not block
+_PATIENCE_MS = 200
+# At least this severe where not everything is wanted. qemu.qmp's errors are about connections that
+# ended, which operations report in their own words; aiohttp.access is a line a request.
+_LOUD = {
+    "qemu.qmp": logging.CRITICAL,
+    "aiohttp.access": logging.WARNING,
+}
+_SHARED: list[Processor] = [
+    structlog.contextvars.merge_contextvars,
+    stdlib.add_log_level,
+    stdlib.add_logger_name,
+]
+
+
+def configure(
+    form: LogFormat = "auto",
+    level: int = logging.INFO,
+    stream: TextIO | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    journal: str = journald.SOCKET,
+) -> None:
+    """Log to ``stream`` (stderr) what is as severe as ``level``; takes the place of a former call.
+
+    ``journald`` sends entries to the socket ``journal``, and writes those that cannot be sent to
+    ``stream``. ``auto`` is that where $JOURNAL_STREAM names ``stream``, and ``text`` elsewhere.
+    """
+    output = _Output(sys.stderr if stream is None else stream)
+    if form == "auto":
+        is_journal = journald.names(output.fd, environ.get("JOURNAL_STREAM"))
+        form = "journald" if is_journal else "text"
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        # The other is what the command line put there, which would write each line again.
+        if isinstance(old, _Handler) or type(old) is logging.StreamHandler:
+            root.removeHandler(old)
+            old.close()
+    root.addHandler(_Handler(output, form, journal))
+    root.setLevel(level)
+    for name, least in _LOUD.items():
+        logging.getLogger(name).setLevel(logging.NOTSET if level <= logging.DEBUG else least)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)  # below it tells of its selector
+    structlog.configure(
+        processors=[
+            stdlib.filter_by_level,
+            *_SHARED,
+            stdlib.PositionalArgumentsFormatter(),
+            processors.StackInfoRenderer(),
+            stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=stdlib.BoundLogger,
+        logger_factory=stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,  # a reload may configure again
+    )
+
+
+@contextlib.contextmanager
+def configured(form: LogFormat = "auto", **how: Any) -> Iterator[None]:
+    """Log as ``configure`` does, and as before at the end."""
+    root = logging.getLogger()
+    handlers, level, before = list(root.handlers), root.level, structlog.get_config()
+    levels = {name: logging.getLogger(name).level for name in (*_LOUD, "asyncio")}
+    try:
+        configure(form, **how)
+        yield
+    finally:
+        for each in [each for each in root.handlers if each not in handlers]:
+            root.removeHandler(each)
+            each.close()
+        for each in [each for each in handlers if each not in root.handlers]:
+            root.addHandler(each)
+        root.setLevel(level)
+        for name, was in levels.items():
+            logging.getLogger(name).setLevel(was)
+        structlog.configure(**before)
+
+
+@contextlib.contextmanager
+def bound(**facts: Any) -> Iterator[None]:
+    """Put those ``facts`` (operation, guest, job, step) that are not None on every line inside."""
+    known = {key: value for key, value in facts.items() if value is not None}
+    with structlog.contextvars.bound_contextvars(**known):
+        yield
+
+
+class _Handler(logging.Handler):
+    """Writes entries; whatever happens thereby, who logs does not notice."""
+
+    def __init__(self, output: _Output, form: LogFormat, journal: str) -> None:
+        super().__init__()
+        self._output = output
+        self._journald = journald.Journald(journal) if form == "journald" else None
+        forms: dict[str, Processor] = {"text": formats.as_text, "json": formats.as_json}
+        if self._journald is not None:
+            forms["journald"] = formats.ForJournald(self._journald)
+        self.setFormatter(
+            stdlib.ProcessorFormatter(
+                foreign_pre_chain=[*_SHARED, stdlib.ExtraAdder(formats.CONTEXT)],
+                processors=[
+                    stdlib.ProcessorFormatter.remove_processors_meta,
+                    processors.format_exc_info,
+                    processors.TimeStamper(fmt="iso", utc=True, key="time"),
+                    formats.without_secrets,
+                    forms[form],
+                ],
+            )
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one entry."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # arguments that do not fit, or a value that cannot be printed
+            # In an empty context, for what is bound may be what cannot be printed.
+            line = contextvars.Context().run(self.format, _about(record, error))
+        if line:
+            self._output.write(line + "\n")
+
+    def close(self) -> None:
+        """Close the way to journald; the stream belongs to others."""
+        if self._journald is not None:
+            self._journald.close()
+        super().close()
+
+
+def _about(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    what = (type(error).__name__, record.pathname, record.lineno)
+    words = "a log entry cannot be written: %s, logged at %s:%d"
+    return logging.LogRecord(
+        record.name, logging.ERROR, record.pathname, record.lineno, words, what, None
+    )
+
+
+class _Output:
+    """A stream for lines. One that is closed or full loses lines: a save must not wait for it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.fd: int | None = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self.fd = stream.fileno() if stream is not None else None
+        self._is_stuck = False
+        self._is_torn = False
+
+    def write(self, line: str) -> None:
+        """Write a line, if that goes; waits only with the first that is lost. Raises nothing."""
+        # Behind a closed stream its descriptor may be another file by now.
+        if self._stream is None or self._stream.closed:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            if self.fd is None:
+                self._stream.write(line)
+                self._stream.flush()
+            else:
+                self._write_bytes(self.fd, line.encode("utf-8", "backslashreplace"))
+
+    def _write_bytes(self, fd: int, data: bytes) -> None:
+        if self._is_torn:
+            data = b"\n" + data
+        view = memoryview(data)
+        while view:
+            if not self._has_room(fd):
+                break
+            written = os.write(fd, view[:_CHUNK])
+            self._is_torn = written < len(view)
+            view = view[written:]
+
+    def _has_room(self, fd: int) -> bool:
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        self._is_stuck = not poll.poll(0 if self._is_stuck else _PATIENCE_MS)
+        return not self._is_stuck

@@ -1,0 +1,236 @@
+"""Metrics as Prometheus reads them, by scraping the service or from a file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.openmetrics import exposition as openmetrics
+
+import mapsave
+from mapsave import config
+from mapsave.service.metrics import textfile
+from mapsave.service.metrics.scrape import KINDS, Past, Scrape, Sources
+from mapsave.service.metrics.store_usage import StoreUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import CollectorRegistry
+
+_log = logging.getLogger(__name__)
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OUTCOMES = ("done", "failed", "cancelled")
+MOST_ADDRESSES = 1000
+OTHER = "other"
+
+_OPENMETRICS = "application/openmetrics-text"
+_GUEST_AND_JOB = ("guest", "job")
+_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_DOWNTIME = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1200)
+
+
+class Metrics:
+    """The metrics of one service, in a registry of their own."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        self._past = Past()
+        self._usage = StoreUsage(sources.images)
+        self._scrape = Scrape(sources, self._past)
+        self._addresses: set[str] = set()
+        self._writing = asyncio.Lock()
+        self._textfile_problem: str | None = None
+        self._make_series()
+        self.registry.register(self._scrape)
+        prometheus_client.ProcessCollector(registry=self.registry)
+        build = Gauge(
+            "mapsave_build_info",
+            "Which mapsave runs; always 1.",
+            ["version"],
+            registry=self.registry,
+        )
+        build.labels(mapsave.__version__).set(1)
+
+    def _make_series(self) -> None:
+        def made(
+            kind: type[Any], name: str, words: str, labels: tuple[str, ...], **how: Any
+        ) -> Any:
+            return kind(f"mapsave_{name}", words, labels, registry=self.registry, **how)
+
+        self._begun: Counter = made(
+            Counter, "operations_begun_total", "Operations that were begun.", ("kind",)
+        )
+        self._ended: Counter = made(
+            Counter, "operations_total", "Operations that have ended.", ("kind", "outcome")
+        )
+        self._failures: Counter = made(
+            Counter, "failures_total", "Operations that failed, by error id.", ("kind", "error")
+        )
+        self._save_seconds: Histogram = made(
+            *(Histogram, "save_duration_seconds", "How long saves took, hooks not included."),
+            _GUEST_AND_JOB,
+            buckets=_SECONDS,
+        )
+        self._save_bytes: Counter = made(
+            Counter, "save_bytes_total", "Bytes of guests' data that saves wrote.", _GUEST_AND_JOB
+        )
+        self._save_rate: Gauge = made(
+            *(Gauge, "save_rate_bytes_per_second", "How fast the last save wrote."), _GUEST_AND_JOB
+        )
+        self._downtime: Histogram = made(
+            *(Histogram, "save_downtime_seconds", "How long saves kept running guests paused."),
+            _GUEST_AND_JOB,
+            buckets=_DOWNTIME,
+        )
+        self._restore_seconds: Histogram = made(
+            *(Histogram, "restore_duration_seconds", "How long restores took."),
+            (),
+            buckets=_SECONDS,
+        )
+        # A rate() sees the first event only where the series was there, at 0, before it.
+        for kind in KINDS:
+            self._begun.labels(kind)
+            for outcome in OUTCOMES:
+                self._ended.labels(kind, outcome)
+
+    def seed(
+        self,
+        successes: Iterable[tuple[str, str | None, float]],
+        runs: Iterable[tuple[str, float, bool]] = (),
+    ) -> None:
+        """Take over what the journal knows from before.
+
+        ``successes`` are guest, job and when the last save was done; ``runs`` are job, when it ran
+        last, and whether it saved all its guests. Times are seconds since the epoch.
+        """
+        for guest, job, when in successes:
+            self._note_success(guest, job, when)
+        for name, when, is_good in runs:
+            self._past.runs[name] = (when, is_good)
+
+    def began(self, kind: str) -> None:
+        """Count an operation that is begun."""
+        self._begun.labels(kind).inc()
+
+    def ended(self, record: Mapping[str, Any]) -> None:
+        """Count an operation that has ended; ``record`` is what the journal keeps of it."""
+        kind, state = record["kind"], record["state"]
+        self._ended.labels(kind, state).inc()
+        if state == "failed":
+            error = record.get("error") or {}
+            self._failures.labels(kind, error.get("id") or "internal").inc()
+        if kind == "job":
+            result = record.get("result") or {}
+            when = record.get("started") or record.get("ended")
+            is_good = state == "done" and not result.get("failed")
+            if record.get("job") and when:
+                self._past.runs[record["job"]] = (when, is_good)
+        elif state == "done" and kind == "save":
+            self._saved(record)
+        elif state == "done" and kind == "restore" and (seconds := _seconds(record)) is not None:
+            self._restore_seconds.observe(seconds)
+
+    def _saved(self, record: Mapping[str, Any]) -> None:
+        result = record.get("result") or {}
+        guest = result.get("guest") or record.get("guest") or ""
+        labels = (self._label(guest), record.get("job") or "")
+        if (seconds := _seconds(record)) is not None:
+            self._save_seconds.labels(*labels).observe(seconds)
+        if result.get("data_bytes") is not None:
+            self._save_bytes.labels(*labels).inc(result["data_bytes"])
+        if result.get("bytes_per_s"):
+            self._save_rate.labels(*labels).set(result["bytes_per_s"])
+        if result.get("downtime_s"):  # 0 is that of a guest that did not run
+            self._downtime.labels(*labels).observe(result["downtime_s"])
+        if record.get("ended"):
+            self._note_success(guest, record.get("job"), record["ended"])
+
+    def _note_success(self, guest: str, job: str | None, when: float) -> None:
+        key = (self._label(guest), job or "")
+        self._past.successes[key] = max(when, self._past.successes.get(key, 0.0))
+
+    def _label(self, guest: str) -> str:
+        """Return the guest's label. Users make up addresses, so only so many have their own."""
+        if guest.startswith(config.ADDRESSES) and guest not in self._addresses:
+            if len(self._addresses) >= MOST_ADDRESSES:
+                return OTHER
+            self._addresses.add(guest)
+        return guest
+
+    async def render(self, accept: str | None = None) -> tuple[bytes, str]:
+        """Return all series and their content type, in that format of the header ``accept``.
+
+        Prometheus' text format, or OpenMetrics where it is accepted.
+        """
+        self._scrape.look(await self._usage.read())
+        view = _View(self.registry)
+        # In a thread: many guests make many lines, and the loop has saves to serve.
+        if _takes_openmetrics(accept):
+            made = await asyncio.to_thread(openmetrics.generate_latest, view)
+            return made, openmetrics.CONTENT_TYPE_LATEST
+        return await asyncio.to_thread(prometheus_client.generate_latest, view), TEXT
+
+    async def write_textfile(self, path: Path) -> None:
+        """Write the series to ``path`` for node_exporter; what fails is logged, once a reason.
+
+        The series of the process are left out: node_exporter refuses what it has itself.
+        """
+        async with self._writing:
+            self._scrape.look(await self._usage.read())
+            view = _View(self.registry, prefix="mapsave_")
+            try:
+                made = await asyncio.to_thread(prometheus_client.generate_latest, view)
+                await asyncio.to_thread(textfile.replace, path, made)
+            except OSError as error:
+                problem = f"{os.fspath(path)!r}: {error.strerror}"
+                if problem != self._textfile_problem:
+                    _log.warning("cannot write the metrics to %s", problem)
+                self._textfile_problem = problem
+            else:
+                if self._textfile_problem is not None:
+                    _log.info("the metrics are written to %r again", os.fspath(path))
+                self._textfile_problem = None
+
+
+class _View:
+    """A registry without the times at which series were made, which nobody asks for."""
+
+    def __init__(self, registry: CollectorRegistry, prefix: str = "") -> None:
+        self._registry = registry
+        self._prefix = prefix
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            if family.name.startswith(self._prefix):
+                family.samples = [
+                    each for each in family.samples if not each.name.endswith("_created")
+                ]
+                yield family
+
+
+def _seconds(record: Mapping[str, Any]) -> float | None:
+    """Return how long a save or restore took: by its own clock, else from start to end."""
+    result = record.get("result") or {}
+    if result.get("duration_s") is not None:
+        return float(result["duration_s"])
+    if record.get("started") is not None and record.get("ended") is not None:
+        return max(0.0, float(record["ended"] - record["started"]))
+    return None
+
+
+def _takes_openmetrics(accept: str | None) -> bool:
+    """Tell whether an Accept header (RFC 9110, 12.5.1) names OpenMetrics, and not with q=0."""
+    for each in (accept or "").split(","):
+        media, *parameters = (part.strip().lower() for part in each.split(";"))
+        if media == _OPENMETRICS:
+            weights = [part[2:].strip("0.") for part in parameters if part.startswith("q=")]
+            return weights != [""]
+    return False

@@ -1,0 +1,179 @@
+"""The series that are looked up when they are asked for, so that none is ever stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prometheus_client import metrics_core
+
+from mapsave.service.metrics.store_usage import STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from mapsave.service.metrics.store_usage import Usage
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+KINDS = (
+    *("save", "restore", "check", "verify", "discard"),
+    *("recover", "job", "prune", "save-all", "restore-all"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class JobState:
+    """A configured job: when it runs next (None: never by itself), and the guests it saves."""
+
+    next_run: float | None
+    guests: Collection[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What the service is asked at each scrape, on the thread of its loop; none may block.
+
+    ``running`` is how many operations of each kind run, ``pending`` how many wait for their turn,
+    ``journal_bytes`` the size of the journal, ``images`` the image directory, ``jobs`` the jobs
+    that are configured, by name, ``listeners`` how many clients listen to events, ``degraded``
+    whether the service needs somebody's help.
+    """
+
+    running: Callable[[], Mapping[str, int]]
+    pending: Callable[[], int]
+    journal_bytes: Callable[[], int]
+    images: Callable[[], Path]
+    jobs: Callable[[], Mapping[str, JobState]]
+    listeners: Callable[[], int]
+    degraded: Callable[[], bool] = lambda: False
+
+
+@dataclasses.dataclass
+class Past:
+    """What has to survive a restart: last successes by guest and job, last runs by job."""
+
+    successes: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    runs: dict[str, tuple[float, bool]] = dataclasses.field(default_factory=dict)
+
+
+class Scrape:
+    """A collector of what ``look`` saw last."""
+
+    def __init__(self, sources: Sources, past: Past) -> None:
+        self._sources = sources
+        self._past = past
+        self._families: list[metrics_core.Metric] = []
+        self._failing: set[str] = set()
+
+    def collect(self) -> Iterator[metrics_core.Metric]:
+        """Yield the families; called by whichever thread renders them."""
+        yield from self._families
+
+    def look(self, usage: Usage | None) -> None:
+        """Ask all sources; ``usage`` is that of the image directory, None where it is unknown."""
+        jobs = self._ask("jobs", self._sources.jobs) or {}
+        self._families = [
+            self._running(),
+            *self._single(),
+            *_images(usage),
+            self._last_success(jobs),
+            *self._job_runs(jobs),
+        ]
+
+    def _ask(self, name: str, source: Callable[[], T]) -> T | None:
+        """Return what a source says; None where it fails, which must not cost the other series."""
+        try:
+            found = source()
+        except Exception:
+            if name not in self._failing:
+                _log.exception("no metrics about %s", name)
+            self._failing.add(name)
+            return None
+        self._failing.discard(name)
+        return found
+
+    def _running(self) -> metrics_core.Metric:
+        found = self._ask("running", self._sources.running)
+        counts = [] if found is None else list({**dict.fromkeys(KINDS, 0), **found}.items())
+        return _gauge(
+            "operations_running",
+            "Operations that run now.",
+            [((kind,), count) for kind, count in counts],
+            ["kind"],
+        )
+
+    def _single(self) -> Iterator[metrics_core.Metric]:
+        for name, words, source in (
+            ("operations_pending", "Operations that wait for their turn.", self._sources.pending),
+            (
+                *("journal_bytes", "Size of the journal, its write-ahead log included."),
+                self._sources.journal_bytes,
+            ),
+            ("event_listeners", "Clients that listen to events.", self._sources.listeners),
+            ("degraded", "Whether /v1/health says degraded: 1 or 0.", self._sources.degraded),
+        ):
+            value = self._ask(name, source)
+            yield _gauge(name, words, [] if value is None else [((), value)])
+
+    def _last_success(self, jobs: Mapping[str, JobState]) -> metrics_core.Metric:
+        # A job that is due but has never saved a guest has to be seen, or no alert could tell.
+        due = {
+            (guest, name): 0.0
+            for name, job in jobs.items()
+            if job.next_run is not None
+            for guest in job.guests
+        }
+        # And a guest that is no longer a job's would be late for ever.
+        known = {
+            (guest, job): when
+            for (guest, job), when in self._past.successes.items()
+            if not job or (job in jobs and guest in jobs[job].guests)
+        }
+        return _gauge(
+            "last_success_timestamp_seconds",
+            "When the last save of the guest by the job was done; 0: never by a job that is due.",
+            list({**due, **known}.items()),
+            ["guest", "job"],
+        )
+
+    def _job_runs(self, jobs: Mapping[str, JobState]) -> Iterator[metrics_core.Metric]:
+        due = [((name,), job.next_run) for name, job in jobs.items() if job.next_run is not None]
+        yield _gauge("job_next_run_timestamp_seconds", "When the job runs next.", due, ["job"])
+        runs = {name: run for name, run in self._past.runs.items() if name in jobs}
+        yield _gauge(
+            "job_last_run_timestamp_seconds",
+            "When the job ran last.",
+            [((name,), when) for name, (when, _) in runs.items()],
+            ["job"],
+        )
+        yield _gauge(
+            "job_last_run_success",
+            "Whether the last run of the job saved all its guests: 1 or 0.",
+            [((name,), int(is_good)) for name, (_, is_good) in runs.items()],
+            ["job"],
+        )
+
+
+def _images(usage: Usage | None) -> Iterator[metrics_core.Metric]:
+    found = usage or {}
+    counts = [((state,), found[state][0]) for state in STATES if state in found]
+    sizes = [((state,), found[state][1]) for state in STATES if state in found]
+    yield _gauge("images", "Images in the image directory.", counts, ["state"])
+    words = "Bytes of disk that the images in the image directory occupy."
+    yield _gauge("image_store_bytes", words, sizes, ["state"])
+
+
+def _gauge(
+    name: str,
+    words: str,
+    values: Sequence[tuple[Sequence[str], Any]],
+    labels: Sequence[str] = (),
+) -> metrics_core.Metric:
+    family = metrics_core.GaugeMetricFamily(f"mapsave_{name}", words, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, float(value))
+    return family

@@ -1,0 +1,109 @@
+"""How many images the image directory holds, and what they occupy; cheap enough for each scrape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+from mapsave.image import image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    Usage = Mapping[str, tuple[int, int]]
+
+_log = logging.getLogger(__name__)
+
+STATES = ("saved", "restored", "partial", "invalid")
+FRESH = 15.0
+# What is older than this is not told any more: the file system does not answer.
+_TOO_OLD = 4 * FRESH
+
+
+class StoreUsage:
+    """Counts the images of a directory, in a thread, at most every ``fresh`` seconds.
+
+    A file's header is read again only when the file has changed.
+    """
+
+    def __init__(
+        self, directory: Callable[[], Path], *, fresh: float = FRESH, patience: float = 2.0
+    ) -> None:
+        """``patience`` is how many seconds a scrape waits for a file system that is slow."""
+        self._directory = directory
+        self._fresh = fresh
+        self._patience = patience
+        self._task: asyncio.Task[None] | None = None
+        self._seen: tuple[Path, float, Usage] | None = None
+        self._known: dict[str, tuple[tuple[int, ...], str | None]] = {}
+        self._problem: str | None = None
+
+    async def read(self) -> Usage | None:
+        """Return count and bytes on disk of the images by state; None where that is not known."""
+        directory = self._directory()
+        if self._age(directory) >= self._fresh:
+            # One thread at most, however many ask and however long the file system takes.
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._look(directory))
+            await asyncio.wait({self._task}, timeout=self._patience)
+        if self._seen is None or self._age(directory) >= max(_TOO_OLD, self._fresh):
+            return None
+        return self._seen[2]
+
+    def _age(self, directory: Path) -> float:
+        if self._seen is None or self._seen[0] != directory:
+            return float("inf")
+        return time.monotonic() - self._seen[1]
+
+    async def _look(self, directory: Path) -> None:
+        try:
+            found = await asyncio.to_thread(self._scan, directory)
+        except OSError as error:
+            self._seen = None
+            problem = f"{os.fspath(directory)!r}: {error.strerror}"
+            if problem != self._problem:
+                _log.warning("cannot count the images of %s", problem)
+            self._problem = problem
+            return
+        self._problem = None
+        self._seen = (directory, time.monotonic(), found)
+
+    def _scan(self, directory: Path) -> Usage:
+        """Raises OSError where the directory cannot be read; one that is not there is empty."""
+        found = dict.fromkeys(STATES, (0, 0))
+        known: dict[str, tuple[tuple[int, ...], str | None]] = {}
+        try:
+            with os.scandir(directory) as files:
+                for file in files:
+                    try:
+                        stats = file.stat()
+                    except OSError:  # removed while we looked
+                        continue
+                    mark = (stats.st_ino, stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns)
+                    was, state = self._known.get(file.path, (None, None))
+                    if was != mark:
+                        state = _state(file.path)
+                    known[file.path] = (mark, state)
+                    if state is not None:
+                        count, size = found[state]
+                        found[state] = (count + 1, size + stats.st_blocks * 512)
+        except FileNotFoundError:
+            pass
+        self._known = known
+        return found
+
+
+def _state(path: str) -> str | None:
+    """Return the state of an image as `mapsave list` shows it; None for another file."""
+    try:
+        with image.opened(path) as opened:
+            return opened.block.state.word
+    except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
+        return None
+    except (errors.InvalidImage, OSError):
+        return "partial" if image.is_partial_name(path) else "invalid"

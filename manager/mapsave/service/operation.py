@@ -1,0 +1,107 @@
+"""One operation of the service while it is under way, and what is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from mapsave.history.history import Record
+
+if TYPE_CHECKING:
+    from mapsave.migration.progress import Progress
+
+PENDING, RUNNING, COMMITTING = "pending", "running", "committing"
+DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
+State = Literal["pending", "running", "committing", "done", "failed", "cancelled"]
+ENDED = frozenset((DONE, FAILED, CANCELLED))
+ID_BYTES = 6
+# From this step of a save on its image is about to be valid: it is finished, not cancelled.
+_COMMIT = "commit"
+
+
+@dataclasses.dataclass
+class Operation:
+    """An operation under way. ``revision`` counts its changes, for those who wait for the next."""
+
+    kind: str
+    user: str
+    request: dict[str, Any]
+    guest: str | None = None
+    job: str | None = None
+    image: str | None = None
+    parent: str | None = None
+    id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(ID_BYTES))
+    state: str = PENDING
+    created: float = dataclasses.field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+    step: str | None = None
+    progress: Progress | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    revision: int = 0
+    task: asyncio.Task[None] | None = dataclasses.field(default=None, repr=False)
+    cancel_requested: bool = False
+    has_begun: bool = False
+    _changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event, repr=False)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.state in ENDED
+
+    def change(self, **fields: Any) -> None:
+        """Set some fields, and wake those who wait for a change."""
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self.revision += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def saw(self, step: str) -> None:
+        """Note a step of the step journal."""
+        if step == _COMMIT and self.state == RUNNING:
+            self.change(step=step, state=COMMITTING)
+        else:
+            self.change(step=step)
+
+    async def wait_change(self, since: int, timeout: float) -> None:
+        """Return once the revision is not ``since`` any more, or after ``timeout`` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.revision == since:
+                    await self._changed.wait()
+
+    async def wait_end(self) -> None:
+        """Return once it has ended."""
+        while not self.is_over:
+            await self._changed.wait()
+
+    def record(self) -> Record:
+        """Return it as the journal keeps it."""
+        names = (each.name for each in dataclasses.fields(Record))
+        return Record(**{name: getattr(self, name) for name in names})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as the API shows it."""
+        return {
+            **self.record().as_dict(),
+            "progress": progress_as_dict(self.progress),
+            "revision": self.revision,
+        }
+
+
+def of_record(record: Record) -> dict[str, Any]:
+    """Return an operation that is not under way here as the API shows it."""
+    return {**record.as_dict(), "progress": None, "revision": 0}
+
+
+def progress_as_dict(progress: Progress | None) -> dict[str, Any] | None:
+    """Return how far an operation is: bytes, bytes per second, seconds."""
+    if progress is None:
+        return None
+    return {**dataclasses.asdict(progress), "eta_s": progress.eta_s}

@@ -1,0 +1,79 @@
+"""Threads of their own for looking into images: a slow file system must cost saves none of theirs.
+
+A save needs the threads of the event loop for its fsync and for the proof of its image; whoever
+looks must not take them all, least of all where the file system never answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import queue
+import threading
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mapsave import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+T = TypeVar("T")
+_Work = tuple["Callable[[], Any]", "futures.Future[Any]"]
+
+
+class Looking:
+    """So many threads that do what blocks, and a queue of ``waiting`` requests before them.
+
+    A context: at the end the threads go, but for one that hangs, which ends with the process.
+    """
+
+    def __init__(self, threads: int, waiting: int) -> None:
+        self._threads = threads
+        self._room = threading.Semaphore(threads + waiting)
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        for number in range(self._threads):
+            # A daemon: one that hangs in the file system must not keep the process from ending.
+            name = f"looking-{number}"
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for _ in range(self._threads):
+            self._queue.put(None)
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what ``function`` returns, off the event loop.
+
+        Cancelled, it does not wait for a function that has begun. Raises ServiceBusy where too many
+        wait already, and what ``function`` raises.
+        """
+        if not self._room.acquire(blocking=False):
+            raise errors.ServiceBusy(
+                "too many requests look into images already", hint="ask again in a moment"
+            )
+        done: futures.Future[T] = futures.Future()
+        done.add_done_callback(lambda _: self._room.release())
+        self._queue.put((functools.partial(function, *arguments), done))
+        return await asyncio.wrap_future(done)
+
+    def _work(self) -> None:
+        while (found := self._queue.get()) is not None:
+            work, done = found
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                result = work()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(result)

@@ -1,0 +1,227 @@
+"""What a service that died had under way, and what an operation left, is finished or undone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.hooks import recover
+from mapsave.image import store
+from mapsave.operations import journal_facts, recover_restore, recover_result, restored_notes
+from mapsave.service import operation as states
+
+if TYPE_CHECKING:
+    from mapsave.history.history import Journal, Record
+    from mapsave.image.store import Entry
+    from mapsave.service.service import Service
+
+    Line = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+# Seconds until what could not be dealt with is tried again: the first time, and at most.
+_SOON, _LATER = 1.0, 30.0
+_PATIENCE = 2.0  # seconds that the image directory has to answer
+# The last steps of a restore: the guest is its user's.
+_HANDED_OVER = ("mark", "run")
+
+
+class Recovery:
+    """Recovers at the start, and whenever an operation has left something to it.
+
+    What cannot be dealt with yet is tried again.
+    """
+
+    def __init__(self, service: Service, journal: Journal) -> None:
+        self._service = service
+        self._journal = journal
+        self._one_at_a_time = asyncio.Lock()
+        self._dealt_with: dict[str, Line] = {}
+        self._slots: dict[str, contextlib.ExitStack] = {}
+        self._wanted = asyncio.Event()
+        self.is_done = False
+        self.problems: list[str] = []
+
+    @property
+    def _interrupted(self) -> dict[str, Record]:
+        return self._service.operations.interrupted
+
+    async def begin(self) -> None:
+        """Note what was under way when the service before us ended."""
+        self._interrupted.update({each.id: each for each in await self._journal.unfinished()})
+        await self._hold_slots()
+
+    async def _hold_slots(self) -> None:
+        """Hold the slots of the saves that QEMU may still be doing."""
+        saves = [
+            each
+            for each in self._interrupted.values()
+            if each.kind == "save" and each.state != states.PENDING
+        ]
+        if not saves:
+            return
+        device = await self._device()
+        for each in saves:
+            stack = self._slots[each.id] = contextlib.ExitStack()
+            stack.enter_context(self._service.slots.held(device))
+
+    async def _device(self) -> int:
+        """Return the file system of the images; 0 where it cannot be told."""
+        look = asyncio.to_thread(os.stat, self._service.config.images)
+        try:
+            return (await asyncio.wait_for(look, _PATIENCE)).st_dev
+        except (OSError, TimeoutError):
+            return 0  # a server that is gone must not keep the service from starting
+
+    def _give_slot_back(self, operation: str) -> None:
+        if (stack := self._slots.pop(operation, None)) is not None:
+            stack.close()
+
+    def speaks_of(self, operation: str) -> bool:
+        """Tell whether an operation is still to be recovered."""
+        return operation in self._interrupted
+
+    def ended(self, operation: str) -> None:
+        """Recover again where an operation that has ended left its step journal behind."""
+        try:
+            if operation not in journal_facts.operations(self._service.config.state):
+                return
+        except OSError as error:
+            # Whether it has is found out by trying.
+            _log.error("the step journals cannot be read: %s", error)
+        else:
+            _log.warning("operation %s has left something to recover", operation)
+        self.is_done = False
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Recover until nothing is left, each time that something is; for ever."""
+        while True:
+            await self._until_done()
+            await self._wanted.wait()
+
+    async def _until_done(self) -> None:
+        pause = _SOON
+        while not self.is_done:
+            try:
+                done = await self.once()
+            except (errors.MapsaveError, OSError) as error:
+                # The journal cannot be written, the image directory is gone: that may pass.
+                _log.error("recovery: %s; tried again in %g s", error, pause)
+            except Exception:
+                _log.exception("recovery: a bug in mapsave; tried again in %g s", pause)
+            else:
+                for line in done["operations"]:
+                    if line["error"]:
+                        words = (line["operation"], line["guest"], line["error"]["message"], pause)
+                        _log.warning("recovery of the %s of %s: %s; tried again in %g s", *words)
+            if not self.is_done:
+                await asyncio.sleep(pause)
+            pause = min(pause * 2, _LATER)
+
+    async def once(self) -> dict[str, Any]:
+        """Recover once; return what ``mapsave recover --json`` prints. Raises Refused, OSError."""
+        async with self._one_at_a_time:
+            config = self._service.config
+            # What is left from now on may come too late for this time.
+            self._wanted.clear()
+            await self._settle_others()
+            done = await recover.recover(config, told=self._told)
+            await self._settle_others()
+            self.problems = [
+                f"the damaged journal {path!r} is kept: look at it, then remove it"
+                for path in done["damaged"]
+            ] + done["warnings"]
+            has_failed = any(line["error"] for line in done["operations"])
+            if self._interrupted or has_failed:
+                self._wanted.set()
+            self.is_done = not self._wanted.is_set()
+            return done
+
+    async def _told(self, line: Line) -> None:
+        """Tell what was done about one operation, and settle it."""
+        if line["error"]:
+            # It may last for days, and must not keep the other guests from being saved.
+            self._give_slot_back(str(line["id"]))
+            return
+        words = (line["operation"], line["guest"], line["outcome"])
+        _log.info("recovered the %s of %s: %s", *words)
+        record = self._interrupted.get(str(line["id"]))
+        if record is None:
+            return  # the command line's own, or one whose end we knew
+        self._dealt_with[record.id] = line
+        try:
+            await self._settle(record, await self._images())
+        except errors.MapsaveError as error:
+            # Its step journal is gone, so it is one of the others when this is tried again.
+            _log.error("operation %s: its end is not in the journal yet: %s", record.id, error)
+
+    async def _settle_others(self) -> None:
+        """Settle those that no step journal speaks of: they waited, or had just ended."""
+        spoken_of = journal_facts.operations(self._service.config.state)
+        others = [each for each in self._interrupted.values() if each.id not in spoken_of]
+        if not others:
+            return
+        images = await self._images()
+        for record in others:
+            await self._settle(record, images)
+
+    async def _settle(self, record: Record, images: dict[str, Entry]) -> None:
+        """Put into the journal what became of an operation of the service before us."""
+        line = self._dealt_with.get(record.id)
+        result = self._result(record, line, images)
+        operations = self._service.operations
+        if result is not None:
+            await operations.settle(record, states.DONE, result=result)
+        else:
+            outcome = line["outcome"] if line else "nothing was under way any more"
+            error = recover_result.interrupted("the service", outcome, record.step)
+            await operations.settle(record, states.CANCELLED, error=error.as_dict())
+        self._give_slot_back(record.id)
+        self._dealt_with.pop(record.id, None)
+
+    async def _images(self) -> dict[str, Entry]:
+        """Return the good images, by their paths and by the ids of the operations they are of."""
+        directory = self._service.config.images
+
+        def look() -> dict[str, Entry]:
+            if not directory.is_dir():
+                return {}
+            with store.directory(directory) as held:
+                entries = store.entries(
+                    held, restored=restored_notes.noted(self._service.config.state)
+                )
+                good = [each for each in entries if recover_result.is_good(each)]
+            return {each.path: each for each in good} | {
+                str(each.metadata["operation"]): each
+                for each in good
+                if each.metadata.get("operation") and recover_result.is_saved(each)
+            }
+
+        return await asyncio.to_thread(look)
+
+    def _result(
+        self, record: Record, line: Line | None, images: dict[str, Entry]
+    ) -> dict[str, Any] | None:
+        """Return the result of what has reached its end after all; None for the others."""
+        outcome = str(line["outcome"]) if line else ""
+        if record.kind == "save":
+            if (entry := images.get(record.id)) is not None:
+                return recover_result.save(entry)
+            if line is not None and recover_result.holds_guest(outcome):
+                return recover_result.gone(line)
+        if record.kind == "restore":
+            path = line["image"] if line else self._service.config.images / str(record.image)
+            entry = images.get(os.path.realpath(path))
+            over = (
+                line is None
+                and record.step in _HANDED_OVER
+                and (entry is not None and entry.state == "restored")
+            )
+            if over or outcome in (recover_restore.RUNS, recover_restore.ENDED_SINCE):
+                return recover_result.restore(entry, line, record.guest)
+        return None

@@ -1,0 +1,349 @@
+"""The operations under way: begun, watched, cancelled, and kept in the journal when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from mapsave import errors, shielded
+from mapsave.operations import journal as steps
+from mapsave.service import operation as states
+from mapsave.service.operation import Operation, of_record
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from mapsave.history.history import Journal, Record, Step
+    from mapsave.migration.progress import Progress
+    from mapsave.service.events import Hub
+    from mapsave.service.metrics.metrics import Metrics
+
+    Work = Callable[[Operation], Awaitable[dict[str, Any]]]
+    Ended = Callable[[Operation], None]
+
+_log = logging.getLogger(__name__)
+
+MOST = 10_000  # operations under way at once
+_COLUMNS = ("kind", "guest", "job", "parent")
+_PREFIX = re.compile(r"[0-9a-f]{1,12}")
+
+
+class Operations:
+    """The operations of the service, those under way and those of the journal."""
+
+    def __init__(self, journal: Journal, hub: Hub, metrics: Metrics, ended: Ended) -> None:
+        """``ended`` is called with each operation once it has ended."""
+        self._journal = journal
+        self._hub = hub
+        self._metrics = metrics
+        self._on_end = ended
+        self._active: dict[str, Operation] = {}
+        # Ended, but the journal could not be told: it would call them running.
+        self._unwritten: dict[str, Operation] = {}
+        # Under way when the service before us ended, and still to be recovered.
+        self.interrupted: dict[str, Record] = {}
+        self._stopping = False
+
+    def __len__(self) -> int:
+        return len(self._active) + len(self.interrupted)
+
+    def under_way(self) -> Iterable[Operation]:
+        """Return the operations under way, oldest first."""
+        return list(self._active.values())
+
+    def all_under_way(self) -> Iterable[Operation | Record]:
+        """Return those to be recovered too, which QEMU may still be doing; oldest first."""
+        return [*self.interrupted.values(), *self._active.values()]
+
+    def refuse_new(self) -> None:
+        """Begin nothing new from now on: the service is about to stop."""
+        self._stopping = True
+
+    async def begin(self, new: Operation, work: Work) -> Operation:
+        """Begin an operation: it is in the journal when this returns, and ``work`` runs.
+
+        Raises ServiceStopping, and what the journal raises.
+        """
+        if self._stopping and not self._is_part_of_save_all(new):
+            raise errors.ServiceStopping("the service is stopping", hint="try again when it is up")
+        if new.id in self._active:
+            raise errors.Busy(f"an operation {new.id} is under way already")
+        if len(self._active) >= MOST:
+            raise errors.ServiceStopping(f"{MOST} operations are under way", hint="try again later")
+        self._active[new.id] = new
+        try:
+            await self._journal.begin(new.record())
+        except BaseException:
+            del self._active[new.id]
+            raise
+        self._metrics.began(new.kind)
+        self._tell(new)
+        new.task = asyncio.create_task(self._run(new, work), name=f"{new.kind} {new.id}")
+        return new
+
+    def _is_part_of_save_all(self, new: Operation) -> bool:
+        """Tell whether it belongs to what saves the guests before the host goes down."""
+        parent = self._active.get(new.parent or "")
+        return parent is not None and parent.kind == "save-all"
+
+    async def perform(self, new: Operation, work: Work) -> dict[str, Any]:
+        """Begin an operation that is part of another one, and return its result.
+
+        Cancelled, it cancels the operation and waits for its end. One that is done all the same
+        counts, and the cancellation is dropped. Raises what ``work`` raises.
+        """
+        await self.begin(new, work)
+        try:
+            await new.wait_end()
+        except asyncio.CancelledError:
+            self._cancel(new)
+            await _to_the_end(new)
+            if new.error is not None:
+                raise
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
+        if new.error is not None:
+            raise errors.from_dict(new.error)
+        return new.result or {}
+
+    async def starts(self, active: Operation) -> None:
+        """Note that an operation's turn has come."""
+        active.change(state=states.RUNNING, started=time.time())
+        await self._journal.change(active.id, state=active.state, started=active.started)
+        self._tell(active)
+
+    async def names_image(self, active: Operation, image: str) -> None:
+        """Note the path of the image that an operation has made; it is made, whatever fails now."""
+        active.change(image=image)
+        try:
+            # A cancel that comes now is too late: the image is committed, the guest may have ended.
+            await shielded.to_the_end(self._journal.change(active.id, image=image))
+        except errors.MapsaveError as error:
+            _log.error("operation %s: its image is not in the journal: %s", active.id, error)
+
+    def progressed(self, active: Operation, progress: Progress) -> None:
+        """Note how far an operation is."""
+        active.change(progress=progress)
+        self._hub.tell(
+            "progress",
+            {"id": active.id, "progress": states.progress_as_dict(progress)},
+            active.id,
+        )
+
+    def cancel(self, active: Operation) -> None:
+        """Tell an operation to stop; it puts everything back first. Raises NotCancellable."""
+        if active.is_over:
+            raise errors.NotCancellable(f"operation {active.id} has ended: {active.state}")
+        if active.state == states.COMMITTING:
+            raise errors.NotCancellable(
+                f"operation {active.id} is committing its image, and is finished instead"
+            )
+        self._cancel(active)
+
+    def _cancel(self, active: Operation) -> None:
+        # Once: a second one must not tear the undoing apart. What commits is finished instead.
+        if active.cancel_requested or active.state == states.COMMITTING:
+            return
+        active.cancel_requested = True
+        # A task that is cancelled before its first step would end without a word.
+        if active.has_begun and active.task is not None:
+            active.task.cancel()
+
+    async def stop(self, *, finish: bool, limit: float = math.inf) -> None:
+        """Begin nothing new, and wait for the end of what is under way.
+
+        What waits for its turn is cancelled; what runs too, unless ``finish``, and then after
+        ``limit`` seconds. A job that is to finish begins no more saves; one that only waits to try
+        again is cancelled.
+        """
+        self.refuse_new()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        waited: set[str] = set()
+        while self._active:
+            if finish and loop.time() >= end:
+                _log.warning("stopping: not ended within %g s, so it is cancelled", limit)
+                finish = False
+            parents = {each.parent for each in self._active.values()}
+            idle = {
+                each.id
+                for each in self._active.values()
+                if each.kind == "job" and each.id not in parents
+            }
+            for active in self.under_way():
+                if active.state == states.PENDING or not finish or active.id in idle & waited:
+                    self._cancel(active)
+            waited = idle
+            tasks = [each.task for each in self._active.values() if each.task is not None]
+            if tasks:
+                await asyncio.wait(tasks, timeout=1.0)
+            else:
+                await asyncio.sleep(0.01)
+        await self.write_ends()
+
+    def find_active(self, name: str) -> Operation | None:
+        """Return the operation under way of that id."""
+        return self._active.get(name)
+
+    async def resolve(self, name: str) -> str:
+        """Return the id that ``name``, an id or the beginning of one, means.
+
+        Raises UnknownOperation where it means none, or several.
+        """
+        if not _PREFIX.fullmatch(name):
+            raise errors.UnknownOperation(f"{name!r} is not the id of an operation")
+        found = {each for each in self._active if each.startswith(name)}
+        found.update(await self._journal.named(name))
+        if len(found) != 1:
+            several = f" alone: {', '.join(sorted(found))}" if found else ""
+            raise errors.UnknownOperation(
+                f"no operation {name!r}{several}", hint="'mapsave ps --all' lists them"
+            )
+        return found.pop()
+
+    async def get(self, operation: str) -> dict[str, Any]:
+        """Return an operation as the API shows it. Raises UnknownOperation."""
+        if (known := self._known(operation)) is not None:
+            return known.as_dict()
+        record = await self._journal.get(operation)
+        if record is None:
+            raise errors.UnknownOperation(f"no operation {operation!r}")
+        return of_record(record)
+
+    async def find(self, *, active: bool = False, **wanted: Any) -> list[dict[str, Any]]:
+        """Return operations, newest first; ``wanted`` is what the journal's ``find`` takes.
+
+        With ``active`` only those under way, which the journal need not be asked for.
+        """
+        if active:
+            return self._find_active(**wanted)
+        records = await self._journal.find(**wanted)
+        found = {
+            record.id: known.as_dict() if (known := self._known(record.id)) else of_record(record)
+            for record in records
+        }
+        state = wanted.get("state")
+        if state is None:
+            return list(found.values())
+        # The journal hears of a state later than we know it, and of some not at all.
+        before = wanted.get("before")
+        end = (await self.get(before))["created"] if before is not None else math.inf
+        alike = {name: wanted[name] for name in _COLUMNS if wanted.get(name) is not None}
+        for each in (*self._active.values(), *self._unwritten.values()):
+            if each.created < end and all(getattr(each, name) == alike[name] for name in alike):
+                found[each.id] = each.as_dict()
+        good = [each for each in found.values() if each["state"] == state]
+        return sorted(good, key=lambda each: -each["created"])[: wanted.get("limit")]
+
+    def _known(self, operation: str) -> Operation | None:
+        return self._active.get(operation) or self._unwritten.get(operation)
+
+    def _find_active(
+        self, *, before: str | None = None, limit: int = 100, **wanted: Any
+    ) -> list[dict[str, Any]]:
+        given = {name: value for name, value in wanted.items() if value is not None}
+        found = [
+            each.as_dict() if isinstance(each, Operation) else of_record(each)
+            for each in reversed(list(self.all_under_way()))
+            if all(getattr(each, name) == value for name, value in given.items())
+        ]
+        names = [each["id"] for each in found]
+        return found[names.index(before) + 1 if before in names else 0 :][:limit]
+
+    async def steps(self, operation: str) -> list[Step]:
+        """Return the steps that an operation took."""
+        return await self._journal.steps(operation)
+
+    async def _run(self, active: Operation, work: Work) -> None:
+        def saw(step: str, data: Mapping[str, Any]) -> None:
+            active.saw(step)
+            self._journal.step(active.id, step, data)
+            self._tell(active)
+
+        context = {"operation": active.id, "guest": active.guest, "job": active.job}
+        structlog.contextvars.bind_contextvars(**{k: v for k, v in context.items() if v})
+        active.has_begun = True
+        try:
+            if active.cancel_requested:
+                raise asyncio.CancelledError
+            with steps.watched(steps.Watch(active.id, saw)):
+                ended: dict[str, Any] = {"state": states.DONE, "result": await work(active)}
+        except asyncio.CancelledError:
+            error: errors.MapsaveError = errors.Interrupted("cancelled; everything was put back")
+            ended = {"state": states.CANCELLED, "error": error.as_dict()}
+        except errors.MapsaveError as found:
+            over = isinstance(found, errors.Interrupted)
+            ended = {"state": states.CANCELLED if over else states.FAILED, "error": found.as_dict()}
+        except Exception as found:
+            _log.exception("operation %s: a bug in mapsave", active.id)
+            bug = errors.MapsaveError(f"unexpected {type(found).__name__}: {found}")
+            ended = {"state": states.FAILED, "error": bug.as_dict()}
+        # A cancel that comes now is too late, and must not keep it from ending.
+        await shielded.to_the_end(self._end(active, ended))
+
+    async def _end(self, active: Operation, ended: dict[str, Any]) -> None:
+        """Put the outcome into the journal, then tell it: whoever is told finds it there."""
+        ended["ended"] = time.time()
+        outcome = {name: ended.get(name) for name in ("ended", "result", "error")}
+        try:
+            await self._journal.end(active.id, ended["state"], **outcome)
+        except errors.MapsaveError as error:
+            _log.error("operation %s: its end is not in the journal yet: %s", active.id, error)
+            self._unwritten[active.id] = active
+        del self._active[active.id]
+        active.change(**ended, progress=None)
+        level = logging.INFO if active.error is None else logging.WARNING
+        words = f": {active.error['message']} [{active.error['id']}]" if active.error else ""
+        _log.log(level, "%s %s%s", active.kind, active.state, words)
+        self._metrics.ended(active.record().as_dict())
+        self._tell(active)
+        self._on_end(active)
+
+    async def write_ends(self) -> None:
+        """Put into the journal what ended while that could not be written."""
+        for each in list(self._unwritten.values()):
+            try:
+                if each.image is not None:
+                    await self._journal.change(each.id, image=each.image)
+                outcome = {name: getattr(each, name) for name in ("ended", "result", "error")}
+                await self._journal.end(each.id, each.state, **outcome)
+            except errors.UnknownOperation:
+                pass  # another journal lies there by now
+            except errors.MapsaveError as error:
+                _log.error("the journal still cannot be written: %s", error)
+                return
+            del self._unwritten[each.id]
+
+    async def settle(self, record: Record, state: str, **outcome: Any) -> None:
+        """End an operation of a service before us, with ``result`` or ``error``. Raises Refused."""
+        image = (outcome.get("result") or {}).get("image", record.image)
+        if image != record.image:
+            await self._journal.change(record.id, image=image)
+        await self._journal.end(record.id, state, **outcome)
+        over = Operation(**{**record.as_dict(), "state": state, "image": image, **outcome})
+        over.ended = time.time()
+        level = logging.INFO if over.error is None else logging.WARNING
+        words = f": {over.error['message']}" if over.error else ""
+        _log.log(level, "%s %s of %s %s%s", over.kind, over.id, over.guest, state, words)
+        self.interrupted.pop(record.id, None)
+        self._metrics.ended(over.record().as_dict())
+        self._tell(over)
+        self._on_end(over)
+
+    def _tell(self, active: Operation) -> None:
+        self._hub.tell("operation", active.as_dict(), active.id)
+
+
+async def _to_the_end(active: Operation) -> None:
+    """Wait for the end although we are cancelled ourselves."""
+    while not active.is_over:
+        with contextlib.suppress(asyncio.CancelledError):
+            await active.wait_end()

@@ -1,0 +1,201 @@
+"""Run the service: from the sockets to the signals, and a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from mapsave import errors
+from mapsave.jobs import journal_opening
+from mapsave.operations import unfinished
+from mapsave.service import service, sockets, systemd
+from mapsave.service.accepting import Acceptor
+from mapsave.service.api import app, routes
+from mapsave.service.api.connections import Connections
+from mapsave.service.peers import Roles
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from mapsave.config import Config
+    from mapsave.history import history
+    from mapsave.service.service import Service
+    from mapsave.service.systemd import Notifier
+
+_log = logging.getLogger(__name__)
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_EXTEND = 5.0  # seconds between two requests for more time while saves are finished
+_UNDOING = 90.0  # seconds for putting guests back at the end; a monitor has 60 to answer
+_KEEPALIVE = 25.0
+_LINGER = 0.5  # seconds in which those who wait for what has just ended ask for its outcome
+
+
+async def serve(load: Callable[[], Config], config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration anew, by ``load``.
+
+    Raises ServiceRunning, ConfigError, NotPermitted.
+    """
+    notifier = systemd.Notifier.from_environment(os.environ)
+    _raise_descriptor_limit()
+    stop, reload = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    running: Service | None = None
+
+    def limit() -> float:
+        return (running.config if running is not None else config).service.stop_timeout
+
+    for number in _STOPPING:
+        loop.add_signal_handler(number, stop.set)
+    # From the first moment to the last: what nobody handles would end us amid a save.
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    async with contextlib.AsyncExitStack() as stack:
+        # First of all, for both go on until everything else has ended.
+        stack.callback(_task(systemd.beat(notifier, systemd.watchdog_interval(os.environ))).cancel)
+        stack.callback(_task(_extend(notifier, stop, limit)).cancel)
+        stack.enter_context(sockets.only_one(config.state))
+        opening = journal_opening.opened(config.state / "journal.db")
+        kept, problems = await stack.enter_async_context(opening)
+        running = await stack.enter_async_context(_listening(load, config, kept, problems))
+        notifier.ready()
+        notifier.status(_summary(running))
+        _log.info("serving at %s", config.socket)
+        reloading = _task(_reload_when(reload, running, notifier))
+        await stop.wait()
+        reloading.cancel()
+        _end_at_last(limit())
+        _log.info("stopping: running saves are %s", _ending(running))
+        notifier.stopping()
+        notifier.status(f"stopping: running saves are {_ending(running)}")
+    _log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    load: Callable[[], Config], config: Config, kept: history.Journal, problems: list[str]
+) -> AsyncIterator[Service]:
+    """Yield the service while it listens; it still answers while it stops."""
+    async with contextlib.AsyncExitStack() as stack:
+        connections = Connections()
+        # The sockets are bound before the service begins, so that a second one changes nothing.
+        listeners = systemd.listen_sockets(os.environ)
+        if not listeners:
+            group = Roles(config.service).group
+            listeners = [stack.enter_context(sockets.unix(config.socket, group))]
+        async with service.started(load, config, kept, problems) as running:
+            runner = web.AppRunner(
+                app.application(running, routes.ROUTES, connections),
+                access_log=None,
+                keepalive_timeout=_KEEPALIVE,
+                shutdown_timeout=1.0,
+            )
+            await runner.setup()
+            acceptor = Acceptor(runner.server, lambda: running.roles)
+            try:
+                for listener in listeners:
+                    acceptor.serve(listener)
+                if running.tls is not None and config.service.listen is not None:
+                    listener = stack.enter_context(sockets.tcp(config.service.listen))
+                    acceptor.serve(listener, running.tls)
+                running.retire = lambda: connections.retire(runner.server, running.tls)
+                sweep = asyncio.create_task(connections.sweep(runner.server), name="connections")
+                try:
+                    yield running
+                    was_busy = len(running.operations) > 0
+                    await running.stop()
+                    await asyncio.sleep(_LINGER if was_busy else 0)
+                finally:
+                    sweep.cancel()
+            finally:
+                running.hub.close()
+                await acceptor.close()
+                await runner.cleanup()
+
+
+async def _reload_when(asked: asyncio.Event, running: Service, notifier: Notifier) -> None:
+    """Reload each time that SIGHUP asks for it, for ever."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await _reload(running, notifier)
+        except Exception:
+            _log.exception("reload: a bug in mapsave")
+            notifier.ready()
+
+
+async def _reload(running: Service, notifier: Notifier) -> None:
+    """Read the configuration anew, and tell systemd and the log what came of it."""
+    notifier.reloading()
+    try:
+        fixed = await running.reload()
+    except errors.MapsaveError as error:
+        _log.error("the old configuration stays in force: %s", error.message)
+        notifier.status(f"the old configuration stays in force: {error.message}")
+    else:
+        for key in fixed:
+            _log.warning("%s: takes effect only when the service is started again", key)
+        _log.info("the configuration was read anew")
+        notifier.status(_summary(running))
+    notifier.ready()
+
+
+def _summary(running: Service) -> str:
+    return f"{len(running.config.guests)} guests, {len(running.jobs)} jobs"
+
+
+def _ending(running: Service) -> str:
+    return "finished" if running.config.service.on_stop == "finish" else "cancelled"
+
+
+def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(work)
+
+
+async def _extend(notifier: Notifier, stop: asyncio.Event, limit: Callable[[], float]) -> None:
+    """Ask systemd for more time once we stop, while there may be saves to finish.
+
+    ``limit`` says for how many seconds. After that we ask once more, for putting guests back.
+    """
+    await stop.wait()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit()
+    while (left := end - loop.time()) > 0:
+        notifier.extend(4 * _EXTEND)
+        await asyncio.sleep(min(_EXTEND, left))
+    notifier.extend(_UNDOING)
+
+
+def _end_at_last(limit: float) -> None:
+    """End the process where the stop itself hangs, on storage that does not answer.
+
+    It is a thread, for the event loop may hang as well; by then what could be undone is undone.
+    """
+
+    def end() -> None:
+        for each in unfinished.listed():
+            _log.critical(
+                "stopping: %s of %s hangs at step %s, and is left to the next start",
+                each["operation"],
+                each["guest"] or each["image"],
+                each["step"],
+            )
+        os._exit(1)
+
+    timer = threading.Timer(limit + _UNDOING, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as we may have: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

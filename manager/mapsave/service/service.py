@@ -1,0 +1,346 @@
+"""The service: what is in force, what is under way, and everything that works together for it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from mapsave import errors
+from mapsave.operations import attach
+from mapsave.service import job_files, operation, registry, webhooks, work
+from mapsave.service.events import Hub
+from mapsave.service.metrics.metrics import Metrics
+from mapsave.service.metrics.scrape import JobState, Sources
+from mapsave.service.operation import Operation
+from mapsave.service.peers import Roles
+from mapsave.service.reader_pool import Looking
+from mapsave.service.recovery import Recovery
+from mapsave.service.registry import Operations
+from mapsave.service.scheduler import Scheduler
+from mapsave.service.slots import Slots
+from mapsave.service.tls import Tls
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+
+    from mapsave.config import Config
+    from mapsave.history.history import Journal
+    from mapsave.jobs.job import Job
+
+_log = logging.getLogger(__name__)
+
+_TOLD = ("save", "restore", "job", "save-all", "restore-all")
+_SCHEDULER = "the schedule"
+_DAY = 86400.0
+_REAP = 2.0  # seconds that a guest which has ended stays a zombie
+_TEXTFILE = 15.0  # seconds between two writings of the metrics' file
+_MEND = 5.0  # seconds between two tries to write what the journal lacks
+_GRACE = 5.0  # seconds that notifications may still take when the service stops
+# Threads that look into images, and how many requests may wait for them.
+_LOOKING, _LOOKING_QUEUE = 2, 16
+# What takes effect only when the service starts.
+_FIXED = ("state", "socket")
+_FIXED_OF_SERVICE = ("group", "listen", "log")
+
+
+def _nothing() -> None:
+    """Do nothing: no connections yet."""
+
+
+class Service:
+    """The service of one host. Make one with ``started``."""
+
+    def __init__(
+        self,
+        load: Callable[[], Config],
+        config: Config,
+        journal: Journal,
+        problems: Sequence[str] = (),
+    ) -> None:
+        """``load`` reads the configuration again; ``problems`` are what makes it degraded.
+
+        Raises ConfigError where a group is missing.
+        """
+        self.problems = list(problems)
+        self._load = load
+        self._background: set[asyncio.Task[Any]] = set()
+        self.started = time.time()
+        self.config = config
+        self.roles = Roles(config.service)
+        self.jobs = job_files.load(config)
+        self.hub = Hub()
+        limits = config.service
+        self.slots = Slots(limits.concurrency, limits.per_file_system, limits.bandwidth)
+        self.scheduler = Scheduler(journal, self.start_job)
+        self.metrics = Metrics(self._sources(journal))
+        self.operations = Operations(journal, self.hub, self.metrics, self._has_ended)
+        self.recovery = Recovery(self, journal)
+        self.journal = journal
+        self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
+        self.verifying = Looking(_LOOKING, registry.MOST)
+        listen = config.service.listen
+        self.tls = None if listen is None else Tls(listen)
+        self.retire: Callable[[], None] = _nothing  # closes connections of older certificates
+        self._reloading = asyncio.Lock()
+
+    async def start_job(self, job: Job) -> str | None:
+        """Begin a run of a job; return why it is left out where that is so."""
+        if self.is_running(job.name):
+            return "its run before is still under way"
+        if self._is_saving_all():
+            return "all guests are being saved"  # its own would stand in the way of that
+        new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
+        await self.operations.begin(new, lambda active: work.run_job(self, active, job))
+        return None
+
+    def _is_saving_all(self) -> bool:
+        """Tell whether the host is about to go down."""
+        return any(
+            each.kind == "save-all" and not each.request.get("dry_run")
+            for each in self.operations.under_way()
+        )
+
+    def is_running(self, job: str) -> bool:
+        """Tell whether a run of a job is under way."""
+        return any(each.kind == "job" and each.job == job for each in self.operations.under_way())
+
+    async def reload(self) -> list[str]:
+        """Take over the configuration and the jobs as they are on disk now.
+
+        Where something in them is wrong, all stays as it is. Returns what takes effect only at the
+        next start. Raises ConfigError, ConfigMissing, NotPermitted, Refused.
+        """
+        async with self._reloading:
+            return await self._reload()
+
+    async def _reload(self) -> list[str]:
+        config = self._load()
+        jobs = job_files.load(config)
+        known = {each.path for each in self.jobs.broken}
+        for each in jobs.broken:
+            if each.path not in known:  # one that was broken already keeps nothing from changing
+                raise each.error
+        before = self.config
+        # The old CA of the clients stays loaded, so the names that it vouches for stay as well.
+        roles = Roles(dataclasses.replace(config.service, listen=before.service.listen))
+        renewed = None if self.tls is None else self.tls.read()
+        fixed = [key for key in _FIXED if getattr(config, key) != getattr(before, key)]
+        fixed += [
+            f"service.{key}"
+            for key in _FIXED_OF_SERVICE
+            if getattr(config.service, key) != getattr(before.service, key)
+        ]
+        # Locks and step journals of saves under way are in the state directory we began with.
+        kept = {key: getattr(before.service, key) for key in _FIXED_OF_SERVICE}
+        config = dataclasses.replace(
+            config,
+            state=before.state,
+            socket=before.socket,
+            service=dataclasses.replace(config.service, **kept),
+        )
+        await self.scheduler.set_jobs(jobs)
+        limits = config.service
+        self.roles, self.config, self.jobs = roles, config, jobs
+        self.slots.set_limits(limits.concurrency, limits.per_file_system, limits.bandwidth)
+        if self.tls is not None and renewed is not None:
+            self.tls.use(renewed)
+            self.retire()
+        self.hub.tell("service", {"reloaded": True})
+        return fixed
+
+    async def stop(self) -> None:
+        """Begin nothing new, and finish or cancel what is under way, as configured."""
+        how = self.config.service
+        await self.operations.stop(finish=how.on_stop == "finish", limit=how.stop_timeout)
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside; an error in it is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s: %s", task.get_name(), error, exc_info=error)
+
+    async def end_background(self, grace: float) -> None:
+        """Wait for what runs beside, at most ``grace`` seconds, then cancel it."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=grace)
+        for task in list(self._background):
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+
+    def _has_ended(self, ended: Operation) -> None:
+        self.recovery.ended(ended.id)
+        self._tell_outcome(ended)
+
+    def _tell_outcome(self, ended: Operation) -> None:
+        """Tell the webhooks of an operation that is part of no other."""
+        if not self.config.notify or ended.kind not in _TOLD or ended.parent is not None:
+            return
+        found = ended.as_dict()
+        telling = webhooks.tell(
+            self.config.notify, webhooks.message_of(found), webhooks.outcome_of(found)
+        )
+        self.spawn(f"notification of {ended.kind} {ended.id}", telling)
+
+    def _sources(self, journal: Journal) -> Sources:
+        def pending() -> int:
+            return sum(each.state == operation.PENDING for each in self.operations.all_under_way())
+
+        def running() -> dict[str, int]:
+            return collections.Counter(
+                each.kind
+                for each in self.operations.all_under_way()
+                if each.state != operation.PENDING
+            )
+
+        return Sources(
+            running=running,
+            pending=pending,
+            listeners=lambda: len(self.hub),
+            journal_bytes=journal.size_bytes,
+            images=lambda: self.config.images,
+            jobs=lambda: {job.name: self._job_state(job) for job in self.jobs},
+            degraded=self.is_degraded,
+        )
+
+    def _job_state(self, job: Job) -> JobState:
+        try:
+            guests = job.resolve(self.config)
+        except errors.MapsaveError:
+            guests = []  # the configuration is another since the job was loaded
+        return JobState(self.scheduler.next_run(job.name), guests)
+
+    async def begin(self) -> None:
+        """Go on from what the journal knows; what it cannot say keeps nothing from starting."""
+        for what in (
+            self.seed_metrics,
+            self.recovery.begin,
+            lambda: self.scheduler.set_jobs(self.jobs),
+        ):
+            try:
+                await what()
+            except errors.MapsaveError as error:
+                _log.error("%s", error)
+                self.problems.append(error.message)
+
+    async def seed_metrics(self) -> None:
+        """Let the metrics go on from what the journal knows."""
+        runs = []
+        for job in self.jobs:
+            for record in await self.journal.find(kind="job", job=job.name, limit=1):
+                if record.ended is not None:
+                    is_good = record.state == "done" and not (record.result or {}).get("failed")
+                    runs.append((job.name, record.started or record.ended, is_good))
+        self.metrics.seed(await self.journal.last_successes(), runs)
+
+    async def housekeeping(self) -> None:
+        """Forget operations that ended long ago, once a day."""
+        while True:
+            try:
+                removed = await self.journal.prune(time.time() - self.config.service.history)
+            except errors.MapsaveError as error:
+                _log.error("journal: old operations were not forgotten: %s", error)
+            else:
+                if removed:
+                    _log.info("journal: %d operations forgotten", removed)
+            await asyncio.sleep(_DAY)
+
+    async def mend_journal(self) -> None:
+        """Put into the journal what could not be written when it happened, once it can be."""
+        while True:
+            await asyncio.sleep(_MEND)
+            await self.operations.write_ends()
+
+    async def reap(self) -> None:
+        """Let go of guests that were started here, and have ended, for ever."""
+        while True:
+            attach.reap()
+            await asyncio.sleep(_REAP)
+
+    async def write_metrics(self) -> None:
+        """Write the metrics' file now and then, where the configuration names one."""
+        while True:
+            if self.config.service.textfile is not None:
+                await self.metrics.write_textfile(self.config.service.textfile)
+            await asyncio.sleep(_TEXTFILE)
+
+    def is_degraded(self) -> bool:
+        """Return whether something is still to be recovered, or to be mended by an operator."""
+        problems = self.problems or self.recovery.problems or self.jobs.broken
+        return bool(problems) or not self.recovery.is_done
+
+    def health(self) -> dict[str, Any]:
+        """Return how the service is, and what tells it from another."""
+        import mapsave
+
+        return {
+            "status": "degraded" if self.is_degraded() else "ok",
+            "version": mapsave.__version__,
+            "pid": os.getpid(),
+            "started": self.started,
+            "state": str(self.config.state),
+            "images": str(self.config.images),
+            "config": str(self.config.source) if self.config.source else None,
+            "operations": len(self.operations),
+            "tasks": len(asyncio.all_tasks()),
+            "recovered": self.recovery.is_done,
+            "problems": [*self.problems, *self.recovery.problems],
+            "broken_jobs": [
+                {"file": str(each.path), "error": each.error.as_dict()} for each in self.jobs.broken
+            ],
+        }
+
+
+@contextlib.asynccontextmanager
+async def started(
+    load: Callable[[], Config], config: Config, journal: Journal, problems: Sequence[str] = ()
+) -> AsyncIterator[Service]:
+    """Yield a service that recovers, keeps schedules and writes metrics; at the end all of that
+    ends, operations included.
+
+    Raises ConfigError.
+    """
+    service = Service(load, config, journal, problems)
+    for broken in service.jobs.broken:
+        _log.error("%s", broken.error.message)
+    await service.begin()
+    schedule = asyncio.create_task(service.scheduler.run(), name="scheduler")
+    beside = (
+        ("recovery", service.recovery.run()),
+        ("housekeeping", service.housekeeping()),
+        ("metrics", service.write_metrics()),
+        ("reaper", service.reap()),
+        ("journal", service.mend_journal()),
+    )
+    tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
+    for task in tasks:
+        task.add_done_callback(_died)
+    with service.looking, service.verifying:
+        try:
+            yield service
+        finally:
+            schedule.cancel()
+            try:
+                await service.stop()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await service.end_background(_GRACE)
+
+
+def _died(task: asyncio.Task[Any]) -> None:
+    """Log the end of what should have gone on: the service goes on without it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("%s has ended: %s", task.get_name(), error, exc_info=error)

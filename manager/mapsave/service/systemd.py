@@ -1,0 +1,156 @@
+"""What the service and systemd tell each other: state, watchdog, passed sockets.
+
+Sources: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5). Variables that
+were read are taken out of the environment, so that QEMUs and hooks do not act on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from mapsave import errors
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+_log = logging.getLogger(__name__)
+
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_LONGEST_STATUS = 500  # characters: systemctl shows one line
+
+
+class Notifier:
+    """Tells systemd how the service is, at ``address``; tells nobody where that is None.
+
+    It never waits and never raises: a service does not fail because its state cannot be told.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str]) -> Notifier:
+        """Return the notifier of $NOTIFY_SOCKET, and take that out of ``environ``."""
+        address = environ.pop("NOTIFY_SOCKET", "")
+        if address and not address.startswith(("/", "@")):
+            _log.debug("$NOTIFY_SOCKET is no unix socket, nothing will be told: %s", address)
+            address = ""
+        return cls(address or None)
+
+    def ready(self) -> None:
+        """Tell that the service has started, or is done with reloading."""
+        self._tell("READY=1")
+
+    def status(self, text: str) -> None:
+        """Set the line that ``systemctl status`` shows."""
+        # A line break would begin another variable, and names of guests come from outside.
+        line = "".join(char if char.isprintable() else " " for char in text)
+        self._tell(f"STATUS={line[:_LONGEST_STATUS]}")
+
+    def reloading(self) -> None:
+        """Tell that the configuration is being read anew; ``ready`` tells the end of it."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={now}")
+
+    def stopping(self) -> None:
+        """Tell that the service is stopping."""
+        self._tell("STOPPING=1")
+
+    def extend(self, seconds: float) -> None:
+        """Ask that start or stop may take until ``seconds`` from now, if that is later."""
+        self._tell(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def watchdog(self) -> None:
+        """Tell that the service is alive."""
+        self._tell("WATCHDOG=1")
+
+    def _tell(self, message: str) -> None:
+        if self._address is None:
+            return
+        address = self._address
+        if address.startswith("@"):  # the abstract namespace of unix(7)
+            address = "\0" + address[1:]
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            with socket.socket(socket.AF_UNIX, kind) as sock:
+                sock.sendto(message.encode("utf-8", "replace"), address)
+        except OSError as error:
+            _log.debug("cannot tell systemd %s: %s", message.partition("\n")[0], error)
+
+
+def watchdog_interval(environ: MutableMapping[str, str]) -> float | None:
+    """Return after how many seconds each to tell that we live; None where nobody waits for it.
+
+    That is half of $WATCHDOG_USEC, as sd_watchdog_enabled(3) advises. It is for the process
+    $WATCHDOG_PID alone. Both are taken out of ``environ``.
+    """
+    given = environ.pop("WATCHDOG_USEC", "")
+    pid = environ.pop("WATCHDOG_PID", "")
+    if not given or (pid and pid != str(os.getpid())):
+        return None
+    if not (given.isascii() and given.isdigit() and int(given)):
+        _log.warning("$WATCHDOG_USEC is not a number of microseconds: %r", given)
+        return None
+    return int(given) / 2e6
+
+
+async def beat(notifier: Notifier, interval: float | None) -> None:
+    """Tell every ``interval`` seconds that we live, until cancelled; return at once for None.
+
+    A task of the loop that serves: if that hangs, systemd is to hear nothing.
+    """
+    while interval is not None:
+        notifier.watchdog()
+        await asyncio.sleep(interval)
+
+
+def listen_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
+    """Return the listening sockets that systemd passed to this process, in its order.
+
+    They do not block, and children do not inherit them. $LISTEN_PID, $LISTEN_FDS and
+    $LISTEN_FDNAMES are taken out of ``environ``.
+
+    Raises ConfigError where one is not a unix stream socket that listens; then all are closed.
+    """
+    pid, count, names = (
+        environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    )
+    if pid != str(os.getpid()) or not (count.isascii() and count.isdigit()):
+        return []
+    passed = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))
+    named = dict(zip(passed, names.split(":"), strict=False))
+    taken: list[socket.socket] = []
+    try:
+        taken.extend(_listener(fd, named.get(fd, "")) for fd in passed)
+    except BaseException:
+        for sock in taken:
+            sock.close()
+        os.closerange(passed.start + len(taken), passed.stop)
+        raise
+    return taken
+
+
+def _listener(fd: int, name: str) -> socket.socket:
+    """Return the socket of a passed descriptor. Raises ConfigError, with the descriptor open."""
+    what = f"descriptor {fd} ({name or 'unnamed'}) that systemd passed"
+    hint = "the socket unit takes ListenStream= with a path, and Accept=no"
+    try:
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise errors.ConfigError(f"{what} is no socket: {error.strerror}", hint=hint) from None
+    wanted = (
+        sock.family == socket.AF_UNIX
+        and sock.type == socket.SOCK_STREAM
+        and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+    )
+    if not wanted:
+        sock.detach()
+        raise errors.ConfigError(f"{what} is not a unix stream socket that listens", hint=hint)
+    sock.setblocking(False)
+    return sock
