@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -16,9 +16,11 @@ from mapsave import errors
 from mapsave.cli import output
 from mapsave.cli.options import Globals
 
-from tests.kit import cli, processes
+from tests.kit import cli, processes, tree
 
-CHECKOUT = Path(__file__).parents[1]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 COMMANDS = (
     *("save", "restore", "check", "inspect", "verify", "list", "discard", "recover", "emulate"),
     *("save-all", "restore-all", "serve", "ps", "wait", "cancel", "logs"),
@@ -83,7 +85,7 @@ def test_libraries_are_not_imported_in_vain(arguments: list[str], unwanted: set[
     )
     with processes.running(
         [sys.executable, "-c", program, *arguments],
-        cwd=CHECKOUT,
+        cwd=tree.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -130,7 +132,7 @@ def test_readers_that_have_gone_are_no_failure(site: cli.Site, arguments: list[s
     with open(writer, "w") as gone:
         done = subprocess.run(
             [*cli.COMMAND, "--config", str(site.config), *arguments],
-            cwd=CHECKOUT,
+            cwd=tree.ROOT,
             stdout=gone,
             stderr=subprocess.PIPE,
             text=True,
@@ -149,13 +151,13 @@ def test_all_of_a_long_output_arrives(site: cli.Site) -> None:
 def test_command_without_standard_streams_keeps_its_exit_code(site: cli.Site) -> None:
     for arguments, code in (("config show", 0), ("discard nosuch", 2)):
         line = f"{shlex.join([*cli.COMMAND, '--config', str(site.config)])} {arguments}"
-        with processes.running(["sh", "-c", f"exec {line} >&- 2>&-"], cwd=CHECKOUT) as process:
+        with processes.running(["sh", "-c", f"exec {line} >&- 2>&-"], cwd=tree.ROOT) as process:
             assert process.wait(timeout=30) == code, arguments
 
 
 def test_installed_command_is_the_one_that_leaves_at_once() -> None:
     configured = configparser.ConfigParser()
-    configured.read(CHECKOUT / "setup.cfg")
+    configured.read(tree.ROOT / "setup.cfg")
     scripts = configured["options.entry_points"]["console_scripts"].split("\n")
     assert "mapsave = mapsave.cli.main:command" in scripts
     program = "import atexit; atexit.register(print, 'late'); from mapsave.cli import main; {}"
@@ -163,7 +165,7 @@ def test_installed_command_is_the_one_that_leaves_at_once() -> None:
     for call in ("main.main(['--version'])", "main.command()"):
         with processes.running(
             [sys.executable, "-c", program.format(call), "--version"],
-            cwd=CHECKOUT,
+            cwd=tree.ROOT,
             stdout=subprocess.PIPE,
             text=True,
         ) as process:
@@ -301,7 +303,7 @@ def test_mapsaved_is_mapsave_serve(site: cli.Site) -> None:
             *(sys.executable, "-c", "from mapsave.cli import daemon; daemon.main()"),
             *("--config", str(site.config)),
         ],
-        cwd=CHECKOUT,
+        cwd=tree.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -323,7 +325,7 @@ def test_output_without_room_is_told_and_is_no_bug(options: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [*cli.COMMAND, "config", "show", *options],
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            env={**os.environ, "PYTHONPATH": tree.PYTHONPATH},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -368,7 +368,7 @@ def test_schema_describes_every_key() -> None:
 
 def test_without_a_file_neither_pydantic_nor_yaml_is_imported(tmp_path: Path) -> None:
     code = (
-        "import os, sys, pathlib; from manager import config;"
+        "import os, sys, pathlib; from mapsave import config;"
         "config.SYSTEM_FILE = pathlib.Path(sys.argv[1]);"
         "config.load(None, {}).guest('qmp:/x');"
         "print(sorted({'pydantic', 'yaml', 'numpy', 'asyncio'} & set(sys.modules)))"

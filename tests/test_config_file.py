@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mapsave import config_file, config_models, yaml_file
 from mapsave.labels import policy_file, policy_models
 
+from tests.kit import tree
 from tests.labels.test_policy import FULL as FULL_POLICY
 from tests.test_config import FULL
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from mapsave.values import Reader
 
-TREE = Path(__file__).parents[1]
 KINDS: dict[str, tuple[Reader, type[pydantic.BaseModel], str]] = {
     "configuration": (config_file.quick, config_models.ConfigModel, FULL),
     "policy": (policy_file.quick, policy_models.PolicyModel, FULL_POLICY),
@@ -127,8 +127,8 @@ def test_several_odd_values(kind: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        f"from mapsave.labels import policy; policy.load('{TREE}/policies/selinux-svirt.yaml')",
-        "from manager import config; assert config.load(pathlib.Path(sys.argv[1]), {}).guests",
+        "from mapsave.labels import policy; policy.load('selinux-svirt')",
+        "from mapsave import config; assert config.load(pathlib.Path(sys.argv[1]), {}).guests",
     ],
 )
 def test_a_file_that_is_right_needs_no_pydantic(program: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_file_that_is_right_needs_no_pydantic(program: str, tmp_path: Path) ->
     shown = f"import sys, pathlib; {program}; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", shown, str(file)],
-        cwd=TREE,
+        cwd=tree.ROOT,
         capture_output=True,
         text=True,
         timeout=30,

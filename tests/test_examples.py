@@ -9,13 +9,15 @@ import pytest
 from mapsave import config, service_settings
 from mapsave.jobs import job, job_models, schedule
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTATION = (ROOT / "docs/configuration.md").read_text()
+from tests.kit import tree
+
+tree.ROOT = Path(__file__).parent.parent
+DOCUMENTATION = (tree.ROOT / "docs/configuration.md").read_text()
 
 
 def test_example_job_saves_the_guests_of_the_example_configuration() -> None:
-    configured = config.load(ROOT / "examples/manager.yaml", {})
-    nightly = job.load(ROOT / "examples/nightly.yaml")
+    configured = config.load(tree.ROOT / "examples/manager.yaml", {})
+    nightly = job.load(tree.ROOT / "examples/nightly.yaml")
     assert nightly.resolve(configured) == ["web01", "db01"]
     assert nightly.settings(configured).then == "resume"
     assert nightly.schedule == schedule.Schedule("30 2 * * *", "Europe/Berlin", True, 600.0)
@@ -25,7 +27,7 @@ def test_example_job_saves_the_guests_of_the_example_configuration() -> None:
 
 
 def test_example_configuration_sets_what_is_built_in_for_root() -> None:
-    configured = config.load(ROOT / "examples/manager.yaml", {})
+    configured = config.load(tree.ROOT / "examples/manager.yaml", {})
     built_in = config.defaults({}, root=True)
     for name in ("images", "state", "socket", "jobs", "save", "service", "hooks", "notify"):
         assert getattr(configured, name) == getattr(built_in, name)

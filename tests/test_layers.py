@@ -104,7 +104,7 @@ def test_the_check_sees_the_imports_there_are() -> None:
 @pytest.mark.parametrize(
     ("file", "code", "found"),
     [
-        ("image/a.py", "from manager import monitor", "image/a.py:1: image imports monitor"),
+        ("image/a.py", "from mapsave import monitor", "image/a.py:1: image imports monitor"),
         ("image/a.py", "import mapsave.labels.policy as p", "image imports labels"),
         ("labels/a.py", "from mapsave.image import store", "labels imports image"),
         ("plan/a.py", "from mapsave.migration import outgoing", "plan imports migration"),
@@ -117,37 +117,37 @@ def test_the_check_sees_the_imports_there_are() -> None:
         ("__init__.py", "from mapsave.jobs import job", "__init__.py:1: errors imports jobs"),
         ("operations/a.py", "from mapsave.emulator import run", "operations imports emulator"),
         ("emulator/a.py", "from mapsave.monitor import qmp", "emulator imports monitor"),
-        ("plan/a.py", "if TYPE_CHECKING:\n    from manager import jobs", "a.py:2: plan imports"),
+        ("plan/a.py", "if TYPE_CHECKING:\n    from mapsave import jobs", "a.py:2: plan imports"),
         ("plan/a.py", "importlib.import_module('mapsave.jobs.job')", "plan imports jobs"),
         ("plan/a.py", "__import__('mapsave.jobs')", "plan imports jobs"),
-        ("plan/a.py", "from manager import elsewhere", "plan imports elsewhere"),
+        ("plan/a.py", "from mapsave import elsewhere", "plan imports elsewhere"),
         ("attic/a.py", "", "attic/a.py: the house has no room attic"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str, found: str) -> None:
-    path = tmp_path / "manager" / file
+    path = tmp_path / "mapsave" / file
     path.parent.mkdir(parents=True)
     path.write_text(code)
-    (only,) = violations(tmp_path / "manager")
+    (only,) = violations(tmp_path / "mapsave")
     assert found in only
 
 
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("cli/a.py", "from manager import emulator, service, jobs, errors"),
+        ("cli/a.py", "from mapsave import emulator, service, jobs, errors"),
         ("cli/a.py", "from . import b\nfrom mapsave.cli.c import d"),
-        ("emulator/a.py", "from mapsave.image import stream_format\nfrom manager import units"),
+        ("emulator/a.py", "from mapsave.image import stream_format\nfrom mapsave import units"),
         ("operations/a.py", "from mapsave.plan import x\nfrom mapsave.labels import y"),
-        ("config.py", "from manager import config_models, errors"),
-        ("monitor/a.py", "import manager\nfrom manager import __version__\nimport asyncio"),
+        ("config.py", "from mapsave import config_models, errors"),
+        ("monitor/a.py", "import mapsave\nfrom mapsave import __version__\nimport asyncio"),
     ],
 )
 def test_an_import_that_goes_down_is_allowed(tmp_path: Path, file: str, code: str) -> None:
-    path = tmp_path / "manager" / file
+    path = tmp_path / "mapsave" / file
     path.parent.mkdir(parents=True)
     path.write_text(code)
-    assert violations(tmp_path / "manager") == []
+    assert violations(tmp_path / "mapsave") == []
 
 
 def test_no_file_is_too_long() -> None:

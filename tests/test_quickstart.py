@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import processes
+from tests.kit import processes, tree
 
-ROOT = Path(__file__).parent.parent
 PROOF = re.compile(r"^PROVED: the (.*) guest's \d+ MiB of RAM came back byte for byte", re.M)
 
 
@@ -22,7 +21,7 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of what the quickstart uses, in a directory with a space in its name."""
     copy = tmp_path / "check out"
     for part in ("manager", "policies", "examples"):
-        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(tree.ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 

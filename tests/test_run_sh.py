@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests import backports
-from tests.kit import linux_guest, processes, wait
+from tests.kit import linux_guest, processes, tree, wait
 from tests.mac import image
 
-ROOT = Path(__file__).parent.parent
+tree.ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,7 @@ def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str
 
 def test_unknown_stage_is_a_usage_error_that_lists_the_stages() -> None:
     for stage in ("linit", "lint unit", ""):
-        done = run("bash", ROOT / "tests/run.sh", "lint", stage)
+        done = run("bash", tree.ROOT / "tests/run.sh", "lint", stage)
         assert done.returncode == 2
         assert f"unknown stage: {stage}" in done.stderr
         assert "stages: lint unit emulator qemu libvirt faults service mac" in done.stderr
@@ -36,7 +36,7 @@ def test_unknown_stage_is_a_usage_error_that_lists_the_stages() -> None:
 
 @pytest.mark.parametrize("script", ["tests/run.sh", "tests/install.sh", ".ci/run"])
 def test_script_parses(script: str) -> None:
-    assert run("bash", "-n", ROOT / script).stderr == ""
+    assert run("bash", "-n", tree.ROOT / script).stderr == ""
 
 
 def test_build_of_the_disk_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_build_of_the_disk_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.mac.build"]
     before = set(Path("/tmp").glob("mmdebstrap.*"))
     with processes.running(
-        command, env={"MAPSAVE_TEST_CACHE": str(tmp_path)}, cwd=ROOT, stderr=subprocess.PIPE
+        command, env={"MAPSAVE_TEST_CACHE": str(tmp_path)}, cwd=tree.ROOT, stderr=subprocess.PIPE
     ) as builder:
         wait.until(
             lambda: any(tmp_path.glob("mac-building-*/root/var/lib/dpkg")),
@@ -83,7 +83,7 @@ def run_pytest(directory: Path, tests: str, **environ: str) -> subprocess.Comple
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.no_skips", "-p", "no:asyncio"]
     return run(
         *(*command, "-p", "no:cacheprovider", "--rootdir", directory, directory),
-        PYTHONPATH=str(ROOT),
+        PYTHONPATH=str(tree.ROOT),
         **environ,
     )
 
@@ -118,7 +118,7 @@ def bare_machine(tmp_path: Path) -> Path:
 
 
 def test_without_apt_and_qemu_it_says_what_is_left_out(bare_machine: Path) -> None:
-    script = ROOT / "tests/install.sh"
+    script = tree.ROOT / "tests/install.sh"
     done = run("bash", script, PATH=str(bare_machine))
     assert done.returncode == 0
     assert "left out: a real QEMU >= 9.1 (here: none)\n" in done.stdout
@@ -139,7 +139,7 @@ def test_qemu_that_is_too_old_is_left_out(bare_machine: Path, version: str, good
         f"#!/bin/sh\necho 'QEMU emulator version {version} (Debian 1:{version}+dfsg)'\n"
     )
     qemu.chmod(0o755)
-    done = run("bash", ROOT / "tests/install.sh", PATH=str(bare_machine))
+    done = run("bash", tree.ROOT / "tests/install.sh", PATH=str(bare_machine))
     assert (f"(here: {version})" in done.stdout) is not good
 
 
@@ -151,10 +151,10 @@ def test_libvirt_that_is_too_old_is_left_out(bare_machine: Path, version: str, g
         command = bare_machine / name
         command.write_text(f"#!/bin/sh\necho '{words}{version}'\n")
         command.chmod(0o755)
-    done = run("bash", ROOT / "tests/install.sh", PATH=str(bare_machine))
+    done = run("bash", tree.ROOT / "tests/install.sh", PATH=str(bare_machine))
     assert (f"left out: libvirt >= 11.2 (here: {version})" in done.stdout) is not good
     (bare_machine / "virsh").unlink()
-    done = run("bash", ROOT / "tests/install.sh", PATH=str(bare_machine))
+    done = run("bash", tree.ROOT / "tests/install.sh", PATH=str(bare_machine))
     assert "left out: libvirt >= 11.2" in done.stdout
 
 

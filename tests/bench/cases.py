@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import guests, measure
+from tests.kit import tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from tests.bench.guests import Site
     from tests.bench.measure import Run, Series
 
-ROOT = Path(__file__).parents[2]
 BARE = [sys.executable, str(Path(__file__).with_name("bare.py"))]
 MB = 10**6
 PEAK = 100 * MB
@@ -76,7 +76,7 @@ def _peak(what: str, series: Series, limit: int = PEAK) -> Row:
 def help_(bench: Bench) -> Iterator[Row]:
     """``mapsave --help``."""
     command = [*measure.MAPSAVE, "--help"]
-    series = measure.repeated(4 * bench.rounds + 1, lambda: measure.run(command, ROOT))
+    series = measure.repeated(4 * bench.rounds + 1, lambda: measure.run(command, tree.ROOT))
     yield _limited("mapsave --help", series, 0.15)
 
 
@@ -120,7 +120,7 @@ def _saves(bench: Bench, size: int, source: Path | None, rounds: int) -> tuple[S
 
     def peer() -> Run:
         words = ["save", str(site.socket), str(site.image("bare")), str(chosen[-1])]
-        return saved(lambda: measure.run([*BARE, *words], ROOT))
+        return saved(lambda: measure.run([*BARE, *words], tree.ROOT))
 
     ours()  # warms the caches, and tells how many channels
     return measure.alternating(rounds, ours, peer)
@@ -152,7 +152,7 @@ def restore(bench: Bench) -> Iterator[Row]:
 
     def peer() -> Run:
         words = ["restore", str(site.socket), path, channels, *launch]
-        return restored(lambda: measure.run([*BARE, *words], ROOT))
+        return restored(lambda: measure.run([*BARE, *words], tree.ROOT))
 
     ours()
     mapsave, bare = measure.alternating(bench.rounds, ours, peer)
@@ -167,7 +167,7 @@ def inspect(bench: Bench) -> Iterator[Row]:
     for pattern, kind in (("sparse", "sparse"), ("alternating", "every other page used")):
         path = str(site.image(pattern))
         make = [sys.executable, "-m", "tests.bench.huge", path, pattern]
-        subprocess.run(make, cwd=ROOT, check=True)
+        subprocess.run(make, cwd=tree.ROOT, check=True)
 
         def look(path: str = path) -> Run:
             return run_mapsave(site, "inspect", path)
@@ -188,7 +188,7 @@ def libvirt(bench: Bench) -> Iterator[Row]:
 def run_mapsave(site: Site, *arguments: str) -> Run:
     """Run mapsave with the site's configuration, as a process of its own."""
     command = [*measure.MAPSAVE, "--config", str(site.config), "--quiet", "--json", *arguments]
-    return measure.run(command, ROOT)
+    return measure.run(command, tree.ROOT)
 
 
 def service(bench: Bench) -> Iterator[Row]:

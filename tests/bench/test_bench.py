@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.bench import bare, cases, measure
-from tests.kit import patterns, qemu, ram
+from tests.kit import patterns, qemu, ram, tree
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.qemu
@@ -43,14 +44,14 @@ def test_the_peer_fails_loudly(tmp_path: Path) -> None:
 def test_peak_and_time_of_a_process_are_its_own() -> None:
     hungry = "import time; held = b'x' * 200_000_000; time.sleep(0.2)"
     held_here = b"x" * 300_000_000
-    run = measure.run([sys.executable, "-c", hungry], ROOT)
+    run = measure.run([sys.executable, "-c", hungry], tree.ROOT)
     assert 200_000_000 < run.peak < 260_000_000 < len(held_here)
     assert 0.2 <= run.seconds < 20
 
 
 def test_failure_of_what_is_measured_is_told() -> None:
     with pytest.raises(RuntimeError, match="exit code 3: no"):
-        measure.run([sys.executable, "-c", "print('no'); raise SystemExit(3)"], ROOT)
+        measure.run([sys.executable, "-c", "print('no'); raise SystemExit(3)"], tree.ROOT)
 
 
 def test_alternating_lets_each_go_first_in_turn() -> None:
@@ -69,7 +70,7 @@ def test_alternating_lets_each_go_first_in_turn() -> None:
 def test_table_is_printed() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", "--rounds", "1", "help"],
-        cwd=ROOT,
+        cwd=tree.ROOT,
         capture_output=True,
         text=True,
         timeout=60,
@@ -79,7 +80,7 @@ def test_table_is_printed() -> None:
 
 
 def test_every_benchmark_is_documented() -> None:
-    documentation = (ROOT / "docs/benchmarks.md").read_text()
+    documentation = (tree.ROOT / "docs/benchmarks.md").read_text()
     assert [
         name for name in [*cases.CASES, *cases.NAMED] if f"| `{name}` |" not in documentation
     ] == []

@@ -9,7 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tests.kit import cli, domain, inject, memory, patterns, processes, qemu, qmp, ram, state, wait
+from tests.kit import (
+    cli,
+    domain,
+    inject,
+    memory,
+    patterns,
+    processes,
+    qemu,
+    qmp,
+    ram,
+    state,
+    tree,
+    wait,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -279,7 +292,7 @@ class EmulatorWorld:
     def _running(self, name: str, *more: str) -> Iterator[Guest]:
         path = self._directory / name
         with processes.running(
-            self._command(path, *more), env={"PYTHONPATH": str(Path(__file__).parents[2])}
+            self._command(path, *more), env={"PYTHONPATH": tree.PYTHONPATH}
         ) as process:
             wait.until(path.exists, what="the emulated guest's monitor")
             yield Guest(process.pid, _Connecting(path))

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave.operations import journal_file
 
-from tests.kit import cli, processes, wait
+from tests.kit import cli, processes, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-_CHECKOUT = Path(__file__).parents[2]
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
 
 
@@ -73,7 +72,7 @@ def started(
     with processes.running(
         [sys.executable, "-m", "tests.faults.killer", where, step, signals, *words],
         env={
-            "PYTHONPATH": str(_CHECKOUT),
+            "PYTHONPATH": tree.PYTHONPATH,
             "HOME": str(site.directory / "home"),
             **(env or {}),
         },

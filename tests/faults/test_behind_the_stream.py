@@ -6,13 +6,12 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, processes, qemu
+from tests.kit import cli, processes, qemu, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +22,6 @@ NAME = "web01"
 IMAGE = "one.mapsave"
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
-_CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -169,7 +167,7 @@ def _failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
     words = [sys.executable, "-m", "tests.faults.failing", what, "--config", str(site.config)]
     done = subprocess.run(
         [*words, *SAVE, *arguments],
-        env=processes.environment({"PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory)}),
+        env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": str(site.directory)}),
         capture_output=True,
         text=True,
         check=False,

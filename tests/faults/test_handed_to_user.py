@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, patterns, processes, qemu
+from tests.kit import cli, patterns, processes, qemu, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,6 @@ pytestmark = pytest.mark.qemu
 NAME = "web01"
 IMAGE = "one.mapsave"
 RESTORE = ("restore", IMAGE, "--json")
-_CHECKOUT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -89,7 +87,7 @@ def test_a_guest_that_ran_and_is_gone_leaves_its_image_marked(site: cli.Site) ->
         guest.wait()
         done = subprocess.run(
             [sys.executable, "-c", _ENDS_AT_ONCE, "--config", str(site.config), *RESTORE],
-            env=processes.environment({"PYTHONPATH": str(_CHECKOUT)}),
+            env=processes.environment({"PYTHONPATH": tree.PYTHONPATH}),
             capture_output=True,
             text=True,
             timeout=60,

@@ -23,7 +23,7 @@ from mapsave import config, errors
 from mapsave.operations import save, save_request
 
 from tests.faults import struck
-from tests.kit import inject, patterns, processes, qemu, qmp, raw, threads, wait
+from tests.kit import inject, patterns, processes, qemu, qmp, raw, threads, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -301,7 +301,7 @@ def _stopped_before_the_load(site: cli.Site, *arguments: str) -> Iterator[subpro
             *arguments,
             "--json",
         ],
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(site.directory)},
+        env={"PYTHONPATH": tree.PYTHONPATH, "HOME": str(site.directory)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,7 @@ from mapsave.image.superblock import State
 
 from tests.faults import struck
 from tests.faults.test_killed import IMAGE, NAME
-from tests.kit import cli, patterns, processes, qemu
+from tests.kit import cli, patterns, processes, qemu, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.qemu
 
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
-_CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
     words = [sys.executable, "-m", "tests.faults.failing", what, "--config", str(site.config)]
     done = subprocess.run(
         [*words, *arguments],
-        env=processes.environment({"PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory)}),
+        env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": str(site.directory)}),
         capture_output=True,
         text=True,
         check=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,16 +12,16 @@ from mapsave.image import image as images
 from mapsave.image import superblock, syscalls
 
 from tests.faults import struck
-from tests.kit import cli, inject, patterns, qemu, ram, storage
+from tests.kit import cli, inject, patterns, qemu, ram, storage, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.qemu
 
-_CHECKOUT = Path(__file__).parents[2]
 IMAGE = "one.mapsave"
 MIB = 1 << 20
 _PAGE = 4096
@@ -200,7 +199,7 @@ def test_memory_that_may_not_be_read(site: cli.Site) -> None:
         bounded = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
         command = [*bounded, *cli.COMMAND, "--config", str(site.config)]
         save = [*command, "save", guest.address, "--image", IMAGE, "--json"]
-        env = {**os.environ, "PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory)}
+        env = {**os.environ, "PYTHONPATH": tree.PYTHONPATH, "HOME": str(site.directory)}
         failed = subprocess.run(save, env=env, capture_output=True, text=True, timeout=60)
         _is_refused(site, guest, cli.Result((), failed.returncode, failed.stdout, failed.stderr))
         done = subprocess.run(save, env=env, capture_output=True, text=True, timeout=60)

@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, patterns, processes, qemu, qmp, state, wait
+from tests.kit import cli, patterns, processes, qemu, qmp, state, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 NAME = "web01"
 IMAGE = "one.mapsave"
@@ -145,7 +145,7 @@ main.main(sys.argv[1:])
 def _interrupted_at_the_end(site: cli.Site, *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _AT_THE_END, "--config", str(site.config), *arguments],
-        env=processes.environment({"PYTHONPATH": str(Path(__file__).parents[2])}),
+        env=processes.environment({"PYTHONPATH": tree.PYTHONPATH}),
         capture_output=True,
         text=True,
         timeout=60,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, memory, patterns, processes, qemu, ram, state, storage, wait
+from tests.kit import cli, memory, patterns, processes, qemu, ram, state, storage, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -274,8 +274,8 @@ def test_file_system_without_direct_io(site: cli.Site, guest: qemu.Qemu, tmp_pat
 # /proc until it is "dumpable" again (PR_SET_DUMPABLE, prctl(2)).
 _AS_NOBODY = f"""
 import contextlib, ctypes, encodings.utf_8_sig, importlib, io, os, pkgutil, sys
-import manager
-for found in pkgutil.walk_packages(mapsave.__path__, "manager."):
+import mapsave
+for found in pkgutil.walk_packages(mapsave.__path__, "mapsave."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
 with contextlib.suppress(ImportError):
@@ -294,7 +294,7 @@ main()
 def as_nobody(site: cli.Site, *arguments: str | Path) -> cli.Result:
     """Run ``mapsave`` without any privilege."""
     words = ["--config", str(site.config), *map(str, arguments), "--json"]
-    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": "/nonexistent"}
+    env = {"PYTHONPATH": tree.PYTHONPATH, "HOME": "/nonexistent"}
     with processes.running(
         [sys.executable, "-c", _AS_NOBODY, *words], env=env, text=True, stdout=-1, stderr=-1
     ) as process:

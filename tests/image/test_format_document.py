@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,11 +12,14 @@ from mapsave.image import image, superblock
 from mapsave.image.libvirt_header import NewLibvirtHeader
 
 from tests.image import build, build_libvirt
+from tests.kit import tree
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.image.conftest import Real
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "image-format.md"
+DOCUMENT = tree.ROOT / "docs" / "image-format.md"
 
 
 @pytest.mark.qemu

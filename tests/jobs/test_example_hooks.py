@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +17,15 @@ from mapsave import errors
 from mapsave.hooks import runner
 from mapsave.service_settings import Hooks
 
+from tests.kit import tree
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from mapsave.service_settings import Moment
 
-EXAMPLES = Path(__file__).parents[2] / "examples/hooks"
+EXAMPLES = tree.ROOT / "examples/hooks"
 FACTS = {"guest": "web01", "outcome": None, "error": None}
 
 

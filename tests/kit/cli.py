@@ -8,18 +8,17 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.kit import processes
+from tests.kit import processes, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "mapsave.cli.main"]
-_CHECKOUT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def started(
     """Start ``mapsave`` with pipes for its output; it is killed at the end if it still runs."""
     with processes.running(
         [*under, *COMMAND, *arguments],
-        env={"PYTHONPATH": str(_CHECKOUT), **(env or {})},
+        env={"PYTHONPATH": tree.PYTHONPATH, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave import unix_socket
 
-from tests.kit import cli, processes, wait
+from tests.kit import cli, processes, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ENDED = frozenset(("done", "failed", "cancelled"))
-_CHECKOUT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,11 @@ def started(
         log.open("a") as output,
         processes.running(
             words,
-            env={"PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory / "home"), **(env or {})},
+            env={
+                "PYTHONPATH": tree.PYTHONPATH,
+                "HOME": str(site.directory / "home"),
+                **(env or {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -6,11 +6,14 @@ import errno
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import inject, processes
+from tests.kit import inject, processes, tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _PROGRAM = """
 import ctypes, os, sys
@@ -64,9 +67,7 @@ def _run(path: Path, *rules: inject.Rule) -> subprocess.CompletedProcess[str]:
 def _python(program: str, path: Path, *rules: inject.Rule) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, path],
-        env=processes.environment(
-            {**inject.environment(*rules), "PYTHONPATH": str(Path(__file__).parents[2])}
-        ),
+        env=processes.environment({**inject.environment(*rules), "PYTHONPATH": tree.PYTHONPATH}),
         capture_output=True,
         text=True,
     )

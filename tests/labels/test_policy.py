@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import errors
 from mapsave.labels import policy
 
-TREE = Path(__file__).parents[2]
+from tests.kit import tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 FULL = """\
 module: auto
 description: for the second rack
@@ -46,7 +50,7 @@ def test_shipped_policies_are_the_promised_ones() -> None:
 )
 def test_shipped_files_say_what_is_built_in(name: str, expected: policy.Policy) -> None:
     # By path: the file is read even where the policy is built in.
-    assert policy.load(str(TREE / "policies" / f"{name}.yaml")) == expected
+    assert policy.load(str(tree.ROOT / "policies" / f"{name}.yaml")) == expected
     assert policy.load(name) == expected
 
 
@@ -170,5 +174,7 @@ def test_auto_and_none_import_no_yaml() -> None:
         "    labelling.Labelling(policy.load(name)).check('/tmp', None, 'save')\n"
         "print(sorted({'yaml', 'pydantic', 'subprocess'} & set(sys.modules)))"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TREE)
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tree.ROOT
+    )
     assert said.stdout == "[]\n", said.stderr

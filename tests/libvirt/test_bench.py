@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.bench import cases, guests, libvirt_cases
-from tests.kit import libvirtd, patterns
+from tests.kit import libvirtd, patterns, tree
 
-ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SIZE = 64 * patterns.MIB
 
 pytestmark = pytest.mark.libvirt
@@ -56,7 +58,7 @@ def test_a_guest_that_is_not_restored_whole_is_told(tmp_path: Path) -> None:
 def test_libvirt_is_measured_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", "--rounds", "1", "libvirt", "help"],
-        cwd=ROOT,
+        cwd=tree.ROOT,
         capture_output=True,
         text=True,
         timeout=60,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, domain, patterns, processes, qemu, qmp, ram, wait
+from tests.kit import cli, domain, patterns, processes, qemu, qmp, ram, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.libvirt
 
 NAME = "a 'b' <é>"
-_CHECKOUT = str(Path(__file__).parents[2])
 
 
 def run(
@@ -30,7 +29,7 @@ def run(
     arguments = ["--config", str(site.config), *map(str, words), "--json"]
     with processes.running(
         [*command, *arguments],
-        env={"PYTHONPATH": _CHECKOUT, **(env or {})},
+        env={"PYTHONPATH": tree.PYTHONPATH, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, domain, patterns, qemu, ram
+from tests.kit import cli, domain, patterns, qemu, ram, tree
 from tests.libvirt import ways
 
 if TYPE_CHECKING:
-    from tests.kit.libvirtd import Daemon
+    from pathlib import Path
 
-_CHECKOUT = Path(__file__).parents[2]
+    from tests.kit.libvirtd import Daemon
 
 
 @pytest.mark.libvirt
@@ -48,7 +47,7 @@ def without_libvirt(tmp_path: Path) -> dict[str, str]:
     directory = tmp_path / "without"
     directory.mkdir()
     (directory / "libvirt.py").write_text("raise ImportError('No module named libvirt')\n")
-    return {"PYTHONPATH": f"{directory}:{_CHECKOUT}"}
+    return {"PYTHONPATH": f"{directory}:{tree.PYTHONPATH}"}
 
 
 @pytest.mark.qemu

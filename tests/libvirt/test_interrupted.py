@@ -8,18 +8,18 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, domain, patterns, processes, ram, state, storage, wait
+from tests.kit import cli, domain, patterns, processes, ram, state, storage, tree, wait
 from tests.libvirt import ways
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from tests.kit.domain import Domain
     from tests.kit.libvirtd import Daemon
@@ -30,7 +30,6 @@ NAME = "web01"
 IMAGE = "one.mapsave"
 RUNS = "running (unpaused)"
 MIB = 1 << 20
-_CHECKOUT = Path(__file__).parents[2]
 # Seconds until a libvirtd that was killed is started again.
 _AWAY = 0.5
 # Of a guest, and what QEMU may write in a second; it takes that for a hint only.
@@ -159,7 +158,7 @@ def _impatient(
 ) -> Iterator[subprocess.Popen[str]]:
     with processes.running(
         [sys.executable, "-c", _IMPATIENT, step, "--config", site.config, *arguments],
-        env={"PYTHONPATH": str(_CHECKOUT), "HOME": str(site.directory / "home")},
+        env={"PYTHONPATH": tree.PYTHONPATH, "HOME": str(site.directory / "home")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests import backports
-from tests.kit import linux_guest
+from tests.kit import linux_guest, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHECKOUT = Path(__file__).parents[2]
 _FILES = Path(__file__).parent / "vm"
-_RULES = [*sorted((CHECKOUT / "policies" / "selinux").glob("*.cil")), _FILES / "tests.cil"]
+_RULES = [*sorted((tree.ROOT / "policies" / "selinux").glob("*.cil")), _FILES / "tests.cil"]
 
 PACKAGES = (
     *("python3", "qemu-system-x86", "iproute2", "kmod", "mount"),
@@ -135,7 +134,7 @@ def _sources() -> str | None:
 def _requirements() -> list[str]:
     """Return what mapsave needs, from setup.cfg, and what the tests need inside."""
     config = configparser.ConfigParser()
-    config.read(CHECKOUT / "setup.cfg")
+    config.read(tree.ROOT / "setup.cfg")
     lines = config["options"]["install_requires"].splitlines()
     needed = [line for line in lines if line and not line.startswith("#")]
     return [*needed, *_TEST_PACKAGES]

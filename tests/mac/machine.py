@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.kit import processes
+from tests.kit import processes, tree
 from tests.mac import image
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _carried(directory: Path, modes: Sequence[str], arguments: tuple[str, ...]) 
     with tarfile.open(path, "w") as archive:
         archive.add(run, "run")
         for name in _CARRIED:
-            archive.add(image.CHECKOUT / name, name, filter=_without_caches)
+            archive.add(tree.ROOT / name, name, filter=_without_caches)
         for name, content in _bytecode().items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -187,7 +187,7 @@ def _carried(directory: Path, modes: Sequence[str], arguments: tuple[str, ...]) 
 def _commands(mode: str, arguments: tuple[str, ...]) -> str:
     chosen = MODES[mode]
     words = ["-c", "tests/mac/guest/pytest.ini"]
-    words += [str(file.relative_to(image.CHECKOUT)) for file in _files(chosen)]
+    words += [str(file.relative_to(tree.ROOT)) for file in _files(chosen)]
     words += ["-m", chosen.only] if chosen.only else []
     pytest = f"MAC_MODE={mode} python3 -m pytest {shlex.join((*words, *arguments))}\n"
     return f"{chosen.before}\n{pytest}"
@@ -203,8 +203,8 @@ def _bytecode() -> dict[str, bytes]:
         compiled = Path(scratch) / "compiled"
         found: dict[str, bytes] = {}
         for name in _CARRIED:
-            for file in (image.CHECKOUT / name).rglob("*.py"):
-                source = file.relative_to(image.CHECKOUT)
+            for file in (tree.ROOT / name).rglob("*.py"):
+                source = file.relative_to(tree.ROOT)
                 py_compile.compile(
                     *(str(file), str(compiled), str(source)),
                     doraise=True,

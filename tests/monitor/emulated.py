@@ -7,16 +7,14 @@ import socket
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kit import processes, wait
+from tests.kit import processes, tree, wait
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
-
-_CHECKOUT = Path(__file__).parents[2]
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def emulated(socket_path: Path, *arguments: str, memory: str = "4M") -> Iterator
     """Run an emulator that listens at ``socket_path``; it is gone at the end."""
     command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket_path)]
     with processes.running(
-        [*command, "--memory", memory, *arguments], env={"PYTHONPATH": str(_CHECKOUT)}
+        [*command, "--memory", memory, *arguments], env={"PYTHONPATH": tree.PYTHONPATH}
     ) as process:
         wait.until(lambda: _listens(socket_path, process), what="the emulator's monitor")
         yield Emulated(str(socket_path), process)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, processes, qemu, service
+from tests.kit import cli, processes, qemu, service, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ def test_no_signal_stays_blocked_and_no_descriptor_open(site: cli.Site, tmp_path
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         try:
             words = [*cli.COMMAND, "--config", str(site.config), "restore", "a"]
-            env = {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+            env = {"PYTHONPATH": tree.PYTHONPATH}
             with processes.running(words, env=env, close_fds=False) as process:
                 assert process.wait(60) == 0
         finally:

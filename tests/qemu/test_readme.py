@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from tests.kit import processes, qemu, wait
+from tests.kit import processes, qemu, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.kit import cli
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (tree.ROOT / "README.md").read_text()
 CONFIGURATION = README.partition("# /etc/mapsave/manager.yaml\n")[2].partition("```")[0]
 SHOWN = README.partition("A real run ")[2].partition("```\n")[2].partition("```")[0]
 IMAGE = re.compile(r"web01-\d{8}T\d{6}Z\.mapsave")

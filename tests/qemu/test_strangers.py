@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, processes, qemu, ram, service
+from tests.kit import cli, processes, qemu, ram, service, tree
 from tests.qemu.scene import error_of, saved, state_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def test_the_user_who_runs_mapsave_is_trusted_and_no_other_user() -> None:
             os.chown(path, EVE, EVE)
         assert error_of(site.run("restore", scene.image, "--json", check=7))
         command = [*service.as_user(EVE, EVE, []), *cli.COMMAND, "--config", str(site.config)]
-        env = processes.environment({"PYTHONPATH": os.getcwd(), "HOME": "/"})
+        env = processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": "/"})
 
         def check() -> int:
             words = [*command, "check", str(scene.image)]

@@ -16,7 +16,7 @@ import pytest
 from mapsave import unix_socket
 
 from tests.fleet import fleet
-from tests.kit import cli, processes, service, wait
+from tests.kit import cli, processes, service, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,7 +164,7 @@ def test_a_wrong_configuration_leaves_the_one_in_force() -> None:
             homes = {"HOME": str(site.directory), "XDG_RUNTIME_DIR": str(place)}
             return subprocess.run(
                 [*mine, "--config", site.config, *words, "save-all", "--json"],
-                env=processes.environment({"PYTHONPATH": os.getcwd(), **homes}),
+                env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, **homes}),
                 capture_output=True,
                 text=True,
                 check=False,

@@ -7,16 +7,17 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from mapsave.service.log import setup
 
+from tests.kit import tree
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 plain = logging.getLogger("mapsave.labels.test")
 
 
@@ -27,7 +28,7 @@ def run(code: str, **how: Any) -> subprocess.CompletedProcess[str]:
     )
     return subprocess.run(
         [sys.executable, "-c", begin + code],
-        cwd=ROOT,
+        cwd=tree.ROOT,
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,

@@ -8,22 +8,22 @@ import json
 import logging
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 from mapsave.service.log import setup
 
+from tests.kit import tree
 from tests.service.observing import Receiver, receiving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from mapsave.service_settings import LogFormat
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs/metrics.md"
+DOCUMENT = tree.ROOT / "docs/metrics.md"
 plain = logging.getLogger("mapsave.labels.test")
 
 

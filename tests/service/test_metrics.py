@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mapsave
 import pytest
@@ -15,9 +14,13 @@ from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import KINDS, JobState
 from prometheus_client import parser
 
+from tests.kit import tree
 from tests.service.observing import State, families, key, samples, saved
 
-DOCUMENT = Path(__file__).parents[2] / "docs/metrics.md"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DOCUMENT = tree.ROOT / "docs/metrics.md"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import re
 import shutil
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +19,13 @@ from schemathesis.config import SchemathesisConfig
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
-from tests.kit import cli, service, wait
+from tests.kit import cli, service, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-DOCS = Path(__file__).parents[2] / "docs/service.md"
+DOCS = tree.ROOT / "docs/service.md"
 EXAMPLES = 60
 
 

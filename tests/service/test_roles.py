@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mapsave.service.api import routes
 
-from tests.kit import cli, processes, service, wait
+from tests.kit import cli, processes, service, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +126,7 @@ class User:
             text=True,
             check=False,
             timeout=60,
-            env=processes.environment({"PYTHONPATH": os.getcwd(), "HOME": "/"}),
+            env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": "/"}),
         )
         assert "Traceback" not in done.stderr
         return cli.Result(arguments, done.returncode, done.stdout, done.stderr)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mapsave.service import systemd
 
+from tests.kit import tree
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -156,7 +156,7 @@ async def test_beat_ends_where_nobody_waits_for_it(tmp_path: Path) -> None:
 # What a service does with what it was passed, and what a child of it sees then.
 _CHILD = """
 import json, os, subprocess, sys
-from manager import errors
+from mapsave import errors
 from mapsave.service import systemd
 try:
     socks = systemd.listen_sockets(os.environ)
@@ -181,6 +181,7 @@ print(json.dumps({
 # As systemd does: the descriptors are moved to 3 and on, then the pid is known, then exec.
 _EXEC = """
 import os, sys
+
 count, pid, names, *given = sys.argv[1:]
 high = [os.dup2(int(fd), 100 + at) for at, fd in enumerate(given)]
 for fd in given:
@@ -206,7 +207,7 @@ def passed_to(
         pass_fds=fds,
         stdout=subprocess.PIPE,
         text=True,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "CHILD": _CHILD},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": tree.PYTHONPATH, "CHILD": _CHILD},
     ) as child:
         try:
             yield child

@@ -14,14 +14,13 @@ import pytest
 import yaml
 from mapsave import config, units
 
-from tests.kit import cli, patterns, qemu
+from tests.kit import cli, patterns, qemu, tree
 from tests.qemu import helpers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
-UNITS = ROOT / "examples/systemd"
+UNITS = tree.ROOT / "examples/systemd"
 SANDBOX = UNITS / "mapsave-.service.d/sandbox.conf"
 LIBVIRT = UNITS / "libvirt/mapsave-save-all.service.d/libvirt.conf"
 FILES = sorted(path.name for path in UNITS.glob("*.*") if path.is_file())
@@ -191,7 +190,7 @@ def test_units_name_the_places_of_the_configuration() -> None:
 def test_the_policies_may_write_where_they_must() -> None:
     """In a read-only /etc and /sys."""
     writable = " ".join(setting("mapsaved.service", "ReadWritePaths")).replace("-/", "/").split()
-    policy = yaml.safe_load((ROOT / "policies/apparmor-qemu.yaml").read_text())
+    policy = yaml.safe_load((tree.ROOT / "policies/apparmor-qemu.yaml").read_text())
     for profile in policy["apparmor"]["profiles"]:
         assert str(Path(profile["rules_file"]).parent) in writable
     for place in ("/sys/kernel/security/apparmor", "/sys/fs/selinux", "/sys/fs/smackfs"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import mapsave
 import pytest
 
-from tests.kit import cli
+from tests.kit import cli, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ KILLER = [
     *(("aa-exec", "-p", "mapsave", "--") if CONFINED else ()),
     *("python3", "-m", "mapsave_killer"),
 ]
-_SHIPPED = Path(mapsave.__file__).parents[1] / "policies"
+_SHIPPED = Path(mapsave.__file__).parent / "policies"
 # As pip writes it.
 _SCRIPT = (
     "#!/usr/bin/python3\nimport sys\nfrom mapsave.cli.main import command\nsys.exit(command())\n"
@@ -67,9 +67,8 @@ def installed() -> Iterator[None]:
         yield
         return
     packages = Path(sysconfig.get_path("purelib", "deb_system"))
-    shutil.copytree(_SHIPPED.parent / "manager", packages / "manager", dirs_exist_ok=True)
-    shutil.copy(_SHIPPED.parent / "tests/faults/killer.py", packages / "mapsave_killer.py")
-    shutil.copytree(_SHIPPED, "/usr/share/mapsave/policies", dirs_exist_ok=True)
+    shutil.copytree(_SHIPPED.parent, packages / "mapsave", dirs_exist_ok=True)
+    shutil.copy(tree.ROOT / "tests/faults/killer.py", packages / "mapsave_killer.py")
     COMMAND.write_text(_SCRIPT)
     COMMAND.chmod(0o755)
     shutil.copytree(
@@ -79,9 +78,9 @@ def installed() -> Iterator[None]:
     (PROFILES / "libvirt").mkdir(exist_ok=True)
     if CONFINED:
         # It may not keep what it has compiled, and compiling takes long here.
-        if not _compiled(packages / "manager"):
+        if not _compiled(packages / "mapsave"):
             subprocess.run(
-                ["python3", "-m", "compileall", "-q", "-j2", packages / "manager"], check=True
+                ["python3", "-m", "compileall", "-q", "-j2", packages / "mapsave"], check=True
             )
         (PROFILES / "tunables" / "mapsave.d").mkdir()
         (PROFILES / "tunables" / "mapsave.d" / "places").write_text(_PLACES)
