@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 from mapsave import config, service_settings
@@ -11,7 +10,6 @@ from mapsave.jobs import job, job_models, schedule
 
 from tests.kit import tree
 
-tree.ROOT = Path(__file__).parent.parent
 DOCUMENTATION = (tree.ROOT / "docs/configuration.md").read_text()
 
 

@@ -15,8 +15,6 @@ from tests import backports
 from tests.kit import linux_guest, processes, tree, wait
 from tests.mac import image
 
-tree.ROOT = Path(__file__).parent.parent
-
 
 def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MAPSAVE_")}

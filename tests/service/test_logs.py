@@ -70,7 +70,7 @@ def test_what_is_bound_is_on_every_line(log: Any) -> None:
     line = written("text", log, **context)
     found = fields_of(line)
     name = found.pop("logger")
-    assert name.startswith("manager.")
+    assert name.startswith("mapsave.")
     assert found == {"level": "warning", "event": "done", **context}
     assert "done operation=6f1c0a9be2d4 guest=db job=nightly step=commit logger=" in line
     assert {"event": "done", **context}.items() <= json.loads(

@@ -78,7 +78,7 @@ async def test_a_link_that_was_planted_is_not_followed(state: State, tmp_path: P
 async def test_a_textfile_that_cannot_be_written_is_told_once(
     state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="manager")
+    caplog.set_level(logging.INFO, logger="mapsave")
     path = tmp_path / "later" / "mapsave.prom"
     metrics = Metrics(state.sources())
     for _ in range(3):
