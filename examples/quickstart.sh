@@ -57,8 +57,8 @@ install() {
 
 if [ -n "${MAPSAVE_VENV-}" ]; then
     venv=$MAPSAVE_VENV
-    export PYTHONPATH="$checkout" PYTHONDONTWRITEBYTECODE=1
-    mapsave=("$venv/bin/python" -m mapsave.cli.main)
+    export PYTHONPATH="$checkout/manager" PYTHONDONTWRITEBYTECODE=1
+    mapsave=("$venv/bin/python" -m mapsave)
 else
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
         ! "$venv/bin/python" -c "$least" 2>/dev/null; then

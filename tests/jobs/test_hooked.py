@@ -291,11 +291,11 @@ async def test_hooks_of_the_job_run_behind_those_of_the_configuration(scene: Sce
 
 def test_without_hooks_nothing_of_them_is_loaded() -> None:
     program = (
-        "import asyncio, sys; from mapsave.jobs import hooked\n"
+        "import asyncio, sys; from mapsave.hooks import around\n"
         "from pathlib import Path; from mapsave.config import Config\n"
         "config = Config(*[Path('nowhere')] * 4)\n"
         "async def work(): return {'done': 1}\n"
-        "print(asyncio.run(hooked._around('save', config, {}, {}, work)))\n"
+        "print(asyncio.run(around._around('save', config, {}, {}, work)))\n"
         "print({'mapsave.hooks.runner', 'mapsave.hooks.process'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -314,13 +314,13 @@ async def test_steps_keep_their_order_under_load(path: Path) -> None:
 _KILLED = """
 import asyncio, sys
 from pathlib import Path
-from mapsave.jobs import journal
+from mapsave.history import history
 
 async def main():
-    async with journal.opened(Path(sys.argv[1])) as opened:
+    async with history.opened(Path(sys.argv[1])) as opened:
         for number in range(200):
             id = f"{number:012x}"
-            await opened.begin(journal.Record(
+            await opened.begin(history.Record(
                 id, "save", "pending", "web01", None, None, None, "root", {}, 1.0))
             opened.step(id, "begin", {})
             opened.step(id, "migrate", {})

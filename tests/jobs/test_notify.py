@@ -76,8 +76,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def tell(*urls: str, **settings: Any) -> None:
-    webhooks = [Webhook(url, on=("failure", "success"), **settings) for url in urls]
-    await webhooks.tell(webhooks, MESSAGE, "success", pace=PACE)
+    listed = [Webhook(url, on=("failure", "success"), **settings) for url in urls]
+    await webhooks.tell(listed, MESSAGE, "success", pace=PACE)
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ async def test_a_webhook_gets_the_message(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize("outcome", ["failure", "success"])
 async def test_only_who_wants_to_know_is_told(outcome: Outcome) -> None:
     async with served(200) as failures, served(200) as successes, served(200) as both:
-        webhooks = [
+        listed = [
             Webhook(failures.url),
             Webhook(successes.url, on=("success",)),
             Webhook(both.url, on=("failure", "success")),
         ]
-        await webhooks.tell(webhooks, MESSAGE, outcome, pace=PACE)
+        await webhooks.tell(listed, MESSAGE, outcome, pace=PACE)
     assert len(failures.bodies) == (outcome == "failure")
     assert len(successes.bodies) == (outcome == "success")
     assert len(both.bodies) == 1
@@ -289,8 +289,8 @@ async def test_each_is_told_whatever_befalls_the_others(caplog: pytest.LogCaptur
 
 async def test_cancelled_while_it_waits_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     async with served(503) as server:
-        webhooks = [Webhook(server.url)]
-        telling = asyncio.ensure_future(webhooks.tell(webhooks, MESSAGE, "failure", pace=1000))
+        listed = [Webhook(server.url)]
+        telling = asyncio.ensure_future(webhooks.tell(listed, MESSAGE, "failure", pace=1000))
         await asyncio.to_thread(wait.until, lambda: server.bodies)
         telling.cancel()
         await asyncio.wait({telling}, timeout=20)
@@ -342,8 +342,8 @@ def test_retry_after(value: str, least: float, most: float) -> None:
 
 def test_without_webhooks_no_library_is_loaded() -> None:
     program = (
-        "import asyncio, sys; from mapsave.jobs import notify\n"
-        "asyncio.run(notify.tell((), {}, 'failure'))\n"
+        "import asyncio, sys; from mapsave.service import webhooks\n"
+        "asyncio.run(webhooks.tell((), {}, 'failure'))\n"
         "print({'aiohttp', 'tenacity'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -189,7 +189,9 @@ def _commands(mode: str, arguments: tuple[str, ...]) -> str:
     words = ["-c", "tests/mac/guest/pytest.ini"]
     words += [str(file.relative_to(tree.ROOT)) for file in _files(chosen)]
     words += ["-m", chosen.only] if chosen.only else []
-    pytest = f"MAC_MODE={mode} python3 -m pytest {shlex.join((*words, *arguments))}\n"
+    pytest = (
+        f"MAC_MODE={mode} PYTHONPATH=manager python3 -m pytest {shlex.join((*words, *arguments))}\n"
+    )
     return f"{chosen.before}\n{pytest}"
 
 

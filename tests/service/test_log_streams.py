@@ -23,9 +23,8 @@ plain = logging.getLogger("mapsave.labels.test")
 
 def run(code: str, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run ``code`` behind what configures the log in a fresh Python."""
-    begin = (
-        "import logging, os, sys\nfrom mapsave.service import logs\nlog = logging.getLogger('x')\n"
-    )
+    begin = "import logging, os, sys\nfrom mapsave.service.log import setup as logs\n"
+    begin += "log = logging.getLogger('x')\n"
     return subprocess.run(
         [sys.executable, "-c", begin + code],
         cwd=tree.ROOT,
