@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+from mapsave.labels import labelling
 from mapsave.labels.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from mapsave.labels import labelling
     from mapsave.labels.label import Access
 
 PID = 4242
@@ -138,7 +138,8 @@ def labelled(
     """Open the image as a save or a restore does, and label it."""
     fd = os.open(image, os.O_WRONLY if access == "save" else os.O_RDONLY)
     try:
-        with labeller.applied(fd, path or str(image), others, pid, access, on_left) as applied:
+        target = labelling.Target(fd, path or str(image), tuple(others), pid, access)
+        with labeller.applied(target, on_left) as applied:
             yield applied
     finally:
         os.close(fd)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mapsave import errors
 from mapsave.labels import labelling, recovery
+from mapsave.labels.label import Target
 from mapsave.labels.policy import ApparmorOptions, Policy
 
 from tests.labels.conftest import PID, labelled
@@ -52,7 +53,7 @@ def test_path_is_the_real_one(apparmor: Host, image: Path, tmp_path: Path) -> No
     with open(image, "wb") as file:
         through = str(tmp_path / "link" / "a.partial")
         others = (str(tmp_path / "link" / "b"), str(image))
-        with work(apparmor).applied(file.fileno(), through, others, PID, "save"):
+        with work(apparmor).applied(Target(file.fileno(), through, others, PID, "save")):
             assert rules(apparmor) == [
                 f'"{image}" rw,  # mapsave',
                 f'"{image.parent}/b" rw,  # mapsave',
@@ -199,12 +200,12 @@ def test_what_was_journalled_before_is_taken_out(apparmor: Host, image: Path, di
     """The journal is written before the rule is; whoever dies at whatever point leaves none."""
     final = str(image.with_name("a"))
     with open(image, "wb") as file:
-        place = (file.fileno(), str(image), (final,), PID)
-        intended = work(apparmor).intended(*place, "save")
+        target = Target(file.fileno(), str(image), (final,), PID, "save")
+        intended = work(apparmor).intended(target)
         assert intended is not None
         assert (rules(apparmor), apparmor.commands) == ([], [])
         if died != "before adding":
-            with work(apparmor).applied(*place, "save") as applied:
+            with work(apparmor).applied(target) as applied:
                 assert applied.label == intended
                 applied.keep()
         if died == "while taking out":  # the lines are gone, but the profile is loaded with them
@@ -241,10 +242,12 @@ def test_rules_that_stay_loaded_are_told(apparmor: Host, image: Path, when: str)
 
 def test_nothing_is_intended_where_nothing_is_missing(apparmor: Host, image: Path) -> None:
     with open(image, "rb") as file:  # to restore takes no rule: mapsave is not confined
-        assert work(apparmor).intended(file.fileno(), str(image), (), PID, "restore") is None
+        assert (
+            work(apparmor).intended(Target(file.fileno(), str(image), (), PID, "restore")) is None
+        )
     apparmor.put(f"/proc/{PID}/attr/apparmor/current", "vmq (complain)\n")
     with open(image, "wb") as file:
-        assert work(apparmor).intended(file.fileno(), str(image), (), PID, "save") is None
+        assert work(apparmor).intended(Target(file.fileno(), str(image), (), PID, "save")) is None
 
 
 def apart(host: Host) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mapsave import errors
 from mapsave.labels import labelling
+from mapsave.labels.label import Target
 from mapsave.labels.policy import Policy, load
 from mapsave.labels.system import System
 
@@ -55,7 +56,7 @@ def test_mode_alone_leaves_the_owner(image: Path) -> None:
     with open(image, "wb") as file:
         policy = load("dac-private")
         labeller = labelling.Labelling(policy)
-        with labeller.applied(file.fileno(), str(image), (), None, "save") as applied:
+        with labeller.applied(Target(file.fileno(), str(image), (), None, "save")) as applied:
             assert state(image) == (os.geteuid(), os.getegid(), 0o600)
             applied.at_rest()
     assert stat.S_IMODE(image.stat().st_mode) == 0o600
@@ -64,7 +65,7 @@ def test_mode_alone_leaves_the_owner(image: Path) -> None:
 def test_descriptor_may_be_closed_and_the_name_changed_meanwhile(image: Path) -> None:
     renamed = image.with_name("a")
     fd = os.open(image, os.O_WRONLY)
-    with work(mode=0o640).applied(fd, str(image), (), None, "save"):
+    with work(mode=0o640).applied(Target(fd, str(image), (), None, "save")):
         os.close(fd)
         image.rename(renamed)
         assert stat.S_IMODE(renamed.stat().st_mode) == 0o640
@@ -75,7 +76,7 @@ def test_restore_changes_nothing(image: Path) -> None:
     before = state(image)
     with open(image, "rb") as file:
         labeller = work(owner="1234567", mode=0o777)
-        with labeller.applied(file.fileno(), str(image), (), None, "restore") as applied:
+        with labeller.applied(Target(file.fileno(), str(image), (), None, "restore")) as applied:
             applied.at_rest()
     assert state(image) == before
 
@@ -85,9 +86,9 @@ def test_unknown_names_do_not_count_for_a_restore(image: Path, what: str) -> Non
     labeller = work(**{what: "no-such-one"})
     assert labeller.check(str(image.parent), None, "restore") == labelling.Label("dac")
     with open(image, "rb") as file:
-        place = (file.fileno(), str(image), ())
-        assert labeller.intended(*place, None, "restore") is None
-        with labeller.applied(*place, None, "restore"):
+        target = Target(file.fileno(), str(image), (), None, "restore")
+        assert labeller.intended(target) is None
+        with labeller.applied(target):
             pass
 
 
@@ -125,7 +126,7 @@ def test_refused_by_the_kernel(image: Path) -> None:
         os.setresuid(OTHER, OTHER, OTHER)
         said = "nothing was raised"
         try:
-            with work(mode=0o600).applied(fd, str(image), (), None, "save"):
+            with work(mode=0o600).applied(Target(fd, str(image), (), None, "save")):
                 pass
         except errors.NotPermitted as error:
             said = error.message

@@ -34,7 +34,8 @@ def test_no_attribute_where_no_module_is_active(image: Path, name: str, plain: H
         labeller = labelling.Labelling(load(name), system)
         with labeller.creating(PID):
             pass
-        with labeller.applied(file.fileno(), str(image), (), PID, "save") as applied:
+        target = labelling.Target(file.fileno(), str(image), (), PID, "save")
+        with labeller.applied(target) as applied:
             assert security_attributes(image) == []
             applied.at_rest()
     assert security_attributes(image) == []
@@ -70,7 +71,8 @@ def test_apparmor_that_is_compiled_in_but_off(plain: Host) -> None:
 def test_none_labels_nothing_on_an_selinux_host(selinux: Host, image: Path) -> None:
     with open(image, "wb") as file:
         labeller = labelling.Labelling(load("none"), selinux)
-        with labeller.applied(file.fileno(), str(image), (), PID, "save") as applied:
+        target = labelling.Target(file.fileno(), str(image), (), PID, "save")
+        with labeller.applied(target) as applied:
             assert applied.label == labelling.Label("none")
     assert selinux.of(image, ATTRIBUTE) == BORN
 

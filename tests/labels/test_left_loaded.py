@@ -77,7 +77,7 @@ def recovered(site: cli.Site, host: Host) -> dict[str, Any]:
 async def saved(site: cli.Site, socket: Path, **chosen: Any) -> dict[str, Any]:
     site.add_guest("web", socket)
     settings = config.load(site.config, {})
-    request = save_request.Request(image="one", **chosen)
+    request = save_request.request(settings, settings.guest("web"), image="one", **chosen)
     return await save.save(settings.guest("web"), settings, request)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from mapsave.labels import labelling, recovery
-from mapsave.labels.label import Label
+from mapsave.labels.label import Label, Target
 from mapsave.labels.policy import Policy, SelinuxOptions, SmackOptions
 from mapsave.labels.system import SELINUX_ENFORCE
 
@@ -45,7 +45,7 @@ def restoring(host: Host, image: Path, policy: Policy, *, dies: bool = True) -> 
     """Label the image for a restore that dies; return what it had journalled before."""
     labeller = labelling.Labelling(policy, host)
     with open(image, "rb") as file:
-        label = labeller.intended(file.fileno(), str(image), (), PID, "restore")
+        label = labeller.intended(Target(file.fileno(), str(image), (), PID, "restore"))
     with labelled(labeller, image, access="restore") as applied:
         if dies:
             applied.keep()
@@ -139,7 +139,6 @@ def test_nothing_is_journalled_that_goes_by_itself(selinux: Host, image: Path) -
     """A partial image goes with its label; and one that QEMU may read keeps its own."""
     labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
     with open(image, "rb") as file:
-        place = (file.fileno(), str(image), (), PID)
-        assert labeller.intended(*place, "save") is None
+        assert labeller.intended(Target(file.fileno(), str(image), (), PID, "save")) is None
         selinux.label(image, ATTRIBUTES["selinux"], IMAGE)
-        assert labeller.intended(*place, "restore") is None
+        assert labeller.intended(Target(file.fileno(), str(image), (), PID, "restore")) is None

@@ -32,7 +32,7 @@ def apply(host: Host, image: Path, access: Any = "save", **options: Any) -> labe
     fd = os.open(image, os.O_WRONLY if access == "save" else os.O_RDONLY)
     try:
         work = labelling.Labelling(policy(**options), host)
-        with work.applied(fd, str(image), (), PID, access) as applied:
+        with work.applied(labelling.Target(fd, str(image), (), PID, access)) as applied:
             applied.keep()
             return applied.label
     finally:

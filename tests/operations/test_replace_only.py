@@ -24,8 +24,9 @@ IMAGE = "one.mapsave"
 
 async def _saved(site: cli.Site, name: str, report: Any = lambda _: None, **more: Any) -> None:
     found = configuration.load(site.config, {})
-    request = save_request.Request(image=IMAGE, then="resume", **more)
-    await save.save(found.guest(name), found, request, report)
+    guest = found.guest(name)
+    request = save_request.request(found, guest, image=IMAGE, then="resume", **more)
+    await save.save(guest, found, request, report)
 
 
 async def test_the_image_of_another_guest_is_not_replaced(site: cli.Site) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import config, errors
 from mapsave.monitor.domain import Domain
 from mapsave.operations import save_request
+
+from tests.fleet import fleet
+
+if TYPE_CHECKING:
+    from tests.kit import cli
 
 PLAIN = config.Guest("web", qmp=Path("/run/web.qmp"))
 OF_LIBVIRT = config.Guest("db", libvirt=config.LibvirtDomain("db"))
@@ -67,17 +73,39 @@ def test_libvirts_format_needs_a_guest_of_libvirt(tmp_path: Path) -> None:
 
 
 def test_image_gets_the_label_of_the_domains_own_disks(tmp_path: Path) -> None:
-    found = save_request.policy_labelling(configuration(tmp_path), "own", domain(LABEL))
+    policy = save_request.policy_of(configuration(tmp_path), PLAIN, "own")
+    found = save_request.policy_labelling(policy, domain(LABEL))
     assert found.policy.selinux.label == LABEL
-    without = save_request.policy_labelling(configuration_of(tmp_path), "own", domain(None))
+    without = save_request.policy_labelling(policy, domain(None))
     assert without.policy.selinux.label is None
 
 
 @pytest.mark.parametrize("option", ["label: 'system_u:object_r:other_t:s0'", "image_type: other_t"])
 def test_a_policy_that_names_a_label_wins(tmp_path: Path, option: str) -> None:
     text = f"module: auto\nselinux:\n  {option}\n"
-    found = save_request.policy_labelling(configuration(tmp_path, text), "own", domain(LABEL))
+    policy = save_request.policy_of(configuration(tmp_path, text), PLAIN, "own")
+    found = save_request.policy_labelling(policy, domain(LABEL))
     assert found.policy.selinux.label != LABEL
+
+
+def broken(site: cli.Site) -> str:
+    site.settings["policies"] = str(site.directory)
+    (site.directory / "own.yaml").write_text("modul: auto\n")
+    return "own"
+
+
+def test_a_broken_policy_is_refused_before_the_monitor_is_opened(site: cli.Site) -> None:
+    site.add_guest("web", site.directory / "nowhere", policy=broken(site))
+    for command in ("save", "check"):
+        assert "modul" in site.run(command, "web", "--json", check=2).json()["error"]["message"]
+
+
+def test_and_before_a_destination_is_started(site: cli.Site) -> None:
+    with fleet.guest(site, "web"):
+        image = site.run("save", "web", "--json", check=0).json()["image"]
+    site.add_guest("web", site.directory / "nowhere", launch=["true"], policy=broken(site))
+    error = site.run("restore", image, "--trust-image", "--json", check=2).json()["error"]
+    assert "modul" in error["message"]
 
 
 def configuration_of(tmp_path: Path) -> config.Config:

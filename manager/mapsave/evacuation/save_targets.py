@@ -137,8 +137,8 @@ async def _examine(target: Target, config: Config, then: Then, patience: float) 
     # A monitor serves one client at a time: nobody is heard while another mapsave is at it.
     if guest.libvirt is None and _is_locked(target, config, _monitor_lock(guest, config)):
         return
-    request = save_request.request(config, guest, then=then)
     try:
+        request = save_request.request(config, guest, then=then)
         async with asyncio.timeout(patience):
             found, error = await preview.preview(guest, config, request)
     except (TimeoutError, errors.MapsaveError) as unreached:

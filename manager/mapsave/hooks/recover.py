@@ -57,7 +57,8 @@ async def recover(
         done = await recovering.recover(config, dry_run=dry_run, told=tell)
         waiting = journal_facts.within(config.state)
         alone = [orphan for name, orphan in left.items() if name not in waiting]
-        lines = await asyncio.gather(*(_alone(config, each, dry_run=dry_run) for each in alone))
+        works = [_alone(config, each, dry_run=dry_run) for each in alone]
+        lines = await asyncio.gather(*works)
     return {**done, "operations": [*done["operations"], *lines]}
 
 

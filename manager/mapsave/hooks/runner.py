@@ -74,7 +74,7 @@ async def _run_one(
 
     try:
         ended = await process.run(
-            *(hooks.directory, name, given, known, say), timeout=hooks.timeout, grace=grace
+            hooks.directory, name, given, known, say, timeout=hooks.timeout, grace=grace
         )
     except (OSError, ValueError) as error:
         path = str(hooks.directory / name)

@@ -33,6 +33,7 @@ __all__ = [
     "Label",
     "Labelling",
     "Problem",
+    "Target",
     "attempt",
     "describe_refusal",
     "refusal",
@@ -55,11 +56,7 @@ class Labelling:
         self.modules = _modules(policy, system)
 
     def check(
-        self,
-        directory: str,
-        pid: int | None,
-        access: Literal["save", "restore"],
-        names: Sequence[str] = (),
+        self, directory: str, pid: int | None, access: Access, names: Sequence[str] = ()
     ) -> Label:
         """Return what would be applied to an image in ``directory``; touch nothing.
 
@@ -78,56 +75,49 @@ class Labelling:
     @contextlib.contextmanager
     def applied(
         self,
-        fd: int,
-        path: str,
-        other_paths: Sequence[str],
-        pid: int | None,
-        access: Literal["save", "restore"],
+        target: Target,
         on_left: Callable[[list[Problem]], object] | None = None,
     ) -> Iterator[Applied]:
-        """Label the open image for the QEMU ``pid``, and undo it at the end.
+        """Label the open image for QEMU, and undo it at the end.
 
-        ``fd``: any descriptor of the image; the caller may close it meanwhile. ``path``: its name
-        now. ``other_paths``: names it will get while QEMU has it. For a restore, call it when
-        QEMU runs: its context decides.
+        The caller may close the descriptor in the meantime. For a restore, call it when QEMU runs:
+        its context decides.
 
         Raises LabelRefused, PolicyViolation, NotPermitted, with the image as it was. What goes
         wrong when undoing is logged, never raised; ``on_left`` is called with it.
         """
-        if access == "save":
-            self._check_directory(os.path.dirname(name_of(fd, path)))
+        if target.access == "save":
+            self._check_directory(os.path.dirname(name_of(target.fd, target.path)))
 
         def undo(module: SecurityModule, label: Label) -> None:
             if (problems := attempt(module, "undo", target, label)) and on_left is not None:
                 on_left(problems)
 
-        kept = os.dup(fd)
+        kept = os.dup(target.fd)
         try:
-            target = Target(kept, path, tuple(other_paths), pid, access)
+            target = dataclasses.replace(target, fd=kept)
             with contextlib.ExitStack() as undoing:
                 done: list[_Done] = []
                 for module in self.modules:
-                    with _speaking(module, path, pid):
-                        done.append((module, module.apply(target)))
-                    undoing.callback(undo, *done[-1])
+                    with _speaking(module, target.path, target.pid):
+                        label = module.apply(target)
+                    done.append((module, label))
+                    undoing.callback(undo, module, label)
                 yield Applied(_joined([label for _, label in done]), target, done, undoing)
         finally:
             os.close(kept)
 
-    def intended(
-        self, fd: int, path: str, other_paths: Sequence[str], pid: int | None, access: Access
-    ) -> Label | None:
+    def intended(self, target: Target) -> Label | None:
         """Return what :meth:`applied` would change that stays if mapsave dies; None: nothing.
 
         Those are rules elsewhere, and for a restore the image's label: a partial image goes with
         its own. Journal it before, for ``leftovers``. Raises LabelRefused, PolicyViolation.
         """
-        target = Target(fd, path, tuple(other_paths), pid, access)
         parts: list[Label] = []
         for module in self.modules:
-            with _speaking(module, path, pid):
+            with _speaking(module, target.path, target.pid):
                 part = module.intended(target)
-            on_image = access == "restore" and part.value != part.previous
+            on_image = target.access == "restore" and part.value != part.previous
             if part.detail.get("rules") or on_image:
                 parts.append(part)
         return _joined(parts) if parts else None

@@ -168,12 +168,12 @@ async def start_emulator(
     """
     assert guest.emulator is not None
     arguments = [
-        *(sys.executable, *(["-B"] if sys.dont_write_bytecode else [])),
-        *("-m", "mapsave.cli.main", "emulate", "--qmp", path),
-        *("--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern),
-        *(("--writer",) if guest.emulator.writer else ()),
-        *(("--name", guest.name)),
-        *(("--incoming", "defer") if incoming else ()),
+        sys.executable,
+        *(["-B"] if sys.dont_write_bytecode else []),
+        *["-m", "mapsave.cli.main", "emulate", "--qmp", path, "--name", guest.name],
+        *["--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern],
+        *(["--writer"] if guest.emulator.writer else []),
+        *(["--incoming", "defer"] if incoming else []),
     ]
     log = log_path(config, guest.name)
     variables = launch.for_emulator(launch.environment(config, guest))

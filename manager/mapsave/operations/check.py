@@ -23,9 +23,11 @@ from mapsave.plan import strategy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mapsave.config import SaveSettings
     from mapsave.labels.labelling import Labelling
     from mapsave.operations.facts import Facts
-    from mapsave.plan.strategy import Strategy, Wishes
+    from mapsave.operations.save_request import Request
+    from mapsave.plan.strategy import Strategy
 
 _MIGRATING = frozenset(
     ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug", "postcopy-active")
@@ -41,17 +43,25 @@ class Preflight:
     facts: Facts
     directory: store.Directory
     name: str
-    replace: bool
-    wishes: Wishes
+    request: Request
     labelling: Labelling
-    direct_io_refusal: str | None = None
-    replace_only: str | None = None
     kept: str | None = None
+    direct_io_refusal: str | None = None
     most_channels: strategy.Most | None = None
+
+    @property
+    def settings(self) -> SaveSettings:
+        """How to save, as the user wishes."""
+        return self.request.settings
 
     def strategy(self) -> Strategy:
         """Choose how to save."""
-        return strategy.choose(self.wishes, self.direct_io_refusal, self.most_channels)
+        return strategy.choose(
+            self.settings,
+            bandwidth=self.request.bandwidth,
+            direct_io_refusal=self.direct_io_refusal,
+            most=self.most_channels,
+        )
 
 
 def run_state(found: Preflight) -> str:
@@ -128,9 +138,13 @@ def mode(found: Preflight) -> str:
 
 def limits(found: Preflight) -> str:
     """The kernel's limits on QEMU, and on mapsave, leave room for the save."""
-    preallocated = found.facts.memory.total if found.wishes.preallocate == "on" else 0
+    preallocated = found.facts.memory.total if found.settings.preallocate == "on" else 0
     qemu_limits.check_own_files(preallocated)
-    limited = qemu_limits.for_save(found.facts.footprint, found.strategy().channels, found.wishes)
+    limited = qemu_limits.for_save(
+        found.facts.footprint,
+        found.strategy().channels,
+        is_demanded=found.settings.channels != "auto",
+    )
     found.most_channels = limited.most
     return limited.detail
 
@@ -149,7 +163,7 @@ def image_name(found: Preflight) -> str:
 def _replaceable(found: Preflight) -> None:
     """Only files are replaced: a directory would fail the rename, after all has been written."""
     path = os.path.join(found.directory.path, found.name)
-    if not found.replace:
+    if not found.request.replace:
         raise errors.ImageExists(
             f"{path!r} exists already", hint="choose another name, or --replace it"
         )
@@ -162,7 +176,7 @@ def _replaceable(found: Preflight) -> None:
             f"{path!r} exists and is no regular file, so it is not replaced",
             hint="choose another name, or remove it",
         )
-    only_own(found.directory, found.name, found.replace_only)
+    only_own(found.directory, found.name, found.request.replace_only)
 
 
 def only_own(held: store.Directory, name: str, guest: str | None) -> None:
@@ -206,7 +220,7 @@ def ownership(found: Preflight) -> str:
 
 def direct_io(found: Preflight) -> str:
     """The directory takes direct writes, where they are wanted."""
-    if found.wishes.direct_io == "off":
+    if found.settings.direct_io == "off":
         return "off, as asked"
     try:
         found.direct_io_refusal = descriptors.probe_direct_io(found.directory.fd)
@@ -214,7 +228,7 @@ def direct_io(found: Preflight) -> str:
         raise errors.BadDirectory(
             f"cannot make a file in {found.directory.path!r}: {error.strerror}"
         ) from None
-    if found.direct_io_refusal and found.wishes.direct_io == "on":
+    if found.direct_io_refusal and found.settings.direct_io == "on":
         raise errors.NoDirectIO(
             f"{found.directory.path!r}: {found.direct_io_refusal}",
             hint="leave direct_io at auto, or set it off",
@@ -229,7 +243,7 @@ def room(found: Preflight) -> str:
     free = found.directory.free_bytes()
     most = found.facts.memory.total + _OVERHEAD
     least = most
-    if found.wishes.zero_pages != "none" and found.wishes.preallocate != "on":
+    if found.settings.zero_pages != "none" and found.settings.preallocate != "on":
         touched = process.resident_bytes(found.facts.pid) if found.facts.pid else None
         # QEMU itself is in the resident size as well; a few MiB of data always go to the disk.
         least = min(most, max((touched or 0) - 256 * units.MIB, 2 * units.MIB))

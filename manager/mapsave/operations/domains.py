@@ -32,7 +32,8 @@ async def domains(config: Config, uri: str) -> list[dict[str, Any]]:
             raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
     lines = [line for line in found if line is not None]
     slots = asyncio.Semaphore(_AT_ONCE)
-    await asyncio.gather(*(_judge(config, uri, line, slots) for line in lines))
+    works = [_judge(config, uri, line, slots) for line in lines]
+    await asyncio.gather(*works)
     return sorted(lines, key=lambda line: str(line["name"]))
 
 

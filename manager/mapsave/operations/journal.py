@@ -348,8 +348,15 @@ def read(path: Path) -> Orphan | None:
         return None
     kind = str(known.facts.get("kind") or _kind(path))
     problem = None if known.facts else "none of its lines can be read"
-    damage = (known.is_damaged, known.is_unsure)
-    return Orphan(path, kind, known.facts, known.steps, *damage, problem)
+    return Orphan(
+        path,
+        kind,
+        known.facts,
+        known.steps,
+        is_damaged=known.is_damaged,
+        is_unsure=known.is_unsure,
+        problem=problem,
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> Orphan:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mapsave.monitor.limit import Limit
     from mapsave.monitor.session import Session
     from mapsave.plan.limits import Need
-    from mapsave.plan.strategy import Wishes
 
 # The first thread, the one that works, those for blocking calls, and one that ends these. More at
 # once are not needed.
@@ -94,8 +93,10 @@ async def _workers(session: Session) -> int:
     return 1 + len(await session.execute("query-iothreads"))
 
 
-def for_save(footprint: Footprint, preferred: int, wishes: Wishes) -> Limited:
+def for_save(footprint: Footprint, preferred: int, *, is_demanded: bool) -> Limited:
     """Return how many channels a save may take, where ``preferred`` would be.
+
+    ``is_demanded``: the user has asked for just as many.
 
     Raises TooLittleLeft where not even one fits, or fewer than were asked for explicitly.
     """
@@ -110,7 +111,7 @@ def for_save(footprint: Footprint, preferred: int, wishes: Wishes) -> Limited:
             most=room.file_size,
             needed=footprint.image_bytes,
         )
-    return _limited(footprint, room, preferred, is_demanded=wishes.channels is not None)
+    return _limited(footprint, room, preferred, is_demanded=is_demanded)
 
 
 def for_load(footprint: Footprint, demanded: int | None) -> int:

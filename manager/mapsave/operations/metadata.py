@@ -49,9 +49,8 @@ def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> di
         "command": None if domain else guest_facts.command(found.pid),
         **({"domain": _domain(domain, request)} if domain else {}),
         "strategy": strategy.as_dict(),
-        "live": request.live,
-        # What really becomes of it: a guest that did not run is not started by a "resume".
-        "then": "leave" if request.then == "resume" and not found.runs else request.then,
+        "live": request.settings.live,
+        "then": request.then_for(runs=found.runs),
         "job": request.job,
         "operation": journal.watching(),
         "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},

@@ -43,8 +43,7 @@ def _trusted(opened: Image, config: Config | None) -> frozenset[int]:
         return trust.users()
     name = str(opened.metadata.get("guest", {}).get("name"))
     try:
-        policy = save_request.load_policy(config, save_request.policy_name(config, name))
-        return trust.users(policy)
+        return trust.users(save_request.policy_of(config, config.guests.get(name)))
     except errors.MapsaveError:
         return trust.users()  # a restore says what is wrong with the policy
 

@@ -27,9 +27,12 @@ async def preview(
     async with attach.attached(guest, config) as session:
         found = await facts.gather(session)
         with save_request.place(guest, config, request) as (held, name):
-            labels = save_request.policy_labelling(config, request.policy, found.domain)
             preflight = check.Preflight(
-                *(found, held, name, request.replace, request.wishes, labels),
+                facts=found,
+                directory=held,
+                name=name,
+                request=request,
+                labelling=save_request.policy_labelling(request.policy, found.domain),
                 kept=kept.known(config.state, found.process),
             )
             lines, error = check.report(preflight)

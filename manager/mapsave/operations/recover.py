@@ -49,13 +49,12 @@ async def recover(
     """
     with journal.orphans(config.state) as orphans:
         # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
-        operations = await asyncio.gather(
-            *(
-                _one(config, orphan, told, dry_run=dry_run)
-                for orphan in orphans
-                if not recover_lost.is_blank(config, orphan)
-            )
-        )
+        works = [
+            _one(config, orphan, told, dry_run=dry_run)
+            for orphan in orphans
+            if not recover_lost.is_blank(config, orphan)
+        ]
+        operations = await asyncio.gather(*works)
     if not dry_run:
         journal.remove_empty(config.state, functools.partial(recover_lost.is_blank, config))
     warnings: list[str] = []

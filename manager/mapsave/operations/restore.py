@@ -39,15 +39,14 @@ from mapsave.operations import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from mapsave.config import Config
+    from mapsave.config import Config, Switch
     from mapsave.image.image import Image
     from mapsave.image.validation import Contents
+    from mapsave.labels.policy import Policy
     from mapsave.migration.progress import Phases, Report
     from mapsave.monitor.session import Session
     from mapsave.operations.destination import Destination
-    from mapsave.plan.strategy import Switch
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +78,27 @@ class Request:
     again: bool = False
     force: bool = False
     timeout: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One restore under way: everything that was settled before its destination was started."""
+
+    config: Config
+    request: Request
+    opened: Image
+    contents: Contents
+    guest: str
+    policy: Policy
+    log: journal.Journal
+    phases: Phases
+
+    @property
+    def runs(self) -> bool:
+        """Whether the guest is to run."""
+        if self.request.run == "as-saved":
+            return str(self.opened.metadata.get("run_state")) in _RUNNING
+        return self.request.run == "run"
 
 
 async def restore(
@@ -120,10 +140,10 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             if request.for_operator:
                 bounds.check_clone(config, opened.metadata, request.guest, opened.path)
                 bounds.check_policy(config, name, request.policy)
+            # Before a destination is started: a policy file may be broken.
+            policy = save_request.policy_of(config, config.guests.get(name), request.policy)
             if not request.trust_image:
-                policy = save_request.policy_name(config, name, request.policy)
-                users = trust.users(save_request.load_policy(config, policy))
-                trust.check_image(opened, users)
+                trust.check_image(opened, trust.users(policy))
             contents = await shielded.in_thread(opened.validate)
             if not request.again and restored_notes.is_used(config.state, opened):
                 raise _used_up(opened)
@@ -139,8 +159,18 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
                 through_libvirt=request.through_libvirt,
             ) as log:
                 chosen = destination_choice.chosen(config, request, opened, name, log)
+                job = _Job(
+                    config=config,
+                    request=request,
+                    opened=opened,
+                    contents=contents,
+                    guest=name,
+                    policy=policy,
+                    log=log,
+                    phases=phases,
+                )
                 async with chosen as target:
-                    done = await _load(config, request, opened, contents, target, log, phases)
+                    done = await _load(job, target)
             return {**done, "warnings": [*done["warnings"], *log.warnings, *warnings]}
 
 
@@ -164,47 +194,36 @@ def resolve(name: str, config: Config) -> str:
     return str(config.images / name)
 
 
-async def _load(
-    config: Config,
-    request: Request,
-    opened: Image,
-    contents: Contents,
-    target: Destination,
-    log: journal.Journal,
-    phases: Phases,
-) -> dict[str, Any]:
+async def _load(job: _Job, target: Destination) -> dict[str, Any]:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
-    session, name = target.session, _name(request, opened)
+    session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
     undigested = origin.undigested(opened)  # marked, an image of libvirt has a superblock
     left: list[labelling.Problem] = []
     if target.is_loaded:
-        log.step("loaded", **_process(session))
+        job.log.step("loaded", **_process(session))
     else:
         phases.enter("compare")
-        await destination.compare(target, opened, contents, force=request.force)
-        domain = await session.domain()
-        policy = save_request.policy_name(config, name, request.policy)
-        labels = save_request.policy_labelling(config, policy, domain)
-        with _labelled(labels, opened, session.pid, log) as left:
+        await destination.compare(target, opened, contents, force=job.request.force)
+        labels = save_request.policy_labelling(job.policy, await session.domain())
+        with _labelled(labels, opened, session.pid, job.log) as left:
             phases.enter("read")
-            pid = session.pid
-            watch = stall.Watch(config.restore.stall, contents.data_bytes, lambda: pid)
-            await _transfer(request, opened, target, log, config.state, watch)
+            await _transfer(job, target)
     phases.enter("run")
-    runs = _shall_run(request, opened)
     shielded.decided()
-    state = await shielded.to_the_end(handing.to_user(config, opened, target, log, runs=runs))
+    state = await shielded.to_the_end(
+        handing.to_user(job.config, opened, target, job.log, runs=job.runs)
+    )
     if left:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(OSError):
-            log.step("tidy")
+            job.log.step("tidy")
     seconds = phases.seconds()
     return {
         "image": opened.path,
-        "guest": name,
+        "guest": job.guest,
         "run_state": state,
         "duration_s": round(phases.total, 6),
-        "downtime_s": _downtime(opened) if runs else None,
+        "downtime_s": _downtime(opened) if job.runs else None,
         "bytes_per_s": round(contents.data_bytes / seconds["read"]) if seconds["read"] else 0,
         "ram_bytes": contents.stream.ram_bytes,
         "data_bytes": contents.data_bytes,
@@ -236,10 +255,10 @@ def _labelled(
 
     directory, file = os.path.split(os.path.realpath(opened.path))
     labels.check(directory, pid, "restore", [file])
-    place = (opened.fd, opened.path, ())
-    if (intended := labels.intended(*place, pid, "restore")) is not None:
+    target = labelling.Target(opened.fd, opened.path, (), pid, "restore")
+    if (intended := labels.intended(target)) is not None:
         log.step("label", label=intended.as_dict())
-    with labels.applied(*place, pid, "restore", on_left):
+    with labels.applied(target, on_left):
         yield left
 
 
@@ -249,32 +268,20 @@ def _downtime(opened: Image) -> float | None:
     return round(time.time() - float(paused), 3) if isinstance(paused, int | float) else None
 
 
-def _shall_run(request: Request, opened: Image) -> bool:
-    if request.run == "as-saved":
-        return str(opened.metadata.get("run_state")) in _RUNNING
-    return request.run == "run"
-
-
 def _process(session: Session) -> dict[str, int | None]:
     """Return what names the destination's process to ``mapsave recover``."""
     started = process.start_time(session.pid) if session.pid else None
     return {"pid": session.pid, "process_started": started}
 
 
-async def _transfer(
-    request: Request,
-    opened: Image,
-    target: Destination,
-    log: journal.Journal,
-    state: Path,
-    watch: stall.Watch,
-) -> None:
-    session = target.session
+async def _transfer(job: _Job, target: Destination) -> None:
+    session, opened = target.session, job.opened
     takes = await destination.footprint(session)
-    channels = limits.for_load(takes, request.channels)
+    channels = limits.for_load(takes, job.request.channels)
+    watch = stall.Watch(job.config.restore.stall, job.contents.data_bytes, lambda: session.pid)
     found = await parameters.query(session)
     wanted = {
-        "direct-io": descriptors.takes_direct_io(opened.fd, request.direct_io),
+        "direct-io": descriptors.takes_direct_io(opened.fd, job.request.direct_io),
         "multifd-channels": channels,
     }
     number = await fdset.choose_id(session)
@@ -284,7 +291,7 @@ async def _transfer(
 
     # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
     await session.execute("stop")
-    log.step("load", fdset=number, settings=found.as_dict(), **_process(session))
+    job.log.step("load", fdset=number, settings=found.as_dict(), **_process(session))
     try:
         with descriptors.paired(
             opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
@@ -293,7 +300,7 @@ async def _transfer(
                 # In this order: settings are put back only once QEMU has let go of its descriptors.
                 parameters.configured(session, found, wanted, number),
                 fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
-                giving_up.given_up(target, log.unsettled),
+                giving_up.given_up(target, job.log.unsettled),
             ):
                 limits.recheck(takes, channels)
                 await incoming.restore(session, path, opened.block.stream_offset, watch)
@@ -307,7 +314,7 @@ async def _transfer(
             hint="QEMU may end so, or hang, where the image cannot be read: see dmesg",
         ) from None
     except errors.KeptByQemu as error:
-        kept.note(state, process.identity(session.pid), error.message)
+        kept.note(job.config.state, process.identity(session.pid), error.message)
         raise _kept(error) from None
     except errors.CommandRefused as error:
         _raise_if_refused(opened, session.pid, error.desc)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -73,8 +74,8 @@ def mark(state: Path, opened: Image) -> str | None:
 
     Returns a warning where only one of both could be written. Raises OSError where neither could.
     """
-    place = (state, opened.path, opened.block.uuid)
-    return _both(*place, "restored", lambda: opened.mark(State.RESTORED))
+    uuid, mark = opened.block.uuid, functools.partial(opened.mark, State.RESTORED)
+    return _both(state, opened.path, uuid, "restored", mark)
 
 
 def mark_stale(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave import errors, open_files, shielded
 from mapsave.image import image, store, syscalls
+from mapsave.labels.label import Target
 from mapsave.migration import guest_state, progress
 from mapsave.monitor import fdset
 from mapsave.operations import (
@@ -80,11 +81,14 @@ async def _save(
             locks.process_held(config.state, f"guest {guest.name!r}", found.process),
             save_request.place(guest, config, request) as (held, name),
         ):
-            chosen = save_request.policy_labelling(config, request.policy, found.domain)
+            labels = save_request.policy_labelling(request.policy, found.domain)
             strategy = check.all_pass(
                 check.Preflight(
-                    *(found, held, name, request.replace, request.wishes, chosen),
-                    replace_only=request.replace_only,
+                    facts=found,
+                    directory=held,
+                    name=name,
+                    request=request,
+                    labelling=labels,
                     kept=kept.known(config.state, found.process),
                 )
             )
@@ -105,8 +109,18 @@ async def _save(
                 }
                 with session.events("MIGRATION", "RESUME") as events:
                     job = SaveJob(
-                        *(session, held, name, request, found, strategy, chosen, log),
-                        *(phases, known, number, guest_state.ResumeWatch(events)),
+                        session=session,
+                        directory=held,
+                        name=name,
+                        request=request,
+                        facts=found,
+                        strategy=strategy,
+                        labelling=labels,
+                        log=log,
+                        phases=phases,
+                        metadata=known,
+                        fdset=number,
+                        resumes=guest_state.ResumeWatch(events),
                         state=config.state,
                     )
                     async with aftermath.reported(job, became):
@@ -134,8 +148,8 @@ def _journalled(
         "directory_inode": os.fstat(held.fd).st_ino,
         "name": name,
         "replace": request.replace,
-        "then": "leave" if request.then == "resume" and not found.runs else request.then,
-        "policy": request.policy,
+        "then": request.then_for(runs=found.runs),
+        "policy": request.policy.name,
         "was_running": found.runs,
         "settings": found.settings.as_dict(),
     }
@@ -150,17 +164,19 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
         with job.labelling.creating(job.facts.pid):
             partial = stack.enter_context(
                 image.creating(
-                    *(job.directory.fd, job.name, job.metadata),
+                    job.directory.fd,
+                    job.name,
+                    job.metadata,
                     stream_offset=job.request.stream_offset,
                     libvirt=metadata.libvirt_header(job.facts, job.request),
                 )
             )
         made.append(partial)
-        place = (partial.fd, job.partial_path, [job.path], job.facts.pid)
+        target = Target(partial.fd, job.partial_path, (job.path,), job.facts.pid, "save")
         uuid = str(partial.block.uuid)
-        if (intended := job.labelling.intended(*place, "save")) is not None:
+        if (intended := job.labelling.intended(target)) is not None:
             await job.log.step_in_thread("rules", label=intended.as_dict(), uuid=uuid)
-        applied = stack.enter_context(job.labelling.applied(*place, "save", job.on_left))
+        applied = stack.enter_context(job.labelling.applied(target, job.on_left))
         await job.log.step_in_thread("label", label=applied.label.as_dict(), uuid=uuid)
         if job.strategy.preallocate:
             room = job.facts.memory.total + partial.block.stream_offset

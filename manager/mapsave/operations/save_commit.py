@@ -76,7 +76,7 @@ async def prove(
 def _how(job: SaveJob, contents: Contents, outcome: Outcome | None) -> written.How:
     """Return how QEMU wrote the image; where it has died, a live save wrote any page again."""
     again = 0
-    if job.request.live:
+    if job.live:
         again = outcome.normal_pages - sum(contents.used_pages) if outcome is not None else 1
     return written.How(
         zero_pages=job.strategy.zero_pages,

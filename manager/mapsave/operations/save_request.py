@@ -1,4 +1,4 @@
-"""What is asked of a save: the request, completed by configuration, and where the image goes."""
+"""The request of a save: completed by configuration, its names resolved, and the image's place."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from mapsave import errors
+from mapsave.config import SaveSettings
 from mapsave.image import store, superblock
 from mapsave.labels import labelling, policy
-from mapsave.plan.strategy import Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mapsave.config import Config, Guest
+    from mapsave.config import Config, Guest, Then
+    from mapsave.labels.policy import Policy
     from mapsave.monitor.domain import Domain
 
 _READABLE = 150  # bytes of a guest's name that its images are named by
@@ -26,52 +27,57 @@ _READABLE = 150  # bytes of a guest's name that its images are named by
 class Request:
     """What is asked of a save. ``image`` is a path or a name in the image directory.
 
-    ``job`` is the name of the save job that asks, and goes into the image's metadata. With
-    ``replace_only`` no image is replaced but one of the guest of that name.
+    ``settings`` are complete; ``format`` and ``policy`` are what their names stand for. ``job`` is
+    the name of the save job that asks, and goes into the image's metadata. With ``replace_only`` no
+    image is replaced but one of the guest of that name. ``timeout`` in seconds, ``bandwidth`` in
+    bytes per second; 0 is no limit.
     """
 
     image: str | None = None
-    then: Literal["quit", "resume", "leave"] = "quit"
-    live: bool = False
-    wishes: Wishes = dataclasses.field(default_factory=Wishes)
-    policy: str = "auto"
+    settings: SaveSettings = dataclasses.field(default_factory=SaveSettings)
+    format: Literal["native", "libvirt"] = "native"
+    policy: Policy = policy.BUILT_IN["auto"]
     replace: bool = False
     replace_only: str | None = None
     timeout: float | None = None
-    format: Literal["native", "libvirt"] = "native"
     job: str | None = None
+    bandwidth: int = 0
     stream_offset: int = superblock.DEFAULT_STREAM_OFFSET
 
+    def then_for(self, *, runs: bool) -> Then:
+        """Return what becomes of the guest; one that did not run is not started by a ``resume``."""
+        return "leave" if self.settings.then == "resume" and not runs else self.settings.then
 
-def request(config: Config, guest: Guest, **chosen: Any) -> Request:
+
+def request(
+    config: Config,
+    guest: Guest,
+    *,
+    image: str | None = None,
+    policy: str | None = None,
+    replace: bool = False,
+    replace_only: str | None = None,
+    timeout: float | None = None,
+    job: str | None = None,
+    **chosen: Any,
+) -> Request:
     """Return the request for what was ``chosen``, completed by the guest's and general settings.
 
-    ``chosen`` holds ``image``, ``replace``, ``replace_only``, ``timeout``, ``job`` and any of the
-    settings of ``config.SaveSettings``; those that are None are filled in.
+    ``chosen`` are any of the fields of ``config.SaveSettings``; those that are None are filled in.
+
+    Raises Unsupported for a format that the guest cannot have, UnknownPolicy, ConfigError.
     """
-    general = config.save
-
-    def pick(name: str) -> Any:
-        value = chosen.get(name)
-        return getattr(general, name) if value is None else value
-
-    channels = pick("channels")
+    known = {name: value for name, value in chosen.items() if value is not None}
+    settings = dataclasses.replace(config.save, **known)
     return Request(
-        image=chosen.get("image"),
-        then=pick("then"),
-        live=pick("live"),
-        wishes=Wishes(
-            direct_io=pick("direct_io"),
-            zero_pages=pick("zero_pages"),
-            channels=None if channels == "auto" else channels,
-            preallocate=pick("preallocate"),
-        ),
-        policy=chosen.get("policy") or guest.policy or general.policy or "auto",
-        replace=bool(chosen.get("replace")),
-        replace_only=chosen.get("replace_only"),
-        timeout=chosen.get("timeout"),
-        format=_format(guest, pick("format")),
-        job=chosen.get("job"),
+        image=image,
+        settings=settings,
+        format=_format(guest, settings.format),
+        policy=policy_of(config, guest, policy),
+        replace=replace,
+        replace_only=replace_only,
+        timeout=timeout,
+        job=job,
     )
 
 
@@ -91,33 +97,26 @@ def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
     return "libvirt" if wanted == "libvirt" else "native"
 
 
-def policy_name(config: Config, guest: str, asked: str | None = None) -> str:
-    """Return the label policy: the one asked for, the guest's, the general one, ``auto``."""
-    known = config.guests.get(guest)
-    own = known.policy if known is not None else None
-    return asked or own or config.save.policy or "auto"
-
-
-def load_policy(config: Config, name: str) -> policy.Policy:
-    """Return the policy ``name``. Raises UnknownPolicy, ConfigError."""
-    return policy.load(name, [config.policies] if config.policies else [])
-
-
-def policy_labelling(
-    config: Config, name: str, domain: Domain | None = None
-) -> labelling.Labelling:
-    """Return the policy ``name`` ready to be applied.
-
-    Where the policy leaves SELinux's label open, a domain's image gets the one of its own disks.
+def policy_of(config: Config, guest: Guest | None, name: str | None = None) -> Policy:
+    """Return the label policy ``name``; without one the guest's, the general one, or ``auto``.
 
     Raises UnknownPolicy, ConfigError.
     """
-    found = load_policy(config, name)
+    own = guest.policy if guest is not None else None
+    search = [config.policies] if config.policies else []
+    return policy.load(name or own or config.save.policy or "auto", search)
+
+
+def policy_labelling(policy: Policy, domain: Domain | None = None) -> labelling.Labelling:
+    """Return the policy ready to be applied. Raises LabelUnavailable.
+
+    Where the policy leaves SELinux's label open, a domain's image gets the one of its own disks.
+    """
     label = domain.image_label if domain is not None else None
-    if label and found.selinux.label is None and found.selinux.image_type is None:
-        selinux = dataclasses.replace(found.selinux, label=label)
-        found = dataclasses.replace(found, selinux=selinux)
-    return labelling.Labelling(found)
+    if label and policy.selinux.label is None and policy.selinux.image_type is None:
+        selinux = dataclasses.replace(policy.selinux, label=label)
+        policy = dataclasses.replace(policy, selinux=selinux)
+    return labelling.Labelling(policy)
 
 
 @contextlib.contextmanager

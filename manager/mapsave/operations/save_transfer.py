@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from mapsave.config import Then
     from mapsave.image import store
     from mapsave.image.image import Partial
     from mapsave.labels.label import Problem
@@ -54,11 +55,14 @@ class SaveJob:
     stuck: str | None = None  # what became of a guest that cannot be continued
 
     @property
-    def then(self) -> str:
-        """What becomes of the guest; one that did not run is not started by a ``resume``."""
-        if self.request.then == "resume" and not self.facts.runs:
-            return "leave"
-        return self.request.then
+    def then(self) -> Then:
+        """What becomes of the guest."""
+        return self.request.then_for(runs=self.facts.runs)
+
+    @property
+    def live(self) -> bool:
+        """Whether the guest runs on while QEMU writes."""
+        return self.request.settings.live
 
     def on_left(self, problems: Sequence[Problem]) -> bool:
         """Keep the journal where ``mapsave recover`` can still take a label back; tell whether."""
@@ -142,7 +146,7 @@ async def _transfer(
         parameters.configured(job.session, job.facts.settings, wanted, job.fdset),
         fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
     ):
-        if job.facts.runs and not job.request.live:
+        if job.facts.runs and not job.live:
             await job.log.step_in_thread("pause")
             await job.session.pause()
             paused.since = time.monotonic()
@@ -151,14 +155,14 @@ async def _transfer(
         job.is_begun = True
         job.phases.enter("write")
         # A small guest is saved before the event of its being continued could be seen.
-        if not job.request.live and await guest_state.run_state(job.session) == "running":
+        if not job.live and await guest_state.run_state(job.session) == "running":
             raise outgoing.continued(job.session, "before QEMU began to save it")
-        outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.request.live)
+        outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.live)
         # The disk may fail to give it back: then the guest counts as what it was.
         with contextlib.suppress(OSError):
             if (ended_in := global_state.read(partial.fd, offset)) is not None:
                 paused.ended_in(ended_in)
-        if job.request.live:
+        if job.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
         await job.resumes.saved()
         await job.log.step_in_thread("complete")

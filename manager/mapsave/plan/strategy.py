@@ -1,4 +1,4 @@
-"""The strategy of a save: what was asked for, what was chosen, and why.
+"""The strategy of a save: what was chosen for the settings that are ``auto``, and why.
 
 ``choose`` is simple for now: direct-io where the directory takes it, eight channels, QEMU's own
 zero-page detection, no preallocation. What it will measure one day comes in as further arguments.
@@ -7,10 +7,10 @@ zero-page detection, no preallocation. What it will measure one day comes in as 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING
 
-Switch = Literal["auto", "on", "off"]
-ZeroPages = Literal["auto", "multifd", "legacy", "none"]
+if TYPE_CHECKING:
+    from mapsave.config import SaveSettings
 
 # Each channel writes one request at a time, so channels are the queue depth: more than there are
 # cores helps. Beyond eight a disk gains little.
@@ -27,20 +27,6 @@ class Most:
 
     channels: int
     reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Wishes:
-    """What the user asked for; ``auto`` (or None for channels) leaves the choice to mapsave.
-
-    ``bandwidth`` is in bytes per second; 0 is no limit.
-    """
-
-    direct_io: Switch = "auto"
-    zero_pages: ZeroPages = "auto"
-    channels: int | None = None
-    preallocate: Switch = "auto"
-    bandwidth: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,37 +63,44 @@ class Strategy:
         }
 
 
-def choose(wishes: Wishes, direct_io_refusal: str | None, most: Most | None = None) -> Strategy:
-    """Choose the strategy; ``direct_io_refusal`` says why the directory takes no direct writes.
+def choose(
+    settings: SaveSettings,
+    *,
+    bandwidth: int = 0,
+    direct_io_refusal: str | None = None,
+    most: Most | None = None,
+) -> Strategy:
+    """Choose the strategy for ``settings`` and ``bandwidth``, in bytes per second, 0 for no limit.
 
-    ``most``: what QEMU's limits allow, where that is little.
+    ``direct_io_refusal``: why the directory takes no direct writes, None where it does. ``most``:
+    what QEMU's limits allow, where that is little.
 
-    A wish always wins; whether it can be had is preflight's to say.
+    An explicit setting always wins; preflight checks whether it is possible.
     """
     reasons = {}
-    direct_io = wishes.direct_io == "on"
-    if wishes.direct_io == "auto":
+    direct_io = settings.direct_io == "on"
+    if settings.direct_io == "auto":
         direct_io = direct_io_refusal is None
         reasons["direct_io"] = direct_io_refusal or "the directory takes direct writes"
-    channels = wishes.channels
-    if channels is None:
-        channels = LIMITED_CHANNELS if wishes.bandwidth else DEFAULT_CHANNELS
+    channels = settings.channels
+    if channels == "auto":
+        channels = LIMITED_CHANNELS if bandwidth else DEFAULT_CHANNELS
         reasons["channels"] = (
             "few, so that the bandwidth is kept to"
-            if wishes.bandwidth
+            if bandwidth
             else "enough requests under way for one disk"
         )
         if most is not None and most.channels < channels:
             channels, reasons["channels"] = most.channels, most.reason
-    if wishes.zero_pages == "auto":
+    if settings.zero_pages == "auto":
         reasons["zero_pages"] = "found by the channels, in parallel"
-    if wishes.preallocate == "auto":
+    if settings.preallocate == "auto":
         reasons["preallocate"] = "most guests have zero pages that need no room"
     return Strategy(
         direct_io=direct_io,
-        zero_pages="multifd" if wishes.zero_pages == "auto" else wishes.zero_pages,
+        zero_pages="multifd" if settings.zero_pages == "auto" else settings.zero_pages,
         channels=channels,
-        preallocate=wishes.preallocate == "on",
-        bandwidth=wishes.bandwidth,
+        preallocate=settings.preallocate == "on",
+        bandwidth=bandwidth,
         reasons=reasons,
     )

@@ -156,9 +156,7 @@ async def save(
         device = os.fstat(held.fd).st_dev
     async with service.slots.taken(device) as share:
         await service.operations.starts(active)
-        limited = dataclasses.replace(
-            request, wishes=dataclasses.replace(request.wishes, bandwidth=share)
-        )
+        limited = dataclasses.replace(request, bandwidth=share)
         more = job.hooks if job is not None else {}
         report = _report(service, active)
         done = await around.save(guest, service.config, limited, report, more=more)
