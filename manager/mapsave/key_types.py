@@ -1,0 +1,138 @@
+"""Types of keys that several formats share, each with what people write for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from mapsave import units
+from mapsave.keys import Check, Parse, written
+
+NAME_BYTES = 200  # leaves room for ".partial" and the like within the 255 bytes of a file name
+ADDRESSES = ("qmp:", "libvirt:", "libvirt+")
+
+# What editors and clients are told beforehand; the checks have the last word.
+NAME_PATTERN = (
+    r"^(?!\.{1,2}$|qmp:|libvirt[:+])"
+    r"[^\u0000-\u0020\u007f/\-]([^\u0000-\u001f\u007f/]*[^\u0000-\u0020\u007f/])?$"
+)
+_DURATION = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|([1-9][0-9]*(\.[0-9]+)?(ms|s|m|h|d))+)$"
+_TRUTH = {"on": True, "yes": True, "off": False, "no": False}
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if a guest, a job or an image may have that name.
+
+    It becomes part of file names and of command lines. Raises ValueError otherwise.
+    """
+    if not name or name in (".", ".."):
+        raise ValueError(f"{name!r} is not a name")
+    if "/" in name or not all(char.isprintable() for char in name):
+        raise ValueError(f"the name {name!r} holds a slash or a character that is not printable")
+    if name.startswith("-") or name != name.strip():
+        raise ValueError(f"the name {name!r} begins with '-' or has spaces around it")
+    if name.startswith(ADDRESSES):
+        raise ValueError(f"the name {name!r} reads like an address ({', '.join(ADDRESSES)})")
+    if len(name.encode()) > NAME_BYTES:
+        raise ValueError(f"the name {name[:20]!r}... is longer than {NAME_BYTES} bytes")
+    return name
+
+
+def check_text(value: str) -> str:
+    """Return ``value``; raise ValueError if it is empty or holds what no argument can hold."""
+    if not value or "\0" in value:
+        raise ValueError("must not hold a NUL" if value else "must not be empty")
+    return value
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not hold a NUL")
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _variable(name: str) -> str:
+    if not (name.isascii() and name.isidentifier()):
+        raise ValueError(f"{name!r} is not the name of an environment variable")
+    return name
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return value
+    if len(str(value)) > 40:
+        raise ValueError("not a size (write bytes or a number with K, M, G or T)")
+    if (found := units.parse_size(value)) == 0:
+        raise ValueError("must not be 0")
+    return found
+
+
+def _time(value: Any) -> Any:
+    is_time = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+    return units.parse_duration(value) if is_time else value
+
+
+def _positive(seconds: float) -> float:
+    if seconds == 0:
+        raise ValueError("must be longer than 0")
+    return seconds
+
+
+Text = Annotated[
+    str,
+    Check(check_text),
+    msgspec.Meta(extra_json_schema={"minLength": 1, "pattern": r"^[^\u0000]+$"}),
+]
+Name = Annotated[
+    str,
+    Check(check_name),
+    msgspec.Meta(extra_json_schema={"pattern": NAME_PATTERN, "maxLength": NAME_BYTES}),
+]
+# A path that the reader's hook takes as relative to the file it is in.
+Place = Annotated[
+    Path,
+    Parse(lambda value: check_text(value) if isinstance(value, str) else value),
+    written("a path", {"type": "string", "minLength": 1, "pattern": r"^[^\u0000]+$"}),
+]
+# A number is taken as the text in the file, so that ``-m, 4096`` needs no quotes.
+Argument = Annotated[str, Parse(_argument), written("text", {"type": ["string", "integer"]})]
+Variable = Annotated[
+    Text,
+    Check(_variable),
+    msgspec.Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}),
+]
+Truth = Annotated[
+    bool,
+    Parse(lambda value: _TRUTH.get(value, value) if isinstance(value, str) else value),
+    written("true or false", {"anyOf": [{"type": "boolean"}, {"enum": list(_TRUTH)}]}),
+]
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    Parse(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
+    written("auto, on or off", {"enum": ["auto", "on", "off", True, False]}),
+]
+Size = Annotated[
+    int,
+    Parse(_size),
+    written("bytes, or a number with K, M, G or T", {"type": ["integer", "string"]}),
+]
+# Seconds; 0 is refused.
+Duration = Annotated[
+    float,
+    Parse(_time),
+    Check(_positive),
+    written(
+        "a duration such as 30s, 15m or 1h30m",
+        {
+            "anyOf": [
+                {"type": "string", "pattern": _DURATION},
+                {"type": "number", "exclusiveMinimum": 0},
+            ]
+        },
+    ),
+]
+# QEMU takes 1 to 255 (``multifd-channels`` is a uint8, migrate_params_check refuses 0).
+Channels = Literal["auto"] | Annotated[int, msgspec.Meta(ge=1, le=255)]
+AtOnce = Annotated[int, msgspec.Meta(ge=1, le=1000)]

@@ -1,0 +1,305 @@
+"""Keys of the YAML files and of the service's requests: each defined once, read, and described.
+
+A mapping is a class of ``Keys`` with a field for each key: type, default, limits, one line of help.
+From it come the reader (``read``), what is said of a mistake, and the JSON Schema (``schema``). A
+field without help is no key of the mapping: the program sets it.
+
+Types are those that msgspec knows, with ``Parse`` and ``Check`` for what it does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Loc = tuple[str | int, ...]  # the path of keys and indexes to a value
+T = TypeVar("T")
+
+_NOTHING = type(None)
+_WRITTEN = "x-written"
+
+
+class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mapping of known keys; a key without a value (null) counts as not given."""
+
+
+class Parse(msgspec.Struct, frozen=True):
+    """Annotates a type: makes a value of the type of one as people write it.
+
+    What it does not know it returns, or raises ValueError with what is wrong.
+    """
+
+    function: Callable[[Any], Any]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """Annotates a type: returns the value of that type, or raises ValueError."""
+
+    function: Callable[[Any], Any]
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """What is wrong at ``loc``, in words that name the key; with the key itself, or its value."""
+
+    loc: Loc
+    message: str
+    at_key: bool = False
+
+
+class Mistakes(Exception):
+    """All that is wrong with some data."""
+
+    def __init__(self, found: list[Mistake]) -> None:
+        super().__init__("; ".join(each.message for each in found))
+        self.found = found
+
+
+def help(text: str) -> msgspec.Meta:
+    """Return the line of help of a key, to be annotated to its type."""
+    return msgspec.Meta(description=text)
+
+
+def written(title: str, schema: dict[str, Any] | None = None) -> msgspec.Meta:
+    """Return what people write for a type: "a size, such as 64M", and its JSON Schema if given."""
+    return msgspec.Meta(title=title, extra_json_schema={_WRITTEN: schema} if schema else None)
+
+
+def read(data: Any, kind: type[T], hook: Callable[[Any, Any], Any] | None = None) -> T:
+    """Return ``data``, plain dicts, lists and scalars, as an instance of ``kind``.
+
+    ``hook`` is msgspec's ``dec_hook``, for types that it does not know. Raises Mistakes with all
+    that is wrong.
+    """
+    reader = _Reader(hook)
+    found = reader.value(data, kind, ())
+    if reader.mistakes:
+        raise Mistakes(reader.mistakes)
+    return typing.cast("T", found)
+
+
+def given(settings: Keys, data: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the fields of ``settings`` that ``data``, of which it was read, has a value for."""
+    known = fields(type(settings))
+    names = [known[key].name for key, value in (data or {}).items() if value is not None]
+    return {name: getattr(settings, name) for name in names}
+
+
+@functools.cache
+def fields(kind: type[Any]) -> dict[str, msgspec.structs.FieldInfo]:
+    """Return the keys of a class of ``Keys``, by the name they have in a file."""
+    found = msgspec.structs.fields(kind)
+    return {each.encode_name: each for each in found if described(each.type, "description")}
+
+
+def described(kind: Any, attribute: str) -> Any:
+    """Return the ``attribute`` of ``msgspec.Meta`` that a type has, None if it has none."""
+    metas = [each for each in peel(kind)[1] if isinstance(each, msgspec.Meta)]
+    found = [getattr(each, attribute) for each in metas]
+    return next((each for each in reversed(found) if each is not None), None)
+
+
+def peel(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type within ``Annotated`` and ``| None``, and the annotations, innermost first."""
+    notes: tuple[Any, ...] = ()
+    while True:
+        if typing.get_origin(kind) is Annotated:
+            notes = (*kind.__metadata__, *notes)
+            kind = kind.__origin__
+        elif len(choices := _choices(kind)) == 1 and choices[0] is not kind:
+            kind = choices[0]
+        else:
+            return kind, notes
+
+
+def expected(kind: Any) -> str:
+    """Return in words what a value of ``kind`` is: ``a number from 1 to 255``."""
+    title: str | None = described(kind, "title")
+    if title:
+        return title
+    core, _ = peel(kind)
+    origin = typing.get_origin(core) or core
+    if origin is typing.Literal:
+        return _either([repr(each) for each in typing.get_args(core)])
+    if len(choices := _choices(core)) > 1:
+        return _either([expected(each) for each in choices])
+    if origin in (int, float):
+        least, most = described(kind, "ge"), described(kind, "le")
+        return "a number" + ("" if least is None else f" from {least} to {most}")
+    if origin in (list, tuple):
+        return "a list" + (" that is not empty" if described(kind, "min_length") else "")
+    return {str: "text", bool: "true or false"}.get(origin, "a mapping")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``": did you mean 'channels'?"`` for the closest known word, "" if none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def path(loc: Loc) -> str:
+    """Return ``guests.web01.launch[2]`` for the path of keys ``loc``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(parts).removeprefix(".")
+
+
+def schema(kind: type[Any]) -> dict[str, Any]:
+    """Return the JSON Schema of a mapping, for editors."""
+    found = msgspec.json.schema(kind, schema_hook=lambda _: {"type": "string"})
+    parts = tidy(found["$defs"])
+    return {**parts.pop(kind.__name__), "$defs": parts}
+
+
+def tidy(part: Any) -> Any:
+    """Return a part of a JSON Schema that msgspec made of ``Keys``, as people may write them.
+
+    Left out are fields that are no keys; what has a default may be null; types that are written
+    otherwise than msgspec knows are described as they are written.
+    """
+    if isinstance(part, list):
+        return [tidy(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if _WRITTEN in part:
+        kept: dict[str, Any] = {
+            key: part[key] for key in ("title", "description", "default") if key in part
+        }
+        return {**kept, **part[_WRITTEN]}
+    found = {key: tidy(each) for key, each in part.items()}
+    if found.get("type") == "object" and "properties" in found:
+        needed = found["required"]
+        found["properties"] = {
+            key: each if key in needed else _or_null(each)
+            for key, each in found["properties"].items()
+            if key in needed or "description" in each
+        }
+    return found
+
+
+def _or_null(part: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {key: part[key] for key in ("description", "default") if key in part}
+    rest = {key: each for key, each in part.items() if key not in kept}
+    choices = rest["anyOf"] if list(rest) == ["anyOf"] else [rest]
+    null = {"type": "null"}
+    return {**kept, "anyOf": choices if null in choices else [*choices, null]}
+
+
+class _Reader:
+    def __init__(self, hook: Callable[[Any, Any], Any] | None) -> None:
+        self.mistakes: list[Mistake] = []
+        self._hook = hook
+
+    def value(self, value: Any, kind: Any, loc: Loc, *, at_key: bool = False) -> Any:
+        """Return ``value`` as an instance of ``kind``, or something else and note a mistake."""
+        core, notes = peel(kind)
+        before = len(self.mistakes)
+        try:
+            for each in notes:
+                value = each.function(value) if isinstance(each, Parse) else value
+            found = self._inside(value, core, loc)
+            if len(self.mistakes) == before:
+                found = msgspec.convert(found, kind, dec_hook=self._hook)
+                for each in notes:
+                    found = each.function(found) if isinstance(each, Check) else found
+        except msgspec.ValidationError:
+            if core is str and isinstance(value, (bool, int, float)):
+                message = "must be text: put it in quotes"
+            else:
+                message = f"must be {expected(kind)}, not {_shown(value)}"
+        except ValueError as error:
+            message = str(error)
+        else:
+            return found
+        name = path(loc)
+        self.mistakes.append(Mistake(loc, f"{name}: {message}" if name else message, at_key))
+        return value
+
+    def _inside(self, value: Any, core: Any, loc: Loc) -> Any:
+        """Return a container with what is in it read, anything else as it is."""
+        arguments = typing.get_args(core)
+        if isinstance(value, list) and typing.get_origin(core) in (list, tuple):
+            return [self.value(each, arguments[0], (*loc, n)) for n, each in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        structs = [each for each in _choices(core) if isinstance(each, msgspec.StructMeta)]
+        if len(structs) == 1:
+            return self._keys(value, structs[0], loc)
+        if structs:
+            return self._tagged(value, structs, loc)
+        if len(arguments) == 2:
+            return {
+                self.value(key, arguments[0], (*loc, key), at_key=True): self.value(
+                    each, arguments[1], (*loc, key)
+                )
+                for key, each in value.items()
+            }
+        return value
+
+    def _tagged(self, data: dict[str, Any], structs: list[Any], loc: Loc) -> Any:
+        """Return the one of ``structs`` that the data says by its tag it is."""
+        field: str = structs[0].__struct_config__.tag_field
+        tags = {each.__struct_config__.tag: each for each in structs}
+        if isinstance(tag := data.get(field), str) and tag in tags:
+            return self._keys(data, tags[tag], loc)
+        if tag is None:
+            self._missing(field, loc)
+        else:
+            wanted = _either([repr(each) for each in tags])
+            message = f"{path((*loc, field))}: must be {wanted}, not {_shown(tag)}"
+            self.mistakes.append(Mistake((*loc, field), message))
+        return data
+
+    def _keys(self, data: dict[str, Any], kind: Any, loc: Loc) -> Any:
+        known = fields(kind)
+        tag = kind.__struct_config__.tag_field
+        before = len(self.mistakes)
+        for key in data:
+            if key not in known and key != tag:
+                message = f"unknown key {key!r}{_guess(key, sorted(known))}"
+                self.mistakes.append(Mistake((*loc, key), message, at_key=True))
+        values = {}
+        for key, field in known.items():
+            if data.get(key) is not None:
+                values[field.name] = self.value(data[key], field.type, (*loc, key))
+            elif field.required:
+                self._missing(key, loc)
+        return kind(**values) if len(self.mistakes) == before else data
+
+    def _missing(self, key: str, loc: Loc) -> None:
+        inside = f" in {path(loc)}" if loc else ""
+        self.mistakes.append(Mistake((*loc, key), f"the key {key!r} is missing{inside}"))
+
+
+def _choices(kind: Any) -> list[Any]:
+    """Return the types of a union without None, or the type alone."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [each for each in typing.get_args(kind) if each is not _NOTHING]
+    return [kind]
+
+
+def _guess(key: str, known: list[str]) -> str:
+    return nearest(key, known) or f" (known: {', '.join(known)})"
+
+
+def _either(words: list[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list)):
+        kind = "mapping" if isinstance(value, dict) else "list"
+        return f"a {kind}" if value else f"an empty {kind}"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

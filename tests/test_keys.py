@@ -1,0 +1,147 @@
+"""Keys that are defined once: what is read, what is said of mistakes, what the schema has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from mapsave import keys
+from mapsave.key_types import Argument, Channels, Duration, Name, Size, Switch, Text, Truth
+from mapsave.keys import Keys, help
+
+SLASH = "the name 'a/b' holds a slash or a character that is not printable"
+
+
+class Guest(Keys):
+    """One guest."""
+
+    name: str = ""
+    qmp: Annotated[Text | None, help("Its socket.")] = None
+    launch: Annotated[tuple[Argument, ...], msgspec.Meta(min_length=1), help("How.")] = ()
+
+    def __post_init__(self) -> None:
+        if self.launch and self.qmp is None:
+            raise ValueError("launch goes with qmp")
+
+
+class Start(Keys, tag="start"):
+    """Begin."""
+
+    guest: Annotated[Name, help("Which.")]
+
+
+class Stop(Keys, tag="stop"):
+    """End."""
+
+    mode: Annotated[Literal["fast", "safe"], help("How.")] = "safe"
+
+
+class File(Keys):
+    """Everything."""
+
+    memory: Annotated[Size, help("How much.")]
+    stall: Annotated[Duration, help("How long.")] = 30.0
+    channels: Annotated[Channels, help("How many.")] = "auto"
+    direct: Annotated[Switch, help("Whether.")] = "auto"
+    live: Annotated[Truth, help("Whether.")] = False
+    guests: Annotated[dict[Name, Guest], help("Who.")] = msgspec.field(default_factory=dict)
+    action: Annotated[Start | Stop | None, help("What.")] = None
+
+
+def mistakes(data: Any) -> list[tuple[str, str, bool]]:
+    with pytest.raises(keys.Mistakes) as caught:
+        keys.read(data, File)
+    return [(keys.path(each.loc), each.message, each.at_key) for each in caught.value.found]
+
+
+def test_values_are_read_as_people_write_them() -> None:
+    data = {
+        "memory": "64M",
+        "stall": "1m",
+        "channels": 4,
+        "direct": True,
+        "live": "yes",
+        "guests": {"a": {"qmp": "/x", "launch": ["qemu", "-m", 64]}},
+        "action": {"type": "stop", "mode": "fast"},
+    }
+    assert keys.read(data, File) == File(
+        memory=64 << 20,
+        stall=60.0,
+        channels=4,
+        direct="on",
+        live=True,
+        guests={"a": Guest(qmp="/x", launch=("qemu", "-m", "64"))},
+        action=Stop("fast"),
+    )
+
+
+def test_a_key_without_a_value_counts_as_not_given() -> None:
+    data = {"memory": 1, "stall": None, "guests": None, "live": None}
+    assert keys.read(data, File) == File(1)
+    assert keys.given(File(1, live=True), {"memory": 1, "live": True, "stall": None}) == {
+        "memory": 1,
+        "live": True,
+    }
+    assert ("memory", "the key 'memory' is missing", False) in mistakes({"memory": None})
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    data = {
+        "stal": 1,
+        "memory": 1.5,
+        "stall": 0,
+        "channels": 300,
+        "direct": "perhaps",
+        "live": 1,
+        "guests": {"a/b": {"name": "x", "qmp": 5, "launch": []}, "c": None, "d": {"launch": ["x"]}},
+        "action": {"type": "pause"},
+    }
+    assert mistakes(data) == [
+        ("stal", "unknown key 'stal': did you mean 'stall'?", True),
+        ("memory", "memory: must be bytes, or a number with K, M, G or T, not 1.5", False),
+        ("stall", "stall: must be longer than 0", False),
+        ("channels", "channels: must be 'auto' or a number from 1 to 255, not 300", False),
+        ("direct", "direct: must be auto, on or off, not 'perhaps'", False),
+        ("live", "live: must be true or false, not 1", False),
+        ("guests.a/b", f"guests.a/b: {SLASH}", True),
+        ("guests.a/b.name", "unknown key 'name' (known: launch, qmp)", True),
+        ("guests.a/b.qmp", "guests.a/b.qmp: must be text: put it in quotes", False),
+        (
+            "guests.a/b.launch",
+            "guests.a/b.launch: must be a list that is not empty, not an empty list",
+            False,
+        ),
+        ("guests.c", "guests.c: must be a mapping, not nothing", False),
+        ("guests.d", "guests.d: launch goes with qmp", False),
+        ("action.type", "action.type: must be 'start' or 'stop', not 'pause'", False),
+    ]
+
+
+def test_what_is_missing_is_named() -> None:
+    assert mistakes({"action": {"type": "start"}, "memory": "9" * 50}) == [
+        ("memory", "memory: not a size (write bytes or a number with K, M, G or T)", False),
+        ("action.guest", "the key 'guest' is missing in action", False),
+    ]
+    assert mistakes({"memory": 1, "action": {}}) == [
+        ("action.type", "the key 'type' is missing in action", False)
+    ]
+    assert mistakes([]) == [("", "must be a mapping, not an empty list", False)]
+
+
+def test_schema_has_what_people_may_write() -> None:
+    schema = keys.schema(File)
+    assert schema["required"] == ["memory"]
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert properties["memory"]["type"] == ["integer", "string"]
+    assert properties["memory"]["description"] == "How much."
+    assert {"type": "null"} in properties["stall"]["anyOf"]
+    assert properties["stall"]["default"] == 30.0
+    assert {"enum": ["auto", "on", "off", True, False]}.items() <= properties["direct"]["anyOf"][
+        0
+    ].items()
+    guest = schema["$defs"]["Guest"]["properties"]
+    assert list(guest) == ["qmp", "launch"]
+    assert guest["launch"]["anyOf"][0]["items"]["type"] == ["string", "integer"]
+    assert schema["$defs"]["Stop"]["required"] == ["type"]
