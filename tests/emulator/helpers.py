@@ -35,7 +35,10 @@ class Qmp:
         self._socket.settimeout(30)
         self._buffer = b""
         self.events: list[dict[str, Any]] = []
-        self.greeting = self.read()
+        # QEMU sends the events of its start to whoever is connected, even before it greets him.
+        while "QMP" not in (greeting := self.read()):
+            self.events.append(greeting)
+        self.greeting = greeting
 
     def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """Send raw bytes, ``fds`` with them."""

@@ -88,7 +88,10 @@ def test_no_room_that_preflight_knows_of(
 def test_disk_full_half_way(
     site: cli.Site, tmp_path: Path, kind: storage.Kind, size: int, direct_io: str
 ) -> None:
-    """The guest's RAM is a private mapping of a file that is not resident: nobody can know."""
+    """The guest's RAM is a private mapping of a file that is not resident: nobody can know.
+
+    With one channel: of several, QEMU 10.0 dies now and then where one fails (docs/hazards.md).
+    """
     content = patterns.write(tmp_path / "ram-file", 64 * MIB, patterns.dense)
     private = memory.from_file(content, "64M")
     with (
@@ -98,7 +101,7 @@ def test_disk_full_half_way(
         guest.control.execute("cont")
         before = guest.state()
         with storage.filled(place, leave=30 * MIB):
-            arguments = ("--image", place / "image", "--direct-io", direct_io)
+            arguments = ("--image", place / "image", "--direct-io", direct_io, "--channels", "1")
             result = site.run("save", NAME, "--json", *arguments, check=4)
             assert error_of(result) == "save.failed"
             assert "No space left on device" in result.json()["error"]["message"]
