@@ -115,6 +115,18 @@ def test_neither_image_nor_state_directory_can_be_written(
         assert restored.status() == "running"
 
 
+def test_a_mark_that_may_not_be_durable_is_taken_back(site: cli.Site, guest: qemu.Qemu) -> None:
+    """fsync(2) fails on both: what was written would be read all the same, but no guest runs."""
+    rules = (_NO_NOTE, inject.Rule("fsync", "errno", 28, path=IMAGE, count=-1))
+    result = site.run("restore", IMAGE, "--json", env=inject.environment(*rules), check=5)
+    assert "neither in the image (No space left on device)" in result.json()["error"]["message"]
+    assert not qemu_lives(guest)
+    assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
+    site.run("restore", IMAGE, check=0)
+    with guest.successor() as restored:
+        assert restored.status() == "running"
+
+
 def test_a_state_directory_that_cannot_be_written_is_a_warning(
     site: cli.Site, guest: qemu.Qemu
 ) -> None:

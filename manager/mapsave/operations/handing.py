@@ -43,6 +43,9 @@ async def to_user(
             log.warnings.append(warning)
             _log.warning("%s", warning)
     except OSError as error:
+        # A mark that could not be synced may be read all the same: it is written over.
+        with contextlib.suppress(OSError):
+            opened.mark(before)
         raise errors.RestoreFailed(
             f"{opened.path!r} cannot be marked as restored, {error.strerror}; the guest was not "
             "resumed",
