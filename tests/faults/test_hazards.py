@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from mapsave import config, errors
 from mapsave.image import descriptors, image, superblock
-from mapsave.operations import restore
+from mapsave.operations import restore, restore_request
 
 from tests.image.test_truncation import boundaries
 from tests.kit import cli, memory, need, patterns, qemu, qmp, ram, raw, state
@@ -245,7 +245,7 @@ def test_image_cut_anywhere_is_refused_even_if_its_superblock_agrees(
         # With its end mark there, a stream without description is whole for its reader.
         whole = opened.validate().stream.description_offset - 5
     with waiting() as destination:
-        request = restore.Request(str(copy), into=str(destination.qmp))
+        request = restore_request.Request(str(copy), into=str(destination.qmp))
         for cut in sorted(places - {whole}, reverse=True):
             os.truncate(copy, cut)
             with copy.open("r+b") as file:

@@ -22,7 +22,16 @@ from mapsave.client import connection, delegate
 from mapsave.jobs import engine, job
 from mapsave.migration import guest_state, outgoing
 from mapsave.monitor import qmp, session
-from mapsave.operations import ending, giving_up, preview, recover, restore, save, save_request
+from mapsave.operations import (
+    ending,
+    giving_up,
+    preview,
+    recover,
+    restore,
+    restore_request,
+    save,
+    save_request,
+)
 
 from tests.faults import struck
 from tests.kit import patterns, qemu, service
@@ -233,7 +242,9 @@ async def test_restore(site: cli.Site) -> None:
         at = 0
         while True:
             with qemu.running(name="other", memory="16M", incoming=True) as destination:
-                request = restore.Request(str(saved.image), into=str(destination.qmp), again=True)
+                request = restore_request.Request(
+                    str(saved.image), into=str(destination.qmp), again=True
+                )
                 with silent(destination.pid, at) as silence:
                     error = await ends(restore.restore(config, request))
                 if not silence.has_fallen:

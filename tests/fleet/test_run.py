@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from mapsave import config, errors
-from mapsave.evacuation import save_all
+from mapsave.evacuation import save_all, save_run
 from mapsave.hooks import around
 from mapsave.migration.progress import Progress
 
@@ -34,7 +34,7 @@ async def test_what_is_being_committed_at_the_deadline_is_finished(site: cli.Sit
             await asyncio.sleep(1.5)
             return await around.save(guest, found, request, report)
 
-        asked = save_all.Request(deadline=1.0, parallel=1)
+        asked = save_run.Request(deadline=1.0, parallel=1)
         done = await save_all.save_all(found, asked, saver=saver)
         assert fleet.status(late) == "running"
     assert fleet.outcomes(done) == {"web": "saved", "late": "no_time"}
@@ -50,7 +50,7 @@ async def test_what_hangs_before_that_is_given_up(site: cli.Site) -> None:
             await asyncio.sleep(60)
             return {}
 
-        done = await save_all.save_all(found, save_all.Request(deadline=1.0), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(deadline=1.0), saver=saver)
         assert fleet.status(socket) == "running"
     assert done["guests"][0]["error"]["id"] == "save.timeout"
     assert fleet.recorded(site) == []
@@ -65,7 +65,7 @@ async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
                 raise ZeroDivisionError("by zero")
             return await around.save(guest, found, request, report)
 
-        done = await save_all.save_all(found, save_all.Request(), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(), saver=saver)
     assert fleet.outcomes(done) == {"bug": "failed", "web": "saved"}
     assert done["guests"][0]["error"]["message"] == "unexpected ZeroDivisionError: by zero"
     assert done["exit_code"] == 1
@@ -83,7 +83,7 @@ async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.
                 raise errors.Busy("guest 'web' is being saved by another mapsave")
             return await around.save(guest, found, request, report)
 
-        done = await save_all.save_all(found, save_all.Request(deadline=60.0), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(deadline=60.0), saver=saver)
     assert fleet.outcomes(done) == {"other": "saved", "web": "saved"}
     assert sorted(came) == ["other", "web", "web"]
     assert fleet.committed(site) == {"web", "other"}
@@ -97,7 +97,7 @@ async def test_a_guest_that_others_always_come_to_first_is_given_up(site: cli.Si
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             raise errors.Busy("guest 'web' is being saved by another mapsave")
 
-        done = await save_all.save_all(found, save_all.Request(), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(), saver=saver)
         assert fleet.status(socket) == "running"
     assert (done["exit_code"], fleet.recorded(site)) == (8, [])
 
@@ -111,7 +111,7 @@ async def test_a_guest_that_ends_while_it_waits_is_no_failure(site: cli.Site) ->
                 await asyncio.to_thread(fleet.end, second)
             return await around.save(guest, found, request, report)
 
-        done = await save_all.save_all(found, save_all.Request(parallel=1), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(parallel=1), saver=saver)
     assert fleet.outcomes(done) == {"first": "saved", "second": "not_running"}
     assert done["exit_code"] == 0
     assert fleet.committed(site) == {"first"}
@@ -127,7 +127,7 @@ async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
             await around.save(guest, found, request, report)
             raise errors.GuestContinued("somebody has continued the guest")
 
-        done = await save_all.save_all(found, save_all.Request(), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(), saver=saver)
     assert done["exit_code"] == 4
     assert len(list(site.images.iterdir())) == 1
     assert fleet.recorded(site) == []
@@ -136,7 +136,7 @@ async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
 async def test_reports_sum_all_guests_up(site: cli.Site) -> None:
     seen: list[Progress] = []
     with fleet.guest(site, "one"), fleet.guest(site, "two"):
-        done = await save_all.save_all(load(site), save_all.Request(), seen.append)
+        done = await save_all.save_all(load(site), save_run.Request(), seen.append)
     assert done["saved"] == 2
     assert {each.total_bytes for each in seen} == {16 * fleet.MIB}
     assert [each.done_bytes for each in seen] == sorted(each.done_bytes for each in seen)
@@ -146,7 +146,7 @@ async def test_reports_sum_all_guests_up(site: cli.Site) -> None:
 
 async def test_cancelled_it_puts_back_and_says_so(site: cli.Site) -> None:
     with fleet.guest(site, "web", throttle="1M") as socket:
-        running = asyncio.create_task(save_all.save_all(load(site), save_all.Request()))
+        running = asyncio.create_task(save_all.save_all(load(site), save_run.Request()))
         await asyncio.to_thread(
             wait.until, lambda: list(site.images.glob("*.partial")), what="the save"
         )

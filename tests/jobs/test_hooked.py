@@ -14,7 +14,7 @@ import pytest
 from mapsave import config as configuration
 from mapsave import errors
 from mapsave.hooks import around
-from mapsave.operations import journal, restore, save_request
+from mapsave.operations import journal, restore_request, save_request
 from mapsave.service_settings import Hooks
 
 from tests.kit import cli, processes, qmp, wait
@@ -202,7 +202,7 @@ async def test_on_failure_is_told_the_error(scene: Scene, tmp_path: Path) -> Non
     assert scene.moments() == [("before_save", None), ("on_failure", "failure")]
     assert scene.told()[1]["error"] == caught.value.as_dict()
 
-    request = restore.Request("nowhere")
+    request = restore_request.Request("nowhere")
     with pytest.raises(errors.ImageNotFound) as missing:
         await around.restore(scene.config(), request)
     assert scene.moments()[2:] == [("before_restore", None), ("on_failure", "failure")]

@@ -14,7 +14,7 @@ import pytest
 from mapsave import config
 from mapsave.labels import labelling
 from mapsave.labels.policy import Policy
-from mapsave.operations import restore, save, save_request
+from mapsave.operations import restore, restore_request, save, save_request
 
 from tests.labels.conftest import Host
 from tests.monitor.emulated import emulated
@@ -112,7 +112,7 @@ async def test_restore(site: cli.Site, tmp_path: Path, stubborn: Stubborn) -> No
     with emulated(tmp_path / "d", "--incoming", "defer") as waiting:
         confine(stubborn, waiting.process.pid)
         settings = config.load(site.config, {})
-        request = restore.Request(str(site.images / "one"), into=waiting.path)
+        request = restore_request.Request(str(site.images / "one"), into=waiting.path)
         done = await restore.restore(settings, request)
         assert_left(site, stubborn, done["warnings"], "tidy")
         assert recovered(site, stubborn)["outcome"] == "guest restored"

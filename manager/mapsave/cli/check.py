@@ -49,9 +49,9 @@ def _is_guest(given: Globals, config: Config, target: str) -> bool:
         with contextlib.suppress(errors.ImageNotFound):
             client.get(f"/v1/images/{connection.quoted(name)}")
             return False
-    from mapsave.operations import restore
+    from mapsave.operations import images
 
-    if os.path.lexists(restore.resolve(target, config)):
+    if os.path.lexists(images.resolve(target, config)):
         return False
     if "/" in target:
         raise errors.ImageNotFound(f"no image at {target!r}")

@@ -25,8 +25,8 @@ def command(context: click.Context, /, image: str, yes: bool) -> None:
         client, name = asked
         done = delegate.perform(client, {"kind": "discard", "image": name, "unrestored": yes})
     else:
-        from mapsave.operations import discard, restore
+        from mapsave.operations import discard, images
 
-        done = discard.discard(config, restore.resolve(image, config), unrestored=yes)
+        done = discard.discard(config, images.resolve(image, config), unrestored=yes)
     freed = units.format_size(done["freed_bytes"])
     output.result(given, done, f"discarded {done['image']}, {freed} freed")

@@ -24,9 +24,9 @@ def command(context: click.Context, /, image: str, xml: bool) -> None:
     given = of(context)
     config = given.config()
     if xml:
-        from mapsave.operations import inspect, restore
+        from mapsave.operations import images, inspect
 
-        path = restore.resolve(image, config)
+        path = images.resolve(image, config)
         held = inspect.domain_xml(path)
         if given.json:
             output.result(given, {"image": path, "xml": held}, "")

@@ -16,9 +16,9 @@ def inspect(given: Globals, config: Config, image: str) -> dict[str, Any]:
     if asked := connection.image_to_ask_for(config, given, image):
         client, name = asked
         return client.get(f"/v1/images/{connection.quoted(name)}")
-    from mapsave.operations import inspect, restore
+    from mapsave.operations import images, inspect
 
-    return inspect.inspect(restore.resolve(image, config), config)
+    return inspect.inspect(images.resolve(image, config), config)
 
 
 def verify(given: Globals, config: Config, image: str) -> dict[str, Any]:
@@ -26,6 +26,6 @@ def verify(given: Globals, config: Config, image: str) -> dict[str, Any]:
     if asked := connection.image_to_ask_for(config, given, image):
         client, name = asked
         return delegate.perform(client, {"kind": "verify", "image": name})
-    from mapsave.operations import inspect, restore
+    from mapsave.operations import images, inspect
 
-    return inspect.verify(restore.resolve(image, config), config).as_dict()
+    return inspect.verify(images.resolve(image, config), config).as_dict()

@@ -86,9 +86,9 @@ def command(
 
 def _here(given: Globals, config: Config, chosen: dict[str, Any], report: Report) -> dict[str, Any]:
     from mapsave.hooks import around
-    from mapsave.operations import restore
+    from mapsave.operations import restore_request
 
-    return local.run(around.restore(config, restore.Request(**chosen), report), given)
+    return local.run(around.restore(config, restore_request.Request(**chosen), report), given)
 
 
 def _body(config: Config, chosen: dict[str, Any]) -> dict[str, Any] | None:

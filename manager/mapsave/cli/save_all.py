@@ -13,7 +13,7 @@ from mapsave.cli.options import Command, of
 from mapsave.cli.save import Duration
 
 if TYPE_CHECKING:
-    from mapsave.evacuation.save_all import Request
+    from mapsave.evacuation.save_run import Request
 
 _WORDS = {
     "saved": "saved",
@@ -59,10 +59,10 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     back what was saved. The exit code is the worst of all.
     """
     from mapsave.cli import shutdown
-    from mapsave.evacuation import save_all
+    from mapsave.evacuation import save_run
 
     given = of(context)
-    request = save_all.Request(
+    request = save_run.Request(
         names=chosen["guests"],
         libvirt=_uri(chosen["libvirt"], chosen["uri"]),
         deadline=chosen["deadline"],

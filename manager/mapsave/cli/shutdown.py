@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mapsave.cli.options import Globals
     from mapsave.client.connection import Client
     from mapsave.config import Config
-    from mapsave.evacuation.save_all import Request
+    from mapsave.evacuation.save_run import Request
     from mapsave.migration.progress import Report
 
     Body = Callable[[Request], dict[str, Any]]

@@ -19,14 +19,14 @@ def command(context: click.Context, /, images: tuple[str, ...]) -> int:
 
     The exit code is that of the first image that is not.
     """
-    from mapsave.operations import restore
+    from mapsave.operations.images import resolve
 
     given = of(context)
     config = given.config()
     found: list[dict[str, Any]] = []
     code = 0
     for name in images:
-        path = restore.resolve(name, config)
+        path = resolve(name, config)
         try:
             found.append(look.verify(given, config, name))
         except errors.MapsaveError as error:

@@ -15,7 +15,7 @@ from mapsave.emulator import faults, schema
 from mapsave.emulator.faults import QmpError
 
 if TYPE_CHECKING:
-    from mapsave.emulator.capabilities import Capabilities
+    from mapsave.emulator.migration_options import Capabilities
 
 _OFFSET = ",offset="
 _SIZE = re.compile(r"\s*([+-]?)(?:(0x[0-9a-f]+)|(\d+(?:\.\d*)?|\.\d+)([bkmgtpe]?))", re.IGNORECASE)

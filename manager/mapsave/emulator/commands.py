@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave.emulator import schema
 from mapsave.emulator.faults import COMMAND_NOT_FOUND, DEVICE_NOT_FOUND, QmpError
-from mapsave.emulator.run_state import RunState
 
 if TYPE_CHECKING:
+    from mapsave.emulator.incoming import Incoming
     from mapsave.emulator.machine import Machine
+    from mapsave.emulator.outgoing import Outgoing
 
 PACKAGE = "mapsave emulator"
 VERSION = {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": PACKAGE}
@@ -23,10 +24,18 @@ _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What a handler gets: the machine, checked arguments, and how to take the pending fd."""
+class Emulated:
+    """A machine and its two migrations."""
 
     machine: Machine
+    outgoing: Outgoing
+    incoming: Incoming
+
+
+@dataclasses.dataclass(frozen=True)
+class Request(Emulated):
+    """What a handler gets: the machine, checked arguments, and how to take the pending fd."""
+
     arguments: dict[str, Any]
     take_fd: Callable[[], int | None]
 
@@ -246,8 +255,3 @@ def _pmemsave(request: Request) -> Any:
     except OverflowError:
         raise QmpError("An IO error has occurred") from None
     return {}
-
-
-def is_incoming(machine: Machine) -> bool:
-    """True if ``query-migrate`` is to speak of the destination side."""
-    return machine.incoming.status != "none" or machine.run_state is RunState.INMIGRATE

@@ -14,7 +14,6 @@ from mapsave.emulator.faults import QmpError
 
 if TYPE_CHECKING:
     from mapsave.emulator.fdset import FdSets
-    from mapsave.emulator.machine import Machine
 
 
 def open_file(fdsets: FdSets, filename: str, flags: int) -> int:
@@ -30,9 +29,3 @@ def open_file(fdsets: FdSets, filename: str, flags: int) -> int:
             reason = os.strerror(error.errno or 0)
         verb = "create" if flags & os.O_CREAT else "open"
         raise QmpError(f"Could not {verb} '{filename}': {reason}") from None
-
-
-def wants_direct(machine: Machine) -> bool:
-    """True if channels use O_DIRECT: direct-io is silently ignored without the two others."""
-    on = machine.capabilities
-    return bool(machine.parameters["direct-io"] and on["mapped-ram"] and on["multifd"])

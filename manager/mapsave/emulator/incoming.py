@@ -12,7 +12,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from mapsave.emulator import capabilities, faults, files, stream
+from mapsave.emulator import faults, files, migration_options, stream
 from mapsave.emulator.faults import QmpError, StreamError
 from mapsave.emulator.ram_load import RamLoad
 from mapsave.emulator.run_state import RunState
@@ -82,7 +82,7 @@ class Incoming:
         self._fds.append(files.open_file(machine.fdsets, address.filename, os.O_RDONLY))
         os.lseek(self._fds[0], min(address.offset, (1 << 63) - 1), os.SEEK_SET)
         if machine.capabilities["multifd"]:
-            flags = os.O_RDONLY | (os.O_DIRECT if files.wants_direct(machine) else 0)
+            flags = os.O_RDONLY | (os.O_DIRECT if machine.uses_direct_io else 0)
             for _ in range(machine.parameters["multifd-channels"]):
                 self._fds.append(files.open_file(machine.fdsets, address.filename, flags))
 
@@ -162,10 +162,10 @@ class Incoming:
     @staticmethod
     def _received_capabilities(reader: StreamReader) -> set[str]:
         names: set[str] = set()
-        for _ in range(min(reader.u32(), len(capabilities.NAMES))):
+        for _ in range(min(reader.u32(), len(migration_options.NAMES))):
             size = reader.u8()
             name = reader.read(size)[: reader.last_read].decode("utf-8", "replace")
-            if name not in capabilities.NAMES:
+            if name not in migration_options.NAMES:
                 raise StreamError(
                     _EINVAL,
                     f"Received unknown capability {name}",

@@ -1,4 +1,4 @@
-"""The emulated machine: run state, RAM, capabilities, descriptors, and both migrations."""
+"""The emulated machine: run state, RAM, capabilities and descriptors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsave.emulator import faults
-from mapsave.emulator.capabilities import Capabilities
 from mapsave.emulator.faults import QmpError
 from mapsave.emulator.fdset import FdSets
-from mapsave.emulator.incoming import Incoming
 from mapsave.emulator.memory import GuestMemory
-from mapsave.emulator.migration_options import Parameters
-from mapsave.emulator.outgoing import Outgoing
+from mapsave.emulator.migration_options import Capabilities, Parameters
 from mapsave.emulator.run_state import LIVE, NEED_RESET, RunState
 
 if TYPE_CHECKING:
@@ -50,8 +47,6 @@ class Machine:
         self.autostart = not options.paused
         self.was_suspended = False  # to RAM, whatever the run state has become since
         self.run_state = RunState.PRELAUNCH
-        self.outgoing = Outgoing(self)
-        self.incoming = Incoming(self)
         if options.incoming:
             self.run_state = RunState.INMIGRATE
         elif self.autostart:
@@ -62,6 +57,12 @@ class Machine:
     def running(self) -> bool:
         """True if the guest runs."""
         return self.run_state is RunState.RUNNING
+
+    @property
+    def uses_direct_io(self) -> bool:
+        """True if channels use O_DIRECT: direct-io is silently ignored without the two others."""
+        on = self.capabilities
+        return bool(self.parameters["direct-io"] and on["mapped-ram"] and on["multifd"])
 
     def migration_event(self, status: str) -> None:
         """Send MIGRATION, if the capability ``events`` is on."""

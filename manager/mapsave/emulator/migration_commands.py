@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mapsave.emulator import address, capabilities, migration_options, schema
+from mapsave.emulator import address, migration_options, schema
 from mapsave.emulator.commands import Request, command
 from mapsave.emulator.faults import QmpError
 from mapsave.emulator.run_state import RunState
 
 if TYPE_CHECKING:
     from mapsave.emulator.address import Address
-    from mapsave.emulator.machine import Machine
 
 _STATUSES = (
     "none",
@@ -34,13 +33,12 @@ _STATUSES = (
     "device",
     "wait-unplug",
 )
-_CAPABILITY = schema.struct(capability=schema.enum(*capabilities.NAMES), state=schema.boolean)
+_CAPABILITY = schema.struct(capability=schema.enum(*migration_options.NAMES), state=schema.boolean)
 
 
 @command("query-migrate")
 def _query_migrate(request: Request) -> Any:
-    machine = request.machine
-    return machine.incoming.query() | machine.outgoing.query()
+    return request.incoming.query() | request.outgoing.query()
 
 
 @command("query-migrate-capabilities")
@@ -56,7 +54,7 @@ def _query_parameters(request: Request) -> Any:
 @command("migrate-set-capabilities", schema.struct(capabilities=schema.array(_CAPABILITY)))
 def _set_capabilities(request: Request) -> Any:
     machine = request.machine
-    if machine.outgoing.in_progress:
+    if request.outgoing.in_progress:
         raise QmpError("There's a migration process in progress")
     wanted = {one["capability"]: one["state"] for one in request.arguments["capabilities"]}
     machine.capabilities.change(wanted, machine.parameters)
@@ -84,9 +82,9 @@ def _migrate(request: Request) -> Any:
     address.check_transport(target, machine.capabilities)
     if request.arguments.get("resume"):
         raise QmpError("Cannot resume if there is no paused migration")
-    _check_source(machine)
+    _check_source(request)
     _check_file(target)
-    machine.outgoing.start(target)
+    request.outgoing.start(target)
     return {}
 
 
@@ -94,8 +92,9 @@ def register() -> None:
     """Do nothing: to import this module registers its commands, to call this says so."""
 
 
-def _check_source(machine: Machine) -> None:
-    if machine.outgoing.in_progress:
+def _check_source(request: Request) -> None:
+    machine = request.machine
+    if request.outgoing.in_progress:
         raise QmpError("There's a migration process in progress")
     if machine.run_state is RunState.INMIGRATE:
         raise QmpError("Guest is waiting for an incoming migration")
@@ -119,24 +118,24 @@ def _check_file(target: Address) -> None:
 )
 def _migrate_incoming(request: Request) -> Any:
     machine = request.machine
-    machine.incoming.check_possible()
+    request.incoming.check_possible()
     source = address.incoming(request.arguments)
     address.check_transport(source, machine.capabilities)
     _check_file(source)
     exit_on_error = request.arguments.get("exit-on-error", True)
-    machine.incoming.start(source, exit_on_error=exit_on_error)
+    request.incoming.start(source, exit_on_error=exit_on_error)
     return {}
 
 
 @command("migrate_cancel")
 def _migrate_cancel(request: Request) -> Any:
-    request.machine.outgoing.cancel()
+    request.outgoing.cancel()
     return {}
 
 
 @command("migrate-continue", schema.struct(state=schema.enum(*_STATUSES)))
 def _migrate_continue(request: Request) -> Any:
-    request.machine.outgoing.proceed(request.arguments["state"])
+    request.outgoing.proceed(request.arguments["state"])
     return {}
 
 
@@ -160,4 +159,4 @@ def _start_postcopy(request: Request) -> Any:
 @command("query-yank")
 def _query_yank(request: Request) -> Any:
     chardev = {"type": "chardev", "id": "compat_monitor0"}
-    return [chardev, *([{"type": "migration"}] if request.machine.outgoing.is_registered else [])]
+    return [chardev, *([{"type": "migration"}] if request.outgoing.is_registered else [])]

@@ -357,7 +357,7 @@ class Outgoing:
             reason = "multifd was switched off before the save before this one was cleaned up"
             faults.die(reason, signal.SIGABRT)
         flags = os.O_WRONLY
-        if files.wants_direct(machine):
+        if machine.uses_direct_io:
             flags |= os.O_DIRECT
         try:
             for _ in range(machine.parameters["multifd-channels"]):

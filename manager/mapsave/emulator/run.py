@@ -8,7 +8,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from mapsave.emulator import faults
+from mapsave.emulator.commands import Emulated
+from mapsave.emulator.incoming import Incoming
 from mapsave.emulator.machine import Machine
+from mapsave.emulator.outgoing import Outgoing
 from mapsave.emulator.server import Server, listening
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ def run(options: EmulatorOptions) -> int:
         server = Server(listener)
         machine = Machine(options, server)
         with _signals_end(server):
-            return server.serve(machine)
+            return server.serve(Emulated(machine, Outgoing(machine), Incoming(machine)))
 
 
 @contextlib.contextmanager

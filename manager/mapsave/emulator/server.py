@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from mapsave.emulator.machine import Machine
+    from mapsave.emulator.commands import Emulated
 
 _ANCILLARY = socket.CMSG_SPACE(253 * 4)  # bytes; SCM_MAX_FD of the kernel is 253
 _OOB_QUEUE = 8  # requests that QEMU's monitor thread reads ahead once OOB is enabled
@@ -72,12 +72,12 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self._wake, 1)
 
-    def serve(self, machine: Machine) -> int:
+    def serve(self, emulated: Emulated) -> int:
         """Serve clients until somebody shuts the machine down; return the exit code."""
         while self._exit_code is None:
             self._wait()
             if self._client is None:
-                self._accept(machine)
+                self._accept(emulated)
             else:
                 self._receive()
             self._flush()
@@ -102,14 +102,14 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 
-    def _accept(self, machine: Machine) -> None:
+    def _accept(self, emulated: Emulated) -> None:
         try:
             client, _ = self._listener.accept()
         except BlockingIOError:
             return
         client.setblocking(False)
         with self._lock:
-            self._client, self._session = client, Session(machine)
+            self._client, self._session = client, Session(emulated)
             self._queue(GREETING)
 
     def _receive(self) -> None:

@@ -16,7 +16,7 @@ from mapsave.emulator.json_stream import JsonError, JsonStream
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mapsave.emulator.machine import Machine
+    from mapsave.emulator.commands import Emulated
 
 GREETING = {"QMP": {"version": commands.VERSION, "capabilities": ["oob"]}}
 NEGOTIATE = "qmp_capabilities"
@@ -30,8 +30,8 @@ commands.TABLE[NEGOTIATE] = commands.Command(_NEGOTIATION, lambda _: {})
 class Session:
     """The state of one connection; :meth:`receive` yields what to do, :meth:`answer` does it."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, emulated: Emulated) -> None:
+        self._emulated = emulated
         self._json = JsonStream()
         self._fd: int | None = None
         self.negotiated = False
@@ -84,8 +84,17 @@ class Session:
         if name == NEGOTIATE:
             self.negotiated, self.oob = True, "oob" in arguments.get("enable", [])
             return {}
-        with self._machine.lock:
-            return entry.handler(commands.Request(self._machine, arguments, self._take_fd))
+        emulated = self._emulated
+        with emulated.machine.lock:
+            return entry.handler(
+                commands.Request(
+                    machine=emulated.machine,
+                    outgoing=emulated.outgoing,
+                    incoming=emulated.incoming,
+                    arguments=arguments,
+                    take_fd=self._take_fd,
+                )
+            )
 
     def _take_fd(self) -> int | None:
         fd, self._fd = self._fd, None

@@ -16,7 +16,7 @@ from mapsave.evacuation import record, restore_targets
 from mapsave.hooks import around, recover
 from mapsave.jobs import outcome
 from mapsave.migration.progress import Progress, Report, silent
-from mapsave.operations import discard, restore
+from mapsave.operations import discard, restore_request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mapsave.evacuation.record import Record
     from mapsave.evacuation.restore_targets import Return
 
-Restorer = Callable[[restore.Request, Report], Awaitable[dict[str, Any]]]
+Restorer = Callable[[restore_request.Request, Report], Awaitable[dict[str, Any]]]
 
 PARALLEL = 2
 
@@ -91,7 +91,7 @@ def _interrupted(lines: Sequence[Return]) -> errors.Interrupted:
 
 
 def _restorer(config: Config) -> Restorer:
-    async def one(request: restore.Request, report: Report) -> dict[str, Any]:
+    async def one(request: restore_request.Request, report: Report) -> dict[str, Any]:
         return await around.restore(config, request, report)
 
     return one
@@ -139,7 +139,7 @@ class _Run:
     async def _restore(self, line: Return) -> None:
         name = line.entry.guest
         known = restore_targets.configured(self._config, name) is not None
-        request = restore.Request(image=line.entry.image, guest=name if known else None)
+        request = restore_request.Request(image=line.entry.image, guest=name if known else None)
 
         def seen(_: Progress) -> None:
             self._tell()  # a restore tells its phases, but no bytes

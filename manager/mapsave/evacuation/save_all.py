@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mapsave import config as configuration
@@ -22,29 +21,13 @@ from mapsave.migration.progress import silent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mapsave.config import Config, Guest, Then
-    from mapsave.evacuation.save_run import Saver
+    from mapsave.config import Config, Guest
+    from mapsave.evacuation.save_run import Request, Saver
     from mapsave.evacuation.save_targets import Target
     from mapsave.migration.progress import Report
     from mapsave.operations import save_request
 
 _COUNTED = ("saved", "failed", "no_time", "not_running", "skipped")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of save-all: all guests that are configured, or those of ``names``.
-
-    ``libvirt`` is the URI of a daemon whose active domains are added. ``deadline`` is in seconds
-    from now; ``parallel`` None finds out how many saves at once the disk takes.
-    """
-
-    names: tuple[str, ...] = ()
-    libvirt: str | None = None
-    deadline: float | None = None
-    then: Then = "quit"
-    parallel: int | None = None
-    dry_run: bool = False
 
 
 async def save_all(

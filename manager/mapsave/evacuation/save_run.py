@@ -18,9 +18,8 @@ from mapsave.operations import save_request
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
-    from mapsave.config import Config
+    from mapsave.config import Config, Then
     from mapsave.evacuation.record import Record
-    from mapsave.evacuation.save_all import Request
     from mapsave.evacuation.save_targets import Target
 
 Saver = Callable[[Guest, save_request.Request, Report], Awaitable[dict[str, Any]]]
@@ -36,6 +35,22 @@ _AGAIN = 0.2
 # How often another mapsave may come first between the look at a guest and its save.
 _TRIES = 5
 _MAY_BE_GONE = (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of save-all: all guests that are configured, or those of ``names``.
+
+    ``libvirt`` is the URI of a daemon whose active domains are added. ``deadline`` is in seconds
+    from now; ``parallel`` None finds out how many saves at once the disk takes.
+    """
+
+    names: tuple[str, ...] = ()
+    libvirt: str | None = None
+    deadline: float | None = None
+    then: Then = "quit"
+    parallel: int | None = None
+    dry_run: bool = False
 
 
 @dataclasses.dataclass

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from mapsave.config import Config, Guest
     from mapsave.migration.progress import Report
-    from mapsave.operations import restore as restoring
-    from mapsave.operations import save_request
+    from mapsave.operations import restore_request, save_request
     from mapsave.service_settings import Moment
 
     More = Mapping[str, tuple[str, ...]]
@@ -91,15 +90,16 @@ async def save(
 
 async def restore(
     config: Config,
-    request: restoring.Request,
+    request: restore_request.Request,
     report: Report = progress.silent,
     *,
     more: More = _NO_MORE,
 ) -> dict[str, Any]:
     """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``."""
+    from mapsave.operations import images
     from mapsave.operations import restore as restoring
 
-    image = restoring.resolve(request.image, config)
+    image = images.resolve(request.image, config)
     facts = {"guest": request.guest, "job": None, "image": image}
 
     def work() -> Awaitable[dict[str, Any]]:

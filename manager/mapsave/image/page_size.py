@@ -8,11 +8,6 @@ without a word. No QMP command says it before a migration, but the architecture 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mapsave.image.mapped_ram import Stream
-
 X86 = 4096
 _FIXED = {
     **dict.fromkeys(("i386", "x86_64", "ppc", "ppc64", "riscv32", "riscv64", "s390x"), 4096),
@@ -29,11 +24,12 @@ def of_machine(machine: str) -> int | None:
     return X86 if machine.startswith(_X86_MACHINES) else None
 
 
-def of_target(architecture: str, stream: Stream) -> int | None:
-    """Return the page size in bytes with which a QEMU of ``architecture`` would load ``stream``.
+def of_target(architecture: str, page_bits: int | None) -> int | None:
+    """Return the page size in bytes with which a QEMU of ``architecture`` would load a stream.
 
-    ``architecture`` as ``query-target`` names it; None where it is not known.
+    ``architecture`` as ``query-target`` names it, ``page_bits`` as the stream does if it does;
+    None where the architecture is not known.
     """
     if architecture in _ARM:
-        return _ARM_SMALLEST if stream.page_bits is None else 1 << stream.page_bits
+        return _ARM_SMALLEST if page_bits is None else 1 << page_bits
     return _FIXED.get(architecture)

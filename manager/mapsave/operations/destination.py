@@ -241,7 +241,7 @@ async def _compare_machine(session: Session, contents: Contents) -> None:
 
 async def _compare_page_size(session: Session, contents: Contents) -> None:
     target = str((await session.execute("query-target"))["arch"])
-    here = page_size.of_target(target, contents.stream)
+    here = page_size.of_target(target, contents.stream.page_bits)
     saved = contents.stream.blocks[0].page_size
     if here is not None and saved != here:
         raise errors.DestinationMismatch(

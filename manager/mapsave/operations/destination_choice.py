@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mapsave.image.image import Image
     from mapsave.operations import journal
     from mapsave.operations.destination import Destination
-    from mapsave.operations.restore import Request
+    from mapsave.operations.restore_request import Request
 
     _Choice = tuple[attach.Monitor, contextlib.AbstractAsyncContextManager[Destination]]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mapsave.image.image import Image
     from mapsave.monitor.session import Session
     from mapsave.operations.domain_trust import Vetting
-    from mapsave.operations.restore import Request
+    from mapsave.operations.restore_request import Request
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
-"""The images of a directory, as ``mapsave list --json`` and the service tell of them."""
+"""The images of a directory: their paths, and what ``mapsave list --json`` and the service say."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mapsave.image import store
@@ -11,7 +12,15 @@ if TYPE_CHECKING:
     import uuid as uuids
     from collections.abc import Container
 
+    from mapsave.config import Config
     from mapsave.image.store import Directory, Entry
+
+
+def resolve(name: str, config: Config) -> str:
+    """Return the path of an image given as a path, or as a name in the image directory."""
+    if "/" in name or os.path.lexists(name):
+        return os.path.abspath(name)
+    return str(config.images / name)
 
 
 def listing(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> dict[str, Any]:

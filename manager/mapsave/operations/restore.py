@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mapsave import errors, open_files, shielded
 from mapsave.image import descriptors, image
@@ -26,6 +26,7 @@ from mapsave.operations import (
     destination_choice,
     giving_up,
     handing,
+    images,
     journal,
     kept,
     limits,
@@ -40,44 +41,18 @@ from mapsave.operations import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mapsave.config import Config, Switch
+    from mapsave.config import Config
     from mapsave.image.image import Image
     from mapsave.image.validation import Contents
     from mapsave.labels.policy import Policy
     from mapsave.migration.progress import Phases, Report
     from mapsave.monitor.session import Session
     from mapsave.operations.destination import Destination
+    from mapsave.operations.restore_request import Request
 
 _log = logging.getLogger(__name__)
 
 _RUNNING = frozenset(("running", "suspended"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked of a restore.
-
-    ``into`` is the path of a waiting QEMU's QMP socket, ``xml`` a domain XML that takes the place
-    of the image's. With ``trust_image`` it does not matter who could have written the image, nor
-    what its XML names. ``for_operator``: what root has set of guests and policies is binding.
-    With ``through_libvirt`` libvirt reads the image by its path itself.
-    """
-
-    image: str
-    into: str | None = None
-    guest: str | None = None
-    trust_recorded_command: bool = False
-    xml: str | None = None
-    trust_image: bool = False
-    for_operator: bool = False
-    through_libvirt: bool = False
-    run: Literal["as-saved", "run", "paused"] = "as-saved"
-    direct_io: Switch = "auto"
-    channels: int | None = None
-    policy: str | None = None
-    again: bool = False
-    force: bool = False
-    timeout: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +105,7 @@ async def restore(
 async def _restore(config: Config, request: Request, phases: Phases) -> dict[str, Any]:
     phases.enter("validate")
     open_files.check()
-    path = resolve(request.image, config)
+    path = images.resolve(request.image, config)
     with image.opened(path) as opened:
         key = f"image:{opened.block.uuid}"
         with locks.held(config.state, f"image {opened.path!r}", key):
@@ -185,13 +160,6 @@ def _used_up(opened: Image) -> errors.AlreadyRestored:
         f"{opened.path!r} {words}",
         hint="its disks have moved on since; --again restores it nevertheless",
     )
-
-
-def resolve(name: str, config: Config) -> str:
-    """Return the path of an image given as a path, or as a name in the image directory."""
-    if "/" in name or os.path.lexists(name):
-        return os.path.abspath(name)
-    return str(config.images / name)
 
 
 async def _load(job: _Job, target: Destination) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave import config as configuration
 from mapsave import errors
-from mapsave.evacuation import restore_all, save_all
+from mapsave.evacuation import restore_all, save_all, save_run
 from mapsave.hooks import around, recover
 from mapsave.image import image, store
 from mapsave.jobs import engine, retention
 from mapsave.migration.progress import silent
-from mapsave.operations import bounds, discard, inspect, preview, restore, save_request
+from mapsave.operations import bounds, discard, inspect, preview, restore_request, save_request
 from mapsave.service.operation import Operation
 from mapsave.service.peers import Role
 
@@ -198,7 +198,7 @@ async def _restore(
 ) -> dict[str, Any]:
     chosen = asked.restore.model_dump()
     path = path_of(service.config, asked.image)
-    request = restore.Request(image=path, for_operator=for_operator, **chosen)
+    request = restore_request.Request(image=path, for_operator=for_operator, **chosen)
     return await around.restore(service.config, request, _report(service, active))
 
 
@@ -252,7 +252,7 @@ async def _save_all(service: Service, active: Operation, asked: Any) -> dict[str
 
         return await service.operations.perform(new, work)
 
-    request = save_all.Request(
+    request = save_run.Request(
         names=tuple(asked.guests),
         libvirt=asked.libvirt,
         deadline=asked.deadline,
@@ -268,7 +268,7 @@ async def _save_all(service: Service, active: Operation, asked: Any) -> dict[str
 async def _restore_all(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
     """Restore what save-all saved; each restore is an operation of its own."""
 
-    async def restorer(request: restore.Request, report: Report) -> dict[str, Any]:
+    async def restorer(request: restore_request.Request, report: Report) -> dict[str, Any]:
         image = os.path.basename(request.image)
         new = Operation(
             *("restore", active.user, {"restore-all": active.id}),
