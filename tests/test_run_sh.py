@@ -79,11 +79,8 @@ def test_expected_to_fail(): assert False
 def run_pytest(directory: Path, tests: str, **environ: str) -> subprocess.CompletedProcess[str]:
     (directory / "test_some.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.no_skips", "-p", "no:asyncio"]
-    return run(
-        *(*command, "-p", "no:cacheprovider", "--rootdir", directory, directory),
-        PYTHONPATH=str(tree.ROOT),
-        **environ,
-    )
+    options = ("-p", "no:cacheprovider", "--rootdir", directory, directory)
+    return run(*command, *options, PYTHONPATH=str(tree.ROOT), **environ)
 
 
 def test_what_was_left_out_is_written_down(tmp_path: Path) -> None:

@@ -52,9 +52,8 @@ def test_second_save_by_every_name_of_the_socket(site: cli.Site, tmp_path: Path)
 def _guest_of_two_monitors(site: cli.Site, tmp_path: Path) -> Iterator[tuple[qemu.Qemu, str]]:
     """Run a guest with a further monitor for mapsave; yield both."""
     further = tmp_path / "further.qmp"
-    with qemu.running(
-        *("-qmp", f"unix:{further},server=on,wait=off"), name=NAME, ram=patterns.dense, paused=False
-    ) as guest:
+    monitor = f"unix:{further},server=on,wait=off"
+    with qemu.running("-qmp", monitor, name=NAME, ram=patterns.dense, paused=False) as guest:
         site.add_guest(NAME, guest.qmp)
         yield guest, f"qmp:{further}"
 

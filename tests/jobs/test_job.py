@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import uuid
@@ -117,10 +118,8 @@ def test_a_schedule_in_a_zone_that_the_host_does_not_know_is_refused(
 def test_settings_of_the_job_win_over_those_of_the_configuration(tmp_path: Path) -> None:
     loaded = load(tmp_path, "job: j\nguests: [a]\nsave: {channels: auto, live: no}")
     base = configured()
-    wide = config.Config(
-        *(base.images, base.state, base.socket, base.jobs),
-        save=config.SaveSettings(then="leave", live=True, channels=3),
-    )
+    settings = config.SaveSettings(then="leave", live=True, channels=3)
+    wide = dataclasses.replace(base, save=settings)
     assert loaded.settings(wide) == config.SaveSettings(then="leave", live=False, channels="auto")
 
 

@@ -116,8 +116,20 @@ async def test_a_journal_of_version_1_is_migrated(path: Path) -> None:
         assert version(path) == 2
         first, second = (await opened.find())[::-1]
         assert first == history.Record(
-            *("aaa", "save", "done", "web01", "nightly", None, "/images/a", "root"),
-            *({"then": "quit"}, 10.0, 11.0, 12.0, "commit", {"bytes": 5}, None),
+            id="aaa",
+            kind="save",
+            state="done",
+            guest="web01",
+            job="nightly",
+            parent=None,
+            image="/images/a",
+            user="root",
+            request={"then": "quit"},
+            created=10.0,
+            started=11.0,
+            ended=12.0,
+            step="commit",
+            result={"bytes": 5},
         )
         assert await opened.steps("aaa") == [history.Step(11.5, "migrate", {"pid": 7})]
         assert await opened.unfinished() == [second]

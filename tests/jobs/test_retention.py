@@ -72,10 +72,8 @@ def test_last_keeps_the_newest() -> None:
 
 
 def test_the_newest_of_each_period_is_kept_and_empty_periods_do_not_count() -> None:
-    every = times(
-        *("2026-01-31T23:00Z", "2026-02-01T01:00Z", "2026-02-01T02:00Z", "2026-02-20T02:10Z"),
-        *("2026-02-20T02:50Z", "2026-02-20T03:10Z", "2026-03-05T00:00Z"),
-    )
+    hours = "01-31T23:00 02-01T01:00 02-01T02:00 02-20T02:10 02-20T02:50 02-20T03:10 03-05T00:00"
+    every = times(*(f"2026-{hour}Z" for hour in hours.split()))
     assert list(plan(every, hourly=2)) == ["2026-03-05T00:00", "2026-02-20T03:10"]
     assert list(plan(every, hourly=3))[2:] == ["2026-02-20T02:50"]
     assert list(plan(every, daily=3))[1:] == ["2026-02-20T03:10", "2026-02-01T02:00"]

@@ -45,7 +45,8 @@ def test_restored_beside_the_guest_that_runs_on(
 ) -> None:
     before = ram.snapshot(guest.ram, tmp_path / "before")
     path = site.images / "image"
-    site.run(*("save", guest.address, "-o", path, "--format", save, "--then", "resume"), check=0)
+    options = ("-o", path, "--format", save, "--then", "resume")
+    site.run("save", guest.address, *options, check=0)
     error = site.run("restore", path, "--guest", guest.address, "--json", check=8).json()["error"]
     assert "runs already" in error["message"]
 

@@ -162,13 +162,19 @@ def _bootstrap(scratch: Path, root: Path) -> None:
     preferences = '"$1/etc/apt/preferences.d"'
     _run(
         # It leaves a directory of keys there when it is ended.
-        *("env", f"TMPDIR={scratch}"),
-        *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"),
+        "env",
+        f"TMPDIR={scratch}",
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        "--mode=root",
         "--include=" + ",".join(PACKAGES),
         '--aptopt=Apt::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _WITHOUT),
         f"--setup-hook=mkdir -p {preferences} && cp '{pin}' {preferences}/qemu",
-        *(_codename(), root, sources),
+        _codename(),
+        root,
+        sources,
     )
 
 
@@ -176,10 +182,14 @@ def _install_python(root: Path) -> None:
     """Install for the Python inside, wherever this one is of another version."""
     (python,) = (root / "usr/lib").glob("python3.[0-9]*")
     target = root / "usr/local/lib" / python.name / "dist-packages"
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     _run(
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-        *("--target", target, "--no-compile", "--only-binary=:all:", "--implementation=cp"),
-        *("--python-version", python.name.removeprefix("python")),
+        *pip,
+        "--no-compile",
+        "--only-binary=:all:",
+        "--implementation=cp",
+        f"--target={target}",
+        f"--python-version={python.name.removeprefix('python')}",
         *(f"--platform={platform}" for platform in _PLATFORMS),
         *_requirements(),
     )

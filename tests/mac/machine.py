@@ -59,7 +59,9 @@ MODES = {
     "selinux": Mode("security=selinux enforcing=1", "selinux_*cases.py"),
     # The control: the cases that see a refusal must fail where nothing is refused.
     "selinux-off": Mode(
-        *("security=selinux enforcing=1", "selinux_*cases.py", "refusal"),
+        "security=selinux enforcing=1",
+        "selinux_*cases.py",
+        only="refusal",
         before="echo 0 >/sys/fs/selinux/enforce",
     ),
     "none": Mode("lsm=capability", "none_cases.py"),
@@ -208,7 +210,9 @@ def _bytecode() -> dict[str, bytes]:
             for file in (tree.ROOT / name).rglob("*.py"):
                 source = file.relative_to(tree.ROOT)
                 py_compile.compile(
-                    *(str(file), str(compiled), str(source)),
+                    str(file),
+                    cfile=str(compiled),
+                    dfile=str(source),
                     doraise=True,
                     invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
                 )

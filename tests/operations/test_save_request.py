@@ -33,8 +33,17 @@ def domain(label: str | None) -> Domain:
     seclabel = f"<seclabel model='selinux'><imagelabel>{label}</imagelabel></seclabel>"
     live = f"<domain>{seclabel if label else ''}</domain>"
     return Domain(
-        *("qemu:///system", "db", "63485de2-3445-42e8-ae99-094ba34fae00", "running"),
-        *("<domain/>", live, None, None, (), False, ()),
+        uri="qemu:///system",
+        name="db",
+        uuid="63485de2-3445-42e8-ae99-094ba34fae00",
+        state="running",
+        xml="<domain/>",
+        live_xml=live,
+        persistent_xml=None,
+        job=None,
+        block_jobs=(),
+        has_managed_save=False,
+        host_devices=(),
     )
 
 

@@ -246,8 +246,9 @@ def test_global_options_stand_before_or_after(site: cli.Site, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def source() -> Iterator[qemu.Qemu]:
     """A guest with long runs of dense and of zero pages, which every save leaves as it was."""
+    traced = ("-trace", "handle_qmp_command", "-trace", "multifd_send_thread_start")
     with qemu.running(
-        *("-trace", "handle_qmp_command", "-trace", "multifd_send_thread_start"),
+        *traced,
         name="source",
         machine="none",  # without a processor that changes it, although it runs
         memory="32M",

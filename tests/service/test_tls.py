@@ -29,10 +29,8 @@ class Authority:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         directory.mkdir()
-        self._run(
-            *("req", "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=a CA"),
-            *("-addext", "keyUsage=critical,keyCertSign,cRLSign", "-days", "2", *_KEY),
-        )
+        own = ("-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=a CA", "-days", "2")
+        self._run("req", *own, "-addext", "keyUsage=critical,keyCertSign,cRLSign", *_KEY)
 
     @property
     def certificate(self) -> Path:
@@ -47,10 +45,9 @@ class Authority:
         extensions = self.directory / "extensions"
         usage = f"extendedKeyUsage={purposes}\n" if purposes else ""
         extensions.write_text(f"subjectAltName=IP:127.0.0.1\n{usage}")
-        self._run(
-            *("x509", "-req", "-in", request, "-out", certificate, "-days", "2"),
-            *("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions"),
-        )
+        by = ("-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
+        files = ("-in", request, "-out", certificate, "-extfile", "extensions")
+        self._run("x509", "-req", *by, *files)
         return self.directory / certificate, self.directory / key
 
     def revoke(self, *certificates: Path, days: int = 1) -> Path:
@@ -59,17 +56,15 @@ class Authority:
         (self.directory / "ca.cnf").write_text(
             "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\ndefault_md=sha256\n"
         )
-        own = ("ca", "-config", "ca.cnf", "-keyfile", "ca.key", "-cert", "ca.pem")
+        own = ["ca", "-config", "ca.cnf", "-keyfile", "ca.key", "-cert", "ca.pem"]
         for each in certificates:
             self._run(*own, "-revoke", str(each))
         now = datetime.datetime.now(datetime.UTC)
         dates = [now - datetime.timedelta(days=2), now + datetime.timedelta(days=days)]
         last, end = (each.strftime("%Y%m%d%H%M%SZ") for each in dates)
         revoked = self.directory / "revoked.pem"
-        self._run(
-            *(*own, "-gencrl", "-out", str(revoked)),
-            *("-crl_lastupdate", last, "-crl_nextupdate", end),
-        )
+        validity = ("-crl_lastupdate", last, "-crl_nextupdate", end)
+        self._run(*own, "-gencrl", "-out", str(revoked), *validity)
         return revoked
 
     def _run(self, *words: str) -> None:

@@ -280,11 +280,8 @@ def give_away(guest_socket: Path, site: cli.Site) -> None:
 
 def save(site: cli.Site, guest: helpers.Side, code: int) -> cli.Result:
     policy = site.directory / "labelled.yaml"
-    name = f"{code}.mapsave"
-    return site.run(
-        *("save", guest.address, "--then", "resume", "--image", name, "--policy", policy),
-        check=code,
-    )
+    options = ("--then", "resume", "--image", f"{code}.mapsave", "--policy", policy)
+    return site.run("save", guest.address, *options, check=code)
 
 
 @pytest.mark.root
