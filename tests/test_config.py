@@ -240,7 +240,7 @@ def test_defaults_of_an_ordinary_user() -> None:
     [
         ("imagse: /x", "m.yaml:1:1: unknown key 'imagse': did you mean 'images'?"),
         ("images: ''", "m.yaml:1:9: images: must not be empty"),
-        ('images: "a\\0b"', "m.yaml:1:9: images: must not hold a NUL"),
+        ('images: "a\\0b"', "m.yaml:1:9: images: must not contain a NUL"),
         ("images: 5", "m.yaml:1:9: images: must be text: put it in quotes"),
         ("guests: [web01]", "m.yaml:1:9: guests: input should be a valid dictionary, not a list"),
         (
@@ -258,11 +258,11 @@ def test_defaults_of_an_ordinary_user() -> None:
         ),
         (
             "guests:\n  a: {libvirt: {domain: x}, launch: [x]}",
-            "m.yaml:2:6: guests.a: launch goes with qmp, not with libvirt",
+            "m.yaml:2:6: guests.a: launch applies to qmp guests, not to libvirt ones",
         ),
         (
             "guests:\n  a: {qmp: /x, launch: [x, -incoming, defer]}",
-            "m.yaml:2:6: guests.a: launch must not hold -incoming: mapsave adds it",
+            "m.yaml:2:6: guests.a: launch must not contain -incoming: mapsave adds it",
         ),
         ("guests:\n  a: {qmp: /x, launch: ['']}", "guests.a: launch must begin with a command"),
         ("guests:\n  a: {qmp: /x, launch: []}", "m.yaml:2:24: guests.a.launch: list should have"),

@@ -10,7 +10,7 @@ from mapsave import keys
 from mapsave.key_types import Argument, Channels, Duration, Name, Size, Switch, Text, Truth
 from mapsave.keys import Keys, help
 
-SLASH = "the name 'a/b' holds a slash or a character that is not printable"
+SLASH = "the name 'a/b' contains a slash or a character that is not printable"
 
 
 class Guest(Keys):

@@ -76,7 +76,7 @@ def test_empty_file_is_an_empty_mapping(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
-        ("a: 1\nb: 2\na: 3", "3:1", "duplicate key 'a': it is in line 1 too"),
+        ("a: 1\nb: 2\na: 3", "3:1", "duplicate key 'a': also in line 1"),
         ("x:\n  - {k: 1, k: 2}", "2:12", "duplicate key 'k'"),
         ("a: !!python/object:os.system x", "1:4", "!!python/object:os.system"),
         ("a: !mine x", "1:4", "'!mine'"),

@@ -226,11 +226,11 @@ def check_name(name: str) -> str:
     if not name or name in (".", ".."):
         raise ValueError(f"{name!r} is not a name")
     if "/" in name or not all(char.isprintable() for char in name):
-        raise ValueError(f"the name {name!r} holds a slash or a character that is not printable")
+        raise ValueError(f"the name {name!r} contains a slash or an unprintable character")
     if name.startswith("-") or name != name.strip():
-        raise ValueError(f"the name {name!r} begins with '-' or has spaces around it")
+        raise ValueError(f"the name {name!r} begins with '-' or has leading or trailing spaces")
     if name.startswith(ADDRESSES):
-        raise ValueError(f"the name {name!r} reads like an address ({', '.join(ADDRESSES)})")
+        raise ValueError(f"the name {name!r} looks like an address ({', '.join(ADDRESSES)})")
     if len(name.encode()) > NAME_BYTES:
         raise ValueError(f"the name {name[:20]!r}... is longer than {NAME_BYTES} bytes")
     return name
@@ -263,8 +263,8 @@ def _check_text(address: str, *, is_path: bool) -> None:
             return
         wrong = "a NUL character"
     raise errors.UsageError(
-        f"the address {address!r} holds {wrong}",
-        hint="'mapsave list --libvirt' shows how domains are called",
+        f"the address {address!r} contains {wrong}",
+        hint="'mapsave list --libvirt' lists the domains",
     )
 
 

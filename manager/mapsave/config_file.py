@@ -30,7 +30,7 @@ def size(value: Any) -> int:
 def argument(value: Any) -> Any:
     """Return a number as the text that stands in the file, so that ``-m, 4096`` needs no quotes."""
     if isinstance(value, str) and "\0" in value:
-        raise ValueError("must not hold a NUL")
+        raise ValueError("must not contain a NUL")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -111,13 +111,15 @@ def check_guest(guest: Mapping[str, Any]) -> None:
         found = f", not {' and '.join(given)}" if given else ""
         raise ValueError(f"needs exactly one of qmp, libvirt and emulator{found}")
     if guest["launch_environment"] is not None and guest["libvirt"] is not None:
-        raise ValueError("launch_environment goes with qmp and emulator, not with libvirt")
+        raise ValueError(
+            "launch_environment applies to qmp and emulator guests, not to libvirt ones"
+        )
     if launch is not None and guest["qmp"] is None:
-        raise ValueError(f"launch goes with qmp, not with {given[0]}")
+        raise ValueError(f"launch applies to qmp guests, not to {given[0]} ones")
     if launch and not launch[0]:
         raise ValueError("launch must begin with a command")
     if launch and {"-incoming", "--incoming"} & set(launch):
-        raise ValueError("launch must not hold -incoming: mapsave adds it")
+        raise ValueError("launch must not contain -incoming: mapsave adds it")
 
 
 def read(path: Path, built_in: config.Config) -> config.Config:

@@ -94,7 +94,7 @@ class EmulatorModel(Model):
     """An emulated guest, started on demand, for trying things out."""
 
     memory: Size = Field(description="Size of its RAM: bytes, or a number with K, M or G.")
-    pattern: config.Pattern = Field("fragmented", description="What its RAM is filled with.")
+    pattern: config.Pattern = Field("fragmented", description="The contents of its RAM.")
     writer: Truth = Field(False, description="Whether it changes its RAM while it runs.")
 
 
@@ -110,13 +110,15 @@ class GuestModel(Model):
         description="Command and arguments that start it for a restore; mapsave adds -incoming.",
     )
     launch_environment: list[Variable] | None = Field(
-        None, min_length=1, description="Variables that it gets, in place of the general ones."
+        None,
+        min_length=1,
+        description="Environment variables passed to it, instead of the general ones.",
     )
     policy: Name | None = Field(None, description="Label policy of its images.")
     priority: (
         Annotated[int, pydantic.PlainValidator(config_file.priority, json_schema_input_type=int)]
         | None
-    ) = Field(None, description="Guests of a higher one are saved first by save-all (default: 0).")
+    ) = Field(None, description="save-all saves guests with a higher priority first (default: 0).")
     clones: config.Clones | None = Field(
         None, description="Who may restore another guest's image into it (default: admin)."
     )
@@ -131,18 +133,20 @@ class SaveModel(Model):
     """How to save; what is not given is decided by the next wider place, at last by mapsave."""
 
     then: config.Then | None = Field(
-        None, description="What becomes of the guest after the save (default: quit)."
+        None, description="What to do with the guest after the save (default: quit)."
     )
     live: Truth | None = Field(
-        None, description="Whether the guest runs on while its RAM is written (default: no)."
+        None, description="Whether the guest keeps running while its RAM is written (default: no)."
     )
     format: config.Format | None = Field(
-        None, description="Format of the image (auto: libvirt for guests of libvirt)."
+        None, description="Format of the image (auto: libvirt for libvirt guests)."
     )
     direct_io: Switch | None = Field(None, description="Whether to bypass the page cache.")
-    zero_pages: config.ZeroPages | None = Field(None, description="How to find zero pages.")
-    channels: Channels | None = Field(None, description="How many multifd channels.")
-    preallocate: Switch | None = Field(None, description="Whether to reserve the image's room.")
+    zero_pages: config.ZeroPages | None = Field(None, description="How to detect zero pages.")
+    channels: Channels | None = Field(None, description="Number of multifd channels.")
+    preallocate: Switch | None = Field(
+        None, description="Whether to preallocate the image's space."
+    )
     policy: Name | None = Field(None, description="Label policy of the images.")
 
     def given(self) -> dict[str, Any]:
@@ -157,7 +161,7 @@ class RestoreModel(Model):
 
     stall: Duration | None = Field(
         None,
-        description="How long a load may make no progress until it is given up (default: 30s).",
+        description="How long a load may make no progress before the restore fails (default: 30s).",
     )
 
 
@@ -174,7 +178,7 @@ class ListenModel(Model):
     operators: list[Text] | None = Field(
         None, description="Common names that may save, restore and cancel."
     )
-    readers: list[Text] | None = Field(None, description="Common names that may only look.")
+    readers: list[Text] | None = Field(None, description="Common names that may only read.")
 
 
 class ServiceModel(Model):
@@ -184,28 +188,28 @@ class ServiceModel(Model):
     operators: list[Text] | None = Field(
         None, description="Groups whose members may save, restore and cancel."
     )
-    readers: list[Text] | None = Field(None, description="Groups whose members may only look.")
+    readers: list[Text] | None = Field(None, description="Groups whose members may only read.")
     on_stop: service_settings.OnStop | None = Field(
-        None, description="What becomes of running saves when it stops (default: finish)."
+        None, description="What to do with running saves when it stops (default: finish)."
     )
     stop_timeout: Duration | None = Field(
-        None, description="How long a stop waits before running saves are cancelled (default: 10m)."
+        None, description="How long a stop waits before it cancels running saves (default: 10m)."
     )
-    concurrency: AtOnce | None = Field(None, description="Saves at once (default: 4).")
+    concurrency: AtOnce | None = Field(None, description="Saves in parallel (default: 4).")
     per_file_system: AtOnce | None = Field(
-        None, description="Saves at once to one file system (default: 2)."
+        None, description="Saves in parallel to one file system (default: 2)."
     )
     bandwidth: Size | None = Field(
-        None, description="Bytes a second for all saves to one file system (default: no limit)."
+        None, description="Bytes per second for all saves to one file system (default: no limit)."
     )
     history: Duration | None = Field(
-        None, description="How long ended operations are remembered (default: 90d)."
+        None, description="How long finished operations are kept in the history (default: 90d)."
     )
     log: service_settings.LogFormat | None = Field(
-        None, description="Form of the log (auto: journald's where it listens, else text)."
+        None, description="Log format (auto: journald if it listens, else text)."
     )
     textfile: Text | None = Field(
-        None, description="File that the metrics are written to, for hosts without scraping."
+        None, description="File to write the metrics to, for node_exporter's textfile collector."
     )
     listen: ListenModel | None = Field(None, description="A TCP address with mutual TLS.")
 
@@ -214,9 +218,9 @@ class HooksModel(Model):
     """Executables that run before and after."""
 
     directory: Text | None = Field(
-        None, description="Their directory, which belongs to root (default: /etc/mapsave/hooks.d)."
+        None, description="The hooks directory, owned by root (default: /etc/mapsave/hooks.d)."
     )
-    timeout: Duration | None = Field(None, description="For each of them (default: 60s).")
+    timeout: Duration | None = Field(None, description="Time limit of each hook (default: 60s).")
     before_save: list[Hook] | None = Field(None, description="Before a guest is touched.")
     after_save: list[Hook] | None = Field(None, description="Once the image is committed.")
     on_failure: list[Hook] | None = Field(None, description="Once a save or restore has failed.")
@@ -231,16 +235,18 @@ class WebhookModel(Model):
         description="An http or https address."
     )
     on: Annotated[list[service_settings.Outcome], Field(min_length=1)] | None = Field(
-        None, description="Which outcomes (default: failure)."
+        None, description="Which outcomes to report (default: failure)."
     )
-    timeout: Duration | None = Field(None, description="For each try (default: 10s).")
+    timeout: Duration | None = Field(None, description="Time limit of each attempt (default: 10s).")
 
 
 class TrustModel(Model):
     """What an image's domain XML may name beside what its domain is known to have."""
 
     programs: list[Text] | None = Field(None, description="Programs, such as emulators.")
-    paths: list[Absolute] | None = Field(None, description="Paths, each with all below it.")
+    paths: list[Absolute] | None = Field(
+        None, description="Paths, each including everything below it."
+    )
     devices: list[Text] | None = Field(None, description="Devices as 'mapsave inspect' shows them.")
     others: list[Text] | None = Field(None, description="QEMU arguments, sockets and settings.")
 
@@ -249,19 +255,28 @@ class ConfigModel(Model):
     """The configuration of mapsave: manager.yaml."""
 
     images: Text | None = Field(None, description="Directory of the images.")
-    state: Text | None = Field(None, description="Directory of journal, locks and measurements.")
+    state: Text | None = Field(
+        None, description="Directory of the journal, locks and measurements."
+    )
     socket: Text | None = Field(None, description="Where mapsaved listens.")
     jobs: Text | None = Field(None, description="Directory of the save jobs.")
-    policies: Text | None = Field(None, description="Directory of further label policies.")
+    policies: Text | None = Field(None, description="Directory of your own label policies.")
     launch_environment: list[Variable] | None = Field(
         None,
         min_length=1,
-        description="Variables of mapsave that a QEMU which it starts gets (default: PATH, LANG).",
+        description="Environment variables passed on to a QEMU that mapsave starts (default: "
+        "PATH, LANG).",
     )
     guests: dict[Name, GuestModel] | None = Field(None, description="The guests, by name.")
     save: SaveModel | None = Field(None, description="Defaults of every save.")
     restore: RestoreModel | None = Field(None, description="How to restore.")
     service: ServiceModel | None = Field(None, description="How mapsaved runs.")
-    hooks: HooksModel | None = Field(None, description="Executables that run before and after.")
-    notify: list[WebhookModel] | None = Field(None, description="Webhooks that are told outcomes.")
-    trust: TrustModel | None = Field(None, description="What images may name of this host.")
+    hooks: HooksModel | None = Field(
+        None, description="Executables run before and after each operation."
+    )
+    notify: list[WebhookModel] | None = Field(
+        None, description="Webhooks that outcomes are sent to."
+    )
+    trust: TrustModel | None = Field(
+        None, description="Which resources of this host images may name."
+    )

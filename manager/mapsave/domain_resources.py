@@ -69,7 +69,9 @@ def of_xml(xml: str) -> list[Resource]:
     """
     declared = _ENCODING.match(xml)
     if declared is not None and declared.group(1).lower() not in ("utf-8", "us-ascii", "ascii"):
-        raise errors.InvalidImage(f"the domain XML says that it is in {declared.group(1)[:40]!r}")
+        raise errors.InvalidImage(
+            f"the domain XML declares the encoding {declared.group(1)[:40]!r}"
+        )
     if len(xml) > domain_xml.MAX_CHARACTERS:
         raise errors.InvalidImage(f"the domain XML has {len(xml)} characters")
     return sorted({each for each in _below(parsed(xml)) if each.name and each not in _HARMLESS})
@@ -85,7 +87,7 @@ class _Builder(ElementTree.TreeBuilder):
     def start(self, tag: str, attributes: dict[str, str], /) -> ElementTree.Element:
         self._depth += 1
         if self._depth > domain_xml.MAX_DEPTH:
-            raise ValueError(f"it is deeper than {domain_xml.MAX_DEPTH} elements")
+            raise ValueError(f"it is nested deeper than {domain_xml.MAX_DEPTH} elements")
         return super().start(tag, attributes)
 
     def end(self, tag: str, /) -> ElementTree.Element:

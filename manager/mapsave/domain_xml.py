@@ -31,7 +31,7 @@ class _Finder:
 
     def start(self, tag: str, _attributes: dict[str, str]) -> None:
         if len(self._path) >= MAX_DEPTH:
-            raise errors.InvalidImage(f"the domain XML is deeper than {MAX_DEPTH} elements")
+            raise errors.InvalidImage(f"the domain XML is nested deeper than {MAX_DEPTH} elements")
         if not self._path and tag != "domain":
             raise errors.InvalidImage(f"the domain XML describes a {tag[:40]!r}, not a 'domain'")
         self._path.append(tag)
@@ -59,7 +59,7 @@ def identity(xml: str) -> Identity:
 
     if len(xml) > MAX_CHARACTERS:
         raise errors.InvalidImage(
-            f"the domain XML has {len(xml)} characters; libvirt itself takes {MAX_CHARACTERS}"
+            f"the domain XML has {len(xml)} characters; libvirt itself accepts {MAX_CHARACTERS}"
         )
     if "<!DOCTYPE" in xml:  # entities may grow without bound; libvirt never writes one
         raise errors.InvalidImage("the domain XML has a document type declaration")

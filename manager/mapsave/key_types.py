@@ -30,11 +30,11 @@ def check_name(name: str) -> str:
     if not name or name in (".", ".."):
         raise ValueError(f"{name!r} is not a name")
     if "/" in name or not all(char.isprintable() for char in name):
-        raise ValueError(f"the name {name!r} holds a slash or a character that is not printable")
+        raise ValueError(f"the name {name!r} contains a slash or an unprintable character")
     if name.startswith("-") or name != name.strip():
-        raise ValueError(f"the name {name!r} begins with '-' or has spaces around it")
+        raise ValueError(f"the name {name!r} begins with '-' or has leading or trailing spaces")
     if name.startswith(ADDRESSES):
-        raise ValueError(f"the name {name!r} reads like an address ({', '.join(ADDRESSES)})")
+        raise ValueError(f"the name {name!r} looks like an address ({', '.join(ADDRESSES)})")
     if len(name.encode()) > NAME_BYTES:
         raise ValueError(f"the name {name[:20]!r}... is longer than {NAME_BYTES} bytes")
     return name
@@ -43,13 +43,13 @@ def check_name(name: str) -> str:
 def check_text(value: str) -> str:
     """Return ``value``; raise ValueError if it is empty or holds what no argument can hold."""
     if not value or "\0" in value:
-        raise ValueError("must not hold a NUL" if value else "must not be empty")
+        raise ValueError("must not contain a NUL" if value else "must not be empty")
     return value
 
 
 def _argument(value: Any) -> Any:
     if isinstance(value, str) and "\0" in value:
-        raise ValueError("must not hold a NUL")
+        raise ValueError("must not contain a NUL")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

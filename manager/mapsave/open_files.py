@@ -36,7 +36,7 @@ def check() -> None:
         left = 0  # not even a directory can be opened
     if left < NEEDED:
         raise errors.TooLittleLeft(
-            f"mapsave has {max(left, 0)} open files left of {most} (RLIMIT_NOFILE), it needs "
+            f"mapsave has {max(left, 0)} open files left of {most} (RLIMIT_NOFILE) and needs "
             f"{NEEDED}",
             hint=_HINT,
             limit="RLIMIT_NOFILE",

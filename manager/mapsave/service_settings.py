@@ -97,7 +97,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     except ValueError:
         raise ValueError(f"{address!r} is not ADDRESS:PORT with a numeric address") from None
     if (found.version == 6) != host.startswith("[") or host.startswith("[") != host.endswith("]"):
-        raise ValueError(f"{address!r}: an IPv6 address stands in brackets")
+        raise ValueError(f"{address!r}: put an IPv6 address in brackets")
     if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
         raise ValueError(f"{address!r}: the port is not a number from 1 to 65535")
     return str(found), int(port)
@@ -106,7 +106,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 def hook_name(value: str) -> str:
     """Return the name of an executable in the directory of the hooks; raise ValueError if none."""
     if not value or "/" in value or value.startswith(".") or "\0" in value:
-        raise ValueError("must be the name of an executable in the directory of the hooks")
+        raise ValueError("must be the name of an executable in the hooks directory")
     return value
 
 
@@ -120,9 +120,9 @@ def url(value: str) -> str:
     except ValueError as error:
         raise ValueError(f"not a URL: {error}") from None
     if found.scheme not in ("http", "https") or not found.hostname or port == 0:
-        raise ValueError("must be an address such as https://host/path")
+        raise ValueError("must be a URL such as https://host/path")
     if not value.isprintable() or " " in value:
-        raise ValueError("must not hold spaces or control characters")
+        raise ValueError("must not contain spaces or control characters")
     return value
 
 

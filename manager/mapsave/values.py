@@ -28,7 +28,7 @@ def string(value: Any) -> str:
 def text(value: Any) -> str:
     """Return ``value``; raise ValueError if it is empty or holds what no argument can hold."""
     if not string(value) or "\0" in value:
-        raise ValueError("must not be empty" if not value else "must not hold a NUL")
+        raise ValueError("must not be empty" if not value else "must not contain a NUL")
     return string(value)
 
 
@@ -37,7 +37,7 @@ def word(*known: str) -> Reader:
 
     def read(value: Any) -> str:
         if string(value) not in known:
-            raise ValueError("not a known word")
+            raise ValueError("not a known value")
         return string(value)
 
     return read

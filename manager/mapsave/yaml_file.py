@@ -226,7 +226,7 @@ class _Builder:
                 shown = key_node.value or "(empty)"
                 raise self._error(mark, f"the key {shown[:40]} must be text: put it in quotes")
             if key in lines:
-                raise self._error(mark, f"duplicate key {key!r}: it is in line {lines[key]} too")
+                raise self._error(mark, f"duplicate key {key!r}: also in line {lines[key]}")
             lines[key] = mark.line + 1
             self.keys[(*loc, key)] = _mark(mark)
             yield key, self.value(value_node, (*loc, key), mark)

@@ -193,7 +193,7 @@ def settled(scene: Scene) -> Found:
     plan, guest = scene.plan, scene.guest
     found = look(scene.image)
     if found == "bad":
-        scene.violate("the image is not good")
+        scene.violate("the image is invalid")
     if plan.replaces and found == "none":
         scene.violate("the older file of that name is gone, and nothing took its place")
     lives = guest.alive()

@@ -88,7 +88,7 @@ def _is_stale(site: cli.Site) -> None:
     assert _states(site) == ["restored"]
     refused = site.run("restore", IMAGE, "--json", check=3).json()["error"]
     assert refused["id"] == "check.already_restored"
-    assert "continued its guest" in refused["message"]
+    assert "resumed its guest" in refused["message"]
 
 
 @pytest.mark.parametrize("step", ["complete", "commit"])

@@ -59,9 +59,9 @@ def _kept(site: cli.Site) -> None:
 @pytest.mark.parametrize(
     ("step", "outcome"),
     [
-        ("label", "guest put back"),
-        ("pause", "guest put back"),
-        ("migrate", "guest put back"),
+        ("label", "save rolled back"),
+        ("pause", "save rolled back"),
+        ("migrate", "save rolled back"),
         ("complete", "image committed"),
         ("commit", "image committed"),
         ("committed", "image committed"),
@@ -75,7 +75,7 @@ def test_a_save_whose_journal_is_damaged(
     _rot(journal, what)
     is_lost = step == "committed" and what in ("nested", "zeros")  # no partial image says it either
     (line,) = site.run("recover", "--json", check=3 if is_lost else 0).json()["operations"]
-    assert "is kept as" in line["warnings"][-1]
+    assert "was kept as" in line["warnings"][-1]
     _kept(site)
     assert not struck.partials(site)
     if is_lost:
@@ -84,7 +84,7 @@ def test_a_save_whose_journal_is_damaged(
         assert (guest.status(), _states(site)) == ("postmigrate", {IMAGE: "saved"})
         return
     assert line["outcome"] == outcome
-    if outcome == "guest put back":
+    if outcome == "save rolled back":
         assert (guest.status(), _states(site)) == ("running", {})
     else:
         guest.wait()
@@ -181,7 +181,7 @@ def test_bad_journals_keep_no_guest_from_being_recovered(site: cli.Site, guest: 
     _bad_journals(site.state / "journal")
     done = site.run("recover", "--json", check=3).json()
     (good,) = [each for each in done["operations"] if each["guest"] == NAME]
-    assert (good["outcome"], good["error"]) == ("guest put back", None)
+    assert (good["outcome"], good["error"]) == ("save rolled back", None)
     assert guest.status() == "running"
     failed = [each for each in done["operations"] if each["error"]]
     assert {each["error"]["exit_code"] for each in failed} == {2, 3}

@@ -55,7 +55,7 @@ def test_a_destination_that_is_not_reached_lives_and_is_resumed_by_recovery(
         struck.cut_off(process, restored.qmp)
         error = _error(process)
         assert "recover" in error["hint"]
-        assert "stays marked" in error["message"]
+        assert "remains marked" in error["message"]
         assert restored.alive()
         _is_used_up(site)
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
@@ -94,6 +94,6 @@ def test_a_guest_that_ran_and_is_gone_leaves_its_image_marked(site: cli.Site) ->
             check=False,
         )
     assert done.returncode == 5, done
-    assert "the image stays marked as restored" in done.stdout
+    assert "the image remains marked as restored" in done.stdout
     assert not struck.journals(site)
     _is_used_up(site)

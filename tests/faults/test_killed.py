@@ -43,13 +43,13 @@ _NOT_YET = (
     ("after", "migrate"),
 )
 _THEN = ("quit", "resume", "leave")
-UNDONE = "destination ended, image as before"
+UNDONE = "destination stopped, image as before"
 LOADED = (
-    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' or "
-    "virsh resume), or end it; the image stays marked as restored"
+    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' "
+    "or virsh resume), or end it; the image remains marked as restored"
 )
 TAKEN_OVER = (
-    "image committed, but stale and marked so; guest left as it is: somebody has let it run since"
+    "image committed, but marked stale: the guest has been resumed since and was left running"
 )
 _LEFT = {"resume": "running", "leave": "postmigrate"}
 
@@ -110,7 +110,7 @@ def test_killed_before_the_stream_is_whole(
         found = guest.state()
         before = None if runs else guest.snapshot_ram(tmp_path / "before")
         _killed(site, where, step, then)
-        _recovered(site, "guest put back")
+        _recovered(site, "save rolled back")
         state.assert_left_as_found(found, guest.state())
         if before is not None:
             ram.assert_same(before, guest.ram)
@@ -121,7 +121,7 @@ def test_killed_before_the_stream_is_whole(
 
 @pytest.mark.parametrize("step", ["migrate", "complete"])
 def test_before_recovery_nothing_is_taken_for_an_image(site: cli.Site, step: str) -> None:
-    outcome = {"migrate": "guest put back", "complete": "image committed"}[step]
+    outcome = {"migrate": "save rolled back", "complete": "image committed"}[step]
     with qemu.running(name=NAME, ram=patterns.dense) as guest:
         site.add_guest(NAME, guest.qmp, launch=guest.argv)
         _killed(site, "after", step, "leave")
@@ -152,8 +152,8 @@ def test_killed_in_the_middle_while_qemu_writes(site: cli.Site, tmp_path: Path) 
             saving.wait(10)
         done = site.run("recover", "--json", check=0).json()["operations"]
         # Whether QEMU had been told to migrate, only it knows.
-        assert done[0]["outcome"] in ("image committed", "guest put back"), done
-        if done[0]["outcome"] == "guest put back":
+        assert done[0]["outcome"] in ("image committed", "save rolled back"), done
+        if done[0]["outcome"] == "save rolled back":
             ram.assert_same(before, guest.ram)
             return
         guest.wait()
@@ -183,7 +183,7 @@ def test_killed_in_the_middle_of_a_slow_save(site: cli.Site) -> None:
             "the host went down before the image was on stable storage: nothing to commit, "
             "partial image removed",
         ),
-        ("commit", "image committed (QEMU had finished before it ended)"),
+        ("commit", "image committed (QEMU had finished before it exited)"),
     ],
 )
 def test_the_whole_host_goes_down(site: cli.Site, step: str, outcome: str) -> None:
@@ -275,7 +275,7 @@ def test_restored_guest_that_was_used_and_ended_since(site: cli.Site) -> None:
         with guest.successor() as used:
             used.kill()
         done = site.run("recover", "--json", check=0).json()["operations"]
-        assert "may have run, so the image stays marked" in done[0]["outcome"]
+        assert "may have run, so the image remains marked" in done[0]["outcome"]
         assert [each["state"] for each in _listed(site)] == ["restored"]
 
 
@@ -309,7 +309,7 @@ def test_a_guest_that_ran_is_not_restored_again(site: cli.Site) -> None:
         struck.run(site, "after", "end", "KILL", "restore", IMAGE)
         with guest.successor() as restored:
             restored.kill()
-        _recovered(site, "guest restored, and ended since; the image stays marked as restored")
+        _recovered(site, "guest restored, and ended since; the image remains marked as restored")
         assert site.run("restore", IMAGE, "--json", check=3).json()["error"]["id"] == (
             "check.already_restored"
         )

@@ -278,7 +278,7 @@ def test_what_a_dead_manager_had_handed_over_is_kept(site: cli.Site) -> None:
             _hold(guest)
             run.kill()
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
-        assert line["outcome"] == "guest put back"
+        assert line["outcome"] == "save rolled back"
         (warning,) = line["warnings"]
         assert f"descriptor set {SET}" in warning
         assert guest.status() == "running"

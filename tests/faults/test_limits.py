@@ -118,7 +118,7 @@ def test_channels_asked_for_are_not_lowered(site: cli.Site, tmp_path: Path) -> N
     with qemu.running(ram=patterns.sparse) as guest:
         limits.lower(guest.pid, "nofile", limits.descriptors(guest.pid) + 8)
         error = refused(site, guest, "--channels", "4").json()["error"]
-        assert "at most 3 channels, or leave channels at auto" in error["hint"]
+        assert "at most 3 channels, or set channels to auto" in error["hint"]
         assert error["data"]["needed"] > error["data"]["left"]
         assert saved(site, guest, tmp_path, "--channels", "3") == 3
 
@@ -215,7 +215,7 @@ async def test_fewer_left_than_preflight_saw(
 
         monkeypatch.setattr(operation_limits, "recheck", lowered)
         known = config.guest(guest.address)
-        with pytest.raises(errors.TooLittleLeft, match="since it was checked"):
+        with pytest.raises(errors.TooLittleLeft, match="since the check"):
             await save.save(known, config, save_request.request(config, known, image="x"))
         state.assert_left_as_found(before, guest.state())
         assert os.listdir(site.images) == []

@@ -107,7 +107,7 @@ def test_an_image_that_went_before_its_step_was_recorded(site: cli.Site, guest: 
     assert "may have been committed" in line["error"]["message"]
     assert guest.status() == "postmigrate"
     guest.control.execute("cont")
-    assert _line(site.run("recover", "--json", check=0))["outcome"] == "guest put back"
+    assert _line(site.run("recover", "--json", check=0))["outcome"] == "save rolled back"
     assert guest.status() == "running"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.qemu
 
 COMMITTED = "image committed"
-PUT_BACK = "guest put back"
+PUT_BACK = "save rolled back"
 
 
 def _recovered(site: cli.Site, code: int = 0) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_saved_guest_that_was_used_since_is_not_ended(site: cli.Site, last: str)
         "restored"
     ]
     refused = site.run("restore", IMAGE, check=3)
-    assert "is stale: somebody else continued its guest" in refused.stderr
+    assert "is stale: another client resumed its guest" in refused.stderr
 
 
 def test_guest_paused_by_its_owner_is_not_resumed_behind_the_commit(site: cli.Site) -> None:
@@ -72,7 +72,7 @@ def test_guest_does_not_wait_for_an_image_directory_that_is_gone(site: cli.Site)
         line = _recovered(site, 3)
         assert line["error"]["id"] == "check.directory"
         assert line["error"]["message"].startswith(
-            f"{PUT_BACK}, but its partial image is still to be removed: cannot open"
+            f"{PUT_BACK}, but its partial image could not be removed yet: cannot open"
         )
         assert guest.status() == "running"
         # What its owner does from now on is not undone by the next recovery.

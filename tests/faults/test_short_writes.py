@@ -324,7 +324,9 @@ def test_recovery_puts_the_guest_back(site: cli.Site, cut: int) -> None:
     with qemu.running(env=short(cut), ram=zero_tails, paused=False) as guest:
         _killed_before_the_commit(site, guest)
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
-        assert line["outcome"].startswith("guest put back: QEMU had finished, but the image is not")
+        assert line["outcome"].startswith(
+            "save rolled back: QEMU had finished, but the image is not"
+        )
         assert guest.status() == "running"
     assert not list(site.images.iterdir())
     assert not struck.journals(site)
@@ -345,6 +347,6 @@ def test_recovery_commits_no_such_image_of_a_guest_that_is_gone(site: cli.Site) 
         guest.kill()
         guest.wait()
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
-    assert line["outcome"].startswith("QEMU had ended, and 123 pages were not written")
+    assert line["outcome"].startswith("QEMU had exited, and 123 pages were not written")
     assert not list(site.images.iterdir())
     assert not struck.journals(site)

@@ -266,7 +266,7 @@ def test_service_that_answers_ever_fewer_requests(
     with qemu.running(name="toy", memory="16M") as guest, service.running(site) as mapsaved:
         site.add_guest("toy", guest.qmp)
         mapsaved.signal(signal.SIGHUP)
-        mapsaved.await_log("the configuration was read anew")
+        mapsaved.await_log("configuration reloaded")
         at = 0
         while _falls_silent(site, mapsaved, words.split(), at):
             assert "service" in capsys.readouterr().err

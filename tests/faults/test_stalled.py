@@ -111,7 +111,7 @@ def test_signal_while_a_launched_destination_hangs(site: cli.Site, number: signa
         with site.start("restore", saved.image, "--json") as process:
             await_hang()
             error = stopped(process, number)
-            assert "everything was put back" in error["message"]
+            assert "everything was rolled back" in error["message"]
         as_before(site, saved)
 
 
@@ -193,7 +193,7 @@ def _under(site: cli.Site, around: Sequence[str], *arguments: Any) -> cli.Result
 async def test_process_that_is_not_in_sight_gets_the_time_of_a_slow_disk() -> None:
     watch = stall.Watch(0.2, 4 << 20, lambda: None)  # half a second for the image
     began = time.monotonic()
-    with pytest.raises(errors.RestoreStalled, match="not in sight"):
+    with pytest.raises(errors.RestoreStalled, match="cannot be seen"):
         await watch.until(asyncio.sleep(60))
     assert 0.6 < time.monotonic() - began < 30
 

@@ -52,7 +52,7 @@ def test_hooks_behind_a_save_end_a_little_after_the_deadline(site: cli.Site) -> 
     hook(site, "after_save", "exec sleep 600")
     with fleet.guest(site, "web"):
         done = site.run("save-all", "--deadline", "8s", "--json", check=0)
-    assert "the hooks of after_save were ended" in done.stderr
+    assert "the hooks of after_save were stopped" in done.stderr
     assert done.json()["duration_s"] < 60
     assert fleet.committed(site) == {"web"}
 

@@ -161,7 +161,7 @@ def test_a_guest_that_runs_already_is_told(site: cli.Site) -> None:
     with fleet.guest(site, "web") as socket:
         shown = site.run("restore-all", check=0)
         assert fleet.status(socket) == "running"
-    assert "the guest is running already, so its image is stale" in shown.stdout
+    assert "the guest is already running, so its image is stale" in shown.stdout
     assert fleet.recorded(site) == []
     assert len(list(site.images.iterdir())) == 1
 
@@ -249,8 +249,8 @@ def test_interrupted_it_tells_who_is_back(site: cli.Site, number: signal.Signals
             stdout, stderr = process.communicate(timeout=30)
         assert process.returncode == 9, stderr
         assert json.loads(stdout)["error"]["data"]["restored"] == ["web"]
-        assert "back before that: web" in stderr
-        assert "everything was put back" not in stderr
+        assert "restored before that: web" in stderr
+        assert "everything was rolled back" not in stderr
         assert fleet.status(fleet.socket_of(site, "web")) == "running"
     assert fleet.committed(site) == {"slow"}
 

@@ -80,7 +80,7 @@ async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             came.append(guest.name)
             if came.count("web") == 1 and guest.name == "web":
-                raise errors.Busy("guest 'web' is being saved by another mapsave")
+                raise errors.Busy("guest 'web' is being saved by another mapsave process")
             return await around.save(guest, found, request, report)
 
         done = await save_all.save_all(found, save_run.Request(deadline=60.0), saver=saver)
@@ -95,7 +95,7 @@ async def test_a_guest_that_others_always_come_to_first_is_given_up(site: cli.Si
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
-            raise errors.Busy("guest 'web' is being saved by another mapsave")
+            raise errors.Busy("guest 'web' is being saved by another mapsave process")
 
         done = await save_all.save_all(found, save_run.Request(), saver=saver)
         assert fleet.status(socket) == "running"

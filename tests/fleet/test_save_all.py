@@ -187,7 +187,7 @@ def test_dry_run_touches_nothing(site: cli.Site) -> None:
         fleet.guest(site, "vast", size=96 * MIB),
     ):
         unknown = site.run("save-all", "fits", "--deadline", "1s", "--dry-run", check=0)
-        assert "no image yet tells how fast" in unknown.stdout
+        assert "no saved image to estimate the rate from" in unknown.stdout
         site.run("save", "teacher", check=0)
         assert not fleet.answers(teacher)
         before = sorted(site.images.iterdir())

@@ -124,7 +124,7 @@ def test_bits_behind_the_last_page_are_refused(pages: int) -> None:
             at = OFFSET + extra // 8
             old = os.pread(fd, 1, at)
             os.pwrite(fd, bytes([old[0] | 1 << extra % 8]), at)
-            with pytest.raises(errors.InvalidImage, match="behind its last page"):
+            with pytest.raises(errors.InvalidImage, match="after its last page"):
                 bitmaps.used_pages(fd, block)
             os.pwrite(fd, old, at)
 

@@ -151,7 +151,7 @@ def test_another_file_under_the_name_is_noticed(image: Path) -> None:
         image.rename(image.with_name("old"))
         image.touch(mode=0o600)
         (words,) = ownership.of_file(str(image), fd, TRUSTED)
-        assert "leads to another file" in words
+        assert "leads to a different file" in words
         image.unlink()
         (words,) = ownership.of_file(str(image), fd, TRUSTED)
         assert "cannot be followed: No such file" in words
@@ -172,7 +172,7 @@ def test_a_file_system_that_a_stranger_serves_is_theirs(tmp_path: Path) -> None:
     place = tmp_path / "mounted"
     place.mkdir(mode=0o755)
     for user, found in (
-        (EVE, [f"{str(place)!r} is in a file system that uid {EVE} serves (FUSE)"]),
+        (EVE, [f"{str(place)!r} is in a file system served by uid {EVE} (FUSE)"]),
         (OPERATOR, []),
     ):
         with fuse.mounted(place, user=user):

@@ -239,7 +239,7 @@ def test_a_guest_that_was_saved_to_quit_is_not_removed(site: cli.Site, sockets: 
         with emulated(site, sockets, "good"):
             done = site.run("job", "run", path, "--json", check=0).json()
     assert [line["kept"] for line in done["pruned"]] == [True, True]
-    assert done["pruned"][1]["reasons"] == ["the guest itself: it was not restored since"]
+    assert done["pruned"][1]["reasons"] == ["the only copy of its guest: not restored since"]
     assert len(images_of(site)["good"]) == 2
 
 
@@ -264,7 +264,7 @@ def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site, sockets
         assert process.stderr is not None
         first = process.stderr.readline()
         assert first.startswith("mapsave: job nightly: guest late: ")
-        assert first.endswith("; tried again in 0.2 s\n")
+        assert first.endswith("; retrying in 0.2 s\n")
         # The job alone asks its monitor: the save may be over before anybody else could.
         with cli.started("emulate", *described(sockets / "late")):
             stdout, _ = process.communicate(timeout=60)
@@ -325,7 +325,7 @@ def test_who_was_saved_before_an_interruption_is_told(site: cli.Site, sockets: P
             assert monitor.execute("query-status")["status"] == "running"
     error = json.loads(stdout)["error"]
     assert error["id"] == "interrupted"
-    assert error["message"].endswith("were put back, saved before that: quick")
+    assert error["message"].endswith("were rolled back, saved before that: quick")
     assert error["data"] == {"saved": ["quick"], "images": [str(site.images / "quick")]}
     assert "mapsave restore" in error["hint"]
     assert [each.name for each in site.images.iterdir()] == ["quick"]
@@ -341,7 +341,7 @@ def test_an_interruption_before_anything_was_saved_is_told(site: cli.Site, socke
         process.send_signal(signal.SIGTERM)
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 9
-    assert "were put back, none was saved before that [interrupted]" in stderr
+    assert "were rolled back, no guest had been saved [interrupted]" in stderr
     assert "hint" not in stderr
 
 

@@ -138,8 +138,8 @@ async def test_a_program_that_is_no_script_runs_too(directory: Path) -> None:
         ("printf '\\377' >&2; exit 62", r"said no: \xff", 62),
         ("echo no; exit 3", "hook 'hook' of before_save failed with exit status 3", 3),
         ("echo no >&2; exit 1", "failed with exit status 1: no", 1),
-        ("kill -KILL $$", "hook 'hook' of before_save was ended by SIGKILL", -signal.SIGKILL),
-        ("kill -40 $$", "was ended by signal 40", -40),
+        ("kill -KILL $$", "hook 'hook' of before_save was killed by SIGKILL", -signal.SIGKILL),
+        ("kill -40 $$", "was killed by signal 40", -40),
     ],
 )
 async def test_a_hook_before_refuses(
@@ -168,7 +168,7 @@ async def test_a_hook_behind_changes_nothing(
     await runner.run(configured, moment, FACTS, ("missing", "later"))
     refused, missing = lines(caplog, logging.WARNING)
     assert f"hook 'hook' of {moment}" in refused
-    assert "why; the outcome stays as it is" in refused
+    assert "why; the outcome does not change" in refused
     assert f"hook 'missing' of {moment} cannot be run: No such file or directory" in missing
     assert (tmp_path / "later").exists()
 
@@ -238,11 +238,11 @@ def _linked_directory(path: Path) -> None:
         (_writable, "can be written by others", "0775", "chmod go-w"),
         (_by_all, "can be written by others", "0757", "chmod go-w"),
         (_plain, "is not executable", "0644", "chmod +x"),
-        (_link, "is a symbolic link", "0777", "in its place"),
-        (_pipe, "is not a regular file", None, "in its place"),
-        (_nest, "is not a regular file", None, "in its place"),
+        (_link, "is a symbolic link", "0777", "replace it with the file it points to"),
+        (_pipe, "is not a regular file", None, "replace it with a"),
+        (_nest, "is not a regular file", None, "replace it with a"),
         (_open_directory, "can be written by others", "0777", "chmod go-w"),
-        (_linked_directory, "is a symbolic link", "0777", "in its place"),
+        (_linked_directory, "is a symbolic link", "0777", "replace it with the file it points to"),
     ],
 )
 async def test_a_hook_that_others_could_have_put_there_is_not_run(
@@ -360,7 +360,7 @@ async def test_megabytes_of_output_are_read_but_not_kept(
     said = [line.partition(": ")[2] for line in lines(caplog)]
     kept = [line for line in said if line == "0123456789abcde"]
     assert len(kept) == hook_process.CAPTURED // 16
-    assert sum("is not kept" in line for line in said) == 1
+    assert sum("output is discarded" in line for line in said) == 1
 
 
 @pytest.mark.parametrize("extra", [0, 1])
@@ -410,7 +410,7 @@ async def test_a_hook_is_ended_after_its_time(
     pids = tmp_path / "pid"
     script = f"sleep 600 & echo $! >{pids}; echo hanging >&2; wait"
     configured = one(directory, script, timeout=3.0)  # enough to come so far on a busy machine
-    words = "hook 'hook' of {} did not end within 3 s: hanging"
+    words = "hook 'hook' of {} did not finish within 3 s: hanging"
     with nothing_left_open():
         if moment == "before_save":
             with pytest.raises(errors.HookRefused) as caught:
@@ -449,7 +449,7 @@ async def test_a_hook_that_does_not_end_when_told_is_killed(
 ) -> None:
     pid, told = tmp_path / "pid", tmp_path / "told"
     configured = one(directory, (STUBBORN + WAITING).format(pid=pid, told=told), timeout=3.0)
-    with pytest.raises(errors.HookRefused, match="did not end"), nothing_left_open():
+    with pytest.raises(errors.HookRefused, match="did not finish"), nothing_left_open():
         await runner.run(configured, "before_save", FACTS, grace=0.1)
     assert process.start_time(int(pid.read_text())) is None
 

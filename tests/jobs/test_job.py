@@ -192,7 +192,7 @@ HEAD = "job: j\nguests: [a]\n"
     ("text", "message"),
     [
         ("guests: [a]", "job.yaml:1:1: the key 'job' is missing"),
-        ("job: a/b\nguests: [a]", "job.yaml:1:6: job: the name 'a/b' holds a slash"),
+        ("job: a/b\nguests: [a]", "job.yaml:1:6: job: the name 'a/b' contains a slash"),
         ("job: j", "job.yaml:1:1: the key 'guests' is missing"),
         ("job: j\nguests: []", "job.yaml:2:9: guests: list should have at least 1 item"),
         ("job: j\nguests: a", "job.yaml:2:9: guests: input should be a valid list, not 'a'"),
@@ -209,7 +209,7 @@ HEAD = "job: j\nguests: [a]\n"
         (HEAD + "save: {image: '{guest'}", "save.image: expected '}' before end of string"),
         (HEAD + "save: {image: 'a/{guest}'}", "save.image: 'a/guest' is not a file name"),
         (HEAD + "save: {image: '{guest}{time:%D}'}", "is not a file name"),
-        (HEAD + "save: {image: '{guest}.partial'}", "is kept for files that are not finished"),
+        (HEAD + "save: {image: '{guest}.partial'}", "is reserved for unfinished files"),
         (HEAD + "save: {image: ''}", "job.yaml:3:15: save.image: must not be empty"),
         (HEAD + f"save: {{image: '{'x' * 256}'}}", "longer than 255 bytes"),
         (HEAD + "save: {replace: maybe}", "job.yaml:3:17: save.replace: input should be a valid b"),
@@ -219,7 +219,7 @@ HEAD = "job: j\nguests: [a]\n"
         (HEAD + "schedule: {}", "job.yaml:3:11: the key 'cron' is missing in schedule"),
         (
             HEAD + "schedule:\n  cron: '* 24 * * *'",
-            "job.yaml:4:9: schedule.cron: hour: '24' is neither * nor made of 0-23",
+            "job.yaml:4:9: schedule.cron: hour: '24' is neither * nor a list of 0-23",
         ),
         (
             HEAD + "schedule: {cron: '@daily', jiter: 5m}",
@@ -227,11 +227,14 @@ HEAD = "job: j\nguests: [a]\n"
         ),
         (
             HEAD + "schedule: {cron: '@daily', time_zone: Europe/Berln}",
-            "3:39: schedule.time_zone: no time zone is called 'Europe/Berln' on this host: "
-            "did you mean 'Europe/Berlin'?",
+            "3:39: schedule.time_zone: this host has no time zone 'Europe/Berln': did you mean "
+            "'Europe/Berlin'?",
         ),
-        (HEAD + "schedule: {cron: '@daily', time_zone: ../x}", "no time zone is called '../x'"),
-        (HEAD + "schedule: {cron: '@daily', time_zone: Europe}", "no time zone is called 'Europe'"),
+        (HEAD + "schedule: {cron: '@daily', time_zone: ../x}", "this host has no time zone '../x'"),
+        (
+            HEAD + "schedule: {cron: '@daily', time_zone: Europe}",
+            "this host has no time zone 'Europe'",
+        ),
         (HEAD + "schedule: {cron: '@daily', jitter: soon}", "schedule.jitter: not a duration"),
         (HEAD + "schedule: {cron: '@daily', jitter: 25h}", "schedule.jitter: must be at most a d"),
         (HEAD + "schedule: {cron: '@daily', persistent: 2}", "3:40: schedule.persistent: input s"),

@@ -125,9 +125,9 @@ async def test_an_outcome_is_entered_once(path: Path) -> None:
     async with history.opened(path) as opened:
         await opened.begin(new)
         await opened.end(new.id, "failed", error={"id": "save.failed"})
-        with pytest.raises(errors.UnknownOperation, match="under way"):
+        with pytest.raises(errors.UnknownOperation, match="is in progress"):
             await opened.end(new.id, "done")
-        with pytest.raises(errors.UnknownOperation, match="under way"):
+        with pytest.raises(errors.UnknownOperation, match="is in progress"):
             await opened.change(new.id, state="running")
         with pytest.raises(errors.UnknownOperation):
             await opened.change("f" * 12, state="running")
@@ -202,7 +202,7 @@ async def test_find_filters_and_pages(path: Path) -> None:
             pages += [each.id for each in page]
             assert len(page) <= 7
         assert pages == those("kind", "save")
-        with pytest.raises(errors.UnknownOperation, match="go on from"):
+        with pytest.raises(errors.UnknownOperation, match="continue from"):
             await opened.find(before="nosuch")
 
 
@@ -504,7 +504,7 @@ async def test_a_closed_journal(path: Path, caplog: pytest.LogCaptureFixture) ->
     with pytest.raises(errors.ServiceStopping):
         await opened.find()
     opened.step("abc", "migrate", {"pid": 12})
-    assert "lost step 'migrate' of operation abc, with {\"pid\": 12}" in caplog.text
+    assert "could not record step 'migrate' of operation abc, with {\"pid\": 12}" in caplog.text
 
 
 # No room.
@@ -515,7 +515,7 @@ async def test_a_step_of_no_operation_is_logged(
 ) -> None:
     async with history.opened(path) as opened:
         opened.step("nosuch", "migrate", {"pid": 12})
-    assert "lost step 'migrate' of operation nosuch, with {\"pid\": 12}" in caplog.text
+    assert "could not record step 'migrate' of operation nosuch, with {\"pid\": 12}" in caplog.text
 
 
 @pytest.mark.root
@@ -530,11 +530,11 @@ async def test_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
                 with pytest.raises(errors.Refused, match="full") as caught:
                     await opened.begin(refused)
                 assert str(path) in caught.value.message
-                assert "make room" in str(caught.value.hint)
+                assert "free some space" in str(caught.value.hint)
                 opened.step(running.id, "migrate", large)
                 with pytest.raises(errors.Refused, match="full"):
                     await opened.end(running.id, "done", result=large)
-                assert f"lost step 'migrate' of operation {running.id}" in caplog.text
+                assert f"could not record step 'migrate' of operation {running.id}" in caplog.text
                 assert "xxx" in caplog.text
                 assert await opened.find() == [running]
             # There is room again: all goes on.

@@ -181,7 +181,7 @@ async def test_it_is_given_up_after_five_tries(
         await tell(server.url)
     assert len(server.bodies) == 5
     (warning,) = warnings(caplog)
-    assert "was not told, in 5 tries" in warning
+    assert "was not notified, after 5 attempts" in warning
     assert words in warning
 
 
@@ -190,7 +190,7 @@ async def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
         bound.bind(("127.0.0.1", 0))
         await tell(f"http://127.0.0.1:{bound.getsockname()[1]}/")
     (warning,) = warnings(caplog)
-    assert "was not told, in 5 tries: Connect" in warning
+    assert "was not notified, after 5 attempts: Connect" in warning
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 413])
@@ -201,7 +201,7 @@ async def test_what_will_not_pass_is_tried_once(
         await tell(server.url)
     assert len(server.bodies) == 1
     (warning,) = warnings(caplog)
-    assert warning.endswith(f"was not told: the server answered {status}")
+    assert warning.endswith(f"was not notified: the server answered {status}")
 
 
 async def test_redirects_are_not_followed(caplog: pytest.LogCaptureFixture) -> None:
@@ -227,7 +227,7 @@ async def test_an_answer_that_is_no_http_is_no_failure_of_ours(
     async with server:
         await tell(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/p4th")
     (warning,) = warnings(caplog)
-    assert "was not told" in warning
+    assert "was not notified" in warning
     assert "p4th" not in warning
 
 
@@ -240,7 +240,7 @@ async def test_secrets_of_the_address_are_not_logged(
         host = server.url.removeprefix("http://").rstrip("/")
         await tell(f"http://user:hunter2@{host}/p4th/more?token=T0ken#T0ken")
     (warning,) = warnings(caplog)
-    assert warning.startswith(f"webhook 1 (http://{host}/...) was not told")
+    assert warning.startswith(f"webhook 1 (http://{host}/...) was not notified")
     said = [each.getMessage() for each in caplog.records if each.name == webhooks.__name__]
     assert not [line for line in said if any(secret in line for secret in SECRETS)]
 
@@ -297,7 +297,7 @@ async def test_cancelled_while_it_waits_it_ends(caplog: pytest.LogCaptureFixture
         assert telling.cancelled()
     (warning,) = warnings(caplog)
     assert warning.startswith("webhook 1 (http://127.0.0.1:")
-    assert "was not told: the service stops" in warning
+    assert "was not notified: the service is stopping" in warning
 
 
 def _later(after: str) -> Answer:

@@ -113,7 +113,7 @@ def test_the_guest_itself_is_never_removed() -> None:
     ]
     assert plan(entries, last=1) == {
         "2026-03-04T00:00": "the newest good image, last 1 of 1",
-        "2026-03-01T00:00": "the guest itself: it was not restored since",
+        "2026-03-01T00:00": "the only copy of its guest: not restored since",
     }
 
 
@@ -126,9 +126,9 @@ def test_what_is_damaged_or_partial_neither_counts_nor_goes() -> None:
     found = plan(entries, last=1)
     assert found == {
         "2026-03-02T00:00": "the newest good image, last 1 of 1",
-        "2026-03-03T00:00": "damaged, and not counted: damaged",
-        "2026-03-04T00:00": "not complete, and not counted",
-        "None": "its time is not known",
+        "2026-03-03T00:00": "damaged, not counted: damaged",
+        "2026-03-04T00:00": "incomplete, not counted",
+        "None": "its time is unknown",
     }
 
 
@@ -138,7 +138,7 @@ def test_the_future_neither_counts_nor_goes() -> None:
     entries = [entry(days[0]), entry(days[1]), entry(NOW + datetime.timedelta(seconds=1))]
     assert plan(entries, last=1) == {
         "2026-03-02T00:00": "the newest good image, last 1 of 1",
-        "2027-02-01T00:00": "its time is in the future, and not counted: see the clock",
+        "2027-02-01T00:00": "its time is in the future, so it is not counted: check the clock",
     }
 
 
@@ -261,7 +261,7 @@ def test_prune_removes_what_is_not_kept(site: cli.Site) -> None:
     assert told[0].split() == ["guest", "outcome", "image", "why"]
     assert told[1].split()[:3] == ["db", "kept", "d5"]
     assert told[3].split() == ["db", "would", "go", "d3", "-"]
-    assert told[-1].startswith("job nightly: 4 kept, 3 would go (")
+    assert told[-1].startswith("job nightly: 4 kept, 3 would be removed (")
     everything = names(site)
 
     done = site.run("job", "prune", job_file, "--dry-run", "--json", check=0).json()
@@ -283,7 +283,7 @@ def test_a_job_without_keep_keeps_everything(site: cli.Site) -> None:
     put(site, "d1", 1)
     put(site, "d2", 2)
     shown = site.run("job", "prune", write_job(site), check=0).stdout
-    assert shown == "job nightly: keeps all of its images; it has no 'keep:'\n"
+    assert shown == "job nightly: keeps all its images, because it has no 'keep:'\n"
     assert names(site) == ["d1", "d2"]
 
 
@@ -318,7 +318,7 @@ def test_the_newest_is_read_before_others_are_removed(site: cli.Site) -> None:
     lines = pruned(site, write_job(site, keep={"last": 1}))
     assert names(site) == ["d2", "d3"]
     assert [Path(line["image"]).name for line in lines] == ["d2", "d1", "d3"]
-    assert lines[2]["reasons"][0].startswith("damaged, and not counted: ")
+    assert lines[2]["reasons"][0].startswith("damaged, not counted: ")
     assert lines[2]["kept"]
 
 
@@ -348,7 +348,7 @@ def test_an_image_that_has_taken_the_name_meanwhile_stays(
 
     monkeypatch.setattr(store, "entries", then_replaced)
     lines = pruned(site, write_job(site, keep={"last": 1}))
-    assert lines[1]["reasons"] == ["another image has taken its name meanwhile"]
+    assert lines[1]["reasons"] == ["another image has taken its name since"]
     assert names(site) == ["d1", "d2"]
 
 

@@ -114,8 +114,8 @@ def test_profile_named_by_a_path(apparmor: Host, image: Path) -> None:
             "no include",
             "{root}/etc/apparmor.d/vmq lacks the line: include if exists <local/mapsave-vmq>",
         ),
-        ("no capability", "mapsave lacks CAP_MAC_ADMIN, which loading a profile takes"),
-        ("stack", "the policy has no file for a profile of that name"),
+        ("no capability", "mapsave lacks CAP_MAC_ADMIN, which loading a profile requires"),
+        ("stack", "the policy names no rules file for a profile of that name"),
     ],
 )
 def test_no_way_to_add_the_rule(apparmor: Host, image: Path, obstacle: str, reason: str) -> None:
@@ -134,8 +134,8 @@ def test_no_way_to_add_the_rule(apparmor: Host, image: Path, obstacle: str, reas
     with pytest.raises(errors.LabelRefused) as caught:
         use(apparmor, image)
     assert caught.value.message == (
-        f"AppArmor would refuse {image} to QEMU: its profile {profile} (enforce) has no rule for "
-        f"it (policy mine wanted {rule}), and mapsave cannot add it: {reason}"
+        f"AppArmor would refuse {image} to QEMU: its profile {profile} (enforce) has no rule "
+        f"for it (policy mine requires {rule}), and mapsave cannot add it: {reason}"
     )
     assert caught.value.hint == f"add to the profile {profile}: {rule}"
     assert caught.value.exit_code == 7
@@ -149,7 +149,7 @@ def test_no_way_to_add_the_rule(apparmor: Host, image: Path, obstacle: str, reas
 def test_rules_left_to_the_administrator(apparmor: Host, image: Path) -> None:
     assert use(apparmor, image, profiles=()) == []  # the kernel cannot be asked: go on
     apparmor.put(ACCESS, "")
-    with pytest.raises(errors.LabelRefused, match="the policy lets mapsave add no rules"):
+    with pytest.raises(errors.LabelRefused, match="the policy does not let mapsave add rules"):
         use(apparmor, image, profiles=())
     apparmor.allowed.add(("vmq", str(image)))
     assert use(apparmor, image, profiles=()) == []
@@ -173,7 +173,10 @@ def test_deny_rule(apparmor: Host, image: Path) -> None:
     apparmor.put(ACCESS, "")
     with pytest.raises(errors.LabelRefused) as caught:
         use(apparmor, image)
-    assert "still refuses it with the rule added: look for a deny rule" in caught.value.message
+    assert (
+        "the profile still refuses it with the rule added: look for a deny rule"
+        in caught.value.message
+    )
     assert rules(apparmor) == []
     assert len(apparmor.commands) == 2  # with the rule, and without it again
 

@@ -98,7 +98,7 @@ def test_unknown_names(image: Path, what: str, kind: str) -> None:
     with pytest.raises(errors.PolicyViolation) as caught:
         labeller.check(str(image.parent), None, "save")
     assert caught.value.message == (
-        f"policy mine wants the {what} 'no-such-one', but this host has no such {kind}"
+        f"policy mine requires the {what} 'no-such-one', but this host has no such {kind}"
     )
 
 
@@ -108,8 +108,8 @@ def test_giving_away_without_the_capability(plain: Host, image: Path) -> None:
     with pytest.raises(errors.NotPermitted) as caught:
         labeller.check(str(image.parent), None, "save")
     assert caught.value.message == (
-        f"policy mine gives images in {image.parent} to {OTHER}:-, which mapsave as uid "
-        f"{os.geteuid()} may not do"
+        f"policy mine gives images in {image.parent} to {OTHER}:-, which mapsave is not "
+        f"permitted to do as uid {os.geteuid()}"
     )
     assert caught.value.exit_code == 7
 
@@ -137,6 +137,6 @@ def test_refused_by_the_kernel(image: Path) -> None:
     for each in (fd, reader, writer):
         os.close(each)
     assert message == (
-        f"cannot give {image} what policy mine wants: it has 0:0 0666, wanted -:- 0600: "
-        "Operation not permitted"
+        f"cannot set owner and mode of {image} as policy mine requires: it has 0:0 0666, "
+        "required is -:- 0600: Operation not permitted"
     )

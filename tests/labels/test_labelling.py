@@ -101,7 +101,7 @@ def test_directories_that_are_forbidden(tmp_path: Path, how: str) -> None:
         labeller.check(asked, None, "save")
     link = f" (which is {outside})" if how == "link" else ""
     assert caught.value.message == f"policy mine forbids images in {asked}{link}"
-    assert caught.value.hint == f"it allows {allowed} and what is below"
+    assert caught.value.hint == f"it allows {allowed} and everything below"
     assert caught.value.exit_code == 7
     # The descriptor counts, whatever path comes with it.
     image = outside / "image"
@@ -167,7 +167,7 @@ def test_failed_undo_hides_nothing_and_stops_nothing(
     (problem,) = left
     assert problem.recoverable
     assert problem.text.endswith("(run 'mapsave recover')")
-    assert "selinux: cannot put the label back on" in caplog.text
+    assert "selinux: cannot restore the label of" in caplog.text
     assert "Input/output error" in caplog.text
     assert image.stat().st_mode & 0o777 == 0o600
 
@@ -176,7 +176,7 @@ def test_failed_rest_is_reported_not_raised(selinux: Host, image: Path) -> None:
     labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
     with labelled(labeller, image) as applied:
         selinux.failures["set"] = errno.EIO
-        words = f"selinux: cannot set the label for rest on {image}: [Errno 5] Input/output error"
+        words = f"selinux: cannot set the final label of {image}: [Errno 5] Input/output error"
         problem = labelling.Problem(f"{words} (set it by hand)", recoverable=False)
         assert applied.at_rest() == [problem]
     assert image.stat().st_mode & 0o777 == 0o640
@@ -216,8 +216,8 @@ def test_refusal_on_selinux(selinux: Host, image: Path) -> None:
     os.close(fd)
     assert error.message == (
         f"QEMU (pid {PID}) could not use {image}: SELinux (enforcing): the file is labelled "
-        f"{BORN}, QEMU (pid {PID}) runs as {QEMU}, which may not write such a file; the file has "
-        f"{os.geteuid()}:{os.getegid()} 0600 (QEMU said: {NO_DESCRIPTOR})"
+        f"{BORN}, QEMU (pid {PID}) runs as {QEMU}, which may not write such a file; the file "
+        f"has {os.geteuid()}:{os.getegid()} 0600 (QEMU's message: {NO_DESCRIPTOR})"
     )
     assert error.exit_code == 7
     assert error.data["process"] == QEMU
@@ -241,7 +241,7 @@ def test_refusal_on_apparmor(apparmor: Host, image: Path) -> None:
         f"AppArmor: QEMU (pid {PID}) runs as vmq (enforce), which has no rule to write the file: "
         f'"{image}" rw;'
     ) in error.message
-    assert f"(QEMU said: {said})" in error.message
+    assert f"(QEMU's message: {said})" in error.message
 
 
 def test_refusal_on_smack(smack: Host, image: Path) -> None:
@@ -261,8 +261,8 @@ def test_refusal_is_seen_whatever_qemu_says(selinux: Host, image: Path, words: s
         error = labelling.refusal(words, file.fileno(), str(image), PID, selinux)
     assert error is not None
     assert error.message.endswith(
-        f"which may not write such a file; the file has "
-        f"{os.geteuid()}:{os.getegid()} 0600 (QEMU said: {words})"
+        f"which may not write such a file; the file has {os.geteuid()}:{os.getegid()} 0600 "
+        f"(QEMU's message: {words})"
     )
 
 

@@ -102,7 +102,7 @@ async def test_save_that_is_cancelled(site: cli.Site, tmp_path: Path, stubborn: 
         with pytest.raises(asyncio.CancelledError):
             await saving
         assert len(journals(site)) == 1
-        assert recovered(site, stubborn)["outcome"] == "guest put back"
+        assert recovered(site, stubborn)["outcome"] == "save rolled back"
 
 
 async def test_restore(site: cli.Site, tmp_path: Path, stubborn: Stubborn) -> None:

@@ -94,9 +94,7 @@ def test_module_that_is_not_active_any_more(selinux: Host, image: Path) -> None:
     selinux.locate(SELINUX_ENFORCE).unlink()
     image.chmod(0o666)
     (problem,) = settled(selinux, image, label)
-    assert problem.text.startswith(
-        f"selinux is not active any more: {image} keeps the label {IMAGE}"
-    )
+    assert problem.text.startswith(f"selinux is no longer active: {image} keeps the label {IMAGE}")
     assert not problem.recoverable
     assert now(selinux, image, "selinux") == IMAGE
     assert image.stat().st_mode & 0o777 == 0o640

@@ -79,7 +79,7 @@ def test_every_key(tmp_path: Path) -> None:
     ("text", "line", "message"),
     [
         ("module: dac\nmdoe: '0600'\n", 2, "unknown key 'mdoe': did you mean 'mode'?"),
-        ("module: dac\nmodule: dac\n", 2, "duplicate key 'module': it is in line 1 too"),
+        ("module: dac\nmodule: dac\n", 2, "duplicate key 'module': also in line 1"),
         (
             "module: selinux\nselinux:\n  image_typ: a_t\n",
             3,
@@ -96,7 +96,7 @@ def test_every_key(tmp_path: Path) -> None:
         (
             "module: smack\nselinux: {at_rest: keep}\n",
             2,
-            "the section 'selinux' means nothing with module: smack",
+            "the section 'selinux' does not apply to module: smack",
         ),
         ("module: selinux\nselinux: {label: svirt}\n", 2, "'svirt' is not a context"),
         ("module: selinux\nselinux: {image_type: a:b}\n", 2, "'a:b' is not a type"),
@@ -106,25 +106,25 @@ def test_every_key(tmp_path: Path) -> None:
             "module: apparmor\napparmor: {profiles: [{match: a, rules_file: '/{pid}', "
             "profile_file: /p}]}\n",
             2,
-            "{profile} is the only thing that can be put in",
+            "{profile} is the only placeholder",
         ),
         ("module: grsecurity\n", 1, "module: 'grsecurity' is not"),
         ('module: dac\nowner: "99999999999"\n', 2, "not the number of a user or group"),
         ('module: dac\ngroup: "4294967295"\n', 2, "at most 4294967294"),
-        ('module: dac\nowner: "a\\0b"\n', 2, "owner: must not hold a NUL"),
+        ('module: dac\nowner: "a\\0b"\n', 2, "owner: must not contain a NUL"),
         ("module: dac\ngroup: ''\n", 2, "group: must not be empty"),
-        ('module: dac\ndirectories: ["/a\\0b"]\n', 2, "must not hold a NUL"),
+        ('module: dac\ndirectories: ["/a\\0b"]\n', 2, "must not contain a NUL"),
         (
             'module: apparmor\napparmor: {profiles: [{match: a, rules_file: "/a\\0b", '
             "profile_file: /p}]}\n",
             2,
-            "rules_file: must not hold a NUL",
+            "rules_file: must not contain a NUL",
         ),
         (
             "module: apparmor\napparmor: {profiles: [{match: a, rules_file: /r, "
             'profile_file: "/a\\0b"}]}\n',
             2,
-            "profile_file: must not hold a NUL",
+            "profile_file: must not contain a NUL",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_unknown_name_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(errors.UnknownPolicy) as caught:
         policy.load("selinux-svrt", [tmp_path])
     assert caught.value.message == (
-        "no label policy is named 'selinux-svrt': did you mean 'selinux-svirt'?"
+        "there is no label policy 'selinux-svrt': did you mean 'selinux-svirt'?"
     )
     assert "rack-two" in (caught.value.hint or "")
 

@@ -75,7 +75,7 @@ def test_type_without_the_context_file(selinux: Host) -> None:
     with pytest.raises(errors.PolicyViolation) as caught:
         Selinux(policy(), selinux).wanted(QEMU)
     assert caught.value.message == (
-        f"policy mine: {CONTEXTS} does not say which label guest images have"
+        f"policy mine: {CONTEXTS} does not define the label of guest images"
     )
     assert "selinux.image_type" in (caught.value.hint or "")
     assert Selinux(policy("auto"), selinux).wanted(QEMU) is None
@@ -85,8 +85,8 @@ def test_unknown_type_is_told_before_anything_is_written(selinux: Host, image: P
     with pytest.raises(errors.PolicyViolation) as caught:
         apply(selinux, image, image_type="svrit_image_t")
     assert caught.value.message == (
-        "policy mine wants the label system_u:object_r:svrit_image_t:s0:c1,c2, which the loaded "
-        "SELinux policy does not know"
+        "policy mine requires the label system_u:object_r:svrit_image_t:s0:c1,c2, which the "
+        "loaded SELinux policy does not know"
     )
     assert selinux.of(image, ATTRIBUTE) == BORN
 
@@ -96,8 +96,8 @@ def test_refused_by_the_loaded_policy(selinux: Host, image: Path) -> None:
     with pytest.raises(errors.LabelRefused) as caught:
         apply(selinux, image, image_type="virt_image_t")
     assert caught.value.message == (
-        f"SELinux would refuse {image} to QEMU: its context {QEMU} may not write a file labelled "
-        f"{wrong} (policy mine wanted {wrong})"
+        f"SELinux would refuse {image} to QEMU: its context {QEMU} may not write a file "
+        f"labelled {wrong} (policy mine requires {wrong})"
     )
     assert caught.value.exit_code == 7
     assert "selinux.image_type" in (caught.value.hint or "")
@@ -112,7 +112,9 @@ def test_descriptors_of_mapsave_may_be_refused(selinux: Host, image: Path) -> No
     selinux.allowed.remove((QEMU, OWN, "9", "1"))
     with pytest.raises(errors.LabelRefused) as caught:
         apply(selinux, image)
-    assert f"{QEMU} may not use descriptors of mapsave, which runs as {OWN}" in str(caught.value)
+    assert f"{QEMU} may not use descriptors opened by mapsave, which runs as {OWN}" in str(
+        caught.value
+    )
     assert caught.value.hint == "add the rule: allow svirt_t initrc_t:fd use;"
     assert (caught.value.data["class"], caught.value.data["permission"]) == ("fd", "use")
     assert selinux.of(image, ATTRIBUTE) == BORN + "\0"
@@ -130,7 +132,7 @@ def test_permissive_goes_on(
     with caplog.at_level(logging.WARNING):
         apply(selinux, image)
     assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"
-    assert ("SELinux is permissive, going on" in caplog.text) is (how == "permissive host")
+    assert ("SELinux is permissive, continuing" in caplog.text) is (how == "permissive host")
 
 
 def test_relabelling_denied(selinux: Host, image: Path) -> None:
@@ -138,8 +140,8 @@ def test_relabelling_denied(selinux: Host, image: Path) -> None:
     with pytest.raises(errors.LabelRefused) as caught:
         apply(selinux, image)
     assert caught.value.message == (
-        f"SELinux does not let mapsave label {image}: it is {BORN}, policy mine wants {IMAGE}: "
-        "Permission denied"
+        f"SELinux does not let mapsave label {image}: it is {BORN}, policy mine requires "
+        f"{IMAGE}: Permission denied"
     )
     assert "relabelfrom" in (caught.value.hint or "")
 
@@ -274,7 +276,8 @@ def test_descriptors_that_qemu_may_not_use_are_named(selinux: Host, image: Path)
         selinux.allowed.remove((QEMU, OWN, "9", "1"))
         refused = labelling.describe_refusal("no", file.fileno(), str(image), PID, selinux)
         missing = (
-            f"may write such a file, and may not use descriptors of mapsave, which runs as {OWN}"
+            "may write such a file, and may not use descriptors opened by mapsave, which runs "
+            f"as {OWN}"
         )
         assert f"{missing} {rule}" in refused.message
 

@@ -54,7 +54,7 @@ def test_label_of_the_policy_without_a_rule(smack: Host, image: Path) -> None:
         pytest.fail("not reached")
     assert caught.value.message == (
         f"Smack would refuse {image} to QEMU: its label Guest1 may not write a file labelled "
-        "Vault (policy mine wanted Vault)"
+        "Vault (policy mine requires Vault)"
     )
     assert caught.value.hint == "load the rule: Guest1 Vault rw"
     assert smack.of(image, ATTRIBUTE) == "System"
@@ -65,10 +65,10 @@ def test_relabelling_denied(smack: Host, image: Path) -> None:
     with pytest.raises(errors.LabelRefused) as caught, labelled(work(smack), image):
         pytest.fail("not reached")
     assert caught.value.message == (
-        f"Smack does not let mapsave label {image}: it is System, policy mine wants Guest1: "
+        f"Smack does not let mapsave label {image}: it is System, policy mine requires Guest1: "
         "Operation not permitted"
     )
-    assert caught.value.hint == "setting a Smack label takes CAP_MAC_ADMIN"
+    assert caught.value.hint == "setting a Smack label requires CAP_MAC_ADMIN"
 
 
 def test_restore_leaves_a_readable_image_alone(smack: Host, image: Path) -> None:

@@ -49,7 +49,7 @@ def test_guest_resumed_by_somebody_else_behind_the_commit(
 def _is_stale(site: cli.Site) -> None:
     error = site.run("restore", IMAGE, "--json", check=3).json()["error"]
     assert error["id"] == "check.already_restored"
-    assert "continued its guest" in error["message"]
+    assert "resumed its guest" in error["message"]
 
 
 @pytest.mark.parametrize("step", ["complete", "commit", "committed"])

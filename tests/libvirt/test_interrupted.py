@@ -171,8 +171,8 @@ def _impatient(
 @pytest.mark.parametrize(
     ("step", "slowly", "outcome"),
     [
-        ("label", False, "guest put back"),
-        ("pause", False, "guest put back"),
+        ("label", False, "save rolled back"),
+        ("pause", False, "save rolled back"),
         ("migrate", True, "image committed"),
         ("complete", False, "image committed"),
         ("resume", False, "image committed"),
@@ -239,7 +239,7 @@ def test_libvirtd_killed_and_restarted_in_a_restore(
 @pytest.mark.parametrize(
     ("step", "outcome"),
     [
-        ("load", "destination ended, image as before"),
+        ("load", "destination stopped, image as before"),
         ("run", "guest restored"),
     ],
 )

@@ -76,7 +76,7 @@ def _at(site: cli.Site, guest: Domain, step: str, *more: str) -> Iterator[subpro
     [
         *((step, _destroy, "was destroyed") for step in ("label", "pause", "migrate", "writing")),
         *((step, _kill, "") for step in ("hand-over", "migrate", "writing")),
-        *((step, _save, "was saved by somebody else") for step in ("label", "pause", "migrate")),
+        *((step, _save, "was saved by another client") for step in ("label", "pause", "migrate")),
         ("writing", _shut_down, ""),
     ],
 )
@@ -127,7 +127,7 @@ def test_managed_save_by_somebody_else(daemon: Daemon, site: cli.Site, step: str
             _managed_save(guest, site)
             result = finished(process)
         assert result.returncode == 4, result
-        assert "was saved by somebody else" in result.json()["error"]["message"]
+        assert "was saved by another client" in result.json()["error"]["message"]
         nothing_left(site)
         assert guest.state() == "shut off (saved)"
         guest.virsh("start")
@@ -149,7 +149,7 @@ def test_guest_resumed_by_somebody_else(
             result = finished(process)
         assert result.returncode == 4, result
         assert error_of(result) == "save.guest_continued"
-        assert "somebody else continued" in result.json()["error"]["message"]
+        assert "another client resumed" in result.json()["error"]["message"]
         as_before(guest, before)
         nothing_left(site)
 
@@ -292,7 +292,7 @@ def test_libvirt_saves_already(
         with _held(daemon, guest, command, tmp_path / THEIRS) as process:
             error = _refused(site, 8, "save", guest.address, "--image", IMAGE)
             assert error["id"] == "guest.migrating"
-            assert f"job under way on domain '{NAME}': {command}" in error["message"]
+            assert f"active job on domain '{NAME}': {command}" in error["message"]
         assert process.returncode == 0, process.communicate()
         guest.wait_state(left)
         if command == "save":
@@ -312,7 +312,7 @@ def test_block_job_under_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> 
         guest.virsh("blockcopy", "vda", "--dest", tmp_path / "copy", "--format", "raw")
         error = _refused(site, 3, "save", guest.address, "--image", IMAGE)
         assert error["id"] == "check.not_migratable"
-        assert "block jobs under way on vda" in error["message"]
+        assert "active block jobs on vda" in error["message"]
         guest.virsh("blockjob", "vda", "--abort")
         as_before(guest, before)
         site.run("save", guest.address, "--image", IMAGE, "--then", "resume", check=0)

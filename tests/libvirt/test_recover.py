@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.libvirt
 
 COMMITTED = "image committed"
-PUT_BACK = "guest put back"
+PUT_BACK = "save rolled back"
 RESTORED = "guest restored"
 _NOT_YET = (
     ("after", "begin"),
@@ -184,9 +184,10 @@ def test_libvirtd_is_restarted_before_the_recovery(own_daemon: Daemon, site: cli
     [
         (
             "migrate",
-            "QEMU had ended before its stream was whole: nothing to commit, partial image removed",
+            "QEMU had exited before its stream was complete: nothing to commit, partial image "
+            "removed",
         ),
-        ("complete", "image committed (QEMU had finished before it ended)"),
+        ("complete", "image committed (QEMU had finished before it exited)"),
     ],
 )
 def test_destroyed_before_the_recovery(

@@ -80,5 +80,5 @@ async def test_loss_of_qemu_does_not_hide_the_error(session: Session, emulator: 
 
 async def test_waiting_has_an_end(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest_state, "_SETTLE_TIMEOUT", 0.05)
-    with pytest.raises(errors.MonitorTimeout, match="stays running"):
+    with pytest.raises(errors.MonitorTimeout, match="remains running"):
         await guest_state.left(session, "running")

@@ -150,7 +150,7 @@ async def test_what_cannot_be_put_back_is_logged(
         {**found.capabilities, "xbzrle": True, "mapped-ram": True}, found.parameters
     )
     await parameters.put_back(session, impossible)
-    assert "settings not put back" in caplog.text
+    assert "settings not restored" in caplog.text
     assert "incompatible with xbzrle" in caplog.text
 
 

@@ -73,7 +73,7 @@ async def test_failed_later(tmp_path: Path) -> None:
         async with qmp.connected(source.path) as session:
             states = [{"capability": name, "state": True} for name in ("mapped-ram", "return-path")]
             await session.execute("migrate-set-capabilities", {"capabilities": states})
-            with pytest.raises(errors.SaveFailed, match="ended as failed: Unable to") as caught:
+            with pytest.raises(errors.SaveFailed, match="migration as failed: Unable to") as caught:
                 await outgoing.save(
                     session, str(tmp_path / "image"), M, progress.Phases(), live=False
                 )

@@ -141,7 +141,7 @@ def test_writable_program(site: cli.Site, tmp_path: Path) -> None:
             "inspect", scene.image, "--json", check=0
         ).json()["names"]
         shown = site.run("inspect", scene.image, check=0).stdout
-        assert f"{program}; run with --trust-recorded-command alone" in shown
+        assert f"{program}; run only with --trust-recorded-command" in shown
         trusts = ("restore", scene.image, "--trust-recorded-command")
         (place / program).symlink_to(shutil.which(program) or "")
         place.chmod(0o777)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 NAME = "web01"
 IMAGE = "one.mapsave"
-PUT_BACK = "guest put back"
+PUT_BACK = "save rolled back"
 COMMITTED = "image committed"
-UNDONE = "destination ended, image as before"
+UNDONE = "destination stopped, image as before"
 RESTORED = "guest restored"
-NOTHING = "nothing was under way any more"
+NOTHING = "nothing was in progress any more"
 
 
 def killer(where: str, step: str) -> list[str]:

@@ -108,7 +108,7 @@ def test_silence_before_the_end_of_the_body_is_answered(
 ) -> None:
     answer = raw(mapsaved, data)
     assert answer.startswith(b"HTTP/1.1 400")
-    assert b"the body did not come within 0.5 s" in answer
+    assert b"the body was not received within 0.5 s" in answer
 
 
 def test_a_body_that_trickles_in_is_given_up(mapsaved: service.Service) -> None:
@@ -126,7 +126,7 @@ def test_a_body_that_trickles_in_is_given_up(mapsaved: service.Service) -> None:
             except (BrokenPipeError, ConnectionResetError):
                 break
             time.sleep(0.02)
-    assert b"the body did not come within 0.5 s" in answer
+    assert b"the body was not received within 0.5 s" in answer
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_nothing_is_begun_without_room_and_all_goes_on_with_it(site: cli.Site, p
             assert (answer.status, answer.error) == (409, "check.refused")
             assert "journal" in answer.json()["error"]["message"]
             refused = site.run("save", "db", "--json", check=3).json()["error"]
-            assert "make room" in refused["hint"]
+            assert "free some space" in refused["hint"]
             assert mapsaved.get("/v1/health")["status"] == "ok"
             assert fleet.status(guest) == "running"
         mapsaved.done(kind="save", guest="db", save={"then": "resume"})
@@ -59,7 +59,7 @@ def test_an_end_that_cannot_be_written_is_told_and_written_later(
             )
             with storage.filled(place, leave=0):
                 ended = mapsaved.ended(begun["id"])
-                mapsaved.await_log("its end is not in the journal yet")
+                mapsaved.await_log("its result could not be recorded yet")
                 stdout, stderr = waiting.communicate(timeout=30)
                 if ended["state"] == "done":
                     assert json.loads(stdout)["image"] == ended["image"], stderr
@@ -97,11 +97,11 @@ def test_what_was_recovered_without_room_is_told_later(site: cli.Site, place: Pa
             guest.kill(signal.SIGSTOP)
             with service.running(site) as mapsaved:
                 try:
-                    mapsaved.await_log("tried again in")
+                    mapsaved.await_log("retrying in")
                     with storage.filled(place, leave=0):
                         _use_up(mapsaved)
                         guest.kill(signal.SIGCONT)
-                        mapsaved.await_log("its end is not in the journal yet")
+                        mapsaved.await_log("its result could not be recorded yet")
                         assert guest.status() == "running"
                         assert mapsaved.get("/v1/health")["recovered"] is False
                 finally:

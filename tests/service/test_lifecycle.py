@@ -154,7 +154,7 @@ def test_sighup_takes_over_guests_limits_and_jobs(site: cli.Site) -> None:
             site.settings["service"] = {"concurrency": 2}
             _write_job(site, "nightly", schedule="0 3 * * *")
             mapsaved.signal(signal.SIGHUP)
-            mapsaved.await_log("the configuration was read anew")
+            mapsaved.await_log("configuration reloaded")
             assert len(mapsaved.get("/v1/guests")["guests"]) == 2
             (job,) = mapsaved.get("/v1/jobs")["jobs"]
             assert (job["name"], job["next_run"] is not None) == ("nightly", True)
@@ -202,7 +202,7 @@ def test_a_broken_configuration_leaves_the_old_one_in_force(site: cli.Site, brok
         else:
             site.config.unlink()
         mapsaved.signal(signal.SIGHUP)
-        mapsaved.await_log("the old configuration stays in force")
+        mapsaved.await_log("the old configuration remains in use")
         assert words in mapsaved.logged()
         answer = mapsaved.request("POST", "/v1/reload")
         assert (answer.status, words in answer.json()["error"]["message"]) == (400, True)
@@ -211,7 +211,7 @@ def test_a_broken_configuration_leaves_the_old_one_in_force(site: cli.Site, brok
         assert mapsaved.get("/v1/health")["status"] == "ok"
         heard = told(systemd)
         reloading = next(at for at, each in enumerate(heard) if each.startswith("RELOADING=1"))
-        assert heard[reloading + 1].startswith("STATUS=the old configuration stays in force: ")
+        assert heard[reloading + 1].startswith("STATUS=the old configuration remains in use: ")
         assert heard[reloading + 2] == "READY=1"
 
 

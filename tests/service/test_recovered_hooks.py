@@ -77,7 +77,7 @@ def test_the_next_service_runs_them_where_one_was_killed(
     assert told_last(scene)["result"] == operation["result"]
     if outcome == "cancelled":
         assert behind["error"]["id"] == "interrupted"
-        assert behind["error"]["message"] == "mapsave ended meanwhile; guest put back"
+        assert behind["error"]["message"] == "mapsave exited during the operation; save rolled back"
     nothing_to_recover(scene)
 
 
@@ -130,7 +130,7 @@ def test_a_recovery_that_is_killed_in_a_hook_leaves_it_to_the_next(scene: Scene)
         doomed.wait(10)
     hang.unlink()
     line = scene.site.run("recover", check=0).stdout
-    assert line == f"save of {NAME}, interrupted at 'after_save': the hooks behind it were run\n"
+    assert line == f"save of {NAME}, interrupted at 'after_save': its hooks were run\n"
     first, again = scene.told()[1:]
     assert first == again
     assert first["outcome"] == "success"

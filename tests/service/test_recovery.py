@@ -337,7 +337,7 @@ def test_a_guest_that_does_not_answer_is_tried_again(site: cli.Site) -> None:
             os.kill(guest.pid, signal.SIGSTOP)
             try:
                 with service.running(site) as mapsaved:
-                    mapsaved.await_log("tried again in")
+                    mapsaved.await_log("retrying in")
                     health = mapsaved.get("/v1/health")
                     assert (health["status"], health["recovered"]) == ("degraded", False)
                     assert interrupted.the_only(mapsaved, kind="save")["state"] == "running"
@@ -364,7 +364,7 @@ def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
             with service.running(site) as mapsaved:
                 code, told = interrupted.outcome(waiting)
                 assert (code, told["image"]) == (0, str(site.images / IMAGE))
-                assert "gone from its place since" in told["outcome"]
+                assert "no longer in its place" in told["outcome"]
                 interrupted.await_recovery(mapsaved)
                 assert guest.state().run_state == left.run_state
 

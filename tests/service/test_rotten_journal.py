@@ -96,7 +96,7 @@ def test_a_journal_that_another_program_holds_is_left_alone(
             guest.wait_status("running")
             interrupted.await_recovery(mapsaved)
             problems = mapsaved.get("/v1/health")["problems"]
-            assert "only until the service ends" in problems[-1]
+            assert "only until the service exits" in problems[-1]
             mapsaved.done(kind="save", guest=NAME, save={"image": IMAGE, "then": "resume"})
             assert mapsaved.stop() == 0
     assert path.exists()

@@ -52,7 +52,7 @@ def _save_all_with_a_job_due(site: cli.Site, job: Path) -> None:
         saving = mapsaved.begin(kind="save-all", then="resume")["id"]
         hidden.rename(job)
         assert mapsaved.request("POST", "/v1/reload").status == 200
-        mapsaved.await_log("job nightly: all guests are being saved; this run is left out")
+        mapsaved.await_log("job nightly: all guests are being saved; skipping this run")
         assert mapsaved.ended(saving)["state"] == "done"
         assert not mapsaved.get("/v1/operations?kind=job")["operations"]
         assert mapsaved.stop() == 0

@@ -135,7 +135,7 @@ async def test_a_run_is_left_out_while_the_one_before_is_under_way(
     host.busy.add("hourly")
     await host.turn(_after(hours=1))
     assert host.started == []
-    assert "job hourly: it is busy; this run is left out" in caplog.text
+    assert "job hourly: it is busy; skipping this run" in caplog.text
     assert await host.last_run("hourly") == NOON  # when it was first seen
     host.busy.clear()
     await host.turn(_after(hours=2))

@@ -152,14 +152,14 @@ def test_waiting_can_be_ended_and_the_operation_goes_on(
         waiting.send_signal(signal.SIGINT)
         _, stderr = waiting.communicate(timeout=60)
     assert waiting.returncode == 9
-    assert "the operation goes on" in stderr
+    assert "the operation continues" in stderr
     assert mapsaved.get(f"/v1/operations/{operation}")["state"] == "running"
 
 
 def test_logs_show_the_steps_and_the_outcome(mapsaved: service.Service) -> None:
     done = mapsaved.ended(mapsaved.begin(kind="save", guest="db", save={"then": "resume"})["id"])
     lines = mapsaved.site.run("logs", done["id"][:11], check=0).stdout.splitlines()
-    assert "save db, asked for by user 'root'" in lines[0]
+    assert "save db, requested by user 'root'" in lines[0]
     steps = [line.split()[2] for line in lines[1:-1]]
     assert steps[0] == "begin"
     assert steps[-2:] == ["commit", "committed"]

@@ -55,7 +55,7 @@ def test_a_job_that_waits_to_try_again_does_not_hold_it_up(site: cli.Site) -> No
     _write_job(site, guests=["gone"], retries={"times": 3, "wait": "10m"})
     with service.running(site) as mapsaved:
         number = mapsaved.begin(kind="job", job="nightly")["id"]
-        mapsaved.await_log("tried again in 600 s")
+        mapsaved.await_log("retrying in 600 s")
         assert mapsaved.stop(30) == 0
     job = _ended_job(site, number)
     assert (job["state"], job["error"]["id"]) == ("cancelled", "interrupted")

@@ -94,7 +94,7 @@ def test_a_socket_that_vanished_is_no_failure(
 ) -> None:
     caplog.set_level("DEBUG")
     systemd.Notifier(str(tmp_path / "nowhere")).ready()
-    assert "cannot tell systemd READY=1" in caplog.text
+    assert "cannot notify systemd of READY=1" in caplog.text
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
 
 
@@ -108,7 +108,7 @@ def test_a_full_socket_neither_blocks_nor_fails(
         for _ in range(limit + 10):
             notifier.watchdog()  # would wait for ever
         assert 0 < len(told(systemd_side)) < limit + 10
-    assert "cannot tell systemd WATCHDOG=1" in caplog.text
+    assert "cannot notify systemd of WATCHDOG=1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -302,5 +302,5 @@ def test_a_descriptor_that_is_no_socket_or_not_there_is_refused(tmp_path: Path) 
     with listening(tmp_path / "one") as sock:
         with passed_to(sock, count="3") as child:
             found = outcome(child)
-        assert "descriptor 4 (unnamed) that systemd passed is no socket" in found["message"]
+        assert "descriptor 4 (unnamed) that systemd passed is not a socket" in found["message"]
         assert found["left"] == []

@@ -317,7 +317,7 @@ def test_an_image_that_only_the_service_can_see_is_checked(
     blind.settings["socket"] = str(site.socket)
     blind.write()
     shown = blind.run("check", "hidden.img", check=0).stdout
-    assert shown.startswith(f"{site.images / 'hidden.img'}: good, guest db")
+    assert shown.startswith(f"{site.images / 'hidden.img'}: valid, guest db")
     assert "[guest.unknown]" in blind.run("check", "hiden.img", check=2).stderr
 
 

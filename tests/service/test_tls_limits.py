@@ -180,7 +180,7 @@ def test_certificates_are_renewed_by_a_reload(
             found.reload()
         else:
             found.mapsaved.signal(signal.SIGHUP)
-            found.mapsaved.await_log("the configuration was read anew")
+            found.mapsaved.await_log("configuration reloaded")
         assert found.ask(other.issue("/CN=alice"), authority=other) == 200
         with pytest.raises(OSError, match=REFUSED):
             found.ask(alice, authority=other)

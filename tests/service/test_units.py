@@ -293,7 +293,7 @@ def test_the_capabilities_suffice_and_are_needed(site: cli.Site) -> None:
         names = capabilities()
         for missing, message in (
             ("dac_override", "cannot connect to qmp"),
-            ("chown", "which mapsave as uid 0 may not do"),
+            ("chown", "which mapsave is not permitted to do as uid 0"),
             ("fowner", "Operation not permitted"),
         ):
             bound([name for name in names if name != missing])

@@ -23,6 +23,8 @@ def command(context: click.Context, /, operation: str) -> None:
     number = client.post(f"/v1/operations/{connection.quoted(operation)}/cancel")["id"]
     found = delegate.follow(client, number)
     if found["state"] == "done":
-        raise errors.NotCancellable(f"operation {number} was too far to be cancelled: it is done")
+        raise errors.NotCancellable(
+            f"operation {number} could not be cancelled any more: it is done"
+        )
     error = found["error"]
     output.result(given, found, f"operation {number} {found['state']}: {error['message']}")

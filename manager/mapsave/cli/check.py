@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("check", cls=Command)
 @click.argument("target", metavar="GUEST|IMAGE")
-@click.option("--image", "-o", metavar="PATH", help="Where the save would go.")
+@click.option("--image", "-o", metavar="PATH", help="Where the image would be written.")
 @click.option("--policy", metavar="NAME", help="Label policy of the save.")
 @click.option("--direct-io", type=click.Choice(["auto", "on", "off"]))
 @click.pass_context
@@ -104,7 +104,7 @@ def _check_image(given: Globals, config: Config, target: str) -> int:
         configured and (configured.launch or configured.emulator)
     )
     lines = [
-        f"{found['image']}: good, guest {guest}"
+        f"{found['image']}: valid, guest {guest}"
         + ("" if startable else "; no 'launch:' configured: restore --into a waiting QEMU")
     ]
     if known["has_domain_xml"] and known["names"]:

@@ -12,7 +12,7 @@ from mapsave.client import connection, delegate
 
 @click.command("discard", cls=Command)
 @click.argument("image")
-@click.option("--yes", is_flag=True, help="Also an image that was never restored.")
+@click.option("--yes", is_flag=True, help="Delete an image that was never restored, too.")
 @click.pass_context
 def command(context: click.Context, /, image: str, yes: bool) -> None:
     """Delete an image.

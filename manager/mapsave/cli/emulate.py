@@ -31,7 +31,7 @@ class Size(click.ParamType[int]):
     "--pattern",
     type=click.Choice(["zero", "random", "sparse", "fragmented", "linux"]),
     default="zero",
-    help="What the RAM is filled with.",
+    help="The contents of the RAM.",
 )
 @click.option("--incoming", type=click.Choice(["defer"]), help="Wait for a restore.")
 @click.option("--paused", "-S", is_flag=True, help="Do not run the guest at the start.")

@@ -16,7 +16,7 @@ from mapsave.operations import written_record
 @click.command("inspect", cls=Command)
 @click.argument("image")
 @click.option(
-    "--xml", is_flag=True, help="Print the domain XML of a guest of libvirt, passwords included."
+    "--xml", is_flag=True, help="Print the domain XML of a libvirt guest, passwords included."
 )
 @click.pass_context
 def command(context: click.Context, /, image: str, xml: bool) -> None:
@@ -60,7 +60,7 @@ def text(found: dict[str, Any]) -> str:
         f"  file       {size(found['file_bytes'])}, {size(found['allocated_bytes'])} on disk",
     ]
     if "ram_blocks" not in found:
-        return "\n".join([*lines, "  partial: the save has not ended", *output.warnings(found)])
+        return "\n".join([*lines, "  partial: the save has not finished", *output.warnings(found)])
     lines += [
         f"  machine    {found['machine']}, {found['cpu'] or 'no processor'}",
         f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
@@ -87,7 +87,7 @@ def _used(found: dict[str, Any]) -> list[str]:
     if found["has_domain_xml"]:
         return ["", "its domain XML names", *output.names(found)]
     (program,) = (each["name"] for each in found["names"])
-    return [f"  command    {program}; run with --trust-recorded-command alone"]
+    return [f"  command    {program}; run only with --trust-recorded-command"]
 
 
 def _histogram(runs: dict[str, Any]) -> str:

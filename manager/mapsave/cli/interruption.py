@@ -113,7 +113,7 @@ def run(work: Callable[[], T], stop: Stop) -> T:
             worker.start()
         except RuntimeError as error:
             raise errors.TooLittleLeft(
-                f"mapsave cannot work: {error}",
+                f"mapsave cannot run: {error}",
                 hint="raise the limit on threads (ulimit -u, pids.max of the control group)",
             ) from None
         while not outcome.done():
@@ -138,12 +138,12 @@ def undone(name: str | None) -> errors.Interrupted:
     """Return the error for work that has ended after the signal ``name``."""
     if left := _left():
         return _with(f"interrupted by {name}", left)
-    return errors.Interrupted(f"interrupted by {name}; everything was put back")
+    return errors.Interrupted(f"interrupted by {name}; everything was rolled back")
 
 
 def _report(name: str) -> errors.Interrupted:
     if left := _left():
-        return _with(f"interrupted by {name} before everything was put back", left)
+        return _with(f"interrupted by {name} before everything was rolled back", left)
     return errors.Interrupted(f"interrupted by {name}; nothing is left to undo")
 
 
@@ -156,8 +156,8 @@ def _with(words: str, left: list[dict[str, Any]]) -> errors.Interrupted:
     """Return the error that names what is left for ``mapsave recover``."""
     return errors.Interrupted(
         f"{words}; left: {'; '.join(map(_sentence, left))}",
-        hint="run 'mapsave recover': it finishes or undoes what is left; until then a guest that "
-        "was being saved may be paused",
+        hint="run 'mapsave recover': it completes or rolls back what is left; until then, a "
+        "guest that was being saved may be paused",
         left=left,
     )
 

@@ -63,7 +63,7 @@ def check(context: click.Context, /, job: str) -> int:
 
 @command.command("prune", cls=Command)
 @click.argument("job", metavar="JOB")
-@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
 @click.pass_context
 def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
     """Remove the images that a job does not keep.
@@ -124,7 +124,7 @@ def text(done: dict[str, Any]) -> str:
 def prune_text(done: dict[str, Any], *, keeps_all: bool) -> str:
     """Return for people what was, or would be, removed."""
     if keeps_all:
-        return f"job {done['job']}: keeps all of its images; it has no 'keep:'"
+        return f"job {done['job']}: keeps all its images, because it has no 'keep:'"
     rows = []
     would = done["dry_run"]
     for line in done["images"]:
@@ -135,7 +135,7 @@ def prune_text(done: dict[str, Any], *, keeps_all: bool) -> str:
             outcome, why = "FAILED", f"{error['message']} [{error['id']}]"
         rows.append((line["guest"], outcome, Path(line["image"]).name, why))
     freed = units.format_size(done["freed_bytes"])
-    removed = f"{done['removed']} {'would go' if would else 'removed'} ({freed})"
+    removed = f"{done['removed']} {'would be removed' if would else 'removed'} ({freed})"
     summary = f"job {done['job']}: {done['kept']} kept, {removed}"
     if not rows:
         return f"job {done['job']}: no images"
@@ -172,7 +172,7 @@ def list_text(found: dict[str, Any]) -> str:
         )
     lines = [output.table(rows, header) if rows else "no jobs"]
     broken = (each["error"] for each in found["broken"])
-    lines += [f"BAD: {error['message']} [{error['id']}]" for error in broken]
+    lines += [f"INVALID: {error['message']} [{error['id']}]" for error in broken]
     return "\n".join(lines)
 
 

@@ -51,8 +51,8 @@ def known(given: Globals, config: Config, job: str) -> Known | None:
     if not os.path.lexists(job):
         return None  # told as it is for any file
     raise errors.UnknownJob(
-        f"the service does not know the job in {job!r} yet",
-        hint="have it read its files: systemctl reload mapsaved; --local works without it",
+        f"the service has not loaded the job in {job!r} yet",
+        hint="let the service read its files: systemctl reload mapsaved; or use --local",
     )
 
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 @click.command("list", cls=Command)
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
-@click.option("--libvirt", is_flag=True, help="List libvirt's domains, and which can be saved.")
-@click.option("--uri", metavar="URI", help="Where that libvirt is (default: qemu:///system).")
+@click.option(
+    "--libvirt", is_flag=True, help="List libvirt domains, and which of them can be saved."
+)
+@click.option("--uri", metavar="URI", help="libvirt connection URI (default: qemu:///system).")
 @click.pass_context
 def command(
     context: click.Context, /, directory: Path | None, libvirt: bool, uri: str | None
@@ -33,7 +35,7 @@ def command(
         _list_domains(given, uri)
         return
     if uri is not None:
-        raise errors.UsageError("--uri goes with --libvirt")
+        raise errors.UsageError("--uri requires --libvirt")
     _list_images(given, directory)
 
 

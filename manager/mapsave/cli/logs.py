@@ -28,7 +28,7 @@ def text(found: dict[str, Any]) -> str:
     """Return the steps for people, the outcome last."""
     of_it = found["operation"]
     what = of_it["guest"] or of_it["job"] or of_it["image"] or ""
-    lines = [f"{_time(of_it['created'])}  {of_it['kind']} {what}, asked for by {of_it['user']}"]
+    lines = [f"{_time(of_it['created'])}  {of_it['kind']} {what}, requested by {of_it['user']}"]
     for each in found["steps"]:
         data = json.dumps(each["data"], ensure_ascii=False, default=str) if each["data"] else ""
         lines.append(f"{_time(each['time'])}  {each['step']}  {data}".rstrip())

@@ -71,8 +71,8 @@ def global_options() -> list[click.Parameter]:
             help="Configuration file.",
         ),
         flag("json", "Print one JSON object on stdout."),
-        flag("debug", "Log what is done, and show tracebacks."),
-        flag("local", "Do the work here, even where a service runs."),
+        flag("debug", "Log each step, and show tracebacks."),
+        flag("local", "Run here, even if the service is running."),
         flag("quiet", "No progress."),
     ]
 

@@ -41,7 +41,7 @@ def say(text: str) -> None:
         return
     except OSError as error:
         raise errors.OutputFailed(
-            f"cannot print the outcome: {error.strerror}", hint="what was done stays done"
+            f"cannot print the result: {error.strerror}", hint="what was done remains done"
         ) from None
 
 

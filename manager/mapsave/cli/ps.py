@@ -14,9 +14,9 @@ from mapsave.client import connection
 
 
 @click.command("ps", cls=Command)
-@click.option("--all", "-a", "ended", is_flag=True, help="Those that have ended, too.")
-@click.option("--guest", metavar="GUEST", help="Only those of this guest.")
-@click.option("--job", metavar="JOB", help="Only those of this job.")
+@click.option("--all", "-a", "ended", is_flag=True, help="Include finished operations.")
+@click.option("--guest", metavar="GUEST", help="Only operations on this guest.")
+@click.option("--job", metavar="JOB", help="Only operations of this job.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
 @click.pass_context
 def command(

@@ -12,7 +12,7 @@ from mapsave.client import connection, delegate
 
 
 @click.command("recover", cls=Command)
-@click.option("--dry-run", is_flag=True, help="Tell what would be done.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 @click.pass_context
 def command(context: click.Context, /, dry_run: bool) -> int:
     """Finish or undo what an interrupted mapsave left, and sweep partial images without an owner.
@@ -38,12 +38,12 @@ def text(done: dict[str, Any]) -> str:
     """Return what was done for people."""
     lines = [
         f"{line['operation']} of {line['guest']}, interrupted at {line['interrupted_at']!r}: "
-        + (line["outcome"] or f"cannot be dealt with yet: {line['error']['message']}")
+        + (line["outcome"] or f"cannot be recovered yet: {line['error']['message']}")
         for line in done["operations"]
     ]
     lines += [f"warning: {words}" for line in done["operations"] for words in line["warnings"]]
     lines += [f"warning: {words}" for words in done["warnings"]]
-    lines += [f"damaged journal: {path}; look at it, then remove it" for path in done["damaged"]]
+    lines += [f"damaged journal: {path}; inspect it, then remove it" for path in done["damaged"]]
     verb = "would be removed" if done["dry_run"] else "removed"
     lines += [f"partial image without an owner {verb}: {path}" for path in done["swept"]]
     return "\n".join(lines) or "nothing to recover"

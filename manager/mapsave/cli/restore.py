@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 
 @click.command("restore", cls=Command)
 @click.argument("image")
-@click.option("--into", metavar="qmp:PATH", help="A QEMU that waits with -incoming defer.")
-@click.option("--guest", metavar="NAME", help="Start it as this guest of the configuration.")
+@click.option(
+    "--into", metavar="qmp:PATH", help="Restore into a QEMU started with -incoming defer."
+)
+@click.option("--guest", metavar="NAME", help="Start it as this configured guest.")
 @click.option(
     "--trust-recorded-command",
     is_flag=True,
-    help="Start the command line that the image records. It runs with your rights.",
+    help="Start the command line recorded in the image. It runs with your rights.",
 )
 @click.option(
     "--trust-image",
     is_flag=True,
-    help="Take an image that others could have written, and whatever its XML names.",
+    help="Accept an image that others could have written, and whatever its XML names.",
 )
 @click.option(
     "--xml",
@@ -45,9 +47,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Let libvirt read the image itself, as 'virsh restore' does.",
 )
-@click.option("--run", "run", flag_value="run", help="Let the guest run, however it was saved.")
+@click.option(
+    "--run", "run", flag_value="run", help="Resume the guest, even if it was saved paused."
+)
 @click.option("--paused", "run", flag_value="paused", help="Leave the guest paused.")
-@click.option("--again", is_flag=True, help="Restore an image that was restored before.")
+@click.option("--again", is_flag=True, help="Restore an image that has been restored before.")
 @click.option("--force", is_flag=True, help="Accept an older QEMU than the one that saved.")
 @click.option("--direct-io", type=click.Choice(["auto", "on", "off"]), default="auto")
 @click.option("--channels", type=Channels())

@@ -23,10 +23,13 @@ _COUNTED = ("restored", "failed", "skipped", "not_saved")
 
 @click.command("restore-all", cls=Command)
 @click.option(
-    "--parallel", type=click.IntRange(1, 64), metavar="1..64", help="Restores at once (default: 2)."
+    "--parallel",
+    type=click.IntRange(1, 64),
+    metavar="1..64",
+    help="Restores in parallel (default: 2).",
 )
-@click.option("--discard", is_flag=True, help="Delete each image once its guest is back.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be restored, and in which order.")
+@click.option("--discard", is_flag=True, help="Delete each image once its guest is restored.")
+@click.option("--dry-run", is_flag=True, help="Show what would be restored, and in which order.")
 @click.pass_context
 def command(context: click.Context, /, **chosen: Any) -> int:
     """Bring back the guests that 'mapsave save-all' saved, higher priorities first.
@@ -67,7 +70,7 @@ def text(done: dict[str, Any]) -> str:
             (each["guest"], str(each["priority"]), seconds, _WORDS[each["outcome"]], detail)
         )
     if not rows:
-        return "\n".join([*lines, f"nothing to restore: {done['record']!r} holds no guest"])
+        return "\n".join([*lines, f"nothing to restore: {done['record']!r} lists no guest"])
     lines.append(output.table(rows, ("guest", "priority", "time", "outcome", "image")))
     words = [f"{done[key]} {_WORDS[key].lower()}" for key in _COUNTED if done[key]]
     return "\n".join([*lines, "restore-all: " + (", ".join(words) or "nothing was touched")])

@@ -60,21 +60,33 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--then",
     type=click.Choice(["quit", "resume", "leave"]),
-    help="What becomes of the guest: ended (default), running on if it ran, or left paused.",
+    help="What to do with the guest afterwards: quit (default), resume it if it was running, "
+    "or leave it paused.",
 )
 @click.option(
     "--format",
     type=click.Choice(["auto", "native", "libvirt"]),
-    help="libvirt: what 'virsh restore' takes too (default for guests of libvirt).",
+    help="libvirt: also readable by 'virsh restore' (default for libvirt guests).",
 )
-@click.option("--live", is_flag=True, default=None, help="Pause the guest only for the end.")
-@click.option("--direct-io", type=_SWITCH, help="Write past the page cache.")
-@click.option("--channels", type=Channels(), help="Requests under way at once.")
+@click.option(
+    "--live",
+    is_flag=True,
+    default=None,
+    help="Keep the guest running while its RAM is written; pause it only at the end.",
+)
+@click.option("--direct-io", type=_SWITCH, help="Bypass the page cache.")
+@click.option("--channels", type=Channels(), help="Number of multifd channels.")
 @click.option("--zero-pages", type=click.Choice(["auto", "multifd", "legacy", "none"]))
-@click.option("--preallocate", type=_SWITCH, help="Reserve the room beforehand.")
+@click.option("--preallocate", type=_SWITCH, help="Preallocate the image's space.")
 @click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
-@click.option("--replace", is_flag=True, help="Replace an image of that name, once saved.")
-@click.option("--timeout", type=Duration(), help="Give up after this long, guest as before.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace an existing image of that name once the save is complete.",
+)
+@click.option(
+    "--timeout", type=Duration(), help="Give up after this long; the guest stays as before."
+)
 @click.pass_context
 def command(context: click.Context, /, guest: str, image: str | None, **chosen: Any) -> None:
     """Save a running guest to an image.

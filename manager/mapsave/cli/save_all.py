@@ -20,7 +20,7 @@ _WORDS = {
     "failed": "failed",
     "no_time": "without time",
     "not_running": "not running",
-    "skipped": "in an image already",
+    "skipped": "already saved",
 }
 _UNTOUCHED = {
     "planned": "would be saved",
@@ -34,22 +34,23 @@ _UNTOUCHED = {
 
 @click.command("save-all", cls=Command)
 @click.argument("guests", nargs=-1, metavar="[GUEST]...")
-@click.option("--deadline", type=Duration(), help="How long all of it may take, such as 4m.")
-@click.option("--libvirt", is_flag=True, help="Save libvirt's active domains as well.")
-@click.option("--uri", metavar="URI", help="Where that libvirt is (default: qemu:///system).")
+@click.option("--deadline", type=Duration(), help="Time limit for all saves together, such as 4m.")
+@click.option("--libvirt", is_flag=True, help="Also save libvirt's active domains.")
+@click.option("--uri", metavar="URI", help="libvirt connection URI (default: qemu:///system).")
 @click.option(
     "--then",
     type=click.Choice(["quit", "resume", "leave"]),
     default="quit",
-    help="What becomes of the guests: ended (default), running on, or left paused.",
+    help="What to do with the guests afterwards: quit (default), resume those that were "
+    "running, or leave them paused.",
 )
 @click.option(
     "--parallel",
     type=click.IntRange(1, 64),
     metavar="1..64",
-    help="Saves at once (default: as many as the disk takes).",
+    help="Saves in parallel (default: as many as make it faster).",
 )
-@click.option("--dry-run", is_flag=True, help="Tell the order, and what would not fit.")
+@click.option("--dry-run", is_flag=True, help="Show the order, and what would not fit.")
 @click.pass_context
 def command(context: click.Context, /, **chosen: Any) -> int:
     """Save all guests before the host goes down, or those named: GUEST may be a pattern like db*.
@@ -80,7 +81,7 @@ def _uri(libvirt: bool, uri: str | None) -> str | None:
     from mapsave.config import LIBVIRT_URI
 
     if uri is not None and not libvirt:
-        raise errors.UsageError("--uri goes with --libvirt")
+        raise errors.UsageError("--uri requires --libvirt")
     return (uri or LIBVIRT_URI) if libvirt else None
 
 
@@ -124,10 +125,14 @@ def _figures(done: dict[str, Any]) -> list[str]:
     free = done["free_bytes"]
     if done["dry_run"]:
         rate = done["rate_bytes_per_s"]
-        how = f"at {size(rate)}/s, as of late" if rate else "no image yet tells how fast"
+        how = (
+            f"at the recent rate of {size(rate)}/s"
+            if rate
+            else "no saved image to estimate the rate from"
+        )
         lines.append(f"to write: {size(done['needed_bytes'])}, {how}")
         if free is not None and free < done["needed_bytes"]:
-            lines.append(f"but only {size(free)} are free for images")
+            lines.append(f"but only {size(free)} of free space for images")
     words = [f"{done[key]} {word}" for key, word in _WORDS.items() if done[key]]
     if not done["dry_run"]:
         words.append(f"in {units.format_duration(done['duration_s'])}")

@@ -88,7 +88,7 @@ def save_all(given: Globals, request: Request, body: Body, report: Report) -> di
     except (errors.ServiceUnreachable, errors.ServiceLost, errors.ServiceStopping) as error:
         if error.data.get("interrupted"):
             raise
-        _say(f"{error.message}; the guests are saved without it")
+        _say(f"{error.message}; saving the guests without it")
         return local.run(_here(config, clock, report, behind_service=True), given)
     return local.run(_here(config, clock, report), given)
 
@@ -118,7 +118,7 @@ def _by_what_is_in_force(
     client = None if given.local else _with_configuration(given, path, file)
     if client is None:
         raise broken
-    _say(f"{broken.message} [{broken.id}]; the service goes by what it read before")
+    _say(f"{broken.message} [{broken.id}]; the service uses the configuration it read before")
     return _by_service(client, clock, body, report)
 
 
@@ -179,7 +179,7 @@ async def _recover(config: Config) -> None:
     try:
         done = await recover.recover(config)
     except (errors.MapsaveError, OSError) as error:
-        _log.warning("what another mapsave left cannot be recovered yet: %s", error)
+        _log.warning("cannot recover interrupted operations yet: %s", error)
         return
     for line in done["operations"]:
         words = line["outcome"] or line["error"]["message"]

@@ -42,9 +42,9 @@ def command(context: click.Context, /, images: tuple[str, ...]) -> int:
 def _line(found: dict[str, Any]) -> str:
     if not found["valid"]:
         error = found["error"]
-        return f"{found['image']}: BAD: {error['message']} [{error['id']}]"
+        return f"{found['image']}: INVALID: {error['message']} [{error['id']}]"
     size = units.format_size(found["data_bytes"])
     lines = [
-        f"{found['image']}: good ({found['state']}, {found['format']}, {size} of RAM contents)"
+        f"{found['image']}: valid ({found['state']}, {found['format']}, {size} of RAM contents)"
     ]
     return "\n".join([*lines, *output.warnings(found)])

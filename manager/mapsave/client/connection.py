@@ -123,7 +123,7 @@ class Client:
             except PermissionError as error:
                 raise errors.NotPermitted(
                     f"cannot connect to the service at {self.path!r}: {error.strerror}",
-                    hint="its group may; --local does the work without the service",
+                    hint="members of its group may connect; --local works without the service",
                 ) from None
             except (OSError, http.client.HTTPException) as error:
                 raise self._unreachable(error) from None
@@ -137,7 +137,7 @@ class Client:
             raise RequestInterrupted from None
         return errors.ServiceUnreachable(
             f"the service at {self.path!r} does not answer: {error or type(error).__name__}",
-            hint="see its log; --local does the work without it",
+            hint="see its log; --local works without the service",
         )
 
 
@@ -202,7 +202,7 @@ def needed(given: Globals, config: Config) -> Client:
     Raises UsageError with ``--local``, ServiceUnreachable where none runs.
     """
     if given.local:
-        raise errors.UsageError("--local works without the service, which this command is about")
+        raise errors.UsageError("this command needs the service; --local does not")
     path = str(config.socket)
     try:
         connect(path).close()
@@ -253,10 +253,10 @@ def reconnecting(
         except errors.ServiceUnreachable as error:
             if time.monotonic() > deadline:
                 raise errors.ServiceLost(
-                    f"the service has ended, and has not come back within {patience:g} s: "
+                    f"the service has exited and did not come back within {patience:g} s: "
                     f"{error.message}",
-                    hint="the operation is finished or undone when it is started again, "
-                    "or by 'mapsave recover'",
+                    hint="the next start of the service, or 'mapsave recover', completes the "
+                    "operation or rolls it back",
                 ) from None
         time.sleep(0.2)
 

@@ -79,7 +79,7 @@ def follow(client: Client, number: str, report: Report = progress.silent) -> dic
             return _follow(client, number, report, _USUAL)
         except connection.RequestInterrupted:
             raise errors.Interrupted(
-                f"waiting was interrupted by {client.stop.name}; the operation goes on"
+                f"waiting was interrupted by {client.stop.name}; the operation continues"
             ) from None
 
 
@@ -106,14 +106,14 @@ def _cancelled(client: Client, number: str, report: Report, patience: Patience) 
     except errors.NotCancellable:
         return _follow(client, number, report, patience)  # it has ended, or is past the point
     except errors.UnknownOperation:
-        raise errors.Interrupted("interrupted before anything was begun") from None
+        raise errors.Interrupted("interrupted before anything was started") from None
 
 
 def _unfinished(number: str, signal_name: str) -> errors.Interrupted:
     """Return the error for an operation of the service whose end is not known in time."""
     return errors.Interrupted(
-        f"interrupted by {signal_name}; the service was asked to cancel operation {number}, and "
-        "has not reported its end yet",
-        hint=f"'mapsave wait {number}' waits for its end, 'mapsave ps' shows how far it is",
+        f"interrupted by {signal_name}; the service was asked to cancel operation {number}, "
+        "which has not finished yet",
+        hint=f"'mapsave wait {number}' waits for it, 'mapsave ps' shows its progress",
         operation=number,
     )

@@ -67,6 +67,6 @@ def no_time(target: Target, deadline: float, rate: float | None) -> errors.NoTim
     how_fast = f" at {units.format_size(rate)}/s" if rate else ""
     return errors.NoTime(
         f"guest {target.name!r}: no time to save its {size}{how_fast} within {limit}",
-        hint="it was not touched; allow more time, or give it a higher priority",
+        hint="the guest was not touched; allow more time, or give it a higher priority",
         size_bytes=target.size,
     )

@@ -38,7 +38,7 @@ async def chosen(
     if libvirt is None:
         if not found:
             raise errors.UsageError(
-                "no guest is configured", hint="name some, or save those of libvirt with --libvirt"
+                "no guest is configured", hint="name some, or save libvirt guests with --libvirt"
             )
         return list(found.values()), None
     try:

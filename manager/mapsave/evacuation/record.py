@@ -135,8 +135,8 @@ def load(state: Path) -> Record:
         raise errors.NotPermitted(f"cannot read {str(path)!r}: {error.strerror}") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise errors.Refused(
-            f"{str(path)!r} is no record of save-all that this version reads: {error}",
-            hint="'mapsave list' shows the images, 'mapsave restore' brings them back one by one; "
+            f"{str(path)!r} is not a save-all record that this version can read: {error}",
+            hint="'mapsave list' shows the images, 'mapsave restore' restores them one by one; "
             "then remove the file",
         ) from None
 

@@ -82,10 +82,12 @@ async def restore_all(
 def _interrupted(lines: Sequence[Return]) -> errors.Interrupted:
     """Return the error that tells which guests are back: they were not put into images again."""
     restored = [line.entry.guest for line in lines if line.outcome == "restored"]
-    words = f"back before that: {', '.join(restored)}" if restored else "none was back before that"
+    words = (
+        f"restored before that: {', '.join(restored)}" if restored else "no guest had been restored"
+    )
     return errors.Interrupted(
-        f"interrupted; restores under way were undone, {words}",
-        hint="'mapsave restore-all' brings back the others",
+        f"interrupted; the restores in progress were rolled back, {words}",
+        hint="'mapsave restore-all' restores the others",
         restored=restored,
     )
 
@@ -161,7 +163,7 @@ class _Run:
             discard.discard(self._config, line.entry.image, unrestored=False)
             line.discarded = True
         except (errors.MapsaveError, OSError) as error:
-            line.note = f"the image stays: {error}"
+            line.note = f"the image was kept: {error}"
 
     def _tell(self) -> None:
         ended = sum(line.outcome != "planned" for line in self._lines)

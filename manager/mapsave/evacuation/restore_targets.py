@@ -69,13 +69,13 @@ async def look(config: Config, line: Return) -> None:
         guest = configured(config, entry.guest)
         run_state = await guests.run_state(guest, config) if guest is not None else None
         if run_state not in _NOT_ALIVE:
-            line.pass_over("skipped", f"the guest is {run_state} already, so its image is stale")
+            line.pass_over("skipped", f"the guest is already {run_state}, so its image is stale")
             return
         state = await asyncio.to_thread(_state_of, config, entry)
         if state is None:
-            line.pass_over("not_saved", "its save was not completed; there is nothing to restore")
+            line.pass_over("not_saved", "its save did not complete; there is nothing to restore")
         elif state is State.RESTORED:
-            line.pass_over("skipped", "the image was restored before")
+            line.pass_over("skipped", "the image has been restored before")
     except errors.MapsaveError as error:
         line.fail(error)
 
@@ -98,13 +98,14 @@ def _state_of(config: Config, entry: Entry) -> State | None:
     if not entry.is_committed and not os.path.lexists(entry.image):
         raise errors.PartialImage(
             f"{entry.image!r} was never completed",
-            hint="'mapsave recover' finishes or removes what an interrupted save left",
+            hint="'mapsave recover' completes or removes what an interrupted save left",
         )
     with image.opened(entry.image) as opened:
         if entry.uuid not in (None, str(opened.block.uuid)):
             raise errors.Refused(
                 f"{entry.image!r} is not the image that was saved there",
-                hint="if that one is gone for good, start the guest; it then leaves the record",
+                hint="if that image is lost, start the guest; its entry is then dropped from "
+                "the record",
             )
         used = restored_notes.is_used(config.state, opened)
         return State.RESTORED if used else opened.block.state

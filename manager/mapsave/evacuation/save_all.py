@@ -73,10 +73,10 @@ async def interruptible(
         return await save_all(config, request, report, saver=saver)
     except asyncio.CancelledError:
         saved = [each.guest for each in record.load(config.state).entries if each.is_committed]
-        words = f"saved before that: {', '.join(saved)}" if saved else "none was saved before that"
+        words = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"
         raise errors.Interrupted(
-            f"interrupted; guests whose save was under way were put back, {words}",
-            hint="'mapsave restore-all' brings back what was saved" if saved else None,
+            f"interrupted; the saves in progress were rolled back, {words}",
+            hint="'mapsave restore-all' restores what was saved" if saved else None,
             saved=saved,
         ) from None
 

@@ -145,7 +145,7 @@ class Run:
         except OSError as error:
             raise errors.Refused(
                 f"cannot write the record {str(self._kept.path)!r}: {error.strerror}",
-                hint="make room there, or set 'state:' in the configuration",
+                hint="free some space there, or set 'state:' in the configuration",
             ) from None
 
     def _plan(self, seen: Sequence[Target], planned: Sequence[Target]) -> None:
@@ -174,9 +174,9 @@ class Run:
             if left is not None and left <= 0:
                 target.fail(
                     errors.Busy(
-                        f"guest {target.name!r} was being saved, restored or recovered by another "
-                        "mapsave until the deadline",
-                        hint="see what became of it, with 'mapsave ps' or 'mapsave list'",
+                        f"guest {target.name!r} was being saved, restored or recovered by "
+                        "another mapsave process until the deadline",
+                        hint="check its state with 'mapsave ps' or 'mapsave list'",
                     )
                 )
                 return
@@ -293,7 +293,7 @@ class Run:
                 return result
         except TimeoutError:
             raise errors.SaveTimeout(
-                f"guest {target.name!r}: not saved by the deadline; cancelled",
+                f"guest {target.name!r}: not saved by the deadline; the save was cancelled",
                 hint="the guest is as before; allow more time, or give it a higher priority",
             ) from None
         finally:

@@ -212,10 +212,10 @@ def _image_of(guest: Guest, config: Config, process: dict[str, Any] | None) -> s
     if newest and newest.state == "saved" and newest.metadata.get("then") != "resume":
         return newest.path
     raise errors.WrongRunState(
-        f"guest {guest.name!r} was saved or migrated before and left paused, and no image in "
-        f"{str(config.images)!r} is known to hold it",
-        hint="if its image is safe elsewhere, or was made by an older mapsave, end its QEMU "
-        "('quit' at its monitor); otherwise continue it ('cont') and save it",
+        f"guest {guest.name!r} is paused after an earlier save or migration, and no known image "
+        f"in {str(config.images)!r} contains it",
+        hint="if its image is safe elsewhere, or was saved by an older mapsave, shut down its "
+        "QEMU ('quit' at its monitor); otherwise resume it ('cont') and save it",
     )
 
 

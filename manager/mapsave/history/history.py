@@ -92,7 +92,7 @@ class Journal(History):
         try:
             written = self._put(add)
         except errors.ServiceStopping as error:
-            _log.error("the journal lost %s: %s", what, error)
+            _log.error("could not record %s: %s", what, error)
             return
         written.add_done_callback(functools.partial(_tell_loss, what))
 
@@ -123,7 +123,7 @@ class Journal(History):
         journal cannot be written: it counts as under way then.
         """
         if state not in ENDED:
-            raise ValueError(f"an operation does not end {state!r}")
+            raise ValueError(f"an operation does not finish as {state!r}")
         outcome = {"state": state, "ended": ended or time.time(), "result": result, "error": error}
         query = rows.update(operation, outcome)
         await self._update(operation, query, f"the end of operation {operation}: {outcome}")
@@ -228,9 +228,9 @@ async def opened(path: Path) -> AsyncIterator[Journal]:
 
 
 def _unknown(operation: str) -> errors.UnknownOperation:
-    return errors.UnknownOperation(f"no operation {operation!r} is under way in the journal")
+    return errors.UnknownOperation(f"no operation {operation!r} is in progress in the history")
 
 
 def _tell_loss(what: str, written: futures.Future[Any]) -> None:
     if (error := written.exception()) is not None:
-        _log.error("the journal lost %s: %s", what, error)
+        _log.error("could not record %s: %s", what, error)

@@ -67,8 +67,8 @@ class History:
         number = await self._rows(rows.number(before))
         if not number:
             raise errors.UnknownOperation(
-                f"no operation {before!r} in the journal to go on from",
-                hint="it may have been removed meanwhile: begin with the newest ones again",
+                f"no operation {before!r} in the history to continue from",
+                hint="it may have been removed since; start again from the newest",
             )
         return await self._records(rows.find(wanted, limit, below=number[0][0]))
 
@@ -126,4 +126,4 @@ class History:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise errors.ServiceStopping("the journal is closed: the service is stopping")
+            raise errors.ServiceStopping("the history is closed: the service is stopping")

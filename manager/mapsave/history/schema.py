@@ -116,11 +116,11 @@ def failure(path: Path, doing: str, error: Exception) -> errors.Refused:
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if code is not None else None  # sqlite.org/rescode.html
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or isinstance(error, ValueError):
-        hint = "move it and its -wal file away: the history is lost, but no guest and no image"
+        hint = "move it and its -wal file away; only the history is lost, no guest and no image"
     elif primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        hint = "make room there, or set 'state:' in the configuration"
+        hint = "free some space there, or set 'state:' in the configuration"
     elif primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        hint = "another program holds it locked: find it with fuser(1)"
+        hint = "another program has locked it; find it with fuser(1)"
     else:
         hint = None
     # What is no fault of the file: it is good, and of use once that has passed.
@@ -143,7 +143,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise errors.Refused(
             f"cannot open the journal {str(path)!r}: {error.strerror}",
-            hint="make room there, or set 'state:' in the configuration",
+            hint="free some space there, or set 'state:' in the configuration",
         ) from None
     except sqlite3.Error as error:
         raise failure(path, "open", error) from None
@@ -172,9 +172,9 @@ def _examine(path: Path) -> None:
         version = _version(connection)
         if version > len(MIGRATIONS):
             raise errors.Unsupported(
-                f"the journal {str(path)!r} is of version {version}, made by a newer mapsave;"
-                f" this one knows versions up to {len(MIGRATIONS)}",
-                hint="install that mapsave again, or move the journal away to begin a new one",
+                f"the journal {str(path)!r} has version {version}, from a newer mapsave; this "
+                f"one supports versions up to {len(MIGRATIONS)}",
+                hint="install that version again, or move the file away to start a new one",
             )
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
@@ -204,7 +204,7 @@ def _settle(connection: sqlite3.Connection, path: Path) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise errors.Refused(
-            f"the file system of the journal {str(path)!r} takes no write-ahead log",
+            f"the file system of the journal {str(path)!r} does not support a write-ahead log",
             hint="set 'state:' in the configuration to a directory on a local disk",
         )
     connection.execute("PRAGMA synchronous = FULL")

@@ -136,13 +136,13 @@ async def _around(
             async with asyncio.timeout_at(_end()):
                 await run(moment, **found)
         except TimeoutError:
-            _log.warning("the hooks of %s were ended, for want of time", moment)
+            _log.warning("the hooks of %s were stopped: no time left", moment)
         except asyncio.CancelledError:
             # What has come of the operation stays so, and must be what the caller is told.
             current = asyncio.current_task()
             assert current is not None
             current.uncancel()
-            _log.warning("the hooks of %s were cancelled; the outcome stays as it is", moment)
+            _log.warning("the hooks of %s were cancelled; the outcome does not change", moment)
 
     log = None
     with contextlib.ExitStack() as stack:
@@ -176,12 +176,12 @@ def _note(log: journal.Journal | None, moment: Moment, found: dict[str, Any]) ->
     try:
         log.step(BEHIND, moment=moment, **json.loads(json.dumps(found, default=str)))
     except OSError as error:
-        _log.warning("the hooks of %s are not in the journal: %s", moment, error.strerror)
+        _log.warning("cannot record the hooks of %s in the journal: %s", moment, error.strerror)
 
 
 def _as_dict(error: BaseException) -> dict[str, Any]:
     if isinstance(error, asyncio.CancelledError):
-        error = errors.Interrupted("cancelled; everything was put back")
+        error = errors.Interrupted("cancelled; everything was rolled back")
     if isinstance(error, errors.MapsaveError):
         return error.as_dict()
     return errors.MapsaveError(f"unexpected {type(error).__name__}: {error}").as_dict()

@@ -91,21 +91,22 @@ def _check(fd: int, path: str, kind: int) -> None:
     mode, uid = stat.S_IMODE(found.st_mode), os.geteuid()
     problem = hint = None
     if stat.S_ISLNK(found.st_mode):
-        problem, hint = "is a symbolic link", "put what it points to in its place"
+        problem, hint = "is a symbolic link", "replace it with the file it points to"
     elif stat.S_IFMT(found.st_mode) != kind:
         wanted = "directory" if kind == stat.S_IFDIR else "regular file"
-        problem, hint = f"is not a {wanted}", f"put a {wanted} in its place"
+        problem, hint = f"is not a {wanted}", f"replace it with a {wanted}"
     elif found.st_uid not in (0, uid):
         allowed = "root" if uid == 0 else f"root or user {uid}"
         problem = f"does not belong to {allowed}"
-        hint = f"see what it does, then: chown root {path}"
+        hint = f"check what it does, then: chown root {path}"
     elif mode & (stat.S_IWGRP | stat.S_IWOTH):
-        problem, hint = "can be written by others", f"see what it does, then: chmod go-w {path}"
+        problem, hint = "can be written by others", f"check what it does, then: chmod go-w {path}"
     elif kind == stat.S_IFREG and not mode & 0o111:
         problem, hint = "is not executable", f"chmod +x {path}"
     if problem is not None:
         raise errors.NotPermitted(
-            f"no hook is run from {path!r}: it {problem} (owner {found.st_uid}, mode {mode:04o})",
+            f"refusing to run a hook from {path!r}: it {problem} (owner {found.st_uid}, mode "
+            f"{mode:04o})",
             hint=hint,
             path=path,
             owner=found.st_uid,
@@ -170,7 +171,7 @@ class _Output:
         if len(chunk) > room:
             self._say_line(self._line)
             self._line = b""
-            self._say("(what it prints from here on is not kept)")
+            self._say("(further output is discarded)")
 
     def _say_line(self, line: bytes) -> None:
         if text := _printable(line):

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 _RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
 _TOLD = ("guest", "job", "image", "outcome", "result", "error")
-_UNTOUCHED = "nothing was under way any more"
+_UNTOUCHED = "nothing was in progress any more"
 _MOVE = "the hooks of that operation were not run; move the journal away"
-_HOOKS_RUN = "the hooks behind it were run"
+_HOOKS_RUN = "its hooks were run"
 
 
 async def recover(
@@ -104,7 +104,7 @@ def _check(outer: Orphan) -> None:
         raise errors.JournalLost(f"the journal {where!r} is damaged: {outer.problem}", hint=_MOVE)
     if outer.facts.get("of") not in tuple(around.MOMENTS):
         raise errors.JournalUnusable(
-            f"the journal {where!r} does not say of what it is", hint=_MOVE
+            f"the journal {where!r} does not say which operation it belongs to", hint=_MOVE
         )
 
 

@@ -57,7 +57,7 @@ async def run(
             if moment.startswith("before_"):
                 raise
             hint = f" ({error.hint})" if error.hint else ""
-            _log.warning("%s%s; the outcome stays as it is", error.message, hint)
+            _log.warning("%s%s; the outcome does not change", error.message, hint)
 
 
 def environment(moment: Moment, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -81,7 +81,7 @@ async def _run_one(
         words = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise errors.HookRefused(
             f"hook {name!r} of {moment} cannot be run: {words}",
-            hint=f"see whether {path!r} is there, and what its first line names after '#!'",
+            hint=f"check that {path!r} exists, and the interpreter its first line names after '#!'",
             hook=name,
             moment=moment,
             path=path,
@@ -97,11 +97,11 @@ async def _run_one(
 
 def _how(ended: Ended, timeout: float) -> str:
     if ended.status is None:
-        how = f"did not end within {timeout:g} s"
+        how = f"did not finish within {timeout:g} s"
     elif ended.status == ABORT:
         how = "said no"
     elif ended.status < 0:
-        how = f"was ended by {_signal_name(-ended.status)}"
+        how = f"was killed by {_signal_name(-ended.status)}"
     else:
         how = f"failed with exit status {ended.status}"
     return f"{how}: {ended.words}" if ended.words else how

@@ -72,7 +72,7 @@ def used_pages(fd: int, block: RamBlock) -> int:
     beyond = block.bitmap_bytes * 8 - block.pages
     if beyond and int.from_bytes(last, sys.byteorder) >> (64 - beyond):
         raise errors.InvalidImage(
-            f"the bitmap of RAM block {block.name!r} has bits set behind its last page"
+            f"the bitmap of RAM block {block.name!r} has bits set after its last page"
         )
     return count
 

@@ -39,8 +39,8 @@ def check(fd: int, stream: Stream) -> None:
         raise errors.InvalidImage(f"{where} does not list the devices")
     if named != found:
         raise errors.InvalidImage(
-            f"{where} names {len(named)} devices, the stream holds {len(found)}, "
-            "or their names differ"
+            f"{where} names {len(named)} devices, the stream has {len(found)}, or their names "
+            "differ"
         )
 
 

@@ -57,14 +57,14 @@ class Pair:
         flags = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (self.first, self.second)]
         stats = [os.fstat(fd) for fd in (self.first, self.second)]
         if any(value & os.O_ACCMODE != access for value in flags):
-            return f"access modes {[value & os.O_ACCMODE for value in flags]}, wanted {access}"
+            return f"access modes {[value & os.O_ACCMODE for value in flags]}, expected {access}"
         for bit, name in _FORBIDDEN.items():
             # O_SYNC contains the bit of O_DSYNC, so compare whole values.
             if any(value & bit == bit for value in flags):
                 return f"{name} is set"
         direct = [bool(value & os.O_DIRECT) for value in flags]
         if direct != [False, self.direct_io]:
-            return f"O_DIRECT is {direct}, wanted {[False, self.direct_io]}"
+            return f"O_DIRECT is {direct}, expected {[False, self.direct_io]}"
         if not all(stat.S_ISREG(found.st_mode) for found in stats):
             return "not a regular file"
         if (stats[0].st_dev, stats[0].st_ino) != (stats[1].st_dev, stats[1].st_ino):
@@ -126,7 +126,7 @@ def paired(fd: int, access: int, *, direct_io: bool) -> Iterator[Pair]:
                 raise
             raise errors.NoDirectIO(
                 "the image's file system refuses O_DIRECT",
-                hint="leave direct_io at auto, or set it off",
+                hint="set direct_io to auto or off",
             ) from None
         pair = Pair(first, second, direct_io)
         pair.check(access)

@@ -56,7 +56,7 @@ def missing(header: LibvirtHeader | None, *, written: bool) -> str | None:
     if header is None or header.is_digested:
         return None
     if written:
-        return "an older mapsave saved it: there is no digest of its header and domain XML"
+        return "there is no digest of its header and domain XML: an older mapsave saved it"
     return (
         "there are no digests of its header and domain XML: libvirt saved it, or 'virsh "
         "save-image-edit' has rewritten it"

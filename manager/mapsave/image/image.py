@@ -112,7 +112,7 @@ class Partial:
         """
         size = os.fstat(self.fd).st_size
         if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
-            raise errors.InvalidImage("libvirt's header is not as it was written")
+            raise errors.InvalidImage("libvirt's header has changed since it was written")
         found = validation.validate_stream(self.fd, self.block.stream_offset, size)
         digest = structure.digest(self.fd, found.stream)
         return dataclasses.replace(found, structure_digest=digest)
@@ -173,9 +173,9 @@ def _write_stale(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
 def partial_exists(partial: str) -> errors.Busy:
     """Return the error for a save whose partial image, of that name or path, is there already."""
     return errors.Busy(
-        f"{partial!r} exists: another save writes this image, or one was interrupted",
-        hint="run 'mapsave recover' if no save is running; a file that mapsave did not write stays:"
-        " move it away",
+        f"{partial!r} exists: another save is writing this image, or one was interrupted",
+        hint="run 'mapsave recover' if no save is running; a file that mapsave did not write "
+        "is not removed: move it away",
     )
 
 
@@ -324,11 +324,11 @@ class Image:
     def validate(self) -> validation.Contents:
         """Read the structure whole. Raises PartialImage, TruncatedImage or InvalidImage."""
         if self.block.state is State.PARTIAL:
-            hint = "'mapsave recover' finishes or removes what an interrupted save left"
+            hint = "'mapsave recover' completes or removes what an interrupted save left"
             if self.libvirt is not None and self.libvirt.complete and not self.has_superblock:
-                hint = f"libvirt has completed it: give it a name without {PARTIAL_SUFFIX!r}"
+                hint = f"libvirt has completed it: rename it without {PARTIAL_SUFFIX!r}"
             elif not self.has_superblock:
-                hint = "libvirt is saving it just now, or was interrupted and will not complete it"
+                hint = "libvirt is still saving it, or was interrupted and will not complete it"
             raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
         with descriptors.reading(self.path):
             found = validation.validate_stream(self.fd, self.block.stream_offset, self.size)

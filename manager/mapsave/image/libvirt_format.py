@@ -118,4 +118,4 @@ def check_markable(fd: int, header: LibvirtHeader, block: Superblock) -> None:
     where = place(header)
     if where and (superblock.is_blank(fd, where) or superblock.is_torn_first(fd, where)):
         return
-    raise OSError(errno.ENOSPC, "libvirt's header has no room left for it")
+    raise OSError(errno.ENOSPC, "libvirt's header has no space left for it")

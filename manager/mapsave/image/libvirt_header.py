@@ -36,8 +36,8 @@ _SAVE = b"LibvirtQemudSave"
 _PART = b"LibvirtQemudPart"
 _FIELDS = struct.Struct("=16s5I56x")
 _CHUNK = 64 * units.KIB
-_COPY = "was it copied whole? take the original, or a good copy"
-_DAMAGED = "the file is damaged, or was not written by libvirt: take a good copy"
+_COPY = "was it copied completely? use the original, or a good copy"
+_DAMAGED = "the file is damaged, or was not written by libvirt: use a good copy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read(fd: int) -> LibvirtHeader:
     """
     raw = os.pread(fd, SIZE, 0)
     if not raw.startswith((_SAVE, _PART)):
-        raise errors.NotAnImage("the file does not begin as an image of libvirt does")
+        raise errors.NotAnImage("the file does not begin with a libvirt image header")
     if len(raw) < SIZE:
         raise errors.TruncatedImage(
             f"the file ends at {len(raw)}, within libvirt's header of {SIZE} bytes", hint=_COPY
@@ -115,7 +115,8 @@ def read(fd: int) -> LibvirtHeader:
     _check_version(version)
     if version >= VERSION and number >= len(FORMATS):
         raise errors.UnsupportedImage(
-            f"libvirt header: format {number} at offset 28; this mapsave knows up to {SPARSE}",
+            f"libvirt header: format {number} at offset 28; this mapsave supports formats up to "
+            f"{SPARSE}",
             hint="a newer libvirt saved it: try its 'virsh restore', or a newer mapsave",
         )
     complete, stream_offset = magic == _SAVE, SIZE + data_length
@@ -144,7 +145,7 @@ def _check_version(version: int) -> None:
     words = f"libvirt header: version {version} at offset 16"
     if 1 <= int.from_bytes(version.to_bytes(4, "little"), "big") <= VERSION:
         raise errors.UnsupportedImage(
-            f"{words}: a host of the other byte order saved it",
+            f"{words}: it was saved on a host with the other byte order",
             hint="restore it there: QEMU's bitmaps are in that host's byte order too",
         )
     if version == 0:

@@ -154,7 +154,7 @@ class _Reader:
             name = self._at.text(self._at.u8("subsection name length"), "subsection name")
             self._at.u32("subsection version")
             if name in known:
-                raise errors.InvalidImage(f"subsection {name!r} stands twice in the configuration")
+                raise errors.InvalidImage(f"subsection {name!r} appears twice in the configuration")
             known.add(name)
             if name == fmt.SUBSECTION_CAPABILITIES:
                 self._capabilities = self._capability_names()
@@ -238,7 +238,7 @@ class _Reader:
         while left:
             block = self._ram_block()
             if block.name in names:
-                raise errors.InvalidImage(f"RAM block {block.name!r} stands twice in the stream")
+                raise errors.InvalidImage(f"RAM block {block.name!r} appears twice in the stream")
             if block.used_length > left:
                 raise errors.InvalidImage(f"RAM block {block.name!r} exceeds the RAM size")
             names.add(block.name)
@@ -261,7 +261,9 @@ class _Reader:
         if page_size.bit_count() != 1 or page_size.bit_length() - 1 not in PAGE_BITS:
             raise errors.InvalidImage(f"{where}: page size {page_size}")
         if self._page_bits is not None and page_size != 1 << self._page_bits:
-            raise errors.InvalidImage(f"{where}: page size {page_size}, 2^{self._page_bits} said")
+            raise errors.InvalidImage(
+                f"{where}: page size {page_size}, but the configuration has 2^{self._page_bits}"
+            )
         wanted = self._page_size or page_sizes.of_machine(self._machine) or page_size
         if page_size != wanted:
             raise errors.InvalidImage(
@@ -364,5 +366,5 @@ class _Reader:
         offset = self._at.offset
         self._at.skip_to(offset + length, "JSON description")
         if self._at.remaining:
-            raise errors.InvalidImage(f"{self._at.remaining} bytes behind the JSON description")
+            raise errors.InvalidImage(f"{self._at.remaining} bytes after the JSON description")
         return offset, length

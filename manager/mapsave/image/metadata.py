@@ -165,8 +165,8 @@ def check(found: dict[str, Any]) -> Metadata:
     if wrong is not None:
         where = ".".join(wrong)
         raise errors.InvalidImage(
-            f"metadata: {where!r} is not what it must be",
-            hint="the image was damaged or made by something else; a good copy restores",
+            f"metadata: {where!r} has an invalid value",
+            hint="the image is damaged or was made by another program; restore from a good copy",
         )
     return cast("Metadata", found)
 

@@ -43,7 +43,7 @@ def of_file(path: str, fd: int, trusted: Collection[int]) -> list[str]:
                 found += step.problems(trusted)
                 last = step
             if not os.path.samestat(last.stats, os.fstat(fd)):
-                found.append(f"{path!r} leads to another file than the one that was opened")
+                found.append(f"{path!r} leads to a different file than the one that was opened")
     except OSError as error:
         found.append(f"{path!r} cannot be followed: {error.strerror}")
     return list(dict.fromkeys(found))
@@ -84,7 +84,7 @@ class _Step:
         if self.stats.st_dev != self._holder.stats.st_dev:
             server = _served_by(self.fd)
             if server is not None and server not in trusted:
-                found.append(f"{self.path!r} is in a file system that uid {server} serves (FUSE)")
+                found.append(f"{self.path!r} is in a file system served by uid {server} (FUSE)")
         held = self._holder.stats
         is_safe = held.st_mode & stat.S_ISVTX and held.st_uid in trusted
         if not (is_safe and self.stats.st_uid in trusted):

@@ -29,11 +29,12 @@ def check_name(name: str) -> None:
         raise errors.UsageError(f"{name!r} cannot be the name of an image")
     if len(os.fsencode(name)) > _NAME_MAX:
         raise errors.UsageError(
-            f"the image's name has {len(os.fsencode(name))} bytes; a file name may have {_NAME_MAX}"
+            f"the image's name has {len(os.fsencode(name))} bytes; a file name may have at most "
+            f"{_NAME_MAX}"
         )
     if image.is_partial_name(name):
         raise errors.UsageError(
-            f"{name!r}: names ending in {image.PARTIAL_SUFFIX!r} are those of unfinished images"
+            f"{name!r}: names ending in {image.PARTIAL_SUFFIX!r} are reserved for unfinished images"
         )
 
 
@@ -91,7 +92,7 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.BadDirectory(
             f"cannot open the image directory {name!r}: {reason}",
-            hint="create it, or name another with 'images:' or --image",
+            hint="create it, or choose another with 'images:' or --image",
         ) from None
     try:
         yield Directory(os.path.realpath(f"/proc/self/fd/{fd}"), fd, os.path.abspath(name))

@@ -162,8 +162,8 @@ def _unpack(slot: bytes, place: Place) -> Superblock | None:
         )
     if must_understand & ~KNOWN_FEATURES:
         raise errors.UnsupportedImage(
-            f"the image needs features 0x{must_understand & ~KNOWN_FEATURES:x}, "
-            "which this mapsave does not know",
+            f"the image needs features 0x{must_understand & ~KNOWN_FEATURES:x}, which this "
+            "mapsave does not support",
             hint="use the mapsave that saved it, or a newer one",
         )
     try:
@@ -215,7 +215,7 @@ def _check(block: Superblock, size: int) -> None:
         return
     if size < block.file_length:
         raise errors.TruncatedImage(
-            f"the file has {size} bytes, the superblock says {block.file_length}",
+            f"the file has {size} bytes, but its superblock says {block.file_length}",
             size=size,
             expected=block.file_length,
         )
@@ -229,7 +229,7 @@ def _check_stream_offset(block: Superblock) -> None:
     said = block.place.stream_offset
     if said is not None and block.stream_offset != said:
         raise errors.InvalidImage(
-            f"superblock: stream at {block.stream_offset}, the header before it says {said}"
+            f"superblock: stream at {block.stream_offset}, but the header before it says {said}"
         )
     try:
         if said is None:
@@ -252,8 +252,8 @@ def read(fd: int, place: Place = NATIVE) -> Superblock:
     slots = _slots(fd, place)
     if not any(slot.startswith(MAGIC) for slot in slots):
         raise errors.NotAnImage(
-            "the file does not begin as a mapsave image does",
-            hint="was it saved by mapsave, and copied whole?",
+            "the file does not begin with a mapsave image header",
+            hint="was it saved by mapsave, and copied completely?",
         )
     # A slot in the other's place would be overwritten by its own update, so it doesn't count.
     valid = [

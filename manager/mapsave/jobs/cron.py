@@ -52,7 +52,7 @@ def check(schedule: str) -> str:
     except cronsim.CronSimError:
         first = None  # each field is right by itself: no such day in those months
     if first is None:
-        raise ValueError(f"{checked!r} never comes: those months have no such day")
+        raise ValueError(f"{checked!r} never occurs: those months have no such day")
     return checked
 
 
@@ -66,12 +66,12 @@ def _check_field(index: int, field: str) -> None:
     name, greatest, values = _FIELDS[index]
     # cronsim takes */90 for minute 0 of each hour, which is not what anybody means by it.
     if any(int(step) > greatest for step in _STEP.findall(field)):
-        raise ValueError(f"{name}: the step in {field!r} is not within 1-{greatest}")
+        raise ValueError(f"{name}: the step in {field!r} is not in 1-{greatest}")
     alone = ["*"] * len(_FIELDS)
     alone[index] = field
     try:
         cronsim.CronSim(" ".join(alone), _SOME_DAY)
     except cronsim.CronSimError:
         raise ValueError(
-            f"{name}: {field!r} is neither * nor made of {values} (as 1,5 or 1-5 or */5)"
+            f"{name}: {field!r} is neither * nor a list of {values} (such as 1,5 or 1-5 or */5)"
         ) from None

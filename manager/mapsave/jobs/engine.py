@@ -112,7 +112,7 @@ async def _tried(
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         _log.warning(
-            "job %s: guest %s: %s; tried again in %g s",
+            "job %s: guest %s: %s; retrying in %g s",
             job.name,
             guest.name,
             error,
@@ -197,11 +197,11 @@ def _interrupted(job: Job, lines: list[Line]) -> errors.Interrupted:
     """Return what is told of a run that was cancelled: who is in an image now was not put back."""
     done = [line["result"] for line in lines if line["result"]]
     saved = [each["guest"] for each in done]
-    words = f"saved before that: {', '.join(saved)}" if saved else "none was saved before that"
+    words = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"
     ended = any(each["then"] == "quit" for each in done)
     return errors.Interrupted(
-        f"job {job.name} was interrupted; guests whose save was under way were put back, {words}",
-        hint="'mapsave restore' brings back what was saved, 'mapsave list' tells the images"
+        f"job {job.name} was interrupted; the saves in progress were rolled back, {words}",
+        hint="'mapsave restore' restores what was saved, 'mapsave list' lists the images"
         if ended
         else None,
         saved=saved,

@@ -88,7 +88,7 @@ class Job:
             names.update(dict.fromkeys(found))
         if len(names) > 1 and not self.image.tells_guests_apart:
             words = f"save.image: {len(names)} guests would get the same image name"
-            raise self._error(("save", "image"), words, hint="put {guest} into it")
+            raise self._error(("save", "image"), words, hint="add {guest} to it")
         return list(names)
 
     def image_name(

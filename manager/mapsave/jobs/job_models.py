@@ -30,7 +30,7 @@ def _timeout(value: Any) -> float:
         raise ValueError("not a duration (write 30s, 15m, 1h30m)")
     seconds = units.parse_duration(value)
     if seconds == 0:
-        raise ValueError("must be longer than 0; leave it out for no limit")
+        raise ValueError("must be longer than 0; omit it for no limit")
     return seconds
 
 
@@ -65,18 +65,26 @@ class JobSaveModel(SaveModel):
         None, description="Name of the image; {guest}, {job}, {uuid}, {time:%Y...} are filled in."
     )
     replace: Truth | None = Field(
-        None, description="Whether an image of that name may be replaced (default: no)."
+        None, description="Whether an existing image of that name may be replaced (default: no)."
     )
 
 
 class KeepModel(Model):
     """How many images of each guest to keep; older ones are removed."""
 
-    last: Count | None = Field(None, description="The last ones, whenever they were made.")
-    hourly: Count | None = Field(None, description="The last one of each of so many hours.")
-    daily: Count | None = Field(None, description="The last one of each of so many days.")
-    weekly: Count | None = Field(None, description="The last one of each of so many weeks.")
-    monthly: Count | None = Field(None, description="The last one of each of so many months.")
+    last: Count | None = Field(None, description="How many of the latest images to keep.")
+    hourly: Count | None = Field(
+        None, description="For how many hours to keep the latest image of each."
+    )
+    daily: Count | None = Field(
+        None, description="For how many days to keep the latest image of each."
+    )
+    weekly: Count | None = Field(
+        None, description="For how many weeks to keep the latest image of each."
+    )
+    monthly: Count | None = Field(
+        None, description="For how many months to keep the latest image of each."
+    )
 
     @pydantic.model_validator(mode="after")
     def _keeps(self) -> KeepModel:
@@ -88,22 +96,24 @@ class KeepModel(Model):
 class ScheduleModel(Model):
     """When the job runs; its times alone may stand in place of the mapping."""
 
-    cron: Times = Field(description="Five fields as in crontab(5), or a word such as @daily.")
+    cron: Times = Field(description="Five fields as in crontab(5), or a name such as @daily.")
     time_zone: Annotated[Text, pydantic.AfterValidator(_time_zone)] | None = Field(
-        None, description="Zone of those times, such as Europe/Berlin (default: the host's)."
+        None, description="Time zone of the schedule, such as Europe/Berlin (default: the host's)."
     )
     persistent: Truth = Field(
-        True, description="Whether a run that was missed is caught up, once (default: yes)."
+        True, description="Whether to make up for missed runs, once (default: yes)."
     )
     jitter: Annotated[Duration, pydantic.AfterValidator(_jitter)] = Field(
-        0.0, description="Each run is put off at random by less than this (default: not at all)."
+        0.0, description="Delay each run by a random time below this (default: no delay)."
     )
 
 
 class RetriesModel(Model):
     """More tries for a save that could not begin."""
 
-    times: Annotated[int, Field(ge=1, le=100)] = Field(description="How many more, at most.")
+    times: Annotated[int, Field(ge=1, le=100)] = Field(
+        description="How many more attempts, at most."
+    )
     wait: Duration = Field(60.0, description="How long to wait before each (default: 1m).")
 
 
@@ -131,9 +141,9 @@ class JobModel(Model):
             pydantic.BeforeValidator(_mapping, json_schema_input_type=str | ScheduleModel),
         ]
         | None
-    ) = Field(None, description="When: times as in crontab(5) or a word such as @daily.")
+    ) = Field(None, description="When to run: times as in crontab(5), or a name such as @daily.")
     keep: KeepModel | None = Field(None, description="How many images to keep.")
-    concurrency: Count = Field(1, description="How many guests to save side by side.")
+    concurrency: Count = Field(1, description="How many guests to save in parallel.")
     timeout: (
         Annotated[
             float,
@@ -141,5 +151,9 @@ class JobModel(Model):
         ]
         | None
     ) = Field(None, description="How long each save may take, such as 15m.")
-    retries: RetriesModel | None = Field(None, description="More tries where nothing was changed.")
-    hooks: JobHooksModel | None = Field(None, description="Executables that run before and after.")
+    retries: RetriesModel | None = Field(
+        None, description="Further attempts where nothing was changed."
+    )
+    hooks: JobHooksModel | None = Field(
+        None, description="Executables run before and after each operation."
+    )

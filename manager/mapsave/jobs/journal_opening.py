@@ -59,14 +59,14 @@ async def _another(
         except errors.MapsaveError as failed:
             problems.append(failed.message)
         else:
-            problems.append(f"the journal was renamed to {str(aside)!r}, and a new one was begun")
+            problems.append(f"the journal was renamed to {str(aside)!r}, and a new one was started")
             return kept
     directory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     place = stack.enter_context(
         tempfile.TemporaryDirectory(prefix="mapsave-journal-", dir=directory)
     )
     kept = await stack.enter_async_context(history.opened(Path(place) / path.name))
-    problems.append("the history of the operations is kept only until the service ends")
+    problems.append("the history of operations is kept only until the service exits")
     return kept
 
 

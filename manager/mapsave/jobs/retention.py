@@ -80,7 +80,7 @@ def plan(
         if rank == 1:
             reasons[entry.path].append("the newest good image")
         if is_guest(entry):
-            reasons[entry.path].append("the guest itself: it was not restored since")
+            reasons[entry.path].append("the only copy of its guest: not restored since")
         if rank <= keep.last:
             reasons[entry.path].append(f"last {rank} of {keep.last}")
     for name, form in _BUCKETS:
@@ -118,13 +118,15 @@ def _why_not_counted(
     entry: Entry, when: datetime.datetime | None, now: datetime.datetime
 ) -> str | None:
     if entry.error is not None:
-        return f"damaged, and not counted: {entry.error.message}"
+        return f"damaged, not counted: {entry.error.message}"
     if entry.state == "partial":
-        return "not complete, and not counted"
+        return "incomplete, not counted"
     if when is None:
-        return "its time is not known"
+        return "its time is unknown"
     # Else it would be the newest until then, and each new one would go in its place.
-    return "its time is in the future, and not counted: see the clock" if when > now else None
+    return (
+        "its time is in the future, so it is not counted: check the clock" if when > now else None
+    )
 
 
 async def prune(
@@ -225,10 +227,10 @@ def _remove(config: Config, entry: Entry) -> dict[str, Any]:
     try:
         with image.opened(entry.path) as opened:
             if entry.block is None or opened.block.uuid != entry.block.uuid:
-                return {"kept": True, "reasons": ["another image has taken its name meanwhile"]}
+                return {"kept": True, "reasons": ["another image has taken its name since"]}
         discard.discard(config, entry.path, unrestored=True)
     except errors.ImageNotFound:
-        return {"reasons": ["somebody else has removed it"]}
+        return {"reasons": ["another process has removed it"]}
     except errors.Busy as error:
         return {"kept": True, "reasons": [f"in use: {error.message}"]}
     except errors.MapsaveError as error:

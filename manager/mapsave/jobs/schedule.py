@@ -60,7 +60,7 @@ def next_run(schedule: Schedule, after: datetime.datetime) -> datetime.datetime:
         # The hour that comes twice: by its clock, a time of the first one lies before us again.
         if moment > after:
             return moment
-    raise ValueError(f"{schedule.cron!r} never comes after {after}")  # cron.check refuses such
+    raise ValueError(f"{schedule.cron!r} never occurs after {after}")  # cron.check refuses such
 
 
 def missed(schedule: Schedule, last_run: datetime.datetime | None, now: datetime.datetime) -> bool:
@@ -84,7 +84,7 @@ def named_zone(name: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"no time zone is called {name!r} on this host") from None
+        raise ValueError(f"this host has no time zone {name!r}") from None
 
 
 def local_zone(

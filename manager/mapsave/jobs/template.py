@@ -49,7 +49,7 @@ class Template:
         if len(name.encode()) > NAME_BYTES:
             raise ValueError(f"{name[:40]!r}... is longer than {NAME_BYTES} bytes")
         if name.startswith(".") or name.endswith(".partial"):
-            raise ValueError(f"{name!r} is kept for files that are not finished")
+            raise ValueError(f"{name!r} is reserved for unfinished files")
         return name
 
 

@@ -174,7 +174,7 @@ class Apparmor:
         action = labels.ACTION[target.access]
         said = f"AppArmor: {labels.who(target.pid)} runs as {current or 'unknown'}"
         if current is None or not Confinement.parse(current).binding:
-            return f"{said}, which does not keep it from {path}"
+            return f"{said}, which does not prevent it from opening {path}"
         answer = {True: "has a rule to", False: "has no rule to", None: "may lack the rule to"}
         allowed = self.allows(Confinement.parse(current).profile, path, target.access)
         wanted = apparmor_rules.rule(path, PERMISSIONS[target.access])[:-1]
@@ -226,7 +226,7 @@ class Apparmor:
             return None
         if not self.system.exists(f"/proc/{pid}"):
             raise errors.Unreachable(
-                f"there is no process {pid}: QEMU ended before its image could be labelled",
+                f"there is no process {pid}: QEMU exited before its image could be labelled",
                 pid=pid,
             )
         return self._read(pid)
@@ -244,7 +244,7 @@ class Apparmor:
             }
             return masks["allow"] & ~masks["deny"] & wanted == wanted
         except (OSError, ValueError, KeyError) as error:
-            log.debug("AppArmor does not answer about %s and %s: %s", profile, path, error)
+            log.debug("cannot query AppArmor about %s and %s: %s", profile, path, error)
             return None
 
     def _read(self, pid: int | str) -> str | None:
@@ -275,7 +275,7 @@ class Apparmor:
         if not self.options.profiles:
             if allowed is None:
                 return None
-            raise self._refusal(profile, path, rules, "the policy lets mapsave add no rules")
+            raise self._refusal(profile, path, rules, "the policy does not let mapsave add rules")
         place, why = self._find_place(profile)
         if why is None:
             return place
@@ -285,7 +285,7 @@ class Apparmor:
         """Return the place, and why nothing can be put there if that is so."""
         files = [f for f in self.options.profiles if fnmatch.fnmatchcase(profile.profile, f.match)]
         if not profile.plain or not files:
-            return None, "the policy has no file for a profile of that name"
+            return None, "the policy names no rules file for a profile of that name"
         # A name may be a path: /usr/bin/qemu is in the file usr.bin.qemu.
         name = profile.profile.strip("/").replace("/", ".")
         place = Place(
@@ -305,7 +305,7 @@ class Apparmor:
         if not os.access(place.rules_file.parent, os.W_OK):
             return f"{place.rules_file.parent} is not writable"
         if not self.system.capable(CAP_MAC_ADMIN):
-            return "mapsave lacks CAP_MAC_ADMIN, which loading a profile takes"
+            return "mapsave lacks CAP_MAC_ADMIN, which loading a profile requires"
         return None if self._parser() else "apparmor_parser is not installed"
 
     def _refusal(
@@ -313,7 +313,7 @@ class Apparmor:
     ) -> errors.LabelRefused:
         return errors.LabelRefused(
             f"AppArmor would refuse {path} to QEMU: its profile {profile.profile} "
-            f"({profile.mode}) has no rule for it (policy {self.policy.name} wanted "
+            f"({profile.mode}) has no rule for it (policy {self.policy.name} requires "
             f"{' '.join(rules)}), and {why}",
             hint=f"add to the profile {profile.profile}: {' '.join(rules)}",
             file=path,
@@ -338,7 +338,7 @@ class Apparmor:
     def _verify(self, profile: Confinement, target: Target, rules: Sequence[str]) -> None:
         path = labels.name_of(target.fd, target.path)
         if self.allows(profile.profile, path, target.access) is False:
-            why = "still refuses it with the rule added: look for a deny rule"
+            why = "the profile still refuses it with the rule added: look for a deny rule"
             raise self._refusal(profile, target.path, rules, f"it {why}")
 
     def _take_out_quietly(self, done: Label) -> None:

@@ -62,8 +62,8 @@ class Dac:
             if foreign_uid or foreign_gid:
                 raise errors.NotPermitted(
                     f"policy {self.policy.name} gives images in {directory} to "
-                    f"{self.policy.owner or '-'}:{self.policy.group or '-'}, which mapsave as uid "
-                    f"{os.geteuid()} may not do",
+                    f"{self.policy.owner or '-'}:{self.policy.group or '-'}, which mapsave is "
+                    f"not permitted to do as uid {os.geteuid()}",
                     hint="run mapsave as root, or leave owner and group out of the policy",
                     file=directory,
                 )
@@ -87,9 +87,9 @@ class Dac:
             _set(target.fd, uid, gid, self.policy.mode)
         except OSError as error:
             refusal = errors.NotPermitted(
-                f"cannot give {target.path} what policy {self.policy.name} wants: it has "
-                f"{_text(before)}, wanted {self._show(uid, gid, self.policy.mode)}: "
-                f"{error.strerror}",
+                f"cannot set owner and mode of {target.path} as policy {self.policy.name} "
+                f"requires: it has {_text(before)}, required is "
+                f"{self._show(uid, gid, self.policy.mode)}: {error.strerror}",
                 hint="run mapsave as root, or leave owner, group and mode out of the policy",
                 file=target.path,
             )
@@ -156,7 +156,7 @@ def _number(policy: Policy, what: str, name: str | None) -> int:
     except KeyError:
         kind = "user" if what == "owner" else "group"
         raise errors.PolicyViolation(
-            f"policy {policy.name} wants the {what} {name!r}, but this host has no such {kind}",
+            f"policy {policy.name} requires the {what} {name!r}, but this host has no such {kind}",
             hint=f"create it, or name another {kind} or a number in the policy",
         ) from None
 

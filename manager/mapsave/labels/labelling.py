@@ -144,7 +144,7 @@ class Labelling:
         leads = "" if real == os.path.abspath(directory) else f" (which is {real})"
         raise errors.PolicyViolation(
             f"policy {self.policy.name} forbids images in {directory}{leads}",
-            hint=f"it allows {', '.join(self.policy.directories)} and what is below",
+            hint=f"it allows {', '.join(self.policy.directories)} and everything below",
             file=directory,
             wanted=list(self.policy.directories),
         )
@@ -195,10 +195,10 @@ def describe_refusal(
         except (OSError, errors.MapsaveError) as error:
             found.append(f"{module.name}: {error}")
     if not found:
-        found = ["no security module is active on this host, so look at QEMU's sandbox and limits"]
+        found = ["no security module is active on this host; check QEMU's sandbox and limits"]
     found.append(Dac(BUILT_IN["auto"], system).explain(target))
     return errors.LabelRefused(
-        f"{who(pid)} could not use {path}: {'; '.join(found)} (QEMU said: {error_desc})",
+        f"{who(pid)} could not use {path}: {'; '.join(found)} (QEMU's message: {error_desc})",
         hint="choose a policy that labels images for this QEMU, or see docs/labels.md",
         file=path,
         qemu=error_desc,
@@ -233,7 +233,7 @@ def _refuses(module: SecurityModule, target: Target) -> bool:
     try:
         return module.refuses(target)
     except (OSError, errors.MapsaveError) as error:
-        log.debug("%s cannot say whether it refuses %s: %s", module.name, target.path, error)
+        log.debug("cannot ask %s whether it refuses %s: %s", module.name, target.path, error)
         return False
 
 
@@ -305,7 +305,7 @@ def attempt(
     try:
         (module.undo if step == "undo" else module.rest)(target, label)
     except Exception as error:  # whatever it is, it must not hide why we are undoing
-        what = "put the label back on" if step == "undo" else "set the label for rest on"
+        what = "restore the label of" if step == "undo" else "set the final label of"
         hint = error.hint if isinstance(error, errors.MapsaveError) else None
         recoverable = step == "undo" or bool(label.detail.get("rules"))
         hint = hint or ("run 'mapsave recover'" if recoverable else "set it by hand")

@@ -139,8 +139,8 @@ def _unknown(name: str, search: Sequence[Path]) -> errors.UnknownPolicy:
     close = difflib.get_close_matches(name, known, n=1)
     guess = f": did you mean {close[0]!r}?" if close else ""
     return errors.UnknownPolicy(
-        f"no label policy is named {name!r}{guess}",
-        hint=f"known policies: {', '.join(known)}; your own go to {SYSTEM_DIRECTORY}",
+        f"there is no label policy {name!r}{guess}",
+        hint=f"known policies: {', '.join(known)}; put your own in {SYSTEM_DIRECTORY}",
         policy=name,
         known=known,
     )

@@ -81,7 +81,7 @@ def check_template(text: str) -> str:
     """Return the absolute path ``text`` with ``{profile}`` in it or not; raise ValueError else."""
     left = text.replace("{profile}", "")
     if "{" in left or "}" in left:
-        raise ValueError(f"{text!r}: {{profile}} is the only thing that can be put in")
+        raise ValueError(f"{text!r}: {{profile}} is the only placeholder")
     return check_absolute(text)
 
 
@@ -95,7 +95,7 @@ def read(file: Path) -> policy.Policy:
     for section in ("selinux", "apparmor", "smack"):
         if section in document.data and found["module"] not in (section, "auto"):
             raise document.error(
-                (section,), f"the section {section!r} means nothing with module: {found['module']}"
+                (section,), f"the section {section!r} does not apply to module: {found['module']}"
             )
     return policy.Policy(
         name=file.stem,

@@ -62,8 +62,8 @@ def _on_image(
         if part.value is not None and not module.detect():
             # To a kernel without the module the label is just bytes: see ``System.active``.
             words = (
-                f"{part.module} is not active any more: {target.path} keeps the label {part.value} "
-                "(set it by hand once it is)"
+                f"{part.module} is no longer active: {target.path} keeps the label {part.value} "
+                "(set it by hand once the module is active)"
             )
             problems.append(Problem(words, recoverable=False))
         elif step == "rest" or _holds(module, target, part):

@@ -107,7 +107,7 @@ class Selinux:
         value = self.kernel.default(os.path.dirname(path))
         if value is None and label.value and label.previous in (None, label.value):
             raise errors.LabelUnavailable(
-                f"the loaded policy does not say what files in {os.path.dirname(path)} are "
+                f"the loaded policy does not define how files in {os.path.dirname(path)} are "
                 f"labelled; it keeps {label.value}",
                 hint=f"run: restorecon {path}",
             )
@@ -130,7 +130,7 @@ class Selinux:
         answer = {
             True: "may",
             False: "may not",
-            None: "may or may not (the policy cannot be asked)",
+            None: "may or may not (the policy cannot be queried)",
         }
         mode = "enforcing" if self.kernel.enforcing() else "permissive"
         said = (
@@ -215,7 +215,7 @@ class Selinux:
         if self.policy.module == "auto":
             return None
         raise errors.PolicyViolation(
-            f"policy {self.policy.name}: {file} does not say which label guest images have",
+            f"policy {self.policy.name}: {file} does not define the label of guest images",
             hint="set selinux.image_type in the policy, for example svirt_image_t",
             file=file,
         )
@@ -225,8 +225,8 @@ class Selinux:
         known = self.kernel.canonical(label)
         if known is None:
             raise errors.PolicyViolation(
-                f"policy {self.policy.name} wants the label {label}, which the loaded SELinux "
-                "policy does not know",
+                f"policy {self.policy.name} requires the label {label}, which the loaded "
+                "SELinux policy does not know",
                 hint="check the type and the categories; set selinux.image_type or selinux.label",
                 wanted=label,
             )
@@ -245,8 +245,9 @@ class Selinux:
                 log.warning("%s keeps the label %s: %s", target.path, before, error.strerror)
                 return
             raise errors.LabelRefused(
-                f"SELinux does not let mapsave label {target.path}: it is {before or 'unlabelled'},"
-                f" policy {self.policy.name} wants {wanted}: {error.strerror}",
+                f"SELinux does not let mapsave label {target.path}: it is "
+                f"{before or 'unlabelled'}, policy {self.policy.name} requires {wanted}: "
+                f"{error.strerror}",
                 hint="let mapsave's domain relabel files of that type (relabelfrom, relabelto), or "
                 "keep images in a directory of type virt_image_t",
                 file=target.path,
@@ -269,7 +270,10 @@ class Selinux:
         if not own or own == process or self.kernel.allows(process, own, "fd", "use") is not False:
             return None
         rule = f"allow {process.split(':')[2]} {own.split(':')[2]}:fd use;"
-        return f"may not use descriptors of mapsave, which runs as {own}", f"add the rule: {rule}"
+        return (
+            f"may not use descriptors opened by mapsave, which runs as {own}",
+            f"add the rule: {rule}",
+        )
 
     def _require(
         self, process: str, found: str, access: Access, path: str, wanted: str | None
@@ -280,8 +284,8 @@ class Selinux:
         if self.kernel.allows(process, found, "file", action) is False:
             why = f"may not {action} a file labelled {found}"
             hint = (
-                "QEMU's type wants another image type: set selinux.image_type, or selinux.label, "
-                "to the label of a disk of that guest (ls -Z)"
+                "QEMU's type needs another image type: set selinux.image_type, or "
+                "selinux.label, to the label of a disk of that guest (ls -Z)"
             )
         elif (refused := self._descriptors_refused(process)) is not None:
             kind, permission = "fd", "use"
@@ -289,9 +293,9 @@ class Selinux:
         if not why:
             return
         message = f"SELinux would refuse {path} to QEMU: its context {process} {why}"
-        message += f" (policy {self.policy.name} wanted {wanted or 'no other label'})"
+        message += f" (policy {self.policy.name} requires {wanted or 'no other label'})"
         if not self.kernel.enforcing():
-            log.warning("%s; SELinux is permissive, going on", message)
+            log.warning("%s; SELinux is permissive, continuing", message)
             return
         asked = {"class": kind, "permission": permission}
         raise errors.LabelRefused(
@@ -308,7 +312,7 @@ def _read_context(system: System, pid: int) -> str | None:
         return system.read(_current(pid))
     except (FileNotFoundError, ProcessLookupError):
         raise errors.Unreachable(
-            f"there is no process {pid}: QEMU ended before its image could be labelled", pid=pid
+            f"there is no process {pid}: QEMU exited before its image could be labelled", pid=pid
         ) from None
     except PermissionError as error:
         raise errors.NotPermitted(

@@ -53,7 +53,7 @@ class SelinuxFs:
             answer = self.system.ask(f"{FS}/access", os.fsencode(question)).split()
             granted = int(answer[0], 16) | (-1 if int(answer[5], 16) & _PERMISSIVE_DOMAIN else 0)
         except (OSError, ValueError, IndexError) as error:
-            log.debug("SELinux does not answer about %s %s: %s", process, label, error)
+            log.debug("cannot query SELinux about %s %s: %s", process, label, error)
             return None
         return bool(granted >> bit & 1)
 
@@ -92,7 +92,9 @@ class SelinuxFs:
                     self.system.write(FSCREATE, os.fsencode(before or "") + b"\0")
                 except OSError as error:
                     log.error(
-                        "files of this thread will go on being created as %s: %s", label, error
+                        "cannot reset the label of new files of this thread, which stays %s: %s",
+                        label,
+                        error,
                     )
 
     def _set_fscreate(self, label: str) -> bool:

@@ -119,7 +119,7 @@ class Smack:
         found = self.system.get_attribute(target.fd, ATTRIBUTE)
         action = labels.ACTION[target.access]
         allowed = self.allows(process, found, target.access) if process and found else None
-        answer = {True: "may", False: "may not", None: "may or may not (smackfs cannot be asked)"}
+        answer = {True: "may", False: "may not", None: "may or may not (smackfs cannot be queried)"}
         return (
             f"Smack: the file is labelled {found or 'nothing'}, {labels.who(target.pid)} runs as "
             f"{process or 'unknown'}, which {answer[allowed]} {action} such a file"
@@ -131,7 +131,7 @@ class Smack:
             return None
         if not self.system.exists(f"/proc/{pid}"):
             raise errors.Unreachable(
-                f"there is no process {pid}: QEMU ended before its image could be labelled",
+                f"there is no process {pid}: QEMU exited before its image could be labelled",
                 pid=pid,
             )
         return self._read(pid)
@@ -142,7 +142,7 @@ class Smack:
             question = f"{process} {label} {_LETTER[access]}"
             return self.system.ask(f"{FS}/access2", os.fsencode(question)) == "1"
         except OSError as error:
-            log.debug("Smack does not answer about %s %s: %s", process, label, error)
+            log.debug("cannot query Smack about %s %s: %s", process, label, error)
             return None
 
     def _read(self, pid: int) -> str | None:
@@ -159,9 +159,10 @@ class Smack:
             if error.errno == errno.EOPNOTSUPP:
                 return  # the mount's label counts; _require asks about it
             raise errors.LabelRefused(
-                f"Smack does not let mapsave label {target.path}: it is {before or 'unlabelled'}, "
-                f"policy {self.policy.name} wants {wanted}: {error.strerror}",
-                hint="setting a Smack label takes CAP_MAC_ADMIN",
+                f"Smack does not let mapsave label {target.path}: it is "
+                f"{before or 'unlabelled'}, policy {self.policy.name} requires {wanted}: "
+                f"{error.strerror}",
+                hint="setting a Smack label requires CAP_MAC_ADMIN",
                 file=target.path,
                 label=before,
                 process=process,
@@ -173,8 +174,8 @@ class Smack:
             return
         raise errors.LabelRefused(
             f"Smack would refuse {path} to QEMU: its label {process} may not "
-            f"{labels.ACTION[access]} a file labelled {found} (policy {self.policy.name} wanted "
-            f"{self.options.label or process})",
+            f"{labels.ACTION[access]} a file labelled {found} (policy {self.policy.name} "
+            f"requires {self.options.label or process})",
             hint=f"load the rule: {process} {found} {'rw' if access == 'save' else 'r'}",
             file=path,
             label=found,

@@ -153,4 +153,4 @@ class System:
         if done.returncode == 0:
             return None
         said = done.stdout.decode(errors="replace").strip()
-        return said or f"{command[0]} ended with status {done.returncode}"
+        return said or f"{command[0]} exited with status {done.returncode}"

@@ -38,7 +38,7 @@ async def left(session: Session, state: str) -> str:
     delay, deadline = 0.001, time.monotonic() + _SETTLE_TIMEOUT
     while (found := await run_state(session)) == state:
         if time.monotonic() > deadline:
-            raise errors.MonitorTimeout(f"{session.address}: the guest stays {state}")
+            raise errors.MonitorTimeout(f"{session.address}: the guest remains {state}")
         await asyncio.sleep(delay)
         delay = min(delay * 2, 0.1)
     return found
@@ -120,14 +120,14 @@ class Paused:
                 await session.resume()
         except errors.CommandRefused as error:
             raise errors.GuestNotPutBack(
-                f"{session.address}: QEMU would not continue the guest: {error.desc}",
-                hint="the guest is paused, not lost: continue it with 'cont' at its monitor",
+                f"{session.address}: QEMU would not resume the guest: {error.desc}",
+                hint="the guest is paused, not lost: resume it with 'cont' at its monitor",
                 run_state=await run_state(session),
             ) from None
         except errors.MonitorTimeout as error:
             raise errors.GuestNotPutBack(
                 f"{error.message}: the guest may still be paused",
-                hint="run 'mapsave recover': it lets the guest run again",
+                hint="run 'mapsave recover': it resumes the guest",
             ) from None
 
 

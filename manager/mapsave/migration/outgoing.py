@@ -97,7 +97,7 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
             raise
     if outcome.status != "completed":
         raise errors.SaveFailed(
-            f"{session.address}: QEMU's save ended as {outcome.status}: "
+            f"{session.address}: QEMU reported the migration as {outcome.status}: "
             f"{outcome.error or 'no reason given'}",
             status=outcome.status,
             qemu_error=outcome.error,
@@ -125,7 +125,7 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
         elif time.monotonic() - since > STALL:
             raise errors.SaveStalled(
                 f"{session.address}: QEMU has written nothing for {STALL:g} s",
-                hint="its storage hangs: see dmesg, and save to another directory",
+                hint="its storage hangs: check dmesg, and save to another directory",
             )
         # QEMU itself continues a guest only behind a save that has failed.
         if (
@@ -150,8 +150,8 @@ def _progress(outcome: Outcome) -> tuple[Any, ...]:
 def continued(session: Session, when: str) -> errors.GuestContinued:
     """Return the error for a guest that somebody else continued."""
     return errors.GuestContinued(
-        f"{session.address}: somebody else continued the guest {when}",
-        hint="the guest runs; save it again, or with --live",
+        f"{session.address}: another client resumed the guest {when}",
+        hint="the guest is running; save it again, or with --live",
     )
 
 

@@ -135,7 +135,7 @@ async def put_back(session: Session, found: Settings, number: int | None = None)
     try:
         await _cleaned_up(session)
     except errors.QemuMigrates as error:
-        raise errors.KeptByQemu(f"{error.message}; its settings cannot be put back") from None
+        raise errors.KeptByQemu(f"{error.message}; its settings cannot be restored") from None
     now = await query(session)
     if now == found:
         return
@@ -150,7 +150,7 @@ async def put_back(session: Session, found: Settings, number: int | None = None)
         await _parameters(session, changed)
         await _set(session, capabilities, found.capabilities)
     except errors.CommandRefused as error:
-        _log.warning("%s: settings not put back: %s", session.address, error.desc)
+        _log.warning("%s: settings not restored: %s", session.address, error.desc)
 
 
 async def _cleaned_up(session: Session) -> None:

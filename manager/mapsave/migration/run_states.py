@@ -32,7 +32,7 @@ def _refused(refusal: str, hint: str, *, continues: bool = False) -> RunState:
 
 
 _RESET = "reset it ('system_reset' at its monitor), or shut QEMU down"
-_WAIT = "wait for its end"
+_WAIT = "wait until it has finished"
 
 TABLE = {
     "running": RunState(runs=True),
@@ -42,8 +42,8 @@ TABLE = {
     "io-error": RunState(),
     "watchdog": RunState(),
     "suspended": _refused(
-        "the guest has suspended itself to RAM (S3), and QEMU would die when it is continued after "
-        "a save, be it a failed one",
+        "the guest has suspended itself to RAM (S3), and QEMU would crash when the guest is "
+        "resumed after a save, even a failed one",
         "wake it up ('system_wakeup' at its monitor), then save it",
     ),
     "shutdown": _refused("the guest has shut down", _RESET),
@@ -52,20 +52,20 @@ TABLE = {
         "the guest's operating system has crashed",
         "dump it ('dump-guest-memory' at its monitor), then reset it or shut QEMU down",
     ),
-    "debug": _refused("a debugger has stopped the guest", "continue it in the debugger first"),
+    "debug": _refused("a debugger has stopped the guest", "resume it in the debugger first"),
     "save-vm": _refused("another client is taking an internal snapshot of it", _WAIT),
     "restore-vm": _refused(
-        "it is being reverted to an internal snapshot, or that has failed half way",
-        "wait for its end; if it has failed, revert again, or shut QEMU down",
+        "it is being reverted to an internal snapshot, or the revert has failed",
+        "wait until it has finished; if it has failed, revert again or shut QEMU down",
     ),
-    "colo": _refused("it is replicated to another host (COLO)", "end the replication first"),
-    "inmigrate": _refused("QEMU waits for a guest to come in", "restore a guest into it"),
+    "colo": _refused("it is replicated to another host (COLO)", "stop the replication first"),
+    "inmigrate": _refused("QEMU is waiting for an incoming migration", "restore a guest into it"),
     "finish-migrate": _refused(
-        "another client's migration of it is in its last phase", _WAIT, continues=True
+        "another client's migration of it is in its final phase", _WAIT, continues=True
     ),
     "postmigrate": _refused(
-        "the guest was saved before and left paused; QEMU cannot save it again from there",
-        "continue it ('cont' at its monitor), or discard it: its image is the newer guest",
+        "the guest was saved before and left paused; QEMU cannot save it again from that state",
+        "resume it ('cont' at its monitor), or shut it down and use its image",
         continues=True,
     ),
 }

@@ -72,10 +72,14 @@ class Watch:
         limit = self._unseen_limit if moved is None else self._seconds
         if self._idle < limit:
             return
-        who = f"QEMU (pid {self._pid})" if self._pid is not None else "QEMU, which is not in sight,"
+        who = (
+            f"QEMU (pid {self._pid})"
+            if self._pid is not None
+            else "QEMU, whose process cannot be seen,"
+        )
         raise errors.RestoreStalled(
             f"{who} has made no progress with the image for {units.format_duration(limit)}",
-            hint="see whether the storage of the image fails (dmesg); 'restore: {stall: ...}' in "
-            "the configuration sets the time",
+            hint="check whether the image's storage fails (dmesg); 'restore: {stall: ...}' in "
+            "the configuration sets the time limit",
             pid=self._pid,
         )

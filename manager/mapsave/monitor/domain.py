@@ -72,7 +72,7 @@ _STOPPED = {
     "DESTROYED": "was destroyed",
     "CRASHED": "crashed",
     "MIGRATED": "was migrated away",
-    "SAVED": "was saved by somebody else",
+    "SAVED": "was saved by another client",
     "FAILED": "failed",
     "FROM_SNAPSHOT": "was reverted to a snapshot that is shut off",
 }

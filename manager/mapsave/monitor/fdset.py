@@ -70,7 +70,8 @@ async def handed_over(
     # Else the removal at the end would take away the descriptors of whoever made that set.
     if is_listed(await query(session), fdset):
         raise errors.Busy(
-            f"{session.address}: somebody else has made fdset {fdset} meanwhile", hint="try again"
+            f"{session.address}: another client has created fdset {fdset} in the meantime",
+            hint="try again",
         )
     try:
         for number, fd in enumerate(descriptors):
@@ -110,8 +111,8 @@ async def take_back(session: Session, fdset: int) -> None:
     while is_listed(await query(session), fdset):
         if time.monotonic() > deadline:
             raise errors.KeptByQemu(
-                f"{session.address}: QEMU still holds descriptor set {fdset}, "
-                f"{GONE_WITHIN:g} s after it was taken back",
+                f"{session.address}: QEMU still has descriptor set {fdset} open {GONE_WITHIN:g} "
+                "s after its removal",
                 fdset=fdset,
             )
         await asyncio.sleep(delay)

@@ -45,7 +45,7 @@ class Headroom:
 def measure(pid: int | None) -> Headroom:
     """Return what a process may still take; nothing is raised for what cannot be read."""
     if pid is None:
-        return Headroom(unknown=("QEMU's process is not in sight",))
+        return Headroom(unknown=("QEMU's process cannot be seen",))
     try:
         limits = _limits(pid)
         status = _status(pid)

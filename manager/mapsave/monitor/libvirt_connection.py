@@ -50,7 +50,7 @@ def library() -> Any:
         import libvirt
     except ImportError:
         raise errors.Unsupported(
-            "guests of libvirt need libvirt-python, which is not installed", hint=INSTALL
+            "libvirt guests need libvirt-python, which is not installed", hint=INSTALL
         ) from None
     _run_event_loop(libvirt)
     return libvirt
@@ -160,13 +160,13 @@ async def connect(uri: str) -> Any:
         connection = await call(libvirt.open, uri)
     except errors.MonitorTimeout as error:
         raise errors.Unreachable(
-            f"cannot connect to libvirt at {uri!r}: {error.message}", hint="does libvirtd hang?"
+            f"cannot connect to libvirt at {uri!r}: {error.message}", hint="is libvirtd hanging?"
         ) from None
     except libvirt.libvirtError as error:
         raise _not_reached(libvirt, uri, error) from None
     except ValueError:  # as libvirt-python has it for what is no C string in UTF-8
         raise errors.UsageError(
-            f"the URI {uri!r} holds a NUL, or bytes that are not UTF-8", hint=_EXPECTED
+            f"the URI {uri!r} contains a NUL, or bytes that are not UTF-8", hint=_EXPECTED
         ) from None
     try:
         driver = await call(connection.getType)
@@ -176,7 +176,7 @@ async def connect(uri: str) -> Any:
     if driver != "QEMU":
         await close(connection)
         raise errors.UsageError(
-            f"libvirt at {uri!r} is its driver {driver!r}, whose guests have no monitor of QEMU",
+            f"libvirt at {uri!r} uses the driver {driver!r}, whose guests have no QEMU monitor",
             hint=_EXPECTED,
         )
     # Not every driver has it (embed): then a daemon that hangs is noticed by time limits only.

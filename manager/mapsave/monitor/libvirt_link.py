@@ -81,7 +81,7 @@ class Link:
 
     def lost(self) -> errors.MonitorLost:
         """Return the error that says that the domain runs no more, and why as far as is known."""
-        how = self._how_ended or "is not running any more"
+        how = self._how_ended or "is no longer running"
         return errors.MonitorLost(f"{self.address}: the domain {how}", how=self._how_ended)
 
     def live(self) -> Any:
@@ -207,7 +207,7 @@ class Link:
         await self._reconnect(error)
         if command in _ONCE:
             raise errors.MonitorBroken(
-                f"{self.address}: libvirtd ended during {command}, and is back", command=command
+                f"{self.address}: libvirtd exited during {command}, and is back", command=command
             ) from None
 
     def _is_connected(self) -> bool:

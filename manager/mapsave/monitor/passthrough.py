@@ -142,7 +142,7 @@ class LibvirtSession:
             if destroying.done():
                 destroying.result()
             elif not gone.done():
-                raise errors.MonitorTimeout(f"{self.address}: libvirt does not end the domain")
+                raise errors.MonitorTimeout(f"{self.address}: libvirt could not destroy the domain")
         finally:
             destroying.cancel()
             gone.cancel()

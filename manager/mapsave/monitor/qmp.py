@@ -102,7 +102,7 @@ class QmpSession:
 
     async def _ask(self, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> Any:
         if self._is_abandoned:
-            raise errors.MonitorLost(f"{self.address}: QEMU did not answer, and was left alone")
+            raise errors.MonitorLost(f"{self.address}: QEMU did not answer and was left as it is")
         try:
             async with asyncio.timeout(timeout):
                 answer = await self._client.execute(command, arguments)
@@ -137,7 +137,7 @@ class QmpSession:
             except BlockingIOError:
                 if loop.time() > deadline:
                     raise errors.MonitorTimeout(
-                        f"{self.address}: QEMU has not read its monitor for "
+                        f"{self.address}: QEMU has not read from its monitor for "
                         f"{limits.COMMAND_TIMEOUT:g} s",
                         command="add-fd",
                     ) from None
@@ -269,11 +269,11 @@ async def _negotiate(
     except TimeoutError:
         raise errors.Unreachable(
             f"qmp:{path}: no greeting within {timeout:g} s",
-            hint="another client holds this monitor (one at a time), or QEMU hangs; "
-            "give the guest a monitor of its own for mapsave",
+            hint="another client is connected to this monitor (one at a time), or QEMU hangs; "
+            "give the guest a separate monitor for mapsave",
         ) from None
     except (QMPError, OSError, EOFError) as error:
-        raise errors.Unreachable(f"qmp:{path}: no QMP monitor answers: {error}") from error
+        raise errors.Unreachable(f"qmp:{path}: no QMP monitor answered: {error}") from error
 
 
 def _peer_pid(sock: socket.socket) -> int | None:

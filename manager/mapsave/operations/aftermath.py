@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # A QEMU that does not answer in this time is reported as such.
 _ANSWER = 2.0
 _LEFT = (
-    "the guest is left paused, in QEMU's run state 'postmigrate': it has to be continued ('cont' "
-    "at its monitor) before it can be saved again"
+    "the guest is left paused, in QEMU's run state 'postmigrate': resume it ('cont' at its "
+    "monitor) before it can be saved again"
 )
 # Errors that say themselves what became of the guest.
 _SAY_SO = (
@@ -59,13 +59,13 @@ async def reported(job: SaveJob, aftermath: Aftermath) -> AsyncIterator[None]:
             raise
         if words.startswith(_GONE):
             raise errors.SaveQemuDied(
-                f"{error.message}; {words}", hint="see QEMU's own log; mapsave did not end it"
+                f"{error.message}; {words}", hint="see QEMU's log; mapsave did not stop it"
             ) from None
         error.message += f"; {words}"
         raise
 
 
-_GONE = "QEMU has ended since, and there is no image of the guest"
+_GONE = "QEMU has exited since, and there is no image of the guest"
 
 
 async def _words(job: SaveJob) -> str | None:

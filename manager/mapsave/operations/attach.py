@@ -184,7 +184,7 @@ async def start_emulator(
         process.kill()
         words = log.read_text(errors="replace").strip()[-2000:]
         raise errors.Unreachable(
-            f"the emulated guest {guest.name!r} does not start: {words or error.message}"
+            f"the emulated guest {guest.name!r} failed to start: {words or error.message}"
         ) from None
     except asyncio.CancelledError:
         process.kill()

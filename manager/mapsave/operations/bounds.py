@@ -53,7 +53,7 @@ def check_policy(config: Config, guest: str | None, asked: str | None) -> None:
     raise errors.RoleMissing(
         f"the label policy of guest {guest!r} is {bound!r}; only an admin may choose another, "
         f"{asked!r}",
-        hint="leave the policy out",
+        hint="omit the policy",
         role="operator",
         needed="admin",
     )

@@ -81,22 +81,22 @@ def migration(found: Preflight) -> str:
     """QEMU is not migrating or saving already."""
     if found.facts.migration in _MIGRATING:
         raise errors.AlreadyMigrating(
-            f"QEMU is already migrating ({found.facts.migration}), on somebody else's behalf",
-            hint="wait for its end; if a mapsave died, run 'mapsave recover'",
+            f"QEMU is already migrating ({found.facts.migration})for another client",
+            hint="wait until it has finished; if a mapsave process died, run 'mapsave recover'",
         )
-    return "none under way"
+    return "none in progress"
 
 
 def let_go(found: Preflight) -> str:
     """QEMU keeps nothing of an earlier save: a further one could abort it."""
     sets = fdset.kept(found.facts.fdsets)
     if found.kept is None and not sets:
-        return "QEMU keeps nothing of an earlier save"
+        return "QEMU has released everything of earlier saves"
     what = found.kept or f"QEMU still holds descriptor set {sets[0]}"
     raise errors.QemuKeeps(
-        f"this QEMU process keeps what an earlier save or restore handed to it ({what}), and could "
-        "die of another save",
-        hint="it can be saved again once it was shut down and started anew",
+        "this QEMU process has not released what an earlier save or restore passed to it "
+        f"({what}) and could crash in another save",
+        hint="it can be saved again after it was shut down and restarted",
     )
 
 
@@ -114,8 +114,8 @@ def memory(found: Preflight) -> str:
     """A QEMU can load the guest's memory."""
     if names := found.facts.read_only_memory:
         raise errors.NotMigratable(
-            f"RAM blocks {', '.join(names)} are of read-only memory (readonly=on): QEMU would save "
-            "them, but dies when it loads them",
+            f"RAM blocks {', '.join(names)} are in read-only memory (readonly=on): QEMU would "
+            "save them, but crash when loading them",
             hint="unplug the device, or start the guest with rom=off for that memory backend",
         )
     return "can be loaded"
@@ -165,7 +165,7 @@ def _replaceable(found: Preflight) -> None:
     path = os.path.join(found.directory.path, found.name)
     if not found.request.replace:
         raise errors.ImageExists(
-            f"{path!r} exists already", hint="choose another name, or --replace it"
+            f"{path!r} already exists", hint="choose another name, or use --replace"
         )
     try:
         mode = os.stat(found.name, dir_fd=found.directory.fd, follow_symlinks=False).st_mode
@@ -173,7 +173,7 @@ def _replaceable(found: Preflight) -> None:
         return  # removed meanwhile: the name is free
     if not stat.S_ISREG(mode):
         raise errors.ImageExists(
-            f"{path!r} exists and is no regular file, so it is not replaced",
+            f"{path!r} exists and is not a regular file, so it is not replaced",
             hint="choose another name, or remove it",
         )
     only_own(found.directory, found.name, found.request.replace_only)
@@ -206,7 +206,7 @@ def directory(found: Preflight) -> str:
     if not os.access(f"/proc/self/fd/{held.fd}", os.W_OK | os.X_OK):
         raise errors.NotPermitted(
             f"no permission to write in {held.path!r}",
-            hint="mapsave itself needs the permission; QEMU does not",
+            hint="mapsave needs the permission; QEMU does not",
         )
     return held.path
 
@@ -215,23 +215,23 @@ def ownership(found: Preflight) -> str:
     """Nobody but the trusted users can write the image directory, or exchange it."""
     trusted = trust.users(found.labelling.policy)
     trust.check_directory(found.directory.given, trusted)
-    return "written by uid " + ", ".join(map(str, sorted(trusted))) + " alone"
+    return "writable only by uid " + ", ".join(map(str, sorted(trusted))) + " alone"
 
 
 def direct_io(found: Preflight) -> str:
     """The directory takes direct writes, where they are wanted."""
     if found.settings.direct_io == "off":
-        return "off, as asked"
+        return "off, as requested"
     try:
         found.direct_io_refusal = descriptors.probe_direct_io(found.directory.fd)
     except OSError as error:
         raise errors.BadDirectory(
-            f"cannot make a file in {found.directory.path!r}: {error.strerror}"
+            f"cannot create a file in {found.directory.path!r}: {error.strerror}"
         ) from None
     if found.direct_io_refusal and found.settings.direct_io == "on":
         raise errors.NoDirectIO(
             f"{found.directory.path!r}: {found.direct_io_refusal}",
-            hint="leave direct_io at auto, or set it off",
+            hint="set direct_io to auto or off",
         )
     return found.direct_io_refusal or "taken"
 
@@ -239,7 +239,7 @@ def direct_io(found: Preflight) -> str:
 def room(found: Preflight) -> str:
     """There is room for what the guest has touched of its RAM (all of it if zeros are written)."""
     if os.fstatvfs(found.directory.fd).f_blocks == 0:
-        return "not told by the file system"  # ramfs; statfs(2): what is undefined is 0
+        return "not reported by the file system"  # ramfs; statfs(2): what is undefined is 0
     free = found.directory.free_bytes()
     most = found.facts.memory.total + _OVERHEAD
     least = most
@@ -251,7 +251,7 @@ def room(found: Preflight) -> str:
     if free < least:
         raise errors.NoRoom(
             f"{found.directory.path!r}: {figures}, likely {units.format_size(least)}",
-            hint="free some room, or save to another file system",
+            hint="free some space, or save to another file system",
             free_bytes=free,
             needed_bytes=least,
         )
@@ -271,8 +271,9 @@ def domain(found: Preflight) -> str:
     assert known is not None
     if known.job:
         raise errors.AlreadyMigrating(
-            f"libvirt has a job under way on domain {known.name!r}: {known.job}",
-            hint="wait for its end; 'virsh domjobinfo' shows it, 'virsh domjobabort' ends it",
+            f"libvirt has an active job on domain {known.name!r}: {known.job}",
+            hint="wait until it has finished; 'virsh domjobinfo' shows it, 'virsh domjobabort' "
+            "aborts it",
         )
     if known.state == "pmsuspended":
         raise errors.WrongRunState(
@@ -281,19 +282,19 @@ def domain(found: Preflight) -> str:
         )
     if known.block_jobs:
         raise errors.NotMigratable(
-            f"domain {known.name!r} has block jobs under way on {', '.join(known.block_jobs)}",
-            hint="wait for their end, or 'virsh blockjob --abort'",
+            f"domain {known.name!r} has active block jobs on {', '.join(known.block_jobs)}",
+            hint="wait until they have finished, or use 'virsh blockjob --abort'",
         )
     if known.has_managed_save:
         raise errors.Refused(
-            f"libvirt holds a managed save of domain {known.name!r}, which is older than the guest "
-            "that runs: the next start would bring that one back",
+            f"libvirt has a managed save of domain {known.name!r}, which is older than the "
+            "running guest: the next start would restore it",
             hint=f"virsh managedsave-remove {shlex.quote(known.name)}",
         )
     devices = f", host devices {', '.join(known.host_devices)}" if known.host_devices else ""
     if known.is_transient:
-        return f"transient: it disappears from libvirt when it is ended{devices}"
-    return f"persistent, and no job under way{devices}"
+        return f"transient: it disappears from libvirt when it shuts down{devices}"
+    return f"persistent, no active job{devices}"
 
 
 CHECKS: tuple[Callable[[Preflight], str], ...] = (

@@ -107,13 +107,13 @@ async def launched(
     """
     if await attach.answers(socket):
         raise errors.Busy(
-            f"a guest already runs at qmp:{socket}",
-            hint="it may be the one that was saved; end it first, or restore --into another",
+            f"a guest is already running at qmp:{socket}",
+            hint="it may be the one that was saved; shut it down first, or restore --into another",
         )
     arguments = launch_arguments(argv, socket)
     if shutil.which(arguments[0]) is None:
         raise errors.LaunchFailed(
-            f"cannot start the destination: {arguments[0]!r} is not found",
+            f"cannot start the destination: {arguments[0]!r} not found",
             hint="check 'launch:' of the guest in the configuration",
         )
     try:
@@ -131,7 +131,7 @@ async def emulated(guest: Guest, config: Config) -> AsyncIterator[Destination]:
     """Start the emulated QEMU of ``guest`` as a destination; end it unless it was kept."""
     socket = attach.socket_path(guest, config)
     if await attach.answers(socket):
-        raise errors.Busy(f"the emulated guest {guest.name!r} already runs at qmp:{socket}")
+        raise errors.Busy(f"the emulated guest {guest.name!r} is already running at qmp:{socket}")
     process = await attach.start_emulator(guest, config, socket, incoming=True)
     log = attach.log_path(config, guest.name)
     async with _connected(process, socket, log) as destination:
@@ -152,7 +152,7 @@ async def _connected(
             except errors.Unreachable as error:
                 words = log.read_text(errors="replace").strip()[-4000:]
                 raise errors.LaunchFailed(
-                    f"the destination does not come up: {words or error.message}",
+                    f"the destination failed to start: {words or error.message}",
                     hint="start the command by hand to see why",
                 ) from None
             destination = Destination(session, log, process)
@@ -168,7 +168,9 @@ async def _connected(
             process.kill()
             # Storage that hangs keeps a killed process as well.
             if not await undoing.whole(ending.ended(process.pid, ending.KILL_TIMEOUT)):
-                _log.warning("%r (pid %d) was killed, but is not gone", process.args, process.pid)
+                _log.warning(
+                    "%r (pid %d) was killed, but has not exited", process.args, process.pid
+                )
             process.poll()
 
 
@@ -191,12 +193,13 @@ async def compare(
     state = str((await session.execute("query-status"))["status"])
     if state != "inmigrate":
         raise errors.WrongRunState(
-            f"{session.address}: the destination is in run state {state!r}, not waiting",
+            f"{session.address}: the destination is in run state {state!r}, not waiting for an "
+            "incoming migration",
             hint="start it with -incoming defer",
         )
     if "status" in await session.execute("query-migrate"):
         raise errors.WrongRunState(
-            f"{session.address}: an incoming migration was tried on it before",
+            f"{session.address}: an incoming migration has been tried on it before",
             hint="QEMU cannot try twice: start a new destination",
         )
     _compare_version(session, image, force=force)
@@ -216,7 +219,7 @@ async def footprint(session: Session) -> limits.Footprint:
 
 def _compare_version(session: Session, image: Image, *, force: bool) -> None:
     if session.version.release < facts.OLDEST_QEMU:
-        raise errors.TooOld(f"{session.address}: QEMU {session.version}; needs 9.1")
+        raise errors.TooOld(f"{session.address}: QEMU {session.version}; 9.1 or later is needed")
     saved = str(image.metadata.get("qemu", {}).get("version", ""))
     try:
         saved_release = tuple(int(part) for part in saved.split("."))
@@ -225,7 +228,7 @@ def _compare_version(session: Session, image: Image, *, force: bool) -> None:
     if session.version.release < saved_release and not force:
         raise errors.OlderQemu(
             f"the image was saved by QEMU {saved}, the destination is QEMU {session.version}",
-            hint="use a QEMU at least as new, or --force",
+            hint="use that QEMU version or later, or --force",
         )
 
 
@@ -233,8 +236,8 @@ async def _compare_machine(session: Session, contents: Contents) -> None:
     machine = await facts.machine_type(session)
     if machine != contents.stream.machine:
         raise errors.DestinationMismatch(
-            f"the image is of machine type {contents.stream.machine!r}, "
-            f"the destination is {machine!r}",
+            f"the image has machine type {contents.stream.machine!r}, the destination has "
+            f"{machine!r}",
             hint="start the destination with -machine of the image's type",
         )
 
@@ -245,8 +248,8 @@ async def _compare_page_size(session: Session, contents: Contents) -> None:
     saved = contents.stream.blocks[0].page_size
     if here is not None and saved != here:
         raise errors.DestinationMismatch(
-            f"the image has pages of {saved} bytes, the destination ({target}) has {here}: "
-            "QEMU would load other RAM",
+            f"the image has pages of {saved} bytes, the destination ({target}) has {here}: QEMU "
+            "would load wrong RAM contents",
             hint="use a QEMU of the architecture that was saved; if it is, the image is damaged",
         )
 
@@ -256,8 +259,8 @@ async def _compare_memory(session: Session, image: Image) -> None:
     found = await facts.memory(session)
     if saved and (saved.get("base"), saved.get("plugged")) != (found.base, found.plugged):
         raise errors.DestinationMismatch(
-            f"the image has {saved.get('base')} bytes of RAM and {saved.get('plugged')} plugged in,"
-            f" the destination {found.base} and {found.plugged}",
+            f"the image has {saved.get('base')} bytes of RAM and {saved.get('plugged')} "
+            f"hotplugged, the destination {found.base} and {found.plugged}",
             hint="start the destination with the same -m, -numa and DIMMs",
         )
 

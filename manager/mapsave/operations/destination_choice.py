@@ -92,8 +92,8 @@ def _by_libvirt(
     xml = _xml(request, opened)
     if xml is None:
         raise errors.NoDestination(
-            f"the image holds no domain XML to create the domain of guest {guest.name!r} from",
-            hint="give it with --xml FILE, or restore --into qmp:PATH",
+            f"the image contains no domain XML to create the domain of guest {guest.name!r} from",
+            hint="pass it with --xml FILE, or restore --into qmp:PATH",
         )
     uri = uri_of(opened, guest)
     identity = _identity(xml, request)
@@ -137,7 +137,7 @@ def _check_named(opened: Image, guest: Guest, identity: domain_xml.Identity) -> 
     raise errors.UsageError(
         f"{opened.path!r} is of domain {identity.name!r} ({identity.uuid}), and guest "
         f"{guest.name!r} is domain {named!r}",
-        hint="--guest libvirt+URI#DOMAIN with that domain; or give another definition with --xml",
+        hint="use --guest libvirt+URI#DOMAIN with that domain, or another definition with --xml",
     )
 
 
@@ -159,9 +159,9 @@ def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -
         started = destination.launched(argv, socket, log, variables, recorded.get("cwd"))
         return attach.Monitor.at(socket), started
     raise errors.NoDestination(
-        f"nothing says how to start guest {guest.name!r}",
-        hint="give it 'launch:' in the configuration, or use --into qmp:PATH, "
-        "or --trust-recorded-command",
+        f"there is no command to start guest {guest.name!r}",
+        hint="set 'launch:' in the configuration, or use --into qmp:PATH, or "
+        "--trust-recorded-command",
     )
 
 

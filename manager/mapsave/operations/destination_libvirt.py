@@ -67,7 +67,7 @@ async def created(
     identity = domain_xml.identity(xml)
     if definition.takes_internal_snapshots(xml):
         _log.warning(
-            "domain %r can be reverted to internal snapshots only once it was started anew, or if "
+            "domain %r can be reverted to internal snapshots only after a restart, or if "
             "restored with --through-libvirt (docs/libvirt.md)",
             identity.name,
         )
@@ -102,8 +102,8 @@ async def loaded(
     """
     if opened.libvirt is None:
         raise errors.Unsupported(
-            f"{opened.path!r} is of the native format, which libvirt does not read",
-            hint="leave out --through-libvirt; or save with --format libvirt",
+            f"{opened.path!r} is in the native format, which libvirt does not read",
+            hint="omit --through-libvirt, or save with --format libvirt",
         )
     libvirt = libvirt_connection.library()
     parameters: dict[str, Any] = {
@@ -200,8 +200,8 @@ async def _start(
         return await watch.until(asyncio.shield(starting))
     except libvirt.libvirtError as error:
         raise errors.LaunchFailed(
-            f"libvirt at {uri!r} does not start domain {identity.name!r}: {error}",
-            hint="see libvirt's log of the domain; --xml gives another definition",
+            f"libvirt at {uri!r} failed to start domain {identity.name!r}: {error}",
+            hint="see libvirt's log of the domain; --xml sets another definition",
         ) from None
     except (asyncio.CancelledError, errors.RestoreStalled):
         if not await undoing.whole(_end_started(connection, uri, identity.uuid, starting)):
@@ -251,8 +251,8 @@ async def _check_free(connection: Any, uri: str, identity: domain_xml.Identity) 
             is_ending = state == libvirt.VIR_DOMAIN_SHUTDOWN
             if time.monotonic() > (deadline if is_ending else surely):
                 raise errors.Busy(
-                    f"domain {identity.name!r} of libvirt at {uri!r} runs already",
-                    hint="it may be the one that was saved; end it first (virsh destroy)",
+                    f"domain {identity.name!r} of libvirt at {uri!r} is already running",
+                    hint="it may be the one that was saved; destroy it first (virsh destroy)",
                 )
             await asyncio.sleep(0.01)
 

@@ -29,7 +29,7 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, Any]:
         if state is State.SAVED and not unrestored:
             raise errors.Refused(
                 f"{path!r} was never restored: it is the only copy of its guest's memory",
-                hint="'mapsave discard --yes' deletes it nevertheless",
+                hint="'mapsave discard --yes' deletes it anyway",
             )
         with locks.held(config.state, f"image {path!r}", key):
             try:

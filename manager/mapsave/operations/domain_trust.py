@@ -49,9 +49,10 @@ async def check(connection: Any, xml: str, vetting: Vetting) -> None:
         listed = "; ".join(map(str, found[:_SHOWN]))
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise errors.ForeignResource(
-            f"{vetting.what} names what the domain does not have on this host: {listed}{more}",
-            hint="define the domain (virsh define) or list it under 'trust' in the configuration; "
-            "if you know who wrote it, give --trust-image",
+            f"{vetting.what} names resources that the domain does not have on this host: "
+            f"{listed}{more}",
+            hint="define the domain (virsh define) or list it under 'trust' in the "
+            "configuration; if you trust its author, use --trust-image",
             resources=[dataclasses.asdict(each) for each in found],
         )
 

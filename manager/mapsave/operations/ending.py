@@ -32,11 +32,11 @@ async def end_guest(session: Session) -> bool:
         pass
     except errors.MonitorError as error:
         _log.warning(
-            "%s: the image is committed, but QEMU does not quit: %s", session.address, error
+            "%s: the image is committed, but QEMU did not quit: %s", session.address, error
         )
         return False
     if pid is not None and not await ended(pid, QUIT_TIMEOUT):
-        _log.warning("%s: QEMU (pid %d) has not ended yet", session.address, pid)
+        _log.warning("%s: QEMU (pid %d) has not exited yet", session.address, pid)
         return False
     return True
 

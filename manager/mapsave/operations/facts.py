@@ -71,8 +71,8 @@ async def gather(session: Session) -> Facts:
     """Ask QEMU. Raises TooOld where it lacks what we ask, Unreachable where it stops answering."""
     if session.version.release < OLDEST_QEMU:
         raise errors.TooOld(
-            f"{session.address}: QEMU {session.version}; saving through descriptors needs 9.1",
-            hint="older versions truncate the file to nothing, its header included",
+            f"{session.address}: QEMU {session.version}; saving to descriptors needs 9.1 or later",
+            hint="older versions truncate the whole file, including its header",
         )
     await modes.check_made(session)
     try:

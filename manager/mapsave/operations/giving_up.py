@@ -64,9 +64,9 @@ def stalled(target: Destination, error: errors.RestoreStalled) -> errors.Restore
     found, pid = target.words(), target.session.pid
     words = f" ({found})" if found else ""
     if target.is_ours:
-        what, hint = "it was killed, for mapsave had started it", error.hint
+        what, hint = "it was killed, because mapsave had started it", error.hint
     else:
-        which = f"end QEMU (kill -9 {pid})" if pid is not None else "end that QEMU"
+        which = f"kill QEMU (kill -9 {pid})" if pid is not None else "shut that QEMU down"
         what = "mapsave did not start it, so it was left as it is"
         hint = f"{which}, and start another with -incoming defer; {error.hint}"
     return errors.RestoreStalled(

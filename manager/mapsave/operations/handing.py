@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_STAYS_MARKED = "the image stays marked as restored"
-_AGAIN = "its disks may have moved on; 'mapsave restore --again' restores it nevertheless"
+_STAYS_MARKED = "the image remains marked as restored"
+_AGAIN = "its disks may have changed since; 'mapsave restore --again' restores it anyway"
 
 
 async def to_user(
@@ -63,7 +63,7 @@ async def to_user(
                 if await _has_not_run(session, events, error):
                     restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
                     raise errors.RestoreFailed(
-                        f"{session.address}: loaded, but QEMU does not let it run: {error.message}"
+                        f"{session.address}: loaded, but QEMU did not resume it: {error.message}"
                     ) from None
                 raise await _may_run(target, log, error) from None
     target.keep()
@@ -98,8 +98,8 @@ async def _may_run(
     session = target.session
     if await _has_ended(session):
         return errors.RestoreFailed(
-            f"{session.address}: the guest was resumed, and QEMU has ended since: {error.message}; "
-            f"{_STAYS_MARKED}",
+            f"{session.address}: the guest was resumed, and QEMU has exited since: "
+            f"{error.message}; {_STAYS_MARKED}",
             hint=_AGAIN,
         )
     target.keep()

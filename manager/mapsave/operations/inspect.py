@@ -111,8 +111,8 @@ def domain_xml(path: str) -> str:
         xml = origin.domain_xml(opened)
         if xml is None:
             raise errors.UsageError(
-                f"{path!r} holds no domain XML",
-                hint="only images of guests of libvirt do; 'mapsave inspect' shows what it holds",
+                f"{path!r} contains no domain XML",
+                hint="only images of libvirt guests do; 'mapsave inspect' shows its contents",
             )
         return xml
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BLANK = "nothing is in it"
-FINISHED = "finished before; only its journal was left"
+BLANK = "it is empty"
+FINISHED = "already finished; only its journal was left"
 _AROUND = "around"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
 
@@ -186,7 +186,7 @@ def _begin(
     except OSError as error:
         raise errors.Refused(
             f"cannot write the journal in {str(directory)!r}: {error.strerror}",
-            hint="make room there, or set 'state:' in the configuration",
+            hint="free some space there, or set 'state:' in the configuration",
         ) from None
     return journal, begun
 
@@ -390,4 +390,4 @@ def forget(orphan: Orphan) -> str | None:
     except OSError as error:
         doing = "rename the damaged" if orphan.is_damaged else "remove the"
         return f"cannot {doing} journal {str(orphan.path)!r}: {error.strerror}"
-    return f"the journal was damaged; it is kept as {str(kept)!r}: look at it, then remove it"
+    return f"the journal was damaged; it was kept as {str(kept)!r}: inspect it, then remove it"

@@ -42,7 +42,9 @@ def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
         path = _path(state, qemu)
         _write(path, json.dumps({**facts, "time": time.time(), "what": what}))
     except OSError as error:
-        _log.warning("cannot note that QEMU (pid %d) keeps something: %s", qemu[0], error)
+        _log.warning(
+            "cannot record that QEMU (pid %d) has not released everything: %s", qemu[0], error
+        )
 
 
 async def taken_back(state: Path, session: Session, orphan: journal.Orphan) -> str | None:
@@ -59,8 +61,8 @@ async def taken_back(state: Path, session: Session, orphan: journal.Orphan) -> s
     except errors.KeptByQemu as error:
         note(state, process.identity(session.pid), error.message)
         return (
-            f"{error.message}: its migration settings were left as they are, and mapsave saves "
-            "this QEMU process no more"
+            f"{error.message}: its migration settings were left as they are, and mapsave will "
+            "not save this QEMU process again"
         )
     return None
 
@@ -76,7 +78,7 @@ def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return "what cannot be read any more"  # that it is there says enough
+        return "unknown: the record is unreadable"  # that it is there says enough
 
 
 def _write(path: Path, text: str) -> None:

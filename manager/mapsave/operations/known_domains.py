@@ -51,7 +51,7 @@ def remember(state: Path, domain: Domain) -> None:
             os.fsync(file.fileno())
         os.replace(new, path)
     except OSError as error:
-        _log.warning("cannot note what domain %r uses: %s", domain.name, error.strerror)
+        _log.warning("cannot record what domain %r uses: %s", domain.name, error.strerror)
 
 
 def recorded(state: Path, uuid: str) -> set[Resource]:
@@ -62,7 +62,7 @@ def recorded(state: Path, uuid: str) -> set[Resource]:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         with path.open("rb") as file:
             if ownership.of_file(str(path), file.fileno(), trust.users()):
-                _log.warning("%s can be written by others, and is not believed", path)
+                _log.warning("%s is writable by others and was ignored", path)
                 return set()
             found = json.loads(file.read(_MOST_BYTES))["resources"]
         return {Resource(kind, str(name)) for kind, name in found}

@@ -73,7 +73,7 @@ def _log(path: Path) -> Iterator[int]:
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise _refused(path, "it is not a regular file with one name")
+            raise _refused(path, "it is not a regular file with a single link")
         if found.st_uid != os.geteuid():
             raise _refused(path, f"it belongs to user {found.st_uid}")
         os.fchmod(fd, _MODE)  # one of an earlier version was readable by others
@@ -87,7 +87,7 @@ def _log(path: Path) -> Iterator[int]:
 def _refused(path: Path, reason: str) -> errors.LaunchFailed:
     return errors.LaunchFailed(
         f"cannot write the output of QEMU to {str(path)!r}: {reason}",
-        hint="remove it, and see who may write to the state directory",
+        hint="remove it, and check who may write to the state directory",
     )
 
 

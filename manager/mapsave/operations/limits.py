@@ -104,8 +104,8 @@ def for_save(footprint: Footprint, preferred: int, *, is_demanded: bool) -> Limi
     if room.file_size is not None and room.file_size < footprint.image_bytes:
         raise errors.TooLittleLeft(
             f"QEMU (pid {footprint.pid}) may write files of at most "
-            f"{units.format_size(room.file_size)} (RLIMIT_FSIZE), the image may get "
-            f"{units.format_size(footprint.image_bytes)} long",
+            f"{units.format_size(room.file_size)} (RLIMIT_FSIZE), the image may grow to "
+            f"{units.format_size(footprint.image_bytes)}",
             hint=f"raise the limit: prlimit --pid {footprint.pid} --fsize=unlimited:unlimited",
             limit="RLIMIT_FSIZE",
             most=room.file_size,
@@ -130,15 +130,21 @@ def _limited(footprint: Footprint, room: Headroom, wanted: int, *, is_demanded: 
         raise _refused(footprint.pid, tightest, wanted if is_demanded else 1, is_demanded)
     channels, reason = wanted, ""
     if room.unknown and not is_demanded and channels > LIMITED_CHANNELS:
-        channels, reason = LIMITED_CHANNELS, f"few, for QEMU's limits are not known: {_list(room)}"
+        channels, reason = (
+            LIMITED_CHANNELS,
+            f"few, because QEMU's limits are unknown: {_list(room)}",
+        )
     if tightest is not None and tightest.channels < channels:
-        channels, reason = tightest.channels, f"as many as fit: {tightest.text(wanted)}"
+        channels, reason = (
+            tightest.channels,
+            f"as many as the limits allow: {tightest.text(wanted)}",
+        )
     most = Most(channels, reason) if channels < wanted else None
     return Limited(most, _detail(room, needs, tightest, channels))
 
 
 def _detail(room: Headroom, needs: list[Need], tightest: Need | None, channels: int) -> str:
-    known = tightest.text(channels) if tightest is not None and needs else "none that matters"
+    known = tightest.text(channels) if tightest is not None and needs else "no limit that matters"
     return f"unknown: {_list(room)}; {plan.plural(channels)}" if room.unknown else known
 
 
@@ -149,9 +155,9 @@ def _list(room: Headroom) -> str:
 def _refused(pid: int | None, need: Need, channels: int, is_demanded: bool) -> errors.TooLittleLeft:
     hint = _hint(pid, need.limit)
     if is_demanded and need.channels >= 1:
-        hint = f"ask for at most {plan.plural(need.channels)}, or leave channels at auto; or {hint}"
+        hint = f"use at most {plan.plural(need.channels)}, or set channels to auto; or {hint}"
     return errors.TooLittleLeft(
-        f"QEMU (pid {pid}) has {need.text(channels)}; it would die",
+        f"QEMU (pid {pid}) has {need.text(channels)}; it would crash",
         hint=hint,
         **need.as_dict(channels),
     )
@@ -181,7 +187,7 @@ def recheck(footprint: Footprint, channels: int) -> None:
     tightest = plan.tightest(needs)
     if tightest is not None and tightest.channels < channels:
         error = _refused(footprint.pid, tightest, channels, is_demanded=False)
-        error.message += "; others have taken some since it was checked"
+        error.message += "; other processes have used some since the check"
         raise error
 
 
@@ -196,8 +202,8 @@ def _own_threads() -> dict[str, int]:
         if limit.left < needed:
             threads = "thread" if limit.left == 1 else "threads"
             raise errors.TooLittleLeft(
-                f"mapsave has {limit.left} {threads} left of {limit.most} ({limit.name}), it needs "
-                f"{needed}",
+                f"mapsave has {limit.left} {threads} left of {limit.most} ({limit.name}) and "
+                f"needs {needed}",
                 hint=_hint(None, limit),
                 limit=limit.name,
                 most=limit.most,
@@ -216,7 +222,7 @@ def check_own_files(preallocated: int) -> None:
     needed = superblock.DEFAULT_STREAM_OFFSET + preallocated
     if most != resource.RLIM_INFINITY and most < needed:
         raise errors.TooLittleLeft(
-            f"mapsave may write files of at most {units.format_size(most)} (RLIMIT_FSIZE), it "
+            f"mapsave may write files of at most {units.format_size(most)} (RLIMIT_FSIZE) and "
             f"needs {units.format_size(needed)}",
             hint="raise the limit (ulimit -f; of a systemd unit LimitFSIZE=)",
             limit="RLIMIT_FSIZE",

@@ -35,12 +35,12 @@ def state_directory(state: Path, part: str) -> Path:
         _close_to_others(directory)
     except PermissionError as error:
         raise errors.NotPermitted(
-            f"cannot make the state directory {str(directory)!r}: {error.strerror}",
+            f"cannot create the state directory {str(directory)!r}: {error.strerror}",
             hint="run as the user that owns it, or set 'state:' in the configuration",
         ) from None
     except OSError as error:
         raise errors.ConfigMissing(
-            f"cannot make the state directory {str(directory)!r}: {error.strerror}",
+            f"cannot create the state directory {str(directory)!r}: {error.strerror}",
             hint="set 'state:' in the configuration",
         ) from None
     return directory
@@ -100,7 +100,9 @@ def held(state: Path, what: str, key: str) -> Iterator[None]:
     fd = _opened(path, what)
     try:
         if not _locked(fd):
-            raise errors.Busy(f"{what} is being saved, restored or recovered by another mapsave")
+            raise errors.Busy(
+                f"{what} is being saved, restored or recovered by another mapsave process"
+            )
         yield
     finally:
         os.close(fd)
@@ -118,7 +120,7 @@ def _opened(path: Path, what: str) -> int:
     except OSError as error:
         raise errors.Refused(
             f"cannot lock {what}: {str(path)!r}: {error.strerror}",
-            hint="mend that, or set 'state:' in the configuration",
+            hint="fix that, or set 'state:' in the configuration",
         ) from None
 
 

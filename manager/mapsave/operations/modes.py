@@ -60,19 +60,19 @@ def check(mode: Mode) -> str:
         raise errors.UnsafeMode(
             f"QEMU {does.get(mode.replay, mode.replay)} (-icount rr={mode.replay}): a save would "
             "make it abort",
-            hint="start the guest without rr= to save it; snapshots of a record are QEMU's own "
-            "(savevm, rrsnapshot=)",
+            hint="start the guest without rr= to save it; use QEMU's own snapshots for "
+            "recordings (savevm, rrsnapshot=)",
             replay=mode.replay,
         )
     if mode.writers:
         raise errors.NotMigratable(
-            f"disks of the guest are written to by {', '.join(mode.writers)}, so that QEMU could "
-            "not hand them over at the end of the save",
-            hint="wait for its end, or stop it ('block-job-cancel', 'block-export-del' at QEMU's "
-            "monitor)",
+            f"{', '.join(mode.writers)} write to disks of the guest, so QEMU could not release "
+            "them at the end of the save",
+            hint="wait until it has finished, or stop it ('block-job-cancel', "
+            "'block-export-del' at QEMU's monitor)",
             writers=list(mode.writers),
         )
-    return "no record or replay, and no job that writes to the guest's disks"
+    return "no record/replay, and no job writes to the guest's disks"
 
 
 async def check_made(session: Session) -> None:
@@ -83,7 +83,7 @@ async def check_made(session: Session) -> None:
         if _TOO_EARLY not in error.desc:
             raise
         raise errors.WrongRunState(
-            f"{session.address}: QEMU waits to be configured (-preconfig) and has no machine yet",
+            f"{session.address}: QEMU is in preconfig state (-preconfig) and has no machine yet",
             hint="finish its configuration ('x-exit-preconfig' at its monitor) first",
         ) from None
 

@@ -36,7 +36,7 @@ _TOGETHER = 256  # pages that are read and compared at a time
 _THREADS = 8
 # File systems that keep zeros which were written as data (linux/magic.h); ZFS makes holes of them.
 _KEEP_ZEROS = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs"}
-_HINT = "the storage wrote less than it was given; save to another file system"
+_HINT = "the storage lost writes; save to another file system"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Written:
             return []
         return [
             f"the file system does not report holes, and {self.not_compared} pages were not "
-            f"compared with the guest's RAM ({self.reason}): a short write would go unnoticed"
+            f"compared with the guest's RAM ({self.reason}): a short write would not be noticed"
         ]
 
 
@@ -217,7 +217,7 @@ class ReadBack:
         left = limit - ends // first
         second = max(1, -(-others // left)) if left > 0 else 0
         if (first, second) != (1, 1):
-            self._reason = self._reason or f"{limit} pages at most were read back, to save time"
+            self._reason = self._reason or f"to save time, at most {limit} pages were read back"
         return first, second
 
     def _suspects(self, block: RamBlock, *, is_all: bool) -> Iterator[holes.Ends]:
@@ -270,7 +270,7 @@ class ReadBack:
 def _cut(block: RamBlock, page: int) -> errors.PagesMissing:
     offset = block.pages_offset + page * block.page_size
     return errors.PagesMissing(
-        f"page {page} of RAM block {block.name!r}, at byte {offset}, was not written whole",
+        f"page {page} of RAM block {block.name!r}, at byte {offset}, was not completely written",
         hint=_HINT,
         block=block.name,
         page=page,

@@ -105,7 +105,7 @@ async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: boo
         return
     except OSError as error:
         words = f"{error.filename or orphan.path}: {error.strerror}"
-        line["error"] = errors.SaveFailed(words, hint="mend that, then recover again").as_dict()
+        line["error"] = errors.SaveFailed(words, hint="fix that, then recover again").as_dict()
         return
     except Exception as error:
         # A journal that is not as we write them must not keep the others from being recovered.
@@ -135,7 +135,7 @@ def _work(orphan: Orphan) -> Callable[..., Awaitable[str]]:
     }
     if orphan.kind not in works:
         raise errors.Unsupported(
-            f"{str(orphan.path)!r}: {orphan.kind!r} is no operation that this version knows",
+            f"{str(orphan.path)!r}: this version does not know the operation {orphan.kind!r}",
             hint="recover with the version of mapsave that wrote it",
         )
     return works[orphan.kind]
@@ -153,7 +153,7 @@ def sweep(config: Config, warnings: list[str], *, dry_run: bool) -> list[str]:
         with store.directory(config.images) as held:
             return _swept(config, held, warnings, dry_run=dry_run)
     except (errors.MapsaveError, OSError) as error:
-        warnings.append(f"partial images without an owner were not removed: {error}")
+        warnings.append(f"could not remove partial images without an owner: {error}")
         return []
 
 

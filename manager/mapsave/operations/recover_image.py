@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mapsave.image.image import Partial
     from mapsave.operations.journal import Orphan
 
-_PAUSED = "the guest is left as it is until then"
+_PAUSED = "until then the guest is left as it is"
 
 
 def path(orphan: Orphan) -> str:
@@ -37,7 +37,7 @@ def adopted(orphan: Orphan, held: store.Directory) -> Iterator[Partial]:
     """Open the partial image of this save. Raises OSError, Busy, InvalidImage."""
     with image.adopting(held.fd, str(orphan.facts["name"])) as partial:
         if str(partial.block.uuid) != orphan.facts.get("uuid"):
-            raise errors.InvalidImage(f"{partial.partial!r} is of another save")
+            raise errors.InvalidImage(f"{partial.partial!r} belongs to another save")
         yield partial
 
 
@@ -74,8 +74,8 @@ def is_committed(orphan: Orphan, held: store.Directory) -> bool:
             return False
         raise errors.CommitFailed(
             f"{path(orphan)!r} may be the image of this save, but cannot be read: {error}",
-            hint=f"run 'mapsave recover' again once it can; {_PAUSED}. Is it damaged for good: "
-            "remove it, resume the guest with 'cont' at its monitor, then recover",
+            hint=f"run 'mapsave recover' again once it can; {_PAUSED}. If it is damaged: remove "
+            "it, resume the guest with 'cont' at its monitor, then recover",
             image=path(orphan),
         ) from None
 
@@ -102,15 +102,15 @@ def is_gone(orphan: Orphan, held: store.Directory) -> bool:
     inode = orphan.facts.get("directory_inode")
     if isinstance(inode, int) and os.fstat(held.fd).st_ino != inode:
         raise errors.BadDirectory(
-            f"{held.path!r} is not the directory that the image was written to: is its file system "
-            "not mounted?"
+            f"{held.path!r} is not the directory that the image was written to: is its file "
+            "system mounted?"
         )
     if orphan.reached("committed"):
         return True
     raise errors.CommitFailed(
         f"{path(orphan)!r} may have been committed, but neither it nor its partial image is there",
-        hint="find out where the image went. Was it not restored: resume the guest with 'cont' at "
-        "its monitor, then run 'mapsave recover'",
+        hint="find out where the image went. If it was not restored: resume the guest with "
+        "'cont' at its monitor, then run 'mapsave recover'",
         image=path(orphan),
     )
 

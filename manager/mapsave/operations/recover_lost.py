@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mapsave.operations.journal import Orphan
 
 HINT = (
-    "see by 'query-status' whether its guest is paused, and resume it ('cont'); then move the "
-    "journal away"
+    "check with 'query-status' whether its guest is paused, and resume it ('cont'); then move "
+    "the journal away"
 )
 _MAYBE_NUMBER = (int, type(None))
 _TYPES: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -51,7 +51,10 @@ def known(config: Config, orphan: Orphan) -> Orphan:
         raise lost(f"the journal {where!r} is damaged: {orphan.problem}", hint=HINT)
     for key, wanted in _TYPES.get(orphan.kind, {}).items():
         if key not in orphan.facts or not isinstance(orphan.facts[key], wanted):
-            words = f"the journal {where!r} does not say {key!r}, or not as this version writes it"
+            words = (
+                f"the journal {where!r} lacks {key!r}, or has it in another form than this "
+                "version writes"
+            )
             raise errors.JournalUnusable(words, hint=HINT)
     return orphan
 

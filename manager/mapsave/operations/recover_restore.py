@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from mapsave.operations.journal import Orphan
 
 RUNS = "guest restored"
-UNDONE = "destination ended, image as before"
+UNDONE = "destination stopped, image as before"
 LEFT = "image as before; the destination, which mapsave had not started, was left paused"
 PAUSED = (
-    "image as before; libvirt may have loaded the guest meanwhile: if the domain that is active is "
-    "that one, end it (virsh destroy) or let it run (virsh resume)"
+    "image as before; libvirt may have loaded the guest: if that domain is active, destroy it "
+    "(virsh destroy) or resume it (virsh resume)"
 )
 LOADED = (
-    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' or "
-    "virsh resume), or end it; the image stays marked as restored"
+    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' "
+    "or virsh resume), or end it; the image remains marked as restored"
 )
 MAY_RUN = (
-    "a guest runs at the destination, which may be the restored one; the image is marked as "
-    "restored: restore --again takes it nevertheless"
+    "the guest running at the destination may be the restored one; the image is marked as "
+    "restored: restore --again restores it anyway"
 )
 MAY_HAVE_RUN = (
-    "destination ended since; its guest was loaded and may have run, so the image stays marked as "
-    "restored: restore --again takes it nevertheless"
+    "destination ended since; its guest was loaded and may have run, so the image remains "
+    "marked as restored: restore --again restores it anyway"
 )
-ENDED_SINCE = "guest restored, and ended since; the image stays marked as restored"
+ENDED_SINCE = "guest restored, and ended since; the image remains marked as restored"
 
 
 async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dry_run: bool) -> str:
@@ -120,8 +120,8 @@ def _monitor(config: Config, orphan: Orphan) -> attach.Monitor | None:
     raise errors.JournalUnusable(
         f"the journal {str(orphan.path)!r} is damaged, and does not say which QEMU the image "
         f"{orphan.facts['image']!r} was being loaded into",
-        hint="see whether one waits or is paused: quit it, or resume it and restore the image no "
-        "more; then move the journal away",
+        hint="check whether a QEMU is waiting or paused: quit it, or resume it and do not "
+        "restore the image again; then move the journal away",
     )
 
 

@@ -41,7 +41,8 @@ def is_saved(entry: Entry) -> bool:
 def interrupted(who: str, outcome: str, step: str | None) -> errors.Interrupted:
     """Return the error of an operation that recovery has not brought to its end."""
     error = errors.Interrupted(
-        f"{who} ended meanwhile; {outcome}", hint=None if outcome in _SPEAKS else "begin it again"
+        f"{who} exited during the operation; {outcome}",
+        hint=None if outcome in _SPEAKS else "start it again",
     )
     if step is not None:
         error.data["step"] = step

@@ -34,20 +34,19 @@ if TYPE_CHECKING:
     from mapsave.operations.written import Written
 
 COMMITTED = "image committed"
-PUT_BACK = "guest put back"
-QEMU_ENDED = "QEMU had ended before its stream was whole: nothing to commit, partial image removed"
+PUT_BACK = "save rolled back"
+QEMU_ENDED = (
+    "QEMU had exited before its stream was complete: nothing to commit, partial image removed"
+)
 HOST_WENT_DOWN = (
     "the host went down before the image was on stable storage: nothing to commit, "
     "partial image removed"
 )
-TAKEN_OVER = (
-    f"{COMMITTED}, but stale and marked so; guest left as it is: somebody has let it run since"
-)
+TAKEN_OVER = f"{COMMITTED}, but marked stale: the guest has been resumed since and was left running"
 _STUCK = (
-    "the guest had suspended itself or stopped by itself while it was saved, and QEMU could die "
-    "when it is continued"
+    "the guest suspended or stopped itself during the save, and QEMU could crash when it is resumed"
 )
-GONE_SINCE = f"{COMMITTED}, and gone from its place since; guest left as it is"
+GONE_SINCE = f"{COMMITTED}, but no longer in its place; guest left as it is"
 
 
 async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dry_run: bool) -> str:
@@ -113,8 +112,10 @@ def _tidy(config: Config, orphan: Orphan, outcome: str, problems: list[Problem])
         with store.directory(directory) as held:
             _remove(config, orphan, held)
     except (errors.BadDirectory, errors.NotPermitted) as error:
-        error.message = f"{outcome}, but its partial image is still to be removed: {error.message}"
-        error.hint = "mount it, and recover again"
+        error.message = (
+            f"{outcome}, but its partial image could not be removed yet: {error.message}"
+        )
+        error.hint = "mount it, then recover again"
         raise
 
 
@@ -143,8 +144,8 @@ async def _session(
         if _process(orphan) is None:
             return None
         raise errors.Unreachable(
-            f"{error.message}, though its QEMU (pid {orphan.facts['pid']}) lives",
-            hint="start libvirtd again, or end that QEMU",
+            f"{error.message}, although its QEMU (pid {orphan.facts['pid']}) is still running",
+            hint="start libvirtd again, or shut that QEMU down",
         ) from None
 
 
@@ -153,9 +154,9 @@ def _check_identity(orphan: Orphan, session: Session) -> None:
     pid = orphan.facts.get("pid")
     if pid is not None and session.pid is not None and session.pid != pid:
         raise errors.Unreachable(
-            f"{session.address}: QEMU (pid {pid}), which was being saved, lives, "
-            f"but another one (pid {session.pid}) listens there",
-            hint=f"continue the guest of pid {pid} at another monitor of it, or end it",
+            f"{session.address}: QEMU (pid {pid}), which was being saved, is still running, but "
+            f"another one (pid {session.pid}) listens there",
+            hint=f"resume the guest of pid {pid} at another of its monitors, or shut it down",
         )
 
 
@@ -189,14 +190,14 @@ async def _with_qemu(
             await _commit(orphan, held, problems, session)
     except (errors.BadDirectory, errors.NotPermitted) as error:
         error.hint = (
-            f"mount {orphan.facts['directory']!r}, then run 'mapsave recover', which commits the "
-            "image; the guest is paused until then. Is the image lost for good: resume the guest "
+            f"mount {orphan.facts['directory']!r}, then run 'mapsave recover', which commits "
+            "the image; the guest is paused until then. If the image is lost: resume the guest "
             "with 'cont' at its monitor, then recover"
         )
         raise
     except (errors.InvalidImage, OSError) as error:
         await _put_back(orphan, session)
-        return f"{PUT_BACK}: QEMU had finished, but the image is not good: {error}"
+        return f"{PUT_BACK}: QEMU had finished, but the image is invalid: {error}"
     outcome = await _then(orphan, session, problems)
     if outcome == TAKEN_OVER:
         recover_image.mark_stale(config, orphan, problems)
@@ -232,9 +233,9 @@ async def _put_back(orphan: Orphan, session: Session) -> None:
     state = await guest_state.run_state(session)
     if state == "postmigrate" and not recover_image.continues(orphan):
         raise errors.GuestNotPutBack(
-            f"{session.address}: {_STUCK}, and its image is not good",
-            hint="mend what is wrong with the image directory, and recover again: nothing is lost "
-            "as long as that QEMU lives",
+            f"{session.address}: {_STUCK}, and its image is invalid",
+            hint="fix the image directory, then recover again: nothing is lost as long as that "
+            "QEMU is running",
             run_state=state,
         )
     async with guest_state.put_back_at_end(
@@ -255,11 +256,11 @@ async def _then(orphan: Orphan, session: Session, problems: list[Problem]) -> st
         return TAKEN_OVER if then == "quit" else COMMITTED
     if then == "quit" and not await ending.end_guest(session):
         raise errors.GuestNotEnded(
-            f"{session.address}: {COMMITTED}, but the guest was not ended",
-            hint="it is paused; run 'mapsave recover' again, which ends it",
+            f"{session.address}: {COMMITTED}, but the guest was not shut down",
+            hint="it is paused; run 'mapsave recover' again to shut it down",
         )
     if then != "quit" and not recover_image.continues(orphan):
-        words = f"{_STUCK}: do not continue it, but shut that QEMU down and restore the image"
+        words = f"{_STUCK}: do not resume it; shut that QEMU down and restore the image"
         problems.append(Problem(words, recoverable=False))
     elif then == "resume":
         await session.resume()
@@ -288,14 +289,14 @@ async def _without_qemu(
             whole = whole or partial.block.state is not State.PARTIAL
             await _check(orphan, partial, None)
     except errors.PagesMissing as error:
-        return f"QEMU had ended, and {error.message}: partial image removed"
+        return f"QEMU had exited, and {error.message}: partial image removed"
     except (FileNotFoundError, errors.InvalidImage):
         whole = False  # any other error of the disk may pass: the image may be all that is left
     if not whole:
         return outcome
     if not dry_run:
         await _commit(orphan, held, problems)
-    return f"{COMMITTED} (QEMU had finished before it ended)"
+    return f"{COMMITTED} (QEMU had finished before it exited)"
 
 
 async def _check(

@@ -90,7 +90,7 @@ async def restore(
             return await shielded.until_decided(_restore(config, request, phases))
     except TimeoutError:
         raise errors.RestoreTimeout(
-            f"{request.image!r}: not restored within {request.timeout:g} s; given up"
+            f"{request.image!r}: not restored within {request.timeout:g} s"
         ) from None
     except errors.MonitorError as error:
         raise errors.RestoreFailed(error.message) from None
@@ -98,7 +98,7 @@ async def restore(
         raise errors.RestoreFailed(
             f"cannot write the journal {error.filename!r}: {error.strerror}; the guest was not "
             "resumed, and the image is as before",
-            hint="make room there, or set 'state:' in the configuration",
+            hint="free some space there, or set 'state:' in the configuration",
         ) from None
 
 
@@ -151,14 +151,14 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
 
 def _used_up(opened: Image) -> errors.AlreadyRestored:
     """Return the error for an image whose guest has run since."""
-    words = "was restored before"
+    words = "has been restored before"
     if opened.block.state is not State.RESTORED:
-        words = "was restored before, itself or a copy of it, as the state directory says"
+        words = "has been restored before, itself or a copy of it, according to the state directory"
     if opened.metadata.get("continued"):
-        words = "is stale: somebody else continued its guest when it was being saved"
+        words = "is stale: another client resumed its guest during the save"
     return errors.AlreadyRestored(
         f"{opened.path!r} {words}",
-        hint="its disks have moved on since; --again restores it nevertheless",
+        hint="its disks have changed since; --again restores it anyway",
     )
 
 
@@ -278,8 +278,8 @@ async def _transfer(job: _Job, target: Destination) -> None:
     except errors.MonitorLost as error:
         how = await giving_up.how_ended(target)
         raise errors.RestoreFailed(
-            f"the destination ended while it was loading, {how or error.message}",
-            hint="QEMU may end so, or hang, where the image cannot be read: see dmesg",
+            f"the destination exited while loading, {how or error.message}",
+            hint="QEMU may exit or hang when the image cannot be read: see dmesg",
         ) from None
     except errors.KeptByQemu as error:
         kept.note(job.config.state, process.identity(session.pid), error.message)
@@ -303,8 +303,8 @@ def _kept(error: errors.KeptByQemu) -> errors.RestoreFailed:
     first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
     return errors.RestoreFailed(
         f"{first}{error.message}",
-        hint="a destination that mapsave started was ended; end one that was waiting: its "
-        "migration settings were left as they are",
+        hint="a destination that mapsave started was stopped; shut down one that was waiting, "
+        "because its migration settings were left as they are",
         **error.data,
     )
 

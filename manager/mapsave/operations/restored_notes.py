@@ -63,9 +63,9 @@ def is_used(state: Path, opened: Image) -> bool:
         return opened.block.state is State.RESTORED or is_noted(state, opened.block.uuid)
     except OSError as error:
         raise errors.Refused(
-            f"cannot see in {str(state / _DIRECTORY)!r} whether {opened.path!r} was restored: "
+            f"cannot check in {str(state / _DIRECTORY)!r} whether {opened.path!r} was restored: "
             f"{error.strerror}",
-            hint="mend that, or restore it with --again if it surely was not",
+            hint="fix that, or restore it with --again if you know that it was not",
         ) from None
 
 
@@ -115,16 +115,17 @@ def _both(
     except (OSError, errors.InvalidImage) as error:
         if unnoted is None:
             return (
-                f"{path!r} could not be marked as {what} ({_words(error)}); it is noted in "
-                f"{str(state / _DIRECTORY)!r}: only a mapsave with that state directory refuses it"
+                f"{path!r} could not be marked as {what} ({_words(error)}); it is recorded in "
+                f"{str(state / _DIRECTORY)!r}: only a mapsave that uses that state directory "
+                "refuses it"
             )
         words = f"neither in the image ({_words(error)}) nor in the state directory"
         raise OSError(errno.EIO, f"{words} ({_words(unnoted)})") from None
     if unnoted is None:
         return None
     return (
-        f"{path!r} is marked as {what}, but that could not be noted in "
-        f"{str(state / _DIRECTORY)!r} ({_words(unnoted)}): a copy of it is not refused"
+        f"{path!r} is marked as {what}, but that could not be recorded in "
+        f"{str(state / _DIRECTORY)!r} ({_words(unnoted)}): a copy of it would not be refused"
     )
 
 

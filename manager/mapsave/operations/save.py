@@ -59,7 +59,7 @@ async def save(
             return await shielded.until_decided(work)
     except TimeoutError:
         raise errors.SaveTimeout(
-            f"guest {guest.name!r}: not saved within {request.timeout:g} s; cancelled"
+            f"guest {guest.name!r}: not saved within {request.timeout:g} s; the save was cancelled"
             + (f"; {became.words}" if became.words else ""),
             hint=("" if became.words else "the guest is as before; ")
             + "allow more time, or see 'mapsave check'",
@@ -235,12 +235,12 @@ def _save_failures(job: SaveJob) -> Iterator[None]:
         yield
     except FileExistsError:
         raise errors.ImageExists(
-            f"{job.path!r} was made by somebody else meanwhile", hint="choose another name"
+            f"another process created {job.path!r} during the save", hint="choose another name"
         ) from None
     except journal.JournalUnwritable as error:
         raise errors.SaveFailed(
             f"cannot write the journal {error.filename!r}: {error.strerror}",
-            hint="make room there, or set 'state:' in the configuration",
+            hint="free some space there, or set 'state:' in the configuration",
             errno=error.errno,
         ) from None
     except OSError as error:

@@ -97,8 +97,8 @@ def _proving(job: SaveJob, outcome: Outcome | None) -> Iterator[None]:
         message = f"{job.partial_path!r}, read back: {error.message}"
         if outcome is None:
             raise errors.SaveQemuDied(
-                f"QEMU ended after it had written its stream, and {message}",
-                hint="see QEMU's own log; mapsave did not end it",
+                f"QEMU exited after it had written its stream, and {message}",
+                hint="see QEMU's log; mapsave did not stop it",
                 found=error.as_dict(),
             ) from None
         raise errors.CommitFailed(message, hint=error.hint, found=error.as_dict()) from None
@@ -112,8 +112,8 @@ async def check_undisturbed(job: SaveJob, paused: Paused) -> None:
     if job.then != "resume" and (state := await _disturbed(job)) is not None:
         paused.release()
         raise errors.GuestContinued(
-            f"{job.session.address}: somebody else continued the guest, now {state}, before its "
-            "image was committed, which was removed",
+            f"{job.session.address}: another client resumed the guest, now {state}, before its "
+            "image was committed; the image was removed",
             hint="the guest was left as it is; save it again",
             run_state=state,
         )
@@ -151,16 +151,16 @@ async def _then(job: SaveJob, partial: Partial, paused: Paused) -> None:
             return
         job.log.unsettled()  # `mapsave recover` tries again
         raise errors.GuestNotEnded(
-            f"{job.session.address}: {job.path!r} is committed, but the guest was not ended",
-            hint="it is paused; run 'mapsave recover', which ends it",
+            f"{job.session.address}: {job.path!r} is committed, but the guest was not shut down",
+            hint="it is paused; run 'mapsave recover' to shut it down",
             image=job.path,
         )
     if not paused.continues:
         raise errors.GuestNotPutBack(
-            f"{job.session.address}: {job.path!r} is committed, but the guest had suspended itself "
-            "or stopped by itself while it was saved: it is left paused, for QEMU could die when "
-            "it is continued",
-            hint="do not continue it: shut this QEMU down, and restore the image",
+            f"{job.session.address}: {job.path!r} is committed, but the guest suspended or "
+            "stopped itself during the save: it was left paused, because QEMU could crash when "
+            "it is resumed",
+            hint="do not resume it: shut this QEMU down and restore the image",
             image=job.path,
         )
     try:
@@ -170,7 +170,7 @@ async def _then(job: SaveJob, partial: Partial, paused: Paused) -> None:
         raise await _lost(job, error) from None
     except errors.MonitorError as error:
         _log.warning(
-            "%s: the image is committed, but QEMU does not tell how the guest is: %s",
+            "%s: image committed, but QEMU did not report the guest's state: %s",
             job.session.address,
             error,
         )
@@ -182,13 +182,15 @@ async def _lost(job: SaveJob, error: errors.MonitorLost) -> errors.SaveFailed:
     if pid is not None and not await ending.ended(pid, ending.LOST_TIMEOUT):
         job.log.unsettled()
         return errors.SaveFailed(
-            f"{error.message}, though QEMU (pid {pid}) lives; {job.path!r} is committed",
+            f"{error.message}, although QEMU (pid {pid}) is still running; {job.path!r} is "
+            "committed",
             hint=f"run 'mapsave recover': it lets the guest {_GOES_ON[job.then]}",
             image=job.path,
         )
     return errors.SaveQemuDied(
-        f"{error.message}, though the guest was to {_GOES_ON[job.then]}; {job.path!r} is committed",
-        hint="see QEMU's own log; 'mapsave restore' brings the guest back as it was saved",
+        f"{error.message}, although the guest was to {_GOES_ON[job.then]}; {job.path!r} is "
+        "committed",
+        hint="see QEMU's log; 'mapsave restore' restores the guest as it was saved",
         image=job.path,
     )
 
@@ -202,9 +204,9 @@ async def _stale(job: SaveJob, partial: Partial, state: str) -> errors.GuestCont
     if warning is not None:
         marked = warning
     return errors.GuestContinued(
-        f"{job.session.address}: somebody else has continued the guest, now {state}, which was "
+        f"{job.session.address}: another client has resumed the guest, now {state}, which was "
         f"left as it is; {job.path!r} is committed, but stale",
-        hint=f"the guest's disks have moved on, so {marked}",
+        hint=f"the guest's disks have changed since, so {marked}",
         image=job.path,
         run_state=state,
     )
@@ -242,9 +244,9 @@ async def _give_its_name(
         applied.keep()
         job.log.unsettled()
         raise errors.CommitFailed(
-            f"{job.path!r} is written, but its name is not surely on stable storage: "
+            f"{job.path!r} was written, but the rename may not have reached stable storage: "
             f"{error.strerror}",
-            hint="run 'mapsave recover' once the disk is well: it completes the save",
+            hint="run 'mapsave recover' once the disk works again; it completes the save",
             image=job.path,
         ) from None
 

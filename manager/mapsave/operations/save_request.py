@@ -90,9 +90,9 @@ def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
         return "native" if guest.libvirt is None else "libvirt"
     if wanted == "libvirt" and guest.libvirt is None:
         raise errors.Unsupported(
-            f"guest {guest.name!r} is not one of libvirt, so there is no domain XML for an image "
-            "of libvirt's format",
-            hint="leave format at auto, or use 'native'",
+            f"guest {guest.name!r} is not a libvirt guest, so there is no domain XML for an "
+            "image in libvirt format",
+            hint="set format to auto or native",
         )
     return "libvirt" if wanted == "libvirt" else "native"
 

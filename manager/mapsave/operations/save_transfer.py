@@ -113,9 +113,9 @@ def _kept(error: errors.KeptByQemu) -> errors.SaveKeptByQemu:
     before = error.__context__
     first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
     return errors.SaveKeptByQemu(
-        f"{first}{error.message}: its migration settings were left as they are, and mapsave saves "
-        "this QEMU process no more",
-        hint="start the guest anew when it suits, and take no snapshot of it until then",
+        f"{first}{error.message}: its migration settings were left as they are, and mapsave "
+        "will not save this QEMU process again",
+        hint="restart the guest when convenient, and take no snapshot of it until then",
         **error.data,
     )
 
@@ -184,8 +184,8 @@ async def _check_state(job: SaveJob) -> None:
         known = run_states.of("suspended")
     if known.refusal is not None:
         raise errors.SaveFailed(
-            f"the guest cannot be saved, in run state {state!r}: {known.refusal}",
-            hint=f"if it is paused, continue it; then {known.hint}" if known.hint else None,
+            f"the guest cannot be saved in run state {state!r}: {known.refusal}",
+            hint=f"if it is paused, resume it; then {known.hint}" if known.hint else None,
             run_state=state,
         )
 
@@ -224,7 +224,7 @@ def left_to_recover(
     applied.keep()
     job.log.unsettled()
     return errors.SaveFailed(
-        message, hint="run 'mapsave recover': it finishes the save or puts the guest back"
+        message, hint="run 'mapsave recover': it completes the save or rolls it back"
     )
 
 
@@ -239,9 +239,10 @@ def kept_if_stuck(
         if not paused.continues and not partial.has_its_name:
             left_to_recover(job, partial, applied, "")
             job.stuck = (
-                "the guest had suspended itself or stopped by itself while it was saved, so that "
-                "QEMU could die when it is continued; it is left paused, and its image is kept as "
-                f"{job.partial_path!r}: 'mapsave recover' completes the save once the cause is gone"
+                "the guest suspended or stopped itself during the save, so QEMU could crash "
+                "when it is resumed; it was left paused, and its image kept as "
+                f"{job.partial_path!r}: 'mapsave recover' completes the save once the cause is "
+                "gone"
             )
         raise
 
@@ -255,13 +256,13 @@ async def _check_loss(
     """
     found = job.facts
     if found.pid is not None and not await ending.ended(found.pid, ending.LOST_TIMEOUT):
-        lives = f"{error.message}, though QEMU (pid {found.pid}) lives"
+        lives = f"{error.message}, although QEMU (pid {found.pid}) is still running"
         raise left_to_recover(job, partial, applied, lives)
     try:
         partial.validate()
     except errors.InvalidImage:
         raise errors.SaveQemuDied(
-            f"guest {job.metadata['guest']['name']!r}: QEMU ended while it was saving "
+            f"guest {job.metadata['guest']['name']!r}: QEMU exited during the save "
             f"({error.message})",
-            hint="see QEMU's own log; mapsave did not end it",
+            hint="see QEMU's log; mapsave did not stop it",
         ) from None

@@ -65,7 +65,7 @@ async def check(session: Session, fd: int, contents: Contents) -> list[str]:
 def _unwritable(block: RamBlock, backend: Backend) -> errors.DestinationMismatch:
     return errors.DestinationMismatch(
         f"the destination's RAM {backend.name!r} is read-only, and the image has pages of RAM "
-        f"block {block.name!r}: QEMU would die in loading them",
+        f"block {block.name!r}: QEMU would crash while loading them",
         hint="start the destination with readonly=off, or rom=off, for that memory backend",
     )
 
@@ -83,17 +83,17 @@ def _check_file(
             stale = _in_memory(pid, fd, block, there)
         except OSError:
             raise errors.DestinationNotZero(
-                f"the destination's {where} cannot be checked ({error.strerror}): where the image "
-                "has no page, QEMU would leave what is there",
+                f"the destination's {where} cannot be checked ({error.strerror}): where the "
+                "image has no page, QEMU would keep what is there",
                 hint="run mapsave as a user who may read the file",
                 path=backend.path,
             ) from None
     if stale is not None:
         raise errors.DestinationNotZero(
             f"the destination's {where} has contents at page {stale.page}, where the image has "
-            "none, which QEMU would leave",
-            hint="it has changed since the save: put back what it had then, or start the "
-            "destination with a new, empty file in its place; the image holds the contents",
+            "none, which QEMU would not clear",
+            hint="it has changed since the save: restore its former contents, or start the "
+            "destination with a new, empty file instead; the image has the contents",
             path=backend.path,
         )
 
@@ -153,15 +153,15 @@ def _check_memory(
             return []
         return [
             f"RAM block {block.name!r} of the destination could not be compared with the image "
-            f"({error.strerror}): if it has other contents than at the save, some of them stay"
+            f"({error.strerror}): contents that differ from those at the save may remain"
         ]
     if stale is not None:
         raise errors.DestinationNotZero(
-            f"the destination's RAM block {block.name!r} has contents at page {stale.page}, where "
-            "the image has none, which QEMU would leave",
-            hint="start the destination with what the guest had at the save (for flash, the same "
-            "firmware files), or with new files of zeros of that size; the image holds the "
-            "contents",
+            f"the destination's RAM block {block.name!r} has contents at page {stale.page}, "
+            "where the image has none, which QEMU would not clear",
+            hint="start the destination with what the guest had at the save (for flash, the "
+            "same firmware files), or with new files of zeros of that size; the image has "
+            "the contents",
         )
     return []
 
@@ -171,7 +171,7 @@ def _in_memory(
 ) -> _Stale | None:
     """Look for contents in QEMU's memory where the image has no page. Raises OSError."""
     if pid is None or there is None or there.address is None:
-        raise OSError(0, "QEMU's process is not in sight")
+        raise OSError(0, "QEMU's process cannot be seen")
     for first, pages in bitmaps.clear_runs(fd, block):
         start, length = first * block.page_size, pages * block.page_size
         for at in range(start, start + length, _CHUNK):

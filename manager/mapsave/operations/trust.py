@@ -40,8 +40,8 @@ def check_image(opened: Image, trusted: frozenset[int]) -> None:
     if found:
         raise errors.UntrustedImage(
             f"{opened.path!r} is writable by {_WHO}: {_joined(found)}",
-            hint="see 'mapsave inspect' for what it would run; move it to a directory that only "
-            "they can write, or give --trust-image",
+            hint="see 'mapsave inspect' for what it would run; move it to a directory that "
+            "only they can write to, or use --trust-image",
             strangers=found,
         )
 
@@ -52,8 +52,8 @@ def check_directory(path: str, trusted: frozenset[int]) -> None:
     if found:
         raise errors.UntrustedDirectory(
             f"{path!r} is writable by {_WHO}: {_joined(found)}",
-            hint="an image in it would not be restored: chown it, take the permission away "
-            "(chmod go-w, setfacl -b), or save to another directory",
+            hint="an image in it would not be restored: chown it, remove the permission (chmod "
+            "go-w, setfacl -b), or save to another directory",
             strangers=found,
         )
 
@@ -65,7 +65,7 @@ def check_readable_file(path: Path, fd: int, what: str) -> None:
         raise errors.UntrustedImage(
             f"{what} {str(path)!r} is writable by others than root and mapsave's own user: "
             f"{_joined(found)}",
-            hint="copy it to where only they can write, or give --trust-image",
+            hint="copy it to a directory that only they can write to, or use --trust-image",
             strangers=found,
         )
 
@@ -87,7 +87,7 @@ def check_program(name: str) -> None:
         raise errors.UntrustedImage(
             f"the recorded program {path!r} is writable by others than root and mapsave's own "
             f"user: {_joined(found)}",
-            hint="start the guest by 'launch:' in the configuration, or give --trust-image",
+            hint="start the guest with 'launch:' in the configuration, or use --trust-image",
             strangers=found,
         )
 

@@ -41,7 +41,7 @@ async def check(
 
     Raises PagesMissing, TruncatedImage, OSError, MonitorError.
     """
-    ram, reason = None, _RUNS_AGAIN if session is None else "QEMU's process is not in sight"
+    ram, reason = None, _RUNS_AGAIN if session is None else "QEMU's process cannot be seen"
     if session is not None and pid is not None:
         ram, reason = await _ram(session, pid, contents.stream)
     look = ReadBack(fd, contents, how, ram, reason)
@@ -72,7 +72,7 @@ async def _ram(session: Session, pid: int, stream: Stream) -> tuple[Ram | None, 
     for block in stream.blocks:
         there = found.get(block.name)
         if there is None or there.address is None or there.used < block.used_length:
-            return None, f"QEMU does not say where RAM block {block.name!r} is"
+            return None, f"QEMU does not report where RAM block {block.name!r} is"
     return Ram(pid, found), ""
 
 

@@ -33,7 +33,7 @@ def warnings(opened: Image, contents: Contents) -> list[str]:
         return []
     record = of(opened)
     if record is not None and record.get("holes") == "checked":
-        why = "they were data when it was saved; a sparse copy makes holes of zeros"
+        why = "they were data when it was saved; a sparse copy turns zeros into holes"
     else:
         why = "its save did not check that they were written"
     return [
@@ -45,7 +45,7 @@ def warnings(opened: Image, contents: Contents) -> list[str]:
 def text(record: dict[str, Any] | None) -> str:
     """Return the record in words."""
     if record is None:
-        return "not recorded whether every page was"
+        return "not recorded whether every used page is in data"
     where = "every used page is in data" if record.get("holes") == "checked" else "holes unknown"
     compared, left = record.get("compared"), record.get("not_compared")
     rest = f", {left} not: {record.get('reason')}" if left else ""

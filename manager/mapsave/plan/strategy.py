@@ -81,21 +81,21 @@ def choose(
     direct_io = settings.direct_io == "on"
     if settings.direct_io == "auto":
         direct_io = direct_io_refusal is None
-        reasons["direct_io"] = direct_io_refusal or "the directory takes direct writes"
+        reasons["direct_io"] = direct_io_refusal or "the directory supports direct I/O"
     channels = settings.channels
     if channels == "auto":
         channels = LIMITED_CHANNELS if bandwidth else DEFAULT_CHANNELS
         reasons["channels"] = (
-            "few, so that the bandwidth is kept to"
+            "few, to stay within the bandwidth limit"
             if bandwidth
-            else "enough requests under way for one disk"
+            else "enough requests in flight for one disk"
         )
         if most is not None and most.channels < channels:
             channels, reasons["channels"] = most.channels, most.reason
     if settings.zero_pages == "auto":
-        reasons["zero_pages"] = "found by the channels, in parallel"
+        reasons["zero_pages"] = "detected by the channels in parallel"
     if settings.preallocate == "auto":
-        reasons["preallocate"] = "most guests have zero pages that need no room"
+        reasons["preallocate"] = "most guests have zero pages, which need no space"
     return Strategy(
         direct_io=direct_io,
         zero_pages="multifd" if settings.zero_pages == "auto" else settings.zero_pages,

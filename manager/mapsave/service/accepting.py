@@ -165,7 +165,7 @@ class Acceptor:
 
     def _refuse(self, sock: socket.socket, who: str) -> None:
         sock.close()
-        self._say("a client without a role has too many connections; refused", who)
+        self._say("refused a client without a role: too many connections", who)
 
     def _say(self, words: str, who: str | None = None) -> None:
         """Log why clients are refused: each reason at most once a minute, however often it is."""
@@ -181,4 +181,4 @@ def _address(sock: socket.socket) -> str:
     try:
         return str(sock.getpeername()[0])
     except OSError:
-        return "a client that is gone"
+        return "a disconnected client"

@@ -49,6 +49,6 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
             count = length & 0x7F
             length, at = int.from_bytes(data[at : at + count], "big"), at + count
         if at + length > len(data):
-            raise ValueError("an element ends beyond what holds it")
+            raise ValueError("an element extends beyond its container")
         yield tag, data[at : at + length]
         at += length

@@ -63,7 +63,7 @@ class Hub:
         """Listen from now on, to everything or to ``operation`` alone. Raises ServiceStopping."""
         if len(self._listeners) >= MOST_LISTENERS:
             raise errors.ServiceStopping(
-                f"{MOST_LISTENERS} listen to events already, which is all that are served",
+                f"{MOST_LISTENERS} clients listen to events already, the maximum",
                 hint="ask for the operation instead: GET /v1/operations/ID?wait=30",
             )
         listener = Listener(operation)

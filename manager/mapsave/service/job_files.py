@@ -68,7 +68,7 @@ def load(config: Config) -> Jobs:
     except FileNotFoundError:
         return Jobs({})
     except OSError as error:
-        words = f"cannot read the directory of the jobs {str(config.jobs)!r}: {error.strerror}"
+        words = f"cannot read the jobs directory {str(config.jobs)!r}: {error.strerror}"
         return Jobs({}, (Broken(config.jobs, errors.ConfigMissing(words)),))
     for path in paths:
         if path.name.startswith("."):
@@ -80,7 +80,7 @@ def load(config: Config) -> Jobs:
                 _check_writers(path)
             if job.name in found:
                 raise errors.ConfigError(
-                    f"{path}: the job {job.name!r} stands in {found[job.name].source} already"
+                    f"{path}: the job {job.name!r} is already defined in {found[job.name].source}"
                 )
         except errors.MapsaveError as error:
             broken.append(Broken(path, error))
@@ -103,7 +103,7 @@ def _check_writers(path: Path) -> None:
         raise errors.NotPermitted(
             f"the job {str(path)!r} sets a label policy, and others than root and the service's "
             f"user could have written it: {'; '.join(found)}",
-            hint="chown and chmod go-w what is named, or leave 'policy' out of the job",
+            hint="chown and chmod go-w the files named, or omit 'policy' from the job",
         )
 
 

@@ -55,9 +55,9 @@ class Peer:
         if self.role >= role:
             return
         hint = {
-            Role.READER: "ask to be put into a group of 'readers' or 'operators'",
-            Role.OPERATOR: "ask to be put into a group of 'operators'",
-            Role.ADMIN: "root and the user that the service runs as may",
+            Role.READER: "ask to be added to a group of 'readers' or 'operators'",
+            Role.OPERATOR: "ask to be added to a group of 'operators'",
+            Role.ADMIN: "only root and the user that the service runs as may",
         }[role]
         raise errors.RoleMissing(
             f"{self.name} may not {what}: the role {role.word!r} is needed, not {self.role.word!r}",
@@ -144,7 +144,7 @@ def _group(name: str, key: str) -> int:
     except KeyError:
         raise errors.ConfigError(
             f"service.{key}: this host has no group {name!r}",
-            hint=f"make it: groupadd --system {name}",
+            hint=f"create it: groupadd --system {name}",
         ) from None
 
 

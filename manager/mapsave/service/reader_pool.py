@@ -59,7 +59,7 @@ class Looking:
         """
         if not self._room.acquire(blocking=False):
             raise errors.ServiceBusy(
-                "too many requests look into images already", hint="ask again in a moment"
+                "too many requests are reading images already", hint="ask again in a moment"
             )
         done: futures.Future[T] = futures.Future()
         done.add_done_callback(lambda _: self._room.release())

@@ -94,7 +94,7 @@ class Recovery:
             # Whether it has is found out by trying.
             _log.error("the step journals cannot be read: %s", error)
         else:
-            _log.warning("operation %s has left something to recover", operation)
+            _log.warning("operation %s needs recovery", operation)
         self.is_done = False
         self._wanted.set()
 
@@ -111,14 +111,14 @@ class Recovery:
                 done = await self.once()
             except (errors.MapsaveError, OSError) as error:
                 # The journal cannot be written, the image directory is gone: that may pass.
-                _log.error("recovery: %s; tried again in %g s", error, pause)
+                _log.error("recovery: %s; retrying in %g s", error, pause)
             except Exception:
-                _log.exception("recovery: a bug in mapsave; tried again in %g s", pause)
+                _log.exception("recovery: a bug in mapsave; retrying in %g s", pause)
             else:
                 for line in done["operations"]:
                     if line["error"]:
                         words = (line["operation"], line["guest"], line["error"]["message"], pause)
-                        _log.warning("recovery of the %s of %s: %s; tried again in %g s", *words)
+                        _log.warning("recovery of the %s of %s: %s; retrying in %g s", *words)
             if not self.is_done:
                 await asyncio.sleep(pause)
             pause = min(pause * 2, _LATER)
@@ -133,7 +133,7 @@ class Recovery:
             done = await recover.recover(config, told=self._told)
             await self._settle_others()
             self.problems = [
-                f"the damaged journal {path!r} is kept: look at it, then remove it"
+                f"the damaged journal {path!r} was kept: inspect it, then remove it"
                 for path in done["damaged"]
             ] + done["warnings"]
             has_failed = any(line["error"] for line in done["operations"])
@@ -158,7 +158,7 @@ class Recovery:
             await self._settle(record, await self._images())
         except errors.MapsaveError as error:
             # Its step journal is gone, so it is one of the others when this is tried again.
-            _log.error("operation %s: its end is not in the journal yet: %s", record.id, error)
+            _log.error("operation %s: its result could not be recorded yet: %s", record.id, error)
 
     async def _settle_others(self) -> None:
         """Settle those that no step journal speaks of: they waited, or had just ended."""
@@ -178,7 +178,7 @@ class Recovery:
         if result is not None:
             await operations.settle(record, states.DONE, result=result)
         else:
-            outcome = line["outcome"] if line else "nothing was under way any more"
+            outcome = line["outcome"] if line else "nothing was in progress any more"
             error = recover_result.interrupted("the service", outcome, record.step)
             await operations.settle(record, states.CANCELLED, error=error.as_dict())
         self._give_slot_back(record.id)

@@ -74,9 +74,9 @@ class Operations:
         if self._stopping and not self._is_part_of_save_all(new):
             raise errors.ServiceStopping("the service is stopping", hint="try again when it is up")
         if new.id in self._active:
-            raise errors.Busy(f"an operation {new.id} is under way already")
+            raise errors.Busy(f"operation {new.id} is already active")
         if len(self._active) >= MOST:
-            raise errors.ServiceStopping(f"{MOST} operations are under way", hint="try again later")
+            raise errors.ServiceStopping(f"{MOST} operations are active", hint="try again later")
         self._active[new.id] = new
         try:
             await self._journal.begin(new.record())
@@ -127,7 +127,7 @@ class Operations:
             # A cancel that comes now is too late: the image is committed, the guest may have ended.
             await shielded.to_the_end(self._journal.change(active.id, image=image))
         except errors.MapsaveError as error:
-            _log.error("operation %s: its image is not in the journal: %s", active.id, error)
+            _log.error("operation %s: its image could not be recorded: %s", active.id, error)
 
     def progressed(self, active: Operation, progress: Progress) -> None:
         """Note how far an operation is."""
@@ -141,10 +141,10 @@ class Operations:
     def cancel(self, active: Operation) -> None:
         """Tell an operation to stop; it puts everything back first. Raises NotCancellable."""
         if active.is_over:
-            raise errors.NotCancellable(f"operation {active.id} has ended: {active.state}")
+            raise errors.NotCancellable(f"operation {active.id} has finished: {active.state}")
         if active.state == states.COMMITTING:
             raise errors.NotCancellable(
-                f"operation {active.id} is committing its image, and is finished instead"
+                f"operation {active.id} is committing its image and will be completed instead"
             )
         self._cancel(active)
 
@@ -170,7 +170,7 @@ class Operations:
         waited: set[str] = set()
         while self._active:
             if finish and loop.time() >= end:
-                _log.warning("stopping: not ended within %g s, so it is cancelled", limit)
+                _log.warning("stopping: not finished within %g s, cancelling", limit)
                 finish = False
             parents = {each.parent for each in self._active.values()}
             idle = {
@@ -277,7 +277,7 @@ class Operations:
             with steps.watched(steps.Watch(active.id, saw)):
                 ended: dict[str, Any] = {"state": states.DONE, "result": await work(active)}
         except asyncio.CancelledError:
-            error: errors.MapsaveError = errors.Interrupted("cancelled; everything was put back")
+            error: errors.MapsaveError = errors.Interrupted("cancelled; everything was rolled back")
             ended = {"state": states.CANCELLED, "error": error.as_dict()}
         except errors.MapsaveError as found:
             over = isinstance(found, errors.Interrupted)
@@ -296,7 +296,7 @@ class Operations:
         try:
             await self._journal.end(active.id, ended["state"], **outcome)
         except errors.MapsaveError as error:
-            _log.error("operation %s: its end is not in the journal yet: %s", active.id, error)
+            _log.error("operation %s: its result could not be recorded yet: %s", active.id, error)
             self._unwritten[active.id] = active
         del self._active[active.id]
         active.change(**ended, progress=None)
@@ -318,7 +318,7 @@ class Operations:
             except errors.UnknownOperation:
                 pass  # another journal lies there by now
             except errors.MapsaveError as error:
-                _log.error("the journal still cannot be written: %s", error)
+                _log.error("the history still cannot be written: %s", error)
                 return
             del self._unwritten[each.id]
 

@@ -68,7 +68,7 @@ class Scheduler:
             if last is None:
                 await self._journal.ran(job.name, now.timestamp())  # counts from now on
             elif schedules.missed(job.schedule, last, now):
-                _log.info("job %s: a run was missed, it comes now", job.name)
+                _log.info("job %s: a run was missed, starting it now", job.name)
                 found[job.name] = now
                 continue
             found[job.name] = self._after(job, now)
@@ -119,9 +119,9 @@ class Scheduler:
             try:
                 await self._journal.ran(job.name, now.timestamp())
             except errors.MapsaveError as error:
-                _log.error("job %s: that it ran is not in the journal: %s", job.name, error)
+                _log.error("job %s: its run could not be recorded: %s", job.name, error)
         else:
-            _log.warning("job %s: %s; this run is left out", job.name, left_out)
+            _log.warning("job %s: %s; skipping this run", job.name, left_out)
 
     def _after(self, job: Job, now: datetime.datetime) -> datetime.datetime:
         assert job.schedule is not None

@@ -138,12 +138,12 @@ async def _reload(running: Service, notifier: Notifier) -> None:
     try:
         fixed = await running.reload()
     except errors.MapsaveError as error:
-        _log.error("the old configuration stays in force: %s", error.message)
-        notifier.status(f"the old configuration stays in force: {error.message}")
+        _log.error("the old configuration remains in use: %s", error.message)
+        notifier.status(f"the old configuration remains in use: {error.message}")
     else:
         for key in fixed:
-            _log.warning("%s: takes effect only when the service is started again", key)
-        _log.info("the configuration was read anew")
+            _log.warning("%s: takes effect only after a restart of the service", key)
+        _log.info("configuration reloaded")
         notifier.status(_summary(running))
     notifier.ready()
 
@@ -183,7 +183,7 @@ def _end_at_last(limit: float) -> None:
     def end() -> None:
         for each in unfinished.listed():
             _log.critical(
-                "stopping: %s of %s hangs at step %s, and is left to the next start",
+                "stopping: %s of %s hangs at step %s and is left to the next start",
                 each["operation"],
                 each["guest"] or each["image"],
                 each["step"],

@@ -92,7 +92,7 @@ class Service:
     async def start_job(self, job: Job) -> str | None:
         """Begin a run of a job; return why it is left out where that is so."""
         if self.is_running(job.name):
-            return "its run before is still under way"
+            return "its previous run is still in progress"
         if self._is_saving_all():
             return "all guests are being saved"  # its own would stand in the way of that
         new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
@@ -250,10 +250,10 @@ class Service:
             try:
                 removed = await self.journal.prune(time.time() - self.config.service.history)
             except errors.MapsaveError as error:
-                _log.error("journal: old operations were not forgotten: %s", error)
+                _log.error("history: could not remove old operations: %s", error)
             else:
                 if removed:
-                    _log.info("journal: %d operations forgotten", removed)
+                    _log.info("history: %d old operations removed", removed)
             await asyncio.sleep(_DAY)
 
     async def mend_journal(self) -> None:
@@ -343,4 +343,4 @@ async def started(
 def _died(task: asyncio.Task[Any]) -> None:
     """Log the end of what should have gone on: the service goes on without it."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.critical("%s has ended: %s", task.get_name(), error, exc_info=error)
+        _log.critical("%s has exited: %s", task.get_name(), error, exc_info=error)

@@ -43,7 +43,7 @@ def only_one(state: Path) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise errors.ServiceRunning(
-                f"another service runs with the state directory {str(state)!r}"
+                f"another service is running with the state directory {str(state)!r}"
             ) from None
         yield
     finally:
@@ -99,7 +99,7 @@ def _remove_stale(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise errors.ConfigError(
-                f"{str(path)!r} exists and is no socket",
+                f"{str(path)!r} exists and is not a socket",
                 hint="remove it, or set 'socket:' in the configuration",
             )
     except FileNotFoundError:

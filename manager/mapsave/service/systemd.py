@@ -38,7 +38,7 @@ class Notifier:
         """Return the notifier of $NOTIFY_SOCKET, and take that out of ``environ``."""
         address = environ.pop("NOTIFY_SOCKET", "")
         if address and not address.startswith(("/", "@")):
-            _log.debug("$NOTIFY_SOCKET is no unix socket, nothing will be told: %s", address)
+            _log.debug("$NOTIFY_SOCKET is not a unix socket, systemd is not notified: %s", address)
             address = ""
         return cls(address or None)
 
@@ -80,7 +80,7 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, kind) as sock:
                 sock.sendto(message.encode("utf-8", "replace"), address)
         except OSError as error:
-            _log.debug("cannot tell systemd %s: %s", message.partition("\n")[0], error)
+            _log.debug("cannot notify systemd of %s: %s", message.partition("\n")[0], error)
 
 
 def watchdog_interval(environ: MutableMapping[str, str]) -> float | None:
@@ -138,12 +138,12 @@ def listen_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
 def _listener(fd: int, name: str) -> socket.socket:
     """Return the socket of a passed descriptor. Raises ConfigError, with the descriptor open."""
     what = f"descriptor {fd} ({name or 'unnamed'}) that systemd passed"
-    hint = "the socket unit takes ListenStream= with a path, and Accept=no"
+    hint = "the socket unit needs ListenStream= with a path, and Accept=no"
     try:
         os.set_inheritable(fd, False)
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise errors.ConfigError(f"{what} is no socket: {error.strerror}", hint=hint) from None
+        raise errors.ConfigError(f"{what} is not a socket: {error.strerror}", hint=hint) from None
     wanted = (
         sock.family == socket.AF_UNIX
         and sock.type == socket.SOCK_STREAM
@@ -151,6 +151,6 @@ def _listener(fd: int, name: str) -> socket.socket:
     )
     if not wanted:
         sock.detach()
-        raise errors.ConfigError(f"{what} is not a unix stream socket that listens", hint=hint)
+        raise errors.ConfigError(f"{what} is not a listening unix stream socket", hint=hint)
     sock.setblocking(False)
     return sock

@@ -54,7 +54,7 @@ class Tls:
 
 
 def _no_password() -> str:
-    raise ValueError("the key has a password")
+    raise ValueError("the key is protected by a password")
 
 
 def _load_revoked(context: ssl.SSLContext, path: Path) -> None:
@@ -62,7 +62,7 @@ def _load_revoked(context: ssl.SSLContext, path: Path) -> None:
     text = path.read_text(encoding="utf-8", errors="replace")
     # Python would take a certificate in the file as one more CA.
     if "-----BEGIN X509 CRL-----" not in text or "-----BEGIN CERT" in text:
-        raise OSError("it must hold revocation lists (PEM), and nothing else")
+        raise OSError("it must contain revocation lists (PEM) and nothing else")
     context.load_verify_locations(path)
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 

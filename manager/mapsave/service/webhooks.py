@@ -114,7 +114,7 @@ async def _tell_one(
 
     def log_retry(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        _log.info("%s, try %d of %d: %s", name, state.attempt_number, TRIES, error)
+        _log.info("%s, attempt %d of %d: %s", name, state.attempt_number, TRIES, error)
 
     retrying = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(TRIES),
@@ -126,15 +126,17 @@ async def _tell_one(
     try:
         await retrying(_try, session, name, webhook, body)
     except _Again as error:
-        _log.warning("%s was not told, in %d tries: %s", name, TRIES, error)
+        _log.warning("%s was not notified, after %d attempts: %s", name, TRIES, error)
     except _Refused as error:
-        _log.warning("%s was not told: %s", name, error)
+        _log.warning("%s was not notified: %s", name, error)
     except asyncio.CancelledError:
-        _log.warning("%s was not told: the service stops, and does not keep it", name)
+        _log.warning(
+            "%s was not notified: the service is stopping, and the notification is dropped", name
+        )
         raise
     except Exception as error:
         # Its words might hold the address with its secrets.
-        _log.warning("%s was not told: %s", name, type(error).__name__)
+        _log.warning("%s was not notified: %s", name, type(error).__name__)
 
 
 def shown(url: str) -> str:

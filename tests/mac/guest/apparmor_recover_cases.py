@@ -29,7 +29,7 @@ def test_killed_before_the_stream_is_whole(site: cli.Site, tmp_path: Path) -> No
             _killed(site, moment, *guests.save(guest, image))
             # The rules are there, in the journal at least, from which they are taken out.
             assert profile.rules() == ([] if moment == "after rules" else guests.both_names(image))
-            _recovered(site, profile, image, "guest put back")
+            _recovered(site, profile, image, "save rolled back")
             state.assert_left_as_found(found, guest.state())
         ram.assert_same(before, guest.ram)
         site.run(*guests.save(guest, image), check=0)
@@ -52,7 +52,7 @@ def test_killed_while_taking_them_out(site: cli.Site) -> None:
         _killed(site, "after label", *guests.save(guest, image))
         profile.rules_file.write_text("")
         assert guests.allows(profile, image)
-        _recovered(site, profile, image, "guest put back")
+        _recovered(site, profile, image, "save rolled back")
 
 
 def test_killed_and_the_image_is_gone_since(site: cli.Site) -> None:

@@ -79,7 +79,7 @@ def test_service_recovers_saves_and_restores(furnished: cli.Site, tmp_path: Path
                 assert b"\nprocess_open_fds " in service.request("GET", "/metrics").body
                 assert service.stop() == 0
     assert _TOLD.read_text() == "before_save web01 unconfined\n" * 2
-    assert "'hang' of after_save did not end within 1 s" in service.logged()
+    assert "'hang' of after_save did not finish within 1 s" in service.logged()
     assert "mapsave_operations_begun_total{" in _TEXTFILE.read_text()
 
 

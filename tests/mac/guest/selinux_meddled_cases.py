@@ -34,7 +34,9 @@ def test_descriptor_dropped_by_the_kernel(site: cli.Site) -> None:
 def test_descriptors_that_may_not_be_used(site: cli.Site) -> None:
     """The rule "fd use" is missing: the label is right, and still the kernel drops them."""
     own = svirt.policy(site, image_type="svirt_prot_exec_image_t")
-    missing = "may not use descriptors of mapsave, which runs as system_u:system_r:initrc_t:s0"
+    missing = (
+        "may not use descriptors opened by mapsave, which runs as system_u:system_r:initrc_t:s0"
+    )
     rule = "allow svirt_prot_exec_t initrc_t:fd use;"
     with svirt.running(context=svirt.OTHER_DOMAIN) as guest, svirt.without_fd_use():
         before = guest.state()

@@ -108,7 +108,7 @@ def assert_refused(result: cli.Result, *words: str) -> dict[str, Any]:
     error: dict[str, Any] = result.json()["error"]
     assert result.returncode == error["exit_code"] == 7, error
     assert error["id"] == "label.refused"
-    assert "SELinux" in error["message"].partition("(QEMU said")[0]
+    assert "SELinux" in error["message"].partition("(QEMU's message")[0]
     for word in words:
         assert word in error["message"], error
     return error

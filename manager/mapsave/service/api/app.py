@@ -163,7 +163,7 @@ async def _body(request: web.Request, timeout: float) -> Any:
         async with asyncio.timeout(timeout):
             raw = await request.read()
     except TimeoutError:
-        raise errors.RequestInvalid(f"the body did not come within {timeout:g} s") from None
+        raise errors.RequestInvalid(f"the body was not received within {timeout:g} s") from None
     try:
         return strict_json.loads(raw, whole=True)
     except ValueError as error:  # UnicodeDecodeError too
@@ -180,20 +180,18 @@ async def _errors_as_json(
     except errors.MapsaveError as error:
         return failure(error)
     except web.HTTPRequestEntityTooLarge:
-        limit = f"a request has at most {LARGEST_BODY} bytes"
+        limit = f"a request body may have at most {LARGEST_BODY} bytes"
         return failure(errors.RequestTooLarge(limit))
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         answer = failure(
-            errors.WrongMethod(f"{request.path} takes {allowed}, not {request.method}")
+            errors.WrongMethod(f"{request.path} supports {allowed}, not {request.method}")
         )
         answer.headers["Allow"] = allowed
         return answer
     except web.HTTPNotFound:
         return failure(
-            errors.UnknownResource(
-                f"nothing at {request.path}", hint="GET /v1/openapi.json describes what there is"
-            )
+            errors.UnknownResource(f"there is no {request.path}", hint="see GET /v1/openapi.json")
         )
     except web.HTTPException as error:
         return failure(errors.RequestInvalid(error.reason))
@@ -209,5 +207,5 @@ def _is_ours(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if not isinstance(error, http_exceptions.HttpProcessingError | ConnectionError):
         return True
-    _log.debug("a client sent what is no request: %s", error)
+    _log.debug("a client sent an invalid request: %s", error)
     return False

@@ -19,7 +19,7 @@ _SCHEMAS = "#/components/schemas/{model}"
 _HEADERS = {
     202: ("Location", "The path of the operation."),
     405: ("Allow", "The methods that the path has."),
-    503: ("Retry-After", "Seconds until it may be tried again."),
+    503: ("Retry-After", "Seconds to wait before the next attempt."),
 }
 _TEXT = {"/metrics": "text/plain", "/v1/events": "text/event-stream"}
 
@@ -41,7 +41,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "info": {
             "title": "mapsaved",
             "version": mapsave.__version__,
-            "description": "Saves running QEMU guests to disk, and brings them back.",
+            "description": "Saves running QEMU guests to disk and restores them.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "http://localhost"}],
@@ -57,7 +57,7 @@ def _operation(route: Route, body: dict[str, Any]) -> dict[str, Any]:
     ]
     described: dict[str, Any] = {
         "summary": route.summary,
-        "description": f"For the role {route.role.word!r}.",
+        "description": f"Requires the role {route.role.word!r}.",
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
         "parameters": named + queries.parameters(route.query) + _headers(route),
         "responses": _responses(route),
@@ -93,13 +93,13 @@ def _responses(route: Route) -> dict[str, Any]:
         schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
     codes = sorted({*app.COMMON_ERRORS, *route.errors})
     words = {
-        **dict.fromkeys(range(400, 600), "It failed; the error says why"),
-        400: "The request does not fit",
-        403: "The peer may not",
-        404: "There is no such thing",
-        405: "The path has no such method",
-        409: "Something on the host stands against it",
-        503: "The service stops, or has too much to do",
+        **dict.fromkeys(range(400, 600), "The operation failed; the error has the reason"),
+        400: "The request is invalid",
+        403: "Not permitted",
+        404: "Not found",
+        405: "The path does not support this method",
+        409: "Conflicts with the current state of the host",
+        503: "The service is stopping or busy",
     }
     return {
         str(route.status): {

@@ -36,14 +36,14 @@ class Nothing(Query):
 class Find(Query):
     """Which operations are listed, newest first."""
 
-    active: bool = Field(False, description="Only those under way.")
-    state: State | None = Field(None, description="Only those in this state.")
-    kind: Kind | None = Field(None, description="Only those of this kind.")
-    guest: str | None = Field(None, min_length=1, description="Only those of this guest.")
-    job: str | None = Field(None, min_length=1, description="Only those of this job.")
-    parent: Id | None = Field(None, description="Only those that are part of this one.")
-    before: Id | None = Field(None, description="Only those older than this one, to page on.")
-    limit: int = Field(100, ge=1, le=MOST, description="At most so many.")
+    active: bool = Field(False, description="Only active operations.")
+    state: State | None = Field(None, description="Only operations in this state.")
+    kind: Kind | None = Field(None, description="Only operations of this kind.")
+    guest: str | None = Field(None, min_length=1, description="Only operations on this guest.")
+    job: str | None = Field(None, min_length=1, description="Only operations of this job.")
+    parent: Id | None = Field(None, description="Only the parts of this operation.")
+    before: Id | None = Field(None, description="Only operations older than this one, for paging.")
+    limit: int = Field(100, ge=1, le=MOST, description="At most this many.")
 
 
 class Wait(Query):
@@ -52,13 +52,13 @@ class Wait(Query):
     wait: float = Field(
         0, ge=0, le=LONGEST_WAIT, allow_inf_nan=False, description="Seconds to wait for a change."
     )
-    since: int = Field(-1, ge=-1, le=2**53, description="The revision that is known already.")
+    since: int = Field(-1, ge=-1, le=2**53, description="The last revision seen.")
 
 
 class Events(Query):
     """Whose events are told."""
 
-    operation: Id | None = Field(None, description="Only those of this operation.")
+    operation: Id | None = Field(None, description="Only events of this operation.")
 
 
 def parse(model: type[Q], found: Mapping[str, str], repeated: set[str]) -> Q:

@@ -113,7 +113,7 @@ class SaveOptions(SaveModel):
     image: Image | None = Field(None, description="Name of the image (default: guest and time).")
     policy: Policy | None = Field(None, description="Label policy of the image.")
     replace: Truth = Field(False, description="Whether an image of that name may be replaced.")
-    timeout: Duration | None = Field(None, description="How long the save may take.")
+    timeout: Duration | None = Field(None, description="Time limit of the save.")
 
 
 class Save(Model):
@@ -127,19 +127,31 @@ class Save(Model):
 class RestoreOptions(Model):
     """How to restore."""
 
-    guest: Guest | None = Field(None, description="The guest to start, if not the image's own.")
+    guest: Guest | None = Field(
+        None, description="The guest to start, if it is not the image's own."
+    )
     run: Literal["as-saved", "run", "paused"] = "as-saved"
     direct_io: Switch = "auto"
     channels: Channels | None = None
     policy: Policy | None = None
-    again: Truth = Field(False, description="Whether an image that was restored may be again.")
-    force: Truth = Field(False, description="Whether an older QEMU is accepted.")
+    again: Truth = Field(
+        False, description="Whether an image that has been restored may be restored again."
+    )
+    force: Truth = Field(False, description="Whether to accept an older QEMU.")
     timeout: Duration | None = None
     through_libvirt: Truth = False
-    into: Text | None = Field(None, description="QMP socket of a QEMU that waits (root only).")
-    xml: Xml | None = Field(None, description="Domain XML that takes the image's place (root).")
-    trust_image: Truth = Field(False, description="Whoever could have written it (root only).")
-    trust_recorded_command: Truth = Field(False, description="Start what is recorded (root only).")
+    into: Text | None = Field(
+        None, description="QMP socket of a QEMU started with -incoming defer (root only)."
+    )
+    xml: Xml | None = Field(
+        None, description="Domain XML to use instead of the image's (root only)."
+    )
+    trust_image: Truth = Field(
+        False, description="Whether to restore an image that others could have written (root only)."
+    )
+    trust_recorded_command: Truth = Field(
+        False, description="Whether to start the recorded command line (root only)."
+    )
 
 
 class Restore(Model):
@@ -179,7 +191,7 @@ class Check(Model):
 
     kind: Literal["check"]
     guest: Guest | None = None
-    job: Name | None = Field(None, description="A job in place of a guest; it says how to save.")
+    job: Name | None = Field(None, description="A job instead of a guest; it defines how to save.")
     check: CheckOptions = CheckOptions.model_validate({})
 
     @pydantic.model_validator(mode="after")
@@ -187,7 +199,7 @@ class Check(Model):
         if (self.guest is None) == (self.job is None):
             raise ValueError("needs either 'guest' or 'job'")
         if self.job is not None and "check" in self.model_fields_set:
-            raise ValueError("'check' goes with 'guest': a job says itself how to save")
+            raise ValueError("'check' applies to 'guest' only: a job defines how to save")
         return self
 
 
@@ -203,7 +215,9 @@ class Discard(Model):
 
     kind: Literal["discard"]
     image: Image
-    unrestored: Truth = Field(False, description="Also one that was never restored.")
+    unrestored: Truth = Field(
+        False, description="Whether to delete an image that was never restored."
+    )
 
 
 class Recover(Model):
@@ -234,9 +248,9 @@ class SaveAll(Model):
     kind: Literal["save-all"]
     guests: list[Text] = Field(default=[], description="Names or patterns (default: all).")
     libvirt: Text | None = Field(
-        None, description="URI of a libvirt whose active domains are saved too (root only)."
+        None, description="URI of a libvirt whose active domains are saved as well (root only)."
     )
-    deadline: Duration | None = Field(None, description="How long it may take.")
+    deadline: Duration | None = Field(None, description="Time limit.")
     parallel: Annotated[int, Field(ge=1, le=64)] | None = None
     then: config.Then = "quit"
     dry_run: Truth = False
@@ -247,7 +261,7 @@ class RestoreAll(Model):
 
     kind: Literal["restore-all"]
     parallel: Annotated[int, Field(ge=1, le=64)] | None = None
-    discard: Truth = Field(False, description="Delete each image once its guest is back.")
+    discard: Truth = Field(False, description="Delete each image once its guest is restored.")
     dry_run: Truth = False
 
 
@@ -267,7 +281,7 @@ def parse(data: Any) -> Any:
         first, rest = found[0], found[1:]
         raise errors.RequestInvalid(
             first["message"] + (f" (and {len(rest)} more)" if rest else ""),
-            hint="GET /v1/openapi.json describes what may be asked",
+            hint="see GET /v1/openapi.json",
             errors=found,
         ) from None
 

@@ -18,7 +18,7 @@ class Error(Answer):
     """What is wrong, where, and what to do; ``id`` is stable."""
 
     id: str
-    exit_code: int = Field(description="What the command line exits with.")
+    exit_code: int = Field(description="Exit code of the command line.")
     message: str
     hint: str | None
     data: dict[str, Any]
@@ -59,7 +59,7 @@ class Operation(Answer):
     progress: Progress | None
     result: dict[str, Any] | None = Field(description="What the command prints with --json.")
     error: Error | None
-    revision: int = Field(description="Counts its changes; 0 where it is not under way.")
+    revision: int = Field(description="Number of changes so far; 0 if it is not active.")
 
 
 class Operations(Answer):
@@ -92,7 +92,7 @@ class Guest(Answer):
     policy: str | None
     priority: int
     launch: bool = Field(description="Whether a restore can start it.")
-    operation: str | None = Field(description="What is under way at it.")
+    operation: str | None = Field(description="Its active operation.")
 
 
 class Guests(Answer):
@@ -159,7 +159,7 @@ class Health(Answer):
     started: float
     operations: int
     recovered: bool
-    problems: list[str] = Field(description="What an operator has to look at.")
+    problems: list[str] = Field(description="What an operator has to look into.")
 
 
 class Reloaded(Answer):

@@ -18,7 +18,7 @@ from mapsave.service.peers import Role
 
 _OWN_ID = re.compile(r"[0-9a-f]{12}")
 OWN_ID_HEADER = "Mapsave-Operation"
-_OWN_ID_WORDS = "An id that the client has chosen: sent again, the request begins nothing anew."
+_OWN_ID_WORDS = "An id chosen by the client: a repeated request starts nothing twice."
 
 
 async def _health(call: Call) -> dict[str, Any]:
@@ -109,7 +109,7 @@ async def _known(call: Call, own: str) -> dict[str, Any] | None:
 def _own(call: Call, known: dict[str, Any]) -> dict[str, Any]:
     """Return an operation that this client has begun. Raises Busy where another one has."""
     if known["user"] != call.peer.name:
-        raise errors.Busy(f"{OWN_ID_HEADER}: an operation {known['id']} exists already")
+        raise errors.Busy(f"{OWN_ID_HEADER}: operation {known['id']} already exists")
     return known
 
 
@@ -143,12 +143,13 @@ async def _cancel(call: Call) -> web.Response:
     active = operations.find_active(name)
     if active is None and call.service.recovery.speaks_of(name):
         raise errors.NotCancellable(
-            f"operation {name} is being recovered: the service before this one had it under way",
-            hint="wait for its end: it is finished where that can be done, else undone",
+            f"operation {name} is being recovered: it was in progress when the previous service "
+            "exited",
+            hint="wait for it: it is completed if possible, otherwise rolled back",
         )
     if active is None:
         state = (await operations.get(name))["state"]
-        raise errors.NotCancellable(f"operation {name} is not under way: {state}")
+        raise errors.NotCancellable(f"operation {name} is not active: {state}")
     operations.cancel(active)
     return _accepted(active.as_dict())
 
@@ -183,7 +184,7 @@ _GET, _POST = "GET", "POST"
 _ONE = "/v1/operations/{operation}"
 
 ROUTES: tuple[Route, ...] = (
-    Route(_GET, "/v1/health", _LOOK, "How the service is", _health, responses.Health),
+    Route(_GET, "/v1/health", _LOOK, "State of the service", _health, responses.Health),
     Route(_GET, "/v1/openapi.json", _LOOK, "This document", _openapi),
     Route(_GET, "/metrics", _LOOK, "Metrics for Prometheus", _metrics),
     Route(_GET, "/v1/guests", _LOOK, "The guests of the configuration", _guests, responses.Guests),
@@ -194,7 +195,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(_GET, "/v1/images", _LOOK, "The images", _images, responses.Images),
     Route(
-        *(_GET, "/v1/images/{image}", _LOOK, "What an image holds", _image),
+        *(_GET, "/v1/images/{image}", _LOOK, "Contents of an image", _image),
         *(responses.ImageContents,),
         errors=(404, 422),
     ),
@@ -209,14 +210,14 @@ ROUTES: tuple[Route, ...] = (
         errors=(404,),
     ),
     Route(
-        *(_POST, "/v1/operations", _WORK, "Begin an operation", _begin, responses.Operation),
+        *(_POST, "/v1/operations", _WORK, "Start an operation", _begin, responses.Operation),
         takes_body=True,
         headers=(Header(OWN_ID_HEADER, f"^{_OWN_ID.pattern}$", _OWN_ID_WORDS),),
         status=202,
         errors=(404, 413, 501),
     ),
     Route(
-        *(_GET, _ONE, _LOOK, "One operation; waits for its next change if asked to", _operation),
+        *(_GET, _ONE, _LOOK, "One operation; optionally waits for its next change", _operation),
         *(responses.Operation, queries.Wait),
         errors=(404,),
     ),
@@ -230,12 +231,12 @@ ROUTES: tuple[Route, ...] = (
         errors=(404,),
     ),
     Route(
-        *(_GET, "/v1/events", _LOOK, "What happens, as server-sent events", _events),
+        *(_GET, "/v1/events", _LOOK, "Events, as server-sent events", _events),
         *(None, queries.Events),
         endless=True,
         errors=(404,),
     ),
     Route(
-        *(_POST, "/v1/reload", _ALL, "Read the configuration anew", _reload, responses.Reloaded),
+        *(_POST, "/v1/reload", _ALL, "Reload the configuration", _reload, responses.Reloaded),
     ),
 )

@@ -53,7 +53,7 @@ class Metrics:
         prometheus_client.ProcessCollector(registry=self.registry)
         build = Gauge(
             "mapsave_build_info",
-            "Which mapsave runs; always 1.",
+            "Version of mapsave; always 1.",
             ["version"],
             registry=self.registry,
         )
@@ -66,10 +66,10 @@ class Metrics:
             return kind(f"mapsave_{name}", words, labels, registry=self.registry, **how)
 
         self._begun: Counter = made(
-            Counter, "operations_begun_total", "Operations that were begun.", ("kind",)
+            Counter, "operations_begun_total", "Operations started.", ("kind",)
         )
         self._ended: Counter = made(
-            Counter, "operations_total", "Operations that have ended.", ("kind", "outcome")
+            Counter, "operations_total", "Operations finished.", ("kind", "outcome")
         )
         self._failures: Counter = made(
             Counter, "failures_total", "Operations that failed, by error id.", ("kind", "error")
@@ -83,7 +83,7 @@ class Metrics:
             Counter, "save_bytes_total", "Bytes of guests' data that saves wrote.", _GUEST_AND_JOB
         )
         self._save_rate: Gauge = made(
-            *(Gauge, "save_rate_bytes_per_second", "How fast the last save wrote."), _GUEST_AND_JOB
+            *(Gauge, "save_rate_bytes_per_second", "Write rate of the last save."), _GUEST_AND_JOB
         )
         self._downtime: Histogram = made(
             *(Histogram, "save_downtime_seconds", "How long saves kept running guests paused."),
@@ -196,7 +196,7 @@ class Metrics:
                 self._textfile_problem = problem
             else:
                 if self._textfile_problem is not None:
-                    _log.info("the metrics are written to %r again", os.fspath(path))
+                    _log.info("writing metrics to %r again", os.fspath(path))
                 self._textfile_problem = None
 
 

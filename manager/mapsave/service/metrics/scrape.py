@@ -101,16 +101,16 @@ class Scrape:
         counts = [] if found is None else list({**dict.fromkeys(KINDS, 0), **found}.items())
         return _gauge(
             "operations_running",
-            "Operations that run now.",
+            "Operations running.",
             [((kind,), count) for kind, count in counts],
             ["kind"],
         )
 
     def _single(self) -> Iterator[metrics_core.Metric]:
         for name, words, source in (
-            ("operations_pending", "Operations that wait for their turn.", self._sources.pending),
+            ("operations_pending", "Operations waiting for a slot.", self._sources.pending),
             (
-                *("journal_bytes", "Size of the journal, its write-ahead log included."),
+                *("journal_bytes", "Size of the history database, including its write-ahead log."),
                 self._sources.journal_bytes,
             ),
             ("event_listeners", "Clients that listen to events.", self._sources.listeners),
@@ -135,18 +135,19 @@ class Scrape:
         }
         return _gauge(
             "last_success_timestamp_seconds",
-            "When the last save of the guest by the job was done; 0: never by a job that is due.",
+            "Time of the guest's last successful save by the job; 0 if the job is due but has "
+            "never saved it.",
             list({**due, **known}.items()),
             ["guest", "job"],
         )
 
     def _job_runs(self, jobs: Mapping[str, JobState]) -> Iterator[metrics_core.Metric]:
         due = [((name,), job.next_run) for name, job in jobs.items() if job.next_run is not None]
-        yield _gauge("job_next_run_timestamp_seconds", "When the job runs next.", due, ["job"])
+        yield _gauge("job_next_run_timestamp_seconds", "Time of the job's next run.", due, ["job"])
         runs = {name: run for name, run in self._past.runs.items() if name in jobs}
         yield _gauge(
             "job_last_run_timestamp_seconds",
-            "When the job ran last.",
+            "Time of the job's last run.",
             [((name,), when) for name, (when, _) in runs.items()],
             ["job"],
         )
@@ -163,7 +164,7 @@ def _images(usage: Usage | None) -> Iterator[metrics_core.Metric]:
     counts = [((state,), found[state][0]) for state in STATES if state in found]
     sizes = [((state,), found[state][1]) for state in STATES if state in found]
     yield _gauge("images", "Images in the image directory.", counts, ["state"])
-    words = "Bytes of disk that the images in the image directory occupy."
+    words = "Disk space used by the images in the image directory, in bytes."
     yield _gauge("image_store_bytes", words, sizes, ["state"])
 
 
