@@ -22,7 +22,7 @@ class Guest(Keys):
 
     def __post_init__(self) -> None:
         if self.launch and self.qmp is None:
-            raise ValueError("launch goes with qmp")
+            raise ValueError("launch applies to qmp")
 
 
 class Start(Keys, tag="start"):
