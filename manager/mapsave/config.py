@@ -221,7 +221,7 @@ def schema() -> dict[str, Any]:
 def check_name(name: str) -> str:
     """Return ``name`` if a guest, a job or an image may be called so.
 
-    It becomes part of file names and stands on command lines. Raises ValueError otherwise.
+    It becomes part of file names and command lines. Raises ValueError otherwise.
     """
     if not name or name in (".", ".."):
         raise ValueError(f"{name!r} is not a name")

@@ -28,7 +28,7 @@ def size(value: Any) -> int:
 
 
 def argument(value: Any) -> Any:
-    """Return a number as the text that stands in the file, so that ``-m, 4096`` needs no quotes."""
+    """Return a number as the text in the file, so that ``-m, 4096`` needs no quotes."""
     if isinstance(value, str) and "\0" in value:
         raise ValueError("must not contain a NUL")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -20,7 +20,7 @@ class Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-# What editors and clients are told beforehand; the validators have the last word.
+# What editors and clients can check beforehand; the validators have the last word.
 NAME = (
     r"^(?!\.{1,2}$|qmp:|libvirt[:+])"
     r"[^\u0000-\u0020\u007f/\-]([^\u0000-\u001f\u007f/]*[^\u0000-\u0020\u007f/])?$"
@@ -229,7 +229,7 @@ class HooksModel(Model):
 
 
 class WebhookModel(Model):
-    """Where outcomes are told, by a POST of JSON."""
+    """Where outcomes are reported, by a POST of JSON."""
 
     url: Annotated[str, pydantic.AfterValidator(service_settings.url)] = Field(
         description="An http or https address."

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Kind = Literal["program", "path", "device", "other"]
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-# Only the guest, or nobody, reads what is in these.
+# Only the guest, or no one, reads what is in these.
 _IGNORED = frozenset(
     ("metadata", "name", "uuid", "genid", "title", "description", "cmdline", "resource", "cpu")
 )

@@ -13,7 +13,7 @@ from mapsave.keys import Check, Parse, written
 NAME_BYTES = 200  # leaves room for ".partial" and the like within the 255 bytes of a file name
 ADDRESSES = ("qmp:", "libvirt:", "libvirt+")
 
-# What editors and clients are told beforehand; the checks have the last word.
+# What editors and clients can check beforehand; the checks have the last word.
 NAME_PATTERN = (
     r"^(?!\.{1,2}$|qmp:|libvirt[:+])"
     r"[^\u0000-\u0020\u007f/\-]([^\u0000-\u001f\u007f/]*[^\u0000-\u0020\u007f/])?$"

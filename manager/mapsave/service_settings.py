@@ -36,7 +36,8 @@ class Hooks:
 
 @dataclasses.dataclass(frozen=True)
 class Webhook:
-    """Where outcomes are told: a POST of JSON to ``url``, at most ``timeout`` seconds a try."""
+    """Where outcomes are reported: a POST of JSON to ``url``, at most ``timeout`` seconds an
+    attempt."""
 
     url: str
     on: tuple[Outcome, ...] = ("failure",)
@@ -104,7 +105,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def hook_name(value: str) -> str:
-    """Return the name of an executable in the directory of the hooks; raise ValueError if none."""
+    """Return the name of an executable in the hooks directory; raise ValueError if none."""
     if not value or "/" in value or value.startswith(".") or "\0" in value:
         raise ValueError("must be the name of an executable in the hooks directory")
     return value

@@ -74,9 +74,10 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end even where we are cancelled meanwhile; the cancellation is dropped.
+    """Run ``work`` to its end even where we are cancelled in the meantime; the cancellation is
+    dropped.
 
-    For what must not stop half-way and ends soon: the steps behind a commit.
+    For what must not stop half-way and ends soon: the steps after a commit.
     """
     task = asyncio.ensure_future(work)
     while not task.done():

@@ -73,8 +73,8 @@ def record(
 ) -> Reader:
     """Return the reader of a mapping of known keys; what it reads holds all of them.
 
-    ``needed`` must be given; ``preset`` come with the default that stands for a missing one;
-    ``maybe`` may be missing or null, and are None then.
+    ``needed`` must be given; ``preset`` come with the default of a missing one; ``maybe`` may be
+    missing or null, and are None then.
     """
     readers = {**(needed or {}), **{name: each for name, (each, _) in (preset or {}).items()}}
     optional = maybe or {}

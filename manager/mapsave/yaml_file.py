@@ -1,4 +1,4 @@
-"""Read one YAML file and say, for whatever is wrong in it, the line where it stands.
+"""Read one YAML file and say, for whatever is wrong in it, its line.
 
 What comes out is plain data (dict with text keys, list, str, int, float, bool, None). The input may
 be anything: only ConfigMissing and ConfigError come out. Differences from YAML 1.1, all of them to
@@ -30,7 +30,7 @@ Mark = tuple[int, int]  # line and column, from 1
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32  # composing recurses, in libyaml's binding without any check of the C stack
-MAX_VALUES = 100_000  # counted with every alias expanded, because whoever walks the data expands it
+MAX_VALUES = 100_000  # counted with every alias expanded, because a reader of the data expands it
 
 _BASE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"

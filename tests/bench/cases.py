@@ -178,7 +178,7 @@ def inspect(bench: Bench) -> Iterator[Row]:
 
 
 def libvirt(bench: Bench) -> Iterator[Row]:
-    """Saves and restores of guests of libvirt; the peer is virsh."""
+    """Saves and restores of libvirt guests; the peer is virsh."""
     # Only here: a process that measures peaks may not load so much.
     from tests.bench import libvirt_cases
 

@@ -44,7 +44,7 @@ def _noise(size: int) -> bytes:
 
 @dataclass
 class Guest:
-    """A guest of ``size`` bytes that is started anew for every save."""
+    """A guest of ``size`` bytes that is restarted for every save."""
 
     bench: Bench
     daemon: Daemon

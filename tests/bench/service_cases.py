@@ -171,7 +171,7 @@ async def _fill(path: Path) -> None:
 
 @contextlib.contextmanager
 def _asking(mapsaved: Service) -> Iterator[list[float]]:
-    """Ask the service again and again meanwhile; yield the seconds that each answer took."""
+    """Ask the service again and again in the meantime; yield the seconds that each answer took."""
     seconds: list[float] = []
     stop = threading.Event()
 

@@ -1,8 +1,8 @@
 """A randomised fault campaign: ``python -m tests.campaign --seeds A-B``.
 
-A seed is a guest, the options of its save and restore, and what goes wrong meanwhile; the same
-seed gives the same run. Each run is judged by: the guest is alive in its former state, or there is
-a committed image that restores with equal RAM; and never both.
+A seed is a guest, the options of its save and restore, and what goes wrong in the meantime; the
+same seed gives the same run. Each run is judged by: the guest is alive in its former state, or
+there is a committed image that restores with equal RAM; and never both.
 
     plan     what a seed stands for        kinds    the kinds of faults, and what each draws
     guests   who runs the guest            places   where the images go

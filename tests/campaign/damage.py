@@ -76,7 +76,7 @@ def structure(path: Path, rng: random.Random) -> str:
     stretches = [(0, _SLOTS), (_SLOTS, min(metadata, _SLOTS + 8192))]
     place = metadata
     for first, last in pages:
-        # Between a bitmap and its pages is a hole, which nobody reads.
+        # Between a bitmap and its pages is a hole, which no one reads.
         stretches.append((place, min(first, place + 8192)))
         place = last
     stretches.append((place, size))

@@ -61,7 +61,7 @@ def _migrate(scene: Scene) -> None:
 
 
 def _hang(scene: Scene) -> None:
-    """Let the guest's QEMU answer nobody for a moment."""
+    """Let the guest's QEMU answer no one for a moment."""
     scene.guest.signal(signal.SIGSTOP)
     threading.Timer(_HUNG, scene.guest.signal, (signal.SIGCONT,)).start()
 

@@ -63,7 +63,7 @@ class Guest:
         self.ram = ram.LiveRam(self.pid, self.monitor)
 
     def alive(self) -> bool:
-        """Tell whether the process still runs."""
+        """Return whether the process still runs."""
         return not processes.has_ended(self._handle)
 
     def ends_within(self, seconds: float) -> bool:
@@ -118,7 +118,7 @@ class World(Protocol):
         raise NotImplementedError
 
     def current(self) -> Guest | None:
-        """Return who runs under the guest's name now, None where nobody does.
+        """Return who runs under the guest's name now, None where no one does.
 
         The caller closes it.
         """

@@ -89,7 +89,7 @@ def same_ram(scene: Scene, guest: Guest, what: str, *, ran: bool) -> None:
 
 
 def may_have_run(scene: Scene) -> bool:
-    """Tell whether the guest, when it was saved, had run since its RAM was copied."""
+    """Return whether the guest, when it was saved, had run since its RAM was copied."""
     return scene.plan.shape.state == "running" or scene.plan.others_at_work
 
 

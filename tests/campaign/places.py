@@ -102,7 +102,7 @@ def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
 
 
 def _has_stall() -> bool:
-    """Tell whether this mapsave gives destinations up that make no progress."""
+    """Return whether this mapsave gives destinations up that make no progress."""
     from mapsave import config_models
 
     return "stall" in Path(str(config_models.__file__)).read_text()

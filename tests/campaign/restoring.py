@@ -46,7 +46,7 @@ def in_peace(scene: Scene, path: Path, options: tuple[str, ...] = ()) -> None:
 
 @contextmanager
 def _current(scene: Scene) -> Iterator[Guest | None]:
-    """Look at who runs under the guest's name; nobody does at the end."""
+    """Look at who runs under the guest's name; no one does at the end."""
     guest = scene.world.current()
     if guest is None:
         yield None

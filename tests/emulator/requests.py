@@ -38,7 +38,7 @@ NEGOTIATION = [
     '{"execute":"qmp_capabilities"}',
 ]
 
-# A line break behind each ends numbers and words, and what QEMU skips after a stray character.
+# A line break after each ends numbers and words, and what QEMU skips after a stray character.
 SYNTAX = [
     '{"execute":"query-status"}',
     ' {"execute":"query-status"}',

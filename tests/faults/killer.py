@@ -46,7 +46,7 @@ def arm(where: str, wanted: str, signals: str) -> None:
 
     journal.Journal.record = record  # type: ignore[method-assign]
     if wanted == END:
-        # Called behind everything, right before the journal is removed.
+        # Called after everything, right before the journal is removed.
         journal._end = lambda *_: strike(signals)
 
 

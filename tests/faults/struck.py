@@ -44,7 +44,7 @@ def stopped(
     *arguments: str | os.PathLike[str],
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run ``mapsave`` up to right behind ``step``, where it stands still; then let it end."""
+    """Run ``mapsave`` up to right after ``step``, where it stands still; then let it end."""
     with started(site, "after", step, "STOP", *arguments, env=env) as process:
         wait.until(lambda: stands_still(process), what=f"mapsave to stop at {step}")
         yield process
@@ -53,7 +53,7 @@ def stopped(
 
 
 def stands_still(process: subprocess.Popen[str]) -> bool:
-    """Tell whether ``mapsave`` was stopped by a signal; fail if it has ended."""
+    """Return whether ``mapsave`` was stopped by a signal; fail if it has ended."""
     assert process.poll() is None, process.communicate()
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 

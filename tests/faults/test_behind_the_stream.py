@@ -83,7 +83,7 @@ def test_a_guest_continued_and_stopped_again_is_left(
 
 
 def _is_stale(site: cli.Site) -> None:
-    """See that nobody restores the image by mistake, though it is whole."""
+    """See that no one restores the image by mistake, though it is whole."""
     site.run("verify", IMAGE, check=0)
     assert _states(site) == ["restored"]
     refused = site.run("restore", IMAGE, "--json", check=3).json()["error"]
@@ -129,7 +129,7 @@ def test_what_happens_to_a_guest_that_goes_on_anyway_is_no_matter(
 def test_a_guest_that_was_to_live_on_and_is_gone(
     site: cli.Site, guest: qemu.Qemu, step: str, then: str
 ) -> None:
-    """The image is good, but nobody may believe that the guest runs."""
+    """The image is good, but no one may believe that the guest runs."""
     result = struck.run(site, "after", step, f"{guest.pid}:KILL", *SAVE, "--then", then)
     assert result.returncode == 4, result
     error = result.json()["error"]
@@ -163,7 +163,7 @@ def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qe
 
 
 def _failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
-    """Run a save on a disk that fails behind the rename; see ``failing.py``."""
+    """Run a save on a disk that fails after the rename; see ``failing.py``."""
     words = [sys.executable, "-m", "tests.faults.failing", what, "--config", str(site.config)]
     done = subprocess.run(
         [*words, *SAVE, *arguments],

@@ -117,7 +117,7 @@ def test_an_empty_journal_of_a_save_that_had_not_begun(site: cli.Site, guest: qe
 def test_a_guest_that_runs_beside_its_image_is_not_in_it(
     site: cli.Site, guest: qemu.Qemu, then: str, what: str
 ) -> None:
-    """Its owner resumed it behind a save that was to quit: the image is marked all the same."""
+    """Its owner resumed it after a save that was to quit: the image is marked all the same."""
     step = "committed" if what == "last" else "commit"
     struck.run(site, "after", step, "KILL", *SAVE, "--then", then)
     _rot(struck.journals(site)[0], what)

@@ -259,7 +259,7 @@ def test_image_cut_anywhere_is_refused_even_if_its_superblock_agrees(
 
 
 def set_page_size(path: Path, size: int) -> None:
-    """Overwrite the page size of the first RAM block's header (behind its version, be32)."""
+    """Overwrite the page size of the first RAM block's header (after its version, be32)."""
     with image.opened(path) as opened:
         at = opened.validate().stream.blocks[0].bitmap_offset - 24
     with path.open("r+b") as file:

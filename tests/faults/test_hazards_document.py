@@ -13,7 +13,7 @@ def test_every_named_test_exists() -> None:
     named: list[tuple[str, str]] = []
     for line in (tree.ROOT / "docs/hazards.md").read_text().splitlines():
         place = DEFAULT
-        # In a row a file holds for the tests behind it; test_hazards.py for those before any.
+        # In a row a file holds for the tests after it; test_hazards.py for those before any.
         for word in re.findall(r"`(tests/\S+\.py|test_\w+)`", line.rpartition(" | ")[2]):
             if word.startswith("tests/"):
                 place = word

@@ -23,7 +23,7 @@ plain = journal.Journal.record
 def record(self, step, data):
     plain(self, step, data)
     if step == sys.argv[2]:
-        # From here on QEMU hangs, and nobody waits for it longer than half a second.
+        # From here on QEMU hangs, and no one waits for it longer than half a second.
         os.kill(int(sys.argv[1]), signal.SIGSTOP)
         qmp.QmpSession.execute.__kwdefaults__["timeout"] = ending.QUIT_TIMEOUT = 0.5
 journal.Journal.record = record
@@ -58,7 +58,7 @@ def test_save_of_a_hung_guest_is_finished_by_recover(site: cli.Site) -> None:
 
 
 def test_a_guest_that_does_not_end_behind_its_save_is_ended_by_recover(site: cli.Site) -> None:
-    """Nobody may believe that it has ended: what would be restored is a second one."""
+    """No one may believe that it has ended: what would be restored is a second one."""
     with qemu.running(memory="32M", paused=False) as guest:
         assert "[save.guest_not_ended]" in _impatient(site, guest, "committed", "quit")
         site.run("recover", check=0)

@@ -31,7 +31,7 @@ _WHOLE = (
     ("after", "committed"),
     ("after", "end"),
 )
-# Before these it is not, so the guest is put back.
+# Before these it is not, so the guest is resumed.
 _NOT_YET = (
     ("after", "begin"),
     ("before", "label"),
@@ -45,8 +45,8 @@ _NOT_YET = (
 _THEN = ("quit", "resume", "leave")
 UNDONE = "destination stopped, image as before"
 LOADED = (
-    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' "
-    "or virsh resume), or end it; the image remains marked as restored"
+    "guest restored and left paused because it may have been used since; resume it ('cont' or "
+    "virsh resume) or shut it down; the image remains marked as restored"
 )
 TAKEN_OVER = (
     "image committed, but marked stale: the guest has been resumed since and was left running"
@@ -265,7 +265,7 @@ def test_restored_guest_that_was_used_since_is_not_ended(site: cli.Site, where: 
 
 
 def test_restored_guest_that_was_used_and_ended_since(site: cli.Site) -> None:
-    """Nobody can tell any more whether its disks have moved on: the image stays marked."""
+    """No one can tell any more whether its disks have moved on: the image stays marked."""
     with _saved(site) as guest:
         struck.run(site, "after", "end", "KILL", "restore", IMAGE)
         (journal,) = struck.journals(site)
@@ -309,7 +309,7 @@ def test_a_guest_that_ran_is_not_restored_again(site: cli.Site) -> None:
         struck.run(site, "after", "end", "KILL", "restore", IMAGE)
         with guest.successor() as restored:
             restored.kill()
-        _recovered(site, "guest restored, and ended since; the image remains marked as restored")
+        _recovered(site, "guest restored, and exited since; the image remains marked as restored")
         assert site.run("restore", IMAGE, "--json", check=3).json()["error"]["id"] == (
             "check.already_restored"
         )

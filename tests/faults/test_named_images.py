@@ -163,7 +163,7 @@ def test_what_ends_in_partial_is_partial(
 def test_a_partial_image_that_cannot_be_removed_keeps_the_journal(
     site: cli.Site, guest: qemu.Qemu
 ) -> None:
-    """Recovery removes it later, and leaves the guest alone, which was put back already."""
+    """Recovery removes it later, and leaves the guest alone, which was restored already."""
     result = failing(site, "read-only", *SAVE)
     assert result.returncode == 4, result
     error = result.json()["error"]

@@ -36,7 +36,7 @@ def _killed(site: cli.Site, guest: Qemu, step: str, *more: str) -> None:
 
 @pytest.mark.parametrize("last", ["running", "paused"])
 def test_saved_guest_that_was_used_since_is_not_ended(site: cli.Site, last: str) -> None:
-    """Killed behind the commit; its owner let the guest run on, so the image does not hold it."""
+    """Killed after the commit; its owner let the guest run on, so the image does not hold it."""
     with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "committed", "--then", "quit")
         assert guest.status() == "postmigrate"
@@ -63,7 +63,7 @@ def test_guest_paused_by_its_owner_is_not_resumed_behind_the_commit(site: cli.Si
 
 
 def test_guest_does_not_wait_for_an_image_directory_that_is_gone(site: cli.Site) -> None:
-    """It is put back at once and only once; its partial image goes when the directory is back."""
+    """It is restored at once and only once; its partial image goes when the directory is back."""
     away = site.images.with_name("away")
     with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "migrate")

@@ -65,7 +65,7 @@ def make_impatient(patch: pytest.MonkeyPatch) -> None:
 
 @dataclasses.dataclass
 class Silence:
-    """Stops a process before the ``at``-th command to it; from then on nobody waits for long."""
+    """Stops a process before the ``at``-th command to it; from then on no one waits for long."""
 
     pid: int
     at: int

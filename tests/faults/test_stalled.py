@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.qemu
 
-# Within the one RAM block that has pages, behind its first ones.
+# Within the one RAM block that has pages, after its first ones.
 _PAGES = {"first": 4 << 20, "count": -1}
 _DEAD_PAGES = inject.Rule("preadv", "hang", **_PAGES)
 
 
 def bitmap(site: cli.Site, image: Path) -> inject.Rule:
-    """Return the rule by which the read of a bitmap behind the largest block's pages hangs."""
+    """Return the rule by which the read of a bitmap after the largest block's pages hangs."""
     blocks = site.run("inspect", image, "--json", check=0).json()["ram_blocks"]
     offset = sorted(block["bitmap_offset"] for block in blocks)[1]
     return inject.Rule("preadv", "hang", first=offset, last=offset)

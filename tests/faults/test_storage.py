@@ -88,7 +88,7 @@ def test_no_room_that_preflight_knows_of(
 def test_disk_full_half_way(
     site: cli.Site, tmp_path: Path, kind: storage.Kind, size: int, direct_io: str
 ) -> None:
-    """The guest's RAM is a private mapping of a file that is not resident: nobody can know.
+    """The guest's RAM is a private mapping of a file that is not resident: no one can know.
 
     With one channel: of several, QEMU 10.0 dies now and then where one fails (docs/hazards.md).
     """

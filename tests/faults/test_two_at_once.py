@@ -41,7 +41,7 @@ def test_second_save_by_every_name_of_the_socket(site: cli.Site, tmp_path: Path)
             await_writing(site)
             for guest in (NAME, "other", f"qmp:{path}", f"qmp:{link}", f"qmp:{indirect}"):
                 assert _refused(site, "save", guest, "--image", "two.mapsave") == "guest.busy"
-            # And nobody takes its partial image for a dead manager's.
+            # And no one takes its partial image for a dead manager's.
             assert site.run("recover", "--json", check=0).json()["operations"] == []
             assert first.wait(30) == 0
         assert [each.name for each in site.images.iterdir()] == [IMAGE]

@@ -87,7 +87,7 @@ def test_a_copy_made_before_the_restore_is_the_same_guest(
 def test_recovery_notes_what_it_cannot_mark(
     site: cli.Site, place: Path, guest: qemu.Qemu, where: str
 ) -> None:
-    """Killed right before or behind the mark: the loaded guest and its image must not both live."""
+    """Killed right before or after the mark: the loaded guest and its image must not both live."""
     with storage.read_only(place):
         struck.run(site, where, "mark", "KILL", "restore", IMAGE)
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
@@ -159,7 +159,7 @@ def test_a_restore_that_fails_behind_its_mark_takes_the_note_back(
 
 
 def test_a_stale_image_that_cannot_be_marked(site: cli.Site, place: Path) -> None:
-    """The guest went on behind its save, by its owner's hand."""
+    """The guest went on after its save, by its owner's hand."""
     site.settings["images"] = str(place)
     with qemu.running(name=NAME, memory="32M", paused=False) as guest:
         site.add_guest(NAME, guest.qmp, launch=guest.argv)

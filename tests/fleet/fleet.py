@@ -57,7 +57,7 @@ def guest(
 
 
 def answers(socket: Path) -> bool:
-    """Tell whether a guest is there."""
+    """Return whether a guest is there."""
     with contextlib.suppress(OSError):
         qmp.Client(socket).close()
         return True

@@ -1,4 +1,4 @@
-"""A save-all with hooks behind its saves: they take no guest its slot, and not much more time."""
+"""A save-all with hooks after its saves: they take no guest its slot, and not much more time."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_killed_in_the_middle_what_was_committed_comes_back(site: cli.Site, tmp_
         assert fleet.status(slow) == "running"
         assert fleet.status(following) == "running"
         found = fleet.outcomes(back)
-        # QEMU may have written the image of the one under way whole, or was put back.
+        # QEMU may have written the image of the one under way whole, or was restored.
         assert (found["done"], found["next"]) == ("restored", "skipped")
         assert found["slow"] in ("restored", "skipped")
         assert [each["guest"] for each in back["recovered"]] == ["slow"]

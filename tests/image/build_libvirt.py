@@ -1,4 +1,4 @@
-"""Build images of libvirt's format from its description, without mapsave's own code.
+"""Build images in libvirt format from its description, without mapsave's own code.
 
 ``LibvirtImage()`` is a small good image as mapsave saves it; with ``ours=False`` as virsh does.
 Fields of the header are named ``lv.…``; they are in this host's byte order.
@@ -42,7 +42,7 @@ def header(
 
 @dataclass
 class LibvirtImage(build.Image):
-    """The parts of an image of libvirt's format; ``built()`` lays them out."""
+    """The parts of an image in libvirt format; ``built()`` lays them out."""
 
     magic: bytes = SAVE
     version: int = 2

@@ -24,7 +24,7 @@ NEW = NewLibvirtHeader(XML.decode(), COOKIE.decode(), was_running=True)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """An image of libvirt's format that mapsave has just made."""
+    """An image in libvirt format that mapsave has just made."""
     held = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with image.creating(held, "a", METADATA, stream_offset=build.M, libvirt=NEW) as partial:

@@ -1,4 +1,4 @@
-"""Random and mutated images of libvirt's format: only the declared errors, and little memory."""
+"""Random and mutated images in libvirt format: only the declared errors, and little memory."""
 
 from __future__ import annotations
 

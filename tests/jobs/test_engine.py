@@ -312,7 +312,7 @@ def test_a_guest_that_waits_for_its_next_try_holds_nobody_up(site: cli.Site, soc
 
 
 def test_who_was_saved_before_an_interruption_is_told(site: cli.Site, sockets: Path) -> None:
-    """Those guests have ended: not everything was put back."""
+    """Those guests have ended: not everything was rolled back."""
     path = write_job(site, concurrency=2, save={"image": "{guest}"})
     with emulated(site, sockets, "quick"), emulated(site, sockets, "slow", "--throttle", "1M"):
         with site.start("job", "run", path, "--json") as process:

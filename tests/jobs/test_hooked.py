@@ -250,7 +250,7 @@ async def test_cancelled_while_a_hook_before_runs(scene: Scene) -> None:
 async def test_cancelled_behind_the_save_it_is_done(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who cancels then must not be told that everything was put back: the guest has ended."""
+    """Who cancels then must not be told that everything was rolled back: the guest has ended."""
     (scene.here / "hang-after_save").touch()
     with scene.guest():
         saving = asyncio.ensure_future(save(scene))

@@ -1,4 +1,5 @@
-"""The journal of the service: in order, on stable storage, found again, and read meanwhile."""
+"""The journal of the service: in order, on stable storage, found again, and read in the
+meantime."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_what_is_damaged_or_partial_neither_counts_nor_goes() -> None:
 
 
 def test_the_future_neither_counts_nor_goes() -> None:
-    """The host's clock was ahead when it was made: it is not the newest for ever."""
+    """The host's clock was ahead when it was made: it is not the newest forever."""
     days = [START + datetime.timedelta(days=day) for day in range(2)]
     entries = [entry(days[0]), entry(days[1]), entry(NOW + datetime.timedelta(seconds=1))]
     assert plan(entries, last=1) == {
@@ -143,7 +143,7 @@ def test_the_future_neither_counts_nor_goes() -> None:
 
 
 def test_what_the_run_has_made_is_kept_whatever_its_time_is() -> None:
-    """The clock was put back since, so that it is not the newest."""
+    """The clock was restored since, so that it is not the newest."""
     newest, middle, oldest = (entry(START - datetime.timedelta(days=day)) for day in range(3))
     every = [newest, middle, oldest]
     keep = Keep(last=1)

@@ -206,7 +206,7 @@ def test_a_missed_run_is_caught_up_once() -> None:
     assert schedule.missed(nightly, last, utc("2026-11-02T02:30:00+01:00"))
     assert not schedule.missed(nightly, None, now)
     assert not schedule.missed(Schedule("30 2 * * *", BERLIN, persistent=False), last, now)
-    assert not schedule.missed(nightly, now, last)  # the host's clock was put back
+    assert not schedule.missed(nightly, now, last)  # the host's clock was restored
 
 
 def test_jitter_is_within_its_bounds_and_differs() -> None:

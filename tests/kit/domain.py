@@ -138,7 +138,7 @@ class Domain:
 
 
 class LinuxDomain(NamedTuple):
-    """A live Linux guest of libvirt, and its serial line (see ``tests/kit/linux_guest.py``)."""
+    """A live Linux libvirt guest, and its serial line (see ``tests/kit/linux_guest.py``)."""
 
     domain: Domain
     serial: linux_guest.Serial
@@ -203,9 +203,9 @@ def running(
 ) -> Iterator[Domain]:
     """Run a guest of ``daemon``; at the end it is neither running nor defined.
 
-    ``ram``: see ``Domain.fill_ram``. ``ram_file``: its RAM starts as a private copy of this file,
-    of ``memory`` bytes: for big guests, as their definition then says so for ever. ``transient``:
-    libvirt forgets it when it ends. See ``definition()`` for the rest.
+    ``ram``: see ``Domain.fill_ram``. ``ram_file``: its RAM starts as a private copy of this
+    file, of ``memory`` bytes: for big guests, as their definition then says so forever.
+    ``transient``: libvirt forgets it when it ends. See ``definition()`` for the rest.
     """
     if ram_file is not None:
         arguments = [*arguments, *_from_file(ram_file, memory)]

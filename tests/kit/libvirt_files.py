@@ -21,7 +21,7 @@ def belonging_to(directory: Path) -> list[int]:
     name = directory.name.encode()
     found: list[int] = []
     for entry in Path("/proc").iterdir():
-        # Gone meanwhile, or not ours to look at.
+        # Gone in the meantime, or not ours to look at.
         with suppress(OSError):
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue

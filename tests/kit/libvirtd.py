@@ -87,7 +87,7 @@ class Daemon:
         return not self.alive() and not self._killed
 
     def alive(self) -> bool:
-        """Tell whether the daemon runs."""
+        """Return whether the daemon runs."""
         return self._handle >= 0 and not processes.has_ended(self._handle)
 
     def virsh(
@@ -189,7 +189,7 @@ class Daemon:
         return self.virsh("version", check=False).returncode == 0
 
     def _sees(self, path: Path) -> bool:
-        """Tell whether the daemon, if it runs, has our directory of ``path`` at this place."""
+        """Return whether the daemon, if it runs, has our directory of ``path`` at this place."""
         if not self.alive():
             return True
         inside = Path(f"/proc/{self.pid}/root{path.parent.resolve()}")

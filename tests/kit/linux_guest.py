@@ -83,7 +83,7 @@ class LinuxGuest:
     def successor(self) -> Iterator[LinuxGuest]:
         """Take over the guest that ``mapsave restore`` started; see ``Qemu.successor``.
 
-        Its QEMU begins the log anew, so read the ticks of this one before.
+        Its QEMU begins the log again, so read the ticks of this one before.
         """
         with self.qemu.successor() as successor:
             yield LinuxGuest(successor, self.serial)

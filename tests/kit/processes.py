@@ -69,7 +69,7 @@ def strays() -> dict[int, str]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        # Gone meanwhile, or somebody else's.
+        # Gone in the meantime, or somebody else's.
         with contextlib.suppress(OSError):
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 words = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
@@ -95,7 +95,7 @@ def end(pid: int, timeout: float = 10.0) -> None:
 
 
 def has_ended(handle: int) -> bool:
-    """Tell whether the process of a pidfd has ended."""
+    """Return whether the process of a pidfd has ended."""
     return bool(select.select([handle], [], [], 0)[0])
 
 

@@ -72,7 +72,7 @@ class Qemu:
         return _stderr_of(self.directory, self.name)
 
     def alive(self) -> bool:
-        """Tell whether the process still runs."""
+        """Return whether the process still runs."""
         if self._closed:
             return False
         try:
@@ -179,7 +179,7 @@ def fill_ram(ram: guest_ram.LiveRam, pattern: patterns.Pattern) -> None:
 
 
 def has_kvm() -> bool:
-    """Tell whether this process may use KVM."""
+    """Return whether this process may use KVM."""
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 

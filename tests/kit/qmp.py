@@ -22,7 +22,7 @@ Event = dict[str, Any]
 
 
 class QmpError(Exception):
-    """QEMU answered a command with an error; ``error_class`` and ``desc`` are its words."""
+    """QEMU answered a command with an error; ``error_class`` and ``desc`` are QEMU's."""
 
     def __init__(self, command: str, error_class: str, desc: str) -> None:
         super().__init__(f"{command}: {desc}")
@@ -45,7 +45,7 @@ class Client:
 
         ``timeout`` in seconds is the limit of this and of every later command.
 
-        Raises OSError when nobody listens, TimeoutError when QEMU does not greet in time.
+        Raises OSError when no one listens, TimeoutError when QEMU does not greet in time.
         """
         self.timeout = timeout
         self.events: list[Event] = []

@@ -36,7 +36,7 @@ class Block:
 
 
 class Monitor(Protocol):
-    """What runs QMP commands: ``qmp.Client``, or a domain of libvirt."""
+    """What runs QMP commands: ``qmp.Client``, or a libvirt domain."""
 
     def execute(self, command: str, /, **arguments: Any) -> Any:
         """Run ``command`` and return what it returned; raise QmpError."""

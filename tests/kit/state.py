@@ -23,7 +23,7 @@ class State:
 
 
 def of(monitor: ram.Monitor) -> State:
-    """Return the state of the QEMU behind ``monitor``."""
+    """Return the state of the QEMU after ``monitor``."""
     capabilities = monitor.execute("query-migrate-capabilities")
     return State(
         {entry["capability"]: entry["state"] for entry in capabilities},

@@ -91,7 +91,7 @@ def filled(directory: Path, *, leave: int) -> Iterator[None]:
 
 
 def takes_direct_io(directory: Path) -> bool:
-    """Tell whether files in ``directory`` can be opened with O_DIRECT."""
+    """Return whether files in ``directory`` can be opened with O_DIRECT."""
     path = directory / ".direct-io"
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600))

@@ -32,7 +32,7 @@ def rules(host: Host, path: str = RULES) -> list[str]:
 
 
 def use(host: Host, image: Path, access: Any = "save", *others: str, **options: Any) -> list[str]:
-    """Label the image; return the lines that QEMU's profile had meanwhile."""
+    """Label the image; return the lines that QEMU's profile had in the meantime."""
     with labelled(work(host, **options), image, others=others, access=access):
         return rules(host)
 
@@ -189,7 +189,7 @@ def test_guest_that_ended_meanwhile(apparmor: Host, image: Path, gone: str) -> N
         else:
             apparmor.put("/sys/kernel/security/apparmor/profiles", "other (enforce)\n")
     assert rules(apparmor) == []
-    assert len(apparmor.commands) == 1  # not loaded anew for nobody
+    assert len(apparmor.commands) == 1  # not loaded again for no one
 
 
 def test_loaded_profile_is_loaded_anew(apparmor: Host, image: Path) -> None:

@@ -44,7 +44,7 @@ def test_owner_group_and_mode(image: Path, end: str) -> None:
         assert applied.label.previous == "0:0 0600"
         assert applied.label.module == "dac"
         if end == "at_rest":
-            image.chmod(0o666)  # somebody changed it meanwhile
+            image.chmod(0o666)  # somebody changed it in the meantime
             assert applied.at_rest() == []
         if end == "keep":
             applied.keep()

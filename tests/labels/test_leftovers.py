@@ -25,7 +25,7 @@ OTHER = "system_u:object_r:rest_t:s0"
 
 
 def journalled(label: Label | None) -> Label:
-    """Return a label as it is behind the journal."""
+    """Return a label as it is after the journal."""
     assert label is not None
     return Label.from_dict(json.loads(json.dumps(label.as_dict())))
 

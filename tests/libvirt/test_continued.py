@@ -1,4 +1,4 @@
-"""Somebody else at a guest of libvirt that is saved already: is the image stale?"""
+"""Somebody else at a libvirt guest that is saved already: is the image stale?"""
 
 from __future__ import annotations
 

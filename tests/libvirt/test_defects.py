@@ -96,7 +96,7 @@ def test_set_that_libvirt_has_left(daemon: Daemon, site: cli.Site, guest: Domain
     site.run("save", guest.address, "-o", "second", "--then", "resume", check=0)
     after = guest.status()
     assert (after.fdsets, after.parameters) == (found.fdsets, found.parameters)
-    # With these on, the next internal snapshot would end QEMU: they are not put back.
+    # With these on, the next internal snapshot would end QEMU: they are not restored.
     left_on = {name for name, on in found.capabilities.items() if on}
     assert left_on - {name for name, on in after.capabilities.items() if on} == {
         "mapped-ram",

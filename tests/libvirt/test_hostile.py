@@ -1,4 +1,4 @@
-"""Hostile images of libvirt's format: an error, and libvirtd, whom some would abort, sees none."""
+"""Hostile images in libvirt format: an error, and libvirtd, whom some would abort, sees none."""
 
 from __future__ import annotations
 

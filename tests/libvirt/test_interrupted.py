@@ -34,7 +34,7 @@ MIB = 1 << 20
 _AWAY = 0.5
 # Of a guest, and what QEMU may write in a second; it takes that for a hint only.
 _MEMORY, _SLOW = 24 * MIB, MIB
-# What a save is killed at before QEMU is done with its stream, and behind that.
+# What a save is killed at before QEMU is done with its stream, and after that.
 NOT_YET = ("label", "hand-over", "pause", "migrate")
 WHOLE = ("complete", "commit", "committed")
 # As ``struck.stopped``, with a shorter patience for a libvirtd that is away.
@@ -311,7 +311,7 @@ def test_signal_in_a_restore(daemon: Daemon, site: cli.Site, step: str) -> None:
 
 @pytest.mark.root
 def test_disk_full_half_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
-    """The guest's RAM is a private mapping of a file that is not resident: nobody can know."""
+    """The guest's RAM is a private mapping of a file that is not resident: no one can know."""
     content = patterns.write(tmp_path / "ram-file", 64 * MIB, patterns.dense)
     with (
         storage.loop_filesystem("ext4", 64 * MIB, tmp_path) as place,

@@ -1,4 +1,4 @@
-"""A live Linux guest of libvirt goes on where it was saved, whoever saves and restores it."""
+"""A live Linux libvirt guest goes on where it was saved, whoever saves and restores it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A domain that somebody ends and starts again meanwhile: the new QEMU is not ours to touch."""
+"""A domain that somebody ends and starts again in the meantime: the new QEMU is not ours to
+touch."""
 
 from __future__ import annotations
 

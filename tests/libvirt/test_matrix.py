@@ -42,7 +42,7 @@ def assert_ended(guest: Domain, how: ways.Save, *, transient: bool) -> None:
 
 
 def assert_runs(guest: Domain, how: ways.Restore) -> None:
-    # mapsave has libvirt restore the guest paused, marks the image, and lets the guest run then.
+    # mapsave has libvirt restore the guest paused, marks the image, and resumes the guest then.
     assert guest.state() == f"running ({'restored' if how == 'virsh' else 'unpaused'})"
     assert guest.execute("query-status")["status"] == "running"
 

@@ -1,4 +1,4 @@
-"""Somebody else at a guest of libvirt while mapsave saves it, or before: no guest is lost."""
+"""Somebody else at a libvirt guest while mapsave saves it, or before: no guest is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mapsave killed at every step with a guest of libvirt: ``mapsave recover`` tidies up."""
+"""mapsave killed at every step with a libvirt guest: ``mapsave recover`` tidies up."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_killed_while_qemu_writes(daemon: Daemon, site: cli.Site, then: str) -> 
 
 
 def test_libvirtd_is_restarted_before_the_recovery(own_daemon: Daemon, site: cli.Site) -> None:
-    """It knows nothing of our save, so it neither cancels it nor lets the guest run on."""
+    """It knows nothing of our save, so it neither cancels it nor resumes the guest on."""
     with small(own_daemon, paused=False) as guest:
         before = guest.status()
         save = ("save", guest.address, "--image", IMAGE, "--then", "resume")
@@ -218,7 +218,7 @@ def test_resumed_before_the_recovery(
 def test_saved_guest_that_was_used_since_is_not_ended(
     daemon: Daemon, site: cli.Site, last: str
 ) -> None:
-    """Killed behind the commit; its owner let the guest run on, so the image does not hold it."""
+    """Killed after the commit; its owner let the guest run on, so the image does not hold it."""
     with small(daemon, paused=False) as guest:
         _killed(site, "after", "committed", "save", guest.address, "--image", IMAGE)
         guest.virsh("resume")

@@ -1,4 +1,4 @@
-"""``mapsave save-all --libvirt`` and the way back: domains that nobody has configured."""
+"""``mapsave save-all --libvirt`` and the way back: domains that no one has configured."""
 
 from __future__ import annotations
 

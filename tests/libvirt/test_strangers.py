@@ -118,7 +118,7 @@ _FOREIGN = {
 def test_paths_devices_and_arguments_of_the_image_are_refused(
     site: cli.Site, tmp_path: Path, guest: Domain, what: str
 ) -> None:
-    """Of a native image, whose XML nobody but mapsave reads."""
+    """Of a native image, whose XML no one but mapsave reads."""
     more, wanted = _FOREIGN[what]
     path = ways.save("native", guest, site)
     known = dict(_metadata(path))

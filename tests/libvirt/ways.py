@@ -1,4 +1,4 @@
-"""The ways in which a guest of libvirt is saved and restored: mapsave's, and virsh's."""
+"""The ways in which a libvirt guest is saved and restored: mapsave's, and virsh's."""
 
 from __future__ import annotations
 

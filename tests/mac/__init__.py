@@ -18,9 +18,9 @@ source, and a case without a result fails. Fixtures of all cases are in ``guest/
 
     python -m tests.mac selinux -k wrong_categories
 
-boots and runs some cases by hand, in six seconds and what the cases take. To add a mode, add it to
-``machine.MODES`` and a test marked ``boot(MODE)`` like the others: all boots that the chosen tests
-want are done before the first of them, two at a time. What the disk contains is said by
-``image.py`` and ``vm/``; after a change there it is built anew (a minute): ``tests/run.sh`` does
-that (``build.py``) beside the stages before this one.
+boots and runs some cases by hand, in six seconds and what the cases take. To add a mode, add it
+to ``machine.MODES`` and a test marked ``boot(MODE)`` like the others: all boots that the chosen
+tests want are done before the first of them, two at a time. What the disk contains is said by
+``image.py`` and ``vm/``; after a change there it is built again (a minute): ``tests/run.sh``
+does that (``build.py``) beside the stages before this one.
 """

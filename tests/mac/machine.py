@@ -54,7 +54,7 @@ class Mode:
 MODES = {
     # mapsave unconfined, for the cases where that matters.
     "apparmor": Mode("security=apparmor", "apparmor_*cases.py", "unconfined"),
-    # mapsave itself in the profile that ships: behind the other, which has none.
+    # mapsave itself in the profile that ships: after the other, which has none.
     "apparmor-confined": Mode("security=apparmor", "apparmor_*cases.py"),
     "selinux": Mode("security=selinux enforcing=1", "selinux_*cases.py"),
     # The control: the cases that see a refusal must fail where nothing is refused.

@@ -1,4 +1,4 @@
-"""A guest is put back into its run state on every way out."""
+"""A guest is resumed into its run state on every way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capabilities and parameters are put back on every way out, whatever they were."""
+"""Capabilities and parameters are restored on every way out, whatever they were."""
 
 from __future__ import annotations
 

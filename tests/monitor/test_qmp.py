@@ -193,7 +193,7 @@ async def test_unanswered_command_times_out_and_the_next_works(emulator: Emulate
         with pytest.raises(errors.MonitorTimeout, match=r"no answer to query-status within 0\.1 s"):
             await session.execute("query-status", timeout=0.1)
         emulator.thaw()
-        # The late answer is nobody's, and not taken for that of the next command.
+        # The late answer is no one's, and not taken for that of the next command.
         assert await session.execute("query-name") == {}
         assert (await session.execute("query-status"))["status"] == "running"
 

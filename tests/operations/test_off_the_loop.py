@@ -1,4 +1,5 @@
-"""A save waits for the disk off the event loop: a service goes on with its other work meanwhile."""
+"""A save waits for the disk off the event loop: a service goes on with its other work in the
+meantime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request of a save, completed by configuration: format and label of guests of libvirt."""
+"""The request of a save, completed by configuration: format and label of libvirt guests."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def test_explicit_strategy(site: cli.Site, source: qemu.Qemu, options: dict[str,
     assert f'"direct-io": {json.dumps(found["strategy"]["direct_io"])}' in told
     assert f'"zero-page-detection": "{found["strategy"]["zero_pages"]}"' in told
     assert told.count("multifd_send_thread_start") == found["strategy"]["channels"]
-    # A zero page costs room only if nobody looks for it; what was reserved in vain is given back.
+    # A zero page costs room only if no one looks for it; what was reserved in vain is given back.
     held = 32 * MIB if options.get("zero_pages") == "none" else found["data_bytes"]
     assert found["data_bytes"] <= held
     assert held <= found["allocated_bytes"] <= held + 4 * MIB

@@ -206,7 +206,7 @@ def test_saved_and_continued(site: cli.Site, state: str, then: str) -> None:
         _goes_on(guest)
 
 
-# In an image the first bitmap is right behind the stream's beginning; the first pages are at 2 MiB.
+# In an image the first bitmap is right after the stream's beginning; the first pages are at 2 MiB.
 _PAGES = inject.Rule("pwritev", "errno", errno.EIO, first=2 * raw.MIB, count=-1)
 _BITMAP = inject.Rule("pwritev", "errno", errno.EIO, first=raw.MIB, last=2 * raw.MIB - 1, count=-1)
 

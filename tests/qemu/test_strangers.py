@@ -75,7 +75,7 @@ def test_a_guest_is_not_saved_where_strangers_can_write(site: cli.Site, how: str
         assert error["id"] == "directory.untrusted"
         assert os.listdir(site.images) == []
         assert guest.state() == before
-        # A directory such as /tmp is safe: nobody else can rename what is ours.
+        # A directory such as /tmp is safe: no one else can rename what is ours.
         os.chown(site.images, 0, 0)
         site.images.chmod(0o1777)
         site.run("save", guest.address, "-o", site.images / "mine", check=0)

@@ -27,7 +27,7 @@ COMMAND = command(idle=1.0, body=0.5, serving=4.0, reading=1.0, beat=0.5, every=
 
 @contextlib.contextmanager
 def staying_up(mapsaved: service.Service) -> Iterator[None]:
-    """Fail if something is logged as an error meanwhile, or is under way afterwards."""
+    """Fail if something is logged as an error in the meantime, or is under way afterwards."""
     before = len(mapsaved.logged())
     with service.emulated_ended(mapsaved.site):
         yield
@@ -42,7 +42,7 @@ def descriptors(mapsaved: service.Service) -> int:
 
 
 def memory(mapsaved: service.Service) -> int:
-    """Return the bytes of memory that the service has written to and nobody else has."""
+    """Return the bytes of memory that the service has written to and no one else has."""
     with open(f"/proc/{mapsaved.pid}/smaps_rollup") as file:
         sizes = {line.split()[0]: line.split()[1] for line in file if line.startswith("Private")}
     return int(sizes["Private_Dirty:"]) << 10

@@ -67,7 +67,7 @@ def test_health_tells_this_service_from_others(mapsaved: service.Service) -> Non
     found = mapsaved.get("/v1/health")
     assert (found["pid"], found["state"]) == (mapsaved.pid, str(mapsaved.site.state))
     assert found["recovered"] is True
-    # One of the files of the directory of the jobs is none.
+    # One of the files of the jobs directory is none.
     assert found["status"] == "degraded"
     assert [each["file"] for each in found["broken_jobs"]] == [
         str(mapsaved.site.directory / "jobs/broken.yaml")

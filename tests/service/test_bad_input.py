@@ -22,7 +22,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
-    """A service with one guest that nobody has started, and little patience."""
+    """A service with one guest that no one has started, and little patience."""
     site = cli.Site(tmp_path_factory.mktemp("attacked") / "site")
     site.add_guest("db", emulator={"memory": "8M"})
     with service.running(site, command=impatient.COMMAND) as running:

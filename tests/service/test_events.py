@@ -100,7 +100,7 @@ def listening(mapsaved: service.Service, query: str = "") -> Iterator[Listener]:
 
 
 def ended(listener: Listener, operation: str) -> bool:
-    """Tell whether the end of an operation has been told."""
+    """Return whether the end of an operation has been told."""
     return any(
         kind == "operation" and data["id"] == operation and data["state"] in service.ENDED
         for kind, data in listener.events
@@ -170,7 +170,8 @@ def _enough_descriptors() -> Iterator[None]:
 
 
 class Talk(threading.Thread):
-    """Begins operations of which there is much to tell, and looks at the service meanwhile."""
+    """Begins operations of which there is much to tell, and looks at the service in the
+    meantime."""
 
     def __init__(self, mapsaved: service.Service) -> None:
         super().__init__()
@@ -190,7 +191,7 @@ class Talk(threading.Thread):
 
 
 def _has_heard(listener: Listener, operation: str | None) -> bool:
-    """Tell whether the last that a listener heard is the end of an operation."""
+    """Return whether the last that a listener heard is the end of an operation."""
     ends = (b'"state": "done"', b'"state": "failed"')
     told = listener.latest
     return operation is not None and operation.encode() in told and any(e in told for e in ends)

@@ -72,7 +72,7 @@ def test_a_socket_without_a_service_behind_it(site: cli.Site) -> None:
 
 
 def test_a_service_that_is_stopping_finishes_what_it_is_at(site: cli.Site) -> None:
-    """And the guest that it lets run on behind its save is saved again."""
+    """And the guest that it lets run on after its save is saved again."""
     with (
         fleet.guest(site, "busy", size=16 * MIB, throttle="3M") as busy,
         fleet.guest(site, "idle"),
@@ -113,7 +113,7 @@ def test_a_service_that_dies_over_it(site: cli.Site) -> None:
 
 
 def test_a_service_that_died_before(site: cli.Site) -> None:
-    """Its guest is left in postmigrate, or about to be: without recovery nobody could save it."""
+    """Its guest is left in postmigrate, or about to be: without recovery no one could save it."""
     with (
         fleet.guest(site, "web", throttle="2M") as web,
         service.running(site) as mapsaved,

@@ -1,4 +1,4 @@
-"""The service's life: started, read anew, stopped; and what it tells systemd meanwhile."""
+"""The service's life: started, read again, stopped; and what it tells systemd in the meantime."""
 
 from __future__ import annotations
 

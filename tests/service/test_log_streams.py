@@ -1,4 +1,4 @@
-"""Streams that do not take the log, which nobody who logs may notice."""
+"""Streams that do not take the log, which no one who logs may notice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ plain = logging.getLogger("mapsave.labels.test")
 
 
 def run(code: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` behind what configures the log in a fresh Python."""
+    """Run ``code`` after what configures the log in a fresh Python."""
     begin = "import logging, os, sys\nfrom mapsave.service.log import setup as logs\n"
     begin += "log = logging.getLogger('x')\n"
     return subprocess.run(

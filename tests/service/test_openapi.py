@@ -122,7 +122,7 @@ def _all_ends_well(mapsaved: service.Service) -> Iterator[None]:
         assert each["error"]["id"] != "internal", each
 
 
-# What goes on for ever is listened to in test_events.py.
+# What goes on forever is listened to in test_events.py.
 ASKED = [each for each in routes.ROUTES if not each.endless]
 TAKING = [each for each in ASKED if each.takes_body or each.query is not queries.Nothing]
 KNOWN = {"guest": "db", "image": "one", "job": "nightly"}

@@ -1,4 +1,4 @@
-"""What hooks behind an operation are told where mapsave died of it: by the next one, and once."""
+"""What hooks after an operation are told where mapsave died of it: by the next one, and once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def guest(scene: Scene) -> Iterator[Path]:
 
 
 def told_last(scene: Scene) -> dict[str, Any]:
-    """Return what the hook behind the operation was told, the only one that recovery has run."""
+    """Return what the hook after the operation was told, the only one that recovery has run."""
     told = scene.told()
     assert [each.get("recovered") for each in told[:-1]] == [None] * (len(told) - 1)
     assert told[-1]["recovered"] is True

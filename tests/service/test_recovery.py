@@ -210,7 +210,7 @@ def test_what_was_recovered_by_hand_meanwhile_is_known(site: cli.Site) -> None:
             assert line["outcome"] == f"would be: {COMMITTED}"
             assert line["image"] == str(site.images / IMAGE)
             assert struck.contents(site) == files
-            site.run("recover", check=0)  # the socket is there, and nobody listens
+            site.run("recover", check=0)  # the socket is there, and no one listens
             guest.wait()
             with service.running(site) as mapsaved:
                 assert interrupted.outcome(waiting)[0] == 0

@@ -39,7 +39,7 @@ print(json.dumps(found))
 
 
 def _groups(count: int) -> list[grp.struct_group]:
-    """Return groups of this host that nobody needs to be in."""
+    """Return groups of this host that no one needs to be in."""
     found = [each for each in grp.getgrall() if each.gr_gid not in (0, 65534)]
     assert len(found) >= count
     return found[-count:]

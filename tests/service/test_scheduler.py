@@ -170,7 +170,7 @@ async def test_a_journal_that_fails_costs_no_run(
         host.now = _after(hours=1)
         await host.read()  # asks nothing of the journal: the job is known
         async with asyncio.timeout(20):
-            while "cannot write" not in caplog.text:  # noqa: ASYNC110 (a log tells nobody)
+            while "cannot write" not in caplog.text:  # noqa: ASYNC110 (a log tells no one)
                 await asyncio.sleep(0.001)
     await host.turn(_after(hours=2))
     assert [when for _, when in host.started] == [_after(hours=1), _after(hours=2)]

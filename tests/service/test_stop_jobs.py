@@ -62,7 +62,7 @@ def test_a_job_that_waits_to_try_again_does_not_hold_it_up(site: cli.Site) -> No
 
 
 def test_a_job_that_is_cancelled_tells_who_was_saved_by_then(site: cli.Site) -> None:
-    """Those guests have ended: not everything was put back."""
+    """Those guests have ended: not everything was rolled back."""
     with fleet.guest(site, "quick"), fleet.guest(site, "slow", throttle="1M") as slow:
         save = {"then": "quit", "image": "{guest}"}
         _write_job(site, guests=["quick", "slow"], concurrency=2, save=save)

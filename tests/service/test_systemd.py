@@ -106,7 +106,7 @@ def test_a_full_socket_neither_blocks_nor_fails(
         notifier = systemd.Notifier(str(tmp_path / "notify"))
         limit = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
         for _ in range(limit + 10):
-            notifier.watchdog()  # would wait for ever
+            notifier.watchdog()  # would wait forever
         assert 0 < len(told(systemd_side)) < limit + 10
     assert "cannot notify systemd of WATCHDOG=1" in caplog.text
 

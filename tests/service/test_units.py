@@ -72,7 +72,7 @@ def copied(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_libvirt(copied: Path) -> Path:
-    """The units with the drop-in for guests of libvirt."""
+    """The units with the drop-in for libvirt guests."""
     target = copied / "mapsave-save-all.service.d"
     target.mkdir()
     text, number = re.subn(r"/usr/local/bin/mapsave\b", "/bin/true", LIBVIRT.read_text())
@@ -335,7 +335,7 @@ def test_a_real_qemu_is_saved_and_restored_with_them(site: cli.Site) -> None:
         policy = site.directory / "labelled.yaml"
         site.run("save", "web01", "--image", "it.mapsave", "--policy", policy, check=0)
         guest.wait()
-        # Without the policy nobody has said that its owner may write images.
+        # Without the policy no one has said that its owner may write images.
         site.run("restore", site.images / "it.mapsave", "--paused", check=7)
         paused = ("--paused", "--policy", policy)
         site.run("restore", site.images / "it.mapsave", *paused, check=0)

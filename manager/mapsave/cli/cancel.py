@@ -14,7 +14,7 @@ from mapsave.client import connection, delegate
 @click.argument("operation")
 @click.pass_context
 def command(context: click.Context, /, operation: str) -> None:
-    """Cancel an operation of the service, and wait until everything is put back.
+    """Cancel an operation of the service, and wait until it is rolled back.
 
     OPERATION is its id as 'mapsave ps' lists it, or the beginning of it.
     """

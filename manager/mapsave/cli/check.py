@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 @click.option("--direct-io", type=click.Choice(["auto", "on", "off"]))
 @click.pass_context
 def command(context: click.Context, /, target: str, **chosen: Any) -> int:
-    """Tell what would fail: the save of a guest, or the restore of an image.
+    """Report what would fail: the save of a guest, or the restore of an image.
 
-    Nothing is touched: the guest runs on. The exit code is that of the first problem.
+    Nothing is touched: the guest keeps running. Exits with the code of the first problem.
     """
     given = of(context)
     config = given.config()

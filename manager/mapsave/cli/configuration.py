@@ -12,13 +12,13 @@ from mapsave.cli.options import Command, Group, of
 
 @click.group("config", cls=Group)
 def command() -> None:
-    """Show the configuration in force, or its schema."""
+    """Show the effective configuration, or its schema."""
 
 
 @command.command("show", cls=Command)
 @click.pass_context
 def show(context: click.Context, /) -> None:
-    """Print the configuration in force, as YAML or with --json as JSON."""
+    """Print the effective configuration, as YAML or, with --json, as JSON."""
     from mapsave import config
 
     given = of(context)

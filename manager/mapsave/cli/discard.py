@@ -17,7 +17,7 @@ from mapsave.client import connection, delegate
 def command(context: click.Context, /, image: str, yes: bool) -> None:
     """Delete an image.
 
-    An image that was never restored is the only copy of its guest: it goes only with --yes.
+    An image that was never restored is the only copy of its guest: deleting it needs --yes.
     """
     given = of(context)
     config = given.config()

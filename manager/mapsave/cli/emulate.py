@@ -44,8 +44,8 @@ class Size(click.ParamType[int]):
 def command(context: click.Context, /, **chosen: Any) -> None:
     """Run an emulated QEMU: a QMP monitor and real guest RAM, to try things out.
 
-    It saves and restores images that QEMU itself reads, refuses what QEMU refuses in QEMU's words,
-    and dies where QEMU would.
+    It saves and restores images that QEMU itself reads, refuses what QEMU refuses with QEMU's
+    messages, and crashes where QEMU would.
     """
     from mapsave.emulator import options, run
 

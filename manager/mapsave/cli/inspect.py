@@ -20,7 +20,8 @@ from mapsave.operations import written_record
 )
 @click.pass_context
 def command(context: click.Context, /, image: str, xml: bool) -> None:
-    """Show what an image holds: guest, state, RAM blocks, and how its used pages lie."""
+    """Show the contents of an image: guest, state, RAM blocks, and how its used pages are
+    distributed."""
     given = of(context)
     config = given.config()
     if xml:

@@ -16,10 +16,10 @@ from mapsave.client import delegate
 
 @click.group("job", cls=Group)
 def command() -> None:
-    """Run, check or list save jobs, or remove the images that one does not keep.
+    """Run, check or list save jobs, or remove the images that a job does not keep.
 
-    JOB is a YAML file, or the name of a job in the directory of the jobs ('jobs:' in the
-    configuration). The service runs those that it knows.
+    JOB is a YAML file, or the name of a job in the jobs directory ('jobs:' in the
+    configuration). The service runs the jobs that it has loaded.
     """
 
 
@@ -27,10 +27,10 @@ def command() -> None:
 @click.argument("job", metavar="JOB")
 @click.pass_context
 def run(context: click.Context, /, job: str) -> int:
-    """Run a job once: its guests side by side, as many at a time as it allows.
+    """Run a job once: save its guests, in parallel as far as the job allows.
 
-    A guest that fails does not stop the others. The exit code is the worst of all. Images that the
-    job does not keep are removed afterwards.
+    A guest that fails does not stop the others. Exits with the worst code of all. Images that
+    the job does not keep are removed afterwards.
     """
     given = of(context)
     config = given.config()
@@ -48,7 +48,7 @@ def run(context: click.Context, /, job: str) -> int:
 @click.argument("job", metavar="JOB")
 @click.pass_context
 def check(context: click.Context, /, job: str) -> int:
-    """Tell what would fail, for the file and for each of its guests; nothing is touched."""
+    """Report what would fail, for the file and for each of its guests; nothing is touched."""
     given = of(context)
     config = given.config()
     if known := jobs_of.known(given, config, job):
@@ -68,8 +68,8 @@ def check(context: click.Context, /, job: str) -> int:
 def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
     """Remove the images that a job does not keep.
 
-    Never removed are the newest good image of a guest, an image that is the guest itself (saved to
-    quit and not restored since), and damaged ones.
+    Never removed are the newest good image of a guest, an image that is the only copy of its
+    guest (saved with 'then: quit' and not restored since), and damaged ones.
     """
     given = of(context)
     config = given.config()
@@ -91,9 +91,9 @@ def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
 @command.command("list", cls=Command)
 @click.pass_context
 def list_jobs(context: click.Context, /) -> None:
-    """List the jobs of the directory of the jobs, and the files in it that are none.
+    """List the jobs in the jobs directory, and the files that could not be loaded.
 
-    When a job ran, and when it runs next, is known to the service alone.
+    Only the service knows when a job ran and when it runs next.
     """
     given = of(context)
     found = jobs_of.listing(given, given.config())

@@ -31,7 +31,7 @@ class Known:
 def known(given: Globals, config: Config, job: str) -> Known | None:
     """Return the job of the service that ``job``, a name or a file, is; None to work here.
 
-    Raises UnknownJob, and what is wrong with a file of the directory of the jobs.
+    Raises UnknownJob, and what is wrong with a file of the jobs directory.
     """
     is_file = _is_file(job)
     if is_file and not _is_of_directory(job, config):
@@ -49,7 +49,7 @@ def known(given: Globals, config: Config, job: str) -> Known | None:
         if _same(line["file"], job):
             raise errors.from_dict(line["error"])
     if not os.path.lexists(job):
-        return None  # told as it is for any file
+        return None  # reported as for any file
     raise errors.UnknownJob(
         f"the service has not loaded the job in {job!r} yet",
         hint="let the service read its files: systemctl reload mapsaved; or use --local",
@@ -57,7 +57,7 @@ def known(given: Globals, config: Config, job: str) -> Known | None:
 
 
 def load(config: Config, job: str) -> Job:
-    """Return the job that a name of the directory of the jobs, or a file, means.
+    """Return the job that a name of the jobs directory, or a file, means.
 
     Raises UnknownJob, ConfigMissing, ConfigError.
     """
@@ -71,7 +71,7 @@ def load(config: Config, job: str) -> Job:
 
 
 def listing(given: Globals, config: Config) -> dict[str, Any]:
-    """Return the jobs as the service tells them; without it, those of the directory."""
+    """Return the jobs as the service lists them; without it, those of the directory."""
     client = connection.service(given, config)
     if client is not None:
         return client.get("/v1/jobs")
@@ -90,7 +90,7 @@ def _is_file(job: str) -> bool:
 
 
 def _is_of_directory(job: str, config: Config) -> bool:
-    """Tell whether a file is one of those that the service reads."""
+    """Return whether a file is one of those that the service reads."""
     directory = os.path.dirname(os.path.abspath(job))
     return job.endswith(_SUFFIXES) and _same(directory, config.jobs)
 

@@ -56,7 +56,7 @@ def _log_to_stderr(given: Globals) -> None:
     level = logging.DEBUG if given.debug else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="mapsave: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    # Its errors are about connections that ended, which operations report in their own words.
+    # Its errors are about connections that ended, which operations report themselves.
     logging.getLogger("qemu.qmp").setLevel(logging.DEBUG if given.debug else logging.CRITICAL)
 
 

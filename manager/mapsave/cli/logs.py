@@ -17,7 +17,7 @@ from mapsave.client import connection
 @click.argument("operation")
 @click.pass_context
 def command(context: click.Context, /, operation: str) -> None:
-    """Show the steps that an operation of the service took, with the time of each."""
+    """Show the steps of an operation of the service, with their times."""
     given = of(context)
     client = connection.needed(given, given.config())
     found = client.get(f"/v1/operations/{connection.quoted(operation)}/steps")

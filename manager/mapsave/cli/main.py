@@ -52,7 +52,7 @@ _NEW_OBJECTS = 50_000
 )
 @click.version_option(__version__, prog_name="mapsave")
 def mapsave() -> None:
-    """Save running QEMU guests to disk, and bring them back.
+    """Save running QEMU guests to disk and restore them.
 
     GUEST is a name from the configuration or qmp:/path/to/socket. IMAGE is a path, or a name in the
     image directory.
@@ -67,8 +67,9 @@ def mapsave() -> None:
 def command() -> NoReturn:
     """Run the command line as this process, and leave without taking Python's modules down.
 
-    That would take some 15 ms. By then every operation has put back and closed what it opened, its
-    threads were joined (``asyncio.run``), and nothing here leaves work to the end of the process.
+    That would take some 15 ms. By then every operation has rolled back and closed what it
+    opened, its threads were joined (``asyncio.run``), and nothing here leaves work to the end of
+    the process.
     """
     # Loading modules makes many objects and no garbage: looking for it after every 700 new ones, as
     # Python would, took a tenth of the time until QEMU is first asked.
@@ -81,7 +82,7 @@ def command() -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
-        # None or closed: the process was started so. Else: told already, or nobody to tell.
+        # None or closed: the process was started so. Else: told already, or no one to tell.
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.flush()
     os._exit(code)

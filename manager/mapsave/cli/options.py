@@ -55,7 +55,7 @@ def global_options() -> list[click.Parameter]:
         return click.Option(
             [f"--{name}"],
             is_flag=True,
-            is_eager=True,  # so that an error in another option is already told as asked
+            is_eager=True,  # so that an error in another option is already reported as requested
             expose_value=False,
             callback=_set,
             help=text,

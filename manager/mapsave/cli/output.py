@@ -28,7 +28,7 @@ def result(given: Globals, data: dict[str, Any], text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print ``text`` on stdout; where whoever read it has gone, there is nobody to tell.
+    """Print ``text`` on stdout; where the reader is gone, nothing is done.
 
     Raises OutputFailed.
     """
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
 
 
 def failure(error: BaseException, given: Globals) -> int:
-    """Print an error and return the exit code it stands for."""
+    """Print an error and return its exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):

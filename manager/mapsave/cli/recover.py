@@ -15,10 +15,12 @@ from mapsave.client import connection, delegate
 @click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 @click.pass_context
 def command(context: click.Context, /, dry_run: bool) -> int:
-    """Finish or undo what an interrupted mapsave left, and sweep partial images without an owner.
+    """Complete or roll back what an interrupted mapsave left, and remove partial images without an
+    owner.
 
     Afterwards each guest is in the state it had, or its image is committed. Operations that are
-    still running are left alone. The exit code is that of the first that cannot be dealt with yet.
+    still running are left alone. Exits with the code of the first operation that cannot be
+    recovered yet.
     """
     given = of(context)
     config = given.config()

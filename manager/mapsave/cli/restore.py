@@ -66,11 +66,11 @@ def command(
     xml: Path | None,
     **chosen: Any,
 ) -> None:
-    """Bring a guest back from an image.
+    """Restore a guest from an image.
 
     The destination is started by 'launch:' of the guest in the configuration, by the recorded
-    command line, or waits already; a guest of libvirt is started by libvirt. The guest runs if it
-    ran when it was saved.
+    command line, or is already waiting; libvirt starts a libvirt guest. The guest is resumed if
+    it was running when it was saved.
     """
     given = of(context)
     config = given.config()

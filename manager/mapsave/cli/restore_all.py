@@ -32,11 +32,11 @@ _COUNTED = ("restored", "failed", "skipped", "not_saved")
 @click.option("--dry-run", is_flag=True, help="Show what would be restored, and in which order.")
 @click.pass_context
 def command(context: click.Context, /, **chosen: Any) -> int:
-    """Bring back the guests that 'mapsave save-all' saved, higher priorities first.
+    """Restore the guests that 'mapsave save-all' saved, higher priorities first.
 
-    Those that ran when they were saved run again, the others come back paused. A guest that fails
-    is named and tried again by the next restore-all; one that is back is never restored again. The
-    exit code is the worst of all.
+    Guests that were running when saved are resumed, the others stay paused. A guest that fails
+    is reported and tried again by the next restore-all; one that was restored is never restored
+    again. Exits with the worst code of all.
     """
     from mapsave.evacuation import restore_all
 

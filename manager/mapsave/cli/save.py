@@ -91,8 +91,8 @@ class Duration(click.ParamType[float]):
 def command(context: click.Context, /, guest: str, image: str | None, **chosen: Any) -> None:
     """Save a running guest to an image.
 
-    The guest is told to quit only once the image is proven whole and on stable storage; if anything
-    fails before that, the guest goes back to the run state it had.
+    The guest is told to quit only after the image has been verified and is on stable storage. If
+    anything fails before that, the guest returns to the run state it had.
     """
     given = of(context)
     config = given.config()

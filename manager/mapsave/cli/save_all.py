@@ -55,9 +55,9 @@ _UNTOUCHED = {
 def command(context: click.Context, /, **chosen: Any) -> int:
     """Save all guests before the host goes down, or those named: GUEST may be a pattern like db*.
 
-    Higher priorities come first, smaller guests before larger ones; each runs on until its own save
-    begins. What does not fit into the deadline is named and runs on. 'mapsave restore-all' brings
-    back what was saved. The exit code is the worst of all.
+    Higher priorities come first, smaller guests before larger ones; each keeps running until its
+    own save begins. A guest that does not fit into the deadline is reported and keeps running.
+    'mapsave restore-all' restores what was saved. Exits with the worst code of all.
     """
     from mapsave.cli import shutdown
     from mapsave.evacuation import save_run

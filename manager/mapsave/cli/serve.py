@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(context: click.Context, /) -> None:
     """Run the service: jobs by their schedules, an interface for other programs, recovery.
 
-    It stops on SIGTERM or Ctrl-C, and reads its configuration anew on SIGHUP.
+    It stops on SIGTERM or Ctrl-C, and reloads its configuration on SIGHUP.
     """
     given = of(context)
     given.in_main_thread = functools.partial(run, given)
@@ -29,7 +29,7 @@ def command(context: click.Context, /) -> None:
 
 def run(given: Globals) -> None:
     """Run the service until it is told to stop. Raises as ``server.serve`` does."""
-    config = given.config()  # a mistake in it is told before anything heavy is loaded
+    config = given.config()  # a mistake in it is reported before anything heavy is loaded
     from mapsave.service import server
     from mapsave.service.log import setup
 

@@ -1,6 +1,6 @@
 """Have ``save-all`` done: by the service where that is well, otherwise here, in what time is left.
 
-At a shutdown nobody starts a service anew that hangs, and nobody asks again.
+At a shutdown nothing restarts a service that hangs, and no one asks again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds. Who asks how the service is gets an answer at once, or it is not well.
+# Seconds. A healthy service answers /v1/health at once.
 _HEALTH = 5.0
 # A service that is saving may take longer for an answer.
 _ANSWER = 15.0
@@ -62,7 +62,7 @@ class _Clock:
         return dataclasses.replace(self._request, deadline=self.left())
 
     def waits(self) -> bool:
-        """Tell whether there is still time to wait for somebody else."""
+        """Return whether there is still time to wait for another process."""
         limit = _OTHERS if self._request.deadline is None else self._request.deadline
         return time.monotonic() - self._began < limit
 
@@ -70,7 +70,7 @@ class _Clock:
 def save_all(given: Globals, request: Request, body: Body, report: Report) -> dict[str, Any]:
     """Save all guests and return the summary. ``body`` makes what is asked of the service.
 
-    A service that does not answer within seconds, is stopping, or is lost is told on standard
+    A service that does not answer within seconds, is stopping, or is lost is reported on standard
     error; what it left is recovered, and the guests are saved here. Where the configuration is
     wrong, a service that has it in force from before saves by that.
 
@@ -99,7 +99,7 @@ def _by_service(client: Client, clock: _Clock, body: Body, report: Report) -> di
     try:
         return delegate.perform(client, body(clock.request()), report, _PATIENCE)
     except errors.Interrupted as error:
-        if "step" in error.data:  # a service that was started anew says so of the one before it
+        if "step" in error.data:  # a restarted service says so about its predecessor
             raise errors.ServiceLost(error.message) from None
         raise
 

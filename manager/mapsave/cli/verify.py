@@ -15,9 +15,9 @@ from mapsave.cli.options import Command, of
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.pass_context
 def command(context: click.Context, /, images: tuple[str, ...]) -> int:
-    """Prove that images are whole: superblock, metadata, structure, bitmaps, description.
+    """Verify that images are complete: superblock, metadata, structure, bitmaps, description.
 
-    The exit code is that of the first image that is not.
+    Exits with the code of the first image that is not.
     """
     from mapsave.operations.images import resolve
 

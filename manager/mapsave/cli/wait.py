@@ -13,9 +13,9 @@ from mapsave.client import connection, delegate
 @click.argument("operations", nargs=-1, required=True, metavar="OPERATION...")
 @click.pass_context
 def command(context: click.Context, /, operations: tuple[str, ...]) -> int:
-    """Wait until operations of the service have ended.
+    """Wait until operations of the service have finished.
 
-    The exit code is that of the first that did not end well.
+    Exits with the code of the first operation that failed.
     """
     given = of(context)
     client = connection.needed(given, given.config())

@@ -116,7 +116,7 @@ class Client:
         try:
             try:
                 connection.sock = self._socket = connect(self.path, self.timeout)
-                if self._is_interrupted:  # and whoever did that may not have seen our socket
+                if self._is_interrupted:  # which may not have seen our socket
                     raise RequestInterrupted
                 connection.request(method, path, text, {**kind, **(headers or {})})
                 answer = connection.getresponse()
@@ -170,7 +170,7 @@ def _connect(sock: socket.socket, address: str, patience: float) -> None:
 def service(given: Globals, config: Config, timeout: float | None = None) -> Client | None:
     """Return the client of the service that works with this configuration; None to work here.
 
-    There is none with ``--local``, where nobody listens, and where the service has another state
+    There is none with ``--local``, where nothing listens, and where the service has another state
     directory: then it is not about the same guests. ``timeout`` is in seconds, for one answer.
 
     Raises NotPermitted, ServiceUnreachable.
@@ -184,7 +184,7 @@ def service(given: Globals, config: Config, timeout: float | None = None) -> Cli
 
 
 def listens(path: str, timeout: float | None = None) -> bool:
-    """Tell whether somebody listens at the socket; where he is busy, or not for us, he does."""
+    """Return whether the service listens on the socket; busy, or refusing us, still counts."""
     if not os.path.exists(path):
         return False
     try:
@@ -217,7 +217,7 @@ def needed(given: Globals, config: Config) -> Client:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two paths lead to the same place."""
+    """Return whether two paths lead to the same place."""
     return os.path.realpath(str(one)) == os.path.realpath(str(other))
 
 
@@ -226,7 +226,7 @@ def image_name(config: Config, given: str, *, is_read: bool = True) -> str | Non
 
     An image that is read may also lie in the current directory; a bare name of one that is to be
     made is always one of the image directory. What cannot be the name of an image is one of the
-    others: it is told here what is wrong with it.
+    others: it is reported here what is wrong with it.
     """
     directory, name = os.path.split(given)
     if directory or (is_read and os.path.lexists(given)):
@@ -240,7 +240,7 @@ def image_name(config: Config, given: str, *, is_read: bool = True) -> str | Non
 def reconnecting(
     client: Client, path: str, patience: float = _RECONNECT, **query: Any
 ) -> dict[str, Any]:
-    """Return what ``client.get`` does; wait for a service that ended meanwhile to come back.
+    """Return what ``client.get`` does; wait for a service that ended in the meantime to come back.
 
     It has ``patience`` seconds for that.
 
@@ -268,7 +268,7 @@ def address(guest: str) -> str:
 
 
 def knows_policy(given: str | None) -> bool:
-    """Tell whether the service can look up a policy: it does so by name, not by any path."""
+    """Return whether the service can look up a policy: it does so by name, not by any path."""
     from mapsave.labels import policy
 
     return given is None or not policy.is_path(given)

@@ -41,9 +41,9 @@ def perform(
 ) -> dict[str, Any]:
     """Begin the operation ``body``, follow it, and return its result.
 
-    Ctrl-C and SIGTERM cancel it; it puts everything back first, for which we wait as long as a
-    command may go on after a signal. Raises what it failed with, as the same operation would here;
-    Interrupted, ServiceLost.
+    Ctrl-C and SIGTERM cancel it; it rolls everything back first, for which we wait as long as a
+    command may go on after a signal. Raises what it failed with, as the same operation would
+    here; Interrupted, ServiceLost.
     """
     # Chosen here, so that it can be asked for and cancelled even if its answer never came.
     number = os.urandom(6).hex()
@@ -57,7 +57,7 @@ def perform(
             try:
                 found = _cancelled(client, number, report, patience)
             except (errors.ServiceUnreachable, errors.ServiceLost) as error:
-                error.data["interrupted"] = True  # so that nobody does it in place of the service
+                error.data["interrupted"] = True  # so that no one does it instead of the service
                 raise
     if found["error"] is not None:
         raise errors.from_dict(found["error"])

@@ -187,7 +187,7 @@ def _wakeup(request: Request) -> Any:
 
 @command("system_powerdown")
 def _powerdown(request: Request) -> Any:
-    request.machine.monitor.emit("POWERDOWN")  # -machine none has nobody who would act on it
+    request.machine.monitor.emit("POWERDOWN")  # -machine none has nothing that would act on it
     return {}
 
 
@@ -242,7 +242,7 @@ def _closefd(request: Request) -> Any:
 
 @command("pmemsave", schema.struct(val=schema.uint64, size=schema.uint64, filename=schema.string))
 def _pmemsave(request: Request) -> Any:
-    """Guest physical memory: RAM from address 0 on, and nothing, read as zero, behind it."""
+    """Guest physical memory: RAM from address 0 on, and nothing, read as zero, after it."""
     address, size, filename = (request.arguments[name] for name in ("val", "size", "filename"))
     memory = request.machine.memory
     try:

@@ -1,4 +1,4 @@
-"""Errors in QEMU's words, and its ways to die."""
+"""QEMU's error messages, and its crashes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StreamError(Exception):
 
 
 class ChannelError(StreamError):
-    """A multifd channel of a save broke; QEMU tells of that twice."""
+    """A multifd channel of a save broke; QEMU reports that twice."""
 
 
 def report(line: str) -> None:

@@ -1,7 +1,7 @@
 """Restoring: the destination side of migration, for a machine started with ``-incoming defer``.
 
-As in QEMU 10.0.2 the image is loaded in the main loop, so that QMP does not answer meanwhile, and
-what went wrong is told on stderr only; ``error-desc`` has the errno's text.
+As in QEMU 10.0.2 the image is loaded in the main loop, so that QMP does not answer in the meantime,
+and what went wrong is reported on stderr only; ``error-desc`` has the errno's text.
 
 Sources: QEMU's ``migration/migration.c`` and ``migration/savevm.c`` of 10.0, observed.
 """

@@ -1,7 +1,7 @@
 """Split QMP's byte stream into JSON values, with the errors that QEMU gives for bad ones.
 
 QMP is a stream of JSON objects without separators: a message ends where its brackets balance.
-QEMU's dialect also takes strings in single quotes. After an error the parser starts afresh behind
+QEMU's dialect also takes strings in single quotes. After an error the parser starts afresh after
 the offending character, so one bad message can give several errors.
 
 Source: QEMU's ``qobject/json-lexer.c``, ``json-streamer.c``, ``json-parser.c`` of 10.0, observed.
@@ -242,7 +242,7 @@ def _unescape(literal: bytes) -> str:
 
 
 def _unicode_escape(text: str, at: int) -> tuple[str, int]:
-    """Return the escape at ``at``, both halves of a pair, and what it stands for; -1 if bad."""
+    """Return the escape at ``at``, both halves of a pair, and its character; -1 if bad."""
     high = _code_unit(text, at)
     if 0xD800 <= high < 0xDC00 and text[at + 6 : at + 8] == "\\u":
         low = _code_unit(text, at + 6)

@@ -195,7 +195,7 @@ class Outgoing:
                 if not self._machine.capabilities["switchover-ack"]:
                     self._complete(ram)
                     return
-                # The destination must agree, and a file never will: the save goes on for ever.
+                # The destination must agree, and a file never will: the save goes on forever.
                 pace_.idle()
             self._writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
             self._send_slice(ram)

@@ -1,7 +1,7 @@
 """Sending RAM: which pages are left, which are zero, and where each goes in the file.
 
 Two forms, as QEMU has them: mapped-ram, where every page has its place in the file and a bitmap
-says which places count, and the plain stream, where every page comes behind its address.
+says which places count, and the plain stream, where every page comes after its address.
 
 Sources: QEMU's ``docs/devel/migration/mapped-ram.rst``, ``migration/ram.c`` and
 ``migration/multifd-nocomp.c`` of 10.0.
@@ -132,7 +132,7 @@ class RamSave(abc.ABC):
         """Wait until all that was sent is written."""
 
     def check(self) -> None:  # noqa: B027 (a form without channels has nothing to check)
-        """Raise StreamError if a channel failed meanwhile."""
+        """Raise StreamError if a channel failed in the meantime."""
 
     def close(self) -> None:  # noqa: B027 (see check)
         """Let the channels end."""
@@ -147,7 +147,7 @@ class RamSave(abc.ABC):
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """Write what belongs behind the last page, before the end mark. Raises StreamError."""
+        """Write what belongs after the last page, before the end mark. Raises StreamError."""
 
 
 class MappedRamSave(RamSave):
@@ -170,7 +170,7 @@ class MappedRamSave(RamSave):
         self._bitmap_offset = self._pages_offset = 0
 
     def setup(self, *, ignore_shared: bool) -> None:
-        """Write block record and mapped-ram header, and go on behind the pages' place."""
+        """Write block record and mapped-ram header, and go on after the pages' place."""
         size = self.memory.size
         out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
         out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)

@@ -72,7 +72,7 @@ class Pace:
         self._window_start, self._window_sent = time.monotonic(), sent
 
     def report(self, downtime_limit: int, *, done: bool) -> dict[str, int]:
-        """Return the times that ``query-migrate`` tells."""
+        """Return the times that ``query-migrate`` reports."""
         end = self._finished if done else time.monotonic()
         times = {
             "total-time": int((end - self._started) * 1000),

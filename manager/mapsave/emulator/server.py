@@ -73,7 +73,7 @@ class Server:
             os.eventfd_write(self._wake, 1)
 
     def serve(self, emulated: Emulated) -> int:
-        """Serve clients until somebody shuts the machine down; return the exit code."""
+        """Serve clients until the machine is shut down; return the exit code."""
         while self._exit_code is None:
             self._wait()
             if self._client is None:

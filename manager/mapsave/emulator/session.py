@@ -38,7 +38,7 @@ class Session:
         self.oob = False
 
     def close(self) -> None:
-        """The client is gone; a descriptor that nobody took is closed."""
+        """The client is gone; a descriptor that was not used is closed."""
         self._replace_fd(None)
 
     def receive(self, data: bytes, fds: list[int]) -> Iterator[Any]:

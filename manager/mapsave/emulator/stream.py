@@ -70,7 +70,7 @@ def unable_to_write(error: OSError) -> StreamError:
 
 
 def counted(text: str) -> bytes:
-    """Return ``text`` behind its length in one byte."""
+    """Return ``text`` after its length in one byte."""
     raw = text.encode()
     return bytes([len(raw)]) + raw
 
@@ -105,12 +105,12 @@ def footer(section_id: int) -> bytes:
 
 
 def end_of_ram(section_id: int = RAM_SECTION) -> bytes:
-    """Return the mark behind the RAM of one section, and its foot."""
+    """Return the mark after the RAM of one section, and its foot."""
     return fmt.U64.pack(fmt.RAM_FLAG_EOS) + footer(section_id)
 
 
 def switchover_start() -> bytes:
-    """Return the command that tells a destination that the last phase begins."""
+    """Return the command that informs a destination that the last phase begins."""
     return bytes([fmt.COMMAND]) + fmt.COMMAND_HEAD.pack(fmt.COMMAND_SWITCHOVER_START, 0)
 
 

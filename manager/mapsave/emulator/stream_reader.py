@@ -52,7 +52,7 @@ class StreamReader:
         return value
 
     def counted(self) -> str:
-        """Return a string behind its length in one byte; to QEMU it ends at a NUL."""
+        """Return a string after its length in one byte; to QEMU it ends at a NUL."""
         return self.read(self.u8()).partition(b"\0")[0].decode("utf-8", "replace")
 
     def rest(self) -> bytes:

@@ -195,7 +195,7 @@ def from_dict(found: dict[str, Any]) -> MapsaveError:
 
     known = {cls.id: cls for cls in classes(MapsaveError)}
     error = MapsaveError.__new__(known.get(str(found.get("id")), MapsaveError))
-    # Subclasses may be made from other arguments; what is told of them is the same.
+    # Subclasses may be made from other arguments; their attributes are the same.
     MapsaveError.__init__(
         error, str(found.get("message")), hint=found.get("hint"), **(found.get("data") or {})
     )

@@ -1,4 +1,4 @@
-"""The image is not good (exit code 6), or it is forbidden (7) or taken (8)."""
+"""The image is invalid (exit code 6), access is forbidden (7), or it is busy (8)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mapsave.errors.base import MapsaveError
 
 
 class InvalidImage(MapsaveError):
-    """The file is damaged: a field, checksum or structure is not what a good image has."""
+    """The file is damaged: a field, checksum or structure is invalid."""
 
     id = "image.corrupt"
     exit_code = 6
@@ -16,13 +16,13 @@ class InvalidImage(MapsaveError):
 
 
 class NotAnImage(InvalidImage):
-    """The file does not begin as an image does."""
+    """The file does not begin with an image header."""
 
     id = "image.not_an_image"
 
 
 class TruncatedImage(InvalidImage):
-    """The file ends before what its own fields promise."""
+    """The file is shorter than its own fields say."""
 
     id = "image.truncated"
 
@@ -34,34 +34,34 @@ class PartialImage(InvalidImage):
 
 
 class UnsupportedImage(InvalidImage):
-    """The image uses a newer format or feature, which this version must know and doesn't."""
+    """The image uses a newer format or feature, which this version does not support."""
 
     id = "image.unsupported"
 
 
 class EmptyRam(InvalidImage):
-    """Every page bit of the image is clear although the guest's RAM was not empty."""
+    """Every page bit of the image is clear, although the guest's RAM was not empty."""
 
     id = "image.empty_ram"
 
 
 class PagesMissing(InvalidImage):
-    """Pages that QEMU says it has written are not in the file: the storage did a short write."""
+    """Pages that QEMU reported as written are not in the file: the storage lost a write."""
 
     id = "image.pages_missing"
 
 
 class UnreadableImage(InvalidImage):
-    """The image cannot be read: its disk or file system fails, which says nothing about it."""
+    """The image cannot be read: its disk or file system fails. The image itself may be valid."""
 
     id = "image.unreadable"
 
 
-# Exit code 7: a security module, file permissions or a policy stand against it.
+# Exit code 7: a security module, file permissions or a policy forbid it.
 
 
 class NotPermitted(MapsaveError):
-    """File permissions do not allow it; path, owner and mode are named."""
+    """File permissions do not allow it; the message names path, owner and mode."""
 
     id = "permission.denied"
     exit_code = 7
@@ -69,13 +69,14 @@ class NotPermitted(MapsaveError):
 
 
 class LabelRefused(NotPermitted):
-    """A security module would refuse, or refused, the file to QEMU; label and context are named."""
+    """A security module would refuse, or refused, to give QEMU the file; the message names label
+    and context."""
 
     id = "label.refused"
 
 
 class PolicyViolation(NotPermitted):
-    """The label policy forbids images in that directory, or demands what cannot be applied."""
+    """The label policy forbids images in that directory, or requires what cannot be applied."""
 
     id = "policy.violation"
 
@@ -88,14 +89,14 @@ class LabelUnavailable(NotPermitted):
 
 class UntrustedImage(NotPermitted):
     """Others than root, mapsave's own user and the label policy's owner can write the image, or
-    exchange it in a directory on the way to it; ``--trust-image`` overrides."""
+    replace it in a directory of its path; ``--trust-image`` overrides."""
 
     id = "image.untrusted"
 
 
 class UntrustedDirectory(NotPermitted):
-    """Others than root, mapsave's own user and the label policy's owner can write the directory of
-    the images, or exchange it; an image in it would not be restored."""
+    """Others than root, mapsave's own user and the label policy's owner can write the image
+    directory, or replace it; an image in it would not be restored."""
 
     id = "directory.untrusted"
 
@@ -108,16 +109,16 @@ class ForeignResource(NotPermitted):
 
 
 class RoleMissing(NotPermitted):
-    """The service allows that to others only: the user is in none of the groups that may."""
+    """The user is in none of the groups that the service allows to do this."""
 
     id = "permission.role"
 
 
-# Exit code 8: somebody else is at it.
+# Exit code 8: another process is using it.
 
 
 class Busy(MapsaveError):
-    """The guest or the image is in use by another mapsave."""
+    """Another mapsave process is using the guest or the image."""
 
     id = "guest.busy"
     exit_code = 8
@@ -125,32 +126,32 @@ class Busy(MapsaveError):
 
 
 class AlreadyMigrating(Busy):
-    """QEMU is already migrating or saving, on somebody else's behalf."""
+    """QEMU is already migrating or saving, for another client."""
 
     id = "guest.migrating"
 
 
 class ServiceRunning(Busy):
-    """Another service runs with this state directory or socket already."""
+    """Another service is already running with this state directory or socket."""
 
     id = "service.running"
 
 
 class ServiceStopping(Busy):
-    """The service is about to stop, or has too much to do, and begins nothing new."""
+    """The service is stopping, or has too much to do, and starts nothing new."""
 
     id = "service.stopping"
     http_status = 503
 
 
 class ServiceBusy(Busy):
-    """Too many requests of that kind wait for the service already; ask again in a moment."""
+    """Too many requests of that kind are already waiting for the service; ask again in a moment."""
 
     id = "service.busy"
     http_status = 503
 
 
 class NotCancellable(Busy):
-    """The operation has ended, or is committing its image, and cannot be cancelled any more."""
+    """The operation has finished, or is committing its image, and can no longer be cancelled."""
 
     id = "operation.not_cancellable"

@@ -1,4 +1,4 @@
-"""The base of all errors, and those that are of no operation."""
+"""The base of all errors, and those that belong to no operation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MapsaveError(Exception):
         self.data = data
 
     def __str__(self) -> str:
-        return self.message  # which whoever knows the file or guest may have completed
+        return self.message  # which a caller that knows the file or guest may have completed
 
     def as_dict(self) -> dict[str, Any]:
         """Return the error as the object that ``--json`` and the service print."""
@@ -33,12 +33,14 @@ class MapsaveError(Exception):
 
 
 class OutputFailed(MapsaveError):
-    """The outcome could not be printed, for want of room; what the command has done stays done."""
+    """The result could not be printed because the disk is full; what the command did remains
+    done."""
 
     id = "output.failed"
 
 
 class ServiceLost(MapsaveError):
-    """The service ended while it did the work, and has not come back; it goes on when it is."""
+    """The service died during the operation and has not come back; the operation continues when
+    it does."""
 
     id = "service.lost"

@@ -8,7 +8,7 @@ from mapsave.errors.base import MapsaveError
 
 
 class UsageError(MapsaveError):
-    """The command line does not fit: an unknown option, a missing or contradictory argument."""
+    """The command line is wrong: an unknown option, a missing or contradictory argument."""
 
     id = "usage"
     exit_code = 2
@@ -16,7 +16,8 @@ class UsageError(MapsaveError):
 
 
 class ConfigError(UsageError):
-    """A YAML file (configuration, job or policy) is wrong; file, line and nearest key are named."""
+    """A YAML file (configuration, job or policy) is wrong; the message names file, line and
+    nearest key."""
 
     id = "config.invalid"
 
@@ -42,27 +43,27 @@ class UnknownPolicy(UsageError):
 
 
 class ImageNotFound(UsageError):
-    """There is no image file at the path that was given."""
+    """There is no image file at that path."""
 
     id = "image.not_found"
     http_status = 404
 
 
 class RequestInvalid(UsageError):
-    """A request to the service does not fit: malformed JSON, an unknown field, a wrong value."""
+    """A request to the service is invalid: malformed JSON, an unknown field, a wrong value."""
 
     id = "request.invalid"
 
 
 class RequestTooLarge(UsageError):
-    """A request to the service is larger than any that it could mean."""
+    """A request to the service is too large."""
 
     id = "request.too_large"
     http_status = 413
 
 
 class WrongMethod(UsageError):
-    """The service has that resource, but not that method of it; those it has are named."""
+    """The service has that resource, but not with that method; the message names its methods."""
 
     id = "request.method"
     http_status = 405
@@ -76,14 +77,14 @@ class UnknownResource(UsageError):
 
 
 class UnknownOperation(UsageError):
-    """No operation of that id is under way or in the journal."""
+    """There is no operation with that id, active or in the history."""
 
     id = "operation.unknown"
     http_status = 404
 
 
 class UnknownJob(UsageError):
-    """No job of that name is in the directory of the jobs."""
+    """There is no job of that name in the jobs directory."""
 
     id = "job.unknown"
     http_status = 404
@@ -100,7 +101,7 @@ class Unsupported(UsageError):
 
 
 class Refused(MapsaveError):
-    """Preflight found what would make the operation fail; the guest was not touched."""
+    """Preflight found a reason why the operation would fail; the guest was not touched."""
 
     id = "check.refused"
     exit_code = 3
@@ -108,13 +109,13 @@ class Refused(MapsaveError):
 
 
 class Unreachable(Refused):
-    """QEMU's monitor cannot be reached, does not answer in time, or is held by another client."""
+    """QEMU's monitor cannot be reached, does not answer in time, or is in use by another client."""
 
     id = "check.unreachable"
 
 
 class TooOld(Refused):
-    """The QEMU is older than 9.1, the first that can save behind a header through descriptors."""
+    """QEMU is older than 9.1, the first version that can save to a descriptor at an offset."""
 
     id = "check.too_old"
 
@@ -150,7 +151,8 @@ class WrongRunState(Refused):
 
 
 class QemuKeeps(Refused):
-    """QEMU keeps descriptors or settings of an earlier save, and could die of another one."""
+    """QEMU has not released descriptors or settings of an earlier save, and could crash in
+    another one."""
 
     id = "check.kept_by_qemu"
 
@@ -168,13 +170,13 @@ class NoRoom(Refused):
 
 
 class NoDirectIO(Refused):
-    """direct-io was demanded, but the image's file system does not take it."""
+    """direct-io was requested, but the image's file system does not support it."""
 
     id = "check.direct_io"
 
 
 class ImageExists(Refused):
-    """An image of that name exists already and ``--replace`` was not given."""
+    """An image of that name already exists, and ``--replace`` was not given."""
 
     id = "check.image_exists"
 
@@ -186,7 +188,7 @@ class DestinationMismatch(Refused):
 
 
 class DestinationNotZero(Refused):
-    """The destination's memory has contents where the image has none; QEMU would leave them."""
+    """The destination's memory has contents where the image has none; QEMU would not clear them."""
 
     id = "check.destination_not_zero"
 
@@ -198,7 +200,7 @@ class OlderQemu(Refused):
 
 
 class AlreadyRestored(Refused):
-    """The image was restored before; a second restore needs ``--again``."""
+    """The image has been restored before; a second restore needs ``--again``."""
 
     id = "check.already_restored"
 
@@ -210,19 +212,20 @@ class NoDestination(Refused):
 
 
 class JournalUnusable(Refused):
-    """The step journal of an interrupted operation does not say what recovery has to know."""
+    """The step journal of an interrupted operation lacks what recovery needs to know."""
 
     id = "recover.journal"
 
 
 class JournalLost(JournalUnusable):
-    """A step journal is damaged, and nothing else says what it was about; it is kept, renamed."""
+    """A step journal is damaged, and nothing else shows what it was about; it is kept under
+    another name."""
 
     id = "recover.journal_lost"
 
 
 class HookRefused(Refused):
-    """A hook that runs beforehand said no, or failed; its words are quoted."""
+    """A hook that runs before the operation refused it, or failed; its message is quoted."""
 
     id = "hook.refused"
 
@@ -234,6 +237,6 @@ class NoTime(Refused):
 
 
 class ServiceUnreachable(Refused):
-    """The service's socket is there, but the service does not answer."""
+    """The service's socket exists, but the service does not answer."""
 
     id = "service.unreachable"

@@ -1,4 +1,4 @@
-"""What a save, a restore or a monitor came to: exit codes 4, 5, 9 and 1."""
+"""Failures of a save, a restore or a monitor: exit codes 4, 5, 9 and 1."""
 
 from __future__ import annotations
 
@@ -8,58 +8,61 @@ from mapsave.errors.base import MapsaveError
 
 
 class SaveFailed(MapsaveError):
-    """The save failed; the guest is in its former run state, or the message names another one."""
+    """The save failed; the guest is in its former run state, or the message names its state."""
 
     id = "save.failed"
     exit_code = 4
 
 
 class SaveTimeout(SaveFailed):
-    """The save took longer than its ``timeout`` and was cancelled; the guest as in save.failed."""
+    """The save took longer than its ``timeout`` and was cancelled; for the guest, see
+    save.failed."""
 
     id = "save.timeout"
     http_status = 504
 
 
 class SaveStalled(SaveFailed):
-    """QEMU wrote nothing for minutes, as its storage hangs: cancelled, the guest is as before."""
+    """QEMU wrote nothing for minutes because its storage hangs; cancelled, the guest is as
+    before."""
 
     id = "save.stalled"
     http_status = 504
 
 
 class SaveQemuDied(SaveFailed):
-    """QEMU ended during the save; where the guest was to live on, the image may be committed."""
+    """QEMU exited during the save; with ``then: resume`` the image may be committed."""
 
     id = "save.qemu_died"
 
 
 class CommitFailed(SaveFailed):
-    """QEMU wrote its stream, but the image could not be proven good and on stable storage."""
+    """QEMU wrote its stream, but the image could not be verified or brought to stable storage."""
 
     id = "save.commit"
 
 
 class GuestContinued(SaveFailed):
-    """Somebody else continued the guest during the save: it is left so, its image is stale."""
+    """Another client resumed the guest during the save: it was left running, its image is stale."""
 
     id = "save.guest_continued"
 
 
 class GuestNotEnded(SaveFailed):
-    """The image is committed, but the guest did not end; it is paused until it is recovered."""
+    """The image is committed, but the guest did not shut down; it is paused until recovery."""
 
     id = "save.guest_not_ended"
 
 
 class GuestNotPutBack(SaveFailed):
-    """The guest is not, or must not be, continued after a save; its state or image is named."""
+    """The guest was not, or must not be, resumed after a save; its state or image is named."""
 
     id = "save.guest_not_put_back"
 
 
 class SaveKeptByQemu(SaveFailed):
-    """The save failed, and QEMU keeps its descriptors or settings: it is not saved again."""
+    """The save failed, and QEMU has not released its descriptors or settings: it is not saved
+    again."""
 
     id = "save.kept_by_qemu"
 
@@ -68,7 +71,7 @@ class SaveKeptByQemu(SaveFailed):
 
 
 class RestoreFailed(MapsaveError):
-    """The restore failed; the image is as it was, and QEMU's own words are in the message."""
+    """The restore failed; the image is as it was, and the message has QEMU's own."""
 
     id = "restore.failed"
     exit_code = 5
@@ -81,14 +84,15 @@ class LaunchFailed(RestoreFailed):
 
 
 class RestoreStalled(RestoreFailed):
-    """The destination stopped reading the image; killed if mapsave had started it, else named."""
+    """The destination stopped reading the image; if mapsave had started it, it was killed."""
 
     id = "restore.stalled"
     http_status = 504
 
 
 class RestoreTimeout(RestoreFailed):
-    """The restore took longer than its ``timeout``; a destination mapsave started was ended."""
+    """The restore took longer than its ``timeout``; a destination that mapsave started was
+    stopped."""
 
     id = "restore.timeout"
     http_status = 504
@@ -98,24 +102,26 @@ class RestoreTimeout(RestoreFailed):
 
 
 class Interrupted(MapsaveError):
-    """Ctrl-C, SIGTERM or a cancel request; all as before, but for what ``saved``, ``left`` name."""
+    """Ctrl-C, SIGTERM or a cancel request; everything is as before, except what ``saved`` and
+    ``left`` name."""
 
     id = "interrupted"
     exit_code = 9
     http_status = 499
 
 
-# Errors of the monitor, turned into one of the above by whoever knows what was being attempted.
+# Errors of the monitor, turned into one of the above by the caller, which knows what was being
+# attempted.
 
 
 class MonitorError(MapsaveError):
-    """The monitor failed outside of any operation that could say more."""
+    """The monitor failed outside any operation that could say more."""
 
     id = "monitor.failed"
 
 
 class CommandRefused(MonitorError):
-    """A monitor command was answered with an error; ``error_class`` and ``desc`` are its words.
+    """A monitor command was answered with an error; ``error_class`` and ``desc`` are QEMU's.
 
     ``by`` is who refused it: QEMU, or libvirt before QEMU was asked.
     """
@@ -138,19 +144,19 @@ class MonitorLost(MonitorError):
 
 
 class MonitorBroken(MonitorError):
-    """libvirtd ended while it passed a command on that must not be repeated; it is back."""
+    """libvirtd exited while passing on a command that must not be repeated; it is back."""
 
     id = "monitor.broken"
 
 
 class KeptByQemu(MonitorError):
-    """QEMU keeps what a save or restore handed to it: descriptors, or settings."""
+    """QEMU has not released what a save or restore passed to it: descriptors or settings."""
 
     id = "monitor.kept"
 
 
 class QemuMigrates(MonitorError):
-    """QEMU is at a migration of another client, or has not cleaned up after one."""
+    """QEMU is migrating for another client, or has not cleaned up after a migration."""
 
     id = "monitor.migrating"
 

@@ -22,7 +22,7 @@ _LATEST = 10
 def known_rate(config: Config) -> float | None:
     """Return at how many bytes per second guests were saved to the image directory of late.
 
-    The median of its last images; None where there are none that tell.
+    The median of its last images; None where there are none to go by.
     """
     try:
         with store.directory(config.images) as held:
@@ -44,7 +44,7 @@ def rate_of(entries: Iterable[Entry]) -> float | None:
 
 
 def foretell(targets: Sequence[Target], deadline: float | None, rate: float | None) -> None:
-    """Set the ``seconds`` of the guests that would be saved, and tell those that would not fit.
+    """Set the ``seconds`` of the guests that would be saved, and report those that would not fit.
 
     The disk is taken for the limit, so that guests side by side are no faster than one by one.
     """

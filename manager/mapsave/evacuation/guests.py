@@ -123,16 +123,16 @@ async def run_state(guest: Guest, config: Config) -> str | None:
 
 
 def is_gone(guest: Guest, config: Config, error: errors.MapsaveError) -> bool:
-    """Tell whether ``error``, with which a guest was not reached, means that it does not run."""
+    """Return whether ``error``, with which a guest was not reached, means that it does not run."""
     if guest.libvirt is not None:
         return isinstance(error, _NO_DOMAIN)
     return isinstance(error, errors.Unreachable) and not listens(attach.socket_path(guest, config))
 
 
 def listens(path: str) -> bool:
-    """Tell whether anybody listens at the socket, be it somebody busy or not for us.
+    """Return whether anything listens on the socket; busy, or refusing us, still counts.
 
-    connect(2): ENOENT, ENOTDIR or ECONNREFUSED where nobody does; EAGAIN where many wait.
+    connect(2): ENOENT, ENOTDIR or ECONNREFUSED where nothing does; EAGAIN where many wait.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.setblocking(False)

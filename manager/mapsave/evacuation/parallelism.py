@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FIRST = 2
 # A further slot is worth it if all saves together get faster by this much.
 WORTHWHILE = 0.1
-# Seconds. QEMU tells its progress four times a second, so shorter ones measure that.
+# Seconds. QEMU reports its progress four times a second, so shorter ones measure that.
 WINDOW = 2.0
 STEADY = 1.0
 _REMEMBERED = 8
@@ -96,7 +96,7 @@ class Pace:
             self.slots -= 1
 
     def fits(self, size: int, remaining: Sequence[int], left: float | None) -> bool:
-        """Tell whether a save of ``size`` bytes that began now would be done in ``left`` seconds.
+        """Return whether a save of ``size`` bytes that began now would be done in ``left`` seconds.
 
         ``remaining`` are the bytes that those under way have before them: none of these may miss
         the deadline for its sake. What is not measured yet, fits.

@@ -52,7 +52,8 @@ class Entry:
         return self.time is not None
 
     def has_image(self) -> bool:
-        """Tell whether its image is there, or a partial one that ``mapsave recover`` completes."""
+        """Return whether its image is there, or a partial one that ``mapsave recover``
+        completes."""
         directory, name = os.path.split(self.image)
         partial = os.path.join(directory, image.partial_name(name))
         return os.path.lexists(self.image) or os.path.lexists(partial)
@@ -100,9 +101,9 @@ class Record:
 
 @contextlib.contextmanager
 def held(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
-    """Yield the record of ``state``; nobody else works with it meanwhile.
+    """Yield the record of ``state``; no one else works with it in the meantime.
 
-    With ``set_aside`` a record that cannot be read is renamed, and does not stand in the way.
+    With ``set_aside`` a record that cannot be read is renamed and ignored.
 
     Raises Busy, NotPermitted, ConfigMissing, and as ``load`` does.
     """

@@ -80,7 +80,7 @@ async def restore_all(
 
 
 def _interrupted(lines: Sequence[Return]) -> errors.Interrupted:
-    """Return the error that tells which guests are back: they were not put into images again."""
+    """Return the error that names the restored guests: they are not saved again."""
     restored = [line.entry.guest for line in lines if line.outcome == "restored"]
     words = (
         f"restored before that: {', '.join(restored)}" if restored else "no guest had been restored"
@@ -144,7 +144,7 @@ class _Run:
         request = restore_request.Request(image=line.entry.image, guest=name if known else None)
 
         def seen(_: Progress) -> None:
-            self._tell()  # a restore tells its phases, but no bytes
+            self._tell()  # a restore reports its phases, but no bytes
 
         try:
             line.result = await self._restorer(request, seen)

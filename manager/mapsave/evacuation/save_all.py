@@ -1,4 +1,5 @@
-"""Save every guest before the host goes down: the dearest first, and as many as the time allows.
+"""Save every guest before the host goes down: highest priority first, as many as the deadline
+allows.
 
 Read ``save_all`` and the ``Run`` of ``run.py`` from top to bottom: look at all guests while they
 run, write down what is about to be saved, then begin one save after the other as the disk takes
@@ -65,7 +66,7 @@ async def save_all(
 async def interruptible(
     config: Config, request: Request, report: Report = silent, *, saver: Saver | None = None
 ) -> dict[str, Any]:
-    """Do as ``save_all``; cancelled, tell which guests are in images now: they were not put back.
+    """Do as ``save_all``; cancelled, name the guests already saved, which are not resumed.
 
     Raises Interrupted in place of a cancellation.
     """
@@ -100,7 +101,7 @@ def _summary(
 ) -> dict[str, Any]:
     seconds = asyncio.get_running_loop().time() - started
     written = sum(each.result["data_bytes"] for each in lines if each.result)
-    order = {"not_running": 1}  # behind those that there was something to do with
+    order = {"not_running": 1}  # after those that there was something to do with
     told = sorted(lines, key=lambda each: order.get(each.outcome, 0))
     return {
         "guests": [each.as_dict() for each in told],

@@ -69,7 +69,7 @@ class _Saving:
 
     @property
     def is_writing(self) -> bool:
-        # QEMU counts what it has handed to its channels: behind the last byte it only drains them.
+        # QEMU counts what it has handed to its channels: after the last byte it only drains them.
         return self.phase == "write" and self.remaining > 0
 
     @property
@@ -136,8 +136,8 @@ class Run:
     async def _write_down(self) -> None:
         """Record what is about to be saved; the older images of guests that live are stale.
 
-        A guest that runs on behind its save leaves its image behind as well, so there is nothing to
-        bring back. Raises Refused.
+        A guest that keeps running after its save does not need its image, so there is nothing to
+        restore. Raises Refused.
         """
         self._plan(self._lines, self._waiting)
         try:
@@ -259,7 +259,7 @@ class Run:
             try:
                 self._commit(saving)
             except errors.MapsaveError:
-                pass  # tried again, and told, at the end
+                pass  # tried again, and reported, at the end
             else:
                 self._begin(self._write())
         self._free(saving)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Outcome = Literal["planned", "saved", "failed", "no_time", "not_running", "skipped"]
 
 _AT_ONCE = 8
-# Seconds. A monitor that somebody else holds is found out in ten.
+# Seconds. A monitor in use by another client is noticed within ten.
 _PATIENCE = 15.0
 _LEAST_PATIENCE = 1.0
 _RUNNING = frozenset(("running", "suspended"))
@@ -31,10 +31,10 @@ class Target:
     """One guest of a save-all, ``planned`` until its save has ended one way or the other.
 
     ``size`` is in bytes: what will have to be written, ``ram`` with the zero pages. ``image`` is
-    the path that it gets, ``seconds`` how long that will likely take. ``is_alive`` tells whether it
-    lives beside whatever image there is of it, which is stale then. ``locks`` are the keys of those
-    of its locks that another mapsave holds: it is to be looked at once they are free. ``tries`` is
-    how often its save was begun in vain for that.
+    the path that it gets, ``seconds`` how long that will likely take. ``is_alive`` returns
+    whether it is running beside whatever image there is of it, which is stale then. ``locks``
+    are the keys of those of its locks that another mapsave holds: it is to be looked at once
+    they are free. ``tries`` is how often its save was begun in vain for that.
     """
 
     guest: Guest
@@ -82,7 +82,7 @@ class Target:
 async def examined(
     config: Config, found: Sequence[Guest], then: Then, deadline: float | None
 ) -> list[Target]:
-    """Look at all guests, which run on meanwhile; return them in the order of their saves.
+    """Look at all guests, which run on in the meantime; return them in the order of their saves.
 
     The higher priority comes first, among equals what is written soonest, so that as many guests as
     can be are safe early. ``deadline`` is in seconds; a guest that does not answer costs a quarter
@@ -134,7 +134,7 @@ async def _examine(target: Target, config: Config, then: Then, patience: float) 
     if guest.emulator is not None and not guests.listens(attach.socket_path(guest, config)):
         target.outcome = "not_running"  # to look at it would start it
         return
-    # A monitor serves one client at a time: nobody is heard while another mapsave is at it.
+    # A monitor serves one client at a time: no one else is heard while another mapsave uses it.
     if guest.libvirt is None and _is_locked(target, config, _monitor_lock(guest, config)):
         return
     try:
@@ -162,7 +162,7 @@ async def _examine(target: Target, config: Config, then: Then, patience: float) 
 
 
 def _not_reached(target: Target, config: Config, error: Exception, patience: float) -> None:
-    """Set what it means that a guest did not answer. Raises what stands against its save."""
+    """Set what it means that a guest did not answer. Raises what prevents its save."""
     guest = target.guest
     if guest.libvirt is None and _is_locked(target, config, _monitor_lock(guest, config)):
         return  # another mapsave came first
@@ -183,7 +183,7 @@ def _monitor_lock(guest: Guest, config: Config) -> str:
 
 
 def _locks(guest: Guest, found: dict[str, Any]) -> list[str]:
-    """Return the keys of the locks that only a guest who answers tells."""
+    """Return the keys of the locks that only a guest that answers reveals."""
     keys = []
     if guest.libvirt is not None:
         keys.append(attach.Monitor(uri=guest.libvirt.uri, domain=found["uuid"]).key)
@@ -193,7 +193,7 @@ def _locks(guest: Guest, found: dict[str, Any]) -> list[str]:
 
 
 def _is_locked(target: Target, config: Config, *keys: str) -> bool:
-    """Tell whether another mapsave is at the guest, and set by which locks."""
+    """Return whether another mapsave is at the guest, and set by which locks."""
     target.locks = tuple(key for key in keys if locks.is_held(config.state, key))
     return bool(target.locks)
 
@@ -201,8 +201,9 @@ def _is_locked(target: Target, config: Config, *keys: str) -> bool:
 def _image_of(guest: Guest, config: Config, process: dict[str, Any] | None) -> str:
     """Return the image that a guest lies in whose save left it paused.
 
-    That is the newest one of just this QEMU: an older one, or one behind which it ran on, is not
-    where the guest is. Raises WrongRunState where there is none, BadDirectory, NotPermitted.
+    That is the newest one of just this QEMU: an older one, or one after which it kept running,
+    is not where the guest is. Raises WrongRunState where there is none, BadDirectory,
+    NotPermitted.
     """
     with store.directory(config.images) as held:
         entries = store.entries(held, restored=restored_notes.noted(config.state))

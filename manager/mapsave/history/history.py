@@ -1,8 +1,8 @@
 """The journal of the service: every operation, its steps, its outcome, and when each job last ran.
 
-An SQLite database. One thread writes and one reads, so that neither the loop nor whoever looks
-something up waits for a disk that syncs. It is history, and what the API tells; what recovery works
-from is the step journal of ``operations/journal.py``.
+An SQLite database. One thread writes and one reads, so that neither the loop nor a reader waits
+for a disk that syncs. It is history, and what the API reports; what recovery works from is the
+step journal of ``operations/journal.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Looking up what stands in the journal, by a thread and a connection of their own."""
+"""Looking up what is in the history, by a thread and a connection of their own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NAMED = 10  # ids: more are no help to whoever typed too few characters
+_NAMED = 10  # ids: more are no help to a user who typed too few characters
 
 
 class History:
-    """What the journal has come to; nobody who looks something up waits for a disk that syncs."""
+    """What the journal has come to; no reader waits for a disk that syncs."""
 
     def __init__(
         self, path: Path, reader: futures.Executor, connection: sqlite3.Connection

@@ -1,4 +1,4 @@
-"""What stands in the journal: operations and their steps, as rows and as what is asked for.
+"""What is in the history: operations and their steps, as rows and as what is asked for.
 
 Any ``str`` goes in and comes out as it was. A file name that is no UTF-8 holds surrogates, which
 sqlite3 does not take as text, so texts are bound as bytes and cast.
@@ -57,7 +57,7 @@ class Step:
 
 
 class Query(NamedTuple):
-    """An SQL statement and what its question marks stand for."""
+    """An SQL statement and the values of its question marks."""
 
     sql: str
     values: Sequence[Any]
@@ -117,7 +117,7 @@ def number(operation: str) -> Query:
 
 def named(prefix: str, limit: int) -> Query:
     """Return how the first ids that begin with ``prefix`` are asked for."""
-    # A range, unlike LIKE and GLOB, has no wildcards; U+10FFFF sorts behind all that may follow.
+    # A range, unlike LIKE and GLOB, has no wildcards; U+10FFFF sorts after all that may follow.
     sql = (
         f"SELECT id FROM operations WHERE id >= {_TEXT} AND id < {_TEXT}"  # noqa: S608
         " ORDER BY id LIMIT ?"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_LOCK_TIMEOUT = 10.0  # seconds: somebody may look at the database with other tools
+_LOCK_TIMEOUT = 10.0  # seconds: other tools may read the database
 _WAL_BYTES = 4 << 20  # what the write-ahead log is cut to, after it had to grow
 
 _FIRST = (
@@ -154,7 +154,7 @@ def _made(path: Path) -> bool:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        if not os.access(path, os.R_OK | os.W_OK):  # which SQLite does not tell from others
+        if not os.access(path, os.R_OK | os.W_OK):  # which SQLite does not distinguish from others
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
         return False
     # SQLite syncs the directory for its log, but not for the database.

@@ -81,7 +81,7 @@ class Writer:
 
 @contextlib.contextmanager
 def running(connection: sqlite3.Connection) -> Iterator[Writer]:
-    """Start the thread; at the end wait until it has written everything. Blocks meanwhile."""
+    """Start the thread; at the end wait until it has written everything. Blocks in the meantime."""
     writer = Writer(connection)
     thread = threading.Thread(target=writer.run, name="journal-writer")
     thread.start()

@@ -1,8 +1,8 @@
 """Save and restore with the hooks around them: what the command line, jobs and service call.
 
-Behind an operation comes exactly one of ``after_...`` and ``on_failure``, also where a hook before
-it refused: so what a hook has begun beforehand can always be ended. Where mapsave dies meanwhile,
-``hooked_recover.py`` runs them, from the journal that is kept here.
+Behind an operation comes exactly one of ``after_...`` and ``on_failure``, also where a hook
+before it refused: so what a hook has begun beforehand can always be ended. Where mapsave dies in
+the meantime, ``hooked_recover.py`` runs them, from the journal that is kept here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BEHIND = "behind"  # the step of the hooks that come behind an operation
+BEHIND = "behind"  # the step of the hooks that come after an operation
 _NO_MORE: More = {}
 MOMENTS: dict[str, tuple[Moment, Moment]] = {
     "save": ("before_save", "after_save"),
@@ -41,14 +41,14 @@ MOMENTS: dict[str, tuple[Moment, Moment]] = {
 
 AFTER_SAVE: Moment = "after_save"
 ON_FAILURE: Moment = "on_failure"
-# Seconds for the hooks behind an operation, where time is up.
+# Seconds for the hooks after an operation, where time is up.
 _GRACE = 5.0
 _until: contextvars.ContextVar[float | None] = contextvars.ContextVar("until", default=None)
 
 
 @contextlib.contextmanager
 def hooks_until(deadline: float | None) -> Iterator[None]:
-    """Give up the hooks behind what this task does a little after ``deadline``.
+    """Give up the hooks after what this task does a little after ``deadline``.
 
     That is by the event loop's clock, None for never. Hooks that begin later get as little time.
     """
@@ -70,10 +70,11 @@ async def save(
     """Save ``guest`` as ``operations.save`` does, with the hooks of the configuration and ``more``.
 
     ``more`` are names of hooks by moment, run after those of the configuration. The time limit of
-    the request does not count the hooks' time, which have their own. ``report`` is told of hooks
-    behind the save by a phase of the moment's name: the image is committed, or the save has failed.
+    the request does not count the hooks' time, which have their own. ``report`` is informed of
+    hooks after the save by a phase of the moment's name: the image is committed, or the save has
+    failed.
 
-    Raises HookRefused or NotPermitted where a hook stands against it, and what the save raises.
+    Raises HookRefused or NotPermitted where a hook refuses it, and what the save raises.
     """
     from mapsave.operations import save as saving
 
@@ -138,7 +139,7 @@ async def _around(
         except TimeoutError:
             _log.warning("the hooks of %s were stopped: no time left", moment)
         except asyncio.CancelledError:
-            # What has come of the operation stays so, and must be what the caller is told.
+            # What has come of the operation stays so, and must be what the caller gets.
             current = asyncio.current_task()
             assert current is not None
             current.uncancel()
@@ -162,7 +163,7 @@ async def _around(
 
 
 def _end() -> float | None:
-    """Return when the hooks behind an operation have to end, by the event loop's clock."""
+    """Return when the hooks after an operation have to end, by the event loop's clock."""
     deadline = _until.get()
     if deadline is None:
         return None
@@ -170,7 +171,7 @@ def _end() -> float | None:
 
 
 def _note(log: journal.Journal | None, moment: Moment, found: dict[str, Any]) -> None:
-    """Write down what the hooks of ``moment`` are told, for one who finds that we died of it."""
+    """Write down what the hooks of ``moment`` receive, for one who finds that we died of it."""
     if log is None:
         return
     try:

@@ -1,8 +1,8 @@
 """Run one hook: check the file, run what was checked, follow its output, end it in time.
 
-A hook runs with all rights of mapsave, so it comes only from where nobody else can write. It is
-opened beneath the descriptor of its directory, checked by its own descriptor, and run by that, so
-that what runs is what was checked.
+A hook runs with all rights of mapsave, so it comes only from where no one else can write. It is
+opened beneath the descriptor of its directory, checked by its own descriptor, and run by that,
+so that what runs is what was checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _running: set[_Child] = set()
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a hook ended: ``status`` as that of Popen, None after its time; its last words."""
+    """How a hook ended: ``status`` as that of Popen, None after its time; its last output."""
 
     status: int | None
     words: str
@@ -66,7 +66,7 @@ async def run(
         except asyncio.CancelledError:
             await shielded.to_the_end(child.end(grace))
             raise
-        # What it left running may hold its output open for ever: we do not wait for that.
+        # What it left running may hold its output open forever: we do not wait for that.
         await asyncio.wait([each.closed for each in outputs], timeout=_LINGER)
         return Ended(child.reap() if in_time else None, outputs[1].last_line())
 
@@ -164,7 +164,7 @@ class _Output:
         room = CAPTURED - self._count
         self._count += len(chunk)
         if room < 0:
-            return  # read nevertheless, so that the hook does not wait for us
+            return  # read anyway, so that the hook does not wait for us
         *lines, self._line = (self._line + chunk[:room]).split(b"\n")
         for line in lines:
             self._say_line(line)
@@ -219,7 +219,7 @@ class _Child:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        # Until it is reaped its pid, and with that the number of its group, is given to nobody.
+        # Until it is reaped its pid, and with that the number of its group, is given to no one.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
@@ -229,7 +229,7 @@ class _Child:
         return self._process.wait()
 
     def close(self) -> None:
-        """Leave nothing: after an error that nobody foresaw it may still run."""
+        """Leave nothing: after an unexpected error it may still run."""
         self._loop.remove_reader(self._handle)
         os.close(self._handle)
         if not self._gone.done():
@@ -253,7 +253,7 @@ def _started(
     environment: Mapping[str, str],
     outputs: list[_Output],
 ) -> Iterator[_Child]:
-    # A file, not a pipe: nobody has to write while the hook reads, and it need not read at all.
+    # A file, not a pipe: no one has to write while the hook reads, and it need not read at all.
     with os.fdopen(os.memfd_create("facts", os.MFD_CLOEXEC), "r+b") as given:
         given.write(facts)
         given.seek(0)

@@ -1,7 +1,7 @@
-"""Recover, with the hooks behind what was interrupted: whoever died did not run them.
+"""Recover, with the hooks after what was interrupted: the process that died did not run them.
 
-What they are told is in the journal around the operation (``around.py``) where they had begun; else
-it is what recovery has made of the operation.
+What they receive is in the journal around the operation (``around.py``) where they had begun;
+else it is what recovery has made of the operation.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _HOOKS_RUN = "its hooks were run"
 async def recover(
     config: Config, *, dry_run: bool = False, told: Told | None = None
 ) -> dict[str, Any]:
-    """Do as ``operations.recover.recover``, and run the hooks behind each operation once.
+    """Do as ``operations.recover.recover``, and run the hooks after each operation once.
 
     An operation that died in its hooks alone is one of the ``operations`` as well. ``told`` gets
-    each entry behind its hooks. A hook that fails is a warning in the log.
+    each entry after its hooks. A hook that fails is a warning in the log.
     """
     with journal.orphans(config.state, around=True) as found:
         left = {each.path.name: each for each in found if each.problem != journal.BLANK}
@@ -109,7 +109,7 @@ def _check(outer: Orphan) -> None:
 
 
 async def _run_behind(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> list[str]:
-    """Run the hooks behind an operation that was recovered; return what went wrong."""
+    """Run the hooks after an operation that was recovered; return what went wrong."""
     try:
         _check(outer)
         return await _run(config, outer, await _ending(config, outer, line, orphan))
@@ -122,7 +122,7 @@ async def _run_behind(config: Config, outer: Orphan, line: Line, orphan: Orphan)
 async def _run_alone(config: Config, outer: Orphan) -> list[str]:
     facts = outer.facts
     if outer.reached(around.BEHIND):
-        return await _run(config, outer, {})  # told already, if only to a hook that did not end
+        return await _run(config, outer, {})  # reported already, if only to a hook that did not end
     entry = await asyncio.to_thread(_saved, config, outer) if facts.get("of") == "save" else None
     if entry is not None:
         return await _run(config, outer, _success(recover_result.save(entry)))
@@ -130,7 +130,7 @@ async def _run_alone(config: Config, outer: Orphan) -> list[str]:
 
 
 async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> dict[str, Any]:
-    """Return what became of an operation that recovery has dealt with, as hooks are told it."""
+    """Return what became of an operation that recovery has dealt with, as hooks receive it."""
     outcome, path = str(line["outcome"]), str(line["image"])
     if orphan.kind == "save" and recover_result.holds_guest(outcome):
         entry = await asyncio.to_thread(_entry, path, orphan.facts.get("uuid"))
@@ -152,7 +152,7 @@ def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
 
 
 async def _run(config: Config, outer: Orphan, ending: dict[str, Any]) -> list[str]:
-    """Run the hooks behind an operation, and forget its journal; cancelled, they are run again.
+    """Run the hooks after an operation, and forget its journal; cancelled, they are run again.
 
     Returns what is to be reported of the journal.
     """
@@ -162,7 +162,7 @@ async def _run(config: Config, outer: Orphan, ending: dict[str, Any]) -> list[st
     if ending:
         _, after = around.MOMENTS[str(facts["of"])]
         facts["moment"] = after if ending["outcome"] == "success" else "on_failure"
-        with contextlib.suppress(OSError):  # should we die as well: then it is found out anew
+        with contextlib.suppress(OSError):  # should we die as well: then it is found out again
             journal.add(outer, around.BEHIND, moment=facts["moment"], **ending)
     moment = facts["moment"]
     told = {"operation": facts.get("operation"), **{key: facts.get(key) for key in _TOLD}}
@@ -202,7 +202,7 @@ def _saved(config: Config, outer: Orphan) -> Entry | None:
 
 
 def _is_of(entry: Entry, facts: dict[str, Any]) -> bool:
-    """Tell whether an image is of that save: by its id, or made since by one that had none."""
+    """Return whether an image is of that save: by its id, or made since by one that had none."""
     operation = facts.get("operation")
     if entry.metadata.get("operation") != operation:
         return False

@@ -1,7 +1,7 @@
 """Hooks: the operator's own executables, run before and after a save or a restore.
 
-A hook before an operation may refuse it, while nothing has been touched yet. One behind it comes
-too late for that: whatever it does, the outcome stays, and what went wrong stands in the log.
+A hook before an operation may refuse it, while nothing has been touched yet. One after it comes
+too late for that: whatever it does, the outcome stays, and the log says what went wrong.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ async def run(
     Each gets ``facts`` as a JSON object on its standard input. One that is over its time is told to
     end, and killed ``grace`` seconds later; so it is where we are cancelled.
 
-    Before an operation the first that says no, or fails, is the last. Raises HookRefused then, or
-    NotPermitted where others than root could have written the hook; behind an operation nothing.
+    Before an operation the first that says no, or fails, is the last. Raises HookRefused then,
+    or NotPermitted where others than root could have written the hook; after an operation
+    nothing.
     """
     if not (names := hooks.of(moment) + more):
         return

@@ -116,7 +116,7 @@ def clear_runs(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
 
 
 def set_runs(fd: int, block: RamBlock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield arrays of the first pages of runs of set bits, and of the pages behind their last.
+    """Yield arrays of the first pages of runs of set bits, and of the pages after their last.
 
     Works on 64-bit words: a bit that differs from its predecessor is an edge, and only words with
     an edge are looked into, so a sparse or dense terabyte costs a few passes over its 32 MiB.

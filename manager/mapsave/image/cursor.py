@@ -54,11 +54,11 @@ class Cursor:
         return self.peek(min(length, max(self.remaining, 0)), "section")
 
     def stands_here(self, pattern: bytes) -> bool:
-        """Tell whether the next bytes are ``pattern``; stay."""
+        """Return whether the next bytes are ``pattern``; stay."""
         return self.peek_up_to(len(pattern)) == pattern
 
     def take(self, length: int, what: str) -> bytes:
-        """Return the next ``length`` bytes and move behind them."""
+        """Return the next ``length`` bytes and move after them."""
         data = self.peek(length, what)
         self.offset += length
         return data

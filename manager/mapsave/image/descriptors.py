@@ -75,7 +75,7 @@ class Pair:
 
 
 def _same_description(one: int, other: int) -> bool:
-    """Tell whether two descriptors share a file position, hence one open file description."""
+    """Return whether two descriptors share a file position, hence one open file description."""
     before = os.lseek(other, 0, os.SEEK_CUR)
     mine = os.lseek(one, 0, os.SEEK_CUR)
     try:
@@ -112,7 +112,7 @@ def reopened(fd: int, flags: int) -> Iterator[int]:
 def paired(fd: int, access: int, *, direct_io: bool) -> Iterator[Pair]:
     """Make the pair for the file behind ``fd``, which stays the caller's; checked.
 
-    ``fd`` may have any access mode: both descriptors of the pair are opened anew.
+    ``fd`` may have any access mode: both descriptors of the pair are reopened.
 
     Raises NoDirectIO where the file system refuses O_DIRECT.
     """

@@ -1,9 +1,9 @@
 """Digests of an image's header, domain XML and cookie, against rot.
 
-A superblock slot and the metadata have checksums of their own. libvirt's header, with the XML and
-the cookie after it, has none, so the metadata hold its SHA-256. It is no seal: whoever can write an
-image can write its digests as well. ``virsh save-image-edit`` and ``-define`` wipe the metadata, so
-an image that they have rewritten has no digests, like one that libvirt saved.
+A superblock slot and the metadata have checksums of their own. libvirt's header, with the XML
+and the cookie after it, has none, so the metadata hold its SHA-256. It is no seal: anyone who
+can write an image can write its digests as well. ``virsh save-image-edit`` and ``-define`` wipe
+the metadata, so an image that they have rewritten has no digests, like one that libvirt saved.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def checked(header: LibvirtHeader, metadata: Metadata) -> LibvirtHeader:
 
 
 def missing(header: LibvirtHeader | None, *, written: bool) -> str | None:
-    """Return why header and XML cannot be told from damaged ones; None where they can.
+    """Return why damage of header and XML cannot be detected; None where it can.
 
     ``written``: mapsave has metadata in the image.
     """

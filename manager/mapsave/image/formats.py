@@ -29,7 +29,7 @@ def new(
     header = libvirt_header.laid_out(libvirt, stream_offset)
     place = libvirt_format.place(header)
     assert place is not None
-    # Sequence 1, so that slot 0 is written first: behind slot 1 the file would be M bytes long.
+    # Sequence 1, so that slot 0 is written first: after slot 1 the file would be M bytes long.
     return Superblock(State.PARTIAL, 1, stream_offset, uuids.uuid4(), place=place), header
 
 

@@ -32,8 +32,8 @@ JOB_PAGES = 128
 def are_known(fd: int, size: int) -> bool:
     """Return whether the file system reports holes of this file of ``size`` bytes.
 
-    Every image has one: header and bitmaps are followed by a gap. One that cannot tell reports all
-    as data, with the one hole at the end that lseek(2) promises.
+    Every image has one: header and bitmaps are followed by a gap. One that does not know reports
+    all as data, with the one hole at the end that lseek(2) promises.
     """
     try:
         return os.lseek(fd, 0, os.SEEK_HOLE) < size

@@ -1,9 +1,9 @@
 """An image from creation to commit, and from opening to validation.
 
-``creating`` makes ``NAME.partial`` and yields a ``Partial``; only ``Partial.commit`` turns it into
-``NAME``, after data fsync → validation → superblock "saved" → fsync → rename → directory fsync. In
-an image of libvirt's format the magic "complete" of libvirt's header follows the superblock.
-Every other way out of the context removes it, unless it was told to ``keep``.
+``creating`` makes ``NAME.partial`` and yields a ``Partial``; only ``Partial.commit`` turns it
+into ``NAME``, after data fsync → validation → superblock "saved" → fsync → rename → directory
+fsync. In an image in libvirt format the magic "complete" of libvirt's header follows the
+superblock. Every other way out of the context removes it, unless it was told to ``keep``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Partial:
 
     @property
     def has_its_name(self) -> bool:
-        """Whether ``commit`` has come as far as the rename: whoever looks finds an image then."""
+        """Whether ``commit`` has come as far as the rename: others find an image then."""
         return self._has_its_name
 
     @property
@@ -89,7 +89,7 @@ class Partial:
         return partial_name(self.name)
 
     def keep(self) -> None:
-        """Leave the partial file where it is at the end: somebody else will deal with it."""
+        """Leave the partial file where it is at the end: another process will deal with it."""
         self._keep = True
 
     def remove(self) -> None:
@@ -123,8 +123,8 @@ class Partial:
         Data is synced already. Each of the four is on stable storage before the next.
 
         Raises OSError; FileExistsError where ``NAME`` exists and ``replace`` is false. Where
-        ``has_its_name`` is true behind that, it is the image: only that a crash of the host leaves
-        it is not certain.
+        ``has_its_name`` is true after that, it is the image: only that a crash of the host
+        leaves it is not certain.
         """
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
@@ -155,7 +155,7 @@ class Partial:
         return False
 
     def mark_stale(self) -> None:
-        """Say in the committed image that its guest was continued: a restore refuses it then.
+        """Say in the committed image that its guest was resumed: a restore refuses it then.
 
         Raises OSError, InvalidImage.
         """
@@ -190,7 +190,7 @@ def creating(
 ) -> Iterator[Partial]:
     """Create ``NAME.partial``, mode 0600, with a partial superblock; remove it unless committed.
 
-    With ``libvirt`` it is of libvirt's format, and the stream begins behind ``stream_offset`` where
+    With ``libvirt`` it is in libvirt format, and the stream begins after ``stream_offset`` where
     header and metadata need more: ``Partial.block.stream_offset`` says where.
 
     Nothing beyond the metadata is written, so the file stays shorter than M: preallocation with

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # What a save adds to the metadata when it ends: RAM blocks, label, times.
 _METADATA_GROWS = 32 << 10
-UNWRITTEN = 0  # sequence number of a superblock that stands in no slot
+UNWRITTEN = 0  # sequence number of a superblock that is in no slot
 
 
 def _up(offset: int) -> int:
@@ -57,7 +57,7 @@ def stream_offset(new: NewLibvirtHeader, metadata: dict[str, Any], at_least: int
 
 
 def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
-    """Return superblock and metadata: ours where they are, else what libvirt's header tells.
+    """Return superblock and metadata: ours where they are, else what libvirt's header says.
 
     As long as the header calls the image incomplete, its state is partial.
 

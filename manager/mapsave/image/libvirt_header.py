@@ -42,8 +42,8 @@ _DAMAGED = "the file is damaged, or was not written by libvirt: use a good copy"
 
 @dataclasses.dataclass(frozen=True)
 class NewLibvirtHeader:
-    """What a new image of libvirt's format says: the domain XML (migratable, inactive, secure),
-    libvirt's cookie, and whether a restore lets the guest run."""
+    """What a new image in libvirt format says: the domain XML (migratable, inactive, secure),
+    libvirt's cookie, and whether a restore resumes the guest."""
 
     xml: str
     cookie: str | None = None
@@ -52,9 +52,9 @@ class NewLibvirtHeader:
 
 @dataclasses.dataclass(frozen=True)
 class LibvirtHeader:
-    """A header as it stands in the file. ``cookie_offset`` counts from byte 92, 0 for no cookie;
-    ``padding_offset`` from the beginning of the file. With ``is_digested`` the metadata
-    have its digest, and it is right."""
+    """A header as it is in the file. ``cookie_offset`` counts from byte 92, 0 for no cookie;
+    ``padding_offset`` from the beginning of the file. With ``is_digested`` the metadata have its
+    digest, and it is right."""
 
     complete: bool
     version: int
@@ -79,7 +79,7 @@ class LibvirtHeader:
         return FORMATS[self.format_number] if self.version >= VERSION else "raw"
 
     def pack(self) -> bytes:
-        """Return header, XML and cookie as they stand in the file, without the padding."""
+        """Return header, XML and cookie as they are in the file, without the padding."""
         fields = _FIELDS.pack(
             _SAVE if self.complete else _PART,
             self.version,
@@ -93,7 +93,7 @@ class LibvirtHeader:
 
 
 def is_one(fd: int) -> bool:
-    """Tell whether the file begins as an image of libvirt does, complete or not."""
+    """Return whether the file begins as an image of libvirt does, complete or not."""
     return os.pread(fd, len(_SAVE), 0) in (_SAVE, _PART)
 
 
@@ -177,7 +177,7 @@ def _check_extents(data_length: int, cookie_offset: int, size: int | None) -> No
 
 
 def _text(fd: int, what: str, start: int, end: int) -> tuple[str, int]:
-    """Return the text at ``start``, and the offset behind its NUL, which must lie before ``end``.
+    """Return the text at ``start``, and the offset after its NUL, which must lie before ``end``.
 
     Reads piece by piece, so that memory follows the text and not the length that the header says.
     """

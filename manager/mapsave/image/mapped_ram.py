@@ -48,7 +48,7 @@ class RamBlock:
 
     @property
     def end(self) -> int:
-        """The offset behind the block's last page, where the next record begins."""
+        """The offset after the block's last page, where the next record begins."""
         return self.pages_offset + self.used_length
 
 
@@ -212,7 +212,7 @@ class _Reader:
         self._end_of_part(section)
 
     def _section_head(self) -> tuple[int, str, int, int]:
-        """Return (section id, name, instance, version) behind the type byte."""
+        """Return (section id, name, instance, version) after the type byte."""
         section = self._at.u32("section id")
         self._seen.add(section)
         name = self._at.text(self._at.u8("section name length"), "section name")

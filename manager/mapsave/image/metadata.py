@@ -74,7 +74,7 @@ class CommandPart(TypedDict, total=False):
 
 
 class DomainPart(TypedDict, total=False):
-    """The domain of libvirt that was saved."""
+    """The libvirt domain that was saved."""
 
     uri: Word
     name: Word
@@ -207,7 +207,7 @@ def _wrong(value: Any, kind: Any, at: tuple[str, ...]) -> tuple[str, ...] | None
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Tell whether ``value`` is of a plain type; a truth value is no number."""
+    """Return whether ``value`` is of a plain type; a truth value is no number."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

@@ -1,6 +1,6 @@
 """Who can write a file, or exchange it: its owner, its mode, and every directory on the way to it.
 
-An image decides what is loaded, and its domain XML what is run. So nobody but trusted users may be
+An image decides what is loaded, and its domain XML what is run. So no one but trusted users may be
 able to write it, and none of the directories on its path, from the root down, the targets of
 symbolic links included. The path is walked by descriptors (O_PATH, open(2)), each component looked
 at by fstat, and must end at the file that is open already: what was looked at is what is read.
@@ -33,8 +33,8 @@ def of_file(path: str, fd: int, trusted: Collection[int]) -> list[str]:
     """Return how others than the ``trusted`` users could write the file open as ``fd``.
 
     ``path`` is where it was opened. Each item names a file or directory and who can write it; an
-    empty list means that nobody can. Never raises for what it finds: a path that cannot be walked,
-    or leads to another file by now, is an item as well.
+    empty list means that no one can. Never raises for what it finds: a path that cannot be
+    walked, or leads to another file by now, is an item as well.
     """
     found = [f"{path!r} {who}" for who in _writers(fd, os.fstat(fd), trusted)]
     try:

@@ -1,4 +1,4 @@
-"""The page size of a QEMU target: what the bits of an image's bitmaps stand for.
+"""The page size of a QEMU target: what one bit of an image's bitmaps covers.
 
 QEMU writes the page size into the header of each RAM block, and takes its own when it loads
 (``read_ramblock_mapped_ram`` in ``migration/ram.c`` of 10.0): with another one it loads other RAM,

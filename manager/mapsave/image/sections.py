@@ -1,10 +1,11 @@
-"""Where a device's state ends: QEMU's stream does not say, so the bytes behind a footer decide.
+"""Where a device's state ends: QEMU's stream does not say, so the bytes after a footer decide.
 
 A section that holds a device's state has no length. It ends with its footer, five bytes that may
-as well stand in the state itself (a guest can put anything into the memory of a device). So a
+also occur in the state itself (a guest can put anything into the memory of a device). So a
 footer counts only where what follows is, by more than its type byte, something that QEMU 10.0
-writes behind a device (``qemu_savevm_state_setup`` and ``_complete_precopy`` in
-``migration/savevm.c``): the next device, the RAM section where devices are saved early, or the end.
+writes after a device (``qemu_savevm_state_setup`` and ``_complete_precopy`` in
+``migration/savevm.c``): the next device, the RAM section where devices are saved early, or the
+end.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def ram_part(section: int, kind: int = fmt.SECTION_PART) -> bytes:
 
 
 def may_follow_device(at: Cursor, seen: Container[int], ram_section: int | None) -> bool:
-    """Tell whether what stands at ``at`` can follow a device's footer; stay there.
+    """Return whether the bytes at ``at`` can follow a device's footer; stay there.
 
     ``seen`` are the ids of the sections so far, ``ram_section`` is that of the RAM section if it
-    has begun and not ended. Raises TruncatedImage where nothing at all stands there.
+    has begun and not ended. Raises TruncatedImage where nothing at all is there.
     """
     kind = at.peek_u8("section type")
     if kind in (fmt.SECTION_FULL, fmt.SECTION_START):

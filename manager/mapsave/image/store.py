@@ -50,7 +50,7 @@ class Directory:
     given: str
 
     def exists(self, name: str) -> bool:
-        """Tell whether something of that name is there, a dangling symbolic link included."""
+        """Return whether something of that name is there, a dangling symbolic link included."""
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -58,7 +58,7 @@ class Directory:
         return True
 
     def is_same_as(self, path: str) -> bool:
-        """Tell whether ``path`` still leads to this directory (it may have been moved away)."""
+        """Return whether ``path`` still leads to this directory (it may have been moved away)."""
         try:
             return os.path.samestat(os.stat(path), os.fstat(self.fd))
         except OSError:

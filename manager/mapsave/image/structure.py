@@ -1,7 +1,7 @@
 """The digest of a stream's structure: all that QEMU wrote but the pages themselves.
 
-A bit that turns in a bitmap makes QEMU leave a page out of the restore, without a word; one in the
-device state restores another device. Both look good to whoever reads the structure only.
+A bit that turns in a bitmap makes QEMU leave a page out of the restore, without a word; one in
+the device state restores another device. Both look valid to a reader of the structure only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest(fd: int, stream: Stream) -> str:
 
     Of each stretch between pages: its first and last offset in the file, then each piece of 64 KiB,
     counted from its beginning, that is not all zeros, with offset and length. So a hole counts as
-    the zeros that it stands for, and costs nothing.
+    zeros, and costs nothing.
 
     Raises TruncatedImage where the file has shrunk since it was read, OSError.
     """

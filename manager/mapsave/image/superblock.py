@@ -9,7 +9,7 @@ Offsets inside the stream are absolute, so M never changes. In a native image al
     middle   metadata area B
     M        QEMU's stream
 
-In an image of libvirt's format slots and areas lie in the padding of libvirt's header, the slots
+In an image in libvirt format slots and areas lie in the padding of libvirt's header, the slots
 directly before M (``libvirt_format``). ``Place`` says where.
 
 Updates go to the slot, and new metadata to the area, that is not in force: a torn write costs the
@@ -110,7 +110,7 @@ class Superblock:
     place: Place = NATIVE
 
     def pack(self) -> bytes:
-        """Return the slot as it stands on disk, checksum included."""
+        """Return the slot as it is on disk, checksum included."""
         fields = _FIELDS.pack(
             MAGIC,
             FORMAT_VERSION,
@@ -271,12 +271,12 @@ def read(fd: int, place: Place = NATIVE) -> Superblock:
 
 
 def is_blank(fd: int, place: Place = NATIVE) -> bool:
-    """Tell whether nothing was ever written where the slots are: no bytes, or zeros."""
+    """Return whether nothing was ever written where the slots are: no bytes, or zeros."""
     return not any(slot.strip(b"\0") for slot in _slots(fd, place))
 
 
 def is_torn_first(fd: int, place: Place) -> bool:
-    """Tell whether the first slot ever written there was torn: it is damaged, the other blank."""
+    """Return whether the first slot ever written there was torn: it is damaged, the other blank."""
     blank, written = sorted(_slots(fd, place), key=lambda slot: bool(slot.strip(b"\0")))
     return not blank.strip(b"\0") and written.startswith(MAGIC) and _unpack(written, place) is None
 

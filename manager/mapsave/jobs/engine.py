@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # What may pass by itself, of that which is found before anything is changed. Other refusals need
-# somebody who does something about them.
+# someone who fixes them.
 _MAY_PASS = (errors.Unreachable, errors.NoRoom, errors.Busy)
 _WILL_NOT = (errors.ServiceStopping, errors.ServiceRunning, errors.NotCancellable)
 
@@ -38,8 +38,8 @@ async def run(
 ) -> dict[str, Any]:
     """Save every guest of the job, at most ``concurrency`` at once; return the summary.
 
-    ``saver`` saves one guest, ``hooked.save`` if not given, which tells ``report``. A save that
-    could not begin is tried again as ``retries`` says; meanwhile another guest has its place.
+    ``saver`` saves one guest, ``hooked.save`` if not given, which calls ``report``. A save that
+    could not begin is tried again as ``retries`` says; in the meantime another guest has its place.
     One guest's failure is a line of the summary, not the end of the job. Images that ``keep`` does
     not keep are removed afterwards, those of guests that were saved now. Cancelled, the saves under
     way put their guests back first.
@@ -99,7 +99,7 @@ async def check(job: Job, config: Config) -> dict[str, Any]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Tell whether to try a save again: nothing was changed, and the cause may pass by itself."""
+    """Return whether to try a save again: nothing was changed, and the cause may pass by itself."""
     return isinstance(error, _MAY_PASS) and not isinstance(error, _WILL_NOT)
 
 
@@ -130,7 +130,8 @@ async def _tried(
 
 
 async def _prune(job: Job, config: Config, done: dict[str, Any]) -> dict[str, Any]:
-    """Remove what the job does not keep of the guests that it saved; return what to tell of it."""
+    """Remove what the job does not keep of the guests that it saved; return what to report about
+    it."""
     saved = [line for line in done["guests"] if line["error"] is None]
     names = [line["guest"] for line in saved]
     images = [line["result"]["image"] for line in saved]
@@ -194,7 +195,7 @@ async def _each(
 
 
 def _interrupted(job: Job, lines: list[Line]) -> errors.Interrupted:
-    """Return what is told of a run that was cancelled: who is in an image now was not put back."""
+    """Return the error for a cancelled run; guests already saved are not resumed."""
     done = [line["result"] for line in lines if line["result"]]
     saved = [each["guest"] for each in done]
     words = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"

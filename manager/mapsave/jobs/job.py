@@ -66,7 +66,7 @@ class Job:
 
     @property
     def source(self) -> Path | None:
-        """The file that the job stands in."""
+        """The file of the job."""
         return self.document.path if self.document else None
 
     def settings(self, configured: config.Config) -> config.SaveSettings:
@@ -96,8 +96,8 @@ class Job:
     ) -> str:
         """Return the file name of the image of ``guest`` that is saved at ``when``.
 
-        ``unique`` stands for ``{uuid}``; without it each call makes one. Raises ConfigError if
-        what comes out is no file name, for example because the guest's name is too long for it.
+        ``unique`` is the ``{uuid}``; without it each call makes one. Raises ConfigError if what
+        comes out is no file name, for example because the guest's name is too long for it.
         """
         try:
             return self.image.render(guest, self.name, when, unique or uuid.uuid4())
@@ -128,7 +128,7 @@ def load(path: Path) -> Job:
     model = document.validate(job_models.JobModel)
     save = model.save or job_models.JobSaveModel.model_validate({})
     if model.schedule and model.schedule.time_zone is None:
-        schedule.local_zone()  # told now, not when the job is due
+        schedule.local_zone()  # reported now, not when the job is due
     return Job(
         name=model.job,
         guests=tuple(model.guests),

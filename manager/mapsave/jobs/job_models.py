@@ -50,7 +50,7 @@ def _jitter(value: float) -> float:
 
 
 def _mapping(value: Any) -> Any:
-    """Return the mapping that a schedule of nothing but its times stands for."""
+    """Return the mapping that a schedule given by its times alone means."""
     return value if value is None or isinstance(value, dict) else {"cron": value}
 
 
@@ -94,7 +94,7 @@ class KeepModel(Model):
 
 
 class ScheduleModel(Model):
-    """When the job runs; its times alone may stand in place of the mapping."""
+    """When the job runs; its times alone may be given instead of the mapping."""
 
     cron: Times = Field(description="Five fields as in crontab(5), or a name such as @daily.")
     time_zone: Annotated[Text, pydantic.AfterValidator(_time_zone)] | None = Field(

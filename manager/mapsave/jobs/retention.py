@@ -101,7 +101,7 @@ def _newest(
 
 
 def taken(entry: Entry) -> datetime.datetime | None:
-    """Return when the save of an image began; None where its metadata do not tell."""
+    """Return when the save of an image began; None where its metadata lack it."""
     try:
         found = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))
     except ValueError:
@@ -110,7 +110,7 @@ def taken(entry: Entry) -> datetime.datetime | None:
 
 
 def is_guest(entry: Entry) -> bool:
-    """Tell whether an image is the guest itself: its QEMU was ended, and nothing was restored."""
+    """Return whether an image is the guest itself: its QEMU was ended, and nothing was restored."""
     return entry.state == "saved" and entry.metadata.get("then") not in _GONE_ON
 
 

@@ -64,7 +64,7 @@ def next_run(schedule: Schedule, after: datetime.datetime) -> datetime.datetime:
 
 
 def missed(schedule: Schedule, last_run: datetime.datetime | None, now: datetime.datetime) -> bool:
-    """Tell whether a run is to be caught up: at least one should have been since ``last_run``.
+    """Return whether a run is to be caught up: at least one should have been since ``last_run``.
 
     However many were missed, the answer is the same: run once, and note that as the last run.
     Where the job never ran (None) nothing was missed.

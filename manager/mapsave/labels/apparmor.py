@@ -156,7 +156,7 @@ class Apparmor:
                     )
 
     def rest(self, target: Target, label: Label) -> None:
-        """Take the rules out: at rest nobody needs the path."""
+        """Take the rules out: after the save nothing needs the path."""
         self.undo(target, label)
 
     def refuses(self, target: Target) -> bool:

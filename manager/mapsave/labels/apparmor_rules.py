@@ -43,7 +43,7 @@ def _escaped(character: str) -> str:
 
 @contextlib.contextmanager
 def locked(rules_file: Path) -> Iterator[None]:
-    """Keep other saves from changing and loading the same profile meanwhile. Raises OSError.
+    """Keep other saves from changing and loading the same profile in the meantime. Raises OSError.
 
     The directory is locked: AppArmor asks for write permission, which mapsave's own profile has on
     it, but not on profiles (security/apparmor/lsm.c, ``common_file_perm`` with F_WRLCK).
@@ -113,9 +113,9 @@ def _lines(file: Path) -> list[bytes]:
 
 
 def _replace(file: Path, lines: Sequence[bytes]) -> None:
-    """Write the file anew and rename it into place, with the owner and mode it had.
+    """Rewrite the file and rename it into place, with the owner and mode it had.
 
-    Always by the same name, so that those who die meanwhile leave one file at most.
+    Always by the same name, so that those who die in the meantime leave one file at most.
     """
     temporary = file.with_name(f".mapsave-{file.name}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,7 +1,7 @@
 """Owner, group and mode of the image, by descriptor.
 
-QEMU gets descriptors and needs none of it; it is for whoever reads the images afterwards. So only
-a save sets them, and they are the same at rest.
+QEMU gets descriptors and needs none of it; it is for those who read the images afterwards. So
+only a save sets them, and they stay the same afterwards.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Dac:
             _set(target.fd, was["uid"], was["gid"], was["mode"])
 
     def rest(self, target: Target, label: Label) -> None:
-        """Set what the policy said once more, should it have been changed meanwhile."""
+        """Set what the policy said once more, should it have been changed in the meantime."""
         if (wanted := label.detail.get("rest")) is not None:
             _set(target.fd, wanted["uid"], wanted["gid"], wanted["mode"])
 
@@ -136,7 +136,7 @@ class Dac:
 
 
 def owner_id(policy: Policy) -> int | None:
-    """Return the id of the user whom ``policy`` gives images to; None for nobody.
+    """Return the id of the user whom ``policy`` gives images to; None for no one.
 
     Raises PolicyViolation for a user that this host does not have.
     """

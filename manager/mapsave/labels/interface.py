@@ -45,7 +45,7 @@ class SecurityModule(Protocol):
         """
 
     def holds(self, target: Target, label: Label) -> bool:
-        """Return whether the image has ``label`` still: nobody has changed it since."""
+        """Return whether the image has ``label`` still: no one has changed it since."""
 
     def undo(self, target: Target, label: Label) -> None:
         """Put back what was there before ``label`` was applied. Raises OSError, NotPermitted."""

@@ -1,4 +1,4 @@
-"""Label an image for QEMU and put everything back: one policy applied on one host.
+"""Label an image for QEMU and roll everything back: one policy applied on one host.
 
 The security modules are asked and applied one after the other; whatever happens, what was applied
 is undone, unless the caller has said that the image is to be left (``keep``) or is done
@@ -212,7 +212,7 @@ def refusal(
 ) -> errors.LabelRefused | None:
     """Return the error if a refused file is why QEMU failed, else None.
 
-    QEMU's words need not tell: a label that changed while it was saving or loading shows as
+    QEMU's message need not say so: a label that changed while it was saving or loading shows as
     "Input/output error" or "Invalid argument". So the security modules are asked as well.
     """
     target = _target(fd, path, pid)
@@ -283,7 +283,7 @@ def _modules(policy: Policy, system: System) -> list[SecurityModule]:
 
 @contextlib.contextmanager
 def _speaking(module: SecurityModule, path: str, pid: int | None) -> Iterator[None]:
-    """Turn what the kernel refuses unforeseen into LabelRefused."""
+    """Convert unexpected OSErrors to LabelRefused."""
     try:
         yield
     except OSError as error:
@@ -299,8 +299,8 @@ def attempt(
 ) -> list[Problem]:
     """Do one step that must not stop the others; return and log what went wrong.
 
-    A label that was to be put back, or rules, are worth another attempt. A label for rest is not:
-    the image is good without it.
+    A label that was to be restored, or rules, are worth another attempt. A label for rest is
+    not: the image is good without it.
     """
     try:
         (module.undo if step == "undo" else module.rest)(target, label)
@@ -318,7 +318,7 @@ def attempt(
 
 
 def _joined(parts: Sequence[Label]) -> Label:
-    """Return one label: the first module's, with the others behind it."""
+    """Return one label: the first module's, with the others after it."""
     if not parts:
         return Label("none")
     return dataclasses.replace(parts[0], others=tuple(parts[1:]))

@@ -1,4 +1,5 @@
-"""What a mapsave that died has left labelled: set for rest or put back, from its journal alone.
+"""What a mapsave that died has left labelled: set to its final value or restored, from its journal
+alone.
 
 No policy is read for it: its file may be gone, or say something else by now.
 """

@@ -84,7 +84,7 @@ class Selinux:
         return found == label.value or (label.value is not None and self._same(found, label.value))
 
     def undo(self, target: Target, label: Label) -> None:
-        """Write the remembered label back: the kernel lets nobody remove one."""
+        """Write the remembered label back: the kernel lets no one remove one."""
         if label.previous is not None and label.previous != label.value:
             self._write(target.fd, label.previous)
 

@@ -1,4 +1,4 @@
-"""The run state of a guest: asked for, paused, and put back."""
+"""The run state of a guest: queried, paused, and restored."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def run_state(session: Session) -> str:
 async def left(session: Session, state: str) -> str:
     """Wait until the guest has left the run state ``state``; return the one it has then.
 
-    ``completed`` can be seen while the guest is still in finish-migrate, and QEMU refuses to
-    continue it then.
+    ``completed`` can be seen while the guest is still in finish-migrate, and QEMU refuses to resume
+    it then.
 
     Raises MonitorTimeout after a minute.
     """
@@ -45,9 +45,10 @@ async def left(session: Session, state: str) -> str:
 
 
 class ResumeWatch:
-    """Notes whether a guest is continued behind its save, from QEMU's events.
+    """Notes whether a guest is resumed after its save, from QEMU's events.
 
-    The run state alone does not tell: a guest may have been continued and stopped again, or ended.
+    The run state alone does not show it: a guest may have been resumed and stopped again, or
+    ended.
     """
 
     def __init__(self, events: Events) -> None:
@@ -62,7 +63,7 @@ class ResumeWatch:
         self._is_saved = True
 
     async def seen(self) -> bool:
-        """Tell whether the guest was continued since QEMU had saved it."""
+        """Return whether the guest was resumed since QEMU had saved it."""
         await self._read()
         return self._seen
 
@@ -89,7 +90,7 @@ class Paused:
         self._released = False
 
     def seconds(self) -> float:
-        """Return for how long the guest has not run, up to now or until it was continued."""
+        """Return for how long the guest has not run, up to now or until it was resumed."""
         return (self.until or time.monotonic()) - self.since
 
     def ended_in(self, found: GlobalState) -> None:
@@ -143,6 +144,6 @@ async def put_back_at_end(session: Session, *, was_running: bool) -> AsyncIterat
     try:
         yield state
     finally:
-        # A QEMU that is gone cannot be continued; whoever lost it reports so.
+        # A QEMU that is gone cannot be resumed; the code that lost it reports so.
         with contextlib.suppress(errors.MonitorLost):
             await undoing.whole(state.put_back(session))

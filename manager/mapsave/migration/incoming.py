@@ -19,7 +19,7 @@ async def restore(session: Session, path: str, offset: int, watch: Watch) -> Non
     """Load from ``path`` (a file or ``/dev/fdset/N``) at byte ``offset``; return when it is in.
 
     QEMU loads in its main loop: until RAM is in, it answers nothing, so this waits for its events
-    and asks only afterwards. ``watch`` says whether QEMU gets on meanwhile.
+    and asks only afterwards. ``watch`` says whether QEMU gets on in the meantime.
 
     Raises CommandRefused where QEMU refuses to start: the destination is then of no further use
     (a second try is "Illegal migration incoming state"). RestoreFailed, RestoreStalled,

@@ -25,7 +25,7 @@ _STEADY = 0.1
 _UNDER_WAY = frozenset(("setup", "active", "device"))
 # States from which a migration ends by itself once told to; `none` was never started.
 _IDLE = frozenset(("none", *_OVER))
-# A guest that dirties its memory faster than the disk writes would be saved for ever: after this
+# A guest that dirties its memory faster than the disk writes would be saved forever: after this
 # many passes over its RAM it is paused, as it would have been at the end.
 LIVE_PASSES = 8
 # Seconds without a byte written after which a save is given up: its storage hangs. A disk's own
@@ -68,9 +68,9 @@ async def query(session: Session) -> Outcome:
 async def save(session: Session, path: str, offset: int, phases: Phases, *, live: bool) -> Outcome:
     """Save to ``path`` (a file or ``/dev/fdset/N``) from byte ``offset``; return the outcome.
 
-    Returns once the guest may be continued: in ``postmigrate``, unless somebody else has continued
-    it already. Cancelled, it cancels the migration and waits until QEMU has put the guest back;
-    likewise where somebody else continues the guest meanwhile, unless ``live``.
+    Returns once the guest may be resumed: in ``postmigrate``, unless another client has resumed it
+    already. Cancelled, it cancels the migration and waits until QEMU has resumed the guest;
+    likewise where another client resumes the guest, unless ``live``.
 
     Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later,
     SaveStalled, GuestContinued, MonitorLost, MonitorBroken.
@@ -127,7 +127,7 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
                 f"{session.address}: QEMU has written nothing for {STALL:g} s",
                 hint="its storage hangs: check dmesg, and save to another directory",
             )
-        # QEMU itself continues a guest only behind a save that has failed.
+        # QEMU itself resumes a guest only after a save that has failed.
         if (
             event is not None
             and event.name == "RESUME"
@@ -148,7 +148,7 @@ def _progress(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def continued(session: Session, when: str) -> errors.GuestContinued:
-    """Return the error for a guest that somebody else continued."""
+    """Return the error for a guest that another client resumed."""
     return errors.GuestContinued(
         f"{session.address}: another client resumed the guest {when}",
         hint="the guest is running; save it again, or with --live",
@@ -178,7 +178,7 @@ async def _well_under_way(session: Session) -> None:
 async def cancel(session: Session) -> Outcome:
     """Cancel and wait until QEMU says so; the guest is then in the state it had before.
 
-    Parameters are left alone meanwhile: changing the channels and cancelling kills QEMU 10.0.
+    Parameters are left alone in the meantime: changing the channels and cancelling kills QEMU 10.0.
 
     Raises MonitorTimeout where QEMU does not say so.
     """

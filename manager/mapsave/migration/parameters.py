@@ -1,6 +1,6 @@
-"""Capabilities and parameters of a migration: remembered, set, and put back.
+"""Capabilities and parameters of a migration: remembered, set, and restored.
 
-QEMU keeps both until somebody changes them, and checks them only against values that are in force
+QEMU keeps both until they are changed, and checks them only against values that are in force
 already. Two traps follow (QEMU 10.0, ``migration/options.c``): with mapped-ram on and compression
 set, every later ``migrate-set-parameters`` fails, so mapped-ram goes off before any parameter is
 touched; and ``background-snapshot`` together with mapped-ram is accepted and saves nothing at all,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 REQUIRED_CAPABILITIES = ("mapped-ram", "multifd")
-# `events` makes QEMU tell what happens instead of being asked.
+# `events` makes QEMU report what happens instead of being polled.
 _ON = frozenset((*REQUIRED_CAPABILITIES, "events"))
 REQUIRED_PARAMETERS = ("direct-io", "multifd-channels", "max-bandwidth", "zero-page-detection")
 # Values without which a file save with mapped-ram works: QEMU's defaults.
@@ -60,12 +60,12 @@ class Settings:
         return cls(dict(data["capabilities"]), dict(data["parameters"]))
 
     def of_libvirt(self) -> Settings:
-        """Return the settings that a guest of libvirt is to be left with.
+        """Return the settings that a libvirt guest is to be left with.
 
-        libvirt 11.3 leaves mapped-ram and multifd on after a sparse restore or a failed save of its
-        own, and with ``--bypass-cache`` also direct-io, and sets them itself whenever it needs
-        them. With them on, the next internal snapshot kills QEMU 10.0, and with direct-io on the
-        next ``virsh save`` without ``--bypass-cache``: they are not put back.
+        libvirt 11.3 leaves mapped-ram and multifd on after a sparse restore or a failed save of
+        its own, and with ``--bypass-cache`` also direct-io, and sets them itself whenever it
+        needs them. With them on, the next internal snapshot kills QEMU 10.0, and with direct-io
+        on the next ``virsh save`` without ``--bypass-cache``: they are not restored.
         """
         off = {name: False for name in REQUIRED_CAPABILITIES if name in self.capabilities}
         changed = {"direct-io": False} if "direct-io" in self.parameters else {}
@@ -97,11 +97,11 @@ async def configured(
 ) -> AsyncIterator[None]:
     """Set the parameters ``wanted`` and the capabilities of a mapped-ram save or restore.
 
-    ``found`` is what was in force before; it is put back on every way out, as far as QEMU lets us,
+    ``found`` is what was in force before; it is restored on every way out, as far as QEMU lets us,
     unless QEMU still has the fdset ``number``, which is taken back within this context.
 
-    Raises QemuMigrates with nothing touched, CommandRefused, MonitorLost; KeptByQemu where nothing
-    can be put back.
+    Raises QemuMigrates with nothing touched, CommandRefused, MonitorLost; KeptByQemu where
+    nothing can be restored.
     """
     await _cleaned_up(session)
     try:
@@ -140,7 +140,7 @@ async def put_back(session: Session, found: Settings, number: int | None = None)
     if now == found:
         return
     try:
-        # Off first: with mapped-ram on QEMU would not let a compression be put back.
+        # Off first: with mapped-ram on QEMU would not let a compression be restored.
         capabilities = await _set_off(session, now.capabilities)
         changed = {
             name: value

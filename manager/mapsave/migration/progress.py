@@ -29,7 +29,7 @@ Report = Callable[[Progress], None]
 
 
 def silent(_: Progress) -> None:
-    """Report to nobody."""
+    """Report nothing."""
 
 
 class Phases:

@@ -16,7 +16,7 @@ class RunState:
     """What can be done with a guest in one run state.
 
     ``refusal``: why it is not saved, and ``hint`` what can be done about that; None where it is
-    saved. ``runs``: the save pauses it, and a roll-back or ``--then resume`` continues it; others
+    saved. ``runs``: the save pauses it, and a roll-back or ``--then resume`` resumes it; others
     are left as they are, after the end of the stream in ``postmigrate``. ``continues``: ``cont``
     brings the guest back from there.
     """
@@ -38,7 +38,7 @@ TABLE = {
     "running": RunState(runs=True),
     "paused": RunState(),
     "prelaunch": RunState(),
-    # The requests that failed are in the image, and are tried again when the guest is continued.
+    # The requests that failed are in the image, and are tried again when the guest is resumed.
     "io-error": RunState(),
     "watchdog": RunState(),
     "suspended": _refused(

@@ -22,7 +22,7 @@ _MOST = 1.0  # seconds between two looks
 
 def _passed_over(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
-        task.exception()  # else asyncio would log that nobody has looked at it
+        task.exception()  # else asyncio would log that no one has looked at it
 
 
 class Watch:
@@ -60,7 +60,7 @@ class Watch:
                 # No more than we have waited: we may have been stopped ourselves, and QEMU too.
                 self._look(min(time.monotonic() - began, 2 * interval))
         finally:
-            # Not waited for: a call that hangs ends once whoever called us has killed its QEMU.
+            # Not waited for: a call that hangs ends once the caller has killed its QEMU.
             task.cancel()
             task.add_done_callback(_passed_over)
 

@@ -1,7 +1,8 @@
 """Whether a process gets on with its input and output: what proc(5) shows without a monitor.
 
-QEMU loads an image in its main loop and answers nothing meanwhile. Its CPU time says nothing
-either: it spins while its channels read (QEMU 10.0, ``migration/multifd.c``), and where they hang.
+QEMU loads an image in its main loop and answers nothing in the meantime. Its CPU time says
+nothing either: it spins while its channels read (QEMU 10.0, ``migration/multifd.c``), and where
+they hang.
 """
 
 from __future__ import annotations

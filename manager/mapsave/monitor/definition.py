@@ -35,7 +35,7 @@ def disks(xml: str) -> list[str]:
 
 
 def takes_internal_snapshots(xml: str) -> bool:
-    """Tell whether a disk of the domain can hold snapshots itself (``snapshot-create-as``)."""
+    """Return whether a disk of the domain can hold snapshots itself (``snapshot-create-as``)."""
     return _parsed(xml).find("./devices/disk/driver[@type='qcow2']") is not None
 
 
@@ -111,7 +111,7 @@ def _span(xml: str, path: tuple[str, ...]) -> tuple[int, int]:
     def end(tag: str) -> None:
         if tuple(open_tags) == path and len(found) == 1:
             at = parser.CurrentByteIndex
-            # Of an element that is empty, <cpu/>, the end is reported behind it.
+            # Of an element that is empty, <cpu/>, the end is reported after it.
             has_end_tag = raw.startswith(f"</{tag}".encode(), at)
             found.append(raw.index(b">", at) + 1 if has_end_tag else at)
         open_tags.pop()

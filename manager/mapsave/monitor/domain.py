@@ -1,4 +1,4 @@
-"""What libvirt tells of one of its domains."""
+"""What libvirt reports about one of its domains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Domain:
 
     @property
     def cookie(self) -> str:
-        """The cookie of a save image: how the CPU came out, which ``xml`` does not tell."""
+        """The cookie of a save image: how the CPU came out, which is not in ``xml``."""
         return definition.cookie(self.live_xml)
 
     def as_dict(self) -> dict[str, Any]:

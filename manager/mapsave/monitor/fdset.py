@@ -62,12 +62,13 @@ async def handed_over(
     """Add ``descriptors`` to set ``fdset`` and yield its path; remove the set at the end.
 
     Each reply is awaited before the next descriptor is sent. ``on_dropped`` makes the error for a
-    descriptor that a security module took away, from QEMU's words.
+    descriptor that a security module took away, from QEMU's message.
 
-    Raises Busy where somebody has taken the id since it was chosen, CommandRefused, MonitorLost,
-    KeptByQemu where QEMU does not let go at the end, or what ``on_dropped`` returns.
+    Raises Busy where another client has taken the id since it was chosen, CommandRefused,
+    MonitorLost, KeptByQemu where QEMU does not let go at the end, or what ``on_dropped``
+    returns.
     """
-    # Else the removal at the end would take away the descriptors of whoever made that set.
+    # Else the removal at the end would take away the descriptors of the client that made that set.
     if is_listed(await query(session), fdset):
         raise errors.Busy(
             f"{session.address}: another client has created fdset {fdset} in the meantime",

@@ -132,7 +132,7 @@ async def call(
             outcome: tuple[T | None, BaseException | None] = (function(*arguments), None)
         except BaseException as error:
             outcome = (None, error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
             loop.call_soon_threadsafe(deliver, *outcome)
 
     _idle_worker().do(work)
@@ -145,7 +145,7 @@ async def call(
         if not done.done():
             await asyncio.wait({done}, timeout=grace)
         if done.done() and not done.cancelled():
-            done.exception()  # nobody else will look at it
+            done.exception()  # no one else will look at it
         raise
 
 

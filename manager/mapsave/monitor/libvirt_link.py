@@ -1,10 +1,10 @@
-"""A link to one domain of libvirt: calls on it, its events, and a daemon that may come and go.
+"""A link to one libvirt domain: calls on it, its events, and a daemon that may come and go.
 
 When the daemon ends, QEMU goes on. The link then waits for the daemon to come back and repeats the
 call, unless it must not be made twice.
 
-libvirt's calls name a domain by its uuid, which it keeps when it is ended and started again: that
-is another QEMU, and not ours to touch. The id tells one life from the next.
+libvirt's calls name a domain by its uuid, which it keeps when it is ended and started again:
+that is another QEMU, and not ours to touch. The id distinguishes one life from the next.
 """
 
 from __future__ import annotations
@@ -129,13 +129,13 @@ class Link:
         timeout: float | None = None,
         grace: float | None = None,
     ) -> Any:
-        """Call ``function``, again behind a reconnection where ``command`` may be repeated.
+        """Call ``function``, again after a reconnection where ``command`` may be repeated.
 
         It gets the domain from ``live``. Cancelled, it still waits ``grace`` seconds for it.
 
-        Raises MonitorTimeout after ``timeout`` seconds, or where the daemon stays away; MonitorLost
-        where the domain has ended; MonitorBroken where the daemon was lost and ``command`` must not
-        be repeated; CommandRefused, NotPermitted with libvirt's words.
+        Raises MonitorTimeout after ``timeout`` seconds, or where the daemon stays away;
+        MonitorLost where the domain has ended; MonitorBroken where the daemon was lost and
+        ``command`` must not be repeated; CommandRefused, NotPermitted with libvirt's message.
         """
         timeout = limits.COMMAND_TIMEOUT if timeout is None else timeout
         while True:
@@ -176,7 +176,7 @@ class Link:
         return errors.CommandRefused(command, "libvirt", str(error), by="libvirt")
 
     def is_over(self, error: Any) -> bool:
-        """Tell whether ``error`` came because the domain runs no more. Blocks."""
+        """Return whether ``error`` came because the domain runs no more. Blocks."""
         if error.get_error_code() == self.libvirt.VIR_ERR_NO_DOMAIN:
             return True
         try:
@@ -220,12 +220,12 @@ class Link:
         """Wait for the daemon to come back, and find the domain again."""
         async with self._reconnecting:
             if await libvirt_connection.call(self._is_connected):
-                return  # another call has done it meanwhile
+                return  # another call has done it in the meantime
             import tenacity  # slow to import, and hardly ever needed
 
             attempts = tenacity.AsyncRetrying(
                 wait=tenacity.wait_exponential(multiplier=0.05, max=1.0),
-                # Once in vain, nobody waits again: what has to be undone makes several calls.
+                # Once in vain, no one waits again: what has to be undone makes several calls.
                 stop=tenacity.stop_after_delay(0 if self._given_up else RECONNECT_TIMEOUT),
                 retry=tenacity.retry_if_exception_type(errors.Unreachable),
                 reraise=True,
@@ -283,7 +283,7 @@ class Link:
     # Events, from libvirt's thread to our loop.
 
     def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # our loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # our loop has ended in the meantime
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _heard(self, name: str, details: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Waiting on a monitor that may be lost meanwhile, the same for every transport."""
+"""Waiting on a monitor that may be lost in the meantime, the same for every transport."""
 
 from __future__ import annotations
 

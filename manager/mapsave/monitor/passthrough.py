@@ -125,7 +125,7 @@ class LibvirtSession:
         Returns when QEMU's process has ended, its disks free, and libvirt has noticed. It cannot
         notice where the host's init has not reaped the process yet. It does so later then, and
         until that holds the domain's job, for which a start would wait. Raises MonitorLost where
-        the domain has ended by itself; one that somebody has started anew is left alone.
+        the domain has ended by itself; one that was restarted is left alone.
         """
         destroying = asyncio.ensure_future(
             self._link.repeatedly("destroy", self._destroy, timeout=timeout, grace=0)
@@ -148,7 +148,7 @@ class LibvirtSession:
             gone.cancel()
 
     async def domain(self) -> domain.Domain:
-        """Return what libvirt tells of the domain."""
+        """Return what libvirt reports about the domain."""
         found: domain.Domain = await self._link.repeatedly(
             "describe", lambda: domain.describe(self._link.libvirt, self._link.live())
         )
@@ -167,7 +167,7 @@ class LibvirtSession:
                 raise
 
     async def _find_pid(self) -> int | None:
-        """Return QEMU's pid, which libvirt does not tell, but QEMU the threads of its processors.
+        """Return QEMU's pid, which libvirt does not report, but QEMU the threads of its processors.
 
         None where they are not in our sight: another pid namespace, or a machine without any.
         """
@@ -181,7 +181,7 @@ class LibvirtSession:
 
     async def _process_gone(self) -> None:
         if self._link.process is None:
-            await asyncio.Event().wait()  # not to be seen: libvirt has to tell
+            await asyncio.Event().wait()  # not to be seen: libvirt has to report it
         else:
             await process.ended(*self._link.process)
 
@@ -193,7 +193,7 @@ def _library() -> Any:
 
 
 def _value(command: str, reply: str) -> Any:
-    """Return the value in QEMU's reply. Raises CommandRefused with its words."""
+    """Return the value in QEMU's reply. Raises CommandRefused with its message."""
     answer = json.loads(reply)
     if "error" in answer:
         error = answer["error"]

@@ -1,4 +1,4 @@
-"""What the kernel tells of a QEMU process (proc(5)); nothing here needs the monitor."""
+"""What the kernel reports about a QEMU process (proc(5)); nothing here needs the monitor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def identity(pid: int | None) -> tuple[int, int] | None:
 
 
 def alive(pid: int, started: int) -> bool:
-    """Tell whether the process that started at ``started`` under ``pid`` still runs."""
+    """Return whether the process that started at ``started`` under ``pid`` still runs."""
     return start_time(pid) == started
 
 
@@ -80,7 +80,7 @@ def with_argument(argument: str) -> int | None:
 
 
 def is_zombie(pid: int | None) -> bool:
-    """Tell whether the process has ended but its parent has not asked for it yet."""
+    """Return whether the process has ended but its parent has not asked for it yet."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()

@@ -205,9 +205,9 @@ async def _opened(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QM
     """Connect and negotiate; a QEMU that answers with something else is tried again.
 
     One that has just begun to listen may greet twice, which looks like a wrong answer: it greets
-    whoever is connected, and again when its monitor is set up (10.0, ``monitor/qmp.c``). One that
-    was stopped may first answer to us what the client before us had asked, or hang up on us when
-    it notices that this client has gone.
+    the connected client, and again when its monitor is set up (10.0, ``monitor/qmp.c``). One
+    that was stopped may first answer to us what the client before us had asked, or hang up on us
+    when it notices that this client has gone.
     """
     first: errors.Unreachable | None = None
     for _ in range(_TRIES):

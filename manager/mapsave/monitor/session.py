@@ -81,9 +81,9 @@ class Session(Protocol):
     ) -> Any:
         """Execute a command and return its value.
 
-        Raises CommandRefused with QEMU's words, MonitorLost, and MonitorTimeout after ``timeout``
-        seconds (None: COMMAND_TIMEOUT). Where the last one was not answered, and QEMU still does
-        not answer, it is not sent at all.
+        Raises CommandRefused with QEMU's message, MonitorLost, and MonitorTimeout after
+        ``timeout`` seconds (None: COMMAND_TIMEOUT). Where the last one was not answered, and
+        QEMU still does not answer, it is not sent at all.
         """
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
@@ -96,9 +96,9 @@ class Session(Protocol):
         """Stop the guest's processors; QEMU drains its disks before it answers."""
 
     async def resume(self) -> None:
-        """Let the guest run on.
+        """Resume the guest.
 
-        Raises CommandRefused where QEMU, or whoever keeps the guest, won't.
+        Raises CommandRefused where QEMU, or what manages the guest, refuses.
         """
 
     async def end(self, timeout: float) -> None:

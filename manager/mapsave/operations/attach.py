@@ -84,7 +84,7 @@ def socket_path(guest: Guest, config: Config) -> str:
 async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
     """Connect to the guest's monitor; an emulated guest that does not run is started first.
 
-    Raises Unreachable, NotPermitted; for a guest of libvirt also Unsupported (no libvirt-python),
+    Raises Unreachable, NotPermitted; for a libvirt guest also Unsupported (no libvirt-python),
     UnknownGuest and WrongRunState (shut off).
     """
     if guest.libvirt is not None:
@@ -103,8 +103,8 @@ async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
 async def exclusive(guest: Guest, config: Config) -> AsyncIterator[tuple[Session, Monitor]]:
     """Connect to the guest's monitor, no other mapsave being at the guest.
 
-    A QMP socket is locked before it is connected to, since it serves one client at a time; a domain
-    of libvirt behind that, since only libvirt knows what its name means.
+    A QMP socket is locked before it is connected to, since it serves one client at a time; a
+    libvirt domain after that, since only libvirt knows what its name means.
 
     Raises Busy, and as ``attached`` does.
     """
@@ -151,7 +151,7 @@ async def connected_when_up(
 
 
 async def answers(path: str) -> bool:
-    """Tell whether somebody listens at the socket; the connection is dropped at once."""
+    """Return whether anything listens on the socket; the connection is dropped at once."""
     try:
         with contextlib.closing(await qmp.connect(path, timeout=1.0)):
             return True
@@ -164,7 +164,7 @@ async def start_emulator(
 ) -> subprocess.Popen[bytes]:
     """Start the emulated QEMU of a guest at ``path``; it outlives us, as a QEMU would.
 
-    Raises Unreachable with its words where it does not come up.
+    Raises Unreachable with its output where it does not come up.
     """
     assert guest.emulator is not None
     arguments = [

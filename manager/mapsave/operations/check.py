@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _MIGRATING = frozenset(
     ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug", "postcopy-active")
 )
-# Every RAM block starts at a multiple of 1 MiB behind its bitmap, and there is device state.
+# Every RAM block starts at a multiple of 1 MiB after its bitmap, and there is device state.
 _OVERHEAD = 64 * units.MIB
 
 
@@ -65,7 +65,7 @@ class Preflight:
 
 
 def run_state(found: Preflight) -> str:
-    """The guest is in a run state from which it can be saved and put back."""
+    """The guest is in a run state from which it can be saved and restored."""
     state = found.facts.run_state
     known = run_states.of(state)
     if known.refusal is not None:
@@ -101,7 +101,7 @@ def let_go(found: Preflight) -> str:
 
 
 def migratable(found: Preflight) -> str:
-    """No device or state of the guest stands against saving."""
+    """No device or state of the guest prevents saving."""
     if found.facts.blocked_reasons:
         raise errors.NotMigratable(
             "QEMU cannot save this guest: " + "; ".join(found.facts.blocked_reasons),
@@ -170,7 +170,7 @@ def _replaceable(found: Preflight) -> None:
     try:
         mode = os.stat(found.name, dir_fd=found.directory.fd, follow_symlinks=False).st_mode
     except FileNotFoundError:
-        return  # removed meanwhile: the name is free
+        return  # removed in the meantime: the name is free
     if not stat.S_ISREG(mode):
         raise errors.ImageExists(
             f"{path!r} exists and is not a regular file, so it is not replaced",
@@ -212,7 +212,7 @@ def directory(found: Preflight) -> str:
 
 
 def ownership(found: Preflight) -> str:
-    """Nobody but the trusted users can write the image directory, or exchange it."""
+    """No one but the trusted users can write the image directory, or exchange it."""
     trusted = trust.users(found.labelling.policy)
     trust.check_directory(found.directory.given, trusted)
     return "writable only by uid " + ", ".join(map(str, sorted(trusted))) + " alone"

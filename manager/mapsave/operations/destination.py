@@ -103,7 +103,7 @@ async def launched(
 
     ``variables`` are its whole environment.
 
-    Raises Busy where a guest answers at ``socket`` already, LaunchFailed with QEMU's words.
+    Raises Busy where a guest answers at ``socket`` already, LaunchFailed with QEMU's message.
     """
     if await attach.answers(socket):
         raise errors.Busy(
@@ -176,7 +176,7 @@ async def _connected(
 
 @contextlib.asynccontextmanager
 async def waiting_at(socket: str) -> AsyncIterator[Destination]:
-    """Attach to a QEMU that somebody else started with ``-incoming defer``."""
+    """Attach to a QEMU that was started by hand with ``-incoming defer``."""
     async with qmp.connected(socket) as session:
         yield Destination(session)
 

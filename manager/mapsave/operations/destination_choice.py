@@ -59,7 +59,7 @@ def guest_of(config: Config, request: Request, name: str) -> Guest:
 
 
 def is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
-    """Tell whether libvirt is to have the guest: it had it, and nothing says otherwise."""
+    """Return whether libvirt is to have the guest: it had it, and nothing says otherwise."""
     if guest.libvirt is not None or request.xml is not None or request.through_libvirt:
         return True
     configured = guest.launch or guest.emulator is not None or request.trust_recorded_command

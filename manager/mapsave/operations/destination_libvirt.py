@@ -51,12 +51,12 @@ async def created(
     """Have libvirt at ``uri`` start the domain of ``xml`` to wait; destroy it unless it was kept.
 
     ``on_left`` is called where libvirt does not destroy it; without ``vetting`` the XML may name
-    whatever it likes. The extra arguments stand in the live
-    definition only: a persistent one stays as it is.
+    whatever it likes. The extra arguments are in the live definition only: a persistent one stays
+    as it is.
 
-    Raises Busy where the domain runs already, LaunchFailed with libvirt's words, RestoreStalled
-    where it makes no progress for ``stall_seconds``, Unsupported, Unreachable, NotPermitted,
-    InvalidImage where ``xml`` is none, ForeignResource.
+    Raises Busy where the domain runs already, LaunchFailed with libvirt's message,
+    RestoreStalled where it makes no progress for ``stall_seconds``, Unsupported, Unreachable,
+    NotPermitted, InvalidImage where ``xml`` is none, ForeignResource.
     """
     libvirt = libvirt_connection.library()
     text = definition.waiting(xml, cookie)
@@ -212,11 +212,11 @@ async def _start(
 async def _end_started(connection: Any, uri: str, uuid: str, starting: asyncio.Future[Any]) -> bool:
     """Destroy a domain whose start cannot be called off, as soon as it is there.
 
-    Where somebody else was quicker our start fails at once, and the domain is theirs. Returns False
-    where libvirt does not end the start within a minute.
+    Where another client was quicker, our start fails at once, and the domain is theirs. Returns
+    False where libvirt does not end the start within a minute.
     """
     libvirt = libvirt_connection.library()
-    # All that libvirt tells of a domain that it is starting: its XML it holds back until then.
+    # All that libvirt reports about a domain that it is starting: its XML it holds back until then.
     starting_up = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
 
     def destroy(started: Any | None) -> None:

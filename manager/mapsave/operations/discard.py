@@ -1,4 +1,4 @@
-"""Discard an image: never by accident, and never while somebody works on it."""
+"""Discard an image: never by accident, and never while it is in use."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _AT_ONCE = 8
 
 
 async def domains(config: Config, uri: str) -> list[dict[str, Any]]:
-    """Return a line for each domain at ``uri``, by name: its state, and what stands against a save.
+    """Return a line for each domain at ``uri``, by name: its state, and what prevents a save.
 
     Nothing is touched. Raises Unsupported, Unreachable, NotPermitted, UsageError.
     """

@@ -76,7 +76,7 @@ def stalled(target: Destination, error: errors.RestoreStalled) -> errors.Restore
 
 async def how_ended(target: Destination) -> str:
     """Return how the process of a lost destination ended, and what it printed; empty if unknown."""
-    await asyncio.sleep(0.05)  # its last words may still be on their way
+    await asyncio.sleep(0.05)  # its last output may still be on their way
     status = target.process.poll() if target.process is not None else None
     how = ""
     if status is not None and status < 0:

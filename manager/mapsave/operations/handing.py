@@ -94,7 +94,7 @@ async def _has_ended(session: Session) -> bool:
 async def _may_run(
     target: Destination, log: Journal, error: errors.MonitorError
 ) -> errors.RestoreFailed:
-    """Return the error for a guest that may run: it is left so, and recovery resumes it."""
+    """Return the error for a guest that may run: it was left so, and recovery resumes it."""
     session = target.session
     if await _has_ended(session):
         return errors.RestoreFailed(

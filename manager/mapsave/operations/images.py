@@ -33,7 +33,7 @@ def listing(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> d
 
 
 def line(entry: Entry) -> dict[str, Any]:
-    """Return what is told of one image; times in seconds since the epoch, sizes in bytes."""
+    """Return the description of one image; times in seconds since the epoch, sizes in bytes."""
     return {
         "image": entry.path,
         "name": entry.name,

@@ -105,7 +105,7 @@ def _libvirt(header: LibvirtHeader | None) -> dict[str, Any] | None:
 def domain_xml(path: str) -> str:
     """Return the domain XML that the image at ``path`` holds, passwords included.
 
-    Raises UsageError where it is of no guest of libvirt; ImageNotFound, NotPermitted, InvalidImage.
+    Raises UsageError where it is of no libvirt guest; ImageNotFound, NotPermitted, InvalidImage.
     """
     with image.opened(path) as opened:
         xml = origin.domain_xml(opened)

@@ -59,7 +59,7 @@ def watched(watch: Watch) -> Iterator[None]:
 
 
 def watching() -> str | None:
-    """Return the id of the operation that this task is of; None where nobody gave it one."""
+    """Return the id of the operation that this task is of; None where no one gave it one."""
     watch = _watch.get()
     return watch.operation if watch is not None else None
 
@@ -101,7 +101,7 @@ class Journal:
         unfinished.note(self.path, step, data)
 
     def show(self, step: str, data: Mapping[str, Any]) -> None:
-        """Show a recorded step to whoever watches, which is of the event loop's thread."""
+        """Show a recorded step to the watcher, which is of the event loop's thread."""
         if self._watch is not None:
             self._watch.saw(step, data)
 
@@ -142,10 +142,10 @@ def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
 
 @contextlib.contextmanager
 def around(state: Path, **facts: Any) -> Iterator[Journal]:
-    """Begin the journal of what is done around an operation: the hooks before and behind it.
+    """Begin the journal of what is done around an operation: the hooks before and after it.
 
     That of the operation itself names it as ``within``; its steps are not the operation's, and
-    nobody watches them. Raises Refused.
+    no one watches them. Raises Refused.
     """
     with operation(state, _AROUND, **facts) as journal:
         token = _within.set(journal.path.name)
@@ -197,7 +197,7 @@ def _create(directory: Path, kind: str) -> tuple[Path, int]:
     while True:
         path = directory / f"{kind}-{uuid.uuid4()}{journal_file.SUFFIX}"
         fd = os.open(path, flags, 0o600)
-        file_lock.exclusive(fd)  # whoever has it looks at it for a moment only
+        file_lock.exclusive(fd)  # its holder looks at it for a moment only
         if os.fstat(fd).st_nlink:
             return path, fd
         os.close(fd)
@@ -216,7 +216,7 @@ def _end(journal: Journal, path: Path) -> None:
 
 
 def boot_id() -> str | None:
-    """Return what names this boot of the host; None where the kernel does not tell."""
+    """Return what names this boot of the host; None where the kernel does not report it."""
     try:
         with open(_BOOT_ID, encoding="utf-8") as file:
             return file.read().strip()
@@ -273,11 +273,12 @@ class Orphan:
 
 @contextlib.contextmanager
 def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
-    """Yield the journals without an owner, locked so that nobody else works on them meanwhile.
+    """Yield the journals without an owner, locked so that no one else works on them in the
+    meantime.
 
-    They are those of operations, or with ``around`` those of what was done around operations. The
-    caller removes each with ``forget`` once it is dealt with. Blank ones are among them: whether
-    their managers died before the first step, only the partial images can tell.
+    They are those of operations, or with ``around`` those of what was done around operations.
+    The caller removes each with ``forget`` once it is dealt with. Blank ones are among them:
+    whether their managers died before the first step, only the partial images show it.
     """
     with contextlib.ExitStack() as stack:
         found = []
@@ -319,7 +320,7 @@ def paths(state: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Lock a journal; yield False where its owner lives, or has removed it meanwhile."""
+    """Lock a journal; yield False where its owner lives, or has removed it in the meantime."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -100,7 +100,7 @@ def parse(data: bytes, *, is_sealed: bool) -> Contents:
 
 
 def _is_torn(data: bytes, *, is_sealed: bool) -> bool:
-    """Return whether the file ends in a piece of a line, behind whole ones or as its beginning."""
+    """Return whether the file ends in a piece of a line, after whole ones or as its beginning."""
     last = data[data.rfind(b"\n") + 1 :]
     if not last or _record(last, is_sealed=is_sealed) is not None:
         return False

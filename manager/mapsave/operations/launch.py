@@ -64,7 +64,7 @@ def started(
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[int]:
-    """Open ``path`` anew for a process to write to: a regular file of ours, for us alone."""
+    """Open ``path`` for a process to write to, emptied: a regular file of ours, for us alone."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, _MODE)

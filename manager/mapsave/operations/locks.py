@@ -72,7 +72,7 @@ def process_key(pid: int, started: int) -> str:
 
 
 def is_held(state: Path, key: str) -> bool:
-    """Tell whether somebody holds the lock ``key``. Raises OSError."""
+    """Return whether another process holds the lock ``key``. Raises OSError."""
     try:
         fd = os.open(_path(state / "locks", key), os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -125,7 +125,7 @@ def _opened(path: Path, what: str) -> int:
 
 
 def _locked(fd: int) -> bool:
-    """Lock a file; False where somebody else has. ``is_held`` has it for a moment only."""
+    """Lock a file; False where another process has. ``is_held`` has it for a moment only."""
     for pause in _PAUSES:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -114,7 +114,7 @@ def _timers(argv: Sequence[str]) -> set[str]:
     at = [number for number, word in enumerate(argv) if word in ("-icount", "--icount")]
     if not at:
         return set()
-    # The first value may stand without its name (qemu-options.hx).
+    # The first value may come without its name (qemu-options.hx).
     words = argv[at[-1] + 1].split(",")
     options = dict((word if "=" in word else f"shift={word}").split("=", 1) for word in words)
     found = set() if options.get("sleep") in ("off", "no", "false", "n") else {_WARP}

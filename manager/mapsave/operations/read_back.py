@@ -291,7 +291,7 @@ def _missing(found: holes.Missing) -> errors.PagesMissing:
 
 
 def _read(fd: int, block: RamBlock, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return pages of the image as rows; what is behind its end reads as zeros. Raises OSError."""
+    """Return pages of the image as rows; what is after its end reads as zeros. Raises OSError."""
     import numpy as np
 
     size = block.page_size

@@ -142,7 +142,7 @@ def _work(orphan: Orphan) -> Callable[..., Awaitable[str]]:
 
 
 def sweep(config: Config, warnings: list[str], *, dry_run: bool) -> list[str]:
-    """Remove partial images of the image directory that nobody owns; return their paths.
+    """Remove partial images of the image directory that no one owns; return their paths.
 
     Owned is what a manager has locked, or what a journal still speaks of, be it a damaged one. What
     cannot be removed is added to ``warnings``.

@@ -1,7 +1,7 @@
 """What recovery finds of the image of an interrupted save: partial, committed, or gone.
 
-Once it has its name, the guest must not run beside it: what cannot be told is reported, and left as
-it is until the next try.
+Once it has its name, the guest must not run beside it: what cannot be determined is reported,
+and left as it is until the next try.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def has_its_name(orphan: Orphan) -> Iterator[None]:
 def is_committed(orphan: Orphan, held: store.Directory) -> bool:
     """Return whether the image under its final name is the one of this save.
 
-    Raises CommitFailed where that cannot be told: there is one that cannot be read, and no partial
-    image of the save any more.
+    Raises CommitFailed where that cannot be determined: there is one that cannot be read, and no
+    partial image of the save any more.
     """
     name = str(orphan.facts["name"])
     try:
@@ -138,7 +138,7 @@ def mark_stale(config: Config, orphan: Orphan, problems: list[Problem]) -> None:
 
 
 def continues(orphan: Orphan) -> bool:
-    """Return whether QEMU can continue the guest after its save, by what is in the image.
+    """Return whether QEMU can resume the guest after its save, by what is in the image.
 
     Where nothing of it can be read, it counts as what it was: a guest that ran.
     """

@@ -1,8 +1,9 @@
 """Recover an interrupted restore: the guest runs already, or the image is as it was.
 
-At the socket of the destination anybody may listen by now: the guest itself, started anew by its
-owner. So only a QEMU that is surely the interrupted destination is ended, and only while it waits:
-in run state ``paused`` is a guest that was just loaded, and one that ran and was paused as well.
+At the socket of the destination anything may listen by now: the guest itself, restarted by its
+owner. So only a QEMU that is surely the interrupted destination is ended, and only while it
+waits: in run state ``paused`` is a guest that was just loaded, and one that ran and was paused
+as well.
 """
 
 from __future__ import annotations
@@ -35,26 +36,26 @@ PAUSED = (
     "(virsh destroy) or resume it (virsh resume)"
 )
 LOADED = (
-    "guest restored, and left paused, for somebody may have used it since: let it run ('cont' "
-    "or virsh resume), or end it; the image remains marked as restored"
+    "guest restored and left paused because it may have been used since; resume it ('cont' or "
+    "virsh resume) or shut it down; the image remains marked as restored"
 )
 MAY_RUN = (
     "the guest running at the destination may be the restored one; the image is marked as "
     "restored: restore --again restores it anyway"
 )
 MAY_HAVE_RUN = (
-    "destination ended since; its guest was loaded and may have run, so the image remains "
+    "destination exited since; its guest was loaded and may have run, so the image remains "
     "marked as restored: restore --again restores it anyway"
 )
-ENDED_SINCE = "guest restored, and ended since; the image remains marked as restored"
+ENDED_SINCE = "guest restored, and exited since; the image remains marked as restored"
 
 
 async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dry_run: bool) -> str:
     """Finish the restore where the guest was about to run, else undo it; return which.
 
     Nothing stays in QEMU's profile or on the image either way; what goes wrong there is added to
-    ``problems``. Raises Busy where somebody works on the destination or the image, Unreachable
-    where the destination lives but does not answer.
+    ``problems``. Raises Busy where the destination or the image is in use, Unreachable where the
+    destination lives but does not answer.
     """
     with _image_held(config, orphan) as opened:
         monitor = _monitor(config, orphan)
@@ -70,7 +71,7 @@ async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dr
                     with contextlib.suppress(OSError):
                         journal.add(orphan, "tidy", outcome=outcome)
             if not dry_run:
-                # Under the locks: who begins behind them must not rely on what we take out.
+                # Under the locks: who begins after them must not rely on what we take out.
                 _take_label_back(orphan, opened, problems)
             return outcome
 
@@ -144,7 +145,7 @@ async def _finish_or_undo(found: _Restore, monitor: attach.Monitor) -> str:
             if _libvirt_may_have_loaded(orphan, monitor):
                 return PAUSED
             if orphan.may_have_reached("load") and _pid(orphan) is None and state != "inmigrate":
-                return _loaded(found, state)  # it may be, who can tell
+                return _loaded(found, state)  # it may be
     except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
         if _lives(orphan):
             raise
@@ -152,7 +153,7 @@ async def _finish_or_undo(found: _Restore, monitor: attach.Monitor) -> str:
 
 
 def _libvirt_may_have_loaded(orphan: Orphan, monitor: attach.Monitor) -> bool:
-    """Tell whether libvirt itself was reading the image: it goes on without its client."""
+    """Return whether libvirt itself was reading the image: it goes on without its client."""
     return (
         monitor.uri is not None
         and bool(orphan.facts.get("through_libvirt"))
@@ -174,7 +175,7 @@ def _image_held(config: Config, orphan: Orphan) -> Iterator[Image | None]:
         if opened is not None:
             key = f"image:{opened.block.uuid}"
             stack.enter_context(locks.held(config.state, f"image {opened.path!r}", key))
-            opened.reread()  # as it is now that nobody changes it
+            opened.reread()  # as it is now that nothing changes it
         yield opened
 
 
@@ -185,7 +186,7 @@ def _pid(orphan: Orphan) -> int | None:
 
 
 def _lives(orphan: Orphan) -> bool:
-    """Tell whether the destination is known, and known to live."""
+    """Return whether the destination is known, and known to live."""
     pid, started = _pid(orphan), orphan.facts.get("process_started")
     if pid is None or started is None or not orphan.is_of_this_boot:
         return False
@@ -193,7 +194,7 @@ def _lives(orphan: Orphan) -> bool:
 
 
 def _is_destination(orphan: Orphan, session: Session, state: str) -> bool:
-    """Tell whether the QEMU that answers is the destination, not another that came since."""
+    """Return whether the QEMU that answers is the destination, not another that came since."""
     if (pid := _pid(orphan)) is not None:
         return _lives(orphan) and session.pid == pid
     return state == "inmigrate"  # waits for a guest, so holds none
@@ -204,7 +205,7 @@ async def _with_qemu(found: _Restore, session: Session, state: str) -> str:
     if runs or orphan.reached("run"):
         if not found.dry_run:
             await _tidy(found, session)
-            found.mark()  # somebody has let it run before we came, or the mark was taken back
+            found.mark()  # it was resumed before we came, or the mark was taken back
             if not runs:
                 await session.resume()
         return RUNS

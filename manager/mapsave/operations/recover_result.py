@@ -1,4 +1,4 @@
-"""What a recovered operation tells as its result: the same as if nothing had come between."""
+"""The result of a recovered operation: the same as if nothing had come between."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ _SPEAKS = (
 
 
 def holds_guest(outcome: str) -> bool:
-    """Tell whether ``outcome`` of a save is an image that holds its guest, or did until it went."""
+    """Return whether ``outcome`` of a save is an image that holds its guest, or did until it
+    went."""
     return outcome.startswith(recover_save.COMMITTED) and outcome != recover_save.TAKEN_OVER
 
 
 def is_good(entry: Entry) -> bool:
-    """Tell whether an image is whole and committed, be it restored already or stale."""
+    """Return whether an image is whole and committed, be it restored already or stale."""
     return entry.state in ("saved", "restored")
 
 
 def is_saved(entry: Entry) -> bool:
-    """Tell whether an image is what a save was to make: good, and not stale from its beginning."""
+    """Return whether an image is what a save was to make: good, and not stale from its
+    beginning."""
     return is_good(entry) and not entry.metadata.get("continued")
 
 
@@ -82,7 +84,7 @@ def save(entry: Entry) -> dict[str, Any]:
 
 
 def gone(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result of a save whose image somebody has taken away since it was committed."""
+    """Return the result of a save whose image has been removed since it was committed."""
     numbers = ("ram_bytes", "data_bytes", "file_bytes", "allocated_bytes", "bytes_per_s")
     return {
         "image": line["image"],
@@ -103,7 +105,8 @@ def restore(
 ) -> dict[str, Any]:
     """Return the result of a restore: its guest was let run.
 
-    ``line`` is what recovery did; None where nothing was left to do. How long it took nobody saw.
+    ``line`` is what recovery did; None where nothing was left to do. How long it took is
+    unknown.
     """
     known = entry.metadata if entry is not None else {}
     told = line or {}

@@ -55,8 +55,8 @@ async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dr
     What goes wrong with its label is added to ``problems``. What the save has left on the disk
     goes last, and when it cannot go yet the guest is not touched again.
 
-    Raises Busy where somebody works on the guest, Unreachable where its QEMU lives but does not
-    answer, BadDirectory where the image directory is gone (mount it, and try again).
+    Raises Busy where the guest is in use, Unreachable where its QEMU lives but does not answer,
+    BadDirectory where the image directory is gone (mount it, and try again).
     """
     found = orphan.facts
     who = f"guest {found['guest']!r}"
@@ -99,7 +99,7 @@ async def _finish_or_undo(
 def _tidy(config: Config, orphan: Orphan, outcome: str, problems: list[Problem]) -> None:
     """Take AppArmor's rules out of QEMU's profile, and remove what is left of a partial image.
 
-    Under the locks: a save that begins behind them must not rely on a rule that we take out.
+    Under the locks: a save that begins after them must not rely on a rule that we take out.
     Raises BadDirectory, NotPermitted.
     """
     directory = str(orphan.facts["directory"])
@@ -130,7 +130,7 @@ def _may_live(orphan: Orphan, monitor: attach.Monitor) -> bool:
     found = _process(orphan)
     if found is not None:
         return process.alive(*found)
-    # Behind a proxy or in another pid namespace: the monitor has to tell.
+    # Behind a proxy or in another pid namespace: the monitor has to report it.
     return monitor.socket is None or os.path.exists(monitor.socket)
 
 
@@ -205,7 +205,7 @@ async def _with_qemu(
 
 
 async def _complete(orphan: Orphan, session: Session, *, dry_run: bool) -> bool:
-    """Tell whether QEMU has written this save whole, waiting for one that is under way.
+    """Return whether QEMU has written this save whole, waiting for one that is under way.
 
     ``completed`` alone may be of an earlier save; but only the guest of a finished save is in
     ``postmigrate``, and one that the dead manager had let run on has a journal that says so.
@@ -246,10 +246,10 @@ async def _put_back(orphan: Orphan, session: Session) -> None:
 
 
 async def _then(orphan: Orphan, session: Session, problems: list[Problem]) -> str:
-    """Do what was to be done behind the commit; return the outcome.
+    """Do what was to be done after the commit; return the outcome.
 
-    Only a guest that has not run since its save is in ``postmigrate``. One in another state runs,
-    or was paused, by somebody's hand: its disks have moved on, and the image does not hold it.
+    Only a guest that has not run since its save is in ``postmigrate``. One in another state was
+    resumed, or paused, by hand: its disks have moved on, and the image does not hold it.
     """
     then = orphan.facts["then"]
     if await guest_state.run_state(session) != "postmigrate":
@@ -373,7 +373,7 @@ def _remove(config: Config, orphan: Orphan, held: store.Directory) -> None:
     except FileNotFoundError:
         return
     except errors.InvalidImage:
-        # Without a superblock nobody can have come as far as to use it.
+        # Without a superblock no one can have come as far as to use it.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(image.partial_name(name), dir_fd=held.fd)
 

@@ -265,7 +265,7 @@ async def _transfer(job: _Job, target: Destination) -> None:
             opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
         ) as pair:
             async with (
-                # In this order: settings are put back only once QEMU has let go of its descriptors.
+                # In this order: settings are restored only once QEMU has let go of its descriptors.
                 parameters.configured(session, found, wanted, number),
                 fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
                 giving_up.given_up(target, job.log.unsettled),

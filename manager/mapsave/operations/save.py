@@ -190,7 +190,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
                 before = await save_commit.compare(job, partial, outcome)
                 await job.log.step_in_thread("resume")
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and
-                # what became of the guest is reported behind that.
+                # what became of the guest is reported after that.
                 try:
                     await paused.resume(job.session)
                 except errors.MonitorTimeout as error:

@@ -49,7 +49,7 @@ async def prove(
 
     ``before`` is what ``compare`` has found of a guest that has been resumed.
 
-    Raises CommitFailed, with the guest to be put back by the caller's contexts; SaveQemuDied.
+    Raises CommitFailed, with the guest to be resumed by the caller's contexts; SaveQemuDied.
     """
     job.phases.enter("sync")
     with _proving(job, outcome):
@@ -105,7 +105,7 @@ def _proving(job: SaveJob, outcome: Outcome | None) -> Iterator[None]:
 
 
 async def check_undisturbed(job: SaveJob, paused: Paused) -> None:
-    """See that nobody else has continued the guest meanwhile: its image would be stale.
+    """See that no other client has resumed the guest: its image would be stale.
 
     Raises GuestContinued. A guest that has ended without that is in the image, and nowhere else.
     """
@@ -120,9 +120,9 @@ async def check_undisturbed(job: SaveJob, paused: Paused) -> None:
 
 
 async def _disturbed(job: SaveJob) -> str | None:
-    """Return the state of a guest that somebody else has continued behind its save, else None.
+    """Return the state of a guest that another client has resumed after its save, else None.
 
-    One whose QEMU does not tell, or has ended, counts by what its events have told.
+    One whose QEMU does not report it, or has exited, counts by its events.
     """
     state = "in an unknown state"
     try:
@@ -196,7 +196,7 @@ async def _lost(job: SaveJob, error: errors.MonitorLost) -> errors.SaveFailed:
 
 
 async def _stale(job: SaveJob, partial: Partial, state: str) -> errors.GuestContinued:
-    """Mark an image whose guest was continued before it could be ended; return the error."""
+    """Mark an image whose guest was resumed before it could be ended; return the error."""
     marked = "the image is marked, and 'mapsave restore' refuses it"
     warning = await shielded.in_thread(
         restored_notes.mark_stale, job.log.state, job.path, partial.block.uuid, partial.mark_stale
@@ -213,7 +213,7 @@ async def _stale(job: SaveJob, partial: Partial, state: str) -> errors.GuestCont
 
 
 def _trim(partial: Partial, contents: Contents) -> None:
-    """Give back what was preallocated and not written: behind the end, and long zero runs."""
+    """Give back what was preallocated and not written: after the end, and long zero runs."""
     os.ftruncate(partial.fd, contents.stream.end)
     for block in contents.stream.blocks:
         for first, count in bitmaps.clear_runs(partial.fd, block):
@@ -228,8 +228,8 @@ async def _give_its_name(
 ) -> None:
     """Make it the image. Raises OSError, ImageExists with nothing done.
 
-    Raises CommitFailed where the image has its name, but not surely for good: the guest stays
-    paused then, and everything is left to ``mapsave recover``.
+    Raises CommitFailed where the image has its name, but may not keep it after a crash: the
+    guest stays paused then, and everything is left to ``mapsave recover``.
     """
     # No other save commits under this name as long as the partial image is there.
     check.only_own(job.directory, job.name, job.request.replace_only)

@@ -27,10 +27,10 @@ _READABLE = 150  # bytes of a guest's name that its images are named by
 class Request:
     """What is asked of a save. ``image`` is a path or a name in the image directory.
 
-    ``settings`` are complete; ``format`` and ``policy`` are what their names stand for. ``job`` is
-    the name of the save job that asks, and goes into the image's metadata. With ``replace_only`` no
-    image is replaced but one of the guest of that name. ``timeout`` in seconds, ``bandwidth`` in
-    bytes per second; 0 is no limit.
+    ``settings`` are complete; ``format`` and ``policy`` are the loaded objects, not their names.
+    ``job`` is the name of the save job that asks, and goes into the image's metadata. With
+    ``replace_only`` no image is replaced but one of the guest of that name. ``timeout`` in
+    seconds, ``bandwidth`` in bytes per second; 0 is no limit.
     """
 
     image: str | None = None

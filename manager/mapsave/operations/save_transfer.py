@@ -52,7 +52,7 @@ class SaveJob:
     resumes: guest_state.ResumeWatch
     state: Path
     is_begun: bool = False  # QEMU was asked to save
-    stuck: str | None = None  # what became of a guest that cannot be continued
+    stuck: str | None = None  # what became of a guest that cannot be resumed
 
     @property
     def then(self) -> Then:
@@ -121,7 +121,7 @@ def _kept(error: errors.KeptByQemu) -> errors.SaveKeptByQemu:
 
 
 def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
-    """Return the error for a file that a security module kept from QEMU, with QEMU's words."""
+    """Return the error for a file that a security module kept from QEMU, with QEMU's message."""
     return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
 
 
@@ -141,7 +141,7 @@ async def _transfer(
     fds = (pair.first, pair.second)
     dropped = functools.partial(_refused, job, pair.first)
     wanted = job.strategy.parameters()
-    # In this order: settings are put back only once QEMU has let go of its descriptors.
+    # In this order: settings are restored only once QEMU has let go of its descriptors.
     async with (
         parameters.configured(job.session, job.facts.settings, wanted, job.fdset),
         fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
@@ -154,7 +154,7 @@ async def _transfer(
         await job.log.step_in_thread("migrate")
         job.is_begun = True
         job.phases.enter("write")
-        # A small guest is saved before the event of its being continued could be seen.
+        # A small guest is saved before the event of its being resumed could be seen.
         if not job.live and await guest_state.run_state(job.session) == "running":
             raise outgoing.continued(job.session, "before QEMU began to save it")
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.live)
@@ -232,7 +232,7 @@ def left_to_recover(
 def kept_if_stuck(
     job: SaveJob, partial: Partial, applied: Applied, paused: Paused
 ) -> Iterator[None]:
-    """Keep the partial image of a guest that cannot be continued: it is nowhere else."""
+    """Keep the partial image of a guest that cannot be resumed: it is nowhere else."""
     try:
         yield
     except BaseException:

@@ -73,7 +73,7 @@ def check_readable_file(path: Path, fd: int, what: str) -> None:
 def check_program(name: str) -> None:
     """Raise UntrustedImage where others could have written the program ``name`` of an image.
 
-    One that does not exist is left to whoever starts it.
+    One that does not exist is left to the code that starts it.
     """
     path = shutil.which(name)
     if path is None:

@@ -48,7 +48,8 @@ async def check(
     try:
         return await shielded.in_thread(look.run)
     except errors.PagesMissing:
-        # A guest that another process has resumed meanwhile differs from its image, and rightly.
+        # A guest that another process has resumed in the meantime differs from its image, and
+        # rightly.
         if session is None or not look.is_by_ram or await _is_paused(session):
             raise
     return await shielded.in_thread(ReadBack(fd, contents, how, None, _RUNS_AGAIN).run)

@@ -1,4 +1,4 @@
-"""What happens, told to whoever listens: a listener that does not keep up is disconnected."""
+"""Events, sent to all listeners: a listener that does not keep up is disconnected."""
 
 from __future__ import annotations
 

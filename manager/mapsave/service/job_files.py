@@ -1,4 +1,4 @@
-"""The directory of the jobs: every ``*.yaml`` in it, those that are wrong told with their error."""
+"""The jobs directory: every ``*.yaml`` in it, those that are wrong listed with their error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Broken:
 
 
 class Jobs:
-    """The jobs by name, and the files that are none."""
+    """The jobs by name, and the files that could not be loaded."""
 
     def __init__(self, found: dict[str, Job], broken: tuple[Broken, ...] = ()) -> None:
         self._found = found

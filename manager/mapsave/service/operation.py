@@ -1,4 +1,4 @@
-"""One operation of the service while it is under way, and what is told of it."""
+"""One operation of the service while it is under way, and what is reported about it."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Roles:
         return Peer(self._name(uid), self.of_user(uid, [gid, *_groups(sock)]))
 
     def _name(self, uid: int) -> str:
-        """Return a user's name, which a directory service may take long to tell."""
+        """Return a user's name, which a directory service may take long to return."""
         now = time.monotonic()
         when, name = self._names.get(uid, (0.0, ""))
         if not name or now - when >= _NAME_AGE:

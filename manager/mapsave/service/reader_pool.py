@@ -1,7 +1,7 @@
 """Threads of their own for looking into images: a slow file system must cost saves none of theirs.
 
-A save needs the threads of the event loop for its fsync and for the proof of its image; whoever
-looks must not take them all, least of all where the file system never answers.
+A save needs the threads of the event loop for its fsync and for the proof of its image; readers
+must not take them all, least of all where the file system never answers.
 """
 
 from __future__ import annotations

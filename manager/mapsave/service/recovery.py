@@ -70,7 +70,7 @@ class Recovery:
             stack.enter_context(self._service.slots.held(device))
 
     async def _device(self) -> int:
-        """Return the file system of the images; 0 where it cannot be told."""
+        """Return the file system of the images; 0 where it is unknown."""
         look = asyncio.to_thread(os.stat, self._service.config.images)
         try:
             return (await asyncio.wait_for(look, _PATIENCE)).st_dev
@@ -82,7 +82,7 @@ class Recovery:
             stack.close()
 
     def speaks_of(self, operation: str) -> bool:
-        """Tell whether an operation is still to be recovered."""
+        """Return whether an operation is still to be recovered."""
         return operation in self._interrupted
 
     def ended(self, operation: str) -> None:
@@ -99,7 +99,7 @@ class Recovery:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Recover until nothing is left, each time that something is; for ever."""
+        """Recover until nothing is left, each time that something is; forever."""
         while True:
             await self._until_done()
             await self._wanted.wait()

@@ -45,7 +45,7 @@ class Operations:
         self._metrics = metrics
         self._on_end = ended
         self._active: dict[str, Operation] = {}
-        # Ended, but the journal could not be told: it would call them running.
+        # Ended, but the journal could not record it: it would call them running.
         self._unwritten: dict[str, Operation] = {}
         # Under way when the service before us ended, and still to be recovered.
         self.interrupted: dict[str, Record] = {}
@@ -89,7 +89,7 @@ class Operations:
         return new
 
     def _is_part_of_save_all(self, new: Operation) -> bool:
-        """Tell whether it belongs to what saves the guests before the host goes down."""
+        """Return whether it belongs to what saves the guests before the host goes down."""
         parent = self._active.get(new.parent or "")
         return parent is not None and parent.kind == "save-all"
 
@@ -139,7 +139,7 @@ class Operations:
         )
 
     def cancel(self, active: Operation) -> None:
-        """Tell an operation to stop; it puts everything back first. Raises NotCancellable."""
+        """Tell an operation to stop; it rolls everything back first. Raises NotCancellable."""
         if active.is_over:
             raise errors.NotCancellable(f"operation {active.id} has finished: {active.state}")
         if active.state == states.COMMITTING:
@@ -290,7 +290,7 @@ class Operations:
         await shielded.to_the_end(self._end(active, ended))
 
     async def _end(self, active: Operation, ended: dict[str, Any]) -> None:
-        """Put the outcome into the journal, then tell it: whoever is told finds it there."""
+        """Record the outcome, then publish it: its readers find it recorded."""
         ended["ended"] = time.time()
         outcome = {name: ended.get(name) for name in ("ended", "result", "error")}
         try:

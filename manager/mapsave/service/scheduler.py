@@ -82,7 +82,7 @@ class Scheduler:
         return found.timestamp() if found is not None else None
 
     async def run(self) -> None:
-        """Start jobs when they are due, for ever."""
+        """Start jobs when they are due, forever."""
         while True:
             self._changed.clear()
             now = self._now()
@@ -101,7 +101,7 @@ class Scheduler:
                 pass
 
     def _set_back(self, now: datetime.datetime) -> None:
-        """Reckon anew: times reckoned by a clock that was ahead may be years away."""
+        """Compute the times again: those of a clock that was ahead may be years away."""
         for name in list(self._next):
             with contextlib.suppress(errors.MapsaveError):  # as it was, where there is no time zone
                 self._next[name] = min(self._next[name], self._after(self._jobs[name], now))

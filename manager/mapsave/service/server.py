@@ -40,7 +40,7 @@ _LINGER = 0.5  # seconds in which those who wait for what has just ended ask for
 
 
 async def serve(load: Callable[[], Config], config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration anew, by ``load``.
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the configuration, by ``load``.
 
     Raises ServiceRunning, ConfigError, NotPermitted.
     """
@@ -55,7 +55,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
 
     for number in _STOPPING:
         loop.add_signal_handler(number, stop.set)
-    # From the first moment to the last: what nobody handles would end us amid a save.
+    # From the first moment to the last: an unhandled signal would end us during a save.
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with contextlib.AsyncExitStack() as stack:
         # First of all, for both go on until everything else has ended.
@@ -121,7 +121,7 @@ async def _listening(
 
 
 async def _reload_when(asked: asyncio.Event, running: Service, notifier: Notifier) -> None:
-    """Reload each time that SIGHUP asks for it, for ever."""
+    """Reload each time that SIGHUP asks for it, forever."""
     while True:
         await asked.wait()
         asked.clear()
@@ -133,7 +133,7 @@ async def _reload_when(asked: asyncio.Event, running: Service, notifier: Notifie
 
 
 async def _reload(running: Service, notifier: Notifier) -> None:
-    """Read the configuration anew, and tell systemd and the log what came of it."""
+    """Reload the configuration; report the outcome to systemd and the log."""
     notifier.reloading()
     try:
         fixed = await running.reload()

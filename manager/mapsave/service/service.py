@@ -94,20 +94,20 @@ class Service:
         if self.is_running(job.name):
             return "its previous run is still in progress"
         if self._is_saving_all():
-            return "all guests are being saved"  # its own would stand in the way of that
+            return "all guests are being saved"  # its own would prevent that
         new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
         await self.operations.begin(new, lambda active: work.run_job(self, active, job))
         return None
 
     def _is_saving_all(self) -> bool:
-        """Tell whether the host is about to go down."""
+        """Return whether the host is about to go down."""
         return any(
             each.kind == "save-all" and not each.request.get("dry_run")
             for each in self.operations.under_way()
         )
 
     def is_running(self, job: str) -> bool:
-        """Tell whether a run of a job is under way."""
+        """Return whether a run of a job is under way."""
         return any(each.kind == "job" and each.job == job for each in self.operations.under_way())
 
     async def reload(self) -> list[str]:
@@ -263,7 +263,7 @@ class Service:
             await self.operations.write_ends()
 
     async def reap(self) -> None:
-        """Let go of guests that were started here, and have ended, for ever."""
+        """Let go of guests that were started here, and have ended, forever."""
         while True:
             attach.reap()
             await asyncio.sleep(_REAP)
@@ -281,7 +281,7 @@ class Service:
         return bool(problems) or not self.recovery.is_done
 
     def health(self) -> dict[str, Any]:
-        """Return how the service is, and what tells it from another."""
+        """Return the state of the service, and what identifies it."""
         import mapsave
 
         return {

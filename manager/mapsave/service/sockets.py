@@ -52,7 +52,7 @@ def only_one(state: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unix(path: Path, group: int | None) -> Iterator[socket.socket]:
-    """Listen at ``path``, mode 0660, in place of a socket that nobody listens at any more.
+    """Listen at ``path``, mode 0660, in place of a socket that nothing listens on any more.
 
     Raises ServiceRunning, NotPermitted, ConfigError.
     """
@@ -87,7 +87,7 @@ def unix(path: Path, group: int | None) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _masked() -> Iterator[None]:
-    """Make what is made meanwhile for us alone; the service has one thread by then."""
+    """Make what is made in the meantime for us alone; the service has one thread by then."""
     before = os.umask(0o177)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the service and systemd tell each other: state, watchdog, passed sockets.
+"""What the service and systemd exchange: state, watchdog, passed sockets.
 
 Sources: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3), systemd.exec(5). Variables that
 were read are taken out of the environment, so that QEMUs and hooks do not act on them.
@@ -25,9 +25,10 @@ _LONGEST_STATUS = 500  # characters: systemctl shows one line
 
 
 class Notifier:
-    """Tells systemd how the service is, at ``address``; tells nobody where that is None.
+    """Reports the service's state to systemd, at ``address``; does nothing where that is None.
 
-    It never waits and never raises: a service does not fail because its state cannot be told.
+    It never waits and never raises: a service does not fail because its state cannot be
+    reported.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -53,7 +54,7 @@ class Notifier:
         self._tell(f"STATUS={line[:_LONGEST_STATUS]}")
 
     def reloading(self) -> None:
-        """Tell that the configuration is being read anew; ``ready`` tells the end of it."""
+        """Report that the configuration is being reloaded; ``ready`` reports the end of it."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={now}")
 
@@ -84,7 +85,7 @@ class Notifier:
 
 
 def watchdog_interval(environ: MutableMapping[str, str]) -> float | None:
-    """Return after how many seconds each to tell that we live; None where nobody waits for it.
+    """Return the seconds between two signs of life; None where systemd does not expect it.
 
     That is half of $WATCHDOG_USEC, as sd_watchdog_enabled(3) advises. It is for the process
     $WATCHDOG_PID alone. Both are taken out of ``environ``.
@@ -100,7 +101,8 @@ def watchdog_interval(environ: MutableMapping[str, str]) -> float | None:
 
 
 async def beat(notifier: Notifier, interval: float | None) -> None:
-    """Tell every ``interval`` seconds that we live, until cancelled; return at once for None.
+    """Report every ``interval`` seconds that we are alive, until cancelled; return at once for
+    None.
 
     A task of the loop that serves: if that hangs, systemd is to hear nothing.
     """

@@ -1,6 +1,6 @@
-"""Notifications: tell webhooks what has come of an operation, by a POST of JSON.
+"""Notifications: report the outcome of an operation to webhooks, by a POST of JSON.
 
-Whoever is told may be away, slow or wrong: that costs the operation nothing but a line in the log.
+The receiver may be down, slow or wrong: that costs the operation nothing but a line in the log.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def outcome_of(operation: Mapping[str, Any]) -> Outcome:
 
 
 def message_of(operation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what webhooks are told of ``operation``, an operation as the API shows it.
+    """Return what webhooks receive about ``operation``, an operation as the API shows it.
 
     ``time`` is in seconds since the epoch.
     """
@@ -78,9 +78,9 @@ async def tell(
     """Tell ``message`` to those of ``webhooks`` that want to know of ``outcome``, side by side.
 
     Each is tried up to five times, where the connection, the time or the server fails; the waits
-    between are 1, 2, 4 and 8 seconds and a little, times ``pace``, or what ``Retry-After`` says up
-    to a minute (RFC 9110, section 10.2.3). A webhook may thus be told twice. Raises nothing; where
-    it is cancelled, the log says who was not told.
+    between are 1, 2, 4 and 8 seconds and a little, times ``pace``, or what ``Retry-After`` says
+    up to a minute (RFC 9110, section 10.2.3). A webhook may thus be notified twice. Raises
+    nothing; where it is cancelled, the log says which webhook was not notified.
     """
     wanted = [(number, each) for number, each in enumerate(webhooks, 1) if outcome in each.on]
     if not wanted:
@@ -135,12 +135,12 @@ async def _tell_one(
         )
         raise
     except Exception as error:
-        # Its words might hold the address with its secrets.
+        # Its message might contain the address with its secrets.
         _log.warning("%s was not notified: %s", name, type(error).__name__)
 
 
 def shown(url: str) -> str:
-    """Return of an address what may be logged: the path and all behind it may hold secrets."""
+    """Return of an address what may be logged: the path and all after it may hold secrets."""
     try:
         parts = urlsplit(url)
     except ValueError:

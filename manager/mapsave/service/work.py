@@ -115,7 +115,7 @@ async def perform(service: Service, active: Operation, asked: Any, peer: Peer) -
     Raises what that command raises.
     """
     if peer.role < Role.ADMIN and asked.kind in ("save", "check"):
-        _check_bounds(asked, service.config)  # it may have been read anew since `allow`
+        _check_bounds(asked, service.config)  # it may have been reloaded since `allow`
     if asked.kind == "save":
         config = service.config
         guest = config.guest(asked.guest)
@@ -165,7 +165,7 @@ async def save(
 
 
 def _report(service: Service, active: Operation, whole: Report = silent) -> Report:
-    """Return what notes how far ``active`` is, and tells ``whole``, which it is part of."""
+    """Return what notes how far ``active`` is, and updates ``whole``, which it is part of."""
 
     def report(now: Progress) -> None:
         service.operations.progressed(active, now)

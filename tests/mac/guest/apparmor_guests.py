@@ -54,7 +54,7 @@ class Profile:
         return [line.strip() for line in lines if line.endswith(MARK)]
 
     def write(self, rules: str = "", flags: str = FLAGS, **include: str) -> None:
-        """Write the profile anew and load it."""
+        """Write the profile again and load it."""
         line = include.get("include", f"include if exists <local/{self.rules_file.name}>")
         text = _TEXT.format(
             name=self.name,

@@ -117,7 +117,7 @@ def test_file_system_of_another_mount_namespace(site: cli.Site) -> None:
 
 
 def _in_a_namespace_of_its_own(site: cli.Site, mount: str, *words: str) -> cli.Result:
-    """Run ``mapsave`` after ``mount`` where nobody else sees what that does, as of a service."""
+    """Run ``mapsave`` after ``mount`` where no one else sees what that does, as of a service."""
     command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *cli.COMMAND]
     done = subprocess.run(
         [*command, "--config", site.config, *words],

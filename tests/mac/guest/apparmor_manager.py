@@ -62,7 +62,7 @@ def _parser(*words: str | Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def installed() -> Iterator[None]:
-    """Install mapsave; load its profile if it is to be confined, which nobody unloads."""
+    """Install mapsave; load its profile if it is to be confined, which no one unloads."""
     if not Path("/sys/kernel/security/apparmor/profiles").exists():
         yield
         return

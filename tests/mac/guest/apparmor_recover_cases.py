@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.kit import cli
     from tests.mac.guest.apparmor_guests import Profile
 
-# Before the first of these nothing was added, behind the last everything is taken out.
+# Before the first of these nothing was added, after the last everything is taken out.
 _PUT_BACK = ("after rules", "before label", "before migrate")
 _COMMITTED = ("after complete", "after committed")
 

@@ -27,13 +27,13 @@ _WITHIN = 60.0
 
 
 def handed_over(guest: Qemu) -> bool:
-    """Tell whether QEMU has both descriptors."""
+    """Return whether QEMU has both descriptors."""
     fdsets = guest.control.execute("query-fdsets")
     return any(each["fdset-id"] >= _FIRST_FDSET and len(each["fds"]) == 2 for each in fdsets)
 
 
 def migrating(guest: Qemu) -> bool:
-    """Tell whether QEMU has begun to save."""
+    """Return whether QEMU has begun to save."""
     return str(guest.control.execute("query-migrate").get("status")) in ("setup", "active")
 
 
@@ -54,7 +54,7 @@ def held(process: subprocess.Popen[str], moment: Callable[[], bool]) -> Iterator
 
 
 def _awake(pid: int) -> bool:
-    """Tell whether mapsave has started its event loop, which begins with a pair of sockets.
+    """Return whether mapsave has started its event loop, which begins with a pair of sockets.
 
     Until then asking QEMU would only take time from it: there is one processor.
     """

@@ -1,4 +1,4 @@
-"""SELinux: refusals that only the kernel sees, and labels changed behind mapsave's back."""
+"""SELinux: refusals that only the kernel sees, and labels changed after mapsave's back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.refusal
 def test_descriptor_dropped_by_the_kernel(site: cli.Site) -> None:
-    """Nobody has labelled the image or asked: the kernel drops the descriptor on its way."""
+    """No one has labelled the image or asked: the kernel drops the descriptor on its way."""
     with svirt.running(paused=False) as guest:
         before = guest.state()
         done = site.run(*svirt.save(guest, site.images / "dropped", "none"))

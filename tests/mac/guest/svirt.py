@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GUEST = "system_u:system_r:svirt_t:s0:c1,c2"
 IMAGE = "system_u:object_r:svirt_image_t:s0:c1,c2"
 OTHERS_IMAGE = "system_u:object_r:svirt_image_t:s0:c3,c4"
-UNBORN_IMAGE = "system_u:object_r:mapsave_tests_unborn_t:s0:c1,c2"  # nobody may create it
+UNBORN_IMAGE = "system_u:object_r:mapsave_tests_unborn_t:s0:c1,c2"  # no one may create it
 OTHER_DOMAIN = "system_u:system_r:svirt_prot_exec_t:s0:c1,c2"  # where IMAGE will not do
 AT_REST = "system_u:object_r:virt_image_t:s0"  # what a new file in /var/lib/mapsave gets
 SOCKETS = Path("/run/guests")  # a directory where guests may make sockets
@@ -49,7 +49,7 @@ def label_of(file: Path | int) -> str:
 
 
 def relabel(file: Path | int, label: str) -> None:
-    """Give a file another label, behind mapsave's back."""
+    """Give a file another label, after mapsave's back."""
     os.setxattr(file, _ATTRIBUTE, label.encode() + b"\0")
 
 

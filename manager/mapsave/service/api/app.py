@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 LARGEST_BODY = 1 << 20
 UNAVAILABLE = 503
 # What any route may answer: a wrong request, no right to it, no such method of it; something on the
-# host stands against it, as a directory or a journal that cannot be read; a bug; the service stops,
-# or has too much to do.
+# host prevents it, as a directory or a journal that cannot be read; a bug; the service stops, or
+# has too much to do.
 COMMON_ERRORS = (400, 403, 405, 409, 500, UNAVAILABLE)
-RETRY_AFTER = "1"  # seconds until what a 503 stands in the way of may be asked again
+RETRY_AFTER = "1"  # seconds after which a request answered with 503 may be repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +131,13 @@ def as_json(
 
 
 def failure(error: errors.MapsaveError) -> web.Response:
-    """Return the answer that tells an error."""
+    """Return the response for an error."""
     headers = {"Retry-After": RETRY_AFTER} if error.http_status == UNAVAILABLE else None
     return as_json({"error": error.as_dict()}, status=error.http_status, headers=headers)
 
 
 def _peer(service: Service, request: web.Request) -> Peer:
-    """Return who asks. Raises RoleMissing where the connection does not tell."""
+    """Return who asks. Raises RoleMissing where the connection does not identify the peer."""
     transport = request.transport
     sock = transport.get_extra_info("socket") if transport is not None else None
     if sock is None:
@@ -174,7 +174,7 @@ async def _body(request: web.Request, timeout: float) -> Any:
 async def _errors_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Answer every error as JSON, in the words that the command line has for it."""
+    """Answer every error as JSON, with the message that the command line has for it."""
     try:
         return await handler(request)
     except errors.MapsaveError as error:
@@ -203,7 +203,7 @@ async def _errors_as_json(
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Tell whether an error that aiohttp logs is one of ours: what clients send wrong is not."""
+    """Return whether an error that aiohttp logs is one of ours: what clients send wrong is not."""
     error = record.exc_info[1] if record.exc_info else None
     if not isinstance(error, http_exceptions.HttpProcessingError | ConnectionError):
         return True

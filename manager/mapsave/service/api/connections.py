@@ -76,7 +76,7 @@ class Connections:
         return found
 
     async def sweep(self, server: Any) -> None:
-        """Close overdue connections of ``server``, for ever."""
+        """Close overdue connections of ``server``, forever."""
         while True:
             await asyncio.sleep(self.patience.every)
             for each in self.overdue(server.connections, time.monotonic()):

@@ -1,4 +1,4 @@
-"""What may stand behind the question mark of the service's paths."""
+"""The query parameters of the service's paths."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Wait(Query):
 
 
 class Events(Query):
-    """Whose events are told."""
+    """The operation whose events are sent."""
 
     operation: Id | None = Field(None, description="Only events of this operation.")
 

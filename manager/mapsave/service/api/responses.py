@@ -137,14 +137,14 @@ class Job(Answer):
 
 
 class BrokenFile(Answer):
-    """A file of the directory of the jobs that is none."""
+    """A file of the jobs directory that is none."""
 
     file: str
     error: Error
 
 
 class Jobs(Answer):
-    """The save jobs, and the files that are none."""
+    """The save jobs, and the files that could not be loaded."""
 
     jobs: list[Job]
     broken: list[BrokenFile]
@@ -163,6 +163,6 @@ class Health(Answer):
 
 
 class Reloaded(Answer):
-    """The configuration was read anew."""
+    """The configuration was reloaded."""
 
     needs_restart: list[str]

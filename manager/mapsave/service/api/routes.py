@@ -74,7 +74,7 @@ async def _operations(call: Call) -> dict[str, Any]:
 
 
 async def _begin(call: Call) -> web.Response:
-    """Begin an operation, or tell of the one that the same client has begun under that id."""
+    """Begin an operation, or return the one that the same client has begun under that id."""
     service = call.service
     asked = requests.parse(call.body)
     work.allow(call.peer, asked, service.config)

@@ -72,7 +72,7 @@ async def image_listing(service: Service) -> dict[str, Any]:
 
 
 async def jobs(service: Service) -> dict[str, Any]:
-    """Return a line for each job, and the files that are none."""
+    """Return a line for each job, and the files that could not be loaded."""
     lines = [await job(service, each) for each in service.jobs]
     return {"jobs": lines, "broken": [each.line() for each in service.jobs.broken]}
 

@@ -25,7 +25,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 
 
 def names(fd: int | None, stream: str | None) -> bool:
-    """Tell whether ``stream``, the value of $JOURNAL_STREAM, names the file ``fd``.
+    """Return whether ``stream``, the value of $JOURNAL_STREAM, names the file ``fd``.
 
     systemd.exec(5): ``device:inode`` of what it connected to the journal. Children of a service
     inherit the variable, but may write elsewhere.

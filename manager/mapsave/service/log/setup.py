@@ -1,6 +1,7 @@
 """The service's log: structlog's loggers and those of the standard library in one form.
 
-What is bound to the context (``bound``) is on every line that is logged inside, whoever logs it.
+What is bound to the context (``bound``) is on every line that is logged inside, whichever module
+logs it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _CHUNK = select.PIPE_BUF  # pipe(7): where poll says there is room, so much does not block
 _PATIENCE_MS = 200
 # At least this severe where not everything is wanted. qemu.qmp's errors are about connections that
-# ended, which operations report in their own words; aiohttp.access is a line a request.
+# ended, which operations report themselves; aiohttp.access is a line a request.
 _LOUD = {
     "qemu.qmp": logging.CRITICAL,
     "aiohttp.access": logging.WARNING,
@@ -67,7 +68,7 @@ def configure(
     root.setLevel(level)
     for name, least in _LOUD.items():
         logging.getLogger(name).setLevel(logging.NOTSET if level <= logging.DEBUG else least)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)  # below it tells of its selector
+    logging.getLogger("asyncio").setLevel(logging.WARNING)  # below it describes its selector
     structlog.configure(
         processors=[
             stdlib.filter_by_level,

@@ -201,7 +201,7 @@ class Metrics:
 
 
 class _View:
-    """A registry without the times at which series were made, which nobody asks for."""
+    """A registry without the times at which series were made, which nothing uses."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str = "") -> None:
         self._registry = registry
@@ -227,7 +227,7 @@ def _seconds(record: Mapping[str, Any]) -> float | None:
 
 
 def _takes_openmetrics(accept: str | None) -> bool:
-    """Tell whether an Accept header (RFC 9110, 12.5.1) names OpenMetrics, and not with q=0."""
+    """Return whether an Accept header (RFC 9110, 12.5.1) names OpenMetrics, and not with q=0."""
     for each in (accept or "").split(","):
         media, *parameters = (part.strip().lower() for part in each.split(";"))
         if media == _OPENMETRICS:

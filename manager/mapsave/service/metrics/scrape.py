@@ -37,10 +37,10 @@ class JobState:
 class Sources:
     """What the service is asked at each scrape, on the thread of its loop; none may block.
 
-    ``running`` is how many operations of each kind run, ``pending`` how many wait for their turn,
-    ``journal_bytes`` the size of the journal, ``images`` the image directory, ``jobs`` the jobs
-    that are configured, by name, ``listeners`` how many clients listen to events, ``degraded``
-    whether the service needs somebody's help.
+    ``running`` is how many operations of each kind run, ``pending`` how many wait for their
+    turn, ``journal_bytes`` the size of the journal, ``images`` the image directory, ``jobs`` the
+    jobs that are configured, by name, ``listeners`` how many clients listen to events,
+    ``degraded`` whether an operator has to look.
     """
 
     running: Callable[[], Mapping[str, int]]
@@ -120,14 +120,14 @@ class Scrape:
             yield _gauge(name, words, [] if value is None else [((), value)])
 
     def _last_success(self, jobs: Mapping[str, JobState]) -> metrics_core.Metric:
-        # A job that is due but has never saved a guest has to be seen, or no alert could tell.
+        # A job that is due but has never saved a guest has to be seen, or no alert could fire.
         due = {
             (guest, name): 0.0
             for name, job in jobs.items()
             if job.next_run is not None
             for guest in job.guests
         }
-        # And a guest that is no longer a job's would be late for ever.
+        # And a guest that is no longer a job's would be late forever.
         known = {
             (guest, job): when
             for (guest, job), when in self._past.successes.items()

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 STATES = ("saved", "restored", "partial", "invalid")
 FRESH = 15.0
-# What is older than this is not told any more: the file system does not answer.
+# What is older than this is not reported any more: the file system does not answer.
 _TOO_OLD = 4 * FRESH
 
 

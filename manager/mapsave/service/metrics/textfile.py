@@ -19,7 +19,7 @@ def replace(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")  # not *.prom, so it is not read
     with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()  # that of a service which was killed meanwhile
+        temporary.unlink()  # that of a service which was killed in the meantime
     # Others may write to the directory: what they put there under that name is not opened.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, _MODE)
