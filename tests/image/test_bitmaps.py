@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MANY = settings(max_examples=200, deadline=None)
-CHUNK_BITS = bitmaps._CHUNK * 8
+CHUNK_BITS = bitmaps.CHUNK_PAGES
 OFFSET = 77  # bitmaps begin anywhere
 
 

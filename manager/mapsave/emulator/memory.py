@@ -5,17 +5,21 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import random
+import struct
 import threading
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from mapsave.emulator.options import PAGE, EmulatorOptions
 
-Bits = npt.NDArray[np.bool_]
-WORDS = PAGE // 8  # 64-bit words in a page
-_FILL_PAGES = 4096  # pages filled at a time: 16 MiB of random bytes in flight
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bitarray import bitarray
+
+_ZERO_PAGE = bytearray(PAGE)
+_COUNTER = struct.Struct("=Q")
+_RANDOM_PAGES = 1024  # pages of random bytes that are repeated, each with its number
 _WRITER_PAUSE = 0.001  # seconds between two bursts of the writer
 _WRITER_BURST = 8  # pages it dirties in a burst: about 25 MiB/s
 
@@ -30,13 +34,12 @@ class GuestMemory:
         os.ftruncate(self._fd, self.size)
         self._map = mmap.mmap(self._fd, self.size)
         self.view = memoryview(self._map)
-        self.words = np.frombuffer(self._map, dtype=np.uint64).reshape(self.pages, WORDS)
-        self._dirty: Bits = np.zeros(self.pages, dtype=np.bool_)
+        self._dirty: set[int] = set()
         self._gate = threading.Lock()
         self._running = False
         self._wake = threading.Event()
         if options.incoming is None or options.stale:
-            fill(self.words, options.pattern, options.seed)
+            fill(self.view, options.pattern, options.seed)
         if options.writer:
             threading.Thread(
                 target=self._write_forever, args=(options.seed,), name="writer", daemon=True
@@ -59,63 +62,65 @@ class GuestMemory:
         with self._gate:
             self._running = False
 
-    def collect_dirty(self, into: Bits) -> int:
+    def is_zero(self, page: int) -> bool:
+        """Return whether a page has no byte that is not zero."""
+        page_bytes = self.view[page * PAGE : (page + 1) * PAGE]
+        return _ZERO_PAGE == page_bytes  # noqa: SIM300 (the other way round takes 100 times longer)
+
+    def collect_dirty(self, into: bitarray) -> int:
         """Move the dirty log into ``into``; return how many bits that added."""
         with self._gate:
-            before = int(np.count_nonzero(into))
-            into |= self._dirty
-            self._dirty[:] = False
-            return int(np.count_nonzero(into)) - before
+            before = into.count()
+            into[list(self._dirty)] = 1
+            self._dirty.clear()
+            return into.count() - before
 
     def _write_forever(self, seed: int) -> None:
-        rng = np.random.default_rng([seed, 1])
+        generator = random.Random(seed)  # noqa: S311 (to be repeated)
         while True:
             self._wake.wait()
-            touched = rng.integers(0, self.pages, _WRITER_BURST)
             with self._gate:
                 if self._running:
-                    self.words[touched, 0] += np.uint64(1)
-                    self._dirty[touched] = True
+                    for _ in range(_WRITER_BURST):
+                        self._touch(generator.randrange(self.pages))
             threading.Event().wait(_WRITER_PAUSE)
 
-
-def fill(words: npt.NDArray[Any], pattern: str, seed: int) -> None:
-    """Fill RAM, one row of ``words`` a page, with ``pattern``: the same for the same seed."""
-    rng = np.random.Generator(np.random.SFC64(seed))
-    used = used_pages(pattern, len(words), rng)
-    for start in range(0, len(words), _FILL_PAGES):
-        chosen = used[start : start + _FILL_PAGES]
-        count = int(np.count_nonzero(chosen))
-        if count:
-            data = rng.integers(1, 1 << 64, size=(count, WORDS), dtype=np.uint64)
-            words[start : start + _FILL_PAGES][chosen] = data
+    def _touch(self, page: int) -> None:
+        (count,) = _COUNTER.unpack_from(self.view, page * PAGE)
+        _COUNTER.pack_into(self.view, page * PAGE, (count + 1) % (1 << 64))
+        self._dirty.add(page)
 
 
-def used_pages(pattern: str, pages: int, rng: np.random.Generator) -> Bits:
-    """Return which of ``pages`` pages are not zero.
+def fill(ram: memoryview, pattern: str, seed: int) -> None:
+    """Fill ``ram`` with ``pattern``: the same for the same seed."""
+    generator = random.Random(seed)  # noqa: S311 (to be repeated)
+    contents = memoryview(generator.randbytes(_RANDOM_PAGES * PAGE))
+    for first, end in used_pages(pattern, len(ram) // PAGE, generator):
+        for page in range(first, end):
+            at, source = page * PAGE, page % _RANDOM_PAGES * PAGE
+            ram[at : at + PAGE] = contents[source : source + PAGE]
+            _COUNTER.pack_into(ram, at, page + 1)
+
+
+def used_pages(pattern: str, pages: int, generator: random.Random) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of the runs of pages that are not zero, ``end`` being after the last.
 
     ``sparse`` has a sixteenth in runs of 256 pages, ``fragmented`` every second page by chance;
     ``linux`` is a booted guest's: kernel at the bottom, then runs of all lengths, 40 % in all.
     """
-    if pattern == "zero":
-        return np.zeros(pages, dtype=np.bool_)
     if pattern == "random":
-        return np.ones(pages, dtype=np.bool_)
-    if pattern == "fragmented":
-        return np.asarray(rng.random(pages) < 0.5)
-    if pattern == "sparse":
-        runs = np.asarray(rng.random(-(-pages // 256)) < 1 / 16)
-        runs[0] = True
-        return np.repeat(runs, 256)[:pages]
-    return _linux_pages(pages, rng)
-
-
-def _linux_pages(pages: int, rng: np.random.Generator) -> Bits:
-    used = np.zeros(pages, dtype=np.bool_)
-    used[: pages // 32] = True
-    at = pages // 32
-    while at < pages:
-        free, taken = rng.geometric(1 / 96), rng.geometric(1 / 64)
-        used[at + free : at + free + taken] = True
-        at += int(free + taken)
-    return used
+        yield 0, pages
+    elif pattern == "fragmented":
+        yield from ((page, page + 1) for page in range(pages) if generator.random() < 0.5)
+    elif pattern == "sparse":
+        for first in range(0, pages, 256):
+            if not first or generator.random() < 1 / 16:
+                yield first, min(first + 256, pages)
+    elif pattern == "linux":
+        yield 0, pages // 32
+        at = pages // 32
+        while at < pages:
+            at += 1 + int(generator.expovariate(1 / 96))
+            used = 1 + int(generator.expovariate(1 / 64))
+            yield min(at, pages), min(at + used, pages)
+            at += used

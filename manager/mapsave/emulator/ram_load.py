@@ -11,15 +11,16 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mapsave.emulator import faults, ram_save, stream
+from mapsave.emulator import faults, stream
 from mapsave.emulator.channels import Channels
 from mapsave.emulator.faults import StreamError
 from mapsave.emulator.options import PAGE
+from mapsave.image import bitmaps
 from mapsave.image import stream_format as fmt
 
 if TYPE_CHECKING:
+    from bitarray import bitarray
+
     from mapsave.emulator.memory import GuestMemory
     from mapsave.emulator.stream_reader import StreamReader
 
@@ -134,16 +135,16 @@ class RamLoad:
         if page_size == 0:
             faults.die("the page size of a mapped-ram block is 0", signal.SIGFPE)
         bits = self._bitmap(length, page_size, bitmap_at)
-        for first, last in ram_save.runs(np.flatnonzero(bits[: length // page_size])):
-            self._run(name, block, pages_at, first * page_size, (last + 1) * page_size)
+        for first, end in bitmaps.runs(bits[: length // page_size]):
+            self._run(name, block, pages_at, first * page_size, end * page_size)
         self._reader.skip_to(pages_at + length)
 
-    def _bitmap(self, length: int, page_size: int, offset: int) -> np.ndarray:
+    def _bitmap(self, length: int, page_size: int, offset: int) -> bitarray:
         size = fmt.bitmap_bytes(length // page_size * page_size, page_size)
         raw = self._reader.pread(size, offset) if size <= _MAX_BITMAP else b""
         if len(raw) != size:
             raise invalid("Error reading dirty bitmap")
-        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
+        return bitmaps.from_words(raw)
 
     def _run(self, name: str, block: memoryview, base: int, start: int, end: int) -> None:
         """Read the bytes ``start`` to ``end`` of a block, a piece at a time."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from bitarray.util import ones, zeros
 
 from mapsave import units
 from mapsave.emulator import stream
@@ -27,13 +27,11 @@ from mapsave.emulator.options import PAGE
 from mapsave.image import stream_format as fmt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mapsave.emulator.memory import GuestMemory
 
-Indices = npt.NDArray[np.intp]
 JOB_PAGES = 128  # pages in a job: QEMU's MULTIFD_PACKET_SIZE of 512 KiB
-_WINDOW = 64 * JOB_PAGES  # pages of the bitmap looked at in one go
 
 
 @dataclasses.dataclass
@@ -75,7 +73,7 @@ class RamSave(abc.ABC):
         self.writer = writer
         self.throttle = throttle
         self.counters = Counters()
-        self.left = np.ones(memory.pages, dtype=np.bool_)
+        self.left = ones(memory.pages, "little")
         memory.collect_dirty(self.left)  # the dirty log begins here
         self._cursor = 0
         self._count_lock = threading.Lock()
@@ -83,36 +81,23 @@ class RamSave(abc.ABC):
     @property
     def bytes_left(self) -> int:
         """How much RAM is still to be sent."""
-        return int(np.count_nonzero(self.left)) * PAGE
+        return self.left.count() * PAGE
 
     def sync(self) -> None:
         """Take in what the guest has written since the last call."""
         self.memory.collect_dirty(self.left)
         self.counters.syncs += 1
 
-    def take(self) -> Indices:
+    def take(self) -> list[int]:
         """Return up to a job's pages, in order, and count them as sent; none if none are left."""
-        at = self._cursor
-        for _ in range(-(-self.memory.pages // _WINDOW) + 1):
-            found = np.flatnonzero(self.left[at : at + _WINDOW])[:JOB_PAGES]
-            if len(found):
-                found += at
-                self.left[found] = False
-                self._cursor = int(found[-1]) + 1
-                return found
-            at += _WINDOW
-            if at >= self.memory.pages:
-                self.wrap()
-                at = 0
-        return found
-
-    def zero(self, pages: Indices) -> npt.NDArray[np.bool_]:
-        """Return for each of ``pages`` whether it is all zero."""
-        if len(pages) and pages[-1] - pages[0] + 1 == len(pages):
-            rows = self.memory.words[pages[0] : pages[-1] + 1]
-        else:
-            rows = self.memory.words[pages]
-        return np.asarray(np.bitwise_or.reduce(rows, axis=1) == 0)
+        for _ in range(2):
+            pages = list(itertools.islice(self.left.search(1, self._cursor), JOB_PAGES))
+            if pages:
+                self.left[pages] = 0
+                self._cursor = pages[-1] + 1
+                return pages
+            self.wrap()
+        return []
 
     def count(self, normal: int, duplicate: int, *, multifd: bool) -> None:
         """Add pages to the counters; called from all threads."""
@@ -142,7 +127,7 @@ class RamSave(abc.ABC):
         """Write what the RAM section begins with."""
 
     @abc.abstractmethod
-    def send(self, pages: Indices) -> None:
+    def send(self, pages: Sequence[int]) -> None:
         """Send ``pages``. Raises StreamError."""
 
     @abc.abstractmethod
@@ -163,10 +148,10 @@ class MappedRamSave(RamSave):
         detection: str,
     ) -> None:
         super().__init__(memory, writer, throttle)
-        self._present = np.zeros(memory.pages, dtype=np.bool_)
+        self._present = zeros(memory.pages, "little")
         self._multifd = bool(channels)
         self._detection = detection
-        self._channels: Channels[Indices] = Channels(channels, self._write_job)
+        self._channels: Channels[Sequence[int]] = Channels(channels, self._write_job)
         self._bitmap_offset = self._pages_offset = 0
 
     def setup(self, *, ignore_shared: bool) -> None:
@@ -187,13 +172,13 @@ class MappedRamSave(RamSave):
         )
         self.writer.skip_to(self._pages_offset + size)
 
-    def send(self, pages: Indices) -> None:
+    def send(self, pages: Sequence[int]) -> None:
         """Hand ``pages`` to a channel, or write them here without multifd."""
         if self._multifd and self._detection != "legacy":
             self._channels.submit(pages)
             return
         wanted = self._without_zero(pages) if self._detection != "none" else pages
-        if not len(wanted):
+        if not wanted:
             return
         if self._multifd:
             self._channels.submit(wanted)
@@ -203,20 +188,20 @@ class MappedRamSave(RamSave):
         except OSError as error:
             raise _broken(stream.unable_to_write(error)) from None
 
-    def _write_job(self, fd: int, pages: Indices) -> None:
+    def _write_job(self, fd: int, pages: Sequence[int]) -> None:
         """Runs in a channel. Legacy detection has taken out the zero pages before."""
         if self._detection == "multifd":
             pages = self._without_zero(pages)
         self._write_runs(fd, pages)
 
-    def _without_zero(self, pages: Indices) -> Indices:
-        zero = self.zero(pages)
-        self._present[pages[zero]] = False  # it may have been written in an earlier round
-        self.count(0, int(np.count_nonzero(zero)), multifd=self._multifd)
-        return pages[~zero]
+    def _without_zero(self, pages: Sequence[int]) -> list[int]:
+        used = [page for page in pages if not self.memory.is_zero(page)]
+        self._present[list(pages)] = 0  # it may have been written in an earlier round
+        self.count(0, len(pages) - len(used), multifd=self._multifd)
+        return used
 
-    def _write_runs(self, fd: int, pages: Indices) -> None:
-        self._present[pages] = True
+    def _write_runs(self, fd: int, pages: Sequence[int]) -> None:
+        self._present[list(pages)] = 1
         for first, last in runs(pages):
             start, size = first * PAGE, (last - first + 1) * PAGE
             self.throttle.wait(size)
@@ -245,8 +230,7 @@ class MappedRamSave(RamSave):
         """Wait for the channels and write the bitmap to its place."""
         self._channels.sync()
         self.check()
-        bits = np.packbits(self._present, bitorder="little").tobytes()
-        bits = bits.ljust(fmt.bitmap_bytes(self.memory.size, PAGE), b"\0")
+        bits = self._present.tobytes().ljust(fmt.bitmap_bytes(self.memory.size, PAGE), b"\0")
         try:
             os.pwrite(self.writer.fd, bits, self._bitmap_offset)
         except OSError as error:
@@ -270,11 +254,12 @@ class PlainRamSave(RamSave):
         out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
         self.writer.write(out + (fmt.U64.pack(0) if ignore_shared else b""))
 
-    def send(self, pages: Indices) -> None:
+    def send(self, pages: Sequence[int]) -> None:
         """Write ``pages`` to the stream."""
-        zero = self.zero(pages)
-        self.throttle.wait(int(np.count_nonzero(~zero)) * PAGE)
-        for page, is_zero in zip(pages.tolist(), zero.tolist(), strict=True):
+        zero = [self.memory.is_zero(page) for page in pages]
+        duplicate = sum(zero)
+        self.throttle.wait((len(pages) - duplicate) * PAGE)
+        for page, is_zero in zip(pages, zero, strict=True):
             start = page * PAGE
             flag = stream.RAM_FLAG_ZERO if is_zero else stream.RAM_FLAG_PAGE
             name = stream.counted(stream.RAM_BLOCK)
@@ -286,7 +271,6 @@ class PlainRamSave(RamSave):
                 self.writer.write(fmt.U64.pack(start | flag) + name + data)
             except StreamError as error:
                 raise _broken(error) from None
-        duplicate = int(np.count_nonzero(zero))
         self.count(0, duplicate, multifd=False)
         self.counters.normal += len(pages) - duplicate
 
@@ -299,11 +283,8 @@ def _broken(error: StreamError) -> StreamError:
     return StreamError(error.desc, "failed to save SaveStateEntry with id(name): 1(ram): -5")
 
 
-def runs(pages: Any) -> Iterator[tuple[int, int]]:
+def runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield first and last of each run of consecutive numbers in the ascending ``pages``."""
-    if not len(pages):
-        return
-    breaks = np.flatnonzero(np.diff(pages) != 1)
-    firsts = np.concatenate(([0], breaks + 1))
-    lasts = np.concatenate((breaks, [len(pages) - 1]))
-    yield from zip(pages[firsts].tolist(), pages[lasts].tolist(), strict=True)
+    for _, run in itertools.groupby(enumerate(pages), lambda item: item[1] - item[0]):
+        numbers = [page for _, page in run]
+        yield numbers[0], numbers[-1]

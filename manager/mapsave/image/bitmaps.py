@@ -7,46 +7,64 @@ Bitmaps are read in chunks, so memory does not grow with the guest.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import errno
 import os
 import sys
 from typing import TYPE_CHECKING
 
+from bitarray import bitarray
+from bitarray.util import byteswap, count_and, zeros
+
 from mapsave import errors, units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
-
     from mapsave.image.mapped_ram import RamBlock, Stream
 
-# Where every other page is used, runs take 64 times the bitmap's bytes and more while in numpy.
 _CHUNK = 64 * units.KIB
+CHUNK_PAGES = _CHUNK * 8
 _WORD = 8  # bytes
+# Chunks begin at a multiple of this many bytes: 128 pages, what a job of QEMU's channels has.
+_ALIGNMENT = 16
 
 
-def chunks(fd: int, block: RamBlock) -> Iterator[tuple[int, bytes]]:
-    """Yield the block's bitmap in order, whole words, at most 64 KiB at a time.
+def empty(pages: int) -> bitarray:
+    """Return a bitmap of ``pages`` clear bits."""
+    return zeros(pages, "little")
 
-    Each comes with its place in the bitmap, in bytes. Holes of the file are left out: they are
-    zeros, and a bitmap that was made to take long has terabytes of them.
+
+def chunks(fd: int, block: RamBlock, ahead: int = 0) -> Iterator[tuple[int, bitarray]]:
+    """Yield the block's bitmap in order: the first page, and the bits of up to ``CHUNK_PAGES``.
+
+    Each is followed by as many as ``ahead`` bytes of the next one. Holes of the file are left out:
+    they are zeros, and a bitmap that was made to take long has terabytes of them.
 
     Raises TruncatedImage where the file has shrunk since it was read.
     """
     at = 0
     while at < block.bitmap_bytes:
         begin = _data_from(fd, block.bitmap_offset + at) - block.bitmap_offset
-        at = max(at, begin // _WORD * _WORD)
-        want = min(block.bitmap_bytes - at, _CHUNK)
+        at = max(at, begin // _ALIGNMENT * _ALIGNMENT)
+        want = min(block.bitmap_bytes - at, _CHUNK + ahead)
         if want <= 0:
             return
         data = os.pread(fd, want, block.bitmap_offset + at)
         if len(data) < want:
             raise errors.TruncatedImage(f"the bitmap of RAM block {block.name!r} is cut short")
-        yield at, data
-        at += want
+        yield at * 8, from_words(data)
+        at += _CHUNK
+
+
+def from_words(data: bytes) -> bitarray:
+    """Return the bits of native 64-bit words."""
+    if sys.byteorder == "big":
+        swapped = bytearray(data)
+        byteswap(swapped, _WORD)
+        data = bytes(swapped)
+    return bitarray(data, endian="little")
 
 
 def _data_from(fd: int, offset: int) -> int:
@@ -64,16 +82,12 @@ def used_pages(fd: int, block: RamBlock) -> int:
     Raises InvalidImage where a bit is set for a page that the block does not have.
     """
     count = 0
-    last = b""
-    for at, data in chunks(fd, block):
-        # An integer's bit_count is faster than any loop, and needs no numpy.
-        count += int.from_bytes(data, "little").bit_count()
-        last = data[-_WORD:] if at + len(data) == block.bitmap_bytes else b""
-    beyond = block.bitmap_bytes * 8 - block.pages
-    if beyond and int.from_bytes(last, sys.byteorder) >> (64 - beyond):
-        raise errors.InvalidImage(
-            f"the bitmap of RAM block {block.name!r} has bits set after its last page"
-        )
+    for first, bits in chunks(fd, block):
+        count += bits.count()
+        if bits.find(1, max(0, block.pages - first)) >= 0:
+            raise errors.InvalidImage(
+                f"the bitmap of RAM block {block.name!r} has bits set after its last page"
+            )
     return count
 
 
@@ -90,64 +104,85 @@ class RunHistogram:
 
 
 def run_histogram(fd: int, stream: Stream) -> RunHistogram:
-    """Return the run-length histogram over all RAM blocks (a run ends with its block)."""
-    import numpy as np
+    """Return the run-length histogram over all RAM blocks (a run ends with its block).
 
-    counts = np.zeros(64, dtype=np.int64)
+    No run is looked at by itself but those that reach from one chunk into the next: a terabyte may
+    have 134 million.
+    """
+    counts: collections.Counter[int] = collections.Counter()  # by the number of bits of the length
     for block in stream.blocks:
-        for starts, ends in set_runs(fd, block):
-            # frexp() gives n = f * 2^e with f in [0.5, 1): exactly, since n is below 2^53.
-            powers = np.frexp(ends - starts)[1] - 1
-            counts += np.bincount(powers, minlength=len(counts))
-    used = np.flatnonzero(counts)
-    return RunHistogram(tuple(int(n) for n in counts[: used[-1] + 1]) if len(used) else ())
+        reaching, end = 0, 0
+        for first, bits in chunks(fd, block):
+            if first > end:  # a hole ends the run before it
+                counts[reaching.bit_length()] += 1
+                reaching = 0
+            end = first + len(bits)
+            head = bits.find(0)
+            if head < 0:
+                reaching += len(bits)
+                continue
+            counts[(reaching + head).bit_length()] += 1
+            tail = bits.find(0, right=True)
+            reaching = len(bits) - 1 - tail
+            _count_runs(bits[head:tail], counts)
+        counts[reaching.bit_length()] += 1
+    del counts[0]
+    longest = max((power for power, count in counts.items() if count), default=0)
+    return RunHistogram(tuple(counts[power] for power in range(1, longest + 1)))
+
+
+def _count_runs(bits: bitarray, counts: collections.Counter[int]) -> None:
+    """Count the runs of ``bits``, by the number of bits of their length; ``bits`` is used up.
+
+    In each round a bit stays set where twice as many follow it as in the round before, so that as
+    many runs are left as are at least that long.
+    """
+    power = 0
+    runs = _number_of_runs(bits)
+    while runs:
+        bits &= bits << (1 << power)
+        power += 1
+        longer = _number_of_runs(bits)
+        counts[power] += runs - longer
+        runs = longer
+
+
+def _number_of_runs(bits: bitarray) -> int:
+    return bits.count() - count_and(bits, bits << 1)
+
+
+def runs(bits: bitarray) -> Iterator[tuple[int, int]]:
+    """Return an iterator over (first, end) of each run of set bits, ``end`` being after its last.
+
+    A bit that differs from its predecessor is an edge, and edges are searched for in words.
+    """
+    edges = bits.copy()
+    edges.append(0)
+    edges ^= edges >> 1
+    places = edges.search(1)
+    return zip(places, places, strict=True)
+
+
+def set_runs(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
+    """Yield (first page, end) of each run of pages that are in the file."""
+    begin = end = 0
+    for first, bits in chunks(fd, block):
+        for start, stop in runs(bits):
+            if first + start > end:
+                if end:
+                    yield begin, end
+                begin = first + start
+            end = first + stop
+    if end:
+        yield begin, end
 
 
 def clear_runs(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
     """Yield (first page, pages) of each run of pages that are not in the file."""
     at = 0
-    for starts, ends in set_runs(fd, block):
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            if start > at:
-                yield at, start - at
-            at = end
+    for start, end in set_runs(fd, block):
+        if start > at:
+            yield at, start - at
+        at = end
     if at < block.pages:
         yield at, block.pages - at
-
-
-def set_runs(fd: int, block: RamBlock) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield arrays of the first pages of runs of set bits, and of the pages after their last.
-
-    Works on 64-bit words: a bit that differs from its predecessor is an edge, and only words with
-    an edge are looked into, so a sparse or dense terabyte costs a few passes over its 32 MiB.
-    """
-    import numpy as np
-
-    carry = np.uint64(0)
-    base = 0  # page number of the chunk's first bit
-    open_at = -1  # where the run that reaches into this chunk began
-    for at, data in chunks(fd, block):
-        if at * 8 > base:  # a hole ends the run before it
-            if open_at >= 0:
-                yield np.array([open_at]), np.array([base])
-            carry, open_at, base = np.uint64(0), -1, at * 8
-        words = np.frombuffer(data, dtype="<u8" if sys.byteorder == "little" else ">u8")
-        before = np.empty_like(words)
-        before[0] = carry
-        before[1:] = words[:-1] >> np.uint64(63)
-        edges = words ^ ((words << np.uint64(1)) | before)
-        where = np.flatnonzero(edges)
-        bits = np.unpackbits(edges[where].astype("<u8").view(np.uint8), bitorder="little")
-        # One flat search: with rows and columns, numpy takes several times as long.
-        places = np.flatnonzero(bits.view(bool))
-        positions = (base + where * 64)[places >> 6] + (places & 63)
-        if open_at >= 0:
-            positions = np.concatenate(([open_at], positions))
-        open_at = int(positions[-1]) if len(positions) % 2 else -1
-        closed = positions[: len(positions) // 2 * 2]
-        if len(closed):
-            yield closed[::2], closed[1::2]
-        carry = words[-1] >> np.uint64(63)
-        base += len(words) * 64
-    if open_at >= 0:
-        yield np.array([open_at]), np.array([base])

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
+import operator
 import os
 from typing import TYPE_CHECKING
 
 from mapsave.image import bitmaps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    import numpy as np
+    from bitarray import bitarray
 
     from mapsave.image.mapped_ram import RamBlock, Stream
 
-    Spans = tuple[np.ndarray, np.ndarray]
-    # Pages, and for each whether it is the last of a run of set pages.
-    Ends = tuple[np.ndarray, np.ndarray]
-
 # Pages that QEMU's channels write by one call at most (10.0: MULTIFD_PACKET_SIZE, 512 KiB).
 JOB_PAGES = 128
+_AHEAD = 4096  # bytes of bitmap: of 128 MiB of RAM; no file system's block is larger
 
 
 def are_known(fd: int, size: int) -> bool:
@@ -41,66 +40,43 @@ def are_known(fd: int, size: int) -> bool:
         return False  # EINVAL: not even that
 
 
-def extents(fd: int, start: int, end: int) -> Spans:
-    """Return arrays of the first bytes of the data between ``start`` and ``end``, and of its ends.
+def extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the data between ``start`` and ``end``: its first byte, and the one after its last.
 
     Raises OSError.
     """
-    import numpy as np
-
-    firsts: list[int] = []
-    ends: list[int] = []
-    at = start
-    while at < end:
+    while start < end:
         try:
-            first = os.lseek(fd, at, os.SEEK_DATA)
+            first = os.lseek(fd, start, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:  # nothing but a hole up to the end of the file
                 raise
-            break
+            return
         if first >= end:
-            break
-        at = os.lseek(fd, first, os.SEEK_HOLE)
-        firsts.append(first)
-        ends.append(min(at, end))
-    return np.array(firsts, dtype=np.int64), np.array(ends, dtype=np.int64)
+            return
+        start = os.lseek(fd, first, os.SEEK_HOLE)
+        yield first, min(start, end)
 
 
-def missing(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
-    """Yield (first page, pages) of each run of set pages that are not wholly in data.
+def missing(fd: int, block: RamBlock) -> Iterator[tuple[int, bitarray]]:
+    """Yield (first page, bits) of each hole, or part of one, that has set pages.
 
-    Raises OSError, TruncatedImage.
+    A page that is only partly in a hole counts. Raises OSError, TruncatedImage.
     """
-    import numpy as np
-
     size, place = block.page_size, block.pages_offset
-    for starts, ends in bitmaps.set_runs(fd, block):
-        low, high = place + int(starts[0]) * size, place + int(ends[-1]) * size
-        data_starts, data_ends = extents(fd, low, high)
-        hole_starts = (np.concatenate(([low], data_ends)) - place) // size
-        hole_ends = -((place - np.concatenate((data_starts, [high]))) // size)
-        is_hole = np.concatenate(([low], data_ends)) < np.concatenate((data_starts, [high]))
-        hole_starts, hole_ends = hole_starts[is_hole], hole_ends[is_hole]
-        if not len(hole_starts):
+    for first, bits in bitmaps.chunks(fd, block):
+        page = bits.find(1)
+        if page < 0:
             continue
-        # For each run the first hole that ends after it begins.
-        at = np.searchsorted(hole_ends, starts, side="right")
-        reached = at < len(hole_starts)
-        reached[reached] = hole_starts[at[reached]] < ends[reached]
-        for run in np.flatnonzero(reached).tolist():
-            yield from _common(hole_starts, hole_ends, int(at[run]), (starts[run], ends[run]))
-
-
-def _common(
-    hole_starts: np.ndarray, hole_ends: np.ndarray, at: int, run: tuple[int, int]
-) -> Iterator[tuple[int, int]]:
-    """Yield what one run of pages has in common with the holes from number ``at`` on."""
-    first, end = (int(page) for page in run)
-    while at < len(hole_starts) and hole_starts[at] < end:
-        start = max(first, int(hole_starts[at]))
-        yield start, min(end, int(hole_ends[at])) - start
-        first = min(end, int(hole_ends[at]))
-        at += 1
+        at = place + (first + page) * size
+        end = place + (first + bits.find(1, right=True) + 1) * size
+        for data, data_end in itertools.chain(extents(fd, at, end), [(end, end)]):
+            if at < data:
+                begin = max(page, (at - place) // size - first)
+                page = (data - place + size - 1) // size - first
+                if bits.find(1, begin, page) >= 0:
+                    yield first + begin, bits[begin:page]
+            at = data_end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,17 +94,30 @@ def find(fd: int, stream: Stream) -> Missing | None:
 
     Raises OSError, TruncatedImage.
     """
-    count, first = 0, None
+    count, found = 0, None
     for block in stream.blocks:
-        for page, pages in missing(fd, block):
-            if first is None:
-                first = (block.name, page, block.pages_offset + page * block.page_size)
-            count += pages
-    return Missing(count, *first) if first else None
+        for first, bits in missing(fd, block):
+            if found is None:
+                page = first + bits.find(1)
+                found = (block.name, page, block.pages_offset + page * block.page_size)
+            count += bits.count()
+    return Missing(count, *found) if found else None
 
 
-def write_ends(fd: int, block: RamBlock, granule: int, zero_pages: str) -> Iterator[Ends]:
-    """Yield arrays of the pages in which a write may have ended short without leaving a hole.
+@dataclasses.dataclass(frozen=True)
+class Suspects:
+    """Pages of a chunk of a bitmap that are to be compared: ends of runs of set pages, and others.
+
+    Bit 0 of both is page ``first``.
+    """
+
+    first: int
+    run_ends: bitarray
+    others: bitarray
+
+
+def write_ends(fd: int, block: RamBlock, granule: int, zero_pages: str) -> Iterator[Suspects]:
+    """Yield the pages in which a write may have ended short without leaving a hole.
 
     That is in the last ``granule`` bytes (the file system's block) of what a call has written.
     QEMU fills a channel's job with ``JOB_PAGES`` pages of a block in order, or with as many set
@@ -136,39 +125,48 @@ def write_ends(fd: int, block: RamBlock, granule: int, zero_pages: str) -> Itera
     one call. A channel that looks for them itself puts them last, which turns the order of those
     that follow one round: it writes page after page (10.0: ``multifd_send_zero_page_detect``).
     """
-    import numpy as np
-
-    size = block.page_size
-    step = max(1, granule // size)
-    shift = block.pages_offset // size
-    before = 0
-    for starts, ends in bitmaps.set_runs(fd, block):
-        lengths = ends - starts
-        filled = before + np.cumsum(lengths) - lengths if zero_pages == "legacy" else starts
-        before += int(lengths.sum())
-        phase = filled % JOB_PAGES
-        # How many jobs each run is in, and for each of them where its part of the run ends.
-        jobs = (phase + lengths - 1) // JOB_PAGES + 1
-        run = np.repeat(np.arange(len(starts)), jobs)
-        number = np.arange(len(run)) - np.repeat(np.cumsum(jobs) - jobs, jobs)
-        stop = np.minimum(ends[run], starts[run] - phase[run] + (number + 1) * JOB_PAGES)
-        begin = np.maximum(starts[run], (stop - 1 + shift) // step * step - shift)
+    step = min(max(1, granule // block.page_size), _AHEAD * 8)
+    in_granule = block.pages_offset // block.page_size
+    sent = 0
+    for first, bits in bitmaps.chunks(fd, block, _AHEAD):
+        run_ends = bits & ~(bits << 1)
+        suspects = run_ends.copy()
+        if zero_pages == "legacy":
+            for page in _job_ends(bits, sent):
+                suspects[page] = 1
+            sent += bits.count(1, 0, bitmaps.CHUNK_PAGES)
+        else:
+            suspects |= bits & _every(JOB_PAGES, JOB_PAGES - 1, len(bits))
+        if step > 1:
+            granule_ends = _every(step, (-1 - in_granule - first) % step, len(bits))
+            suspects = _spread(suspects, bits & ~granule_ends, operator.lshift, step)
         if zero_pages == "multifd":
-            is_turned = (number == 0) & (phase[run] > 0)
-            begin[is_turned] = starts[run][is_turned]
-        # Where granules are large, two ends may be in one.
-        begin[1:] = np.maximum(begin[1:], stop[:-1])
-        pages = expanded(begin, stop)
-        is_run_end = np.zeros(len(pages), dtype=bool)
-        is_run_end[(np.cumsum(stop - begin) - 1)[stop == ends[run]]] = True
-        yield pages, is_run_end
+            begins = _every(JOB_PAGES, 0, len(bits))
+            in_order = _spread(bits & begins, bits & ~begins, operator.rshift, JOB_PAGES)
+            suspects |= bits & ~in_order
+        del run_ends[bitmaps.CHUNK_PAGES :], suspects[bitmaps.CHUNK_PAGES :]
+        yield Suspects(first, run_ends, suspects & ~run_ends)
 
 
-def expanded(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the numbers of all pages of the spans."""
-    import numpy as np
+def _every(step: int, first: int, pages: int) -> bitarray:
+    """Return a bitmap in which each ``step``-th bit from ``first`` on is set."""
+    bits = bitmaps.empty(pages)
+    bits[first::step] = 1
+    return bits
 
-    lengths = ends - starts
-    before = np.cumsum(lengths) - lengths
-    pages: np.ndarray = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
-    return pages
+
+def _spread(
+    bits: bitarray, into: bitarray, shift: Callable[[bitarray, int], bitarray], reach: int
+) -> bitarray:
+    """Return ``bits`` with those of ``into`` that follow one without a gap, at most ``reach``."""
+    by = 1
+    while by < reach:
+        bits = bits | shift(bits, by) & into
+        into = into & shift(into, by)
+        by *= 2
+    return bits
+
+
+def _job_ends(bits: bitarray, sent: int) -> Iterator[int]:
+    """Return each page that fills a job of set ones, ``sent`` pages having been sent before."""
+    return itertools.islice(bits.search(1), -(sent + 1) % JOB_PAGES, None, JOB_PAGES)

@@ -6,16 +6,16 @@ CAP_SYS_PTRACE; Yama and security modules may refuse it beyond that.
 
 from __future__ import annotations
 
+import array
 import errno
 import functools
+import itertools
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Sequence
-
-    import numpy as np
 
 _IOV_MAX = 1024  # spans of one call (limits.h)
 
@@ -29,7 +29,7 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def read(pid: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def read(pid: int, spans: Sequence[tuple[int, int]]) -> bytearray:
     """Return what process ``pid`` has at ``spans``, addresses and lengths, one after another.
 
     Raises OSError: EPERM where it is not allowed, ESRCH where the process is gone or not in our
@@ -37,21 +37,19 @@ def read(pid: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """
     import ctypes
 
-    import numpy as np
-
-    remote = np.array(spans, dtype=np.uintp)
-    total = int(remote[:, 1].sum())
-    into = np.empty(total, dtype=np.uint8)
+    into = bytearray(sum(length for _, length in spans))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(into))
     done = 0
-    for first in range(0, len(remote), _IOV_MAX):
-        part = remote[first : first + _IOV_MAX]
-        length = int(part[:, 1].sum())
-        local = (ctypes.c_size_t * 2)(into.ctypes.data + done, length)
+    for first in range(0, len(spans), _IOV_MAX):
+        part = spans[first : first + _IOV_MAX]
+        length = sum(length for _, length in part)
+        remote = array.array("L", itertools.chain.from_iterable(part))  # struct iovec
+        local = array.array("L", (address + done, length))
         result = _libc().process_vm_readv(
             ctypes.c_int(pid),
-            ctypes.byref(local),
+            ctypes.c_void_p(local.buffer_info()[0]),
             ctypes.c_ulong(1),
-            ctypes.c_void_p(part.ctypes.data),
+            ctypes.c_void_p(remote.buffer_info()[0]),
             ctypes.c_ulong(len(part)),
             ctypes.c_ulong(0),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import mmap
 import os
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from mapsave.monitor import process_memory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
+    from bitarray import bitarray
 
     from mapsave.image.mapped_ram import RamBlock
     from mapsave.image.metadata import Metadata
@@ -104,18 +105,15 @@ class Ram:
     pid: int
     blocks: dict[str, ram_blocks.RamBlock]
 
-    def read(self, block: RamBlock, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Return pages as rows; ``spans`` are their first ones and how many.
+    def read(self, block: RamBlock, spans: Sequence[tuple[int, int]]) -> bytearray:
+        """Return pages, one after another; ``spans`` are their first ones and how many.
 
         Raises OSError where QEMU is gone, or we are not allowed.
         """
         start, size = self.blocks[block.name].address, block.page_size
         assert start is not None
-        found = process_memory.read(
-            self.pid, [(start + page * size, pages * size) for page, pages in spans]
-        )
-        rows: np.ndarray = found.reshape(-1, size)
-        return rows
+        places = [(start + page * size, pages * size) for page, pages in spans]
+        return process_memory.read(self.pid, places)
 
 
 class ReadBack:
@@ -160,8 +158,9 @@ class ReadBack:
                 raise _missing(found)
             return True
         for block in stream.blocks:
-            for page, pages in holes.missing(self._fd, block):
-                self._check_zero(block, page, pages)
+            for first, bits in holes.missing(self._fd, block):
+                for start, end in bitmaps.runs(bits):
+                    self._check_zero(block, first + start, end - start)
         return True
 
     def _check_zero(self, block: RamBlock, page: int, pages: int) -> None:
@@ -171,13 +170,12 @@ class ReadBack:
             return
         for first in range(page, page + pages, _TOGETHER):
             count = min(_TOGETHER, page + pages - first)
-            data = self._rows(block, [(first, count)])
+            data = self._memory(block, [(first, count)])
             if data is None:
                 self.unknown += count
                 continue
-            lost = data.any(axis=1)
-            if lost.any():
-                raise self._differs(block, first + int(lost.argmax()))
+            if contents := len(data.lstrip(b"\0")):
+                raise self._differs(block, first + (len(data) - contents) // block.page_size)
             self.compared += count
 
     def _compare(
@@ -189,12 +187,13 @@ class ReadBack:
             return
         steps = self._steps(used, is_all=is_all)
         for block in self._contents.stream.blocks:
-            for pages, is_run_end in self._suspects(block, is_all=is_all):
-                chosen = _thinned(pages, is_run_end, steps)
-                self.unknown += len(pages) - len(chosen)
+            for suspects in self._suspects(block, is_all=is_all):
+                chosen = _thinned(suspects, steps)
+                left_out = suspects.run_ends.count() + suspects.others.count() - chosen.count()
+                self.unknown += left_out
                 judged = pool.map(
-                    lambda wanted, block=block: self._judge(fd, block, wanted),
-                    (chosen[at : at + _TOGETHER] for at in range(0, len(chosen), _TOGETHER)),
+                    lambda spans, block=block: self._judge(fd, block, spans),
+                    _batches(suspects.first, chosen),
                 )
                 for whole, unknown in judged:
                     self.compared += whole
@@ -209,9 +208,9 @@ class ReadBack:
             return 1, 1
         ends = others = 0
         for block in self._contents.stream.blocks:
-            for pages, is_run_end in self._suspects(block, is_all=is_all):
-                count = int(is_run_end.sum())
-                ends, others = ends + count, others + len(pages) - count
+            for suspects in self._suspects(block, is_all=is_all):
+                ends += suspects.run_ends.count()
+                others += suspects.others.count()
         limit = _MOST_AWAITED if self._how.is_awaited else _MOST + used // _SHARE
         first = max(1, -(-ends // limit))
         left = limit - ends // first
@@ -220,39 +219,43 @@ class ReadBack:
             self._reason = self._reason or f"to save time, at most {limit} pages were read back"
         return first, second
 
-    def _suspects(self, block: RamBlock, *, is_all: bool) -> Iterator[holes.Ends]:
+    def _suspects(self, block: RamBlock, *, is_all: bool) -> Iterator[holes.Suspects]:
         if not is_all:
             granule = os.fstat(self._fd).st_blksize
             yield from holes.write_ends(self._fd, block, granule, self._how.zero_pages)
             return
-        for starts, ends in bitmaps.set_runs(self._fd, block):
-            pages = holes.expanded(starts, ends)
-            yield pages, pages < 0
+        for first, bits in bitmaps.chunks(self._fd, block):
+            yield holes.Suspects(first, run_ends=bitmaps.empty(len(bits)), others=bits)
 
-    def _judge(self, fd: int, block: RamBlock, wanted: np.ndarray) -> tuple[int, int]:
-        """Return how many of the pages ``wanted`` are whole, and of how many that is not known.
+    def _judge(self, fd: int, block: RamBlock, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Return how many pages of ``spans`` are whole, and of how many that is not known.
 
         In a new file a page that was cut short ends in zeros. One that was written before may hold
         what it had then.
         """
-        spans = _spans(wanted)
-        rows = _read(fd, block, spans)
-        is_open = (rows[:, -1] == 0) | (self._how.rewritten > 0)
-        if not is_open.any():
-            return len(rows), 0
-        there = self._rows(block, spans)
-        if there is None:
-            lost = is_open & ~rows.any(axis=1)
-            if self._how.zero_pages != "none" and lost.any():
-                raise _cut(block, int(wanted[int(lost.argmax())]))
-            return int((~is_open).sum()), int(is_open.sum())
-        lost = is_open & (rows != there).any(axis=1)
-        if lost.any():
-            raise self._differs(block, int(wanted[int(lost.argmax())]))
-        return len(rows), 0
+        size = block.page_size
+        found = _read(fd, block, spans)
+        pages = [page for first, count in spans for page in range(first, first + count)]
+        last_bytes = found[size - 1 :: size]
+        if not self._how.rewritten and 0 not in last_bytes:
+            return len(pages), 0
+        is_open = [self._how.rewritten > 0 or last == 0 for last in last_bytes]
+        there = self._memory(block, spans)
+        if there is not None and there == found:
+            return len(pages), 0
+        unwritten = bytearray(size)
+        for number in itertools.compress(range(len(pages)), is_open):
+            place = slice(number * size, (number + 1) * size)
+            if there is not None:
+                if there[place] != found[place]:
+                    raise self._differs(block, pages[number])
+            elif self._how.zero_pages != "none" and unwritten == found[place]:
+                raise _cut(block, pages[number])
+        unknown = 0 if there is not None else sum(is_open)
+        return len(pages) - unknown, unknown
 
-    def _rows(self, block: RamBlock, spans: Sequence[tuple[int, int]]) -> np.ndarray | None:
-        """Return pages of the guest's RAM as rows; None where they cannot be read."""
+    def _memory(self, block: RamBlock, spans: Sequence[tuple[int, int]]) -> bytearray | None:
+        """Return pages of the guest's RAM; None where they cannot be read."""
         if self._ram is None:
             return None
         try:
@@ -290,10 +293,8 @@ def _missing(found: holes.Missing) -> errors.PagesMissing:
     )
 
 
-def _read(fd: int, block: RamBlock, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return pages of the image as rows; what is after its end reads as zeros. Raises OSError."""
-    import numpy as np
-
+def _read(fd: int, block: RamBlock, spans: Sequence[tuple[int, int]]) -> memoryview:
+    """Return pages of the image; what is after its end reads as zeros. Raises OSError."""
     size = block.page_size
     buffer = mmap.mmap(-1, sum(pages for _, pages in spans) * size)  # aligned, for O_DIRECT
     view = memoryview(buffer)
@@ -306,25 +307,32 @@ def _read(fd: int, block: RamBlock, spans: Sequence[tuple[int, int]]) -> np.ndar
                 break
             at, offset = at + count, offset + count
         at = end
-    return np.frombuffer(buffer, dtype=np.uint8).reshape(-1, size)
+    return view
 
 
-def _spans(pages: np.ndarray) -> list[tuple[int, int]]:
-    """Return first page and number of pages of each run in ``pages``, which are ascending."""
-    import numpy as np
+def _batches(first: int, bits: bitarray) -> Iterator[list[tuple[int, int]]]:
+    """Yield the set pages as spans, first page and number of pages, ``_TOGETHER`` at a time."""
+    spans: list[tuple[int, int]] = []
+    room = _TOGETHER
+    for start, end in bitmaps.runs(bits):
+        at = start
+        while at < end:
+            count = min(room, end - at)
+            spans.append((first + at, count))
+            at, room = at + count, room - count
+            if not room:
+                yield spans
+                spans, room = [], _TOGETHER
+    if spans:
+        yield spans
 
-    firsts = np.concatenate(([0], np.flatnonzero(np.diff(pages) != 1) + 1))
-    lengths = np.diff(np.concatenate((firsts, [len(pages)])))
-    return list(zip(pages[firsts].tolist(), lengths.tolist(), strict=True))
 
-
-def _thinned(pages: np.ndarray, is_run_end: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
+def _thinned(suspects: holes.Suspects, steps: tuple[int, int]) -> bitarray:
     """Return every so manyth of the pages, of the ends of runs and of the others."""
-    import numpy as np
-
     if steps == (1, 1):
-        return pages
-    ends, others = pages[is_run_end], pages[~is_run_end]
-    return np.sort(
-        np.concatenate((ends[:: steps[0]], others[:: steps[1]] if steps[1] else ends[:0]))
-    )
+        return suspects.run_ends | suspects.others
+    chosen = bitmaps.empty(len(suspects.others))
+    for bits, step in zip((suspects.run_ends, suspects.others), steps, strict=True):
+        if step:
+            chosen[list(itertools.islice(bits.search(1), 0, None, step))] = 1
+    return chosen

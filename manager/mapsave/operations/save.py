@@ -30,7 +30,6 @@ from mapsave.operations import (
     save_commit,
     save_request,
     save_transfer,
-    written,
 )
 from mapsave.operations.save_transfer import SaveJob
 
@@ -183,7 +182,6 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
             syscalls.preallocate(partial.fd, 0, room)
         async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
             stack.enter_context(save_transfer.kept_if_stuck(job, partial, applied, paused))
-            written.prepare()
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
             before = None
             if job.then == "resume" and outcome is not None and paused.continues:

@@ -111,8 +111,7 @@ def _in_file(pid: int | None, fd: int, block: RamBlock, backend: Backend) -> _St
             raise OSError(0, "not a regular file")
         for first, pages in bitmaps.clear_runs(fd, block):
             start = backend.offset + first * block.page_size
-            spans = holes.extents(file, start, start + pages * block.page_size)
-            for begin, end in zip(*(each.tolist() for each in spans), strict=True):
+            for begin, end in holes.extents(file, start, start + pages * block.page_size):
                 at = _first_contents(file, begin, end)
                 if at is not None:
                     return _Stale((at - backend.offset) // block.page_size)
@@ -177,6 +176,6 @@ def _in_memory(
         for at in range(start, start + length, _CHUNK):
             piece = (there.address + at, min(_CHUNK, start + length - at))
             data = process_memory.read(pid, [piece])
-            if data.any():
-                return _Stale((at + int((data != 0).argmax())) // block.page_size)
+            if contents := len(data.lstrip(b"\0")):
+                return _Stale((at + len(data) - contents) // block.page_size)
     return None

@@ -7,9 +7,7 @@ file system does not report holes, or pages were written more than once, every p
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import importlib
 from typing import TYPE_CHECKING
 
 from mapsave import errors, shielded
@@ -25,11 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["How", "Written", "check", "check_holes"]
 
 _RUNS_AGAIN = "the guest was resumed first"
-
-
-def prepare() -> None:
-    """Load what ``check`` needs while QEMU writes: the guest waits for the rest."""
-    asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "numpy")
 
 
 async def check(
