@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from mapsave import errors
 from mapsave.image import image
 from mapsave.image.superblock import State
@@ -17,8 +16,6 @@ from tests.kit import ram
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from tests.campaign.guests import Guest
     from tests.campaign.scene import Done, Scene
@@ -66,8 +63,8 @@ class _Part:
     def lengths(self) -> dict[str, int]:
         return {self.block: self.contents.lengths()[self.block]}
 
-    def chunks(self, block: str) -> Iterator[NDArray[np.uint8]]:
-        whole = np.concatenate(list(self.contents.chunks(block)))
+    def chunks(self, block: str) -> Iterator[bytes]:
+        whole = b"".join(self.contents.chunks(block))
         yield whole[self.first : self.last]
 
 

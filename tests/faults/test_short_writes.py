@@ -6,7 +6,6 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from mapsave.image import image as images
 from mapsave.image import superblock, syscalls
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
 pytestmark = pytest.mark.qemu
 
 IMAGE = "one.mapsave"
@@ -30,18 +27,8 @@ _JOB = 128 * _PAGE  # what a channel of QEMU writes by one call at most
 _FIRST_PAGES = 2 * MIB
 
 
-def islands(size: int, /, seed: int = 1) -> NDArray[np.uint8]:
-    """Return runs of 300 random pages; where 200 are between them, jobs begin and end in them."""
-    pages = patterns.dense(-(-size // _PAGE) * _PAGE, seed).copy().reshape(-1, _PAGE)
-    pages[np.arange(len(pages)) % 500 >= 300] = 0
-    return pages.reshape(-1)[:size]
-
-
-def zero_tails(size: int, /, seed: int = 1) -> NDArray[np.uint8]:
-    """Return pages that end in zeros, so that a page alone does not show whether it is whole."""
-    pages = patterns.dense(size, seed).copy().reshape(-1, _PAGE)
-    pages[:, -16:] = 0
-    return pages.reshape(-1)
+# Jobs begin and end in these runs, and where there is none.
+islands = patterns.islands(300, 200)
 
 
 def _save(site: cli.Site, guest: qemu.Qemu, *options: str) -> cli.Result:
@@ -127,7 +114,7 @@ def test_a_live_save(site: cli.Site) -> None:
 # A page is written in part: only its contents show it.
 
 
-@pytest.mark.parametrize("pattern", [islands, zero_tails])
+@pytest.mark.parametrize("pattern", [islands, patterns.zero_tails])
 @pytest.mark.parametrize(
     ("direct_io", "cut"),
     [("on", 512), ("on", 3 * _PAGE + 512), ("off", 100), ("off", 3 * _PAGE - 64)],
@@ -164,7 +151,7 @@ def test_pages_that_a_channel_writes_one_by_one(site: cli.Site, skip: int) -> No
 def test_before_the_guest_is_resumed(site: cli.Site) -> None:
     """It is compared while it still is what was saved."""
     env = short(_JOB - 64)
-    with qemu.running(env=env, ram=zero_tails, paused=False) as guest:
+    with qemu.running(env=env, ram=patterns.zero_tails, paused=False) as guest:
         _is_refused(site, guest, _save(site, guest, "--then", "resume", "--direct-io", "off"))
         assert guest.status() == "running"
         done = _save(site, guest, "--then", "resume")
@@ -194,7 +181,9 @@ def test_short_writes_of_the_main_channel(site: cli.Site) -> None:
 
 def test_memory_that_may_not_be_read(site: cli.Site) -> None:
     """Holes show what they show; pages that end in zeros are counted."""
-    with qemu.running(env=short(5 * _PAGE), ram=zero_tails, user=65534, paused=False) as guest:
+    with qemu.running(
+        env=short(5 * _PAGE), ram=patterns.zero_tails, user=65534, paused=False
+    ) as guest:
         os.chmod(guest.qmp, 0o777)
         bounded = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
         command = [*bounded, *cli.COMMAND, "--config", str(site.config)]
@@ -224,7 +213,7 @@ def test_blocks_smaller_than_a_page(
         site.settings["images"] = str(place)
         site.write()
         env = short(_JOB - 1024)
-        with qemu.running(env=env, ram=zero_tails, paused=False) as guest:
+        with qemu.running(env=env, ram=patterns.zero_tails, paused=False) as guest:
             result = _save(site, guest, "--direct-io", direct_io)
             assert result.json()["error"]["data"]["found"]["id"] == "image.pages_missing"
             done = _save(site, guest, "--direct-io", direct_io)
@@ -321,7 +310,7 @@ def _killed_before_the_commit(site: cli.Site, guest: qemu.Qemu) -> None:
 
 @pytest.mark.parametrize("cut", [5 * _PAGE, _JOB - 64])
 def test_recovery_puts_the_guest_back(site: cli.Site, cut: int) -> None:
-    with qemu.running(env=short(cut), ram=zero_tails, paused=False) as guest:
+    with qemu.running(env=short(cut), ram=patterns.zero_tails, paused=False) as guest:
         _killed_before_the_commit(site, guest)
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
         assert line["outcome"].startswith(
@@ -333,7 +322,7 @@ def test_recovery_puts_the_guest_back(site: cli.Site, cut: int) -> None:
 
 
 def test_recovery_records_what_it_compared(site: cli.Site) -> None:
-    with qemu.running(ram=zero_tails, paused=False) as guest:
+    with qemu.running(ram=patterns.zero_tails, paused=False) as guest:
         _killed_before_the_commit(site, guest)
         site.run("recover", check=0)
         guest.wait()
@@ -342,7 +331,7 @@ def test_recovery_records_what_it_compared(site: cli.Site) -> None:
 
 
 def test_recovery_commits_no_such_image_of_a_guest_that_is_gone(site: cli.Site) -> None:
-    with qemu.running(env=short(5 * _PAGE), ram=zero_tails, paused=False) as guest:
+    with qemu.running(env=short(5 * _PAGE), ram=patterns.zero_tails, paused=False) as guest:
         _killed_before_the_commit(site, guest)
         guest.kill()
         guest.wait()

@@ -14,13 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 _CHUNK = 4 << 20
 _PAGE = 4096
@@ -50,7 +46,7 @@ class Contents(Protocol):
         """Return the blocks by name, with their lengths in bytes."""
         ...
 
-    def chunks(self, block: str) -> Iterator[NDArray[np.uint8]]:
+    def chunks(self, block: str) -> Iterator[bytes]:
         """Yield the block from its beginning, 4 MiB at a time."""
         ...
 
@@ -87,7 +83,7 @@ class LiveRam:
         """Return the blocks by name, with their lengths in bytes."""
         return {block.name: block.length for block in self.blocks().values()}
 
-    def chunks(self, block: str) -> Iterator[NDArray[np.uint8]]:
+    def chunks(self, block: str) -> Iterator[bytes]:
         """Yield the block from its beginning, 4 MiB at a time."""
         place = self.blocks()[block]
         with self._memory(os.O_RDONLY) as memory:
@@ -95,7 +91,7 @@ class LiveRam:
                 length = min(_CHUNK, place.length - start)
                 data = os.pread(memory, length, place.address + start)
                 assert len(data) == length, f"cannot read {block} at {start:#x}"
-                yield np.frombuffer(data, np.uint8)
+                yield data
 
     def read(self, block: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return ``length`` bytes of the block at ``offset``; to its end without ``length``."""
@@ -106,10 +102,10 @@ class LiveRam:
         assert len(data) == wanted, f"cannot read {wanted} bytes of {block} at {offset:#x}"
         return data
 
-    def write(self, block: str, offset: int, content: bytes | NDArray[np.uint8]) -> None:
+    def write(self, block: str, offset: int, content: bytes | bytearray) -> None:
         """Overwrite the block at ``offset``, as the guest would; meant for a paused guest."""
         place = self.blocks()[block]
-        view = memoryview(content if isinstance(content, bytes) else content.data).cast("B")
+        view = memoryview(content)
         assert offset + len(view) <= place.length, f"{len(view)} bytes do not fit into {block}"
         with self._memory(os.O_WRONLY) as memory:
             for start in range(0, len(view), _CHUNK):
@@ -135,11 +131,11 @@ class Snapshot:
         """Return the blocks by name, with their lengths in bytes."""
         return {name: path.stat().st_size for name, path in self.files.items()}
 
-    def chunks(self, block: str) -> Iterator[NDArray[np.uint8]]:
+    def chunks(self, block: str) -> Iterator[bytes]:
         """Yield the block from its beginning, 4 MiB at a time."""
         with self.files[block].open("rb") as file:
             while data := file.read(_CHUNK):
-                yield np.frombuffer(data, np.uint8)
+                yield data
 
 
 def snapshot(contents: Contents, directory: Path) -> Snapshot:
@@ -151,8 +147,8 @@ def snapshot(contents: Contents, directory: Path) -> Snapshot:
         with files[name].open("wb") as file:
             file.truncate(length)
             for chunk in contents.chunks(name):
-                if chunk.any():
-                    file.write(chunk.data)
+                if chunk != bytes(len(chunk)):
+                    file.write(chunk)
                 else:
                     file.seek(len(chunk), os.SEEK_CUR)
     return Snapshot(files)
@@ -164,7 +160,7 @@ def digests(contents: Contents) -> dict[str, str]:
     for name in contents.lengths():
         digest = hashlib.sha256()
         for chunk in contents.chunks(name):
-            digest.update(chunk.data)
+            digest.update(chunk)
         found[name] = digest.hexdigest()
     return found
 
@@ -175,18 +171,18 @@ def assert_same(before: Contents, after: Contents) -> None:
     for name in before.lengths():
         place = 0
         for old, new in zip(before.chunks(name), after.chunks(name), strict=True):
-            if not np.array_equal(old, new):
+            if old != new:
                 raise AssertionError(_difference(name, place, old, new))
             place += len(old)
 
 
-def _difference(name: str, place: int, old: NDArray[np.uint8], new: NDArray[np.uint8]) -> str:
-    different = np.flatnonzero(old != new)
-    first = int(different[0])
-    page = (place + first) // _PAGE
-    was, now = (side[first : first + 8].tobytes().hex() for side in (old, new))
-    pages = len(np.unique((different + place) // _PAGE))
+def _difference(name: str, place: int, old: bytes, new: bytes) -> str:
+    starts = range(0, len(old), _PAGE)
+    pages = [at for at in starts if old[at : at + _PAGE] != new[at : at + _PAGE]]
+    first = next(at for at in range(pages[0], len(old)) if old[at] != new[at])
+    was, now = (side[first : first + 8].hex() for side in (old, new))
     return (
-        f"RAM block {name} differs first at byte {place + first:#x} (page {page}): was {was},"
-        f" is {now}; {pages} pages differ in this stretch of {len(old)} bytes"
+        f"RAM block {name} differs first at byte {place + first:#x} (page "
+        f"{(place + first) // _PAGE}): was {was}, is {now}; {len(pages)} pages differ in this "
+        f"stretch of {len(old)} bytes"
     )

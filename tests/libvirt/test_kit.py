@@ -109,7 +109,7 @@ def test_state_and_ram_of_a_guest(daemon: Daemon, tmp_path: Path, transient: boo
         assert guest.state() == "paused (user)"
         before = guest.snapshot_ram(tmp_path / "before")
         size = 64 * patterns.MIB
-        wanted = patterns.sparse(size - patterns.MIB).tobytes()
+        wanted = patterns.sparse(size - patterns.MIB)
         assert guest.ram.read("pc.ram", patterns.MIB) == wanted
         guest.virsh("save", tmp_path / "image", "--image-format", "sparse")
         assert guest.state() == (domain.GONE if transient else "shut off (saved)")

@@ -11,9 +11,6 @@ from tests.kit import cli, domain, inject, patterns
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
@@ -22,20 +19,15 @@ MIB = 1 << 20
 _JOB = 128 * 4096
 
 
-def zero_tails(size: int, /, seed: int = 1) -> NDArray[np.uint8]:
-    """Return pages that end in zeros."""
-    pages = patterns.dense(size, seed).copy().reshape(-1, 4096)
-    pages[:, -16:] = 0
-    return pages.reshape(-1)
-
-
 @pytest.mark.parametrize("cut", [5 * 4096, _JOB - 512])
 @pytest.mark.parametrize("format", ["libvirt", "native"])
 def test_pages_that_were_not_written(daemon: Daemon, site: cli.Site, format: str, cut: int) -> None:
     """The guest is resumed; QEMU's pid and memory are found through libvirt."""
     rule = inject.Rule("pwritev", "short", cut, path=".partial", first=10 * MIB, last=40 * MIB)
     env = inject.environment(rule)
-    with domain.running(daemon, ram=zero_tails, env=env, paused=False, transient=False) as guest:
+    with domain.running(
+        daemon, ram=patterns.zero_tails, env=env, paused=False, transient=False
+    ) as guest:
         save = ("save", guest.address, "--image", "one", "--format", format, "--json")
         error = site.run(*save, check=4).json()["error"]
         assert error["data"]["found"]["id"] == "image.pages_missing"

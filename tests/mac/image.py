@@ -193,8 +193,6 @@ def _install_python(root: Path) -> None:
         *(f"--platform={platform}" for platform in _PLATFORMS),
         *_requirements(),
     )
-    for tests in target.glob("numpy/**/tests"):
-        shutil.rmtree(tests)
     # Compiling takes ten times as long where every instruction is emulated.
     _run("chroot", root, python.name, "-m", "compileall", "-q", "-j2", Path("/") / "usr/local/lib")
 
