@@ -33,6 +33,7 @@ COMMANDS = (
         "config",
         "config show",
         "config schema",
+        "config policies",
     ),
 )
 HEAVY = {"pydantic", "qemu.qmp", "yaml", "rich", "tenacity"}

@@ -1,4 +1,4 @@
-"""``mapsave config show|schema``."""
+"""``mapsave config show|schema|policies``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mapsave.cli.options import Command, Group, of
 
 @click.group("config", cls=Group)
 def command() -> None:
-    """Show the effective configuration, or its schema."""
+    """Show the effective configuration, its schema, or where label policies are."""
 
 
 @command.command("show", cls=Command)
@@ -44,3 +44,13 @@ def schema(_: click.Context, /, kind: str) -> None:
 
         found = config.schema()
     output.say(json.dumps(found, indent=2) + "\n")
+
+
+@command.command("policies", cls=Command)
+@click.pass_context
+def policies(context: click.Context, /) -> None:
+    """Print the directory of the label policies, SELinux modules and AppArmor profiles shipped."""
+    from mapsave.labels import policy
+
+    directory = str(policy.shipped_directory())
+    output.result(of(context), {"directory": directory, "policies": policy.shipped()}, directory)

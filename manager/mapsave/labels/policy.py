@@ -98,7 +98,7 @@ def load(name_or_path: str, search: Sequence[Path] = ()) -> Policy:
     """
     if is_path(name_or_path):
         return _read(Path(name_or_path))
-    shipped_here = _shipped_directory()
+    shipped_here = shipped_directory()
     for directory in (*search, SYSTEM_DIRECTORY):
         file = directory / (name_or_path + SUFFIX)
         if file.is_file():
@@ -117,11 +117,12 @@ def is_path(name_or_path: str) -> bool:
 
 def shipped() -> list[str]:
     """Return the names of the policies that come with mapsave."""
-    directory = _shipped_directory()
+    directory = shipped_directory()
     return sorted({*BUILT_IN, *(file.stem for file in directory.glob("*" + SUFFIX))})
 
 
-def _shipped_directory() -> Path:
+def shipped_directory() -> Path:
+    """Return the directory of what comes with mapsave: policies, SELinux and AppArmor files."""
     return Path(str(resources.files("mapsave"))) / "policies"
 
 
