@@ -165,7 +165,7 @@ def tidy(part: Any) -> Any:
     Left out are fields that are no keys; what has a default may be null; types that are written
     otherwise than msgspec knows are described as they are written.
     """
-    if isinstance(part, list):
+    if isinstance(part, (list, tuple)):
         return [tidy(each) for each in part]
     if not isinstance(part, dict):
         return part

@@ -103,7 +103,7 @@ async def test_life_of_an_operation(path: Path) -> None:
     assert [(each.step, each.data) for each in steps] == [("begin", {"pid": 7}), ("migrate", {})]
     assert before <= steps[0].time <= steps[1].time <= found.ended
     assert found.as_dict()["request"] == {"image": "ü", "deep": [1, None]}
-    assert list(found.as_dict()) == list(rows.COLUMNS)
+    assert list(found.as_dict()) == [*rows.COLUMNS, "progress", "revision"]
 
 
 async def test_names_that_are_no_utf8(path: Path) -> None:

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsave import unix_socket
+from mapsave.history.states import ENDED
 
 from tests.kit import cli, processes, tree, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-ENDED = frozenset(("done", "failed", "cancelled"))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def command(**patience: float) -> list[str]:
     """Return what runs ``mapsave`` with that patience; see ``connections.Patience``."""
     code = (
-        "from mapsave.cli import main; from mapsave.service import connections;"
+        "from mapsave.cli import main; from mapsave.service.api import connections;"
         f"connections.USUAL = connections.Patience(**{patience!r}); main.command()"
     )
     return [sys.executable, "-c", code]

@@ -11,12 +11,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mapsave.history import states
+from mapsave.history.rows import Record
+from mapsave.service.api import requests
 from mapsave.service.metrics.scrape import JobState, Sources
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from mapsave.service.metrics.metrics import Metrics
     from prometheus_client.metrics_core import Metric
@@ -35,10 +38,11 @@ class State:
     jobs: dict[str, JobState] = dataclasses.field(default_factory=dict)
     listeners: int = 0
 
-    def sources(self, **other: Callable[[], Any]) -> Sources:
+    def sources(self, **other: Any) -> Sources:
         """Return the sources that read this."""
         return Sources(
             **{
+                "kinds": requests.KINDS,
                 "running": lambda: self.running,
                 "pending": lambda: self.pending,
                 "journal_bytes": lambda: self.journal,
@@ -50,12 +54,18 @@ class State:
         )
 
 
-def saved(**different: Any) -> dict[str, Any]:
+def saved(**different: Any) -> Record:
     """Return the record of a save that is done."""
     result = {"guest": "db", "data_bytes": 1 << 30, "bytes_per_s": 2_000_000, "duration_s": 3.0}
     record = {
+        "id": "0123456789ab",
         "kind": "save",
         "state": "done",
+        "parent": None,
+        "image": None,
+        "user": "root",
+        "request": {},
+        "created": 1000.0,
         "guest": "db",
         "job": "nightly",
         "started": 1000.0,
@@ -63,7 +73,8 @@ def saved(**different: Any) -> dict[str, Any]:
         "result": {**result, "downtime_s": 0.2},
         "error": None,
     }
-    return {**record, **different}
+    known = {**record, **different}
+    return Record(**{**known, "state": states.State(known["state"])})
 
 
 async def families(metrics: Metrics, accept: str | None = None) -> list[Metric]:

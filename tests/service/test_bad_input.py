@@ -67,22 +67,22 @@ def refused(answer: service.Answer, status: int, error: str) -> str:
         (b'{"kind": "save", "guest": "db", "save": {"channels": %s}}' % (b"9" * 5000), "not JSON"),
         (b'{"kind": "save", "guest": "db", "guest": "db"}', "a key is given more than once"),
         (b'{"kind": "save", "guest": "db", "save": {"then": "quit", "then": "quit"}}', "once"),
-        (b"null", "valid dictionary"),
-        (b"[]", "valid dictionary"),
-        (b'"save"', "valid dictionary"),
-        (b"1", "valid dictionary"),
+        (b"null", "must be an object"),
+        (b"[]", "must be an object"),
+        (b'"save"', "must be an object"),
+        (b"1", "must be an object"),
         (b"{}", "kind"),
         (b'{"kind": null}', "kind"),
         (b'{"kind": ["save"]}', "kind"),
         (b'{"kind": "shave", "guest": "db"}', "shave"),
-        (b'{"kind": "save"}', "guest: Field required"),
-        (b'{"kind": "save", "guest": 7}', "guest: Input should be a valid string"),
+        (b'{"kind": "save"}', "the key 'guest' is missing"),
+        (b'{"kind": "save", "guest": 7}', "guest: must be text"),
         (b'{"kind": "save", "guest": null}', "guest"),
         (b'{"kind": "save", "guest": {"name": "db"}}', "guest"),
         (b'{"kind": "save", "guest": ""}', "guest"),
         (b'{"kind": "save", "guest": "db", "save": []}', "save"),
-        (b'{"kind": "save", "guest": "db", "hurry": true}', "hurry: Extra inputs"),
-        (b'{"kind": "save", "guest": "db", "save": {"hurry": 1}}', "save.hurry: Extra inputs"),
+        (b'{"kind": "save", "guest": "db", "hurry": true}', "unknown key 'hurry'"),
+        (b'{"kind": "save", "guest": "db", "save": {"hurry": 1}}', "unknown key 'hurry'"),
         (b'{"kind": "save", "guest": "db", "save": {"channels": 0}}', "save.channels"),
         (b'{"kind": "save", "guest": "db", "save": {"channels": 2.5}}', "save.channels"),
         (b'{"kind": "save", "guest": "db", "save": {"timeout": -1}}', "save.timeout"),
@@ -258,7 +258,7 @@ def test_queries_that_are_not_understood(
     mapsaved: service.Service, target: str, field: str
 ) -> None:
     message = refused(mapsaved.request("GET", target), 400, "request.invalid")
-    assert message.startswith(field)
+    assert field in message
 
 
 def test_a_query_that_is_no_text_finds_nothing(mapsaved: service.Service) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mapsave.history.states import ENDED
 
 from tests.fleet import fleet
 from tests.kit import cli, service, wait
@@ -102,7 +103,7 @@ def listening(mapsaved: service.Service, query: str = "") -> Iterator[Listener]:
 def ended(listener: Listener, operation: str) -> bool:
     """Return whether the end of an operation has been told."""
     return any(
-        kind == "operation" and data["id"] == operation and data["state"] in service.ENDED
+        kind == "operation" and data["id"] == operation and data["state"] in ENDED
         for kind, data in listener.events
     )
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import mapsave
 import pytest
 import yaml
+from mapsave.service.api.requests import KINDS
 from mapsave.service.metrics import metrics as metrics_module
 from mapsave.service.metrics.metrics import Metrics
-from mapsave.service.metrics.scrape import KINDS, JobState
+from mapsave.service.metrics.scrape import JobState
 from prometheus_client import parser
 
 from tests.kit import tree

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mapsave import errors
 from mapsave.history import history
-from mapsave.service import operation as states
+from mapsave.history.states import State as Stage
 from mapsave.service.events import Hub
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.operation import Operation
@@ -97,11 +97,11 @@ async def test_found_in_the_state_that_is_known_here(operations: Operations) -> 
     ones = [await operations.begin(_new(guest=guest), work) for guest in ("a", "b", "a")]
     async with asyncio.timeout(20):
         for each in ones:
-            while each.state != states.COMMITTING:
+            while each.state != Stage.COMMITTING:
                 await each.wait_change(each.revision, 20)
 
     async def found(**wanted: Any) -> list[str]:
-        return [each["id"] for each in await operations.find(**wanted)]
+        return [each.id for each in await operations.find(**wanted)]
 
     ids = [each.id for each in reversed(ones)]
     assert await found(state="committing") == ids
@@ -120,7 +120,7 @@ async def test_found_in_the_state_that_is_known_here(operations: Operations) -> 
 
 async def _until_committing(active: Operation) -> None:
     async with asyncio.timeout(20):
-        while active.state != states.COMMITTING:
+        while active.state != Stage.COMMITTING:
             await active.wait_change(active.revision, 20)
 
 

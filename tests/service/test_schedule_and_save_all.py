@@ -10,6 +10,7 @@ import pytest
 import yaml
 from mapsave import config as configuration
 from mapsave.history import history
+from mapsave.service import work as work_
 from mapsave.service.operation import Operation
 from mapsave.service.service import Service
 
@@ -87,12 +88,15 @@ async def test_only_what_really_saves_keeps_jobs_from_running(
         return {}
 
     async with history.opened(site.state / "journal.db") as kept:
-        ours = Service(lambda: config, config, kept)
+        ours = Service(
+            lambda: config, config, kept, notifying={"job": False}, start_job=work_.start_job
+        )
         job = ours.jobs.get("nightly")
         request = {"dry_run": True} if dry_run else {}
         await ours.operations.begin(Operation("save-all", "root", request), work)
-        left_out = await ours.start_job(job)
+        left_out = await work_.start_job(ours, job)
         assert (left_out is None) == dry_run
-        assert ours.is_running("nightly") == dry_run
+        running = [each.job for each in ours.operations.under_way() if each.kind == "job"]
+        assert (running == ["nightly"]) == dry_run
         over.set()
         await ours.operations.stop(finish=True)

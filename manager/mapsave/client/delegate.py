@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
 from mapsave.client import connection
+from mapsave.history.states import ENDED
 from mapsave.migration import progress
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _WAIT = 30.0
 _RECONNECT = 60.0
-_ENDED = ("done", "failed", "cancelled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _follow(client: Client, number: str, report: Report, patience: Patience) -> 
         found = connection.reconnecting(
             client, path, patience.reconnect, wait=patience.wait, since=since
         )
-        if found["state"] in _ENDED:
+        if found["state"] in ENDED:
             return found
         since = found["revision"]
         if found["progress"]:

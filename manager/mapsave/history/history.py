@@ -15,24 +15,26 @@ import logging
 import sqlite3
 import time
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mapsave import errors, shielded
 from mapsave.history import rows, schema, writer
 from mapsave.history.reader import History
 from mapsave.history.rows import Record, Step
+from mapsave.history.states import ENDED, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
-__all__ = ["ENDED", "Journal", "Record", "Step", "opened"]
+    from mapsave.history.rows import Facts
+
+__all__ = ["Journal", "Record", "Step", "opened"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-ENDED = ("done", "failed", "cancelled")
 _PRUNED = 500  # operations in one transaction, so that one which begins need not wait long
 
 
@@ -70,7 +72,7 @@ class Journal(History):
         except sqlite3.Error as error:
             raise schema.failure(self._path, "write", error) from None
 
-    def step(self, operation: str, step: str, data: Mapping[str, Any]) -> None:
+    def step(self, operation: str, step: str, data: Mapping[str, object]) -> None:
         """Queue a step of an operation; never blocks, and raises nothing.
 
         It is on stable storage once what is written after it is. Logged if it cannot be written.
@@ -96,7 +98,7 @@ class Journal(History):
             return
         written.add_done_callback(functools.partial(_tell_loss, what))
 
-    async def change(self, operation: str, **fields: Any) -> None:
+    async def change(self, operation: str, **fields: object) -> None:
         """Change fields of an operation under way: state, started, step, guest, job or image.
 
         Done when this returns, and cancelled too. Raises UnknownOperation where no such one is
@@ -110,21 +112,22 @@ class Journal(History):
     async def end(
         self,
         operation: str,
-        state: str,
+        state: State,
         *,
         ended: float | None = None,
-        result: dict[str, Any] | None = None,
-        error: dict[str, Any] | None = None,
+        result: Facts | None = None,
+        error: Facts | None = None,
     ) -> None:
         """Enter the outcome of an operation: on stable storage when this returns.
 
-        ``state`` is done, failed or cancelled, since ``ended``, or else since now. Entered also
+        ``state`` is one of ``ENDED``, since ``ended``, or else since now. Entered also
         when cancelled. Raises UnknownOperation where no such one is under way, Refused where the
         journal cannot be written: it counts as under way then.
         """
         if state not in ENDED:
             raise ValueError(f"an operation does not finish as {state!r}")
-        outcome = {"state": state, "ended": ended or time.time(), "result": result, "error": error}
+        outcome: Facts = {"state": state, "ended": ended or time.time()}
+        outcome |= {"result": result, "error": error}
         query = rows.update(operation, outcome)
         await self._update(operation, query, f"the end of operation {operation}: {outcome}")
 
@@ -231,6 +234,6 @@ def _unknown(operation: str) -> errors.UnknownOperation:
     return errors.UnknownOperation(f"no operation {operation!r} is in progress in the history")
 
 
-def _tell_loss(what: str, written: futures.Future[Any]) -> None:
+def _tell_loss(what: str, written: futures.Future[T]) -> None:
     if (error := written.exception()) is not None:
         _log.error("could not record %s: %s", what, error)

@@ -9,12 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from mapsave.history.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
-Row = tuple[Any, ...]
+    Row = tuple[Any, ...]  # what SQLite returns
+    Bound = bytes | float | None  # what SQLite is given
+    Facts = dict[str, object]  # an object of JSON
 
 _NEWEST = 2**63 - 1  # the highest rowid there can be, sqlite.org/autoinc.html
 
@@ -28,23 +33,23 @@ class Record:
 
     id: str
     kind: str
-    state: str
+    state: State
     guest: str | None
     job: str | None
     parent: str | None
     image: str | None
     user: str
-    request: dict[str, Any]
+    request: Facts
     created: float
     started: float | None = None
     ended: float | None = None
     step: str | None = None
-    result: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
+    result: Facts | None = None
+    error: Facts | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the operation as the object that the service's API shows."""
-        return {column: getattr(self, column) for column in COLUMNS}
+    def as_dict(self) -> Facts:
+        """Return the operation as the service's API shows one that is not under way there."""
+        return {**vars(self), "progress": None, "revision": 0}
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,14 @@ class Step:
 
     time: float
     step: str
-    data: dict[str, Any]
+    data: Facts
 
 
 class Query(NamedTuple):
     """An SQL statement and the values of its question marks."""
 
     sql: str
-    values: Sequence[Any]
+    values: Sequence[Bound]
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Record))
@@ -87,7 +92,7 @@ def record(row: Row) -> Record:
     for column in _OBJECTS:
         if found[column] is not None:
             found[column] = json.loads(found[column])
-    return Record(**found)
+    return Record(**{**found, "state": State(found["state"])})
 
 
 def insertion(new: Record) -> Query:
@@ -97,7 +102,7 @@ def insertion(new: Record) -> Query:
     return Query(f"INSERT INTO operations ({', '.join(COLUMNS)}) VALUES ({places})", values)  # noqa: S608
 
 
-def update(operation: str, fields: Mapping[str, Any]) -> Query:
+def update(operation: str, fields: Mapping[str, object]) -> Query:
     """Return how fields of an operation under way are changed; an outcome stays as it is."""
     changes = ", ".join(f"{column} = {_place(column)}" for column in fields)
     values = [_bound(column, value) for column, value in fields.items()]
@@ -168,9 +173,12 @@ def _place(column: str) -> str:
     return "?" if column in _TIMES else _TEXT
 
 
-def _bound(column: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if column in _OBJECTS:
-        return json.dumps(value)
-    return float(value) if column in _TIMES else text(value)
+def _bound(column: str, value: object) -> Bound:
+    match value:
+        case None:
+            return None
+        case _ if column in _OBJECTS:
+            return json.dumps(value).encode()
+        case int() | float():
+            return float(value)
+    return text(str(value))

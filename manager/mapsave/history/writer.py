@@ -20,7 +20,7 @@ _BATCH = 500  # writes in one transaction
 
 
 class _Write(NamedTuple):
-    work: Callable[[sqlite3.Connection], Any]
+    work: Callable[[sqlite3.Connection], object]
     done: Future[Any]
 
 

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.service import tls
@@ -22,6 +22,8 @@ from mapsave.service.peers import Role
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine
+
+    from aiohttp import web
 
     from mapsave.service.peers import Roles
     from mapsave.service.tls import Tls
@@ -53,14 +55,14 @@ class Acceptor:
     """Gives the connections of listening sockets to ``server``, the server of aiohttp."""
 
     def __init__(
-        self, server: Any, roles: Callable[[], Roles], limits: Limits | None = None
+        self, server: web.Server, roles: Callable[[], Roles], limits: Limits | None = None
     ) -> None:
         self._server = server
         self._roles = roles
         self._limits = limits or USUAL
         self._places = asyncio.Semaphore(self._limits.handshakes)
         self._shaking: collections.Counter[str] = collections.Counter()
-        self._strangers: dict[Any, str] = {}
+        self._strangers: dict[asyncio.BaseProtocol, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: dict[str, float] = {}
 
@@ -76,7 +78,7 @@ class Acceptor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work, name="accept")
         self._tasks.add(task)
         task.add_done_callback(self._ended)

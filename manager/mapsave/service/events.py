@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors, strict_json
 
@@ -73,7 +73,7 @@ class Hub:
         finally:
             self._listeners.discard(listener)
 
-    def tell(self, kind: str, data: Mapping[str, Any], operation: str | None = None) -> None:
+    def tell(self, kind: str, data: Mapping[str, object], operation: str | None = None) -> None:
         """Tell all listeners, and those of ``operation`` alone, that something happened."""
         self._number += 1
         if not self._listeners:

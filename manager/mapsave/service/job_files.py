@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import ownership
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mapsave.config import Config
+    from mapsave.history.rows import Facts
     from mapsave.jobs.job import Job
 
 
@@ -25,7 +26,7 @@ class Broken:
     path: Path
     error: errors.MapsaveError
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> Facts:
         """Return it as the API and ``mapsave job list`` show it."""
         return {"file": str(self.path), "error": self.error.as_dict()}
 
@@ -107,7 +108,7 @@ def _check_writers(path: Path) -> None:
         )
 
 
-def line(job: Job, config: Config) -> dict[str, Any]:
+def line(job: Job, config: Config) -> Facts:
     """Return a job as the API and ``mapsave job list`` show it. Raises ConfigError."""
     return {
         "name": job.name,

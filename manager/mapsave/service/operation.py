@@ -7,17 +7,15 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from mapsave.history.history import Record
+from mapsave.history.rows import Record
+from mapsave.history.states import ENDED, State
 
 if TYPE_CHECKING:
+    from mapsave.history.rows import Facts
     from mapsave.migration.progress import Progress
 
-PENDING, RUNNING, COMMITTING = "pending", "running", "committing"
-DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
-State = Literal["pending", "running", "committing", "done", "failed", "cancelled"]
-ENDED = frozenset((DONE, FAILED, CANCELLED))
 ID_BYTES = 6
 # From this step of a save on its image is about to be valid: it is finished, not cancelled.
 _COMMIT = "commit"
@@ -29,20 +27,20 @@ class Operation:
 
     kind: str
     user: str
-    request: dict[str, Any]
+    request: Facts
     guest: str | None = None
     job: str | None = None
     image: str | None = None
     parent: str | None = None
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(ID_BYTES))
-    state: str = PENDING
+    state: State = State.PENDING
     created: float = dataclasses.field(default_factory=time.time)
     started: float | None = None
     ended: float | None = None
     step: str | None = None
     progress: Progress | None = None
-    result: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
+    result: Facts | None = None
+    error: Facts | None = None
     revision: int = 0
     task: asyncio.Task[None] | None = dataclasses.field(default=None, repr=False)
     cancel_requested: bool = False
@@ -54,7 +52,7 @@ class Operation:
         """Whether it has ended."""
         return self.state in ENDED
 
-    def change(self, **fields: Any) -> None:
+    def change(self, **fields: object) -> None:
         """Set some fields, and wake those who wait for a change."""
         for name, value in fields.items():
             setattr(self, name, value)
@@ -64,8 +62,8 @@ class Operation:
 
     def saw(self, step: str) -> None:
         """Note a step of the step journal."""
-        if step == _COMMIT and self.state == RUNNING:
-            self.change(step=step, state=COMMITTING)
+        if step == _COMMIT and self.state == State.RUNNING:
+            self.change(step=step, state=State.COMMITTING)
         else:
             self.change(step=step)
 
@@ -86,22 +84,12 @@ class Operation:
         names = (each.name for each in dataclasses.fields(Record))
         return Record(**{name: getattr(self, name) for name in names})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Facts:
         """Return it as the API shows it."""
-        return {
-            **self.record().as_dict(),
-            "progress": progress_as_dict(self.progress),
-            "revision": self.revision,
-        }
+        progress = None if self.progress is None else progress_as_dict(self.progress)
+        return {**vars(self.record()), "progress": progress, "revision": self.revision}
 
 
-def of_record(record: Record) -> dict[str, Any]:
-    """Return an operation that is not under way here as the API shows it."""
-    return {**record.as_dict(), "progress": None, "revision": 0}
-
-
-def progress_as_dict(progress: Progress | None) -> dict[str, Any] | None:
+def progress_as_dict(progress: Progress) -> Facts:
     """Return how far an operation is: bytes, bytes per second, seconds."""
-    if progress is None:
-        return None
     return {**dataclasses.asdict(progress), "eta_s": progress.eta_s}

@@ -7,11 +7,10 @@ must not take them all, least of all where the file system never answers.
 from __future__ import annotations
 
 import asyncio
-import functools
 import queue
 import threading
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from mapsave import errors
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+P = ParamSpec("P")
 T = TypeVar("T")
-_Work = tuple["Callable[[], Any]", "futures.Future[Any]"]
 
 
 class Looking:
@@ -33,7 +32,7 @@ class Looking:
     def __init__(self, threads: int, waiting: int) -> None:
         self._threads = threads
         self._room = threading.Semaphore(threads + waiting)
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         for number in range(self._threads):
@@ -51,7 +50,7 @@ class Looking:
         for _ in range(self._threads):
             self._queue.put(None)
 
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what ``function`` returns, off the event loop.
 
         Cancelled, it does not wait for a function that has begun. Raises ServiceBusy where too many
@@ -63,17 +62,18 @@ class Looking:
             )
         done: futures.Future[T] = futures.Future()
         done.add_done_callback(lambda _: self._room.release())
-        self._queue.put((functools.partial(function, *arguments), done))
+
+        def work() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                done.set_result(function(*args, **kwargs))
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._queue.put(work)
         return await asyncio.wrap_future(done)
 
     def _work(self) -> None:
-        while (found := self._queue.get()) is not None:
-            work, done = found
-            if not done.set_running_or_notify_cancel():
-                continue
-            try:
-                result = work()
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(result)
+        while (work := self._queue.get()) is not None:
+            work()

@@ -9,15 +9,20 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
+from mapsave.history.states import State
 from mapsave.hooks import recover
 from mapsave.image import store
 from mapsave.operations import journal_facts, recover_restore, recover_result, restored_notes
-from mapsave.service import operation as states
 
 if TYPE_CHECKING:
-    from mapsave.history.history import Journal, Record
+    from collections.abc import Callable
+
+    from mapsave.config import Config
+    from mapsave.history.history import Journal
+    from mapsave.history.rows import Facts, Record
     from mapsave.image.store import Entry
-    from mapsave.service.service import Service
+    from mapsave.service.registry import Operations
+    from mapsave.service.slots import Slots
 
     Line = dict[str, Any]
 
@@ -36,9 +41,18 @@ class Recovery:
     What cannot be dealt with yet is tried again.
     """
 
-    def __init__(self, service: Service, journal: Journal) -> None:
-        self._service = service
+    def __init__(
+        self,
+        operations: Operations,
+        slots: Slots,
+        journal: Journal,
+        config: Callable[[], Config],
+    ) -> None:
+        """``config`` returns the configuration in force."""
+        self._operations = operations
+        self._save_slots = slots
         self._journal = journal
+        self._config = config
         self._one_at_a_time = asyncio.Lock()
         self._dealt_with: dict[str, Line] = {}
         self._slots: dict[str, contextlib.ExitStack] = {}
@@ -48,7 +62,7 @@ class Recovery:
 
     @property
     def _interrupted(self) -> dict[str, Record]:
-        return self._service.operations.interrupted
+        return self._operations.interrupted
 
     async def begin(self) -> None:
         """Note what was under way when the service before us ended."""
@@ -60,18 +74,18 @@ class Recovery:
         saves = [
             each
             for each in self._interrupted.values()
-            if each.kind == "save" and each.state != states.PENDING
+            if each.kind == "save" and each.state != State.PENDING
         ]
         if not saves:
             return
         device = await self._device()
         for each in saves:
             stack = self._slots[each.id] = contextlib.ExitStack()
-            stack.enter_context(self._service.slots.held(device))
+            stack.enter_context(self._save_slots.held(device))
 
     async def _device(self) -> int:
         """Return the file system of the images; 0 where it is unknown."""
-        look = asyncio.to_thread(os.stat, self._service.config.images)
+        look = asyncio.to_thread(os.stat, self._config().images)
         try:
             return (await asyncio.wait_for(look, _PATIENCE)).st_dev
         except (OSError, TimeoutError):
@@ -88,7 +102,7 @@ class Recovery:
     def ended(self, operation: str) -> None:
         """Recover again where an operation that has ended left its step journal behind."""
         try:
-            if operation not in journal_facts.operations(self._service.config.state):
+            if operation not in journal_facts.operations(self._config().state):
                 return
         except OSError as error:
             # Whether it has is found out by trying.
@@ -123,10 +137,10 @@ class Recovery:
                 await asyncio.sleep(pause)
             pause = min(pause * 2, _LATER)
 
-    async def once(self) -> dict[str, Any]:
+    async def once(self) -> Line:
         """Recover once; return what ``mapsave recover --json`` prints. Raises Refused, OSError."""
         async with self._one_at_a_time:
-            config = self._service.config
+            config = self._config()
             # What is left from now on may come too late for this time.
             self._wanted.clear()
             await self._settle_others()
@@ -162,7 +176,7 @@ class Recovery:
 
     async def _settle_others(self) -> None:
         """Settle those that no step journal speaks of: they waited, or had just ended."""
-        spoken_of = journal_facts.operations(self._service.config.state)
+        spoken_of = journal_facts.operations(self._config().state)
         others = [each for each in self._interrupted.values() if each.id not in spoken_of]
         if not others:
             return
@@ -174,27 +188,25 @@ class Recovery:
         """Put into the journal what became of an operation of the service before us."""
         line = self._dealt_with.get(record.id)
         result = self._result(record, line, images)
-        operations = self._service.operations
+        operations = self._operations
         if result is not None:
-            await operations.settle(record, states.DONE, result=result)
+            await operations.settle(record, State.DONE, result=result)
         else:
             outcome = line["outcome"] if line else "nothing was in progress any more"
             error = recover_result.interrupted("the service", outcome, record.step)
-            await operations.settle(record, states.CANCELLED, error=error.as_dict())
+            await operations.settle(record, State.CANCELLED, error=error.as_dict())
         self._give_slot_back(record.id)
         self._dealt_with.pop(record.id, None)
 
     async def _images(self) -> dict[str, Entry]:
         """Return the good images, by their paths and by the ids of the operations they are of."""
-        directory = self._service.config.images
+        directory = self._config().images
 
         def look() -> dict[str, Entry]:
             if not directory.is_dir():
                 return {}
             with store.directory(directory) as held:
-                entries = store.entries(
-                    held, restored=restored_notes.noted(self._service.config.state)
-                )
+                entries = store.entries(held, restored=restored_notes.noted(self._config().state))
                 good = [each for each in entries if recover_result.is_good(each)]
             return {each.path: each for each in good} | {
                 str(each.metadata["operation"]): each
@@ -204,9 +216,7 @@ class Recovery:
 
         return await asyncio.to_thread(look)
 
-    def _result(
-        self, record: Record, line: Line | None, images: dict[str, Entry]
-    ) -> dict[str, Any] | None:
+    def _result(self, record: Record, line: Line | None, images: dict[str, Entry]) -> Facts | None:
         """Return the result of what has reached its end after all; None for the others."""
         outcome = str(line["outcome"]) if line else ""
         if record.kind == "save":
@@ -215,7 +225,7 @@ class Recovery:
             if line is not None and recover_result.holds_guest(outcome):
                 return recover_result.gone(line)
         if record.kind == "restore":
-            path = line["image"] if line else self._service.config.images / str(record.image)
+            path = line["image"] if line else self._config().images / str(record.image)
             entry = images.get(os.path.realpath(path))
             over = (
                 line is None

@@ -8,30 +8,30 @@ import logging
 import math
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from mapsave import errors, shielded
+from mapsave.history.states import State
 from mapsave.operations import journal as steps
-from mapsave.service import operation as states
-from mapsave.service.operation import Operation, of_record
+from mapsave.service.operation import Operation, progress_as_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from mapsave.history.history import Journal, Record, Step
+    from mapsave.history.history import Journal
+    from mapsave.history.rows import Facts, Record, Step
     from mapsave.migration.progress import Progress
     from mapsave.service.events import Hub
     from mapsave.service.metrics.metrics import Metrics
 
-    Work = Callable[[Operation], Awaitable[dict[str, Any]]]
+    Work = Callable[[Operation], Awaitable[Facts]]
     Ended = Callable[[Operation], None]
 
 _log = logging.getLogger(__name__)
 
 MOST = 10_000  # operations under way at once
-_COLUMNS = ("kind", "guest", "job", "parent")
 _PREFIX = re.compile(r"[0-9a-f]{1,12}")
 
 
@@ -54,11 +54,11 @@ class Operations:
     def __len__(self) -> int:
         return len(self._active) + len(self.interrupted)
 
-    def under_way(self) -> Iterable[Operation]:
+    def under_way(self) -> list[Operation]:
         """Return the operations under way, oldest first."""
         return list(self._active.values())
 
-    def all_under_way(self) -> Iterable[Operation | Record]:
+    def all_under_way(self) -> list[Operation | Record]:
         """Return those to be recovered too, which QEMU may still be doing; oldest first."""
         return [*self.interrupted.values(), *self._active.values()]
 
@@ -93,7 +93,7 @@ class Operations:
         parent = self._active.get(new.parent or "")
         return parent is not None and parent.kind == "save-all"
 
-    async def perform(self, new: Operation, work: Work) -> dict[str, Any]:
+    async def perform(self, new: Operation, work: Work) -> Facts:
         """Begin an operation that is part of another one, and return its result.
 
         Cancelled, it cancels the operation and waits for its end. One that is done all the same
@@ -116,7 +116,7 @@ class Operations:
 
     async def starts(self, active: Operation) -> None:
         """Note that an operation's turn has come."""
-        active.change(state=states.RUNNING, started=time.time())
+        active.change(state=State.RUNNING, started=time.time())
         await self._journal.change(active.id, state=active.state, started=active.started)
         self._tell(active)
 
@@ -134,7 +134,7 @@ class Operations:
         active.change(progress=progress)
         self._hub.tell(
             "progress",
-            {"id": active.id, "progress": states.progress_as_dict(progress)},
+            {"id": active.id, "progress": progress_as_dict(progress)},
             active.id,
         )
 
@@ -142,7 +142,7 @@ class Operations:
         """Tell an operation to stop; it rolls everything back first. Raises NotCancellable."""
         if active.is_over:
             raise errors.NotCancellable(f"operation {active.id} has finished: {active.state}")
-        if active.state == states.COMMITTING:
+        if active.state == State.COMMITTING:
             raise errors.NotCancellable(
                 f"operation {active.id} is committing its image and will be completed instead"
             )
@@ -150,7 +150,7 @@ class Operations:
 
     def _cancel(self, active: Operation) -> None:
         # Once: a second one must not tear the undoing apart. What commits is finished instead.
-        if active.cancel_requested or active.state == states.COMMITTING:
+        if active.cancel_requested or active.state == State.COMMITTING:
             return
         active.cancel_requested = True
         # A task that is cancelled before its first step would end without a word.
@@ -179,7 +179,7 @@ class Operations:
                 if each.kind == "job" and each.id not in parents
             }
             for active in self.under_way():
-                if active.state == states.PENDING or not finish or active.id in idle & waited:
+                if active.state == State.PENDING or not finish or active.id in idle & waited:
                     self._cancel(active)
             waited = idle
             tasks = [each.task for each in self._active.values() if each.task is not None]
@@ -209,61 +209,62 @@ class Operations:
             )
         return found.pop()
 
-    async def get(self, operation: str) -> dict[str, Any]:
-        """Return an operation as the API shows it. Raises UnknownOperation."""
-        if (known := self._known(operation)) is not None:
-            return known.as_dict()
-        record = await self._journal.get(operation)
-        if record is None:
+    async def get(self, operation: str) -> Operation | Record:
+        """Return an operation. Raises UnknownOperation."""
+        found = self._known(operation) or await self._journal.get(operation)
+        if found is None:
             raise errors.UnknownOperation(f"no operation {operation!r}")
-        return of_record(record)
+        return found
 
-    async def find(self, *, active: bool = False, **wanted: Any) -> list[dict[str, Any]]:
-        """Return operations, newest first; ``wanted`` is what the journal's ``find`` takes.
+    async def find(
+        self,
+        *,
+        active: bool = False,
+        state: State | None = None,
+        before: str | None = None,
+        limit: int = 100,
+        **alike: str | None,
+    ) -> list[Operation | Record]:
+        """Return at most ``limit`` operations, newest first.
 
-        With ``active`` only those under way, which the journal need not be asked for.
+        ``alike`` gives values of kind, guest, job and parent; None is any. ``before`` is the id of
+        the last operation of the page before. With ``active`` only those under way, for which the
+        journal is not read. Raises UnknownOperation.
         """
+        wanted = {name: value for name, value in alike.items() if value is not None}
+
+        def is_wanted(each: Operation | Record) -> bool:
+            return all(getattr(each, name) == value for name, value in wanted.items())
+
         if active:
-            return self._find_active(**wanted)
-        records = await self._journal.find(**wanted)
-        found = {
-            record.id: known.as_dict() if (known := self._known(record.id)) else of_record(record)
-            for record in records
-        }
-        state = wanted.get("state")
+            under_way = [
+                each
+                for each in reversed(self.all_under_way())
+                if is_wanted(each) and state in (None, each.state)
+            ]
+            names = [each.id for each in under_way]
+            return under_way[names.index(before) + 1 if before in names else 0 :][:limit]
+        records = await self._journal.find(state=state, before=before, limit=limit, **wanted)
+        found = {each.id: self._known(each.id) or each for each in records}
         if state is None:
             return list(found.values())
         # The journal hears of a state later than we know it, and of some not at all.
-        before = wanted.get("before")
-        end = (await self.get(before))["created"] if before is not None else math.inf
-        alike = {name: wanted[name] for name in _COLUMNS if wanted.get(name) is not None}
-        for each in (*self._active.values(), *self._unwritten.values()):
-            if each.created < end and all(getattr(each, name) == alike[name] for name in alike):
-                found[each.id] = each.as_dict()
-        good = [each for each in found.values() if each["state"] == state]
-        return sorted(good, key=lambda each: -each["created"])[: wanted.get("limit")]
+        end = (await self.get(before)).created if before is not None else math.inf
+        for known in (*self._active.values(), *self._unwritten.values()):
+            if known.created < end and is_wanted(known):
+                found[known.id] = known
+        good = [each for each in found.values() if each.state == state]
+        return sorted(good, key=lambda each: -each.created)[:limit]
 
     def _known(self, operation: str) -> Operation | None:
         return self._active.get(operation) or self._unwritten.get(operation)
-
-    def _find_active(
-        self, *, before: str | None = None, limit: int = 100, **wanted: Any
-    ) -> list[dict[str, Any]]:
-        given = {name: value for name, value in wanted.items() if value is not None}
-        found = [
-            each.as_dict() if isinstance(each, Operation) else of_record(each)
-            for each in reversed(list(self.all_under_way()))
-            if all(getattr(each, name) == value for name, value in given.items())
-        ]
-        names = [each["id"] for each in found]
-        return found[names.index(before) + 1 if before in names else 0 :][:limit]
 
     async def steps(self, operation: str) -> list[Step]:
         """Return the steps that an operation took."""
         return await self._journal.steps(operation)
 
     async def _run(self, active: Operation, work: Work) -> None:
-        def saw(step: str, data: Mapping[str, Any]) -> None:
+        def saw(step: str, data: Mapping[str, object]) -> None:
             active.saw(step)
             self._journal.step(active.id, step, data)
             self._tell(active)
@@ -275,37 +276,38 @@ class Operations:
             if active.cancel_requested:
                 raise asyncio.CancelledError
             with steps.watched(steps.Watch(active.id, saw)):
-                ended: dict[str, Any] = {"state": states.DONE, "result": await work(active)}
+                end = self._end(active, State.DONE, result=await work(active))
         except asyncio.CancelledError:
-            error: errors.MapsaveError = errors.Interrupted("cancelled; everything was rolled back")
-            ended = {"state": states.CANCELLED, "error": error.as_dict()}
+            error = errors.Interrupted("cancelled; everything was rolled back")
+            end = self._end(active, State.CANCELLED, error=error.as_dict())
         except errors.MapsaveError as found:
             over = isinstance(found, errors.Interrupted)
-            ended = {"state": states.CANCELLED if over else states.FAILED, "error": found.as_dict()}
+            state = State.CANCELLED if over else State.FAILED
+            end = self._end(active, state, error=found.as_dict())
         except Exception as found:
             _log.exception("operation %s: a bug in mapsave", active.id)
             bug = errors.MapsaveError(f"unexpected {type(found).__name__}: {found}")
-            ended = {"state": states.FAILED, "error": bug.as_dict()}
+            end = self._end(active, State.FAILED, error=bug.as_dict())
         # A cancel that comes now is too late, and must not keep it from ending.
-        await shielded.to_the_end(self._end(active, ended))
+        await shielded.to_the_end(end)
 
-    async def _end(self, active: Operation, ended: dict[str, Any]) -> None:
+    async def _end(
+        self,
+        active: Operation,
+        state: State,
+        result: Facts | None = None,
+        error: Facts | None = None,
+    ) -> None:
         """Record the outcome, then publish it: its readers find it recorded."""
-        ended["ended"] = time.time()
-        outcome = {name: ended.get(name) for name in ("ended", "result", "error")}
+        ended = time.time()
         try:
-            await self._journal.end(active.id, ended["state"], **outcome)
-        except errors.MapsaveError as error:
-            _log.error("operation %s: its result could not be recorded yet: %s", active.id, error)
+            await self._journal.end(active.id, state, ended=ended, result=result, error=error)
+        except errors.MapsaveError as failure:
+            _log.error("operation %s: its result could not be recorded yet: %s", active.id, failure)
             self._unwritten[active.id] = active
         del self._active[active.id]
-        active.change(**ended, progress=None)
-        level = logging.INFO if active.error is None else logging.WARNING
-        words = f": {active.error['message']} [{active.error['id']}]" if active.error else ""
-        _log.log(level, "%s %s%s", active.kind, active.state, words)
-        self._metrics.ended(active.record().as_dict())
-        self._tell(active)
-        self._on_end(active)
+        active.change(state=state, ended=ended, result=result, error=error, progress=None)
+        self._tell_end(active, active.kind)
 
     async def write_ends(self) -> None:
         """Put into the journal what ended while that could not be written."""
@@ -313,8 +315,9 @@ class Operations:
             try:
                 if each.image is not None:
                     await self._journal.change(each.id, image=each.image)
-                outcome = {name: getattr(each, name) for name in ("ended", "result", "error")}
-                await self._journal.end(each.id, each.state, **outcome)
+                await self._journal.end(
+                    each.id, each.state, ended=each.ended, result=each.result, error=each.error
+                )
             except errors.UnknownOperation:
                 pass  # another journal lies there by now
             except errors.MapsaveError as error:
@@ -322,19 +325,30 @@ class Operations:
                 return
             del self._unwritten[each.id]
 
-    async def settle(self, record: Record, state: str, **outcome: Any) -> None:
-        """End an operation of a service before us, with ``result`` or ``error``. Raises Refused."""
-        image = (outcome.get("result") or {}).get("image", record.image)
+    async def settle(
+        self,
+        record: Record,
+        state: State,
+        result: Facts | None = None,
+        error: Facts | None = None,
+    ) -> None:
+        """End an operation of a service before us. Raises Refused."""
+        image = (result or {}).get("image", record.image)
         if image != record.image:
             await self._journal.change(record.id, image=image)
-        await self._journal.end(record.id, state, **outcome)
-        over = Operation(**{**record.as_dict(), "state": state, "image": image, **outcome})
-        over.ended = time.time()
-        level = logging.INFO if over.error is None else logging.WARNING
-        words = f": {over.error['message']}" if over.error else ""
-        _log.log(level, "%s %s of %s %s%s", over.kind, over.id, over.guest, state, words)
+        ended = time.time()
+        await self._journal.end(record.id, state, ended=ended, result=result, error=error)
+        over = Operation(**vars(record))
+        over.change(state=state, image=image, ended=ended, result=result, error=error)
         self.interrupted.pop(record.id, None)
-        self._metrics.ended(over.record().as_dict())
+        self._tell_end(over, f"{over.kind} {over.id} of {over.guest}")
+
+    def _tell_end(self, over: Operation, what: str) -> None:
+        level, words = logging.INFO, ""
+        if over.error is not None:
+            level, words = logging.WARNING, f": {over.error['message']} [{over.error['id']}]"
+        _log.log(level, "%s %s%s", what, over.state, words)
+        self._metrics.ended(over.record())
         self._tell(over)
         self._on_end(over)
 

@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.jobs import schedule as schedules
@@ -132,7 +132,7 @@ class Scheduler:
         return None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC)
 
 
-def as_time(seconds: float | None) -> Any:
+def as_time(seconds: float | None) -> str | None:
     """Return a time as the API shows it: ISO 8601 in UTC; None for None."""
     if seconds is None:
         return None

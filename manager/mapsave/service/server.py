@@ -9,25 +9,25 @@ import os
 import resource
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from mapsave import errors
 from mapsave.jobs import journal_opening
 from mapsave.operations import unfinished
-from mapsave.service import service, sockets, systemd
+from mapsave.service import sockets, systemd, work
 from mapsave.service.accepting import Acceptor
 from mapsave.service.api import app, routes
 from mapsave.service.api.connections import Connections
 from mapsave.service.peers import Roles
+from mapsave.service.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from mapsave.config import Config
     from mapsave.history import history
-    from mapsave.service.service import Service
     from mapsave.service.systemd import Notifier
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _EXTEND = 5.0  # seconds between two requests for more time while saves are finished
 _UNDOING = 90.0  # seconds for putting guests back at the end; a monitor has 60 to answer
 _KEEPALIVE = 25.0
+_GRACE = 5.0  # seconds that notifications may still take at the end
 _LINGER = 0.5  # seconds in which those who wait for what has just ended ask for its outcome
 
 
@@ -90,7 +91,7 @@ async def _listening(
         if not listeners:
             group = Roles(config.service).group
             listeners = [stack.enter_context(sockets.unix(config.socket, group))]
-        async with service.started(load, config, kept, problems) as running:
+        async with started(load, config, kept, problems) as running:
             runner = web.AppRunner(
                 app.application(running, routes.ROUTES, connections),
                 access_log=None,
@@ -98,15 +99,17 @@ async def _listening(
                 shutdown_timeout=1.0,
             )
             await runner.setup()
-            acceptor = Acceptor(runner.server, lambda: running.roles)
+            server = runner.server
+            assert server is not None
+            acceptor = Acceptor(server, lambda: running.roles)
             try:
                 for listener in listeners:
                     acceptor.serve(listener)
                 if running.tls is not None and config.service.listen is not None:
                     listener = stack.enter_context(sockets.tcp(config.service.listen))
                     acceptor.serve(listener, running.tls)
-                running.retire = lambda: connections.retire(runner.server, running.tls)
-                sweep = asyncio.create_task(connections.sweep(runner.server), name="connections")
+                running.retire = lambda: connections.retire(server, running.tls)
+                sweep = asyncio.create_task(connections.sweep(server), name="connections")
                 try:
                     yield running
                     was_busy = len(running.operations) > 0
@@ -156,7 +159,7 @@ def _ending(running: Service) -> str:
     return "finished" if running.config.service.on_stop == "finish" else "cancelled"
 
 
-def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _task(work: Coroutine[object, object, None]) -> asyncio.Task[None]:
     return asyncio.create_task(work)
 
 
@@ -199,3 +202,57 @@ def _raise_descriptor_limit() -> None:
     """Allow as many descriptors as we may have: each connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.asynccontextmanager
+async def started(
+    load: Callable[[], Config],
+    config: Config,
+    journal: history.Journal,
+    problems: Sequence[str],
+) -> AsyncIterator[Service]:
+    """Yield a service that recovers, keeps schedules and writes metrics; at the end all of that
+    ends, operations included.
+
+    Raises ConfigError.
+    """
+    service = Service(
+        load,
+        config,
+        journal,
+        notifying={name: kind.notifies for name, kind in work.KINDS.items()},
+        start_job=work.start_job,
+        problems=problems,
+    )
+    for broken in service.jobs.broken:
+        _log.error("%s", broken.error.message)
+    await service.begin()
+    schedule = asyncio.create_task(service.scheduler.run(), name="scheduler")
+    beside = (
+        ("recovery", service.recovery.run()),
+        ("housekeeping", service.housekeeping()),
+        ("metrics", service.write_metrics()),
+        ("reaper", service.reap()),
+        ("journal", service.mend_journal()),
+    )
+    tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
+    for task in tasks:
+        task.add_done_callback(_died)
+    with service.looking, service.verifying:
+        try:
+            yield service
+        finally:
+            schedule.cancel()
+            try:
+                await service.stop()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await service.end_background(_GRACE)
+
+
+def _died(task: asyncio.Task[None]) -> None:
+    """Log the end of what should have gone on: the service goes on without it."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("%s has exited: %s", task.get_name(), error, exc_info=error)

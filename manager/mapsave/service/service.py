@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
+from mapsave.history.states import State
 from mapsave.operations import attach
-from mapsave.service import job_files, operation, registry, webhooks, work
+from mapsave.service import job_files, registry, webhooks
 from mapsave.service.events import Hub
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources
-from mapsave.service.operation import Operation
 from mapsave.service.peers import Roles
 from mapsave.service.reader_pool import Looking
 from mapsave.service.recovery import Recovery
@@ -27,21 +27,22 @@ from mapsave.service.slots import Slots
 from mapsave.service.tls import Tls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from mapsave.config import Config
     from mapsave.history.history import Journal
+    from mapsave.history.rows import Facts
     from mapsave.jobs.job import Job
+    from mapsave.service.operation import Operation
+
+    StartJob = Callable[["Service", Job], Awaitable[str | None]]
 
 _log = logging.getLogger(__name__)
 
-_TOLD = ("save", "restore", "job", "save-all", "restore-all")
-_SCHEDULER = "the schedule"
 _DAY = 86400.0
 _REAP = 2.0  # seconds that a guest which has ended stays a zombie
 _TEXTFILE = 15.0  # seconds between two writings of the metrics' file
 _MEND = 5.0  # seconds between two tries to write what the journal lacks
-_GRACE = 5.0  # seconds that notifications may still take when the service stops
 # Threads that look into images, and how many requests may wait for them.
 _LOOKING, _LOOKING_QUEUE = 2, 16
 # What takes effect only when the service starts.
@@ -54,22 +55,29 @@ def _nothing() -> None:
 
 
 class Service:
-    """The service of one host. Make one with ``started``."""
+    """The service of one host. Make one with ``server.started``."""
 
     def __init__(
         self,
         load: Callable[[], Config],
         config: Config,
         journal: Journal,
+        *,
+        notifying: Mapping[str, bool],
+        start_job: StartJob,
         problems: Sequence[str] = (),
     ) -> None:
         """``load`` reads the configuration again; ``problems`` are what makes it degraded.
+
+        ``notifying`` says for each kind of operation whether webhooks are sent its outcome.
+        ``start_job`` begins a run of a job that is due.
 
         Raises ConfigError where a group is missing.
         """
         self.problems = list(problems)
         self._load = load
-        self._background: set[asyncio.Task[Any]] = set()
+        self._notifying = notifying
+        self._background: set[asyncio.Task[None]] = set()
         self.started = time.time()
         self.config = config
         self.roles = Roles(config.service)
@@ -77,10 +85,10 @@ class Service:
         self.hub = Hub()
         limits = config.service
         self.slots = Slots(limits.concurrency, limits.per_file_system, limits.bandwidth)
-        self.scheduler = Scheduler(journal, self.start_job)
+        self.scheduler = Scheduler(journal, functools.partial(start_job, self))
         self.metrics = Metrics(self._sources(journal))
         self.operations = Operations(journal, self.hub, self.metrics, self._has_ended)
-        self.recovery = Recovery(self, journal)
+        self.recovery = Recovery(self.operations, self.slots, journal, lambda: self.config)
         self.journal = journal
         self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
         self.verifying = Looking(_LOOKING, registry.MOST)
@@ -88,27 +96,6 @@ class Service:
         self.tls = None if listen is None else Tls(listen)
         self.retire: Callable[[], None] = _nothing  # closes connections of older certificates
         self._reloading = asyncio.Lock()
-
-    async def start_job(self, job: Job) -> str | None:
-        """Begin a run of a job; return why it is left out where that is so."""
-        if self.is_running(job.name):
-            return "its previous run is still in progress"
-        if self._is_saving_all():
-            return "all guests are being saved"  # its own would prevent that
-        new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
-        await self.operations.begin(new, lambda active: work.run_job(self, active, job))
-        return None
-
-    def _is_saving_all(self) -> bool:
-        """Return whether the host is about to go down."""
-        return any(
-            each.kind == "save-all" and not each.request.get("dry_run")
-            for each in self.operations.under_way()
-        )
-
-    def is_running(self, job: str) -> bool:
-        """Return whether a run of a job is under way."""
-        return any(each.kind == "job" and each.job == job for each in self.operations.under_way())
 
     async def reload(self) -> list[str]:
         """Take over the configuration and the jobs as they are on disk now.
@@ -159,13 +146,13 @@ class Service:
         how = self.config.service
         await self.operations.stop(finish=how.on_stop == "finish", limit=how.stop_timeout)
 
-    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run something beside; an error in it is logged."""
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s: %s", task.get_name(), error, exc_info=error)
@@ -185,7 +172,7 @@ class Service:
 
     def _tell_outcome(self, ended: Operation) -> None:
         """Tell the webhooks of an operation that is part of no other."""
-        if not self.config.notify or ended.kind not in _TOLD or ended.parent is not None:
+        if not self._notifying[ended.kind] or not self.config.notify or ended.parent is not None:
             return
         found = ended.as_dict()
         telling = webhooks.tell(
@@ -195,16 +182,15 @@ class Service:
 
     def _sources(self, journal: Journal) -> Sources:
         def pending() -> int:
-            return sum(each.state == operation.PENDING for each in self.operations.all_under_way())
+            return sum(each.state == State.PENDING for each in self.operations.all_under_way())
 
         def running() -> dict[str, int]:
             return collections.Counter(
-                each.kind
-                for each in self.operations.all_under_way()
-                if each.state != operation.PENDING
+                each.kind for each in self.operations.all_under_way() if each.state != State.PENDING
             )
 
         return Sources(
+            kinds=self._notifying.keys(),
             running=running,
             pending=pending,
             listeners=lambda: len(self.hub),
@@ -240,7 +226,7 @@ class Service:
         for job in self.jobs:
             for record in await self.journal.find(kind="job", job=job.name, limit=1):
                 if record.ended is not None:
-                    is_good = record.state == "done" and not (record.result or {}).get("failed")
+                    is_good = record.state == State.DONE and not (record.result or {}).get("failed")
                     runs.append((job.name, record.started or record.ended, is_good))
         self.metrics.seed(await self.journal.last_successes(), runs)
 
@@ -280,7 +266,7 @@ class Service:
         problems = self.problems or self.recovery.problems or self.jobs.broken
         return bool(problems) or not self.recovery.is_done
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> Facts:
         """Return the state of the service, and what identifies it."""
         import mapsave
 
@@ -296,51 +282,5 @@ class Service:
             "tasks": len(asyncio.all_tasks()),
             "recovered": self.recovery.is_done,
             "problems": [*self.problems, *self.recovery.problems],
-            "broken_jobs": [
-                {"file": str(each.path), "error": each.error.as_dict()} for each in self.jobs.broken
-            ],
+            "broken_jobs": [each.line() for each in self.jobs.broken],
         }
-
-
-@contextlib.asynccontextmanager
-async def started(
-    load: Callable[[], Config], config: Config, journal: Journal, problems: Sequence[str] = ()
-) -> AsyncIterator[Service]:
-    """Yield a service that recovers, keeps schedules and writes metrics; at the end all of that
-    ends, operations included.
-
-    Raises ConfigError.
-    """
-    service = Service(load, config, journal, problems)
-    for broken in service.jobs.broken:
-        _log.error("%s", broken.error.message)
-    await service.begin()
-    schedule = asyncio.create_task(service.scheduler.run(), name="scheduler")
-    beside = (
-        ("recovery", service.recovery.run()),
-        ("housekeeping", service.housekeeping()),
-        ("metrics", service.write_metrics()),
-        ("reaper", service.reap()),
-        ("journal", service.mend_journal()),
-    )
-    tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
-    for task in tasks:
-        task.add_done_callback(_died)
-    with service.looking, service.verifying:
-        try:
-            yield service
-        finally:
-            schedule.cancel()
-            try:
-                await service.stop()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-                await service.end_background(_GRACE)
-
-
-def _died(task: asyncio.Task[Any]) -> None:
-    """Log the end of what should have gone on: the service goes on without it."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.critical("%s has exited: %s", task.get_name(), error, exc_info=error)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.service import client_purpose
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -47,7 +48,7 @@ class Tls:
         """Put what ``read`` has returned in force for new connections."""
         self.context = context
 
-    def is_outdated(self, transport: Any) -> bool:
+    def is_outdated(self, transport: asyncio.BaseTransport | None) -> bool:
         """Return whether a connection over TLS was made before the files were renewed."""
         found = None if transport is None else transport.get_extra_info("sslcontext")
         return found is not None and found is not self.context
@@ -67,7 +68,7 @@ def _load_revoked(context: ssl.SSLContext, path: Path) -> None:
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
 
-def peer(roles: Roles, transport: Any) -> Peer:
+def peer(roles: Roles, transport: asyncio.BaseTransport) -> Peer:
     """Return who is at the other end of a connection over TLS.
 
     Raises RoleMissing where the certificate was not issued for clients.

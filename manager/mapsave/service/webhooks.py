@@ -11,7 +11,7 @@ import email.utils
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import mapsave
@@ -45,16 +45,17 @@ class _Refused(Exception):
     """The server answered, and would answer the same to another try."""
 
 
-def outcome_of(operation: Mapping[str, Any]) -> Outcome:
+def outcome_of(operation: Mapping[str, object]) -> Outcome:
     """Return the outcome of an operation as the API shows it.
 
     A job of which a guest was not saved is done, and a failure; its result says so.
     """
-    code = (operation.get("result") or {}).get("exit_code", 0)
+    result = operation.get("result")
+    code = result.get("exit_code", 0) if isinstance(result, dict) else 0
     return "success" if operation["state"] == "done" and code == 0 else "failure"
 
 
-def message_of(operation: Mapping[str, Any]) -> dict[str, Any]:
+def message_of(operation: Mapping[str, object]) -> dict[str, object]:
     """Return what webhooks receive about ``operation``, an operation as the API shows it.
 
     ``time`` is in seconds since the epoch.
@@ -70,7 +71,7 @@ def message_of(operation: Mapping[str, Any]) -> dict[str, Any]:
 
 async def tell(
     webhooks: Sequence[Webhook],
-    message: Mapping[str, Any],
+    message: Mapping[str, object],
     outcome: Outcome,
     *,
     pace: float = 1.0,

@@ -1,155 +1,147 @@
-"""What each kind of operation does: the same functions that the command line calls."""
+"""What each kind of operation does: the same functions that the command line calls.
+
+A new kind is a request in ``api/requests.py``, and here a function and its row in ``KINDS``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mapsave import config as configuration
-from mapsave import errors
+import msgspec
+
 from mapsave.evacuation import restore_all, save_all, save_run
 from mapsave.hooks import around, recover
-from mapsave.image import image, store
+from mapsave.image import store
 from mapsave.jobs import engine, retention
 from mapsave.migration.progress import silent
-from mapsave.operations import bounds, discard, inspect, preview, restore_request, save_request
+from mapsave.operations import discard, inspect, preview, restore_request, save_request
+from mapsave.service import permission
+from mapsave.service.api import requests
 from mapsave.service.operation import Operation
 from mapsave.service.peers import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from mapsave.config import Config, Guest
+    from mapsave.history.rows import Facts
     from mapsave.jobs.job import Job
     from mapsave.migration.progress import Progress, Report
-    from mapsave.operations.save_request import Request
     from mapsave.service.peers import Peer
     from mapsave.service.service import Service
 
-_ROLES = {
-    **dict.fromkeys(("save", "restore", "check", "verify", "job", "save-all"), Role.OPERATOR),
-    **dict.fromkeys(("restore-all",), Role.OPERATOR),
-    **dict.fromkeys(("discard", "recover", "prune"), Role.ADMIN),
-}
+R = TypeVar("R", bound=requests.Request)
+
+_SCHEDULER = "the schedule"
 
 
-def allow(peer: Peer, asked: Any, config: Config) -> None:
-    """Raise RoleMissing unless the peer may ask for that.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An operation at work: its service, how it is shown, and who requested it."""
 
-    An operator works on the guests and images that root has configured. What reaches further (any
-    socket, any command, any definition) is root's.
+    service: Service
+    active: Operation
+    peer: Peer
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.service.config
+
+    def path_of(self, image: str) -> str:
+        """Return the path of an image. Raises NotPermitted."""
+        return permission.path_of(self.config, image)
+
+    def report(self) -> Report:
+        """Return what notes the progress of the operation."""
+        return _report(self.service, self.active)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind(Generic[R]):
+    """One kind of operation.
+
+    ``function`` returns what the command of that name prints with ``--json``, and raises what that
+    command raises. ``role`` is needed to request it. ``notifies``: webhooks are sent its outcome.
+    With ``waits`` the function itself says when its turn has come.
     """
-    peer.require(_ROLES[asked.kind], f"ask for {asked.kind!r}")
-    for guest in _addresses(asked):
-        if guest not in config.guests:
-            peer.require(Role.ADMIN, f"name the guest {guest!r}, which is not configured")
-    if asked.kind == "restore":
-        for field in ("into", "xml", "trust_image", "trust_recorded_command"):
-            if getattr(asked.restore, field):
-                peer.require(Role.ADMIN, f"set {field!r} of a restore")
-    if peer.role < Role.ADMIN:
-        _check_bounds(asked, config)
-    if asked.kind == "save" and asked.save.replace and asked.save.image is not None:
-        others = _guest_of(config, asked.save.image)
-        if others not in (None, asked.guest):
-            peer.require(Role.ADMIN, f"replace an image of another guest, {others!r}")
-    if asked.kind == "restore-all" and asked.discard:
-        peer.require(Role.ADMIN, "discard images")
-    if asked.kind == "save-all" and asked.libvirt is not None:
-        peer.require(Role.ADMIN, "save domains that are not configured")
+
+    request: type[R]
+    role: Role
+    function: Callable[[Task, R], Awaitable[Facts]]
+    notifies: bool = False
+    waits: bool = False
 
 
-def _check_bounds(asked: Any, config: Config) -> None:
-    """Raise RoleMissing where an operator asks for what root has set otherwise."""
-    if asked.kind == "save":
-        bounds.check_policy(config, asked.guest, asked.save.policy)
-    elif asked.kind == "check" and asked.guest is not None:
-        bounds.check_policy(config, asked.guest, asked.check.policy)
-    elif asked.kind == "restore":
-        guest = asked.restore.guest
-        try:
-            with image.opened(path_of(config, asked.image)) as found:
-                bounds.check_clone(config, found.metadata, guest, asked.image)
-                guest = guest or bounds.owner(found.metadata)
-        except errors.RoleMissing:
-            raise
-        except errors.MapsaveError:
-            pass  # the restore, which asks again, says what is wrong with it
-        bounds.check_policy(config, guest, asked.restore.policy)
+def allow(peer: Peer, request: requests.Request, config: Config) -> None:
+    """Raise RoleMissing unless the peer may request that."""
+    peer.require(KINDS[request.kind].role, f"ask for {request.kind!r}")
+    permission.check(peer, request, config)
 
 
-def _guest_of(config: Config, name: str) -> str | None:
-    """Return whose image that is; None where there is none, or none that can be read."""
-    try:
-        with image.opened(path_of(config, name)) as found:
-            return str(found.metadata.get("guest", {}).get("name"))
-    except errors.MapsaveError:
-        return None
+def check_known(service: Service, request: requests.Request) -> None:
+    """Raise UnknownGuest or UnknownJob before anything is begun for what is not there."""
+    if request.job is not None:
+        service.jobs.get(request.job)
+    guests = [request.guest]
+    if isinstance(request, requests.Restore):
+        guests.append(request.restore.guest)
+    for guest in guests:
+        if guest is not None:
+            service.config.guest(guest)
 
 
-def _addresses(asked: Any) -> list[str]:
-    """Return the addresses that are asked for in place of names."""
-    guests = [getattr(asked, "guest", None), *getattr(asked, "guests", ())]
-    if asked.kind == "restore":
-        guests.append(asked.restore.guest)
-    return [each for each in guests if each and each.startswith(configuration.ADDRESSES)]
+async def perform(
+    service: Service, active: Operation, request: requests.Request, peer: Peer
+) -> Facts:
+    """Do what ``peer`` requests; return the result. Raises what the function of the kind raises."""
+    kind = KINDS[request.kind]
+    if not kind.waits:
+        await service.operations.starts(active)
+    return await kind.function(Task(service, active, peer), request)
 
 
-def operation(asked: Any, user: str) -> Operation:
-    """Return the operation that a request makes."""
-    request = asked.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
-    if asked.kind == "restore" and asked.restore.xml:
-        request["restore"]["xml"] = "given"  # it may hold passwords
-    return Operation(
-        asked.kind,
-        user,
-        request,
-        guest=getattr(asked, "guest", None),
-        job=getattr(asked, "job", None),
-        image=getattr(asked, "image", None),
+async def start_job(service: Service, job: Job) -> str | None:
+    """Begin a run of a job by the schedule; return why it is left out where that is so."""
+    under_way = service.operations.under_way()
+    if any(each.kind == "job" and each.job == job.name for each in under_way):
+        return "its previous run is still in progress"
+    # The host is about to go down: the job's own saves would stand in the way of that.
+    if any(each.kind == "save-all" and not each.request.get("dry_run") for each in under_way):
+        return "all guests are being saved"
+
+    async def work(active: Operation) -> Facts:
+        await service.operations.starts(active)
+        return await _run_loaded(service, active, job)
+
+    new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
+    await service.operations.begin(new, work)
+    return None
+
+
+async def _save(task: Task, request: requests.Save) -> Facts:
+    config = task.config
+    permission.check_bounds(task.peer, request, config)  # it may have been reloaded since
+    guest = config.guest(request.guest)
+    wanted = save_request.request(
+        config,
+        guest,
+        **msgspec.structs.asdict(request.save),
+        # Checked again once it is this save's turn: `allow` looked at what was there before.
+        replace_only=None if task.peer.role >= Role.ADMIN else guest.name,
     )
+    return await _save_in_turn(task.service, task.active, guest, wanted)
 
 
-async def perform(service: Service, active: Operation, asked: Any, peer: Peer) -> dict[str, Any]:
-    """Do what ``peer`` asks; return what the command of that name prints with ``--json``.
-
-    Raises what that command raises.
-    """
-    if peer.role < Role.ADMIN and asked.kind in ("save", "check"):
-        _check_bounds(asked, service.config)  # it may have been reloaded since `allow`
-    if asked.kind == "save":
-        config = service.config
-        guest = config.guest(asked.guest)
-        request = save_request.request(
-            config,
-            guest,
-            **asked.save.given(),
-            image=asked.save.image,
-            replace=asked.save.replace,
-            # Asked again once it is this save's turn: `allow` looked at what was there before.
-            replace_only=None if peer.role >= Role.ADMIN else guest.name,
-            timeout=asked.save.timeout,
-        )
-        return await save(service, active, guest, request)
-    if asked.kind == "job":
-        return await run_job(service, active, service.jobs.get(asked.job))
-    await service.operations.starts(active)
-    if asked.kind == "restore":
-        return await _restore(service, active, asked, for_operator=peer.role < Role.ADMIN)
-    works = {
-        "check": _check,
-        "verify": _verify,
-        "discard": _discard,
-        "recover": _recover,
-        "prune": _prune,
-        "save-all": _save_all,
-        "restore-all": _restore_all,
-    }
-    return await works[asked.kind](service, active, asked)
-
-
-async def save(
-    service: Service, active: Operation, guest: Guest, request: Request, job: Job | None = None
-) -> dict[str, Any]:
+async def _save_in_turn(
+    service: Service,
+    active: Operation,
+    guest: Guest,
+    request: save_request.Request,
+    job: Job | None = None,
+) -> Facts:
     """Save a guest once there is a slot for it."""
     config = service.config
     with store.directory(config.images, create=True) as held:
@@ -174,142 +166,144 @@ def _report(service: Service, active: Operation, whole: Report = silent) -> Repo
     return report
 
 
-async def run_job(service: Service, active: Operation, job: Job) -> dict[str, Any]:
+async def _run_job(task: Task, request: requests.RunJob) -> Facts:
+    return await _run_loaded(task.service, task.active, task.service.jobs.get(request.job))
+
+
+async def _run_loaded(service: Service, active: Operation, job: Job) -> Facts:
     """Run a job: each of its saves is an operation of its own, and part of this one."""
 
-    async def saver(guest: Guest, request: Request) -> dict[str, Any]:
+    async def saver(guest: Guest, request: save_request.Request) -> Facts:
         new = Operation(
-            *("save", active.user, {"job": job.name}),
+            kind="save",
+            user=active.user,
+            request={"job": job.name},
             guest=guest.name,
             job=job.name,
             image=request.image,
             parent=active.id,
         )
         return await service.operations.perform(
-            new, lambda child: save(service, child, guest, request, job)
+            new, lambda child: _save_in_turn(service, child, guest, request, job)
         )
 
-    await service.operations.starts(active)
     return await engine.run(job, service.config, saver=saver)
 
 
-async def _restore(
-    service: Service, active: Operation, asked: Any, *, for_operator: bool
-) -> dict[str, Any]:
-    chosen = asked.restore.model_dump()
-    path = path_of(service.config, asked.image)
-    request = restore_request.Request(image=path, for_operator=for_operator, **chosen)
-    return await around.restore(service.config, request, _report(service, active))
+async def _restore(task: Task, request: requests.Restore) -> Facts:
+    chosen = msgspec.structs.asdict(request.restore)
+    if chosen["channels"] == "auto":
+        chosen["channels"] = None
+    wanted = restore_request.Request(
+        image=task.path_of(request.image), for_operator=task.peer.role < Role.ADMIN, **chosen
+    )
+    return await around.restore(task.config, wanted, task.report())
 
 
-async def _check(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
-    config = service.config
-    if asked.job is not None:
-        return await engine.check(service.jobs.get(asked.job), config)
-    guest = config.guest(asked.guest)
-    request = save_request.request(config, guest, **asked.check.model_dump())
-    found, error = await preview.preview(guest, config, request)
+async def _check(task: Task, request: requests.Check) -> Facts:
+    config = task.config
+    permission.check_bounds(task.peer, request, config)
+    if request.guest is None:
+        return await engine.check(task.service.jobs.get(str(request.job)), config)
+    guest = config.guest(request.guest)
+    chosen = msgspec.structs.asdict(request.check or requests.CheckOptions())
+    wanted = save_request.request(config, guest, **chosen)
+    found, error = await preview.preview(guest, config, wanted)
     return {**found, "error": error.as_dict() if error is not None else None}
 
 
-async def _verify(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
-    path = path_of(service.config, asked.image)
-    return (await service.verifying.run(inspect.verify, path, service.config)).as_dict()
+async def _verify(task: Task, request: requests.Verify) -> Facts:
+    path = task.path_of(request.image)
+    return (await task.service.verifying.run(inspect.verify, path, task.config)).as_dict()
 
 
-async def _discard(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
-    path = path_of(service.config, asked.image)
-    return discard.discard(service.config, path, unrestored=asked.unrestored)
+async def _discard(task: Task, request: requests.Discard) -> Facts:
+    path = task.path_of(request.image)
+    return discard.discard(task.config, path, unrestored=request.unrestored)
 
 
-async def _recover(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
-    if asked.dry_run:
-        return await recover.recover(service.config, dry_run=True)
-    return await service.recovery.once()
+async def _recover(task: Task, request: requests.Recover) -> Facts:
+    if request.dry_run:
+        return await recover.recover(task.config, dry_run=True)
+    return await task.service.recovery.once()
 
 
-async def _prune(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
-    job = service.jobs.get(asked.job)
-    lines = await retention.prune(job, service.config, dry_run=asked.dry_run)
-    return retention.summary(job, lines, dry_run=asked.dry_run)
+async def _prune(task: Task, request: requests.Prune) -> Facts:
+    job = task.service.jobs.get(request.job)
+    lines = await retention.prune(job, task.config, dry_run=request.dry_run)
+    return retention.summary(job, lines, dry_run=request.dry_run)
 
 
-async def _save_all(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
+async def _save_all(task: Task, request: requests.SaveAll) -> Facts:
     """Save all guests; no slots and no bandwidth: the host is about to go down."""
+    service, active = task.service, task.active
 
-    async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
-        new = Operation(
-            *("save", active.user, {"save-all": active.id}), guest=guest.name, parent=active.id
-        )
-
-        async def work(child: Operation) -> dict[str, Any]:
+    async def saver(guest: Guest, wanted: save_request.Request, report: Report) -> Facts:
+        async def work(child: Operation) -> Facts:
             await service.operations.starts(child)
-            done = await around.save(
-                guest, service.config, request, _report(service, child, report)
-            )
+            whole = _report(service, child, report)
+            done = await around.save(guest, service.config, wanted, whole)
             await service.operations.names_image(child, done["image"])
             return done
 
-        return await service.operations.perform(new, work)
-
-    request = save_run.Request(
-        names=tuple(asked.guests),
-        libvirt=asked.libvirt,
-        deadline=asked.deadline,
-        then=asked.then,
-        parallel=asked.parallel,
-        dry_run=asked.dry_run,
-    )
-    return await save_all.interruptible(
-        service.config, request, saver=saver, report=_report(service, active)
-    )
-
-
-async def _restore_all(service: Service, active: Operation, asked: Any) -> dict[str, Any]:
-    """Restore what save-all saved; each restore is an operation of its own."""
-
-    async def restorer(request: restore_request.Request, report: Report) -> dict[str, Any]:
-        image = os.path.basename(request.image)
         new = Operation(
-            *("restore", active.user, {"restore-all": active.id}),
-            guest=request.guest,
-            image=image,
+            kind="save",
+            user=active.user,
+            request={"save-all": active.id},
+            guest=guest.name,
             parent=active.id,
         )
-
-        async def work(child: Operation) -> dict[str, Any]:
-            await service.operations.starts(child)
-            return await around.restore(service.config, request, _report(service, child, report))
-
         return await service.operations.perform(new, work)
 
-    request = restore_all.Request(
-        parallel=asked.parallel, discard=asked.discard, dry_run=asked.dry_run
+    wanted = save_run.Request(
+        names=request.guests,
+        libvirt=request.libvirt,
+        deadline=request.deadline,
+        then=request.then,
+        parallel=request.parallel,
+        dry_run=request.dry_run,
     )
-    return await restore_all.restore_all(
-        service.config, request, _report(service, active), restorer=restorer
-    )
+    return await save_all.interruptible(service.config, wanted, saver=saver, report=task.report())
 
 
-def path_of(config: Config, image: str) -> str:
-    """Return the path of an image of the image directory, where no link leads out of it.
+async def _restore_all(task: Task, request: requests.RestoreAll) -> Facts:
+    """Restore what save-all saved; each restore is an operation of its own."""
+    service, active = task.service, task.active
 
-    Raises NotPermitted for a symbolic link.
-    """
-    path = config.images / image
-    if path.is_symlink():
-        raise errors.NotPermitted(
-            f"{str(path)!r} is a symbolic link, which may lead out of the image directory",
-            hint="name the image itself, with --local",
+    async def restorer(wanted: restore_request.Request, report: Report) -> Facts:
+        async def work(child: Operation) -> Facts:
+            await service.operations.starts(child)
+            return await around.restore(service.config, wanted, _report(service, child, report))
+
+        new = Operation(
+            kind="restore",
+            user=active.user,
+            request={"restore-all": active.id},
+            guest=wanted.guest,
+            image=os.path.basename(wanted.image),
+            parent=active.id,
         )
-    return str(path)
+        return await service.operations.perform(new, work)
+
+    wanted = restore_all.Request(
+        parallel=request.parallel, discard=request.discard, dry_run=request.dry_run
+    )
+    return await restore_all.restore_all(service.config, wanted, task.report(), restorer=restorer)
 
 
-def check_known(service: Service, asked: Any) -> None:
-    """Raise UnknownGuest, UnknownJob or Unsupported before anything is begun for what is not."""
-    if getattr(asked, "job", None) is not None:
-        service.jobs.get(asked.job)
-    if getattr(asked, "guest", None) is not None:
-        service.config.guest(asked.guest)
-    if asked.kind == "restore" and asked.restore.guest is not None:
-        service.config.guest(asked.restore.guest)
+_OPERATOR, _ADMIN = Role.OPERATOR, Role.ADMIN
+KINDS: dict[str, Kind[Any]] = {
+    requests.name_of(row.request): row
+    for row in (
+        Kind(requests.Save, _OPERATOR, _save, notifies=True, waits=True),
+        Kind(requests.Restore, _OPERATOR, _restore, notifies=True),
+        Kind(requests.Check, _OPERATOR, _check),
+        Kind(requests.Verify, _OPERATOR, _verify),
+        Kind(requests.Discard, _ADMIN, _discard),
+        Kind(requests.Recover, _ADMIN, _recover),
+        Kind(requests.RunJob, _OPERATOR, _run_job, notifies=True),
+        Kind(requests.Prune, _ADMIN, _prune),
+        Kind(requests.SaveAll, _OPERATOR, _save_all, notifies=True),
+        Kind(requests.RestoreAll, _OPERATOR, _restore_all, notifies=True),
+    )
+}

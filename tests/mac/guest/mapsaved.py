@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mapsave.history.states import ENDED
+
 from tests.kit import service, wait
-from tests.kit.service import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

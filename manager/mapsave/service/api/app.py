@@ -13,15 +13,18 @@ from aiohttp import http_exceptions, web
 from mapsave import errors, strict_json
 from mapsave.service import tls
 from mapsave.service.api import queries
+from mapsave.service.peers import Role
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from mapsave.history.rows import Facts
     from mapsave.service.api.connections import Connections, Patience
-    from mapsave.service.peers import Peer, Role
+    from mapsave.service.api.responses import Answer
+    from mapsave.service.peers import Peer
     from mapsave.service.service import Service
 
-    Handler = Callable[["Call"], Awaitable[Any]]
+    Handler = Callable[["Call"], Awaitable[Facts | web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
 
@@ -50,13 +53,13 @@ class Route:
     ``errors`` are the statuses beside ``COMMON_ERRORS``.
     """
 
-    method: str
     path: str
-    role: Role
     summary: str
     handler: Handler
-    answer: type[Any] | None = None
+    answer: type[Answer] | None = None
     query: type[queries.Query] = queries.Nothing
+    method: str = "GET"
+    role: Role = Role.READER
     headers: tuple[Header, ...] = ()
     takes_body: bool = False
     endless: bool = False
@@ -72,7 +75,7 @@ class Call:
     request: web.Request
     peer: Peer
     query: Any
-    body: Any
+    body: object
     patience: Patience
 
     def part(self, name: str) -> str:
@@ -93,7 +96,7 @@ def application(
 
 def _handler(
     service: Service, route: Route, connections: Connections
-) -> Callable[[web.Request], Awaitable[Any]]:
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def handle(request: web.Request) -> web.StreamResponse:
         with connections.serving(request.protocol, endless=route.endless):
             found = await answer(request)
@@ -116,7 +119,7 @@ def _handler(
 
 
 def as_json(
-    data: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+    data: Facts, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Return an answer with ``data`` as JSON."""
     text = strict_json.dumps(data, default=str, ensure_ascii=False)
@@ -152,7 +155,7 @@ def _repeated(request: web.Request) -> set[str]:
     return {name for name in request.query if len(request.query.getall(name)) > 1}
 
 
-async def _body(request: web.Request, timeout: float) -> Any:
+async def _body(request: web.Request, timeout: float) -> object:
     """Return the JSON of a request. Raises RequestInvalid, RequestTooLarge."""
     if request.content_type != "application/json":
         raise errors.RequestInvalid(

@@ -6,12 +6,17 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from aiohttp import web
+    from aiohttp.web_protocol import RequestHandler
+
     from mapsave.service.tls import Tls
+
+    Connection = RequestHandler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +44,11 @@ class Connections:
 
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or USUAL
-        self._since: dict[Any, float] = {}
-        self._serving: dict[Any, float | None] = {}
+        self._since: dict[Connection, float] = {}
+        self._serving: dict[Connection, float | None] = {}
 
     @contextlib.contextmanager
-    def serving(self, connection: Any, *, endless: bool) -> Iterator[None]:
+    def serving(self, connection: Connection, *, endless: bool) -> Iterator[None]:
         """Note that a request is being served; an ``endless`` one may take as long as it likes."""
         self._serving[connection] = None if endless else time.monotonic()
         try:
@@ -52,7 +57,7 @@ class Connections:
             self._serving.pop(connection, None)
             self._since[connection] = time.monotonic()
 
-    def retire(self, server: Any, secured: Tls | None) -> None:
+    def retire(self, server: web.Server, secured: Tls | None) -> None:
         """Close the connections of ``server`` that were made before the files of TLS were renewed.
 
         One whose request is being served ends with its answer (``app.application``).
@@ -62,7 +67,7 @@ class Connections:
             if secured is not None and secured.is_outdated(each.transport) and not finite:
                 _cut(each)
 
-    def overdue(self, connections: Iterable[Any], now: float) -> list[Any]:
+    def overdue(self, connections: Iterable[Connection], now: float) -> list[Connection]:
         """Return those of the open ``connections`` that have to go; forget those that are gone."""
         found = []
         alive = set(connections)
@@ -75,7 +80,7 @@ class Connections:
                 found.append(each)
         return found
 
-    async def sweep(self, server: Any) -> None:
+    async def sweep(self, server: web.Server) -> None:
         """Close overdue connections of ``server``, forever."""
         while True:
             await asyncio.sleep(self.patience.every)
@@ -83,7 +88,7 @@ class Connections:
                 _cut(each)
 
 
-def _cut(connection: Any) -> None:
+def _cut(connection: Connection) -> None:
     transport = connection.transport
     connection.force_close()
     if transport is not None:

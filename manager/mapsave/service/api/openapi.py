@@ -1,13 +1,14 @@
-"""The OpenAPI document of the service, made of the table of routes and the models."""
+"""The OpenAPI document of the service, made of the table of routes and the definitions."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic.json_schema import models_json_schema
+import msgspec
 
 import mapsave
+from mapsave import keys
 from mapsave.service.api import app, queries, requests, responses
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     from mapsave.service.api.app import Route
 
-_SCHEMAS = "#/components/schemas/{model}"
+    Schema = dict[str, object]  # a part of the document
+
+_SCHEMAS = "#/components/schemas/{name}"
 _HEADERS = {
     202: ("Location", "The path of the operation."),
     405: ("Allow", "The methods that the path has."),
@@ -24,16 +27,15 @@ _HEADERS = {
 _TEXT = {"/metrics": "text/plain", "/v1/events": "text/event-stream"}
 
 
-def document(routes: Sequence[Route]) -> dict[str, Any]:
+def document(routes: Sequence[Route]) -> Schema:
     """Return the OpenAPI 3.1 document that describes ``routes``."""
-    models = [route.answer for route in routes if route.answer is not None]
-    models += [responses.Failure]
-    _, found = models_json_schema(
-        [(model, "serialization") for model in dict.fromkeys(models)], ref_template=_SCHEMAS
-    )
-    body = requests.REQUEST.json_schema(ref_template=_SCHEMAS)
-    schemas = {**found["$defs"], **body.pop("$defs")}
-    paths: dict[str, dict[str, Any]] = {}
+    answers = [route.answer for route in routes if route.answer is not None]
+    _, schemas = _schemas([*answers, responses.Failure])
+    (body,), found = _schemas([requests.ANY])
+    schemas |= keys.tidy(found)
+    for kind in requests.KINDS.values():
+        schemas[kind.__name__] |= kind.more_schema
+    paths: dict[str, Schema] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, body)
     return {
@@ -50,16 +52,28 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, body: dict[str, Any]) -> dict[str, Any]:
+def _schemas(kinds: Sequence[object]) -> tuple[tuple[Schema, ...], dict[str, Schema]]:
+    """Return the schema of each of ``kinds``, and the components that they refer to."""
+    return msgspec.json.schema_components(
+        kinds, schema_hook=lambda _: {"type": "string"}, ref_template=_SCHEMAS
+    )
+
+
+def _operation(route: Route, body: Schema) -> Schema:
+    _, query = _schemas([route.query])
     named = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", route.path)
     ]
-    described: dict[str, Any] = {
+    described: Schema = {
         "summary": route.summary,
         "description": f"Requires the role {route.role.word!r}.",
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
-        "parameters": named + queries.parameters(route.query) + _headers(route),
+        "parameters": [
+            *named,
+            *queries.parameters(query[route.query.__name__]),
+            *_headers(route),
+        ],
         "responses": _responses(route),
     }
     if route.takes_body:
@@ -70,7 +84,7 @@ def _operation(route: Route, body: dict[str, Any]) -> dict[str, Any]:
     return described
 
 
-def _headers(route: Route) -> list[dict[str, Any]]:
+def _headers(route: Route) -> list[Schema]:
     return [
         {
             "name": each.name,
@@ -83,11 +97,11 @@ def _headers(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _responses(route: Route) -> dict[str, Any]:
-    failure = {"schema": {"$ref": _SCHEMAS.format(model="Failure")}}
+def _responses(route: Route) -> Schema:
+    failure = {"schema": {"$ref": _SCHEMAS.format(name="Failure")}}
     if route.answer is not None:
         kind = "application/json"
-        schema = {"$ref": _SCHEMAS.format(model=route.answer.__name__)}
+        schema = {"$ref": _SCHEMAS.format(name=route.answer.__name__)}
     else:
         kind = _TEXT.get(route.path, "application/json")
         schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
@@ -118,7 +132,7 @@ def _responses(route: Route) -> dict[str, Any]:
     }
 
 
-def _told(status: int) -> dict[str, Any]:
+def _told(status: int) -> Schema:
     """Return the headers of an answer of that status."""
     if status not in _HEADERS:
         return {}

@@ -2,90 +2,104 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+import math
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import pydantic
-from pydantic import Field
+import msgspec
 
 from mapsave import errors
+from mapsave.history.states import State
+from mapsave.keys import Keys, Parse, help
+from mapsave.service.api import requests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mapsave.service.api.requests import Kind
-    from mapsave.service.operation import State
-
 MOST = 1000
 LONGEST_WAIT = 60.0
-Id = Annotated[str, Field(pattern=r"^[0-9a-f]{1,12}$")]
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
-class Query(pydantic.BaseModel):
+def _number(text: str) -> float | str:
+    """Return the number that ``text`` is, else the text itself, which is then refused."""
+    if re.fullmatch(r"-?[0-9]{1,20}", text):
+        return int(text)
+    try:
+        return float(text) if math.isfinite(float(text)) else text
+    except ValueError:
+        return text
+
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,12}$", title="the id of an operation")]
+Text = Annotated[str, msgspec.Meta(min_length=1, title="text that is not empty")]
+Flag = Annotated[bool, Parse(lambda text: _FLAGS.get(text, text))]
+Count = Annotated[int, Parse(_number)]
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Literal[tuple(requests.KINDS)]
+
+
+class Query(Keys, frozen=True):
     """The parameters of a path; unknown ones are errors."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
 Q = TypeVar("Q", bound=Query)
 
 
-class Nothing(Query):
+class Nothing(Query, frozen=True):
     """No parameters."""
 
 
-class Find(Query):
+class Find(Query, frozen=True):
     """Which operations are listed, newest first."""
 
-    active: bool = Field(False, description="Only active operations.")
-    state: State | None = Field(None, description="Only operations in this state.")
-    kind: Kind | None = Field(None, description="Only operations of this kind.")
-    guest: str | None = Field(None, min_length=1, description="Only operations on this guest.")
-    job: str | None = Field(None, min_length=1, description="Only operations of this job.")
-    parent: Id | None = Field(None, description="Only the parts of this operation.")
-    before: Id | None = Field(None, description="Only operations older than this one, for paging.")
-    limit: int = Field(100, ge=1, le=MOST, description="At most this many.")
+    active: Annotated[Flag, help("Only active operations.")] = False
+    state: Annotated[State | None, help("Only operations in this state.")] = None
+    kind: Annotated[Kind | None, help("Only operations of this kind.")] = None
+    guest: Annotated[Text | None, help("Only operations on this guest.")] = None
+    job: Annotated[Text | None, help("Only operations of this job.")] = None
+    parent: Annotated[Id | None, help("Only the parts of this operation.")] = None
+    before: Annotated[Id | None, help("Only operations older than this one, for paging.")] = None
+    limit: Annotated[Count, msgspec.Meta(ge=1, le=MOST), help("At most this many.")] = 100
 
 
-class Wait(Query):
+class Wait(Query, frozen=True):
     """How to wait for a change of an operation."""
 
-    wait: float = Field(
-        0, ge=0, le=LONGEST_WAIT, allow_inf_nan=False, description="Seconds to wait for a change."
-    )
-    since: int = Field(-1, ge=-1, le=2**53, description="The last revision seen.")
+    wait: Annotated[
+        float,
+        Parse(_number),
+        msgspec.Meta(ge=0, le=LONGEST_WAIT),
+        help("Seconds to wait for a change."),
+    ] = 0
+    since: Annotated[Count, msgspec.Meta(ge=-1, le=2**53), help("The last revision seen.")] = -1
 
 
-class Events(Query):
+class Events(Query, frozen=True):
     """The operation whose events are sent."""
 
-    operation: Id | None = Field(None, description="Only events of this operation.")
+    operation: Annotated[Id | None, help("Only events of this operation.")] = None
 
 
-def parse(model: type[Q], found: Mapping[str, str], repeated: set[str]) -> Q:
+def parse(kind: type[Q], found: Mapping[str, str], repeated: set[str]) -> Q:
     """Return the parameters. Raises RequestInvalid naming those that are wrong."""
     if repeated:
         raise errors.RequestInvalid(f"{', '.join(sorted(repeated))}: given more than once")
-    try:
-        return model.model_validate(dict(found))
-    except pydantic.ValidationError as error:
-        wrong = [
-            {"field": str(each["loc"][0]), "message": f"{each['loc'][0]}: {each['msg']}"}
-            for each in error.errors(include_url=False, include_context=False)
-        ]
-        raise errors.RequestInvalid(wrong[0]["message"], errors=wrong) from None
+    query: Q = requests.read(dict(found), kind)
+    return query
 
 
-def parameters(model: type[Query]) -> list[dict[str, Any]]:
-    """Return the parameters as OpenAPI describes them."""
-    schema = model.model_json_schema()
-    needed = schema.get("required", [])
+def parameters(schema: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Return the parameters as OpenAPI describes them; ``schema`` is that of their class."""
     return [
         {
             "name": name,
             "in": "query",
-            "required": name in needed,
+            "required": name in schema["required"],
             "description": part.pop("description", ""),
             "schema": part,
         }
-        for name, part in schema.get("properties", {}).items()
+        for name, part in schema["properties"].items()
     ]

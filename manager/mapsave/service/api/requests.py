@@ -1,45 +1,21 @@
-"""What may be asked of the service: the bodies of its requests; unknown fields are errors."""
+"""What may be requested of the service: the bodies of its requests; unknown fields are errors.
+
+``Request`` has a subclass for each kind of operation; what a kind does is in ``service/work.py``.
+"""
 
 from __future__ import annotations
 
-import typing
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Union
 
-import pydantic
-from pydantic import Field
+import msgspec
 
-from mapsave import config, errors
-from mapsave.config_models import (
-    NAME,
-    Channels,
-    Duration,
-    Model,
-    Name,
-    SaveModel,
-    Switch,
-    Text,
-    Truth,
-)
+from mapsave import errors, key_types, keys
+from mapsave.config import Format, Then, ZeroPages
 from mapsave.image import store
+from mapsave.key_types import Channels, Duration, Name, Switch, Text, Truth
+from mapsave.keys import Check as Checked
+from mapsave.keys import Keys, help, written
 from mapsave.labels import policy
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-
-Kind = Literal[
-    "save",
-    "restore",
-    "check",
-    "verify",
-    "discard",
-    "recover",
-    "job",
-    "prune",
-    "save-all",
-    "restore-all",
-]
-KINDS = typing.get_args(Kind)
 
 
 def _image(value: str) -> str:
@@ -55,16 +31,13 @@ def _image(value: str) -> str:
 
 def _policy(value: str) -> str:
     """Return the name of a policy; which file a path means only its user knows."""
-    config.check_name(value)
     if policy.is_path(value):
         raise ValueError("must be the name of a label policy, not the path of a file")
     return value
 
 
 def _guest(value: str) -> str:
-    if not value.startswith(config.ADDRESSES):
-        config.check_name(value)
-    return value
+    return value if value.startswith(key_types.ADDRESSES) else key_types.check_name(value)
 
 
 def _xml(value: str) -> str:
@@ -78,217 +51,260 @@ _ADDRESS = r"^(qmp:|libvirt[:+])[^\u0000]+$"
 
 Image = Annotated[
     Text,
-    pydantic.AfterValidator(_image),
-    pydantic.WithJsonSchema({"type": "string", "pattern": _IMAGE, "maxLength": 255}),
+    Checked(_image),
+    msgspec.Meta(extra_json_schema={"pattern": _IMAGE, "maxLength": 255}),
 ]
 Policy = Annotated[
-    str,
-    pydantic.AfterValidator(_policy),
-    pydantic.WithJsonSchema(
-        {
-            "type": "string",
-            "pattern": NAME,
-            "maxLength": config.NAME_BYTES,
-            "not": {"pattern": r"\.ya?ml$"},
-        }
-    ),
+    Name,
+    Checked(_policy),
+    msgspec.Meta(extra_json_schema={"not": {"pattern": r"\.ya?ml$"}}),
 ]
 # A name of the configuration, or an address, which only the administrator may give.
 Guest = Annotated[
     Text,
-    pydantic.AfterValidator(_guest),
-    pydantic.WithJsonSchema(
-        {
-            "type": "string",
-            "anyOf": [{"pattern": NAME, "maxLength": config.NAME_BYTES}, {"pattern": _ADDRESS}],
+    Checked(_guest),
+    msgspec.Meta(
+        extra_json_schema={
+            "anyOf": [
+                {"pattern": key_types.NAME_PATTERN, "maxLength": key_types.NAME_BYTES},
+                {"pattern": _ADDRESS},
+            ]
         }
     ),
 ]
-Xml = Annotated[Text, pydantic.AfterValidator(_xml)]
+Xml = Annotated[Text, Checked(_xml)]
+AtOnce = Annotated[int, msgspec.Meta(ge=1, le=64)]
 
 
-class SaveOptions(SaveModel):
+class Request(Keys, frozen=True, tag_field="kind"):
+    """A request to begin an operation, of the kind that its tag says.
+
+    ``more_schema`` is what JSON Schema says beside its fields.
+    """
+
+    more_schema: ClassVar[dict[str, object]] = {}
+
+    @property
+    def kind(self) -> str:
+        """The kind of the operation."""
+        return name_of(type(self))
+
+    @property
+    def guest(self) -> str | None:
+        """The guest that it is about, if it is about one; ``job`` and ``image`` likewise."""
+        return None
+
+    @property
+    def job(self) -> str | None:
+        return None
+
+    @property
+    def image(self) -> str | None:
+        return None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what differs from the defaults, without what may hold passwords."""
+        return _different(self)
+
+
+class SaveOptions(Keys, frozen=True):
     """How to save; what is not given is as the configuration says."""
 
-    image: Image | None = Field(None, description="Name of the image (default: guest and time).")
-    policy: Policy | None = Field(None, description="Label policy of the image.")
-    replace: Truth = Field(False, description="Whether an image of that name may be replaced.")
-    timeout: Duration | None = Field(None, description="Time limit of the save.")
+    then: Annotated[
+        Then | None, help("What to do with the guest after the save (default: quit).")
+    ] = None
+    live: Annotated[
+        Truth | None, help("Whether the guest runs while its RAM is written (default: no).")
+    ] = None
+    format: Annotated[
+        Format | None, help("Format of the image (auto: libvirt for libvirt guests).")
+    ] = None
+    direct_io: Annotated[Switch | None, help("Whether to bypass the page cache.")] = None
+    zero_pages: Annotated[ZeroPages | None, help("How to find zero pages.")] = None
+    channels: Annotated[Channels | None, help("Number of multifd channels.")] = None
+    preallocate: Annotated[Switch | None, help("Whether to reserve space for the image.")] = None
+    image: Annotated[Image | None, help("Name of the image (default: guest and time).")] = None
+    policy: Annotated[Policy | None, help("Label policy of the image.")] = None
+    replace: Annotated[Truth, help("Whether an image of that name may be replaced.")] = False
+    timeout: Annotated[Duration | None, help("Time limit of the save.")] = None
 
 
-class Save(Model):
+class Save(Request, frozen=True, tag="save"):
     """Save a guest."""
 
-    kind: Literal["save"]
-    guest: Guest
-    save: SaveOptions = SaveOptions.model_validate({})
+    guest: Annotated[Guest, help("The guest, by name or address.")]
+    save: Annotated[SaveOptions, help("How to save it.")] = SaveOptions()
 
 
-class RestoreOptions(Model):
+class RestoreOptions(Keys, frozen=True):
     """How to restore."""
 
-    guest: Guest | None = Field(
-        None, description="The guest to start, if it is not the image's own."
-    )
-    run: Literal["as-saved", "run", "paused"] = "as-saved"
-    direct_io: Switch = "auto"
-    channels: Channels | None = None
-    policy: Policy | None = None
-    again: Truth = Field(
-        False, description="Whether an image that has been restored may be restored again."
-    )
-    force: Truth = Field(False, description="Whether to accept an older QEMU.")
-    timeout: Duration | None = None
-    through_libvirt: Truth = False
-    into: Text | None = Field(
-        None, description="QMP socket of a QEMU started with -incoming defer (root only)."
-    )
-    xml: Xml | None = Field(
-        None, description="Domain XML to use instead of the image's (root only)."
-    )
-    trust_image: Truth = Field(
-        False, description="Whether to restore an image that others could have written (root only)."
-    )
-    trust_recorded_command: Truth = Field(
-        False, description="Whether to start the recorded command line (root only)."
-    )
+    guest: Annotated[Guest | None, help("The guest to start, if it is not the image's own.")] = None
+    run: Annotated[
+        Literal["as-saved", "run", "paused"], help("Whether the guest runs after the restore.")
+    ] = "as-saved"
+    direct_io: Annotated[Switch, help("Whether to bypass the page cache.")] = "auto"
+    channels: Annotated[Channels | None, help("Number of multifd channels.")] = None
+    policy: Annotated[Policy | None, help("Label policy of the image.")] = None
+    again: Annotated[
+        Truth, help("Whether an image that has been restored may be restored again.")
+    ] = False
+    force: Annotated[Truth, help("Whether to accept an older QEMU.")] = False
+    timeout: Annotated[Duration | None, help("Time limit of the restore.")] = None
+    through_libvirt: Annotated[Truth, help("Whether libvirt reads the image itself.")] = False
+    into: Annotated[
+        Text | None, help("QMP socket of a QEMU started with -incoming defer (root only).")
+    ] = None
+    xml: Annotated[Xml | None, help("Domain XML to use instead of the image's (root only).")] = None
+    trust_image: Annotated[
+        Truth, help("Whether to restore an image that others could have written (root only).")
+    ] = False
+    trust_recorded_command: Annotated[
+        Truth, help("Whether to start the recorded command line (root only).")
+    ] = False
 
 
-class Restore(Model):
+class Restore(Request, frozen=True, tag="restore"):
     """Restore an image."""
 
-    kind: Literal["restore"]
-    image: Image
-    restore: RestoreOptions = RestoreOptions.model_validate({})
+    image: Annotated[Image, help("Name of the image.")]
+    restore: Annotated[RestoreOptions, help("How to restore it.")] = RestoreOptions()
+
+    def as_dict(self) -> dict[str, object]:
+        found = _different(self)
+        if self.restore.xml is not None:
+            found["restore"] = {**_different(self.restore), "xml": "given"}
+        return found
 
 
-class CheckOptions(Model):
+class CheckOptions(Keys, frozen=True):
     """The save that is checked."""
 
-    image: Image | None = None
-    policy: Policy | None = None
-    direct_io: Switch | None = None
+    image: Annotated[Image | None, help("Name of the image.")] = None
+    policy: Annotated[Policy | None, help("Label policy of the image.")] = None
+    direct_io: Annotated[Switch | None, help("Whether to bypass the page cache.")] = None
 
 
-class Check(Model):
-    """Tell what would fail if a guest were saved, or a job run; nothing is touched."""
+class Check(Request, frozen=True, tag="check"):
+    """Report what would fail if a guest were saved, or a job run; nothing is touched."""
 
-    model_config = pydantic.ConfigDict(
-        json_schema_extra={
-            "oneOf": [
-                {
-                    "required": ["guest"],
-                    "properties": {"guest": {"type": "string"}, "job": {"type": "null"}},
+    guest: Annotated[Guest | None, help("The guest, by name or address.")] = None
+    job: Annotated[Name | None, help("A job instead of a guest; it defines how to save.")] = None
+    check: Annotated[CheckOptions | None, help("The save that is checked.")] = None
+
+    more_schema: ClassVar[dict[str, object]] = {
+        "oneOf": [
+            {
+                "required": ["guest"],
+                "properties": {"guest": {"type": "string"}, "job": {"type": "null"}},
+            },
+            {
+                "required": ["job"],
+                "properties": {
+                    "job": {"type": "string"},
+                    "guest": {"type": "null"},
+                    "check": {"type": "null"},
                 },
-                {
-                    "required": ["job"],
-                    "properties": {"job": {"type": "string"}, "guest": {"type": "null"}},
-                    "not": {"required": ["check"]},
-                },
-            ]
-        }
-    )
+            },
+        ]
+    }
 
-    kind: Literal["check"]
-    guest: Guest | None = None
-    job: Name | None = Field(None, description="A job instead of a guest; it defines how to save.")
-    check: CheckOptions = CheckOptions.model_validate({})
-
-    @pydantic.model_validator(mode="after")
-    def _one(self) -> Check:
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no definition of a single field can refuse."""
         if (self.guest is None) == (self.job is None):
             raise ValueError("needs either 'guest' or 'job'")
-        if self.job is not None and "check" in self.model_fields_set:
+        if self.job is not None and self.check is not None:
             raise ValueError("'check' applies to 'guest' only: a job defines how to save")
-        return self
 
 
-class Verify(Model):
+class Verify(Request, frozen=True, tag="verify"):
     """Prove that an image is whole."""
 
-    kind: Literal["verify"]
-    image: Image
+    image: Annotated[Image, help("Name of the image.")]
 
 
-class Discard(Model):
+class Discard(Request, frozen=True, tag="discard"):
     """Delete an image."""
 
-    kind: Literal["discard"]
-    image: Image
-    unrestored: Truth = Field(
-        False, description="Whether to delete an image that was never restored."
+    image: Annotated[Image, help("Name of the image.")]
+    unrestored: Annotated[Truth, help("Whether to delete an image that was never restored.")] = (
+        False
     )
 
 
-class Recover(Model):
+class Recover(Request, frozen=True, tag="recover"):
     """Finish or undo what an interrupted mapsave left."""
 
-    kind: Literal["recover"]
-    dry_run: Truth = False
+    dry_run: Annotated[Truth, help("Only report what would be done.")] = False
 
 
-class RunJob(Model):
+class RunJob(Request, frozen=True, tag="job"):
     """Run a save job now."""
 
-    kind: Literal["job"]
-    job: Name
+    job: Annotated[Name, help("Name of the job.")]
 
 
-class Prune(Model):
+class Prune(Request, frozen=True, tag="prune"):
     """Remove the images that a job does not keep."""
 
-    kind: Literal["prune"]
-    job: Name
-    dry_run: Truth = False
+    job: Annotated[Name, help("Name of the job.")]
+    dry_run: Annotated[Truth, help("Only report what would be removed.")] = False
 
 
-class SaveAll(Model):
+class SaveAll(Request, frozen=True, tag="save-all"):
     """Save every guest, before the host goes down."""
 
-    kind: Literal["save-all"]
-    guests: list[Text] = Field(default=[], description="Names or patterns (default: all).")
-    libvirt: Text | None = Field(
-        None, description="URI of a libvirt whose active domains are saved as well (root only)."
-    )
-    deadline: Duration | None = Field(None, description="Time limit.")
-    parallel: Annotated[int, Field(ge=1, le=64)] | None = None
-    then: config.Then = "quit"
-    dry_run: Truth = False
+    guests: Annotated[tuple[Text, ...], help("Names or patterns (default: all guests).")] = ()
+    libvirt: Annotated[
+        Text | None, help("URI of a libvirt whose active domains are saved as well (root only).")
+    ] = None
+    deadline: Annotated[Duration | None, help("Time limit.")] = None
+    parallel: Annotated[AtOnce | None, help("Saves at once (default: as the disk allows).")] = None
+    then: Annotated[Then, help("What to do with each guest after its save.")] = "quit"
+    dry_run: Annotated[Truth, help("Only report what would be done.")] = False
 
 
-class RestoreAll(Model):
+class RestoreAll(Request, frozen=True, tag="restore-all"):
     """Bring back what save-all saved."""
 
-    kind: Literal["restore-all"]
-    parallel: Annotated[int, Field(ge=1, le=64)] | None = None
-    discard: Truth = Field(False, description="Delete each image once its guest is restored.")
-    dry_run: Truth = False
+    parallel: Annotated[AtOnce | None, help("Restores at once (default: 2).")] = None
+    discard: Annotated[Truth, help("Delete each image once its guest is restored.")] = False
+    dry_run: Annotated[Truth, help("Only report what would be done.")] = False
 
 
-Request = Annotated[
-    Save | Restore | Check | Verify | Discard | Recover | RunJob | Prune | SaveAll | RestoreAll,
-    Field(discriminator="kind"),
-]
-REQUEST: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(Request)
+def name_of(kind: type[Request]) -> str:
+    """Return the name of a kind of operation, by its request."""
+    return str(kind.__struct_config__.tag)
 
 
-def parse(data: Any) -> Any:
+KINDS: dict[str, type[Request]] = {name_of(each): each for each in Request.__subclasses__()}
+ANY: Any = Annotated[Union[tuple(KINDS.values())], written("an object")]  # noqa: UP007 (made of a list)
+
+
+def parse(body: object) -> Request:
     """Return the request that a body means. Raises RequestInvalid naming each field that is not."""
+    request: Request = read(body, ANY)
+    return request
+
+
+def read(data: object, kind: Any) -> Any:
+    """Return ``data`` as an instance of ``kind``. Raises RequestInvalid with all that is wrong."""
     try:
-        return REQUEST.validate_python(data)
-    except pydantic.ValidationError as error:
-        found = [_words(each) for each in error.errors(include_url=False, include_context=False)]
-        first, rest = found[0], found[1:]
+        return keys.read(data, kind)
+    except keys.Mistakes as mistakes:
+        found = [{"field": keys.path(each.loc), "message": each.message} for each in mistakes.found]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise errors.RequestInvalid(
-            first["message"] + (f" (and {len(rest)} more)" if rest else ""),
+            found[0]["message"] + more,
             hint="see GET /v1/openapi.json",
             errors=found,
         ) from None
 
 
-def _words(detail: Mapping[str, Any]) -> dict[str, str]:
-    # The first part of the place is the kind that was chosen, which is no field of the body.
-    place = detail["loc"][1:] if detail["loc"] and detail["loc"][0] in KINDS else detail["loc"]
-    field = ".".join(str(part) for part in place)
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return {"field": field, "message": f"{field}: {message}" if field else message}
+def _different(definition: Keys) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for field in msgspec.structs.fields(definition):
+        value = getattr(definition, field.name)
+        if value != field.default:
+            found[field.name] = _different(value) if isinstance(value, Keys) else value
+    return found

@@ -1,27 +1,32 @@
-"""The bodies of the service's answers, as its OpenAPI document describes them."""
+"""The bodies of the service's answers, as its OpenAPI document describes them.
+
+Answers may have fields beside these. They are built where what they tell is known.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-import pydantic
-from pydantic import Field
+import msgspec
+
+from mapsave.history.states import State
+from mapsave.keys import help
+
+Facts = dict[str, Any]  # an object whose members depend on what it is about
 
 
-class Answer(pydantic.BaseModel):
+class Answer(msgspec.Struct):
     """An object of an answer."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
 
 
 class Error(Answer):
     """What is wrong, where, and what to do; ``id`` is stable."""
 
     id: str
-    exit_code: int = Field(description="Exit code of the command line.")
+    exit_code: Annotated[int, help("Exit code of the command line.")]
     message: str
     hint: str | None
-    data: dict[str, Any]
+    data: Facts
 
 
 class Failure(Answer):
@@ -36,7 +41,7 @@ class Progress(Answer):
     phase: str
     done_bytes: int
     total_bytes: int
-    rate: float = Field(description="Bytes per second.")
+    rate: Annotated[float, help("Bytes per second.")]
     eta_s: float | None
 
 
@@ -45,21 +50,21 @@ class Operation(Answer):
 
     id: str
     kind: str
-    state: str
+    state: State
     guest: str | None
     job: str | None
-    parent: str | None = Field(description="The operation that it is part of.")
+    parent: Annotated[str | None, help("The operation that it is part of.")]
     image: str | None
     user: str
-    request: dict[str, Any]
-    created: float = Field(description="Seconds since the epoch.")
+    request: Facts
+    created: Annotated[float, help("Seconds since the epoch.")]
     started: float | None
     ended: float | None
     step: str | None
     progress: Progress | None
-    result: dict[str, Any] | None = Field(description="What the command prints with --json.")
+    result: Annotated[Facts | None, help("What the command prints with --json.")]
     error: Error | None
-    revision: int = Field(description="Number of changes so far; 0 if it is not active.")
+    revision: Annotated[int, help("Number of changes so far; 0 if it is not active.")]
 
 
 class Operations(Answer):
@@ -73,7 +78,7 @@ class Step(Answer):
 
     time: float
     step: str
-    data: dict[str, Any]
+    data: Facts
 
 
 class Steps(Answer):
@@ -91,8 +96,8 @@ class Guest(Answer):
     address: str | None
     policy: str | None
     priority: int
-    launch: bool = Field(description="Whether a restore can start it.")
-    operation: str | None = Field(description="Its active operation.")
+    launch: Annotated[bool, help("Whether a restore can start it.")]
+    operation: Annotated[str | None, help("Its active operation.")]
 
 
 class Guests(Answer):
@@ -159,7 +164,7 @@ class Health(Answer):
     started: float
     operations: int
     recovered: bool
-    problems: list[str] = Field(description="What an operator has to look into.")
+    problems: Annotated[list[str], help("What an operator has to look into.")]
 
 
 class Reloaded(Answer):

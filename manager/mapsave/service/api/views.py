@@ -12,11 +12,12 @@ from mapsave.service.scheduler import as_time
 
 if TYPE_CHECKING:
     from mapsave.config import Guest
+    from mapsave.history.rows import Facts
     from mapsave.jobs.job import Job
     from mapsave.service.service import Service
 
 
-def guests(service: Service) -> list[dict[str, Any]]:
+def guests(service: Service) -> list[Facts]:
     """Return a line for each guest of the configuration; no guest is asked anything."""
     busy = {
         each.guest: each.id
@@ -26,7 +27,7 @@ def guests(service: Service) -> list[dict[str, Any]]:
     return [_guest(guest, busy.get(guest.name)) for guest in service.config.guests.values()]
 
 
-async def guest(service: Service, name: str) -> dict[str, Any]:
+async def guest(service: Service, name: str) -> Facts:
     """Return one guest with its images and its last operations.
 
     Raises UnknownGuest, ServiceBusy.
@@ -35,14 +36,15 @@ async def guest(service: Service, name: str) -> dict[str, Any]:
     if found is None:
         raise errors.UnknownGuest(f"no guest {name!r} is configured")
     listed = await image_listing(service)
+    last = await service.operations.find(guest=name, limit=10)
     return {
         **found,
         "images": [line for line in listed["images"] if line["guest"] == name],
-        "operations": await service.operations.find(guest=name, limit=10),
+        "operations": [each.as_dict() for each in last],
     }
 
 
-def _guest(guest: Guest, busy: str | None) -> dict[str, Any]:
+def _guest(guest: Guest, busy: str | None) -> Facts:
     kind = next(kind for kind in ("qmp", "libvirt", "emulator") if getattr(guest, kind) is not None)
     address = {"qmp": str(guest.qmp), "libvirt": None, "emulator": None}[kind]
     if guest.libvirt is not None:
@@ -71,17 +73,17 @@ async def image_listing(service: Service) -> dict[str, Any]:
     return await service.looking.run(look)
 
 
-async def jobs(service: Service) -> dict[str, Any]:
+async def jobs(service: Service) -> Facts:
     """Return a line for each job, and the files that could not be loaded."""
     lines = [await job(service, each) for each in service.jobs]
     return {"jobs": lines, "broken": [each.line() for each in service.jobs.broken]}
 
 
-async def job(service: Service, job: Job) -> dict[str, Any]:
+async def job(service: Service, job: Job) -> Facts:
     """Return one job: what it saves, when it ran, and when it runs next."""
     runs = await service.operations.find(kind="job", job=job.name, limit=1)
     return {
         **job_files.line(job, service.config),
         "next_run": as_time(service.scheduler.next_run(job.name)),
-        "last_run": runs[0] if runs else None,
+        "last_run": runs[0].as_dict() if runs else None,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
@@ -13,21 +13,25 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 import mapsave
 from mapsave import config
+from mapsave.history.states import ENDED, State
 from mapsave.service.metrics import textfile
-from mapsave.service.metrics.scrape import KINDS, Past, Scrape, Sources
+from mapsave.service.metrics.scrape import Past, Scrape, Sources
 from mapsave.service.metrics.store_usage import StoreUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import CollectorRegistry
 
+    from mapsave.history.rows import Record
+
+M = TypeVar("M")
+
 _log = logging.getLogger(__name__)
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OUTCOMES = ("done", "failed", "cancelled")
 MOST_ADDRESSES = 1000
 OTHER = "other"
 
@@ -48,7 +52,7 @@ class Metrics:
         self._addresses: set[str] = set()
         self._writing = asyncio.Lock()
         self._textfile_problem: str | None = None
-        self._make_series()
+        self._make_series(sources.kinds)
         self.registry.register(self._scrape)
         prometheus_client.ProcessCollector(registry=self.registry)
         build = Gauge(
@@ -59,46 +63,38 @@ class Metrics:
         )
         build.labels(mapsave.__version__).set(1)
 
-    def _make_series(self) -> None:
+    def _make_series(self, kinds: Collection[str]) -> None:
         def made(
-            kind: type[Any], name: str, words: str, labels: tuple[str, ...], **how: Any
-        ) -> Any:
+            kind: Callable[..., M], name: str, words: str, labels: Sequence[str], **how: object
+        ) -> M:
             return kind(f"mapsave_{name}", words, labels, registry=self.registry, **how)
 
-        self._begun: Counter = made(
-            Counter, "operations_begun_total", "Operations started.", ("kind",)
+        self._begun = made(Counter, "operations_begun_total", "Operations started.", ["kind"])
+        self._ended = made(Counter, "operations_total", "Operations finished.", ["kind", "outcome"])
+        self._failures = made(
+            Counter, "failures_total", "Operations that failed, by error id.", ["kind", "error"]
         )
-        self._ended: Counter = made(
-            Counter, "operations_total", "Operations finished.", ("kind", "outcome")
+        words = "How long saves took, hooks not included."
+        self._save_seconds = made(
+            Histogram, "save_duration_seconds", words, _GUEST_AND_JOB, buckets=_SECONDS
         )
-        self._failures: Counter = made(
-            Counter, "failures_total", "Operations that failed, by error id.", ("kind", "error")
-        )
-        self._save_seconds: Histogram = made(
-            *(Histogram, "save_duration_seconds", "How long saves took, hooks not included."),
-            _GUEST_AND_JOB,
-            buckets=_SECONDS,
-        )
-        self._save_bytes: Counter = made(
+        self._save_bytes = made(
             Counter, "save_bytes_total", "Bytes of guests' data that saves wrote.", _GUEST_AND_JOB
         )
-        self._save_rate: Gauge = made(
-            *(Gauge, "save_rate_bytes_per_second", "Write rate of the last save."), _GUEST_AND_JOB
+        words = "Write rate of the last save."
+        self._save_rate = made(Gauge, "save_rate_bytes_per_second", words, _GUEST_AND_JOB)
+        words = "How long saves kept running guests paused."
+        self._downtime = made(
+            Histogram, "save_downtime_seconds", words, _GUEST_AND_JOB, buckets=_DOWNTIME
         )
-        self._downtime: Histogram = made(
-            *(Histogram, "save_downtime_seconds", "How long saves kept running guests paused."),
-            _GUEST_AND_JOB,
-            buckets=_DOWNTIME,
-        )
-        self._restore_seconds: Histogram = made(
-            *(Histogram, "restore_duration_seconds", "How long restores took."),
-            (),
-            buckets=_SECONDS,
+        words = "How long restores took."
+        self._restore_seconds = made(
+            Histogram, "restore_duration_seconds", words, [], buckets=_SECONDS
         )
         # A rate() sees the first event only where the series was there, at 0, before it.
-        for kind in KINDS:
+        for kind in kinds:
             self._begun.labels(kind)
-            for outcome in OUTCOMES:
+            for outcome in ENDED:
                 self._ended.labels(kind, outcome)
 
     def seed(
@@ -120,38 +116,42 @@ class Metrics:
         """Count an operation that is begun."""
         self._begun.labels(kind).inc()
 
-    def ended(self, record: Mapping[str, Any]) -> None:
-        """Count an operation that has ended; ``record`` is what the journal keeps of it."""
-        kind, state = record["kind"], record["state"]
-        self._ended.labels(kind, state).inc()
-        if state == "failed":
-            error = record.get("error") or {}
-            self._failures.labels(kind, error.get("id") or "internal").inc()
-        if kind == "job":
-            result = record.get("result") or {}
-            when = record.get("started") or record.get("ended")
-            is_good = state == "done" and not result.get("failed")
-            if record.get("job") and when:
-                self._past.runs[record["job"]] = (when, is_good)
-        elif state == "done" and kind == "save":
+    def ended(self, record: Record) -> None:
+        """Count an operation that has ended."""
+        self._ended.labels(record.kind, record.state).inc()
+        if record.state == State.FAILED:
+            error = record.error or {}
+            self._failures.labels(record.kind, str(error.get("id") or "internal")).inc()
+        if record.kind == "job":
+            self._job_ended(record)
+        elif record.state == State.DONE and record.kind == "save":
             self._saved(record)
-        elif state == "done" and kind == "restore" and (seconds := _seconds(record)) is not None:
+        elif (
+            record.state == State.DONE
+            and record.kind == "restore"
+            and (seconds := _seconds(record)) is not None
+        ):
             self._restore_seconds.observe(seconds)
 
-    def _saved(self, record: Mapping[str, Any]) -> None:
-        result = record.get("result") or {}
-        guest = result.get("guest") or record.get("guest") or ""
-        labels = (self._label(guest), record.get("job") or "")
+    def _job_ended(self, record: Record) -> None:
+        when = record.started or record.ended
+        if record.job and when:
+            failed = _figure(record, "failed")
+            self._past.runs[record.job] = (when, record.state == State.DONE and not failed)
+
+    def _saved(self, record: Record) -> None:
+        guest = str((record.result or {}).get("guest") or record.guest or "")
+        labels = (self._label(guest), record.job or "")
         if (seconds := _seconds(record)) is not None:
             self._save_seconds.labels(*labels).observe(seconds)
-        if result.get("data_bytes") is not None:
-            self._save_bytes.labels(*labels).inc(result["data_bytes"])
-        if result.get("bytes_per_s"):
-            self._save_rate.labels(*labels).set(result["bytes_per_s"])
-        if result.get("downtime_s"):  # 0 is that of a guest that did not run
-            self._downtime.labels(*labels).observe(result["downtime_s"])
-        if record.get("ended"):
-            self._note_success(guest, record.get("job"), record["ended"])
+        if (size := _figure(record, "data_bytes")) is not None:
+            self._save_bytes.labels(*labels).inc(size)
+        if rate := _figure(record, "bytes_per_s"):
+            self._save_rate.labels(*labels).set(rate)
+        if downtime := _figure(record, "downtime_s"):  # 0 is that of a guest that did not run
+            self._downtime.labels(*labels).observe(downtime)
+        if record.ended:
+            self._note_success(guest, record.job, record.ended)
 
     def _note_success(self, guest: str, job: str | None, when: float) -> None:
         key = (self._label(guest), job or "")
@@ -216,13 +216,18 @@ class _View:
                 yield family
 
 
-def _seconds(record: Mapping[str, Any]) -> float | None:
+def _figure(record: Record, name: str) -> float | None:
+    """Return a number of the operation's result; None where it has none of that name."""
+    found = (record.result or {}).get(name)
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _seconds(record: Record) -> float | None:
     """Return how long a save or restore took: by its own clock, else from start to end."""
-    result = record.get("result") or {}
-    if result.get("duration_s") is not None:
-        return float(result["duration_s"])
-    if record.get("started") is not None and record.get("ended") is not None:
-        return max(0.0, float(record["ended"] - record["started"]))
+    if (seconds := _figure(record, "duration_s")) is not None:
+        return seconds
+    if record.started is not None and record.ended is not None:
+        return max(0.0, record.ended - record.started)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import metrics_core
 
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-KINDS = (
-    *("save", "restore", "check", "verify", "discard"),
-    *("recover", "job", "prune", "save-all", "restore-all"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +33,14 @@ class JobState:
 class Sources:
     """What the service is asked at each scrape, on the thread of its loop; none may block.
 
-    ``running`` is how many operations of each kind run, ``pending`` how many wait for their
-    turn, ``journal_bytes`` the size of the journal, ``images`` the image directory, ``jobs`` the
-    jobs that are configured, by name, ``listeners`` how many clients listen to events,
-    ``degraded`` whether an operator has to look.
+    ``kinds`` are those of operations, each with series of its own from the start. ``running`` is
+    how many operations of each kind run, ``pending`` how many wait for their turn,
+    ``journal_bytes`` the size of the journal, ``images`` the image directory, ``jobs`` the jobs
+    that are configured, by name, ``listeners`` how many clients listen to events, ``degraded``
+    whether an operator has to look.
     """
 
+    kinds: Collection[str]
     running: Callable[[], Mapping[str, int]]
     pending: Callable[[], int]
     journal_bytes: Callable[[], int]
@@ -98,11 +96,11 @@ class Scrape:
 
     def _running(self) -> metrics_core.Metric:
         found = self._ask("running", self._sources.running)
-        counts = [] if found is None else list({**dict.fromkeys(KINDS, 0), **found}.items())
+        counts = {} if found is None else {**dict.fromkeys(self._sources.kinds, 0), **found}
         return _gauge(
             "operations_running",
             "Operations running.",
-            [((kind,), count) for kind, count in counts],
+            [((kind,), count) for kind, count in counts.items()],
             ["kind"],
         )
 
@@ -110,7 +108,8 @@ class Scrape:
         for name, words, source in (
             ("operations_pending", "Operations waiting for a slot.", self._sources.pending),
             (
-                *("journal_bytes", "Size of the history database, including its write-ahead log."),
+                "journal_bytes",
+                "Size of the history database, including its write-ahead log.",
                 self._sources.journal_bytes,
             ),
             ("event_listeners", "Clients that listen to events.", self._sources.listeners),
@@ -171,10 +170,10 @@ def _images(usage: Usage | None) -> Iterator[metrics_core.Metric]:
 def _gauge(
     name: str,
     words: str,
-    values: Sequence[tuple[Sequence[str], Any]],
+    values: Sequence[tuple[Sequence[str], float]],
     labels: Sequence[str] = (),
 ) -> metrics_core.Metric:
     family = metrics_core.GaugeMetricFamily(f"mapsave_{name}", words, labels=labels)
     for label_values, value in values:
-        family.add_metric(label_values, float(value))
+        family.add_metric(label_values, value)
     return family
