@@ -60,7 +60,7 @@ class Demo:
 
     def write(self, kind: dict[str, Any]) -> None:
         """Write the configuration, with a guest of this kind, and the save job."""
-        # JSON is YAML, and needs nobody to quote a path with spaces.
+        # JSON is YAML, and needs no quoting of paths with spaces.
         configuration = {"images": "images", "state": "state", "guests": {"demo": kind}}
         (self.directory / "manager.yaml").write_text(json.dumps(configuration, indent=2) + "\n")
         (self.directory / "save.yaml").write_text(
@@ -159,9 +159,9 @@ def temporary_directory() -> Iterator[Path]:
 
 
 def end_all(demo: Demo) -> None:
-    """End every guest that was started, also one whose id mapsave did not live to tell."""
+    """End every guest that was started, also one whose id mapsave did not report before it died."""
     for each in {demo.socket, *(demo.directory / "state").glob("emulated/*.qmp")}:
-        with contextlib.suppress(OSError):  # nobody listens there any more
+        with contextlib.suppress(OSError):  # nothing listens there any more
             demo.pids.add(guest.owner(each))
     for pid in demo.pids:
         guest.end(pid)

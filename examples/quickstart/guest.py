@@ -42,7 +42,7 @@ class Monitor:
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """Run a command and return its answer. Raises Failed with QEMU's words."""
+        """Run a command and return its answer. Raises Failed with QEMU's message."""
         request = {"execute": command, "arguments": arguments}
         self._socket.sendall(json.dumps(request).encode() + b"\n")
         while True:
@@ -117,7 +117,7 @@ def good_qemu() -> tuple[str | None, str]:
     said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     version = re.search(r"version (\d+)\.(\d+)[.\d]*", said.stdout)
     if version is None:
-        return None, f"{path} does not tell its version"
+        return None, f"{path} does not report its version"
     words = f"QEMU {version[0].split()[1]} ({path})"
     if (int(version[1]), int(version[2])) < LEAST:
         return None, f"{words} is older than 9.1"

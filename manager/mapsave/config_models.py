@@ -254,12 +254,12 @@ class TrustModel(Model):
 class ConfigModel(Model):
     """The configuration of mapsave: manager.yaml."""
 
-    images: Text | None = Field(None, description="Directory of the images.")
+    images: Text | None = Field(None, description="The image directory.")
     state: Text | None = Field(
         None, description="Directory of the journal, locks and measurements."
     )
     socket: Text | None = Field(None, description="Where mapsaved listens.")
-    jobs: Text | None = Field(None, description="Directory of the save jobs.")
+    jobs: Text | None = Field(None, description="The jobs directory.")
     policies: Text | None = Field(None, description="Directory of your own label policies.")
     launch_environment: list[Variable] | None = Field(
         None,

@@ -64,7 +64,7 @@ def test_offsets_of_the_document_are_those_of_the_builder() -> None:
 
 
 def test_header_of_libvirt_in_the_document_is_that_of_the_builder() -> None:
-    where = fields("## libvirt's format", "Behind it:", build_libvirt.HEADER)
+    where = fields("## libvirt's format", "After it:", build_libvirt.HEADER)
     header = build_libvirt.header(
         version=2, data_length=77, was_running=1, number=6, cookie_offset=55
     )

@@ -163,7 +163,7 @@ def test_adopted_at_a_slow_emulated_guest_and_told_to_people(site: cli.Site) -> 
             stdout, stderr = waiting.communicate(timeout=60)
             assert waiting.returncode == 0, stderr
             assert stdout.startswith(f"saved {NAME} to {site.images / IMAGE}: 16"), stdout
-            assert stdout.endswith("guest running on\n")
+            assert stdout.endswith("guest resumed\n")
             interrupted.await_recovery(mapsaved)
             assert looked_at(path).run_state == "running"
             mapsaved.done(kind="verify", image=IMAGE)

@@ -130,7 +130,7 @@ def _body(
 
 def summary(done: dict[str, Any]) -> str:
     """Return one sentence about a save."""
-    ending = {"quit": "ended", "resume": "running on", "leave": "left paused"}[done["then"]]
+    ending = {"quit": "shut down", "resume": "resumed", "leave": "left paused"}[done["then"]]
     size = units.format_size
     return (
         f"saved {done['guest']} to {done['image']}: {size(done['data_bytes'])} of "
