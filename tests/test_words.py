@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 import pytest
-
 from mapsave import error_table
 from mapsave.cli import main
+
 from tests.kit import tree
 
 # A pattern, and what to write instead.
@@ -39,7 +39,7 @@ INSTEAD = {
     r"\bthat are none\b": "that could not be loaded",
     r"\bat rest\b": "idle, after the save",
     r"\bsurely\b": "leave it out, or say what is uncertain",
-    r"\b(?:mend(?:s|ed)?|nevertheless|dearest|half-way|half way)\b": "fix; anyway; highest; in between",
+    r"\b(?:mend(?:s|ed)?|nevertheless|dearest|half-way|half way)\b": "fix; anyway; highest; partly",
     r"\bfor want of\b|\bas of late\b|\bside by side\b": "lack of; recent; in parallel",
     r"\b(?:disk|service) is well\b|\bbe well\b": "works, healthy",
 }
