@@ -42,8 +42,6 @@ STILL = {
     ("labels/policy.py", "labels/policy_file.py"),
     ("labels/policy_models.py", "labels/policy_file.py"),
     ("labels/policy_models.py", "labels/policy.py"),
-    ("client/connection.py", "cli/interruption.py"),
-    ("client/connection.py", "cli/options.py"),
 }
 EMULATOR = "emulator"  # beside the floors: uses the image and the base, is used by the cli only
 

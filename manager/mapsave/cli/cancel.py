@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mapsave import errors
-from mapsave.cli import output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
 from mapsave.client import connection, delegate
 
@@ -19,7 +19,7 @@ def command(context: click.Context, /, operation: str) -> None:
     OPERATION is its id as 'mapsave ps' lists it, or the beginning of it.
     """
     given = of(context)
-    client = connection.needed(given, given.config())
+    client = hosts.needed_service(given)
     number = client.post(f"/v1/operations/{connection.quoted(operation)}/cancel")["id"]
     found = delegate.follow(client, number)
     if found["state"] == "done":

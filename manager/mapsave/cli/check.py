@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mapsave import errors
-from mapsave.cli import local, look, output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
-from mapsave.client import connection, delegate
 from mapsave.config import ADDRESSES
 
 if TYPE_CHECKING:
     from mapsave.cli.options import Globals
-    from mapsave.config import Config, Guest
+    from mapsave.config import Config
 
 
 @click.command("check", cls=Command)
@@ -40,18 +37,11 @@ def command(context: click.Context, /, target: str, **chosen: Any) -> int:
 def _is_guest(given: Globals, config: Config, target: str) -> bool:
     """Tell guests from images: a configured name or an address is a guest, a file is an image.
 
-    Of the image directory, which not everybody may look into, the service knows.
+    The service can read the image directory; the caller may not be able to.
     """
     if target in config.guests or target.startswith(ADDRESSES):
         return True
-    if asked := connection.image_to_ask_for(config, given, target):
-        client, name = asked
-        with contextlib.suppress(errors.ImageNotFound):
-            client.get(f"/v1/images/{connection.quoted(name)}")
-            return False
-    from mapsave.operations import images
-
-    if os.path.lexists(images.resolve(target, config)):
+    if hosts.choose(given, config, image=target).has_image(target):
         return False
     if "/" in target:
         raise errors.ImageNotFound(f"no image at {target!r}")
@@ -61,7 +51,8 @@ def _is_guest(given: Globals, config: Config, target: str) -> bool:
 
 def _check_guest(given: Globals, config: Config, target: str, chosen: dict[str, Any]) -> int:
     guest = config.guest(target)
-    found, error = _preview(given, config, guest, chosen)
+    host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])
+    found, error = host.check(guest, chosen)
     lines = [
         f"{'ok  ' if line['ok'] else 'FAIL'} {line['check']}: {line['detail']}"
         for line in found["checks"]
@@ -73,31 +64,9 @@ def _check_guest(given: Globals, config: Config, target: str, chosen: dict[str, 
     return error.exit_code if error else 0
 
 
-def _preview(
-    given: Globals, config: Config, guest: Guest, chosen: dict[str, Any]
-) -> tuple[dict[str, Any], errors.MapsaveError | None]:
-    """Let the service check the save where it would do it, else check it here."""
-    image = chosen["image"] and connection.image_name(config, chosen["image"], is_read=False)
-    wanted = {**{key: value for key, value in chosen.items() if value}, "image": image}
-    for_service = image == chosen["image"] or image is not None
-    client = None
-    if for_service and connection.knows_policy(chosen["policy"]):
-        client = connection.service(given, config)
-    if client is not None:
-        options = {key: value for key, value in wanted.items() if value}
-        body = {"kind": "check", "guest": connection.address(guest.name), "check": options}
-        found = delegate.perform(client, body)
-        error = found.pop("error")
-        return found, None if error is None else errors.from_dict(error)
-    from mapsave.operations import preview, save_request
-
-    request = save_request.request(config, guest, **chosen)
-    return local.run(preview.preview(guest, config, request), given)
-
-
 def _check_image(given: Globals, config: Config, target: str) -> int:
-    found = look.verify(given, config, target)
-    known = look.inspect(given, config, target)
+    host = hosts.choose(given, config, image=target)
+    found, known = host.verify(target), host.inspect(target)
     guest = known["guest"]
     configured = config.guests.get(guest)
     startable = known["has_domain_xml"] or bool(

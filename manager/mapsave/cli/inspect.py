@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mapsave import units
-from mapsave.cli import look, output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
 from mapsave.operations import written_record
 
@@ -34,7 +34,7 @@ def command(context: click.Context, /, image: str, xml: bool) -> None:
         else:
             sys.stdout.write(_printable(held).rstrip("\n") + "\n")
         return
-    found = look.inspect(given, config, image)
+    found = hosts.choose(given, config, image=image).inspect(image)
     output.result(given, found, text(found))
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import click
 
 from mapsave import units
-from mapsave.cli import jobs_of, local, output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, Group, of
-from mapsave.client import delegate
 
 
 @click.group("job", cls=Group)
@@ -33,13 +32,7 @@ def run(context: click.Context, /, job: str) -> int:
     the job does not keep are removed afterwards.
     """
     given = of(context)
-    config = given.config()
-    if known := jobs_of.known(given, config, job):
-        done = delegate.perform(known.client, {"kind": "job", "job": known.name})
-    else:
-        from mapsave.jobs import engine
-
-        done = local.run(engine.run(jobs_of.load(config, job), config), given)
+    done = hosts.choose(given, given.config(), job=job).run_job(job)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 
@@ -50,13 +43,7 @@ def run(context: click.Context, /, job: str) -> int:
 def check(context: click.Context, /, job: str) -> int:
     """Report what would fail, for the file and for each of its guests; nothing is touched."""
     given = of(context)
-    config = given.config()
-    if known := jobs_of.known(given, config, job):
-        done = delegate.perform(known.client, {"kind": "check", "job": known.name})
-    else:
-        from mapsave.jobs import engine
-
-        done = local.run(engine.check(jobs_of.load(config, job), config), given)
+    done = hosts.choose(given, given.config(), job=job).check_job(job)
     output.result(given, done, check_text(done))
     return int(done["exit_code"])
 
@@ -72,18 +59,8 @@ def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
     guest (saved with 'then: quit' and not restored since), and damaged ones.
     """
     given = of(context)
-    config = given.config()
-    if known := jobs_of.known(given, config, job):
-        body = {"kind": "prune", "job": known.name, "dry_run": dry_run}
-        done = delegate.perform(known.client, body)
-        keeps_all = known.line["keep"] is None
-    else:
-        from mapsave.jobs import retention
-
-        loaded = jobs_of.load(config, job)
-        lines = local.run(retention.prune(loaded, config, dry_run=dry_run), given)
-        done = retention.summary(loaded, lines, dry_run=dry_run)
-        keeps_all = loaded.keep is None
+    host = hosts.choose(given, given.config(), job=job)
+    done, keeps_all = host.prune(job, dry_run=dry_run)
     output.result(given, done, prune_text(done, keeps_all=keeps_all))
     return int(done["exit_code"])
 
@@ -96,7 +73,7 @@ def list_jobs(context: click.Context, /) -> None:
     Only the service knows when a job ran and when it runs next.
     """
     given = of(context)
-    found = jobs_of.listing(given, given.config())
+    found = hosts.choose(given, given.config()).jobs()
     output.result(given, found, list_text(found))
 
 

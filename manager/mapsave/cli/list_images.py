@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mapsave import errors, units
-from mapsave.cli import output
+from mapsave.cli import here, hosts, output
 from mapsave.cli.options import Command, of
-from mapsave.client import connection
 
 if TYPE_CHECKING:
     from mapsave.cli.options import Globals
@@ -61,16 +60,11 @@ def _list_domains(given: Globals, uri: str | None) -> None:
 
 
 def _list_images(given: Globals, directory: Path | None) -> None:
-    from mapsave.image import store
-    from mapsave.operations import images, restored_notes
-
     config = given.config()
-    client = connection.service(given, config) if directory is None else None
-    if client is not None:
-        found = client.get("/v1/images")
+    if directory is None:
+        found = hosts.choose(given, config).images()
     else:
-        with store.directory(directory or config.images, create=directory is None) as held:
-            found = images.listing(held, restored_notes.noted(config.state))
+        found = here.Here(given, config).images(directory)
     rows = [_row(line) for line in found["images"]]
     header = ("saved", "guest", "state", "format", "size", "on disk", "image")
     text = output.table(rows, header) if rows else f"no images in {found['directory']}"

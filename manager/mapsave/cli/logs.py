@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mapsave.cli import output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
 from mapsave.client import connection
 
@@ -19,7 +19,7 @@ from mapsave.client import connection
 def command(context: click.Context, /, operation: str) -> None:
     """Show the steps of an operation of the service, with their times."""
     given = of(context)
-    client = connection.needed(given, given.config())
+    client = hosts.needed_service(given)
     found = client.get(f"/v1/operations/{connection.quoted(operation)}/steps")
     output.result(given, found, text(found))
 

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from mapsave import units
-from mapsave.cli import output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
-from mapsave.client import connection
 
 
 @click.command("ps", cls=Command)
@@ -24,7 +23,7 @@ def command(
 ) -> None:
     """List the operations of the service that are under way, newest first."""
     given = of(context)
-    client = connection.needed(given, given.config())
+    client = hosts.needed_service(given)
     active = None if ended else "true"
     wanted = {"active": active, "guest": guest, "job": job, "limit": limit}
     found = client.get("/v1/operations", **wanted)["operations"]

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from mapsave.cli import local, output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
-from mapsave.client import connection, delegate
 
 
 @click.command("recover", cls=Command)
@@ -23,14 +22,7 @@ def command(context: click.Context, /, dry_run: bool) -> int:
     recovered yet.
     """
     given = of(context)
-    config = given.config()
-    client = connection.service(given, config)
-    if client is not None:
-        done = delegate.perform(client, {"kind": "recover", "dry_run": dry_run})
-    else:
-        from mapsave.hooks import recover
-
-        done = local.run(recover.recover(config, dry_run=dry_run), given)
+    done = hosts.choose(given, given.config()).recover(dry_run=dry_run)
     output.result(given, done, text(done))
     failed = [line["error"]["exit_code"] for line in done["operations"] if line["error"]]
     return int(failed[0]) if failed else 0

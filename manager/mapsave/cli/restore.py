@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mapsave import errors, units
-from mapsave.cli import local, output
+from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
 from mapsave.cli.save import Channels, Duration, rate
-from mapsave.client import connection, delegate
-
-if TYPE_CHECKING:
-    from mapsave.cli.options import Globals
-    from mapsave.config import Config
-    from mapsave.migration.progress import Report
 
 
 @click.command("restore", cls=Command)
@@ -61,6 +55,7 @@ if TYPE_CHECKING:
 def command(
     context: click.Context,
     /,
+    image: str,
     into: str | None,
     run: str | None,
     xml: Path | None,
@@ -77,33 +72,11 @@ def command(
     if chosen["channels"] == "auto":
         chosen["channels"] = None
     given_xml = _text(xml, trusted=chosen["trust_image"])
-    chosen |= {"into": _socket(into), "run": _run(run), "xml": given_xml}
-    body = _body(config, chosen)
-    client = connection.service(given, config) if body is not None else None
+    chosen |= {"into": _socket(into), "run": run or "as-saved", "xml": given_xml}
+    host = hosts.choose(given, config, image=image, policy=chosen["policy"])
     with local.reporting(given, "restoring") as report:
-        if client is not None and body is not None:
-            done = delegate.perform(client, body, report)
-        else:
-            done = _here(given, config, chosen, report)
+        done = host.restore(image, chosen, report)
     output.result(given, done, summary(done))
-
-
-def _here(given: Globals, config: Config, chosen: dict[str, Any], report: Report) -> dict[str, Any]:
-    from mapsave.hooks import around
-    from mapsave.operations import restore_request
-
-    return local.run(around.restore(config, restore_request.Request(**chosen), report), given)
-
-
-def _body(config: Config, chosen: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what is asked of the service; None for what it does not do: any path, any policy."""
-    name = connection.image_name(config, chosen["image"])
-    if name is None or not connection.knows_policy(chosen["policy"]):
-        return None
-    given = {key: value for key, value in chosen.items() if value is not None and key != "image"}
-    if "into" in given:
-        given["into"] = os.path.abspath(given["into"])
-    return {"kind": "restore", "image": name, "restore": given}
 
 
 def _socket(into: str | None) -> str | None:
@@ -129,10 +102,6 @@ def _text(file: Path | None, *, trusted: bool) -> str | None:
             return opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise errors.UsageError(f"--xml {str(file)!r}: {error}") from None
-
-
-def _run(run: str | None) -> Any:
-    return run or "as-saved"
 
 
 def summary(done: dict[str, Any]) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from mapsave import units
-from mapsave.cli import local, output
+from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
-from mapsave.client import connection, delegate
 
 _WORDS = {
     "planned": "would be restored",
@@ -41,15 +40,9 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     from mapsave.evacuation import restore_all
 
     given = of(context)
-    config = given.config()
-    request = restore_all.Request(**chosen)
-    client = connection.service(given, config)
+    host = hosts.choose(given, given.config())
     with local.reporting(given, "restoring") as report:
-        if client is not None:
-            asked = {key: each for key, each in chosen.items() if each is not None}
-            done = delegate.perform(client, {"kind": "restore-all", **asked}, report)
-        else:
-            done = local.run(restore_all.restore_all(config, request, report), given)
+        done = host.restore_all(restore_all.Request(**chosen), report)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 

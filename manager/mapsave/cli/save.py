@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mapsave import units
-from mapsave.cli import local, output
+from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
-from mapsave.client import connection, delegate
-
-if TYPE_CHECKING:
-    from mapsave.config import Config
 
 _WORTH_A_RATE = 64 * units.MIB
 _SWITCH = click.Choice(["auto", "on", "off"])
@@ -88,7 +84,7 @@ class Duration(click.ParamType[float]):
     "--timeout", type=Duration(), help="Give up after this long; the guest stays as before."
 )
 @click.pass_context
-def command(context: click.Context, /, guest: str, image: str | None, **chosen: Any) -> None:
+def command(context: click.Context, /, guest: str, **chosen: Any) -> None:
     """Save a running guest to an image.
 
     The guest is told to quit only after the image has been verified and is on stable storage. If
@@ -97,35 +93,10 @@ def command(context: click.Context, /, guest: str, image: str | None, **chosen: 
     given = of(context)
     config = given.config()
     target = config.guest(guest)
-    body = _body(config, target.name, image, chosen)
-    client = connection.service(given, config) if body is not None else None
-    if client is not None and body is not None:
-        with local.reporting(given, f"saving {target.name}") as report:
-            done = delegate.perform(client, body, report)
-        output.result(given, done, summary(done))
-        return
-    from mapsave.hooks import around
-    from mapsave.operations import save_request
-
-    replace, timeout = chosen.pop("replace"), chosen.pop("timeout")
-    request = save_request.request(
-        config, target, image=image, replace=replace, timeout=timeout, **chosen
-    )
+    host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])
     with local.reporting(given, f"saving {target.name}") as report:
-        done = local.run(around.save(target, config, request, report), given)
+        done = host.save(target, chosen, report)
     output.result(given, done, summary(done))
-
-
-def _body(
-    config: Config, guest: str, image: str | None, chosen: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Return what is asked of the service; None for what it does not do: any path, any policy."""
-    name = None if image is None else connection.image_name(config, image, is_read=False)
-    if (image is not None and name is None) or not connection.knows_policy(chosen["policy"]):
-        return None
-    options = {**chosen, "image": name}
-    given = {key: value for key, value in options.items() if value is not None}
-    return {"kind": "save", "guest": connection.address(guest), "save": given}
 
 
 def summary(done: dict[str, Any]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,9 +10,6 @@ from mapsave import errors, units
 from mapsave.cli import local, output
 from mapsave.cli.options import Command, of
 from mapsave.cli.save import Duration
-
-if TYPE_CHECKING:
-    from mapsave.evacuation.save_run import Request
 
 _WORDS = {
     "saved": "saved",
@@ -72,7 +68,7 @@ def command(context: click.Context, /, **chosen: Any) -> int:
         dry_run=chosen["dry_run"],
     )
     with local.reporting(given, "saving") as report:
-        done = shutdown.save_all(given, request, _body, report)
+        done = shutdown.save_all(given, request, report)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 
@@ -83,13 +79,6 @@ def _uri(libvirt: bool, uri: str | None) -> str | None:
     if uri is not None and not libvirt:
         raise errors.UsageError("--uri requires --libvirt")
     return (uri or LIBVIRT_URI) if libvirt else None
-
-
-def _body(request: Request) -> dict[str, Any]:
-    """Return what is asked of the service."""
-    asked = dataclasses.asdict(request)
-    asked["guests"] = list(asked.pop("names"))
-    return {"kind": "save-all", **{key: each for key, each in asked.items() if each is not None}}
 
 
 def text(done: dict[str, Any]) -> str:

@@ -14,11 +14,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
-from mapsave.cli import local, output
+from mapsave.cli import hosts, local, output
+from mapsave.cli.through_service import ThroughService
 from mapsave.client import connection, delegate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from mapsave.cli.options import Globals
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from mapsave.config import Config
     from mapsave.evacuation.save_run import Request
     from mapsave.migration.progress import Report
-
-    Body = Callable[[Request], dict[str, Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +65,8 @@ class _Clock:
         return time.monotonic() - self._began < limit
 
 
-def save_all(given: Globals, request: Request, body: Body, report: Report) -> dict[str, Any]:
-    """Save all guests and return the summary. ``body`` makes what is asked of the service.
+def save_all(given: Globals, request: Request, report: Report) -> dict[str, Any]:
+    """Save all guests and return the summary.
 
     A service that does not answer within seconds, is stopping, or is lost is reported on standard
     error; what it left is recovered, and the guests are saved here. Where the configuration is
@@ -80,11 +78,11 @@ def save_all(given: Globals, request: Request, body: Body, report: Report) -> di
     try:
         config = given.config()
     except errors.UsageError as broken:
-        return _by_what_is_in_force(given, broken, clock, body, report)
+        return _by_what_is_in_force(given, broken, clock, report)
     try:
-        client = connection.service(given, config, _HEALTH)
+        client = hosts.service(given, config, _HEALTH)
         if client is not None:
-            return _by_service(client, clock, body, report)
+            return _by_service(client, config, clock, report)
     except (errors.ServiceUnreachable, errors.ServiceLost, errors.ServiceStopping) as error:
         if error.data.get("interrupted"):
             raise
@@ -93,11 +91,11 @@ def save_all(given: Globals, request: Request, body: Body, report: Report) -> di
     return local.run(_here(config, clock, report), given)
 
 
-def _by_service(client: Client, clock: _Clock, body: Body, report: Report) -> dict[str, Any]:
+def _by_service(client: Client, config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
     """Have the service do it. Raises ServiceLost also where it came back without it."""
     client.timeout = _ANSWER
     try:
-        return delegate.perform(client, body(clock.request()), report, _PATIENCE)
+        return ThroughService(client, config).save_all(clock.request(), report, _PATIENCE)
     except errors.Interrupted as error:
         if "step" in error.data:  # a restarted service says so about its predecessor
             raise errors.ServiceLost(error.message) from None
@@ -105,7 +103,7 @@ def _by_service(client: Client, clock: _Clock, body: Body, report: Report) -> di
 
 
 def _by_what_is_in_force(
-    given: Globals, broken: errors.UsageError, clock: _Clock, body: Body, report: Report
+    given: Globals, broken: errors.UsageError, clock: _Clock, report: Report
 ) -> dict[str, Any]:
     """Have the service do it that has the configuration as it was before it became wrong.
 
@@ -113,13 +111,13 @@ def _by_what_is_in_force(
     """
     from mapsave import config as configuration
 
-    path = str(configuration.defaults(os.environ).socket)
+    config = configuration.defaults(os.environ)
     file = given.config_file or os.environ.get(configuration.VARIABLE) or configuration.SYSTEM_FILE
-    client = None if given.local else _with_configuration(given, path, file)
+    client = None if given.local else _with_configuration(given, str(config.socket), file)
     if client is None:
         raise broken
     _say(f"{broken.message} [{broken.id}]; the service uses the configuration it read before")
-    return _by_service(client, clock, body, report)
+    return _by_service(client, config, clock, report)
 
 
 def _with_configuration(given: Globals, path: str, file: str | Path) -> Client | None:

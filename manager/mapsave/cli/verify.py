@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mapsave import errors, units
-from mapsave.cli import look, output
+from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
 
 
@@ -28,7 +28,7 @@ def command(context: click.Context, /, images: tuple[str, ...]) -> int:
     for name in images:
         path = resolve(name, config)
         try:
-            found.append(look.verify(given, config, name))
+            found.append(hosts.choose(given, config, image=name).verify(name))
         except errors.MapsaveError as error:
             if len(images) == 1:
                 raise

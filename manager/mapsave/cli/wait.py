@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mapsave.cli import local, output
+from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
 from mapsave.client import connection, delegate
 
@@ -18,7 +18,7 @@ def command(context: click.Context, /, operations: tuple[str, ...]) -> int:
     Exits with the code of the first operation that failed.
     """
     given = of(context)
-    client = connection.needed(given, given.config())
+    client = hosts.needed_service(given)
     found, code = [], 0
     for name in operations:
         number = client.get(f"/v1/operations/{connection.quoted(name)}")["id"]

@@ -6,23 +6,33 @@ import contextlib
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsave import errors, unix_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from http.client import HTTPResponse
 
-    from mapsave.cli.interruption import Stop
-    from mapsave.cli.options import Globals
     from mapsave.config import Config
 
 _TIMEOUT = 90.0  # seconds for one answer; the service lets us wait for at most 60
 _RECONNECT = 60.0  # seconds that a service may take to come back while we wait for an operation
 _BUSY = 10.0  # seconds that a service may take to accept a connection
 _SOCKET = "mapsaved"
-_PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
+
+
+class Stop(Protocol):
+    """How a signal, whose ``name`` it has once one came, stops the command that asks."""
+
+    name: str | None
+
+    def cancels(
+        self,
+        cancel: Callable[[], object],
+        report: Callable[[str], errors.Interrupted] | None = None,
+    ) -> contextlib.AbstractContextManager[None]:
+        """Have a signal call ``cancel``; ``report`` makes the error for work that goes on."""
 
 
 class RequestInterrupted(Exception):
@@ -32,8 +42,7 @@ class RequestInterrupted(Exception):
 class Client:
     """Talks to the service at a unix socket; one connection a request, which costs little there.
 
-    ``timeout`` is how many seconds the service may let us wait for an answer. ``stop`` is how a
-    signal stops the command that asks.
+    ``timeout`` is how many seconds the service may let us wait for an answer.
     """
 
     def __init__(self, path: str, stop: Stop, timeout: float | None = None) -> None:
@@ -167,18 +176,18 @@ def _connect(sock: socket.socket, address: str, patience: float) -> None:
         time.sleep(0.01)
 
 
-def service(given: Globals, config: Config, timeout: float | None = None) -> Client | None:
-    """Return the client of the service that works with this configuration; None to work here.
+def service(config: Config, stop: Stop, timeout: float | None = None) -> Client | None:
+    """Return the client of the service that works with this configuration; None without one.
 
-    There is none with ``--local``, where nothing listens, and where the service has another state
-    directory: then it is not about the same guests. ``timeout`` is in seconds, for one answer.
+    A service that has another state directory is not about the same guests. ``timeout`` is in
+    seconds, for one answer.
 
     Raises NotPermitted, ServiceUnreachable.
     """
     path = str(config.socket)
-    if given.local or not listens(path, timeout):
+    if not listens(path, timeout):
         return None
-    client = Client(path, given.stop, timeout)
+    client = Client(path, stop, timeout)
     health = client.get("/v1/health")
     return client if same(health.get("state"), config.state) else None
 
@@ -196,13 +205,8 @@ def listens(path: str, timeout: float | None = None) -> bool:
     return True
 
 
-def needed(given: Globals, config: Config) -> Client:
-    """Return the client of the service, for commands that are about nothing else.
-
-    Raises UsageError with ``--local``, ServiceUnreachable where none runs.
-    """
-    if given.local:
-        raise errors.UsageError("this command needs the service; --local does not")
+def needed(config: Config, stop: Stop) -> Client:
+    """Return the client of the service. Raises ServiceUnreachable where none runs."""
     path = str(config.socket)
     try:
         connect(path).close()
@@ -213,28 +217,12 @@ def needed(given: Globals, config: Config) -> Client:
         ) from None
     except OSError:
         pass  # what the request says of it is better
-    return Client(path, given.stop)
+    return Client(path, stop)
 
 
 def same(one: Any, other: Any) -> bool:
     """Return whether two paths lead to the same place."""
     return os.path.realpath(str(one)) == os.path.realpath(str(other))
-
-
-def image_name(config: Config, given: str, *, is_read: bool = True) -> str | None:
-    """Return the name of an image that lies in the image directory; None for any other.
-
-    An image that is read may also lie in the current directory; a bare name of one that is to be
-    made is always one of the image directory. What cannot be the name of an image is one of the
-    others: it is reported here what is wrong with it.
-    """
-    directory, name = os.path.split(given)
-    if directory or (is_read and os.path.lexists(given)):
-        directory, name = os.path.split(os.path.abspath(given))
-        if not same(directory, config.images):
-            return None
-    wrong = name in ("", ".", "..") or name.endswith(_PARTIAL) or len(os.fsencode(name)) > 255
-    return None if wrong else name
 
 
 def reconnecting(
@@ -259,26 +247,6 @@ def reconnecting(
                     "operation or rolls it back",
                 ) from None
         time.sleep(0.2)
-
-
-def address(guest: str) -> str:
-    """Return a guest's name or address as the service understands it, which runs elsewhere."""
-    kind, _, path = guest.partition(":")
-    return f"qmp:{os.path.abspath(path)}" if kind == "qmp" and path else guest
-
-
-def knows_policy(given: str | None) -> bool:
-    """Return whether the service can look up a policy: it does so by name, not by any path."""
-    from mapsave.labels import policy
-
-    return given is None or not policy.is_path(given)
-
-
-def image_to_ask_for(config: Config, given: Globals, image: str) -> tuple[Client, str] | None:
-    """Return the service and the name by which it knows an image; None to look at it here."""
-    name = image_name(config, image)
-    client = service(given, config) if name is not None else None
-    return (client, name) if client is not None and name is not None else None
 
 
 def quoted(text: str) -> str:

@@ -75,7 +75,13 @@ async def _run_one(
 
     try:
         ended = await process.run(
-            hooks.directory, name, given, known, say, timeout=hooks.timeout, grace=grace
+            directory=hooks.directory,
+            name=name,
+            facts=given,
+            environment=known,
+            say=say,
+            timeout=hooks.timeout,
+            grace=grace,
         )
     except (OSError, ValueError) as error:
         path = str(hooks.directory / name)

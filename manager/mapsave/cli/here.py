@@ -1,0 +1,150 @@
+"""The host as this process works on it, without the service. Modules are imported when used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from mapsave import errors
+    from mapsave.cli.host import Options, Result
+    from mapsave.cli.options import Globals
+    from mapsave.config import Config, Guest
+    from mapsave.evacuation import restore_all
+    from mapsave.jobs.job import Job
+    from mapsave.migration.progress import Report
+
+T = TypeVar("T")
+_JOB_SUFFIXES = (".yaml", ".yml")
+
+
+class Here:
+    """See ``host.Host``."""
+
+    def __init__(self, given: Globals, config: Config) -> None:
+        self._given = given
+        self._config = config
+
+    def save(self, guest: Guest, options: Options, report: Report) -> Result:
+        from mapsave.hooks import around
+        from mapsave.operations import save_request
+
+        request = save_request.request(self._config, guest, **options)
+        return self._run(around.save(guest, self._config, request, report))
+
+    def restore(self, image: str, options: Options, report: Report) -> Result:
+        from mapsave.hooks import around
+        from mapsave.operations import restore_request
+
+        request = restore_request.Request(image=image, **options)
+        return self._run(around.restore(self._config, request, report))
+
+    def check(self, guest: Guest, options: Options) -> tuple[Result, errors.MapsaveError | None]:
+        from mapsave.operations import preview, save_request
+
+        request = save_request.request(self._config, guest, **options)
+        return self._run(preview.preview(guest, self._config, request))
+
+    def has_image(self, image: str) -> bool:
+        return os.path.lexists(self._path(image))
+
+    def inspect(self, image: str) -> Result:
+        from mapsave.operations import inspect
+
+        return inspect.inspect(self._path(image), self._config)
+
+    def verify(self, image: str) -> Result:
+        from mapsave.operations import inspect
+
+        return inspect.verify(self._path(image), self._config).as_dict()
+
+    def discard(self, image: str, *, unrestored: bool) -> Result:
+        from mapsave.operations import discard
+
+        return discard.discard(self._config, self._path(image), unrestored=unrestored)
+
+    def images(self, directory: Path | None = None) -> Result:
+        """Return the images of ``directory``, without one those of the image directory."""
+        from mapsave.image import store
+        from mapsave.operations import images, restored_notes
+
+        noted = restored_notes.noted(self._config.state)
+        with store.directory(directory or self._config.images, create=directory is None) as held:
+            return images.listing(held, noted)
+
+    def recover(self, *, dry_run: bool) -> Result:
+        from mapsave.hooks import recover
+
+        return self._run(recover.recover(self._config, dry_run=dry_run))
+
+    def restore_all(self, request: restore_all.Request, report: Report) -> Result:
+        from mapsave.evacuation import restore_all
+
+        return self._run(restore_all.restore_all(self._config, request, report))
+
+    def run_job(self, job: str) -> Result:
+        from mapsave.jobs import engine
+
+        return self._run(engine.run(load_job(self._config, job), self._config))
+
+    def check_job(self, job: str) -> Result:
+        from mapsave.jobs import engine
+
+        return self._run(engine.check(load_job(self._config, job), self._config))
+
+    def prune(self, job: str, *, dry_run: bool) -> tuple[Result, bool]:
+        from mapsave.jobs import retention
+
+        loaded = load_job(self._config, job)
+        lines = self._run(retention.prune(loaded, self._config, dry_run=dry_run))
+        return retention.summary(loaded, lines, dry_run=dry_run), loaded.keep is None
+
+    def jobs(self) -> Result:
+        from mapsave.service import job_files
+
+        found = job_files.load(self._config)
+        unknown = {"next_run": None, "last_run": None}  # the service alone knows
+        return {
+            "jobs": [{**job_files.line(job, self._config), **unknown} for job in found],
+            "broken": [broken.line() for broken in found.broken],
+        }
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        from mapsave.cli import local
+
+        return local.run(work, self._given)
+
+    def _path(self, image: str) -> str:
+        from mapsave.operations import images
+
+        return images.resolve(image, self._config)
+
+
+def is_job_file(job: str) -> bool:
+    """Return whether a file is meant, and not the name of a job."""
+    return "/" in job or job.endswith(_JOB_SUFFIXES) or os.path.lexists(job)
+
+
+def is_in_jobs_directory(config: Config, job: str) -> bool:
+    """Return whether a file is one of those that the service reads."""
+    directory = os.path.dirname(os.path.abspath(job))
+    return job.endswith(_JOB_SUFFIXES) and os.path.realpath(directory) == os.path.realpath(
+        config.jobs
+    )
+
+
+def load_job(config: Config, job: str) -> Job:
+    """Return the job of a file, or of that name in the jobs directory.
+
+    Raises UnknownJob, ConfigMissing, ConfigError.
+    """
+    if is_job_file(job):
+        from mapsave.jobs import job as jobs
+
+        return jobs.load(Path(job))
+    from mapsave.service import job_files
+
+    return job_files.load(config).get(job)
