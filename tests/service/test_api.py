@@ -124,7 +124,9 @@ def test_saved_to_quit_and_restored_with_its_memory(mapsaved: service.Service) -
     saved = mapsaved.done(kind="save", guest="passing", save={"image": "passing.img"})
     assert saved["then"] == "quit"
     assert not fleet.answers(socket)
-    done = mapsaved.done(kind="restore", image="passing.img", restore={"run": "paused"})
+    done = mapsaved.done(
+        kind="restore", image="passing.img", restore={"run": "paused", "channels": "auto"}
+    )
     assert (done["guest"], done["run_state"]) == ("passing", "paused")
     assert fleet.ram_of(socket, mapsaved.site.directory / "ram") == before
     fleet.end(socket)

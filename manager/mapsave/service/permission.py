@@ -43,9 +43,9 @@ def check(peer: Peer, request: Request, config: Config) -> None:
     check_bounds(peer, request, config)
 
 
-def check_bounds(peer: Peer, request: Request, config: Config) -> None:
+def check_bounds(peer: Peer | None, request: Request, config: Config) -> None:
     """Raise RoleMissing where an operator requests what root has set otherwise."""
-    if peer.role >= Role.ADMIN:
+    if peer is None or peer.role >= Role.ADMIN:
         return
     match request:
         case Save():

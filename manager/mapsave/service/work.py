@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mapsave.config import Config, Guest
     from mapsave.history.rows import Facts
+    from mapsave.hooks.around import More
     from mapsave.jobs.job import Job
     from mapsave.migration.progress import Progress, Report
     from mapsave.service.peers import Peer
@@ -35,28 +36,79 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=requests.Request)
 
 _SCHEDULER = "the schedule"
+_NO_MORE: More = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An operation at work: its service, how it is shown, and who requested it."""
+    """An operation at work; ``peer`` has requested it, or, without one, the schedule."""
 
     service: Service
     active: Operation
-    peer: Peer
+    peer: Peer | None = None
 
     @property
     def config(self) -> Config:
         """The configuration in force."""
         return self.service.config
 
+    @property
+    def for_operator(self) -> bool:
+        """Whether what root has configured binds who has requested it."""
+        return self.peer is not None and self.peer.role < Role.ADMIN
+
     def path_of(self, image: str) -> str:
         """Return the path of an image. Raises NotPermitted."""
         return permission.path_of(self.config, image)
 
-    def report(self) -> Report:
-        """Return what notes the progress of the operation."""
-        return _report(self.service, self.active)
+    async def begins(self) -> None:
+        """Note that the operation's turn has come."""
+        await self.service.operations.starts(self.active)
+
+    def report(self, whole: Report = silent) -> Report:
+        """Return what notes how far the operation is, and updates ``whole``, it being a part."""
+
+        def report(now: Progress) -> None:
+            self.service.operations.progressed(self.active, now)
+            whole(now)
+
+        return report
+
+    async def save(
+        self,
+        guest: Guest,
+        request: save_request.Request,
+        whole: Report = silent,
+        more: More = _NO_MORE,
+    ) -> Facts:
+        """Save a guest, with the hooks of the configuration and ``more``; return the result."""
+        done = await around.save(guest, self.config, request, self.report(whole), more=more)
+        await self.service.operations.names_image(self.active, done["image"])
+        return done
+
+    async def part(
+        self,
+        kind: str,
+        request: Facts,
+        work: Callable[[Task], Awaitable[Facts]],
+        *,
+        guest: str | None,
+        job: str | None = None,
+        image: str | None = None,
+    ) -> Facts:
+        """Do ``work`` in an operation that is part of this one; return its result."""
+        new = Operation(
+            kind,
+            self.active.user,
+            request,
+            guest=guest,
+            job=job,
+            image=image,
+            parent=self.active.id,
+        )
+        return await self.service.operations.perform(
+            new, lambda child: work(Task(self.service, child, self.peer))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +149,10 @@ async def perform(
     service: Service, active: Operation, request: requests.Request, peer: Peer
 ) -> Facts:
     """Do what ``peer`` requests; return the result. Raises what the function of the kind raises."""
-    kind = KINDS[request.kind]
+    kind, task = KINDS[request.kind], Task(service, active, peer)
     if not kind.waits:
-        await service.operations.starts(active)
-    return await kind.function(Task(service, active, peer), request)
+        await task.begins()
+    return await kind.function(task, request)
 
 
 async def start_job(service: Service, job: Job) -> str | None:
@@ -108,13 +160,14 @@ async def start_job(service: Service, job: Job) -> str | None:
     under_way = service.operations.under_way()
     if any(each.kind == "job" and each.job == job.name for each in under_way):
         return "its previous run is still in progress"
-    # The host is about to go down: the job's own saves would stand in the way of that.
+    # The host is about to go down: the job's own saves would prevent that.
     if any(each.kind == "save-all" and not each.request.get("dry_run") for each in under_way):
         return "all guests are being saved"
 
     async def work(active: Operation) -> Facts:
-        await service.operations.starts(active)
-        return await _run_loaded(service, active, job)
+        task = Task(service, active)
+        await task.begins()
+        return await _run_loaded(task, job)
 
     new = Operation("job", _SCHEDULER, {"job": job.name}, job=job.name)
     await service.operations.begin(new, work)
@@ -122,72 +175,48 @@ async def start_job(service: Service, job: Job) -> str | None:
 
 
 async def _save(task: Task, request: requests.Save) -> Facts:
-    config = task.config
-    permission.check_bounds(task.peer, request, config)  # it may have been reloaded since
-    guest = config.guest(request.guest)
+    permission.check_bounds(task.peer, request, task.config)  # it may have been reloaded since
+    guest = task.config.guest(request.guest)
     wanted = save_request.request(
-        config,
+        task.config,
         guest,
         **msgspec.structs.asdict(request.save),
         # Checked again once it is this save's turn: `allow` looked at what was there before.
-        replace_only=None if task.peer.role >= Role.ADMIN else guest.name,
+        replace_only=guest.name if task.for_operator else None,
     )
-    return await _save_in_turn(task.service, task.active, guest, wanted)
+    return await _save_in_turn(task, guest, wanted)
 
 
 async def _save_in_turn(
-    service: Service,
-    active: Operation,
-    guest: Guest,
-    request: save_request.Request,
-    job: Job | None = None,
+    task: Task, guest: Guest, request: save_request.Request, more: More = _NO_MORE
 ) -> Facts:
     """Save a guest once there is a slot for it."""
-    config = service.config
-    with store.directory(config.images, create=True) as held:
+    with store.directory(task.config.images, create=True) as held:
         device = os.fstat(held.fd).st_dev
-    async with service.slots.taken(device) as share:
-        await service.operations.starts(active)
+    async with task.service.slots.taken(device) as share:
+        await task.begins()
         limited = dataclasses.replace(request, bandwidth=share)
-        more = job.hooks if job is not None else {}
-        report = _report(service, active)
-        done = await around.save(guest, service.config, limited, report, more=more)
-        await service.operations.names_image(active, done["image"])
-        return done
-
-
-def _report(service: Service, active: Operation, whole: Report = silent) -> Report:
-    """Return what notes how far ``active`` is, and updates ``whole``, which it is part of."""
-
-    def report(now: Progress) -> None:
-        service.operations.progressed(active, now)
-        whole(now)
-
-    return report
+        return await task.save(guest, limited, more=more)
 
 
 async def _run_job(task: Task, request: requests.RunJob) -> Facts:
-    return await _run_loaded(task.service, task.active, task.service.jobs.get(request.job))
+    return await _run_loaded(task, task.service.jobs.get(request.job))
 
 
-async def _run_loaded(service: Service, active: Operation, job: Job) -> Facts:
+async def _run_loaded(task: Task, job: Job) -> Facts:
     """Run a job: each of its saves is an operation of its own, and part of this one."""
 
     async def saver(guest: Guest, request: save_request.Request) -> Facts:
-        new = Operation(
-            kind="save",
-            user=active.user,
-            request={"job": job.name},
+        return await task.part(
+            "save",
+            {"job": job.name},
+            lambda child: _save_in_turn(child, guest, request, job.hooks),
             guest=guest.name,
             job=job.name,
             image=request.image,
-            parent=active.id,
-        )
-        return await service.operations.perform(
-            new, lambda child: _save_in_turn(service, child, guest, request, job)
         )
 
-    return await engine.run(job, service.config, saver=saver)
+    return await engine.run(job, task.config, saver=saver)
 
 
 async def _restore(task: Task, request: requests.Restore) -> Facts:
@@ -195,20 +224,19 @@ async def _restore(task: Task, request: requests.Restore) -> Facts:
     if chosen["channels"] == "auto":
         chosen["channels"] = None
     wanted = restore_request.Request(
-        image=task.path_of(request.image), for_operator=task.peer.role < Role.ADMIN, **chosen
+        image=task.path_of(request.image), for_operator=task.for_operator, **chosen
     )
     return await around.restore(task.config, wanted, task.report())
 
 
 async def _check(task: Task, request: requests.Check) -> Facts:
-    config = task.config
-    permission.check_bounds(task.peer, request, config)
+    permission.check_bounds(task.peer, request, task.config)
     if request.guest is None:
-        return await engine.check(task.service.jobs.get(str(request.job)), config)
-    guest = config.guest(request.guest)
+        return await engine.check(task.service.jobs.get(str(request.job)), task.config)
+    guest = task.config.guest(request.guest)
     chosen = msgspec.structs.asdict(request.check or requests.CheckOptions())
-    wanted = save_request.request(config, guest, **chosen)
-    found, error = await preview.preview(guest, config, wanted)
+    wanted = save_request.request(task.config, guest, **chosen)
+    found, error = await preview.preview(guest, task.config, wanted)
     return {**found, "error": error.as_dict() if error is not None else None}
 
 
@@ -236,24 +264,13 @@ async def _prune(task: Task, request: requests.Prune) -> Facts:
 
 async def _save_all(task: Task, request: requests.SaveAll) -> Facts:
     """Save all guests; no slots and no bandwidth: the host is about to go down."""
-    service, active = task.service, task.active
 
-    async def saver(guest: Guest, wanted: save_request.Request, report: Report) -> Facts:
-        async def work(child: Operation) -> Facts:
-            await service.operations.starts(child)
-            whole = _report(service, child, report)
-            done = await around.save(guest, service.config, wanted, whole)
-            await service.operations.names_image(child, done["image"])
-            return done
+    async def saver(guest: Guest, wanted: save_request.Request, whole: Report) -> Facts:
+        async def work(child: Task) -> Facts:
+            await child.begins()
+            return await child.save(guest, wanted, whole)
 
-        new = Operation(
-            kind="save",
-            user=active.user,
-            request={"save-all": active.id},
-            guest=guest.name,
-            parent=active.id,
-        )
-        return await service.operations.perform(new, work)
+        return await task.part("save", {"save-all": task.active.id}, work, guest=guest.name)
 
     wanted = save_run.Request(
         names=request.guests,
@@ -263,32 +280,29 @@ async def _save_all(task: Task, request: requests.SaveAll) -> Facts:
         parallel=request.parallel,
         dry_run=request.dry_run,
     )
-    return await save_all.interruptible(service.config, wanted, saver=saver, report=task.report())
+    return await save_all.interruptible(task.config, wanted, saver=saver, report=task.report())
 
 
 async def _restore_all(task: Task, request: requests.RestoreAll) -> Facts:
     """Restore what save-all saved; each restore is an operation of its own."""
-    service, active = task.service, task.active
 
-    async def restorer(wanted: restore_request.Request, report: Report) -> Facts:
-        async def work(child: Operation) -> Facts:
-            await service.operations.starts(child)
-            return await around.restore(service.config, wanted, _report(service, child, report))
+    async def restorer(wanted: restore_request.Request, whole: Report) -> Facts:
+        async def work(child: Task) -> Facts:
+            await child.begins()
+            return await around.restore(child.config, wanted, child.report(whole))
 
-        new = Operation(
-            kind="restore",
-            user=active.user,
-            request={"restore-all": active.id},
+        return await task.part(
+            "restore",
+            {"restore-all": task.active.id},
+            work,
             guest=wanted.guest,
             image=os.path.basename(wanted.image),
-            parent=active.id,
         )
-        return await service.operations.perform(new, work)
 
     wanted = restore_all.Request(
         parallel=request.parallel, discard=request.discard, dry_run=request.dry_run
     )
-    return await restore_all.restore_all(service.config, wanted, task.report(), restorer=restorer)
+    return await restore_all.restore_all(task.config, wanted, task.report(), restorer=restorer)
 
 
 _OPERATOR, _ADMIN = Role.OPERATOR, Role.ADMIN
