@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, need, processes, storage
+from tests.kit import cli, emulated, need, processes, storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from mapsave.monitor.session import Session
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +50,22 @@ def _nothing_left_behind_at_the_end() -> Iterator[None]:
 def site(tmp_path: Path) -> cli.Site:
     """An operator's set-up of its own: images, state, configuration."""
     return cli.Site(tmp_path / "site")
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> Iterator[emulated.Emulated]:
+    """An emulated guest of 4 MiB that runs."""
+    with emulated.emulated(tmp_path / "emulator.qmp") as found:
+        yield found
+
+
+@pytest.fixture
+async def session(emulator: emulated.Emulated) -> AsyncIterator[Session]:
+    """A session with that guest."""
+    from mapsave.monitor import qmp
+
+    async with qmp.connected(emulator.path) as found:
+        yield found
 
 
 def _end_strays(known: set[int]) -> list[str]:

@@ -15,67 +15,7 @@ from hypothesis import strategies as st
 from mapsave import config, errors
 from mapsave.service_settings import DAY, Hooks, Listen, Service, Webhook
 
-FULL = """\
-images: images
-state: /srv/state
-socket: run/mapsave.sock
-jobs: jobs.d
-policies: ../policies
-launch_environment: [PATH, LANG, TZ]
-guests:
-  web01:
-    qmp: /run/qemu/web01.qmp
-    launch: [qemu-system-x86_64, -name, web01, -m, 4096, -sandbox, on, -append, ""]
-    launch_environment: [PATH, DISPLAY]
-    policy: selinux-svirt
-    priority: 5
-  db01:
-    libvirt: {uri: "qemu+ssh://host/system", domain: db-1}
-  toy:
-    emulator: {memory: 64M, pattern: sparse, writer: true}
-save:
-  then: resume
-  live: yes
-  format: libvirt
-  direct_io: on
-  zero_pages: legacy
-  channels: 4
-  preallocate: false
-  policy: none
-service:
-  group: mapsave
-  operators: [ops, wheel]
-  readers: [monitoring]
-  on_stop: cancel
-  stop_timeout: 5m
-  concurrency: 8
-  per_file_system: 3
-  bandwidth: 2G
-  history: 30d
-  log: json
-  textfile: metrics/mapsave.prom
-  listen:
-    address: "[::1]:8443"
-    certificate: tls/service.pem
-    key: tls/service.key
-    clients: /etc/pki/clients.pem
-    crl: tls/revoked.pem
-    operators: [alice]
-    readers: [grafana]
-hooks:
-  directory: hooks.d
-  timeout: 30s
-  before_save: [freeze]
-  after_save: [thaw, tell]
-  on_failure: [tell]
-  before_restore: [check]
-  after_restore: [clock]
-notify:
-  - url: http://127.0.0.1:9/hook
-    on: [failure, success]
-    timeout: 5s
-  - url: https://example.org/
-"""
+from tests.kit.full import CONFIGURATION
 
 
 def write(path: Path, text: str) -> Path:
@@ -98,7 +38,7 @@ def error_of(tmp_path: Path, text: str) -> str:
 
 
 def test_every_key_arrives(tmp_path: Path) -> None:
-    source = write(tmp_path / "manager.yaml", FULL)
+    source = write(tmp_path / "manager.yaml", CONFIGURATION)
     assert config.load(source, {}) == config.Config(
         images=tmp_path / "images",
         state=Path("/srv/state"),
@@ -355,7 +295,7 @@ def test_unknown_guest(address: str) -> None:
 
 
 def test_show_is_a_file_that_means_the_same(tmp_path: Path) -> None:
-    loaded = config.load(write(tmp_path / "manager.yaml", FULL), {})
+    loaded = config.load(write(tmp_path / "manager.yaml", CONFIGURATION), {})
     shown = config.show(loaded)
     assert shown.startswith(f"# from '{tmp_path}/manager.yaml'\n")
     again = config.load(write(tmp_path / "again.yaml", shown), {})

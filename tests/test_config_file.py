@@ -18,8 +18,7 @@ from mapsave import config_file, config_models, yaml_file
 from mapsave.labels import policy_file, policy_models
 
 from tests.kit import tree
-from tests.labels.test_policy import FULL as FULL_POLICY
-from tests.test_config import FULL
+from tests.kit.full import CONFIGURATION, POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from mapsave.values import Reader
 
 KINDS: dict[str, tuple[Reader, type[pydantic.BaseModel], str]] = {
-    "configuration": (config_file.quick, config_models.ConfigModel, FULL),
-    "policy": (policy_file.quick, policy_models.PolicyModel, FULL_POLICY),
+    "configuration": (config_file.quick, config_models.ConfigModel, CONFIGURATION),
+    "policy": (policy_file.quick, policy_models.PolicyModel, POLICY),
 }
 # What may stand in a file where something else belongs, or where it does belong.
 ODD: list[Any] = [
@@ -133,7 +132,7 @@ def test_several_odd_values(kind: str, data: st.DataObject) -> None:
 )
 def test_a_file_that_is_right_needs_no_pydantic(program: str, tmp_path: Path) -> None:
     file = tmp_path / "manager.yaml"
-    file.write_text(FULL)
+    file.write_text(CONFIGURATION)
     heavy = "{'pydantic', 'numpy', 'asyncio', 'importlib.metadata', 'click'}"
     shown = f"import sys, pathlib; {program}; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run(

@@ -247,6 +247,19 @@ def test_a_planted_splat_is_found() -> None:
     assert splats("f(*(1, 2))\nf(*words, *(a for a in b))\nf(0,\n  *[1, 2], x=3)") == [1, 4]
 
 
+def test_no_test_imports_from_another_test() -> None:
+    """What several files of tests use is in the kit, or in a module beside them."""
+    found = {
+        (str(path.relative_to(TESTS)), node.module)
+        for path in TESTS.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tests")
+        for part in (*node.module.split("."), *(alias.name for alias in node.names))
+        if part.startswith("test_")
+    }
+    assert found == set()
+
+
 def test_no_file_is_too_long() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in HOUSE.rglob("*.py")}
     assert lengths

@@ -17,16 +17,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.bench import cases, guests, measure
-from tests.bench.cases import ROOT, Row
 from tests.bench.measure import Run, Series
-from tests.kit import domain, libvirtd
+from tests.kit import domain, libvirtd, tree
 from tests.kit.domain import Domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.bench.cases import Bench
+    from tests.bench.cases import Bench, Row
     from tests.kit.libvirtd import Daemon
 
 HOSTS = {False: "as this host is", True: "init reaps at once"}
@@ -119,7 +118,7 @@ class Guest:
         return self._virsh("save", self.identity, str(path), *options, *channels)
 
     def _virsh(self, *words: str) -> Run:
-        return measure.run(["virsh", "--connect", self.daemon.uri, *words], ROOT)
+        return measure.run(["virsh", "--connect", self.daemon.uri, *words], tree.ROOT)
 
 
 def rows(bench: Bench, idle: int = guests.GIB) -> Iterator[Row]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mapsave.history import history
 
 from tests.bench import measure
-from tests.bench.cases import MB, ROOT, Row
-from tests.kit import cli, service
+from tests.bench.cases import MB, Row
+from tests.kit import cli, service, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +137,9 @@ def _long_journal(site: cli.Site, rounds: int) -> Iterator[Row]:
     with service.running(site) as mapsaved:
         for words in (("ps",), ("ps", "--all")):
             command = [*measure.MAPSAVE, "--config", str(site.config), *words, "--json"]
-            series = measure.repeated(4 * rounds + 1, lambda line=command: measure.run(line, ROOT))
+            series = measure.repeated(
+                4 * rounds + 1, lambda line=command: measure.run(line, tree.ROOT)
+            )
             shown = len(json.loads(series.runs[0].output)["operations"])
             yield Row(
                 f"mapsave {' '.join(words)}, {_ROWS} rows, {shown} shown",

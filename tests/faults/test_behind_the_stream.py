@@ -6,15 +6,12 @@ import resource
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.faults import struck
 from tests.kit import cli, processes, qemu, tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.qemu
 
@@ -22,14 +19,6 @@ NAME = "web01"
 IMAGE = "one.mapsave"
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
-
-
-@pytest.fixture
-def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
-    """A guest that runs."""
-    with qemu.running(name=NAME, memory="32M", paused=False) as found:
-        site.add_guest(NAME, found.qmp, launch=found.argv)
-        yield found
 
 
 def _error(process: subprocess.Popen[str]) -> dict[str, Any]:

@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_killed import IMAGE, NAME
-from tests.kit import cli, inject, patterns, qemu
+from tests.faults.slow import IMAGE, NAME
+from tests.kit import cli, inject, qemu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
-
-
-@pytest.fixture
-def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
-    """A guest that runs."""
-    with qemu.running(name=NAME, memory="32M", ram=patterns.sparse, paused=False) as found:
-        site.add_guest(NAME, found.qmp, launch=found.argv)
-        yield found
 
 
 def _rot(path: Path, what: str) -> None:

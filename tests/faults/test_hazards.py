@@ -12,22 +12,18 @@ import os
 import random
 import shutil
 import signal
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import config, errors
 from mapsave.image import descriptors, image, superblock
 from mapsave.operations import restore, restore_request
 
-from tests.image.test_truncation import boundaries
+from tests.faults.waiting import MIB, waiting
+from tests.image.fuzz import boundaries
 from tests.kit import cli, memory, need, patterns, qemu, qmp, ram, raw, state
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-MIB = 1 << 20
 NAME = "web01"
 
 
@@ -61,27 +57,13 @@ def copy(saved: Saved, tmp_path: Path) -> Path:
     return Path(shutil.copy(saved.path, tmp_path / "copy"))
 
 
-@contextmanager
-def waiting(*arguments: str, machine: str = "none", size: str = "64M") -> Iterator[qemu.Qemu]:
-    """Run a destination."""
-    with qemu.running(
-        *arguments, machine=machine, memory=size, incoming=True, name="destination"
-    ) as destination:
-        yield destination
-
-
-def error_of(result: cli.Result) -> str:
-    """Return the id of the error that ``--json`` printed."""
-    return str(result.json()["error"]["id"])
-
-
 def refused(site: cli.Site, path: Path, destination: qemu.Qemu, code: int) -> str:
     """Let mapsave refuse to restore ``path`` into ``destination``, which stays untouched."""
     before = destination.state()
     result = site.run("restore", path, "--into", destination.address, "--json", check=code)
     state.assert_left_as_found(before, destination.state())
     assert destination.control.execute("query-migrate") == {}
-    return error_of(result)
+    return result.error_id()
 
 
 def assert_takes(site: cli.Site, saved: Saved, destination: qemu.Qemu) -> None:
@@ -117,7 +99,7 @@ def test_raw_missing_descriptor_wastes_the_destination(saved: Saved, site: cli.S
         result = site.run(
             "restore", saved.path, "--into", destination.address, "--again", "--json", check=3
         )
-        assert error_of(result) == "check.run_state"
+        assert result.error_id() == "check.run_state"
         assert "start a new destination" in result.json()["error"]["hint"]
 
 
@@ -225,7 +207,7 @@ def test_image_cut_at_every_boundary_is_refused(saved: Saved, copy: Path, site: 
         for number, cut in enumerate(sorted([*cuts, size - 1], reverse=True)):
             os.truncate(copy, cut)
             result = site.run("check", copy, "--json", check=6)
-            assert error_of(result) in ("image.truncated", "image.not_an_image", "image.corrupt")
+            assert result.error_id() in ("image.truncated", "image.not_an_image", "image.corrupt")
             if number % 3 == 0:
                 assert refused(site, copy, destination, 6).startswith("image.")
         assert_takes(site, saved, destination)
@@ -300,12 +282,12 @@ def test_raw_failed_load_ends_the_destination_and_mapsave_keeps_it(
     with waiting(machine="pc") as destination:
         before = destination.state()
         result = site.run("restore", path, "--into", destination.address, "--json", check=5)
-        assert error_of(result) == "restore.failed"
+        assert result.error_id() == "restore.failed"
         assert "load of migration failed" in result.json()["error"]["message"]
         state.assert_left_as_found(before, destination.state())
         # The failed destination is of no further use, and mapsave knows.
         again = site.run("restore", path, "--into", destination.address, "--json", check=3)
-        assert error_of(again) == "check.run_state"
+        assert again.error_id() == "check.run_state"
     assert path.read_bytes() == content
     with waiting("-device", "virtio-rng-pci", machine="pc") as destination:
         site.run("restore", path, "--into", destination.address, check=0)

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_signals import await_writing, looked_at, slow_guest
+from tests.faults.slow import IMAGE, NAME, await_writing, looked_at, slow_guest
 from tests.kit import cli, patterns, qemu, ram, state, wait
+from tests.kit.outcomes import LOADED, UNDONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.qemu
 
-NAME = "web01"
-IMAGE = "one.mapsave"
 # Behind these QEMU has written its stream whole, so the save is finished.
 _WHOLE = (
     ("before", "complete"),
@@ -43,14 +42,6 @@ _NOT_YET = (
     ("after", "migrate"),
 )
 _THEN = ("quit", "resume", "leave")
-UNDONE = "destination stopped, image as before"
-LOADED = (
-    "guest restored and left paused because it may have been used since; resume it ('cont' or "
-    "virsh resume) or shut it down; the image remains marked as restored"
-)
-TAKEN_OVER = (
-    "image committed, but marked stale: the guest has been resumed since and was left running"
-)
 _LEFT = {"resume": "running", "leave": "postmigrate"}
 
 

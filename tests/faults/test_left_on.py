@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.test_hazards import MIB, error_of, waiting
+from tests.faults.waiting import MIB, waiting
 from tests.kit import memory, patterns, qemu, qmp, ram, raw, state
 
 if TYPE_CHECKING:
@@ -122,5 +122,5 @@ def test_guest_that_was_saved_and_left(site: cli.Site) -> None:
         with pytest.raises(qmp.QmpError, match="paused due to previous migration"):
             guest.control.execute("migrate", uri="file:/nonexistent/image")
         result = site.run("save", guest.address, "--image", "two", "--json", check=3)
-        assert error_of(result) == "check.run_state"
+        assert result.error_id() == "check.run_state"
         assert "cont" in result.json()["error"]["hint"]

@@ -7,30 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave.image import image, store, superblock
 from mapsave.image.superblock import State
 
 from tests.faults import struck
-from tests.faults.test_killed import IMAGE, NAME
-from tests.kit import cli, patterns, processes, qemu, tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.faults.slow import IMAGE, NAME
+from tests.kit import cli, processes, qemu, tree
 
 pytestmark = pytest.mark.qemu
 
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
-
-
-@pytest.fixture
-def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
-    """A guest that runs."""
-    with qemu.running(name=NAME, memory="32M", ram=patterns.sparse, paused=False) as found:
-        site.add_guest(NAME, found.qmp, launch=found.argv)
-        yield found
 
 
 def failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:

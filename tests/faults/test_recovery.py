@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_killed import IMAGE, NAME, TAKEN_OVER
+from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, patterns, qemu
+from tests.kit.outcomes import TAKEN_OVER
 
 if TYPE_CHECKING:
     from pathlib import Path

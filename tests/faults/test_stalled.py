@@ -19,7 +19,7 @@ from mapsave.migration import outgoing, stall
 from mapsave.operations import recover, save, save_request
 
 from tests.faults import struck
-from tests.faults.test_ends_in_time import calls, stopped
+from tests.faults.in_time import calls, stopped
 from tests.kit import cli, inject, patterns, processes, qemu, wait
 from tests.qemu import scene
 

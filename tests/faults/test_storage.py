@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, memory, patterns, processes, qemu, ram, state, storage, tree, wait
+from tests.kit import cli, memory, patterns, qemu, ram, state, storage, wait
+from tests.kit.nobody import as_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 NAME = "web01"
 NOBODY = 65534
-
-
-def error_of(result: cli.Result) -> str:
-    """Return the id of the error that ``--json`` printed."""
-    return str(result.json()["error"]["id"])
 
 
 @contextmanager
@@ -49,7 +44,7 @@ def refused(site: cli.Site, guest: qemu.Qemu, code: int, *arguments: str | Path)
     assert before.run_state == "running"
     result = site.run("save", NAME, "--json", *arguments, check=code)
     state.assert_left_as_found(before, guest.state())
-    return error_of(result)
+    return result.error_id()
 
 
 def assert_whole(site: cli.Site, guest: qemu.Qemu, tmp_path: Path, image: str | Path) -> None:
@@ -103,7 +98,7 @@ def test_disk_full_half_way(
         with storage.filled(place, leave=30 * MIB):
             arguments = ("--image", place / "image", "--direct-io", direct_io, "--channels", "1")
             result = site.run("save", NAME, "--json", *arguments, check=4)
-            assert error_of(result) == "save.failed"
+            assert result.error_id() == "save.failed"
             assert "No space left on device" in result.json()["error"]["message"]
             state.assert_left_as_found(before, guest.state())
             assert not list(place.glob("image*")), "the partial image was left"
@@ -240,7 +235,7 @@ def test_fifo_socket_and_device_are_no_images(site: cli.Site, command: str) -> N
     for name in (site.images / "fifo", site.images / "directory", Path("/dev/null")):
         result = site.run(command, name, "--json", timeout=10)
         assert result.returncode in (2, 6), result
-        assert error_of(result).startswith("image.")
+        assert result.error_id().startswith("image.")
     assert site.run("list", "--json", check=0).json()["images"] == []
 
 
@@ -272,40 +267,6 @@ def test_file_system_without_direct_io(site: cli.Site, guest: qemu.Qemu, tmp_pat
 # Permission.
 
 
-# Not every Python may be read by other users, so all is imported, what is imported late by a first
-# command as well, before the rights go. A process that changes its user may not look into its own
-# /proc until it is "dumpable" again (PR_SET_DUMPABLE, prctl(2)).
-_AS_NOBODY = f"""
-import contextlib, ctypes, encodings.utf_8_sig, importlib, io, os, pkgutil, sys
-import mapsave
-for found in pkgutil.walk_packages(mapsave.__path__, "mapsave."):
-    if not found.name.endswith("__main__"):
-        importlib.import_module(found.name)
-with contextlib.suppress(ImportError):
-    import libvirt, libvirt_qemu
-from mapsave.cli.main import main
-with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-    main([*sys.argv[1:3], "check", "qmp:/nonexistent", "--json"])
-os.setgroups([])
-os.setgid({NOBODY})
-os.setuid({NOBODY})
-ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
-main()
-"""
-
-
-def as_nobody(site: cli.Site, *arguments: str | Path) -> cli.Result:
-    """Run ``mapsave`` without any privilege."""
-    words = ["--config", str(site.config), *map(str, arguments), "--json"]
-    env = {"PYTHONPATH": tree.PYTHONPATH, "HOME": "/nonexistent"}
-    with processes.running(
-        [sys.executable, "-c", _AS_NOBODY, *words], env=env, text=True, stdout=-1, stderr=-1
-    ) as process:
-        stdout, stderr = process.communicate(timeout=30)
-    assert "Traceback" not in stderr, stderr
-    return cli.Result(tuple(words), process.returncode, stdout, stderr)
-
-
 @pytest.fixture
 def shared_site() -> Iterator[cli.Site]:
     """A set-up that others may enter, below a directory that they may enter."""
@@ -325,7 +286,7 @@ def test_monitor_that_may_not_be_used(shared_site: cli.Site) -> None:
         guest.qmp.parent.chmod(0o755)
         before = guest.state()
         result = as_nobody(shared_site, "save", NAME)
-        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
         state.assert_left_as_found(before, guest.state())
 
 
@@ -337,10 +298,10 @@ def test_directory_that_may_not_be_written(shared_site: cli.Site) -> None:
         guest.qmp.chmod(0o777)
         before = guest.state()
         result = as_nobody(shared_site, "save", NAME)
-        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
         shared_site.images.chmod(0o700)
         result = as_nobody(shared_site, "save", NAME)
-        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
         state.assert_left_as_found(before, guest.state())
         assert list(shared_site.images.iterdir()) == []
 
@@ -352,7 +313,7 @@ def test_image_that_may_not_be_read(shared_site: cli.Site) -> None:
         shared_site.run("save", NAME, "--image", "image", check=0)
     for command in ("check", "inspect", "verify", "restore"):
         result = as_nobody(shared_site, command, shared_site.images / "image")
-        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
 
 
 @pytest.mark.qemu
@@ -365,6 +326,6 @@ def test_state_directory_that_may_not_be_written(shared_site: cli.Site) -> None:
         guest.qmp.chmod(0o777)
         before = guest.state()
         result = as_nobody(shared_site, "save", NAME)
-        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
         assert str(shared_site.state) in result.json()["error"]["message"]
         state.assert_left_as_found(before, guest.state())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_signals import await_writing, slow_guest
+from tests.faults.slow import await_writing, slow_guest
 from tests.kit import cli, patterns, qemu, raw, state, wait
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_killed import IMAGE, NAME
+from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, inject, qemu, storage
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,18 @@ from tests.image import build
 from tests.kit import need, patterns, qemu, raw
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MACHINES = ("none", "microvm", "pc", "q35")
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[int]:
+    """The temporary directory, open."""
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
 
 
 @dataclass(frozen=True)

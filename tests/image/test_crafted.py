@@ -11,7 +11,7 @@ from mapsave.image import bitmaps, image
 from mapsave.image.mapped_ram import MAX_RAM
 
 from tests.image import build
-from tests.image.test_fuzz import little_memory
+from tests.image.fuzz import little_memory
 
 TIB = 1 << 40
 

@@ -13,36 +13,18 @@ from mapsave import errors
 from mapsave.image import image, superblock, syscalls
 from mapsave.image.superblock import State
 
-from tests.image import build
+from tests.image import build, ours
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 METADATA = {"guest": {"name": "toy"}}
 
 
-@pytest.fixture
-def held(tmp_path: Path) -> Iterator[int]:
-    """The temporary directory, open."""
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
-
-
-def fill(partial: image.Partial) -> None:
-    """Write a stream as QEMU does."""
-    built = build.Image().built()
-    os.ftruncate(partial.fd, build.M)
-    for at, data in built.pieces:
-        if at >= build.M:
-            os.pwrite(partial.fd, data, at)
-
-
 def create(held: int, name: str, *, replace: bool = False, mark: str = "new") -> None:
     """Create and commit an image whose metadata say ``mark``."""
     with image.creating(held, name, METADATA, stream_offset=build.M) as partial:
-        fill(partial)
+        ours.fill(partial)
         partial.commit({"mark": mark}, replace=replace)
 
 
@@ -62,7 +44,7 @@ def test_nothing_under_the_name_before_commit(held: int, tmp_path: Path) -> None
         assert stats.st_size < build.M
         assert superblock.read(partial.fd).state is State.PARTIAL
         assert partial.metadata() == METADATA
-        fill(partial)
+        ours.fill(partial)
         partial.sync()
         assert partial.validate().used_pages == (5, 1)
         assert os.listdir(held) == ["a.partial"]
@@ -78,7 +60,7 @@ def test_stream_that_is_not_whole_is_not_valid(held: int) -> None:
     with image.creating(held, "a", METADATA, stream_offset=build.M) as partial:
         with pytest.raises(errors.TruncatedImage):
             partial.validate()
-        fill(partial)
+        ours.fill(partial)
         os.ftruncate(partial.fd, os.fstat(partial.fd).st_size - 1)
         with pytest.raises(errors.TruncatedImage):
             partial.validate()
@@ -87,7 +69,7 @@ def test_stream_that_is_not_whole_is_not_valid(held: int) -> None:
 def test_existing_image_survives_until_it_is_replaced(held: int, tmp_path: Path) -> None:
     create(held, "a", mark="old")
     with image.creating(held, "a", METADATA, stream_offset=build.M) as partial:
-        fill(partial)
+        ours.fill(partial)
         assert mark_of(tmp_path / "a") == "old"
         partial.commit({"mark": "new"}, replace=True)
         assert mark_of(tmp_path / "a") == "new"
@@ -111,7 +93,7 @@ def test_data_is_marked_saved_before_the_name_appears(
         fsync(fd)
 
     with image.creating(held, "a", METADATA, stream_offset=build.M) as partial:
-        fill(partial)
+        ours.fill(partial)
         monkeypatch.setattr(syscalls, "rename", seen_rename)
         monkeypatch.setattr(os, "fsync", seen_fsync)
         partial.commit(METADATA, replace=False)
@@ -137,7 +119,7 @@ def test_name_that_appears_meanwhile_is_not_replaced(held: int, tmp_path: Path) 
         pytest.raises(FileExistsError),
         image.creating(held, "a", METADATA, stream_offset=build.M) as partial,
     ):
-        fill(partial)
+        ours.fill(partial)
         (tmp_path / "a").write_text("somebody else's")
         partial.commit(METADATA, replace=False)
     assert os.listdir(held) == ["a"]
@@ -216,7 +198,7 @@ def test_second_saver_of_one_name_is_refused(held: int) -> None:
         ):
             pass
         assert os.listdir(held) == ["a.partial"]
-        fill(first)
+        ours.fill(first)
         first.commit({"mark": 1}, replace=False)
     assert os.listdir(held) == ["a"]
 
@@ -302,7 +284,7 @@ def test_kept_partial_can_be_adopted_and_committed(held: int, tmp_path: Path) ->
         pytest.raises(ValueError, match="lost"),
         image.creating(held, "a", METADATA, stream_offset=build.M) as partial,
     ):
-        fill(partial)
+        ours.fill(partial)
         partial.keep()
         raise ValueError("lost")
     with image.adopting(held, "a") as adopted:
@@ -323,7 +305,7 @@ def test_committed_but_not_renamed_can_be_adopted(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(syscalls, "rename", crash)
         with image.creating(held, "a", METADATA, stream_offset=build.M) as partial:
-            fill(partial)
+            ours.fill(partial)
             partial.keep()
             partial.commit({"mark": 1}, replace=False)
     assert os.listdir(held) == ["a.partial"]

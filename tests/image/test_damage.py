@@ -9,23 +9,16 @@ from typing import Any
 
 import pytest
 from mapsave import errors
-from mapsave.image import image, validation
 
-from tests.image import build
+from tests.image import build, ours
 
 FULL = (1 << 64) - 1
-
-
-def validated(built: build.Built) -> validation.Contents:
-    """Open and validate."""
-    with built.opened() as path, image.opened(path) as opened:
-        return opened.validate()
 
 
 def refused(built: build.Built) -> errors.InvalidImage:
     """Expect that it is refused; return the error."""
     with pytest.raises(errors.InvalidImage) as caught:
-        validated(built)
+        ours.validated(built)
     return caught.value
 
 
@@ -110,7 +103,7 @@ def test_wrong_field(name: str, value: int | bytes, error: type[Exception], word
 
 def test_every_field_of_a_good_image_can_be_read() -> None:
     # What the table above changes is good before.
-    assert validated(build.Image().built()).used_pages == (5, 1)
+    assert ours.validated(build.Image().built()).used_pages == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +168,7 @@ def test_damaged_description(description: bytes) -> None:
     if description:
         refused(build.Image(description=description).built())
     else:  # of no bytes, it is the same as none
-        validated(build.Image(description=description).built())
+        ours.validated(build.Image(description=description).built())
 
 
 def test_description_of_other_devices() -> None:

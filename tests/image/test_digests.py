@@ -10,9 +10,8 @@ from mapsave import errors
 from mapsave.image import image
 from mapsave.image.libvirt_header import NewLibvirtHeader
 
-from tests.image import build
+from tests.image import build, ours
 from tests.image.build_libvirt import COOKIE, XML, LibvirtImage, of_virsh
-from tests.image.test_libvirt_image import fill
 from tests.kit import cli
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     held = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with image.creating(held, "a", METADATA, stream_offset=build.M, libvirt=NEW) as partial:
-            fill(partial)
+            ours.fill(partial)
             partial.commit(METADATA, replace=False)
     finally:
         os.close(held)

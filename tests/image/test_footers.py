@@ -6,9 +6,9 @@ import struct
 
 import pytest
 from mapsave import errors
-from mapsave.image import image, mapped_ram, validation
+from mapsave.image import mapped_ram
 
-from tests.image import build
+from tests.image import build, ours
 
 SECTION = 5
 FOOTER = b"\x7e" + struct.pack(">I", SECTION)
@@ -16,12 +16,6 @@ HEAD = struct.pack(">BIB4sII", 4, SECTION, 4, b"fake", 0, 1)
 NEW_HEAD = struct.pack(">BIB4sII", 4, 99, 4, b"fake", 0, 1)
 RAM = struct.pack(">I", 2)
 END_MARK = struct.pack(">Q", 0x10)
-
-
-def validated(built: build.Built) -> validation.Contents:
-    """Open and validate."""
-    with built.opened() as path, image.opened(path) as opened:
-        return opened.validate()
 
 
 def with_state(state: bytes) -> build.Built:
@@ -66,7 +60,7 @@ def with_state(state: bytes) -> build.Built:
 def test_footer_in_the_state_is_none(behind: bytes) -> None:
     for state in (FOOTER + behind, b"before" + FOOTER + behind + b"after", FOOTER[:3] + FOOTER):
         built = with_state(state)
-        device = validated(built).stream.devices[1]
+        device = ours.validated(built).stream.devices[1]
         assert (device.name, device.length) == ("tricky", len(state))
 
 
@@ -74,32 +68,32 @@ def test_footer_in_the_state_is_none(behind: bytes) -> None:
 def test_footer_at_the_border_of_what_is_read_at_once(length: int) -> None:
     # The state is searched in pieces of 256 KiB; false and true footer lie across their border.
     for state in (bytes(length), bytes(length) + FOOTER + b"\x01" + bytes(7)):
-        assert validated(with_state(state)).stream.devices[1].length == len(state)
+        assert ours.validated(with_state(state)).stream.devices[1].length == len(state)
 
 
 def test_false_footer_that_overlaps_the_true_one() -> None:
     # Section 126 has the footer 7e 00 00 00 7e, which may begin in the state.
     devices = build.default_devices()
     devices[1].section, devices[1].state = 0x7E, b"\x7e\0\0\0"
-    assert validated(build.Image(devices=devices).built()).stream.devices[1].length == 4
+    assert ours.validated(build.Image(devices=devices).built()).stream.devices[1].length == 4
 
 
 @pytest.mark.parametrize("ending", [b"", b"\x7e" + struct.pack(">I", 99)])
 def test_state_that_forges_a_whole_device_is_refused(ending: bytes) -> None:
     # A guest can do this to its own image only. The footer that QEMU wrote is left over.
     with pytest.raises(errors.InvalidImage):
-        validated(with_state(FOOTER + NEW_HEAD + b"state" + ending))
+        ours.validated(with_state(FOOTER + NEW_HEAD + b"state" + ending))
 
 
 def test_many_false_footers_cost_no_more_than_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped_ram, "MAX_FALSE_FOOTERS", 100)
-    assert validated(with_state(FOOTER * 100)).stream.devices[1].length == 500
+    assert ours.validated(with_state(FOOTER * 100)).stream.devices[1].length == 500
     with pytest.raises(errors.UnsupportedImage, match="too many bytes like its footer"):
-        validated(with_state(FOOTER * 101))
+        ours.validated(with_state(FOOTER * 101))
 
 
 def test_iterative_section_behind_an_early_device() -> None:
     # VFIO saves in iterations, which we don't know; the device before it is still found whole.
     built = build.Image(early=[build.Device("early", 7, b"x")]).built()
     with pytest.raises(errors.UnsupportedImage, match="iterative section 'vfi'"):
-        validated(built.patched("ram.name", b"vfi"))
+        ours.validated(built.patched("ram.name", b"vfi"))

@@ -5,97 +5,29 @@ from __future__ import annotations
 import os
 import struct
 import time
-import tracemalloc
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapsave import errors
-from mapsave.image import bitmaps, image, superblock, validation
+from mapsave.image import image, superblock, validation
 
 from tests.image import build
+from tests.image.fuzz import (
+    CHANGES,
+    FEW,
+    GOOD,
+    NUMBERS,
+    NUMERIC,
+    in_memory,
+    little_memory,
+    mutated,
+    survive,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.image.conftest import Real
-
-# The time limit of an example, in ms, is for a loop without bound; most take one.
-FEW = settings(max_examples=150, deadline=5000)
-SMALL = 64 * build.MIB
-# What breaks readers: borders of types, of alignments, of the file.
-NUMBERS = st.one_of(
-    st.sampled_from([0, 1, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536, 1 << 20]),
-    st.integers(0, 64).map(lambda bits: (1 << bits) - 1),
-    st.integers(0, 63).map(lambda bits: 1 << bits),
-    st.integers(0, (1 << 64) - 1),
-)
-GOOD = build.Image(iterations=3).built()
-NUMERIC = sorted(name for name, (_, length) in GOOD.fields.items() if length in (1, 4, 8))
-
-
-def survive(path: str) -> bool:
-    """Do all that reading an image does; tell whether it is good. No other error may come out."""
-    try:
-        with image.opened(path) as opened:
-            contents = opened.validate()
-            bitmaps.run_histogram(opened.fd, contents.stream)
-    except errors.InvalidImage as error:
-        assert error.message
-        return False
-    return True
-
-
-@contextmanager
-def in_memory(content: bytes, size: int | None = None) -> Iterator[str]:
-    """Yield the path of a file with this content, extended by a hole to ``size``."""
-    fd = os.memfd_create("fuzz")
-    try:
-        os.pwrite(fd, content, 0)
-        os.ftruncate(fd, len(content) if size is None else size)
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """Fail where what happens inside takes 64 MiB at once."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < SMALL
-    finally:
-        tracemalloc.stop()
-
-
-def mutated(content: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
-    """Apply changes: flip, insert, delete, duplicate at places of the content."""
-    data = bytearray(content)
-    for kind, place, piece in changes:
-        at = place % (len(data) + 1)
-        if kind == "flip" and at < len(data):
-            data[at] ^= piece[0] or 1
-        elif kind == "insert":
-            data[at:at] = piece
-        elif kind == "delete":
-            del data[at : at + len(piece)]
-        elif kind == "duplicate":
-            data[at:at] = data[at : at + 32 * len(piece)]
-    return bytes(data)
-
-
-CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "insert", "delete", "duplicate"]),
-        st.integers(0, 1 << 24),
-        st.binary(min_size=1, max_size=12),
-    ),
-    min_size=1,
-    max_size=4,
-)
 
 
 @FEW

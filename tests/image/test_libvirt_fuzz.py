@@ -14,7 +14,7 @@ from mapsave.image.superblock import State
 
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import PART, SAVE, LibvirtImage, of_virsh
-from tests.image.test_fuzz import CHANGES, FEW, NUMBERS, in_memory, little_memory, mutated, survive
+from tests.image.fuzz import CHANGES, FEW, NUMBERS, in_memory, little_memory, mutated, survive
 
 NUMBERS32 = NUMBERS.map(lambda number: number & 0xFFFFFFFF)
 MADE = st.sampled_from([LibvirtImage(), of_virsh(), of_virsh(cookie=None)])

@@ -16,7 +16,7 @@ from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
 
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import COOKIE, HEADER, PART, SAVE, XML
-from tests.image.test_fuzz import little_memory
+from tests.image.fuzz import little_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,13 +14,12 @@ from mapsave.image.libvirt_header import NewLibvirtHeader
 from mapsave.image.superblock import State
 from mapsave.operations import inspect
 
-from tests.image import build, build_libvirt
+from tests.image import build, build_libvirt, ours
 from tests.image.build_libvirt import NAME, PART, SAVE, UUID, XML, LibvirtImage, of_virsh
-from tests.image.test_truncation import places
+from tests.image.fuzz import places
 from tests.kit import cli
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 METADATA = {"guest": {"name": "toy"}, "run_state": "running"}
@@ -28,27 +27,10 @@ NEW = NewLibvirtHeader(XML.decode(), "<cookie/>", was_running=True)
 MIB = 1 << 20
 
 
-@pytest.fixture
-def held(tmp_path: Path) -> Iterator[int]:
-    """The temporary directory, open."""
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
-
-
-def fill(partial: image.Partial) -> None:
-    """Write a stream as QEMU does."""
-    built = build.Image(offset=partial.block.stream_offset).built()
-    os.ftruncate(partial.fd, built.size)
-    for at, data in built.pieces:
-        if at >= partial.block.stream_offset:
-            os.pwrite(partial.fd, data, at)
-
-
 def create(held: int, new: NewLibvirtHeader = NEW, **changes: Any) -> None:
     """Create and commit the image ``a``."""
     with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=new) as partial:
-        fill(partial)
+        ours.fill(partial)
         partial.commit({**METADATA, **changes}, replace=False)
 
 
@@ -79,7 +61,7 @@ def test_partial_image(held: int, tmp_path: Path) -> None:
 
 def test_committed_image(held: int, tmp_path: Path) -> None:
     with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=NEW) as partial:
-        fill(partial)
+        ours.fill(partial)
         partial.sync()
         assert partial.validate().used_pages == (5, 1)
         partial.commit({"guest": {"name": "new"}}, replace=False)
@@ -127,7 +109,7 @@ def test_order_of_the_commit(held: int, tmp_path: Path, monkeypatch: pytest.Monk
         rename(*args, **kwargs)
 
     with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=NEW) as partial:
-        fill(partial)
+        ours.fill(partial)
         monkeypatch.setattr(os, "pwrite", pwrite)
         monkeypatch.setattr(os, "fsync", fsync)
         monkeypatch.setattr(os, "fdatasync", fdatasync)
@@ -148,7 +130,7 @@ def test_save_that_was_killed_while_it_committed(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(image.libvirt_header if crash_at != "rename" else syscalls, crash_at, crash)
         with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=NEW) as partial:
-            fill(partial)
+            ours.fill(partial)
             partial.keep()
             partial.commit(METADATA, replace=False)
     with image.opened(tmp_path / "a.partial") as opened:
@@ -166,7 +148,7 @@ def test_save_that_was_killed_while_it_committed(
 
 def test_header_that_was_written_over_is_noticed(held: int) -> None:
     with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=NEW) as partial:
-        fill(partial)
+        ours.fill(partial)
         partial.validate()
         os.pwrite(partial.fd, b"X", 100)
         with pytest.raises(errors.InvalidImage, match="since it was written"):
@@ -183,14 +165,14 @@ def test_stream_begins_behind_what_comes_before(held: int, length: int, metadata
         assert offset % 4096 == 0
         assert (offset == MIB) is (length == 1000)
         assert partial.libvirt is not None and partial.libvirt.stream_offset == offset
-        fill(partial)
+        ours.fill(partial)
         partial.commit({"pad": "y" * 2 * metadata, "more": "z" * 30_000}, replace=False)
 
 
 def test_smallest_stream_offset_leaves_room_for_what_is_added(held: int) -> None:
     with image.creating(held, "a", METADATA, stream_offset=build.M, libvirt=NEW) as partial:
         assert build.M < partial.block.stream_offset <= 128 << 10
-        fill(partial)
+        ours.fill(partial)
         partial.commit({**METADATA, "more": "z" * 30_000}, replace=False)
 
 

@@ -7,18 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from mapsave.image import bitmaps, image, validation
+from mapsave.image import bitmaps, image
 
-from tests.image import build
+from tests.image import build, ours
 
 if TYPE_CHECKING:
     from tests.image.conftest import Real
-
-
-def read(built: build.Built) -> validation.Contents:
-    """Open and validate."""
-    with built.opened() as path, image.opened(path) as opened:
-        return opened.validate()
 
 
 @pytest.mark.qemu
@@ -70,7 +64,7 @@ def test_everything_that_was_built_is_found() -> None:
         ),
     )
     built = made.built()
-    contents = read(built)
+    contents = ours.validated(built)
     stream = contents.stream
     assert (stream.offset, stream.end) == (build.M, built.size)
     assert (stream.machine, stream.iterations, stream.page_bits) == ("virt-10.1", 7, 12)
@@ -104,30 +98,34 @@ def test_any_number_of_iterations(iterations: int) -> None:
     size = layout.size + len(one) * iterations
     header = [(0, build.slot(metadata=made.metadata, file_length=size)), (8192, made.metadata)]
     many = build.Built([*pieces, (start, one * iterations), *header], size, {})
-    assert read(many).stream.iterations == iterations
+    assert ours.validated(many).stream.iterations == iterations
     assert built.size - layout.size == 2 * len(one)
 
 
 def test_devices_saved_early_stand_before_ram() -> None:
     # virtio-mem, which has to be known before RAM is loaded (early_setup in QEMU).
     early = [build.Device("0000:00:04.0/virtio-mem-early", 7, b"size")]
-    names = [each.name for each in read(build.Image(early=early).built()).stream.devices]
+    names = [each.name for each in ours.validated(build.Image(early=early).built()).stream.devices]
     assert names[0] == "0000:00:04.0/virtio-mem-early" and len(names) == 4
 
 
 def test_stream_of_a_machine_without_description() -> None:
-    stream = read(build.Image(with_description=False).built()).stream
+    stream = ours.validated(build.Image(with_description=False).built()).stream
     assert stream.description_length == 0
     assert len(stream.devices) == 3
 
 
 def test_stream_without_switchover_command() -> None:
-    assert read(build.Image(switchover=False).built()).stream.iterations == 2
+    assert ours.validated(build.Image(switchover=False).built()).stream.iterations == 2
 
 
 def test_description_too_long_to_compare_is_no_reason_to_refuse() -> None:
     names = b", ".join(b'{"name": "x"}' for _ in range(400_000))
     assert (
-        len(read(build.Image(description=b'{"devices": [' + names + b"]}").built()).stream.devices)
+        len(
+            ours.validated(
+                build.Image(description=b'{"devices": [' + names + b"]}").built()
+            ).stream.devices
+        )
         == 3
     )

@@ -10,8 +10,7 @@ import pytest
 from mapsave import errors
 from mapsave.image import image, structure
 
-from tests.image import build
-from tests.image.test_libvirt_image import fill
+from tests.image import build, ours
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +22,7 @@ def path(tmp_path: Path) -> Path:
     held = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with image.creating(held, "a", {}, stream_offset=build.M) as partial:
-            fill(partial)
+            ours.fill(partial)
             found = partial.validate()
             known = {"structure_digest": found.structure_digest}
             partial.commit(known, replace=False)

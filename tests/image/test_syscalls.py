@@ -10,18 +10,9 @@ import pytest
 from mapsave.image import syscalls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 NO_SUCH_CALL = OSError(errno.ENOSYS, "Function not implemented")
-
-
-@pytest.fixture
-def held(tmp_path: Path) -> Iterator[int]:
-    """The temporary directory, open."""
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
 
 
 @pytest.fixture(params=["openat2", "old kernel"])

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import errors
-from mapsave.image import bitmaps, image, mapped_ram, validation
+from mapsave.image import bitmaps, image, validation
 
 from tests.image import build
+from tests.image.fuzz import boundaries, places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from tests.image.conftest import Real
-
-
-def boundaries(stream: mapped_ram.Stream) -> set[int]:
-    """Return the offsets in a stream where something begins or ends."""
-    found = {stream.offset, stream.description_offset, stream.description_offset - 5}
-    for block in stream.blocks:
-        found |= {block.bitmap_offset, block.bitmap_offset + block.bitmap_bytes}
-        found |= {block.bitmap_offset - 28, block.pages_offset, block.end}
-    for device in stream.devices:
-        head = 4 + 1 + 1 + len(device.name) + 8
-        found |= {device.offset - head, device.offset, device.offset + device.length}
-        found.add(device.offset + device.length + 5)
-    return found
-
-
-def places(marks: Iterable[int], size: int) -> list[int]:
-    """Return each mark, the bytes beside it, and 200 random places; all within the file."""
-    near = {mark + by for mark in marks for by in (-1, 0, 1)}
-    generator = random.Random(1)
-    return sorted(
-        at for at in near | {generator.randrange(size) for _ in range(200)} if 0 <= at < size
-    )
 
 
 def assert_every_cut_refused(path: Path, cuts: list[int], *, complete_at: int) -> None:

@@ -4,63 +4,32 @@ meantime."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import errors
 from mapsave.history import history, rows, schema
 
+from tests.jobs.journals import locked, record
 from tests.kit import processes, storage, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from mapsave.history.history import Journal, Record
 
-_count = itertools.count(1)
 ODD = b"\xff\xfe'\n-latin-\xfc".decode("utf-8", "surrogateescape")
-
-
-def record(**fields: Any) -> Record:
-    """Return an operation that waits for its turn, under an id of its own."""
-    plain: dict[str, Any] = {
-        "id": f"{next(_count):012x}",
-        "kind": "save",
-        "state": "pending",
-        "guest": "web01",
-        "job": None,
-        "parent": None,
-        "image": None,
-        "user": "root",
-        "request": {"then": "resume"},
-        "created": 1000.0,
-    }
-    return history.Record(**{**plain, **fields})
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "journal.db"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep whoever writes waiting, as a disk that syncs does."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-    finally:
-        connection.close()
 
 
 def threads() -> list[str]:

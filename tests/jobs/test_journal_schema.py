@@ -12,7 +12,7 @@ import pytest
 from mapsave import errors
 from mapsave.history import history, rows, schema
 
-from tests.jobs.test_journal import locked, record
+from tests.jobs.journals import locked, record
 
 if TYPE_CHECKING:
     from pathlib import Path

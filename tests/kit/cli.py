@@ -36,6 +36,10 @@ class Result:
         assert isinstance(found, dict), f"not an object: {self.stdout}"
         return found
 
+    def error_id(self) -> str:
+        """Return the id of the error that ``--json`` printed."""
+        return str(self.json()["error"]["id"])
+
 
 def mapsave(
     *arguments: str | os.PathLike[str],

@@ -16,8 +16,8 @@ from mapsave.labels import labelling
 from mapsave.labels.policy import Policy
 from mapsave.operations import restore, restore_request, save, save_request
 
+from tests.kit.emulated import emulated
 from tests.labels.conftest import Host
-from tests.monitor.emulated import emulated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,21 +9,10 @@ from mapsave import errors
 from mapsave.labels import policy
 
 from tests.kit import tree
+from tests.kit.full import POLICY
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-FULL = """\
-module: auto
-description: for the second rack
-directories: [/srv/a, /srv/b]
-owner: backup
-group: "107"
-mode: "640"
-selinux: {image_type: virt_t, at_rest: "system_u:object_r:virt_content_t:s0"}
-apparmor: {profiles: [{match: "vm-*", rules_file: "/r/{profile}", profile_file: /p}]}
-smack: {label: Guests, at_rest: keep}
-"""
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -60,7 +49,7 @@ def test_own_directory_wins_over_built_in(tmp_path: Path) -> None:
 
 
 def test_every_key(tmp_path: Path) -> None:
-    assert policy.load(written(tmp_path, FULL)) == policy.Policy(
+    assert policy.load(written(tmp_path, POLICY)) == policy.Policy(
         "mine",
         "auto",
         directories=("/srv/a", "/srv/b"),

@@ -8,14 +8,7 @@ import pytest
 
 from tests.faults import struck
 from tests.kit import domain
-from tests.libvirt.test_interrupted import (
-    IMAGE,
-    as_before,
-    error_of,
-    finished,
-    nothing_left,
-    small,
-)
+from tests.libvirt.scene import IMAGE, as_before, finished, nothing_left, small
 
 if TYPE_CHECKING:
     from tests.kit import cli
@@ -41,7 +34,7 @@ def test_guest_resumed_by_somebody_else_behind_the_commit(
             result = finished(process)
         as_before(guest, before)
         assert result.returncode == 4, result
-        assert error_of(result) == "save.guest_continued"
+        assert result.error_id() == "save.guest_continued"
         nothing_left(site, IMAGE)
         _is_stale(site)
 
@@ -64,7 +57,7 @@ def test_guest_resumed_by_somebody_else_and_stopped_again(
             guest.virsh(act)
             result = finished(process)
         assert result.returncode == 4, result
-        assert error_of(result) == "save.guest_continued"
+        assert result.error_id() == "save.guest_continued"
         assert guest.state() == left
         if step == "complete":
             nothing_left(site)
@@ -83,7 +76,7 @@ def test_guest_ended_by_somebody_else_that_was_to_live_on(
             guest.virsh("destroy")
             result = finished(process)
         assert result.returncode == 4, result
-        assert error_of(result) == "save.qemu_died"
+        assert result.error_id() == "save.qemu_died"
         assert result.json()["error"]["data"]["image"] == str(site.images / IMAGE)
         nothing_left(site, IMAGE)
         daemon.virsh("restore", site.images / IMAGE)

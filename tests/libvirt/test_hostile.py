@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import cli, domain, patterns
+from tests.libvirt.victim import _COOKIE_OFFSET, _DATA_LENGTH, _FORMAT, _HEADER, _VERSION, Victim
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.libvirt
 
-# The header of libvirt's images: manager/mapsave/image/libvirt_header.py.
-_HEADER = 92
-_VERSION, _DATA_LENGTH, _FORMAT, _COOKIE_OFFSET = 16, 20, 28, 32
 _MOST = (1 << 32) - 1
 _BOMB = (
     "<?xml version='1.0'?><!DOCTYPE domain [<!ENTITY a0 'ha'>"
@@ -32,39 +28,6 @@ _OUTSIDE = (
     "<domain type='kvm'><name>&a;</name></domain>"
 )
 _PLAIN = "<domain type='kvm'><name>web01</name><uuid>{}</uuid></domain>"
-
-
-class Victim:
-    """An image to be damaged: ``number`` and ``data`` write to it, ``xml`` replaces its XML."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            (self.length,) = struct.unpack_from("=I", file.read(_HEADER), _DATA_LENGTH)
-
-    def data(self, offset: int, content: bytes) -> None:
-        with self.path.open("r+b") as file:
-            file.seek(offset)
-            file.write(content)
-
-    def number(self, offset: int, value: int) -> None:
-        self.data(offset, struct.pack("=I", value))
-
-    def xml(self, content: str | bytes) -> None:
-        raw = content.encode() if isinstance(content, str) else content
-        assert len(raw) < self.length
-        self.number(_COOKIE_OFFSET, 0)
-        self.data(_HEADER, raw + bytes(self.length - len(raw)))
-
-    def cookie(self, content: str | bytes) -> None:
-        raw = content.encode() if isinstance(content, str) else content
-        with self.path.open("rb") as file:
-            (offset,) = struct.unpack_from("=I", file.read(_HEADER), _COOKIE_OFFSET)
-        assert offset and offset + len(raw) < self.length
-        self.data(_HEADER + offset, raw + bytes(self.length - offset - len(raw)))
-
-    def cut(self, size: int) -> None:
-        os.truncate(self.path, size)
 
 
 _DAMAGES: dict[str, Callable[[Victim], None]] = {

@@ -8,17 +8,30 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, domain, patterns, processes, ram, state, storage, tree, wait
-from tests.libvirt import ways
+from tests.kit import cli, domain, patterns, processes, ram, storage, tree, wait
+from tests.libvirt.scene import (
+    _SLOW,
+    IMAGE,
+    MIB,
+    NAME,
+    NOT_YET,
+    RUNS,
+    WHOLE,
+    _written,
+    as_before,
+    finished,
+    nothing_left,
+    small,
+    writing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tests.kit.domain import Domain
@@ -26,17 +39,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.libvirt
 
-NAME = "web01"
-IMAGE = "one.mapsave"
-RUNS = "running (unpaused)"
-MIB = 1 << 20
 # Seconds until a libvirtd that was killed is started again.
 _AWAY = 0.5
-# Of a guest, and what QEMU may write in a second; it takes that for a hint only.
-_MEMORY, _SLOW = 24 * MIB, MIB
-# What a save is killed at before QEMU is done with its stream, and after that.
-NOT_YET = ("label", "hand-over", "pause", "migrate")
-WHOLE = ("complete", "commit", "committed")
 # As ``struck.stopped``, with a shorter patience for a libvirtd that is away.
 _IMPATIENT = """
 import sys
@@ -47,58 +51,6 @@ libvirt_link.RECONNECT_TIMEOUT = 0.5
 killer.arm("after", sys.argv[1], "STOP")
 main.main(sys.argv[2:])
 """
-
-
-def small(daemon: Daemon, **options: Any) -> AbstractContextManager[Domain]:
-    """Run a small guest without empty pages, which halts while it runs.
-
-    ``options`` are those of ``domain.running``.
-    """
-    options = {"boot": ways.halting(daemon.directory), "memory": _MEMORY, **options}
-    return domain.running(daemon, NAME, ram=patterns.dense, **options)
-
-
-def error_of(result: cli.Result) -> str:
-    """Return the id of the error that ``--json`` printed."""
-    return str(result.json()["error"]["id"])
-
-
-def finished(process: subprocess.Popen[str]) -> cli.Result:
-    """Let a ``mapsave`` that stands still go on to its end, and return what it left."""
-    process.send_signal(signal.SIGCONT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback (most recent call last)" not in stderr, stderr
-    return cli.Result((), process.returncode, stdout, stderr)
-
-
-@contextmanager
-def writing(
-    site: cli.Site, guest: Domain, *arguments: str | os.PathLike[str]
-) -> Iterator[subprocess.Popen[str]]:
-    """Run ``mapsave save`` until QEMU writes, slowly, from then on."""
-    with struck.stopped(site, "migrate", *arguments) as process:
-        guest.execute("migrate-set-parameters", max_bandwidth=_SLOW)
-        process.send_signal(signal.SIGCONT)
-        wait.until(lambda: _written(site) > 2 * MIB, what="pages in the partial image")
-        yield process
-
-
-def _written(site: cli.Site) -> int:
-    return sum(path.stat().st_blocks * 512 for path in struck.partials(site))
-
-
-def nothing_left(site: cli.Site, *images: str) -> None:
-    """Fail unless the journals are gone and just ``images`` are in the image directory."""
-    assert not struck.journals(site)
-    assert [path.name for path in site.images.iterdir()] == list(images)
-
-
-def as_before(guest: Domain, before: state.State, reason: str = RUNS) -> None:
-    """Fail unless the guest is as it was, for QEMU and for libvirt, which could save it now."""
-    state.assert_left_as_found(before, guest.status())
-    assert guest.state() == reason
-    assert "None" in guest.virsh("domjobinfo").stdout
-    assert not [path for path in guest.open_files() if IMAGE in path]
 
 
 # libvirtd killed, and back soon.
@@ -343,5 +295,5 @@ def test_read_only_directory(daemon: Daemon, site: cli.Site, tmp_path: Path) -> 
     ):
         before = guest.status()
         result = site.run("save", guest.address, "--json", "--image", place / IMAGE, check=3)
-        assert error_of(result) == "check.directory"
+        assert result.error_id() == "check.directory"
         as_before(guest, before)

@@ -16,14 +16,7 @@ from mapsave.monitor import libvirt_connection
 from mapsave.operations import destination_libvirt
 
 from tests.faults import struck
-from tests.libvirt.test_interrupted import (
-    IMAGE,
-    MIB,
-    error_of,
-    finished,
-    nothing_left,
-    small,
-)
+from tests.libvirt.scene import IMAGE, MIB, finished, nothing_left, small
 
 if TYPE_CHECKING:
     from tests.kit import cli
@@ -62,7 +55,7 @@ def test_started_anew_while_it_is_saved(daemon: Daemon, site: cli.Site, step: st
             pid = started_anew(guest)
             result = finished(process)
         assert result.returncode == 4, result
-        assert error_of(result) == "save.qemu_died"
+        assert result.error_id() == "save.qemu_died"
         assert "was destroyed" in result.json()["error"]["message"]
         untouched(guest, pid)
         nothing_left(site)

@@ -12,19 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_storage import as_nobody
 from tests.kit import cli, domain, patterns, processes, qemu, wait
-from tests.libvirt.test_interrupted import (
-    IMAGE,
-    MIB,
-    NAME,
-    as_before,
-    error_of,
-    finished,
-    nothing_left,
-    small,
-    writing,
-)
+from tests.kit.nobody import as_nobody
+from tests.libvirt.scene import IMAGE, MIB, NAME, as_before, finished, nothing_left, small, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,7 +83,7 @@ def test_guest_ended_by_somebody_else(
             act(guest, site)
             result = finished(process)
         assert result.returncode == 4, result
-        assert error_of(result) == "save.qemu_died", result
+        assert result.error_id() == "save.qemu_died", result
         assert words in result.json()["error"]["message"]
         nothing_left(site)
         assert guest.state() == domain.GONE
@@ -148,7 +138,7 @@ def test_guest_resumed_by_somebody_else(
             guest.virsh("resume")
             result = finished(process)
         assert result.returncode == 4, result
-        assert error_of(result) == "save.guest_continued"
+        assert result.error_id() == "save.guest_continued"
         assert "another client resumed" in result.json()["error"]["message"]
         as_before(guest, before)
         nothing_left(site)
@@ -383,6 +373,6 @@ def test_socket_that_is_of_root_only(daemon: Daemon) -> None:
         daemon.socket.chmod(0o700)
         before = guest.status()
         result = as_nobody(site, "save", guest.address)
-        assert (result.returncode, error_of(result)) == (7, "permission.denied"), result
+        assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
         assert "libvirt group" in result.json()["error"]["hint"]
         as_before(guest, before)

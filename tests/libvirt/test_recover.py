@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_killed import LOADED, TAKEN_OVER, UNDONE
 from tests.kit import cli, domain, ram
-from tests.libvirt.test_interrupted import (
-    IMAGE,
-    as_before,
-    nothing_left,
-    small,
-    writing,
-)
+from tests.kit.outcomes import LOADED, TAKEN_OVER, UNDONE
+from tests.libvirt.scene import IMAGE, as_before, nothing_left, small, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from mapsave.monitor import libvirt_connection, libvirt_link, session
 from mapsave.operations import domains, ending, recover, save, save_request
 
 from tests.faults import struck
-from tests.libvirt.test_interrupted import IMAGE, small
+from tests.libvirt.scene import IMAGE, small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

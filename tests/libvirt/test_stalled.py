@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults import struck
-from tests.faults.test_ends_in_time import calls, stopped
+from tests.faults.in_time import calls, stopped
 from tests.kit import inject, wait
-from tests.libvirt.test_interrupted import IMAGE, error_of, small
+from tests.libvirt.scene import IMAGE, small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def test_load_that_stalls(daemon: Daemon, site: cli.Site, through: list[str]) ->
         xml = saved(site, guest)
         words = ("--guest", guest.address, "--xml", xml, "--trust-image", *through, "--json")
         result = site.run("restore", IMAGE, *words, check=5)
-        assert error_of(result) == "restore.stalled"
+        assert result.error_id() == "restore.stalled"
         guest.wait_state("shut off")
         assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
         assert not struck.journals(site)

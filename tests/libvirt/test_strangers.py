@@ -11,7 +11,7 @@ from mapsave.image import descriptors, image, superblock
 
 from tests.kit import cli, domain, patterns, ram, wait
 from tests.libvirt import ways
-from tests.libvirt.test_hostile import Victim
+from tests.libvirt.victim import Victim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

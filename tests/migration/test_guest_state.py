@@ -8,21 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from mapsave import errors
 from mapsave.migration import guest_state
-from mapsave.monitor import qmp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from mapsave.monitor.session import Session
 
-    from tests.monitor.emulated import Emulated
-
-
-@pytest.fixture
-async def session(emulator: Emulated) -> AsyncIterator[Session]:
-    """A session with the emulated QEMU, which runs."""
-    async with qmp.connected(emulator.path) as found:
-        yield found
+    from tests.kit.emulated import Emulated
 
 
 async def test_pause_and_resume(session: Session) -> None:

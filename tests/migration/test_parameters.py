@@ -8,23 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mapsave import errors
 from mapsave.migration import parameters
-from mapsave.monitor import qmp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from mapsave.monitor.session import Session
 
-    from tests.monitor.emulated import Emulated
+    from tests.kit.emulated import Emulated
 
 WANTED = {"multifd-channels": 5, "direct-io": True, "max-bandwidth": 0}
-
-
-@pytest.fixture
-async def session(emulator: Emulated) -> AsyncIterator[Session]:
-    """A session with the emulated QEMU."""
-    async with qmp.connected(emulator.path) as found:
-        yield found
 
 
 async def switch(session: Session, **capabilities: bool) -> None:

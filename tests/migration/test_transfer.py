@@ -11,7 +11,7 @@ from mapsave import errors
 from mapsave.migration import guest_state, incoming, outgoing, parameters, progress, stall
 from mapsave.monitor import qmp
 
-from tests.monitor.emulated import emulated
+from tests.kit.emulated import emulated
 
 if TYPE_CHECKING:
     from pathlib import Path

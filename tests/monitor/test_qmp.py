@@ -13,7 +13,7 @@ import pytest
 from mapsave import errors
 from mapsave.monitor import qmp
 
-from tests.monitor.emulated import Emulated, emulated
+from tests.kit.emulated import Emulated, emulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

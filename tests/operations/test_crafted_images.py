@@ -19,7 +19,7 @@ from mapsave.jobs.job import Keep
 from mapsave.operations import images, inspect, recover_result
 
 from tests.image import build
-from tests.image.test_fuzz import CHANGES, GOOD, NUMBERS, NUMERIC, little_memory, mutated
+from tests.image.fuzz import CHANGES, GOOD, NUMBERS, NUMERIC, little_memory, mutated
 from tests.kit import cli, qemu
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from tests.kit import service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def command(**patience: float) -> list[str]:
@@ -46,3 +47,18 @@ def memory(mapsaved: service.Service) -> int:
     with open(f"/proc/{mapsaved.pid}/smaps_rollup") as file:
         sizes = {line.split()[0]: line.split()[1] for line in file if line.startswith("Private")}
     return int(sizes["Private_Dirty:"]) << 10
+
+
+def hanging_until(place: Path) -> list[str]:
+    """Return what runs ``mapsave`` where nothing can be read of an image until ``place`` is."""
+    code = (
+        "import os, time; from mapsave.operations import inspect\n"
+        "def hanging(look):\n"
+        "    def hang(*given):\n"
+        f"        while not os.path.exists({str(place)!r}): time.sleep(0.05)\n"
+        "        return look(*given)\n"
+        "    return hang\n"
+        "inspect.inspect, inspect.verify = hanging(inspect.inspect), hanging(inspect.verify)\n"
+        "from mapsave.cli import main; main.command()"
+    )
+    return [sys.executable, "-c", code]

@@ -8,34 +8,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, service, wait
+from tests.kit import service, wait
 from tests.service import impatient
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
 
 OPERATIONS = "/v1/operations"
 
 
-@pytest.fixture(scope="module")
-def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
-    """A service with one guest that no one has started, and little patience."""
-    site = cli.Site(tmp_path_factory.mktemp("attacked") / "site")
-    site.add_guest("db", emulator={"memory": "8M"})
-    with service.running(site, command=impatient.COMMAND) as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("stays_up")
 
 
-@pytest.fixture(autouse=True)
-def _stays_up(mapsaved: service.Service) -> Iterator[None]:
-    with impatient.staying_up(mapsaved):
-        yield
-
-
-def raw(mapsaved: service.Service, data: bytes) -> bytes:
+def raw(attacked: service.Service, data: bytes) -> bytes:
     """Send bytes; return what comes until the service closes the connection."""
-    with service.connect(mapsaved.site.socket, timeout=10) as sock:
+    with service.connect(attacked.site.socket, timeout=10) as sock:
         with contextlib.suppress(BrokenPipeError):  # what was read so far was enough
             sock.sendall(data)
         return _rest(sock)
@@ -69,8 +56,8 @@ def _rest(sock: socket.socket) -> bytes:
         b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ],
 )
-def test_what_is_no_http(mapsaved: service.Service, data: bytes) -> None:
-    answer = raw(mapsaved, data)
+def test_what_is_no_http(attacked: service.Service, data: bytes) -> None:
+    answer = raw(attacked, data)
     assert answer[:12] in (b"", b"HTTP/1.0 400", b"HTTP/1.1 400"), answer
     assert b"Traceback" not in answer
 
@@ -87,14 +74,14 @@ CHUNKED = HEAD.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked")
     [b"", b"GET /v1/health HTTP/1.1\r\nHo", b"GET /v1/health HTTP/1.1\r\nHost: x\r\n"],
 )
 def test_silence_before_the_end_of_the_head_ends_the_connection(
-    mapsaved: service.Service, data: bytes
+    attacked: service.Service, data: bytes
 ) -> None:
-    assert raw(mapsaved, data) == b""
+    assert raw(attacked, data) == b""
 
 
-def test_a_head_that_trickles_in_does_not_hold_the_connection(mapsaved: service.Service) -> None:
+def test_a_head_that_trickles_in_does_not_hold_the_connection(attacked: service.Service) -> None:
     begun = time.monotonic()
-    with service.connect(mapsaved.site.socket) as sock:
+    with service.connect(attacked.site.socket) as sock:
         sock.sendall(b"GET /v1/health HTTP/1.1\r\n")
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             while time.monotonic() - begun < 20:
@@ -104,15 +91,15 @@ def test_a_head_that_trickles_in_does_not_hold_the_connection(mapsaved: service.
 
 @pytest.mark.parametrize("data", [HEAD, HEAD + b'{"kind"', CHUNKED, CHUNKED + b'5\r\n{"kin'])
 def test_silence_before_the_end_of_the_body_is_answered(
-    mapsaved: service.Service, data: bytes
+    attacked: service.Service, data: bytes
 ) -> None:
-    answer = raw(mapsaved, data)
+    answer = raw(attacked, data)
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"the body was not received within 0.5 s" in answer
 
 
-def test_a_body_that_trickles_in_is_given_up(mapsaved: service.Service) -> None:
-    with service.connect(mapsaved.site.socket) as sock:
+def test_a_body_that_trickles_in_is_given_up(attacked: service.Service) -> None:
+    with service.connect(attacked.site.socket) as sock:
         sock.sendall(HEAD)
         begun = time.monotonic()
         sock.setblocking(False)
@@ -143,43 +130,43 @@ def test_a_body_that_trickles_in_is_given_up(mapsaved: service.Service) -> None:
         HEAD.replace(b"100", b"19") + b'{"kind": "recover"}',
     ],
 )
-def test_clients_that_vanish_leave_nothing(mapsaved: service.Service, data: bytes) -> None:
-    before = impatient.descriptors(mapsaved)
+def test_clients_that_vanish_leave_nothing(attacked: service.Service, data: bytes) -> None:
+    before = impatient.descriptors(attacked)
     for number in range(20):
-        with service.connect(mapsaved.site.socket) as sock:
+        with service.connect(attacked.site.socket) as sock:
             sock.sendall(data)
             if number % 2:  # some time for the service to be amidst it
                 time.sleep(0.01)
-    mapsaved.get("/v1/health")  # whose connection is accepted after theirs
-    wait.until(lambda: impatient.descriptors(mapsaved) <= before, what="end of the connections")
-    wait.until(lambda: mapsaved.get("/v1/health")["operations"] == 0, what="end of the operations")
+    attacked.get("/v1/health")  # whose connection is accepted after theirs
+    wait.until(lambda: impatient.descriptors(attacked) <= before, what="end of the connections")
+    wait.until(lambda: attacked.get("/v1/health")["operations"] == 0, what="end of the operations")
 
 
-def test_an_operation_outlives_the_client_that_began_it(mapsaved: service.Service) -> None:
+def test_an_operation_outlives_the_client_that_began_it(attacked: service.Service) -> None:
     own = "0123456789ef"
     body = b'{"kind": "check", "guest": "db"}'
     head = HEAD.replace(b"100", b"%d" % len(body)).replace(
         b"Host: x", b"Host: x\r\nMapsave-Operation: " + own.encode()
     )
-    with service.connect(mapsaved.site.socket) as sock:
+    with service.connect(attacked.site.socket) as sock:
         sock.sendall(head + body)
     wait.until(
-        lambda: mapsaved.request("GET", f"{OPERATIONS}/{own}").status == 200, what="the operation"
+        lambda: attacked.request("GET", f"{OPERATIONS}/{own}").status == 200, what="the operation"
     )
-    assert mapsaved.ended(own)["state"] == "done"
+    assert attacked.ended(own)["state"] == "done"
 
 
-def test_a_reader_that_does_not_read_is_disconnected(mapsaved: service.Service) -> None:
-    before = impatient.descriptors(mapsaved)
+def test_a_reader_that_does_not_read_is_disconnected(attacked: service.Service) -> None:
+    before = impatient.descriptors(attacked)
     request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-    sockets = [service.connect(mapsaved.site.socket) for _ in range(10)]
+    sockets = [service.connect(attacked.site.socket) for _ in range(10)]
     try:
         for sock in sockets:
             sock.sendall(request * 100)  # some 3 MB of answers, one after the other
-        mapsaved.get("/v1/health")
-        assert impatient.descriptors(mapsaved) >= before + len(sockets)
+        attacked.get("/v1/health")
+        assert impatient.descriptors(attacked) >= before + len(sockets)
         # Theirs stay open at our end: it is the service that lets go.
-        wait.until(lambda: impatient.descriptors(mapsaved) <= before, what="end of the connections")
+        wait.until(lambda: impatient.descriptors(attacked) <= before, what="end of the connections")
     finally:
         for sock in sockets:
             sock.close()

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kit import cli, service
-from tests.service import impatient
+from tests.kit import service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,25 +19,13 @@ OPERATIONS = "/v1/operations"
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
-    """A service with one guest that no one has started, and little patience."""
-    site = cli.Site(tmp_path_factory.mktemp("attacked") / "site")
-    site.add_guest("db", emulator={"memory": "8M"})
-    with service.running(site, command=impatient.COMMAND) as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("stays_up")
 
 
-@pytest.fixture(autouse=True)
-def _stays_up(mapsaved: service.Service) -> Iterator[None]:
-    with impatient.staying_up(mapsaved):
-        yield
-
-
-def post(mapsaved: service.Service, body: bytes | None, **headers: str) -> service.Answer:
+def post(attacked: service.Service, body: bytes | None, **headers: str) -> service.Answer:
     """Post bytes as they are."""
     given = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return service.request(mapsaved.site.socket, "POST", OPERATIONS, body, given)
+    return service.request(attacked.site.socket, "POST", OPERATIONS, body, given)
 
 
 def refused(answer: service.Answer, status: int, error: str) -> str:
@@ -102,12 +89,12 @@ def refused(answer: service.Answer, status: int, error: str) -> str:
         (b'{"kind": "restore", "image": "a", "restore": {"xml": "\\udcff"}}', "restore.xml"),
     ],
 )
-def test_bodies_that_mean_nothing(mapsaved: service.Service, body: bytes, words: str) -> None:
-    before = len(mapsaved.get(OPERATIONS)["operations"])
-    answer = post(mapsaved, body)
+def test_bodies_that_mean_nothing(attacked: service.Service, body: bytes, words: str) -> None:
+    before = len(attacked.get(OPERATIONS)["operations"])
+    answer = post(attacked, body)
     message = refused(answer, 400, "request.invalid")
     assert words in message
-    assert len(mapsaved.get(OPERATIONS)["operations"]) == before
+    assert len(attacked.get(OPERATIONS)["operations"]) == before
 
 
 @pytest.mark.parametrize(
@@ -119,17 +106,17 @@ def test_bodies_that_mean_nothing(mapsaved: service.Service, body: bytes, words:
 )
 @pytest.mark.parametrize("kind", ["save", "restore", "check", "verify", "discard"])
 def test_names_that_are_no_image_of_the_directory(
-    mapsaved: service.Service, kind: str, image: str
+    attacked: service.Service, kind: str, image: str
 ) -> None:
     body: dict[str, Any] = {"kind": kind, "image": image}
     if kind in ("save", "check"):
         body = {"kind": kind, "guest": "db", kind: {"image": image}}
-    answer = post(mapsaved, json.dumps(body).encode())
+    answer = post(attacked, json.dumps(body).encode())
     assert "image" in refused(answer, 400, "request.invalid")
 
 
-def test_all_that_is_wrong_is_told_at_once(mapsaved: service.Service) -> None:
-    answer = post(mapsaved, b'{"kind": "save", "guest": 7, "save": {"channels": 0}, "x": 1}')
+def test_all_that_is_wrong_is_told_at_once(attacked: service.Service) -> None:
+    answer = post(attacked, b'{"kind": "save", "guest": 7, "save": {"channels": 0}, "x": 1}')
     error = answer.json()["error"]
     assert error["message"].endswith("(and 2 more)")
     fields = {each["field"] for each in error["data"]["errors"]}
@@ -150,38 +137,38 @@ def test_all_that_is_wrong_is_told_at_once(mapsaved: service.Service) -> None:
     ],
 )
 def test_what_is_not_there_is_told_before_anything_begins(
-    mapsaved: service.Service, body: dict[str, Any], status: int, error: str
+    attacked: service.Service, body: dict[str, Any], status: int, error: str
 ) -> None:
-    refused(mapsaved.request("POST", OPERATIONS, body), status, error)
+    refused(attacked.request("POST", OPERATIONS, body), status, error)
 
 
 @pytest.mark.parametrize("kind", ["restore", "verify", "discard"])
 def test_an_image_that_is_not_there_fails_the_operation(
-    mapsaved: service.Service, kind: str
+    attacked: service.Service, kind: str
 ) -> None:
-    found = mapsaved.ended(mapsaved.begin(kind=kind, image="nothing")["id"])
+    found = attacked.ended(attacked.begin(kind=kind, image="nothing")["id"])
     assert (found["state"], found["error"]["id"]) == ("failed", "image.not_found")
 
 
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""]
 )
-def test_a_body_that_is_said_to_be_something_else(mapsaved: service.Service, kind: str) -> None:
-    answer = post(mapsaved, b'{"kind": "recover"}', Content_Type=kind)
+def test_a_body_that_is_said_to_be_something_else(attacked: service.Service, kind: str) -> None:
+    answer = post(attacked, b'{"kind": "recover"}', Content_Type=kind)
     assert "not JSON" in refused(answer, 400, "request.invalid")
 
 
-def test_a_body_that_is_too_large(mapsaved: service.Service) -> None:
+def test_a_body_that_is_too_large(attacked: service.Service) -> None:
     body = json.dumps({"kind": "save", "guest": "x" * (2 << 20)}).encode()
-    assert "1048576 bytes" in refused(post(mapsaved, body), 413, "request.too_large")
+    assert "1048576 bytes" in refused(post(attacked, body), 413, "request.too_large")
 
     def pieces() -> Iterator[bytes]:
         for start in range(0, len(body), 65536):
             yield body[start : start + 65536]
 
     # Its size is not announced.
-    connection = http.client.HTTPConnection("mapsaved")
-    connection.sock = service.connect(mapsaved.site.socket)
+    connection = http.client.HTTPConnection("attacked")
+    connection.sock = service.connect(attacked.site.socket)
     try:
         connection.request("POST", OPERATIONS, pieces(), JSON, encode_chunked=True)
         assert connection.getresponse().status == 413
@@ -224,9 +211,9 @@ def test_a_body_that_is_too_large(mapsaved: service.Service) -> None:
     ],
 )
 def test_paths_that_lead_nowhere(
-    mapsaved: service.Service, target: str, status: int, error: str
+    attacked: service.Service, target: str, status: int, error: str
 ) -> None:
-    refused(mapsaved.request("GET", target), status, error)
+    refused(attacked.request("GET", target), status, error)
 
 
 @pytest.mark.parametrize(
@@ -255,15 +242,15 @@ def test_paths_that_lead_nowhere(
     ],
 )
 def test_queries_that_are_not_understood(
-    mapsaved: service.Service, target: str, field: str
+    attacked: service.Service, target: str, field: str
 ) -> None:
-    message = refused(mapsaved.request("GET", target), 400, "request.invalid")
+    message = refused(attacked.request("GET", target), 400, "request.invalid")
     assert field in message
 
 
-def test_a_query_that_is_no_text_finds_nothing(mapsaved: service.Service) -> None:
+def test_a_query_that_is_no_text_finds_nothing(attacked: service.Service) -> None:
     for value in ("%ff", "%ed%a0%80", "%00", "%27%20or%201%3d1", "x" * 5000):
-        assert mapsaved.get(f"/v1/operations?guest={value}") == {"operations": []}
+        assert attacked.get(f"/v1/operations?guest={value}") == {"operations": []}
 
 
 @pytest.mark.parametrize(
@@ -277,49 +264,49 @@ def test_a_query_that_is_no_text_finds_nothing(mapsaved: service.Service) -> Non
     ],
 )
 def test_methods_that_a_path_does_not_take(
-    mapsaved: service.Service, method: str, target: str, allowed: str
+    attacked: service.Service, method: str, target: str, allowed: str
 ) -> None:
-    answer = mapsaved.request(method, target)
+    answer = attacked.request(method, target)
     assert (answer.status, answer.headers["Allow"]) == (405, allowed)
     if method != "HEAD":
         assert allowed in refused(answer, 405, "request.method")
 
 
 @pytest.mark.parametrize("own", ["", "x", "0123456789AB", "0123456789abc", "0123456789a/"])
-def test_an_id_of_the_clients_that_is_none(mapsaved: service.Service, own: str) -> None:
-    answer = post(mapsaved, b'{"kind": "recover"}', Mapsave_Operation=own)
+def test_an_id_of_the_clients_that_is_none(attacked: service.Service, own: str) -> None:
+    answer = post(attacked, b'{"kind": "recover"}', Mapsave_Operation=own)
     assert "Mapsave-Operation" in refused(answer, 400, "request.invalid")
 
 
 def test_symbolic_links_of_the_image_directory_are_not_followed(
-    mapsaved: service.Service, tmp_path: Path
+    attacked: service.Service, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"precious")
     for name, target in (("link", outside), ("dangling", tmp_path / "new")):
-        (mapsaved.site.images / name).symlink_to(target)
-        refused(mapsaved.request("GET", f"/v1/images/{name}"), 403, "permission.denied")
+        (attacked.site.images / name).symlink_to(target)
+        refused(attacked.request("GET", f"/v1/images/{name}"), 403, "permission.denied")
         for kind in ("restore", "verify", "discard"):
-            found = mapsaved.ended(mapsaved.begin(kind=kind, image=name)["id"])
+            found = attacked.ended(attacked.begin(kind=kind, image=name)["id"])
             assert (found["state"], found["error"]["id"]) == ("failed", "permission.denied")
         save: dict[str, Any] = {"kind": "save", "guest": "db"}
-        found = mapsaved.ended(mapsaved.begin(**save, save={"image": name})["id"])
+        found = attacked.ended(attacked.begin(**save, save={"image": name})["id"])
         assert (found["state"], found["error"]["id"]) == ("failed", "check.image_exists")
-        found = mapsaved.ended(mapsaved.begin(**save, save={"image": name, "replace": True})["id"])
+        found = attacked.ended(attacked.begin(**save, save={"image": name, "replace": True})["id"])
         assert found["state"] == "failed", found
     assert outside.read_bytes() == b"precious"
     assert not (tmp_path / "new").exists()
     for name in ("link", "dangling"):
-        assert (mapsaved.site.images / name).is_symlink()
-        (mapsaved.site.images / name).unlink()
+        assert (attacked.site.images / name).is_symlink()
+        (attacked.site.images / name).unlink()
 
 
-def test_what_is_no_image_is_no_file_to_read_either(mapsaved: service.Service) -> None:
-    (mapsaved.site.images / "directory").mkdir()
-    os.mkfifo(mapsaved.site.images / "fifo")
-    (mapsaved.site.images / "text").write_text("not an image")
+def test_what_is_no_image_is_no_file_to_read_either(attacked: service.Service) -> None:
+    (attacked.site.images / "directory").mkdir()
+    os.mkfifo(attacked.site.images / "fifo")
+    (attacked.site.images / "text").write_text("not an image")
     answers = {
-        name: mapsaved.request("GET", f"/v1/images/{name}").status
+        name: attacked.request("GET", f"/v1/images/{name}").status
         for name in ("directory", "fifo", "text")
     }
     assert answers == {"directory": 422, "fifo": 422, "text": 422}

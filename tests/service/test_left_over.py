@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tests.faults import struck
-from tests.faults.test_signals import await_writing, looked_at, slow_guest
+from tests.faults.slow import await_writing, looked_at, slow_guest
 from tests.fleet import fleet
 from tests.kit import cli, qmp, service, wait
 from tests.service import interrupted

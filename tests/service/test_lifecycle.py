@@ -23,7 +23,7 @@ from mapsave.history import history
 from tests.faults import struck
 from tests.fleet import fleet
 from tests.kit import cli, qmp, service, state, wait
-from tests.service.test_systemd import receiver, told
+from tests.service.datagrams import receiver, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from concurrent import futures
 from typing import TYPE_CHECKING
@@ -14,10 +13,9 @@ from mapsave.service.reader_pool import Looking
 
 from tests.fleet import fleet
 from tests.kit import service, wait
+from tests.service.impatient import hanging_until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.kit import cli
 
 _READERS = 40
@@ -78,21 +76,6 @@ async def test_who_is_cancelled_while_it_waits_leaves_its_place() -> None:
             hung.set()
             await first
             assert await third == 3
-
-
-def hanging_until(place: Path) -> list[str]:
-    """Return what runs ``mapsave`` where nothing can be read of an image until ``place`` is."""
-    code = (
-        "import os, time; from mapsave.operations import inspect\n"
-        "def hanging(look):\n"
-        "    def hang(*given):\n"
-        f"        while not os.path.exists({str(place)!r}): time.sleep(0.05)\n"
-        "        return look(*given)\n"
-        "    return hang\n"
-        "inspect.inspect, inspect.verify = hanging(inspect.inspect), hanging(inspect.verify)\n"
-        "from mapsave.cli import main; main.command()"
-    )
-    return [sys.executable, "-c", code]
 
 
 def test_a_hung_file_system_takes_no_thread_that_a_save_needs(site: cli.Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mapsave
 import pytest
@@ -18,17 +18,7 @@ from prometheus_client import parser
 from tests.kit import tree
 from tests.service.observing import State, families, key, samples, saved
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 DOCUMENT = tree.ROOT / "docs/metrics.md"
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    """A service with an empty image directory."""
-    (tmp_path / "images").mkdir()
-    return State(tmp_path / "images")
 
 
 async def test_a_save_is_in_all_its_series(state: State) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults import struck
 from tests.fleet import fleet
-from tests.jobs.test_hooked import Scene
+from tests.jobs.scene import Scene
 from tests.kit import cli, service, wait
 from tests.service import interrupted
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from tests.faults import struck
-from tests.faults.test_killed import LOADED
-from tests.faults.test_signals import await_writing, looked_at, slow_guest
+from tests.faults.slow import await_writing, looked_at, slow_guest
 from tests.fleet import fleet
 from tests.kit import cli, patterns, qemu, ram, service, state, wait
+from tests.kit.outcomes import LOADED
 from tests.service import interrupted
 from tests.service.interrupted import (
     COMMITTED,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import json
 import os
 import subprocess
@@ -13,13 +12,13 @@ import pytest
 from mapsave.service.api import routes
 
 from tests.kit import cli, processes, service, tree, wait
+from tests.service.users import OPERATORS, READERS, SOCKET, UID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 
-UID = 12345  # of users that this host need not know
 # Asks over the socket that it connects to itself, as one user; prints an array of answers.
 _ASK = """
 import http.client, json, socket, sys
@@ -38,14 +37,6 @@ print(json.dumps(found))
 """
 
 
-def _groups(count: int) -> list[grp.struct_group]:
-    """Return groups of this host that no one needs to be in."""
-    found = [each for each in grp.getgrall() if each.gr_gid not in (0, 65534)]
-    assert len(found) >= count
-    return found[-count:]
-
-
-SOCKET, OPERATORS, READERS = _groups(3)
 GROUPS = {
     "group": SOCKET.gr_name,
     "operators": [OPERATORS.gr_name],

@@ -11,8 +11,8 @@ from mapsave.service import server, systemd
 from tests.faults import struck
 from tests.fleet import fleet
 from tests.kit import service, wait
-from tests.service.test_looking import hanging_until
-from tests.service.test_systemd import receiver, told
+from tests.service.datagrams import receiver, told
+from tests.service.impatient import hanging_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,6 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-import pytest
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.store_usage import StoreUsage
 
@@ -17,6 +16,8 @@ from tests.service.observing import State, key, samples
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 IN_OPEN = 0x20  # inotify(7)
 
@@ -111,13 +112,6 @@ async def test_a_file_system_that_hangs_costs_one_thread_and_no_scrape(tmp_path:
 
 
 # In the metrics
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    """A service with an empty image directory."""
-    (tmp_path / "images").mkdir()
-    return State(tmp_path / "images")
 
 
 async def test_images_are_counted_by_state(state: State) -> None:

@@ -17,27 +17,10 @@ import pytest
 from mapsave.service import systemd
 
 from tests.kit import tree
+from tests.service.datagrams import receiver, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@contextlib.contextmanager
-def receiver(address: str) -> Iterator[socket.socket]:
-    """Listen as systemd does: a datagram socket at ``address``."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(address)
-        sock.setblocking(False)
-        yield sock
-
-
-def told(sock: socket.socket) -> list[str]:
-    """Return the datagrams that have come."""
-    found = []
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            found.append(sock.recv(4096).decode())
-    return found
 
 
 def test_every_state_is_told_as_sd_notify_has_it(tmp_path: Path) -> None:

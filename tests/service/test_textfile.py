@@ -9,7 +9,6 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import pytest
 from mapsave.service.metrics.metrics import Metrics
 from prometheus_client import parser
 
@@ -18,12 +17,7 @@ from tests.service.observing import State, saved
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    """A service with an empty image directory."""
-    (tmp_path / "images").mkdir()
-    return State(tmp_path / "images")
+    import pytest
 
 
 async def test_the_textfile_is_read_by_others_and_whole(state: State, tmp_path: Path) -> None:

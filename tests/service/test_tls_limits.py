@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kit import cli, processes, service, wait
-from tests.service.test_roles import SOCKET, UID
-from tests.service.test_tls import Authority, free_port
+from tests.service.authority import Authority, free_port
+from tests.service.users import SOCKET, UID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

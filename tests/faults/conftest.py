@@ -1,0 +1,21 @@
+"""A guest for several files of tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.slow import NAME
+from tests.kit import cli, patterns, qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
+    """A guest that runs."""
+    with qemu.running(name=NAME, memory="32M", ram=patterns.sparse, paused=False) as found:
+        site.add_guest(NAME, found.qmp, launch=found.argv)
+        yield found

@@ -1,0 +1,45 @@
+"""A command that is stopped by a signal, in time."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.kit import cli
+
+if TYPE_CHECKING:
+    import subprocess
+
+
+# Five seconds, and what a busy host adds to the start of the report.
+_LIMIT = 8.0
+
+
+def stopped(
+    process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM
+) -> dict[str, Any]:
+    """Send the signal; return the error that is printed in time, with exit code 9."""
+    began = time.monotonic()
+    process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
+    stdout, stderr = process.communicate(timeout=60)
+    took = time.monotonic() - began
+    assert process.returncode == 9, (stdout, stderr)
+    assert "Traceback" not in stderr, stderr
+    assert took < _LIMIT, (took, stderr)
+    error: dict[str, Any] = cli.Result((), 9, stdout, stderr).json()["error"]
+    assert error["id"] == "interrupted"
+    assert number.name in error["message"]
+    return error
+
+
+def calls(pid: int) -> set[str]:
+    """Return ``pause`` if a thread of the process is in pause(2), as where the kit lets it hang."""
+    found = set()
+    for file in Path(f"/proc/{pid}/task").glob("*/syscall"):
+        with contextlib.suppress(OSError):  # it has ended
+            found.add({"34": "pause"}.get(file.read_text().split()[0], ""))
+    return found

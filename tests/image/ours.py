@@ -1,0 +1,28 @@
+"""What mapsave itself makes of the images of ``build``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from mapsave.image import image
+
+from tests.image import build
+
+if TYPE_CHECKING:
+    from mapsave.image import validation
+
+
+def fill(partial: image.Partial) -> None:
+    """Write a stream as QEMU does."""
+    built = build.Image(offset=partial.block.stream_offset).built()
+    os.ftruncate(partial.fd, built.size)
+    for at, data in built.pieces:
+        if at >= partial.block.stream_offset:
+            os.pwrite(partial.fd, data, at)
+
+
+def validated(built: build.Built) -> validation.Contents:
+    """Open and validate."""
+    with built.opened() as path, image.opened(path) as opened:
+        return opened.validate()

@@ -1,0 +1,78 @@
+"""A configuration and a policy with every key."""
+
+from __future__ import annotations
+
+CONFIGURATION = """\
+images: images
+state: /srv/state
+socket: run/mapsave.sock
+jobs: jobs.d
+policies: ../policies
+launch_environment: [PATH, LANG, TZ]
+guests:
+  web01:
+    qmp: /run/qemu/web01.qmp
+    launch: [qemu-system-x86_64, -name, web01, -m, 4096, -sandbox, on, -append, ""]
+    launch_environment: [PATH, DISPLAY]
+    policy: selinux-svirt
+    priority: 5
+  db01:
+    libvirt: {uri: "qemu+ssh://host/system", domain: db-1}
+  toy:
+    emulator: {memory: 64M, pattern: sparse, writer: true}
+save:
+  then: resume
+  live: yes
+  format: libvirt
+  direct_io: on
+  zero_pages: legacy
+  channels: 4
+  preallocate: false
+  policy: none
+service:
+  group: mapsave
+  operators: [ops, wheel]
+  readers: [monitoring]
+  on_stop: cancel
+  stop_timeout: 5m
+  concurrency: 8
+  per_file_system: 3
+  bandwidth: 2G
+  history: 30d
+  log: json
+  textfile: metrics/mapsave.prom
+  listen:
+    address: "[::1]:8443"
+    certificate: tls/service.pem
+    key: tls/service.key
+    clients: /etc/pki/clients.pem
+    crl: tls/revoked.pem
+    operators: [alice]
+    readers: [grafana]
+hooks:
+  directory: hooks.d
+  timeout: 30s
+  before_save: [freeze]
+  after_save: [thaw, tell]
+  on_failure: [tell]
+  before_restore: [check]
+  after_restore: [clock]
+notify:
+  - url: http://127.0.0.1:9/hook
+    on: [failure, success]
+    timeout: 5s
+  - url: https://example.org/
+"""
+
+
+POLICY = """\
+module: auto
+description: for the second rack
+directories: [/srv/a, /srv/b]
+owner: backup
+group: "107"
+mode: "640"
+selinux: {image_type: virt_t, at_rest: "system_u:object_r:virt_content_t:s0"}
+apparmor: {profiles: [{match: "vm-*", rules_file: "/r/{profile}", profile_file: /p}]}
+smack: {label: Guests, at_rest: keep}
+"""

@@ -1,0 +1,45 @@
+"""Run ``mapsave`` as a user without any privilege."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tests.kit import cli, processes, tree
+from tests.kit.libvirtd import NOBODY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Not every Python may be read by other users, so all is imported, what is imported late by a first
+# command as well, before the rights go. A process that changes its user may not look into its own
+# /proc until it is "dumpable" again (PR_SET_DUMPABLE, prctl(2)).
+_AS_NOBODY = f"""
+import contextlib, ctypes, encodings.utf_8_sig, importlib, io, os, pkgutil, sys
+import mapsave
+for found in pkgutil.walk_packages(mapsave.__path__, "mapsave."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+with contextlib.suppress(ImportError):
+    import libvirt, libvirt_qemu
+from mapsave.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main([*sys.argv[1:3], "check", "qmp:/nonexistent", "--json"])
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+main()
+"""
+
+
+def as_nobody(site: cli.Site, *arguments: str | Path) -> cli.Result:
+    """Run ``mapsave`` without any privilege."""
+    words = ["--config", str(site.config), *map(str, arguments), "--json"]
+    env = {"PYTHONPATH": tree.PYTHONPATH, "HOME": "/nonexistent"}
+    with processes.running(
+        [sys.executable, "-c", _AS_NOBODY, *words], env=env, text=True, stdout=-1, stderr=-1
+    ) as process:
+        stdout, stderr = process.communicate(timeout=30)
+    assert "Traceback" not in stderr, stderr
+    return cli.Result(tuple(words), process.returncode, stdout, stderr)

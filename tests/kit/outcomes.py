@@ -1,0 +1,16 @@
+"""What ``mapsave recover`` reports of an operation."""
+
+from __future__ import annotations
+
+UNDONE = "destination stopped, image as before"
+
+
+LOADED = (
+    "guest restored and left paused because it may have been used since; resume it ('cont' or "
+    "virsh resume) or shut it down; the image remains marked as restored"
+)
+
+
+TAKEN_OVER = (
+    "image committed, but marked stale: the guest has been resumed since and was left running"
+)

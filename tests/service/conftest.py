@@ -1,0 +1,37 @@
+"""Services and metrics for several files of tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit import cli, service
+from tests.service import impatient
+from tests.service.observing import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    """A service with an empty image directory."""
+    (tmp_path / "images").mkdir()
+    return State(tmp_path / "images")
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
+    """A service with one guest that no one has started, and little patience."""
+    site = cli.Site(tmp_path_factory.mktemp("attacked") / "site")
+    site.add_guest("db", emulator={"memory": "8M"})
+    with service.running(site, command=impatient.COMMAND) as running:
+        yield running
+
+
+@pytest.fixture
+def stays_up(attacked: service.Service) -> Iterator[None]:
+    with impatient.staying_up(attacked):
+        yield

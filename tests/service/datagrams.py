@@ -1,0 +1,28 @@
+"""A socket on which systemd or journald would listen."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def receiver(address: str) -> Iterator[socket.socket]:
+    """Listen as systemd does: a datagram socket at ``address``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(address)
+        sock.setblocking(False)
+        yield sock
+
+
+def told(sock: socket.socket) -> list[str]:
+    """Return the datagrams that have come."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(sock.recv(4096).decode())
+    return found
