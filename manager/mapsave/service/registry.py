@@ -10,11 +10,10 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-import structlog
-
 from mapsave import errors, shielded
 from mapsave.history.states import State
 from mapsave.operations import journal as steps
+from mapsave.service.log import setup as logs
 from mapsave.service.operation import Operation, progress_as_dict
 
 if TYPE_CHECKING:
@@ -269,8 +268,7 @@ class Operations:
             self._journal.step(active.id, step, data)
             self._tell(active)
 
-        context = {"operation": active.id, "guest": active.guest, "job": active.job}
-        structlog.contextvars.bind_contextvars(**{k: v for k, v in context.items() if v})
+        logs.bind(operation=active.id, guest=active.guest, job=active.job)
         active.has_begun = True
         try:
             if active.cancel_requested:

@@ -13,44 +13,23 @@ from typing import TYPE_CHECKING, Any
 from mapsave.service.log import journald
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Mapping
 
 # First in the text, in this order; whose names journald's fields follow.
 CONTEXT = ("operation", "guest", "job", "step")
 _HEAD = ("time", "level", "event")
 _TAIL = ("logger", "exception")
-_SECRET = re.compile(
-    r"passw|passphrase|secret|token|credential|authorization|cookie|(api|private)_?key", re.I
-)
 _WORDS = re.compile(r"[^\"=\\]+")
 _BARE = re.compile(r"[^\s\"'=\\]+")
 _IDENTIFIER = "mapsaved"
 
 
-def without_secrets(_: Any, __: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Drop what a key calls a secret, inside of values too: a request is logged as it came."""
-    kept: MutableMapping[str, Any] = _without_secrets(entry)
-    return kept
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _without_secrets(inside)
-            for key, inside in value.items()
-            if not _SECRET.search(str(key))
-        }
-    if isinstance(value, (list, tuple)):
-        return [_without_secrets(inside) for inside in value]
-    return value
-
-
-def as_json(_: Any, __: str, entry: Mapping[str, Any]) -> str:
+def as_json(entry: Mapping[str, Any]) -> str:
     """Return the entry as one object on one line, in ASCII."""
     return json.dumps({key: entry[key] for key in _ordered(entry)}, default=str)
 
 
-def as_text(_: Any, __: str, entry: Mapping[str, Any]) -> str:
+def as_text(entry: Mapping[str, Any]) -> str:
     """Return ``TIME LEVEL EVENT key=value ...``."""
     return f"{entry['time']} {entry['level']} {_line(entry, *_TAIL)}"
 
@@ -64,7 +43,7 @@ class ForJournald:
     def __init__(self, journal: journald.Journald) -> None:
         self._journal = journal
 
-    def __call__(self, _: Any, __: str, entry: Mapping[str, Any]) -> str:
+    def __call__(self, entry: Mapping[str, Any]) -> str:
         """Return the empty text where journald has taken the entry."""
         priority = journald.PRIORITIES.get(entry["level"], journald.PRIORITIES["info"])
         fields = {"PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER}

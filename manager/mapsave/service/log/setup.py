@@ -1,4 +1,4 @@
-"""The service's log: structlog's loggers and those of the standard library in one form.
+"""The service's log: the standard library's loggers, in one form.
 
 What is bound to the context (``bound``) is on every line that is logged inside, whichever module
 logs it.
@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import datetime
 import logging
 import os
 import select
 import sys
+import types
 from typing import TYPE_CHECKING, Any, TextIO
-
-import structlog
-from structlog import processors, stdlib
 
 from mapsave.service.log import formats, journald
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from structlog.typing import Processor
+    from collections.abc import Callable, Iterator, Mapping
 
     from mapsave.service_settings import LogFormat
 
@@ -34,11 +31,9 @@ _LOUD = {
     "qemu.qmp": logging.CRITICAL,
     "aiohttp.access": logging.WARNING,
 }
-_SHARED: list[Processor] = [
-    structlog.contextvars.merge_contextvars,
-    stdlib.add_log_level,
-    stdlib.add_logger_name,
-]
+_FACTS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+    "facts", default=types.MappingProxyType({})
+)
 
 
 def configure(
@@ -69,25 +64,13 @@ def configure(
     for name, least in _LOUD.items():
         logging.getLogger(name).setLevel(logging.NOTSET if level <= logging.DEBUG else least)
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # below it describes its selector
-    structlog.configure(
-        processors=[
-            stdlib.filter_by_level,
-            *_SHARED,
-            stdlib.PositionalArgumentsFormatter(),
-            processors.StackInfoRenderer(),
-            stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=stdlib.BoundLogger,
-        logger_factory=stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # a reload may configure again
-    )
 
 
 @contextlib.contextmanager
 def configured(form: LogFormat = "auto", **how: Any) -> Iterator[None]:
     """Log as ``configure`` does, and as before at the end."""
     root = logging.getLogger()
-    handlers, level, before = list(root.handlers), root.level, structlog.get_config()
+    handlers, level = list(root.handlers), root.level
     levels = {name: logging.getLogger(name).level for name in (*_LOUD, "asyncio")}
     try:
         configure(form, **how)
@@ -101,15 +84,23 @@ def configured(form: LogFormat = "auto", **how: Any) -> Iterator[None]:
         root.setLevel(level)
         for name, was in levels.items():
             logging.getLogger(name).setLevel(was)
-        structlog.configure(**before)
+
+
+def bind(**facts: Any) -> contextvars.Token[Mapping[str, Any]]:
+    """Put those ``facts`` (operation, guest, job, step) that are not None on every later line of
+    this task."""
+    known = {key: value for key, value in facts.items() if value is not None}
+    return _FACTS.set({**_FACTS.get(), **known})
 
 
 @contextlib.contextmanager
 def bound(**facts: Any) -> Iterator[None]:
-    """Put those ``facts`` (operation, guest, job, step) that are not None on every line inside."""
-    known = {key: value for key, value in facts.items() if value is not None}
-    with structlog.contextvars.bound_contextvars(**known):
+    """Do as ``bind`` does for what is inside."""
+    token = bind(**facts)
+    try:
         yield
+    finally:
+        _FACTS.reset(token)
 
 
 class _Handler(logging.Handler):
@@ -119,21 +110,27 @@ class _Handler(logging.Handler):
         super().__init__()
         self._output = output
         self._journald = journald.Journald(journal) if form == "journald" else None
-        forms: dict[str, Processor] = {"text": formats.as_text, "json": formats.as_json}
+        self._write: Callable[[Mapping[str, Any]], str] = formats.as_text
         if self._journald is not None:
-            forms["journald"] = formats.ForJournald(self._journald)
-        self.setFormatter(
-            stdlib.ProcessorFormatter(
-                foreign_pre_chain=[*_SHARED, stdlib.ExtraAdder(formats.CONTEXT)],
-                processors=[
-                    stdlib.ProcessorFormatter.remove_processors_meta,
-                    processors.format_exc_info,
-                    processors.TimeStamper(fmt="iso", utc=True, key="time"),
-                    formats.without_secrets,
-                    forms[form],
-                ],
-            )
-        )
+            self._write = formats.ForJournald(self._journald)
+        elif form == "json":
+            self._write = formats.as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the entry as it is written; the empty text where journald has taken it."""
+        created = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        extra = {key: vars(record)[key] for key in formats.CONTEXT if key in vars(record)}
+        entry = {
+            **_FACTS.get(),
+            **extra,
+            "time": created.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+        }
+        if record.exc_info:
+            entry["exception"] = logging.Formatter().formatException(record.exc_info)
+        return self._write(entry)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one entry."""
