@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import io
 import json
 import os
 import shlex
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from mapsave import errors
-from mapsave.cli import output
+from mapsave.cli import local, options, output
 from mapsave.cli.options import Globals
+from mapsave.migration.progress import Progress
 
 from tests.kit import cli, processes, tree
 
@@ -36,7 +38,7 @@ COMMANDS = (
         "config policies",
     ),
 )
-HEAVY = {"pydantic", "qemu.qmp", "yaml", "rich", "tenacity"}
+HEAVY = {"pydantic", "qemu.qmp", "yaml", "tenacity"}
 GLOBAL_OPTIONS = ("--config", "--json", "--debug", "--local", "--quiet")
 
 
@@ -123,6 +125,44 @@ def test_a_good_configuration_costs_no_library_in_vain(
     assert not (unwanted | in_vain) & loaded
 
 
+# Progress.
+
+
+class Terminal(io.StringIO):
+    """What stderr is where a person reads it, 80 columns wide."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_one_line_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with local.reporting(options.Globals(), "saving web\x1b[2J") as report:
+        report(Progress("prepare"))
+        report(Progress("write", done_bytes=1 << 30, total_bytes=2 << 30, rate=1 << 30))
+        output.note("a warning")
+    first, *shown = terminal.getvalue().split("\r\x1b[K")
+    assert first == ""
+    assert shown[0].rstrip() == r"saving web\x1b[2J: prepare"
+    assert shown[1].startswith(
+        rf"saving web\x1b[2J: write  [{'#' * 15}{' ' * 15}] 1.0 GiB of 2.0 GiB"
+    )
+    assert len(shown[1]) == 79
+    assert shown[2:] == ["mapsave: a warning\n", ""]
+
+
+@pytest.mark.parametrize("given", [{"quiet": True}, {"debug": True}])
+def test_no_progress_where_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, bool]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with local.reporting(options.Globals(**given), "saving web") as report:
+        report(Progress("write"))
+    assert terminal.getvalue() == ""
+
+
 # How the process ends: main.command() leaves without Python's own end.
 
 
@@ -196,8 +236,8 @@ def test_installed_command_is_the_one_that_leaves_at_once() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_usage_errors_say_what_is_meant(arguments: list[str], words: str) -> None:
-    for options in ([], ["--json"]):
-        failed = cli.mapsave(*arguments, *options, check=2)
+    for more in ([], ["--json"]):
+        failed = cli.mapsave(*arguments, *more, check=2)
         assert words in failed.stderr
         assert "[usage]" in failed.stderr
     assert failed.json()["error"]["id"] == "usage"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mapsave import units
-from mapsave.cli import interruption
+from mapsave.cli import interruption, output
 from mapsave.migration import progress
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from mapsave.migration.progress import Progress, Report
 
 T = TypeVar("T")
+_BAR = 30  # characters
+_COLUMNS = 80
 
 
 def run(work: Coroutine[Any, Any, T], given: Globals) -> T:
@@ -54,7 +57,8 @@ async def _cancellable(work: Coroutine[Any, Any, T], stop: interruption.Stop) ->
 
 def _log_to_stderr(given: Globals) -> None:
     level = logging.DEBUG if given.debug else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="mapsave: %(message)s")
+    form = f"{output.clear_line()}mapsave: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level, format=form)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     # Its errors are about connections that ended, which operations report themselves.
     logging.getLogger("qemu.qmp").setLevel(logging.DEBUG if given.debug else logging.CRITICAL)
@@ -62,33 +66,40 @@ def _log_to_stderr(given: Globals) -> None:
 
 @contextlib.contextmanager
 def reporting(given: Globals, title: str) -> Iterator[Report]:
-    """Yield a report: a live bar on a terminal, nothing elsewhere or with ``--quiet``."""
+    """Yield a report: one live line on a terminal, nothing elsewhere or with ``--quiet``."""
     if given.quiet or given.debug or not sys.stderr.isatty():
         yield progress.silent
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, figures="")
+    def show(now: Progress) -> None:
+        line = f"{title}: {now.phase}  {_bar(now)}{figures(now)}"
+        _write(output.clear_line() + output.printable(line)[: _width() - 1])
 
-        def show(now: Progress) -> None:
-            total = now.total_bytes or None
-            bar.update(
-                task,
-                description=f"{title}: {now.phase}",
-                total=total,
-                completed=now.done_bytes,
-                figures=figures(now),
-            )
-
+    try:
         yield show
+    finally:
+        _write(output.clear_line())
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _width() -> int:
+    """Return the columns of the terminal; without that, of the least that there are."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS
+
+
+def _bar(now: Progress) -> str:
+    """Return how much is done as a bar; empty where it is not known how much there is."""
+    if not now.total_bytes:
+        return ""
+    done = min(now.done_bytes * _BAR // now.total_bytes, _BAR)
+    return f"[{'#' * done}{' ' * (_BAR - done)}] "
 
 
 def figures(now: Progress) -> str:

@@ -52,6 +52,16 @@ def printable(text: str) -> str:
     return clean.encode(coding, "replace").decode(coding)
 
 
+def clear_line() -> str:
+    """Return what wipes the line of progress off a terminal; empty where stderr is not one."""
+    return "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""
+
+
+def note(text: str) -> None:
+    """Print a line on stderr, in place of the line of progress."""
+    print(f"{clear_line()}{printable(f'mapsave: {text}')}", file=sys.stderr)
+
+
 def failure(error: BaseException, given: Globals) -> int:
     """Print an error and return its exit code."""
     if isinstance(error, click.exceptions.Exit):

@@ -9,7 +9,6 @@ import asyncio
 import dataclasses
 import logging
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +85,7 @@ def save_all(given: Globals, request: Request, report: Report) -> dict[str, Any]
     except (errors.ServiceUnreachable, errors.ServiceLost, errors.ServiceStopping) as error:
         if error.data.get("interrupted"):
             raise
-        _say(f"{error.message}; saving the guests without it")
+        output.note(f"{error.message}; saving the guests without it")
         return local.run(_here(config, clock, report, behind_service=True), given)
     return local.run(_here(config, clock, report), given)
 
@@ -116,7 +115,9 @@ def _by_what_is_in_force(
     client = None if given.local else _with_configuration(given, str(config.socket), file)
     if client is None:
         raise broken
-    _say(f"{broken.message} [{broken.id}]; the service uses the configuration it read before")
+    output.note(
+        f"{broken.message} [{broken.id}]; the service uses the configuration it read before"
+    )
     return _by_service(client, config, clock, report)
 
 
@@ -129,7 +130,7 @@ def _with_configuration(given: Globals, path: str, file: str | Path) -> Client |
         ):
             return client
     except errors.MapsaveError as error:
-        _say(error.message)
+        output.note(error.message)
     return None
 
 
@@ -182,7 +183,3 @@ async def _recover(config: Config) -> None:
     for line in done["operations"]:
         words = line["outcome"] or line["error"]["message"]
         _log.warning("recovered: %s of %s: %s", line["operation"], line["guest"], words)
-
-
-def _say(words: str) -> None:
-    print(output.printable(f"mapsave: {words}"), file=sys.stderr)
