@@ -372,7 +372,7 @@ async def test_whoever_runs_a_job_may_save_in_its_own_way(site: cli.Site, socket
             asked.append(request)
             if guest.name == "poor":
                 raise ZeroDivisionError("a bug")
-            return await save.save(guest, configured, request)
+            return (await save.save(guest, configured, request)).as_dict()
 
         done = await engine.run(job.load(path), configured, saver=saver)
     assert [(each.image, each.job, each.timeout) for each in asked] == [

@@ -229,9 +229,13 @@ def test_without_hooks_nothing_of_them_is_loaded() -> None:
         "import asyncio, sys; from mapsave.hooks import around\n"
         "from pathlib import Path; from mapsave.config import Config\n"
         "config = Config(*[Path('nowhere')] * 4)\n"
-        "async def work(): return {'done': 1}\n"
-        "print(asyncio.run(around._around('save', config, {}, {}, work)))\n"
+        "from mapsave.operations.results import RestoreResult\n"
+        "facts = dict.fromkeys(('image', 'guest', 'downtime_s', 'run_state', 'monitor'))\n"
+        "result = RestoreResult(**facts)\n"
+        "async def work(): return result\n"
+        "done = asyncio.run(around._around('save', config, {}, {}, work))\n"
+        "print(done == result.as_dict())\n"
         "print({'mapsave.hooks.runner', 'mapsave.hooks.process'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert done.stdout == b"{'done': 1}\nset()\n"
+    assert done.stdout == b"True\nset()\n"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from mapsave import errors
 from mapsave.labels import labelling, recovery
@@ -214,7 +215,7 @@ def test_what_was_journalled_before_is_taken_out(apparmor: Host, image: Path, di
         if died == "while taking out":  # the lines are gone, but the profile is loaded with them
             apparmor.locate(RULES).write_text("")
     loads = len(apparmor.commands)
-    journalled = labelling.Label.from_dict(intended.as_dict())
+    journalled = msgspec.convert(intended.as_dict(), labelling.Label)
     assert recovery.take_out(journalled, str(image), apparmor) == []
     assert rules(apparmor) == []
     assert len(apparmor.commands) == loads + 1

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from mapsave.operations.results import SaveResult
+
     from tests.kit import cli
 
 
@@ -74,7 +76,7 @@ def recovered(site: cli.Site, host: Host) -> dict[str, Any]:
     return line
 
 
-async def saved(site: cli.Site, socket: Path, **chosen: Any) -> dict[str, Any]:
+async def saved(site: cli.Site, socket: Path, **chosen: Any) -> SaveResult:
     site.add_guest("web", socket)
     settings = config.load(site.config, {})
     request = save_request.request(settings, settings.guest("web"), image="one", **chosen)
@@ -86,7 +88,7 @@ async def test_save(site: cli.Site, tmp_path: Path, stubborn: Stubborn, then: An
     with emulated(tmp_path / "s") as guest:
         confine(stubborn, guest.process.pid)
         done = await saved(site, tmp_path / "s", then=then)
-        assert_left(site, stubborn, done["warnings"], "tidy")
+        assert_left(site, stubborn, done.warnings, "tidy")
         assert recovered(site, stubborn)["outcome"] == "image committed"
         assert (guest.process.poll() is None) is (then != "quit")
 
@@ -114,6 +116,6 @@ async def test_restore(site: cli.Site, tmp_path: Path, stubborn: Stubborn) -> No
         settings = config.load(site.config, {})
         request = restore_request.Request(str(site.images / "one"), into=waiting.path)
         done = await restore.restore(settings, request)
-        assert_left(site, stubborn, done["warnings"], "tidy")
+        assert_left(site, stubborn, done.warnings, "tidy")
         assert recovered(site, stubborn)["outcome"] == "guest restored"
         assert waiting.process.poll() is None

@@ -6,6 +6,7 @@ import errno
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from mapsave.labels import labelling, recovery
 from mapsave.labels.label import Label, Target
@@ -27,7 +28,7 @@ OTHER = "system_u:object_r:rest_t:s0"
 def journalled(label: Label | None) -> Label:
     """Return a label as it is after the journal."""
     assert label is not None
-    return Label.from_dict(json.loads(json.dumps(label.as_dict())))
+    return msgspec.convert(json.loads(json.dumps(label.as_dict())), Label)
 
 
 def now(host: Host, image: Path, module: str) -> str:

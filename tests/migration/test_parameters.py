@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from mapsave import errors
 from mapsave.migration import parameters
@@ -165,4 +166,4 @@ async def test_what_an_old_qemu_lacks(session: Session) -> None:
 
 async def test_journal_round_trip(session: Session) -> None:
     found = await parameters.query(session)
-    assert parameters.Settings.from_dict(found.as_dict()) == found
+    assert msgspec.convert(msgspec.to_builtins(found), parameters.Settings) == found

@@ -142,8 +142,8 @@ def read_by_all(path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     zone = datetime.timezone(datetime.timedelta(hours=14))
     for entry in entries:
-        json.dumps(recover_result.save(entry), allow_nan=False, indent=2)
-        json.dumps(recover_result.restore(entry, None, None), allow_nan=False)
+        json.dumps(recover_result.save(entry).as_dict(), allow_nan=False, indent=2)
+        json.dumps(recover_result.restore(entry, None, None).as_dict(), allow_nan=False)
         job, guest = str(entry.metadata.get("job")), str(entry.guest)
         retention.plan(entries, job, guest, Keep(last=1, daily=1), now=now, zone=zone)
     forecast.rate_of(entries)

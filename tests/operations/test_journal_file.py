@@ -6,28 +6,41 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
+from mapsave.migration.parameters import Settings
 from mapsave.operations import journal, journal_file
+from mapsave.operations.attach import Monitor
+from mapsave.operations.begun import SaveBegun
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 STEPS = ("begin", "label", "hand-over", "pause", "migrate", "complete", "commit", "committed")
-FACTS: dict[str, Any] = {
-    "guest": "web01",
-    "monitor": {"socket": "/run/web01.qmp", "uri": None, "domain": None},
-    "pid": 1234,
-    "settings": {"capabilities": {"multifd": False}, "parameters": {}},
-    "was_running": True,
-}
+BEGUN = SaveBegun(
+    guest="web01",
+    monitor=Monitor("/run/web01.qmp"),
+    pid=1234,
+    process_started=None,
+    directory="/images",
+    name="one",
+    replace=False,
+    then="quit",
+    was_running=True,
+    settings=Settings({"multifd": False}, {}),
+    fdset=5,
+)
+FACTS: dict[str, Any] = msgspec.to_builtins(BEGUN)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> bytes:
     """The bytes of a journal as a save writes it."""
-    with journal.operation(tmp_path, "save", **FACTS) as log:
-        for step in STEPS[1:]:
-            log.step(step, **({"uuid": "of-the-image"} if step == "label" else {}))
+    with journal.operation(tmp_path, "save", BEGUN) as log:
+        log.step(Step.LABEL, uuid="of-the-image")
+        for step in STEPS[2:]:
+            log.step(Step(step))
         return log.path.read_bytes()
 
 
@@ -150,10 +163,10 @@ def test_a_step_that_was_not_written_is_not_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.write
-    with journal.operation(tmp_path, "save", **FACTS) as log:
+    with journal.operation(tmp_path, "save", BEGUN) as log:
         with monkeypatch.context() as patch, pytest.raises(journal.JournalUnwritable):
             patch.setattr(os, "write", lambda fd, text: write(fd, text[:9]))
-            log.step("label")
-        log.step("tidy")
+            log.step(Step.LABEL)
+        log.step(Step.TIDY)
         found = journal_file.read(log.path)
         assert (found.steps, found.is_damaged) == (("begin", "tidy"), False)

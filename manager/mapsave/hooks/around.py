@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mapsave import errors
 from mapsave.migration import progress
 from mapsave.operations import journal
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from mapsave.config import Config, Guest
     from mapsave.migration.progress import Report
     from mapsave.operations import restore_request, save_request
+    from mapsave.operations.results import RestoreResult, SaveResult
     from mapsave.service_settings import Moment
 
     More = Mapping[str, tuple[str, ...]]
 
 _log = logging.getLogger(__name__)
 
-BEHIND = "behind"  # the step of the hooks that come after an operation
 _NO_MORE: More = {}
 MOMENTS: dict[str, tuple[Moment, Moment]] = {
     "save": ("before_save", "after_save"),
@@ -83,7 +84,7 @@ async def save(
         image = os.path.abspath(image if "/" in image else config.images / image)
     facts = {"guest": guest.name, "job": request.job, "image": image}
 
-    def work() -> Awaitable[dict[str, Any]]:
+    def work() -> Awaitable[SaveResult]:
         return saving.save(guest, config, request, report)
 
     return await _around("save", config, more, facts, work, report)
@@ -103,7 +104,7 @@ async def restore(
     image = images.resolve(request.image, config)
     facts = {"guest": request.guest, "job": None, "image": image}
 
-    def work() -> Awaitable[dict[str, Any]]:
+    def work() -> Awaitable[RestoreResult]:
         return restoring.restore(config, request, report)
 
     return await _around("restore", config, more, facts, work, report)
@@ -114,13 +115,13 @@ async def _around(
     config: Config,
     more: More,
     facts: dict[str, Any],
-    work: Callable[[], Awaitable[dict[str, Any]]],
+    work: Callable[[], Awaitable[SaveResult | RestoreResult]],
     report: Report = progress.silent,
 ) -> dict[str, Any]:
     before, after = MOMENTS[kind]
     hooks = config.hooks
     if not any(hooks.of(each) or more.get(each) for each in (before, after, "on_failure")):
-        return await work()
+        return (await work()).as_dict()
     from mapsave.hooks import runner as running
 
     async def run(moment: Moment, **found: Any) -> None:
@@ -148,10 +149,10 @@ async def _around(
     log = None
     with contextlib.ExitStack() as stack:
         try:
-            told = {**facts, "of": kind, "more": more, "began": time.time()}
-            log = stack.enter_context(journal.around(config.state, **told))
+            begun = {**facts, "of": kind, "more": more, "began": time.time()}
+            log = stack.enter_context(journal.around(config.state, begun))
             await run(before)
-            result = await work()
+            result = (await work()).as_dict()
         except (Exception, asyncio.CancelledError) as error:
             cancelled = isinstance(error, (asyncio.CancelledError, errors.Interrupted))
             outcome = "cancelled" if cancelled else "failure"
@@ -175,7 +176,8 @@ def _note(log: journal.Journal | None, moment: Moment, found: dict[str, Any]) ->
     if log is None:
         return
     try:
-        log.step(BEHIND, moment=moment, **json.loads(json.dumps(found, default=str)))
+        facts = json.loads(json.dumps(found, default=str))
+        log.record(Step.BEHIND, {"moment": moment, **facts})
     except OSError as error:
         _log.warning("cannot record the hooks of %s in the journal: %s", moment, error.strerror)
 

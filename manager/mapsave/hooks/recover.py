@@ -17,6 +17,7 @@ from mapsave.hooks import around
 from mapsave.image import store
 from mapsave.operations import journal, journal_facts, recover_restore, recover_result
 from mapsave.operations import recover as recovering
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mapsave.config import Config
     from mapsave.image.store import Entry
     from mapsave.operations.journal import Orphan
+    from mapsave.operations.results import RestoreResult, SaveResult
 
     Line = dict[str, Any]
     Told = Callable[[Line], Awaitable[None]]
@@ -121,7 +123,7 @@ async def _run_behind(config: Config, outer: Orphan, line: Line, orphan: Orphan)
 
 async def _run_alone(config: Config, outer: Orphan) -> list[str]:
     facts = outer.facts
-    if outer.reached(around.BEHIND):
+    if outer.reached(Step.BEHIND):
         return await _run(config, outer, {})  # reported already, if only to a hook that did not end
     entry = await asyncio.to_thread(_saved, config, outer) if facts.get("of") == "save" else None
     if entry is not None:
@@ -141,9 +143,9 @@ async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> 
     return _cancelled(outcome, str(line["interrupted_at"]))
 
 
-def _success(result: dict[str, Any]) -> dict[str, Any]:
-    found = {"guest": result["guest"], "image": result["image"]}
-    return {"outcome": "success", "result": result, **found}
+def _success(result: SaveResult | RestoreResult) -> dict[str, Any]:
+    found = {"guest": result.guest, "image": result.image}
+    return {"outcome": "success", "result": result.as_dict(), **found}
 
 
 def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
@@ -163,7 +165,7 @@ async def _run(config: Config, outer: Orphan, ending: dict[str, Any]) -> list[st
         _, after = around.MOMENTS[str(facts["of"])]
         facts["moment"] = after if ending["outcome"] == "success" else "on_failure"
         with contextlib.suppress(OSError):  # should we die as well: then it is found out again
-            journal.add(outer, around.BEHIND, moment=facts["moment"], **ending)
+            journal.add(outer, Step.BEHIND, moment=facts["moment"], **ending)
     moment = facts["moment"]
     told = {"operation": facts.get("operation"), **{key: facts.get(key) for key in _TOLD}}
     more = tuple(map(str, (facts.get("more") or {}).get(moment, ())))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Any, Literal
 
 Access = Literal["save", "restore"]
 
@@ -38,7 +35,7 @@ class Label:
     value: str | None = None
     process: str | None = None
     previous: str | None = None
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
     others: tuple[Label, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,18 +48,6 @@ class Label:
             "detail": dict(self.detail),
             "others": [other.as_dict() for other in self.others],
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Label:
-        """Return the label that :meth:`as_dict` wrote. Raises KeyError, TypeError if it didn't."""
-        return cls(
-            module=data["module"],
-            value=data["value"],
-            process=data["process"],
-            previous=data["previous"],
-            detail=dict(data["detail"]),
-            others=tuple(cls.from_dict(other) for other in data["others"]),
-        )
 
     def parts(self) -> tuple[Label, ...]:
         """Return this label and the others."""

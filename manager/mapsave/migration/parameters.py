@@ -50,15 +50,6 @@ class Settings:
     capabilities: dict[str, bool]
     parameters: dict[str, Any]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings for the journal."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        """Return the settings that ``as_dict`` gave to the journal."""
-        return cls(dict(data["capabilities"]), dict(data["parameters"]))
-
     def of_libvirt(self) -> Settings:
         """Return the settings that a libvirt guest is to be left with.
 

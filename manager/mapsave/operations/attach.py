@@ -48,9 +48,10 @@ class Monitor:
         """What names the guest across processes."""
         return f"guest:{self.socket}" if self.socket else f"guest:libvirt:{self.domain}"
 
-    def as_dict(self) -> dict[str, str | None]:
-        """Return it as the journal keeps it."""
-        return dataclasses.asdict(self)
+    @property
+    def address(self) -> str:
+        """How reports call it."""
+        return self.socket or f"{self.uri}#{self.domain}"
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[Session]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mapsave import config as configuration
 from mapsave import domain_xml, errors
 from mapsave.operations import attach, destination, launch, locks, trust
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -34,7 +35,7 @@ async def chosen(
     """
     if request.into is not None:
         monitor = attach.Monitor.at(request.into)
-        log.step("attach", monitor=monitor.as_dict())
+        log.step(Step.ATTACH, monitor=monitor)
         with locks.held(config.state, f"the destination {request.into!r}", monitor.key):
             async with destination.waiting_at(request.into) as target:
                 yield target
@@ -44,7 +45,7 @@ async def chosen(
         monitor, started = _by_libvirt(config, request, opened, guest, log.unsettled)
     else:
         monitor, started = _by_command(config, request, opened, guest)
-    log.step("launch", monitor=monitor.as_dict())
+    log.step(Step.LAUNCH, monitor=monitor)
     with locks.held(config.state, f"guest {guest.name!r}", monitor.key):
         async with started as target:
             yield target

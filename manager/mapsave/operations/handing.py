@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mapsave import errors
 from mapsave.migration import guest_state
 from mapsave.operations import ending, journal, restored_notes
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from mapsave.config import Config
@@ -36,7 +37,7 @@ async def to_user(
     """
     session = target.session
     before = opened.block.state
-    log.step("mark")
+    log.step(Step.MARK)
     try:
         was_noted = restored_notes.is_noted(config.state, opened.block.uuid)
         if (warning := restored_notes.mark(config.state, opened)) is not None:
@@ -54,7 +55,7 @@ async def to_user(
     if runs:
         with session.events("RESUME") as events:
             try:
-                log.step("run")
+                log.step(Step.RUN)
                 await session.resume()
             except journal.JournalUnwritable:
                 restored_notes.unmark(config.state, opened, before, was_noted=was_noted)

@@ -17,12 +17,18 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from mapsave import errors, file_lock, shielded
 from mapsave.operations import journal_file, locks, unfinished
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
+    from typing import Unpack
+
+    from mapsave.operations.begun import Begun, Noted
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +46,7 @@ class Watch:
     """
 
     operation: str
-    saw: Callable[[str, Mapping[str, Any]], None]
+    saw: Callable[[str, Mapping[str, object]], None]
 
 
 _watch: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
@@ -79,20 +85,22 @@ class Journal:
         self._settled = False
         self._watch = watch
 
-    def step(self, step: str, **data: Any) -> None:
+    def step(self, step: Step, **noted: Unpack[Noted]) -> None:
         """Record that ``step`` is about to be taken, durably. Raises JournalUnwritable."""
+        data = msgspec.to_builtins(noted)
         self.record(step, data)
         self.show(step, data)
 
-    async def step_in_thread(self, step: str, **data: Any) -> None:
+    async def step_in_thread(self, step: Step, **noted: Unpack[Noted]) -> None:
         """Do as ``step`` does, off the event loop: a disk may take seconds to write it.
 
         Cancelled, it still waits until the step is recorded.
         """
+        data = msgspec.to_builtins(noted)
         await shielded.in_thread(self.record, step, data)
         self.show(step, data)
 
-    def record(self, step: str, data: Mapping[str, Any]) -> None:
+    def record(self, step: Step, data: Mapping[str, object]) -> None:
         """Bring a step to stable storage. Blocks. Raises JournalUnwritable."""
         try:
             self._writer.write(step, data)
@@ -100,7 +108,7 @@ class Journal:
             raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
         unfinished.note(self.path, step, data)
 
-    def show(self, step: str, data: Mapping[str, Any]) -> None:
+    def show(self, step: Step, data: Mapping[str, object]) -> None:
         """Show a recorded step to the watcher, which is of the event loop's thread."""
         if self._watch is not None:
             self._watch.saw(step, data)
@@ -126,8 +134,8 @@ class Journal:
 
 
 @contextlib.contextmanager
-def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
-    """Begin the journal of an operation of ``kind``.
+def operation(state: Path, kind: str, begun: Begun) -> Iterator[Journal]:
+    """Begin the journal of an operation of ``kind`` with what recovery must know of it.
 
     The file goes at the end, also after an error that was handled by undoing everything; it stays
     where the operation said ``unsettled`` last.
@@ -135,19 +143,20 @@ def operation(state: Path, kind: str, **facts: Any) -> Iterator[Journal]:
     Raises Refused where the journal cannot be written: without one nothing is begun.
     """
     with contextlib.ExitStack() as stack:
-        journal, begun = _begin(stack, state, kind, facts)
-        journal.show("begin", begun)
+        journal, data = _begin(stack, state, kind, msgspec.to_builtins(begun))
+        journal.show(Step.BEGIN, data)
         yield journal
 
 
 @contextlib.contextmanager
-def around(state: Path, **facts: Any) -> Iterator[Journal]:
+def around(state: Path, facts: Mapping[str, object]) -> Iterator[Journal]:
     """Begin the journal of what is done around an operation: the hooks before and after it.
 
     That of the operation itself names it as ``within``; its steps are not the operation's, and
     no one watches them. Raises Refused.
     """
-    with operation(state, _AROUND, **facts) as journal:
+    with contextlib.ExitStack() as stack:
+        journal, _ = _begin(stack, state, _AROUND, facts)
         token = _within.set(journal.path.name)
         try:
             yield journal
@@ -156,17 +165,18 @@ def around(state: Path, **facts: Any) -> Iterator[Journal]:
 
 
 @contextlib.asynccontextmanager
-async def operation_in_thread(state: Path, kind: str, **facts: Any) -> AsyncIterator[Journal]:
+async def operation_in_thread(state: Path, kind: str, begun: Begun) -> AsyncIterator[Journal]:
     """Do as ``operation`` does, off the event loop: a disk may take seconds for the beginning."""
     with contextlib.ExitStack() as stack:
-        journal, begun = await shielded.in_thread(_begin, stack, state, kind, facts)
-        journal.show("begin", begun)
+        facts = msgspec.to_builtins(begun)
+        journal, data = await shielded.in_thread(_begin, stack, state, kind, facts)
+        journal.show(Step.BEGIN, data)
         yield journal
 
 
 def _begin(
-    stack: contextlib.ExitStack, state: Path, kind: str, facts: Mapping[str, Any]
-) -> tuple[Journal, dict[str, Any]]:
+    stack: contextlib.ExitStack, state: Path, kind: str, facts: Mapping[str, object]
+) -> tuple[Journal, dict[str, object]]:
     """Make a journal whose end is in ``stack``; return it with the data of its first step."""
     directory = locks.state_directory(state, "journal")
     begun = {"kind": kind, "manager_pid": os.getpid(), "boot": boot_id(), **facts}
@@ -181,8 +191,8 @@ def _begin(
         journal = Journal(fd, path, None if kind == _AROUND else watch)
         journal.settled()
         stack.callback(_end, journal, path)
-        journal.record("begin", begun)
-        _sync_directory(directory)
+        journal.record(Step.BEGIN, begun)
+        locks.sync_directory(directory)
     except OSError as error:
         raise errors.Refused(
             f"cannot write the journal in {str(directory)!r}: {error.strerror}",
@@ -212,7 +222,7 @@ def _end(journal: Journal, path: Path) -> None:
     except OSError as error:
         journal.warn("remove", error)
         with contextlib.suppress(OSError):  # recovery then knows that there is nothing to do
-            journal.record("tidy", {"outcome": FINISHED})
+            journal.record(Step.TIDY, {"outcome": FINISHED})
 
 
 def boot_id() -> str | None:
@@ -222,14 +232,6 @@ def boot_id() -> str | None:
             return file.read().strip()
     except OSError:
         return None
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,11 +255,11 @@ class Orphan:
         """The step that was taken, or about to be, when the manager died; None if not known."""
         return self.steps[-1] if self.steps else None
 
-    def reached(self, step: str) -> bool:
+    def reached(self, step: Step) -> bool:
         """Return whether ``step`` was recorded."""
         return step in self.steps
 
-    def may_have_reached(self, step: str) -> bool:
+    def may_have_reached(self, step: Step) -> bool:
         """Return whether ``step`` was recorded, or may have been in what cannot be read."""
         return self.is_unsure or self.reached(step)
 
@@ -369,7 +371,7 @@ def _kind(path: Path) -> str:
     return path.name.partition("-")[0]
 
 
-def add(orphan: Orphan, step: str, **data: Any) -> None:
+def add(orphan: Orphan, step: Step, **data: object) -> None:
     """Record durably a step of one who deals with a dead manager's journal. Raises OSError."""
     if orphan.problem is None:
         journal_file.append(orphan.path, step, data)

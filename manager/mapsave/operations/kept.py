@@ -47,14 +47,14 @@ def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
         )
 
 
-async def taken_back(state: Path, session: Session, orphan: journal.Orphan) -> str | None:
+async def taken_back(
+    state: Path, session: Session, number: int, settings: parameters.Settings
+) -> str | None:
     """Take back what a dead manager had handed over, descriptors first, then the settings.
 
     Returns a warning where QEMU keeps something, which is noted: the guest is what counts.
     Raises as ``Session.execute`` does.
     """
-    number = int(orphan.facts["fdset"])
-    settings = parameters.Settings.from_dict(orphan.facts["settings"])
     try:
         await fdset.take_back(session, number)
         await parameters.put_back(session, settings, number)

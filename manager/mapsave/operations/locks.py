@@ -53,6 +53,15 @@ def _close_to_others(directory: Path) -> None:
         directory.chmod(0o700)
 
 
+def sync_directory(directory: Path) -> None:
+    """Bring the names in a directory to stable storage. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def process_held(state: Path, what: str, process: tuple[int, int] | None) -> Iterator[None]:
     """Lock a QEMU process (pid and start time) as well: a guest may have two monitors and names.

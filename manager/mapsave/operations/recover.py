@@ -21,8 +21,9 @@ from mapsave.operations import (
     recover_lost,
     recover_restore,
     recover_save,
-    unfinished,
 )
+from mapsave.operations.begun import RestoreBegun, SaveBegun
+from mapsave.operations.interrupted import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,13 +92,17 @@ async def _one(
 async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: bool) -> None:
     problems: list[Problem] = []
     try:
-        found = recover_lost.known(config, orphan)
-        line.update(
-            guest=found.facts.get("guest"),
-            image=unfinished.image_path(found.facts),
-            monitor=_monitor(found),
-        )
-        line["outcome"] = await _work(found)(config, found, problems, dry_run=dry_run)
+        known = recover_lost.known(config, orphan)
+        begun = recover_lost.read(known)
+        monitor = begun.monitor.address if begun.monitor is not None else None
+        line.update(guest=begun.guest, image=begun.image, monitor=monitor)
+        match begun:
+            case SaveBegun():
+                save = Interrupted(config, known, begun, dry_run, problems)
+                line["outcome"] = await recover_save.recover(save)
+            case RestoreBegun():
+                restore = Interrupted(config, known, begun, dry_run, problems)
+                line["outcome"] = await recover_restore.recover(restore)
     except errors.MapsaveError as error:
         line["error"] = error.as_dict()
         if isinstance(error, errors.JournalLost) and not dry_run:
@@ -116,29 +121,6 @@ async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: boo
     # What is still loaded or labelled is taken back by the next recovery, and only by its journal.
     if not dry_run and not any(problem.recoverable for problem in problems):
         line["warnings"] += filter(None, [journal.forget(orphan)])
-
-
-def _monitor(orphan: Orphan) -> str | None:
-    """Return the address of the guest's monitor; None where none was known yet."""
-    found = orphan.facts.get("monitor")
-    if not isinstance(found, dict):
-        return None
-    if found.get("socket"):
-        return str(found["socket"])
-    return f"{found['uri']}#{found['domain']}" if found.get("uri") else None
-
-
-def _work(orphan: Orphan) -> Callable[..., Awaitable[str]]:
-    works: dict[str, Callable[..., Awaitable[str]]] = {
-        "save": recover_save.recover,
-        "restore": recover_restore.recover,
-    }
-    if orphan.kind not in works:
-        raise errors.Unsupported(
-            f"{str(orphan.path)!r}: this version does not know the operation {orphan.kind!r}",
-            hint="recover with the version of mapsave that wrote it",
-        )
-    return works[orphan.kind]
 
 
 def sweep(config: Config, warnings: list[str], *, dry_run: bool) -> list[str]:

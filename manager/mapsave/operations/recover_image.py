@@ -13,112 +13,107 @@ from typing import TYPE_CHECKING
 from mapsave import errors
 from mapsave.image import descriptors, global_state, image, store
 from mapsave.image.superblock import State
-from mapsave.labels.label import Problem
 from mapsave.migration import run_states
 from mapsave.operations import restored_notes
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mapsave.config import Config
     from mapsave.image.image import Partial
+    from mapsave.operations.begun import SaveBegun
+    from mapsave.operations.interrupted import Interrupted
     from mapsave.operations.journal import Orphan
 
 _PAUSED = "until then the guest is left as it is"
 
 
-def path(orphan: Orphan) -> str:
-    """Return the path that the image has once it is committed."""
-    return os.path.join(str(orphan.facts["directory"]), str(orphan.facts["name"]))
-
-
 @contextlib.contextmanager
-def adopted(orphan: Orphan, held: store.Directory) -> Iterator[Partial]:
+def adopted(begun: SaveBegun, held: store.Directory) -> Iterator[Partial]:
     """Open the partial image of this save. Raises OSError, Busy, InvalidImage."""
-    with image.adopting(held.fd, str(orphan.facts["name"])) as partial:
-        if str(partial.block.uuid) != orphan.facts.get("uuid"):
+    with image.adopting(held.fd, begun.name) as partial:
+        if str(partial.block.uuid) != begun.uuid:
             raise errors.InvalidImage(f"{partial.partial!r} belongs to another save")
         yield partial
 
 
 @contextlib.contextmanager
-def has_its_name(orphan: Orphan) -> Iterator[None]:
+def has_its_name(begun: SaveBegun) -> Iterator[None]:
     """Turn an OSError into CommitFailed: the image has its name, so nothing is rolled back."""
     try:
         yield
     except OSError as error:
         raise errors.CommitFailed(
-            f"{path(orphan)!r} was written, but the rename may not have reached stable storage: "
+            f"{begun.image!r} was written, but the rename may not have reached stable storage: "
             f"{error.strerror}",
             hint=f"run 'mapsave recover' again once the disk works; {_PAUSED}",
-            image=path(orphan),
+            image=begun.image,
         ) from None
 
 
-def is_committed(orphan: Orphan, held: store.Directory) -> bool:
+def is_committed(begun: SaveBegun, held: store.Directory) -> bool:
     """Return whether the image under its final name is the one of this save.
 
     Raises CommitFailed where that cannot be determined: there is one that cannot be read, and no
     partial image of the save any more.
     """
-    name = str(orphan.facts["name"])
+    name = begun.name
     try:
         os.stat(name, dir_fd=held.fd, follow_symlinks=False)
         with image.opened(os.path.join(held.path, name)) as found:
-            ours = str(found.block.uuid) == orphan.facts.get("uuid")
+            ours = str(found.block.uuid) == begun.uuid
             return ours and found.block.state is not State.PARTIAL
     except (FileNotFoundError, errors.NotAnImage, errors.UnsupportedImage):
         return False
     except (OSError, errors.MapsaveError) as error:
-        if has_partial(orphan, held):
+        if has_partial(begun, held):
             return False
         raise errors.CommitFailed(
-            f"{path(orphan)!r} may be the image of this save, but cannot be read: {error}",
+            f"{begun.image!r} may be the image of this save, but cannot be read: {error}",
             hint=f"run 'mapsave recover' again once it can; {_PAUSED}. If it is damaged: remove "
             "it, resume the guest with 'cont' at its monitor, then recover",
-            image=path(orphan),
+            image=begun.image,
         ) from None
 
 
-def is_committed_somewhere(orphan: Orphan) -> bool:
+def is_committed_somewhere(begun: SaveBegun) -> bool:
     """Return what ``is_committed`` does; False where the image directory is not there."""
     try:
-        with store.directory(str(orphan.facts["directory"])) as held:
-            return is_committed(orphan, held)
+        with store.directory(begun.directory) as held:
+            return is_committed(begun, held)
     except (errors.BadDirectory, errors.NotPermitted):
         return False
 
 
-def is_gone(orphan: Orphan, held: store.Directory) -> bool:
+def is_gone(orphan: Orphan, begun: SaveBegun, held: store.Directory) -> bool:
     """Return whether the image was committed, and is gone from its place since.
 
     Raises CommitFailed where it may have been, and BadDirectory where another directory is at that
     path: the image may be restored elsewhere, and two guests must not run.
     """
-    if not orphan.may_have_reached("commit"):
+    if not orphan.may_have_reached(Step.COMMIT):
         return False
-    if is_committed(orphan, held) or has_partial(orphan, held):
+    if is_committed(begun, held) or has_partial(begun, held):
         return False
-    inode = orphan.facts.get("directory_inode")
-    if isinstance(inode, int) and os.fstat(held.fd).st_ino != inode:
+    if begun.directory_inode not in (None, os.fstat(held.fd).st_ino):
         raise errors.BadDirectory(
             f"{held.path!r} is not the directory that the image was written to: is its file "
             "system mounted?"
         )
-    if orphan.reached("committed"):
+    if orphan.reached(Step.COMMITTED):
         return True
     raise errors.CommitFailed(
-        f"{path(orphan)!r} may have been committed, but neither it nor its partial image is there",
+        f"{begun.image!r} may have been committed, but neither it nor its partial image is there",
         hint="find out where the image went. If it was not restored: resume the guest with "
         "'cont' at its monitor, then run 'mapsave recover'",
-        image=path(orphan),
+        image=begun.image,
     )
 
 
-def has_partial(orphan: Orphan, held: store.Directory) -> bool:
+def has_partial(begun: SaveBegun, held: store.Directory) -> bool:
     """Return whether the partial image of this save is there. Raises OSError if unreadable."""
     try:
-        with adopted(orphan, held):
+        with adopted(begun, held):
             return True
     except errors.Busy:
         return True
@@ -126,27 +121,28 @@ def has_partial(orphan: Orphan, held: store.Directory) -> bool:
         return False
 
 
-def mark_stale(config: Config, orphan: Orphan, problems: list[Problem]) -> None:
+def mark_stale(save: Interrupted[SaveBegun]) -> None:
     """Let no restore take an image whose guest went on: its disks have moved on."""
-    with image.opened(path(orphan)) as opened:
-        if str(opened.block.uuid) != orphan.facts.get("uuid"):
+    with image.opened(save.begun.image) as opened:
+        if str(opened.block.uuid) != save.begun.uuid:
             return
-        uuid = opened.block.uuid
-        warning = restored_notes.mark_stale(config.state, opened.path, uuid, opened.mark_stale)
+        warning = restored_notes.mark_stale(
+            save.config.state, opened.path, opened.block.uuid, opened.mark_stale
+        )
     if warning is not None:
-        problems.append(Problem(warning, recoverable=False))
+        save.warn(warning)
 
 
-def continues(orphan: Orphan) -> bool:
+def continues(begun: SaveBegun) -> bool:
     """Return whether QEMU can resume the guest after its save, by what is in the image.
 
     Where nothing of it can be read, it counts as what it was: a guest that ran.
     """
-    name = str(orphan.facts["name"])
+    name = begun.name
     for each in (image.partial_name(name), name):
         with contextlib.suppress(OSError, errors.MapsaveError):
             with (
-                store.directory(orphan.facts["directory"]) as held,
+                store.directory(begun.directory) as held,
                 descriptors.opened(held.fd, each, os.O_RDONLY) as fd,
             ):
                 found = global_state.read(fd)

@@ -8,38 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from mapsave import errors
 from mapsave.image import image, store
 from mapsave.operations import journal, journal_facts, metadata
+from mapsave.operations.begun import RestoreBegun, SaveBegun
 
 if TYPE_CHECKING:
     from mapsave.config import Config
+    from mapsave.operations.begun import Begun
     from mapsave.operations.journal import Orphan
 
 HINT = (
     "check with 'query-status' whether its guest is paused, and resume it ('cont'); then move "
     "the journal away"
 )
-_MAYBE_NUMBER = (int, type(None))
-_TYPES: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "save": {
-        **dict.fromkeys(("guest", "directory", "name", "then"), str),
-        **dict.fromkeys(("monitor", "settings"), dict),
-        **dict.fromkeys(("replace", "was_running"), bool),
-        **dict.fromkeys(("pid", "process_started"), _MAYBE_NUMBER),
-        "fdset": int,
-    },
-    "restore": {"guest": str, "image": str},
-}
+_KINDS: dict[str, type[Begun]] = {"save": SaveBegun, "restore": RestoreBegun}
+# The key in what msgspec says of one that is missing, or of the wrong type.
+_KEY = re.compile(r"field `(\w+)`|\$\.(\w+)")
 
 
 def known(config: Config, orphan: Orphan) -> Orphan:
     """Return ``orphan`` with all that is known of its operation.
 
-    Raises JournalUnusable where it is not as we write them, JournalLost where it is damaged and
-    nothing else says what it was about.
+    Raises JournalLost where it is damaged, and nothing else says what it was about;
+    JournalUnusable where it cannot be read.
     """
     where = str(orphan.path)
     if orphan.problem is not None:
@@ -49,14 +46,31 @@ def known(config: Config, orphan: Orphan) -> Orphan:
         kept = orphan.problem.startswith("none")
         lost = errors.JournalLost if kept else errors.JournalUnusable
         raise lost(f"the journal {where!r} is damaged: {orphan.problem}", hint=HINT)
-    for key, wanted in _TYPES.get(orphan.kind, {}).items():
-        if key not in orphan.facts or not isinstance(orphan.facts[key], wanted):
-            words = (
-                f"the journal {where!r} lacks {key!r}, or has it in another form than this "
-                "version writes"
-            )
-            raise errors.JournalUnusable(words, hint=HINT)
     return orphan
+
+
+def read(orphan: Orphan) -> Begun:
+    """Return what a journal says of its operation.
+
+    Raises Unsupported for an operation that this version does not know, JournalUnusable where the
+    journal is not as this version writes it.
+    """
+    where = str(orphan.path)
+    if orphan.kind not in _KINDS:
+        raise errors.Unsupported(
+            f"{where!r}: this version does not know the operation {orphan.kind!r}",
+            hint="recover with the version of mapsave that wrote it",
+        )
+    try:
+        return msgspec.convert(orphan.facts, _KINDS[orphan.kind])
+    except msgspec.ValidationError as error:
+        found = _KEY.search(str(error))
+        key = (found[1] or found[2]) if found else ""
+        raise errors.JournalUnusable(
+            f"the journal {where!r} lacks {key!r}, or has it in another form than this version "
+            "writes",
+            hint=HINT,
+        ) from None
 
 
 def is_blank(config: Config, orphan: Orphan) -> bool:

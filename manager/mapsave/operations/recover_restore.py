@@ -9,24 +9,23 @@ as well.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import image
 from mapsave.labels import recovery
-from mapsave.labels.label import Label, Problem
 from mapsave.migration import guest_state
 from mapsave.monitor import process
 from mapsave.operations import attach, ending, journal, kept, locks, restored_notes
+from mapsave.operations.begun import RestoreBegun
+from mapsave.operations.interrupted import Interrupted
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mapsave.config import Config
     from mapsave.image.image import Image
     from mapsave.monitor.session import Session
-    from mapsave.operations.journal import Orphan
 
 RUNS = "guest restored"
 UNDONE = "destination stopped, image as before"
@@ -50,199 +49,185 @@ MAY_HAVE_RUN = (
 ENDED_SINCE = "guest restored, and exited since; the image remains marked as restored"
 
 
-async def recover(config: Config, orphan: Orphan, problems: list[Problem], *, dry_run: bool) -> str:
+_Restore = Interrupted[RestoreBegun]
+
+
+async def recover(restore: _Restore) -> str:
     """Finish the restore where the guest was about to run, else undo it; return which.
 
-    Nothing stays in QEMU's profile or on the image either way; what goes wrong there is added to
-    ``problems``. Raises Busy where the destination or the image is in use, Unreachable where the
-    destination lives but does not answer.
+    Nothing stays in QEMU's profile or on the image either way; what goes wrong there is a problem.
+    Raises Busy where the destination or the image is in use, Unreachable where the destination
+    lives but does not answer.
     """
-    with _image_held(config, orphan) as opened:
-        monitor = _monitor(config, orphan)
+    state, begun = restore.config.state, restore.begun
+    with _image_held(restore) as opened:
+        monitor = _monitor(restore)
         if monitor is None:
             return UNDONE  # nothing had been started
-        with locks.held(config.state, f"guest {orphan.facts['guest']!r}", monitor.key):
-            if orphan.reached("tidy"):
-                outcome = str(orphan.facts.get("outcome", RUNS))
+        with locks.held(state, f"guest {begun.guest!r}", monitor.key):
+            if restore.orphan.reached(Step.TIDY):
+                outcome = begun.outcome or RUNS
             else:
-                found = _Restore(config, orphan, opened, problems, dry_run)
-                outcome = await _finish_or_undo(found, monitor)
-                if not dry_run:
+                outcome = await _finish_or_undo(restore, opened, monitor)
+                if not restore.dry_run:
                     with contextlib.suppress(OSError):
-                        journal.add(orphan, "tidy", outcome=outcome)
-            if not dry_run:
+                        journal.add(restore.orphan, Step.TIDY, outcome=outcome)
+            if not restore.dry_run:
                 # Under the locks: who begins after them must not rely on what we take out.
-                _take_label_back(orphan, opened, problems)
+                _take_label_back(restore, opened)
             return outcome
 
 
-@dataclasses.dataclass(frozen=True)
-class _Restore:
-    """An interrupted restore: its journal and its image, None where that is gone or damaged."""
-
-    config: Config
-    orphan: Orphan
-    opened: Image | None
-    problems: list[Problem]
-    dry_run: bool
-
-    def mark(self) -> None:
-        """Mark the image as restored, as far as that can be done; what cannot is a problem."""
-        if self.opened is None or self.dry_run:
-            return
-        try:
-            warning = restored_notes.mark(self.config.state, self.opened)
-        except OSError as error:
-            warning = f"{self.opened.path!r} cannot be marked as restored, {error.strerror}"
-        if warning is not None:
-            self.problems.append(Problem(warning, recoverable=False))
-
-    @property
-    def is_marked(self) -> bool:
-        """Whether the image, or a copy of it, is marked as restored."""
-        return self.opened is not None and restored_notes.is_used(self.config.state, self.opened)
+def _mark(restore: _Restore, opened: Image | None) -> None:
+    """Mark the image as restored, as far as that can be done; what cannot is a problem."""
+    if opened is None or restore.dry_run:
+        return
+    try:
+        warning = restored_notes.mark(restore.config.state, opened)
+    except OSError as error:
+        warning = f"{opened.path!r} cannot be marked as restored, {error.strerror}"
+    if warning is not None:
+        restore.warn(warning)
 
 
-def _monitor(config: Config, orphan: Orphan) -> attach.Monitor | None:
+def _monitor(restore: _Restore) -> attach.Monitor | None:
     """Return the monitor of the destination; None where nothing had been started.
 
     Where the journal does not say which it was, it is the one that the guest is configured with.
     Raises JournalUnusable where it has none.
     """
-    if orphan.facts.get("monitor") is not None:
-        return attach.Monitor(**orphan.facts["monitor"])
-    if not orphan.is_unsure:
-        return None
-    guest = config.guests.get(str(orphan.facts["guest"]))
+    config, orphan, begun = restore.config, restore.orphan, restore.begun
+    if begun.monitor is not None or not orphan.is_unsure:
+        return begun.monitor
+    guest = config.guests.get(begun.guest)
     if guest is not None and guest.libvirt is not None:
         return attach.Monitor(uri=guest.libvirt.uri, domain=guest.libvirt.domain)
     if guest is not None and (guest.qmp is not None or guest.emulator is not None):
         return attach.Monitor.at(attach.socket_path(guest, config))
     raise errors.JournalUnusable(
         f"the journal {str(orphan.path)!r} is damaged, and does not say which QEMU the image "
-        f"{orphan.facts['image']!r} was being loaded into",
+        f"{begun.image!r} was being loaded into",
         hint="check whether a QEMU is waiting or paused: quit it, or resume it and do not "
         "restore the image again; then move the journal away",
     )
 
 
-def _take_label_back(orphan: Orphan, opened: Image | None, problems: list[Problem]) -> None:
-    if (data := orphan.facts.get("label")) is None:
+def _take_label_back(restore: _Restore, opened: Image | None) -> None:
+    label, path = restore.begun.label, restore.begun.image
+    if label is None:
         return
-    label, path = Label.from_dict(data), str(orphan.facts["image"])
-    problems += recovery.take_out(label, path)
+    restore.problems.extend(recovery.take_out(label, path))
     if opened is not None:
-        problems += recovery.put_back(opened.fd, path, label)
+        restore.problems.extend(recovery.put_back(opened.fd, path, label))
 
 
-async def _finish_or_undo(found: _Restore, monitor: attach.Monitor) -> str:
-    orphan = found.orphan
+async def _finish_or_undo(restore: _Restore, opened: Image | None, monitor: attach.Monitor) -> str:
+    pid = restore.begun.pid  # known from its loading on, where it is in our sight
     try:
         async with monitor.connected() as session:
             state = await guest_state.run_state(session)
-            if _is_destination(orphan, session, state):
-                return await _with_qemu(found, session, state)
-            if _libvirt_may_have_loaded(orphan, monitor):
+            if _is_destination(restore, session, state):
+                return await _with_qemu(restore, opened, session, state)
+            if _libvirt_may_have_loaded(restore, monitor):
                 return PAUSED
-            if orphan.may_have_reached("load") and _pid(orphan) is None and state != "inmigrate":
-                return _loaded(found, state)  # it may be
+            may_be_loaded = restore.orphan.may_have_reached(Step.LOAD) and pid is None
+            if may_be_loaded and state != "inmigrate":
+                return _loaded(restore, opened, state)  # it may be
     except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
-        if _lives(orphan):
+        if _lives(restore):
             raise
-    return _without_qemu(found)
+    return _without_qemu(restore, opened)
 
 
-def _libvirt_may_have_loaded(orphan: Orphan, monitor: attach.Monitor) -> bool:
+def _libvirt_may_have_loaded(restore: _Restore, monitor: attach.Monitor) -> bool:
     """Return whether libvirt itself was reading the image: it goes on without its client."""
     return (
         monitor.uri is not None
-        and bool(orphan.facts.get("through_libvirt"))
-        and (not orphan.reached("loaded"))
+        and bool(restore.begun.through_libvirt)
+        and not restore.orphan.reached(Step.LOADED)
     )
 
 
 @contextlib.contextmanager
-def _image_held(config: Config, orphan: Orphan) -> Iterator[Image | None]:
+def _image_held(restore: _Restore) -> Iterator[Image | None]:
     """Open and lock the image, as a restore of it does; None where it is gone or damaged."""
     with contextlib.ExitStack() as stack:
         opened = None
         try:
-            opened = stack.enter_context(image.opened(str(orphan.facts["image"])))
+            opened = stack.enter_context(image.opened(restore.begun.image))
         except errors.UnreadableImage:
             raise  # it may have to be marked, once it can be read again
         except (errors.ImageNotFound, errors.InvalidImage):
             pass
         if opened is not None:
             key = f"image:{opened.block.uuid}"
-            stack.enter_context(locks.held(config.state, f"image {opened.path!r}", key))
+            what = f"image {opened.path!r}"
+            stack.enter_context(locks.held(restore.config.state, what, key))
             opened.reread()  # as it is now that nothing changes it
         yield opened
 
 
-def _pid(orphan: Orphan) -> int | None:
-    """Return the pid of the destination, known from its loading on where it is in our sight."""
-    pid = orphan.facts.get("pid")
-    return int(pid) if pid is not None else None
-
-
-def _lives(orphan: Orphan) -> bool:
+def _lives(restore: _Restore) -> bool:
     """Return whether the destination is known, and known to live."""
-    pid, started = _pid(orphan), orphan.facts.get("process_started")
-    if pid is None or started is None or not orphan.is_of_this_boot:
+    if restore.process is None or not restore.orphan.is_of_this_boot:
         return False
-    return process.alive(pid, int(started))
+    return process.alive(*restore.process)
 
 
-def _is_destination(orphan: Orphan, session: Session, state: str) -> bool:
+def _is_destination(restore: _Restore, session: Session, state: str) -> bool:
     """Return whether the QEMU that answers is the destination, not another that came since."""
-    if (pid := _pid(orphan)) is not None:
-        return _lives(orphan) and session.pid == pid
+    if restore.begun.pid is not None:
+        return _lives(restore) and session.pid == restore.begun.pid
     return state == "inmigrate"  # waits for a guest, so holds none
 
 
-async def _with_qemu(found: _Restore, session: Session, state: str) -> str:
-    orphan, runs = found.orphan, state == "running"
-    if runs or orphan.reached("run"):
-        if not found.dry_run:
-            await _tidy(found, session)
-            found.mark()  # it was resumed before we came, or the mark was taken back
+async def _with_qemu(restore: _Restore, opened: Image | None, session: Session, state: str) -> str:
+    orphan, runs = restore.orphan, state == "running"
+    if runs or orphan.reached(Step.RUN):
+        if not restore.dry_run:
+            await _tidy(restore, session)
+            # It was resumed before we came, or the mark was taken back.
+            _mark(restore, opened)
             if not runs:
                 await session.resume()
         return RUNS
     if state != "inmigrate":
-        if not found.dry_run:
-            await _tidy(found, session)
-        return _loaded(found, state)
-    launched = orphan.reached("launch")
+        if not restore.dry_run:
+            await _tidy(restore, session)
+        return _loaded(restore, opened, state)
+    launched = orphan.reached(Step.LAUNCH)
     outcome = UNDONE if launched else LEFT
-    if found.dry_run:
+    if restore.dry_run:
         return f"would be: {outcome}"
     if launched:
         await ending.end_guest(session)
     else:
-        await _tidy(found, session)
+        await _tidy(restore, session)
     return outcome
 
 
-def _loaded(found: _Restore, state: str) -> str:
+def _loaded(restore: _Restore, opened: Image | None, state: str) -> str:
     """Leave a loaded guest as it is: if it ran, its disks have moved on, and only it has them."""
     outcome = MAY_RUN if state == "running" else LOADED
-    if found.dry_run:
+    if restore.dry_run:
         return f"would be: {outcome}"
-    found.mark()
+    _mark(restore, opened)
     return outcome
 
 
-def _without_qemu(found: _Restore) -> str:
+def _without_qemu(restore: _Restore, opened: Image | None) -> str:
     """The destination is gone. A guest that ran has changed its disks: the image stays marked."""
-    if found.orphan.reached("run"):
+    if restore.orphan.reached(Step.RUN):
         return ENDED_SINCE
-    return MAY_HAVE_RUN if found.orphan.may_have_reached("mark") and found.is_marked else UNDONE
+    if opened is None or not restore.orphan.may_have_reached(Step.MARK):
+        return UNDONE
+    return MAY_HAVE_RUN if restored_notes.is_used(restore.config.state, opened) else UNDONE
 
 
-async def _tidy(found: _Restore, session: Session) -> None:
-    if not found.orphan.may_have_reached("load") or "fdset" not in found.orphan.facts:
+async def _tidy(restore: _Restore, session: Session) -> None:
+    number, settings = restore.begun.fdset, restore.begun.settings
+    if number is None or settings is None or not restore.orphan.may_have_reached(Step.LOAD):
         return
-    warning = await kept.taken_back(found.config.state, session, found.orphan)
+    warning = await kept.taken_back(restore.config.state, session, number, settings)
     if warning is not None:
-        found.problems.append(Problem(warning, recoverable=False))
+        restore.warn(warning)

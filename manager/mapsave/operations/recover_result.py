@@ -1,4 +1,4 @@
-"""The result of a recovered operation: the same as if nothing had come between."""
+"""The result of a recovered operation, and the error of one that did not come to its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
+from mapsave.image.metadata import Metadata
 from mapsave.operations import recover_restore, recover_save
+from mapsave.operations.results import RestoreResult, SaveResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,91 +53,75 @@ def interrupted(who: str, outcome: str, step: str | None) -> errors.Interrupted:
     return error
 
 
-def save(entry: Entry) -> dict[str, Any]:
-    """Return the result of a save, from what its image says of itself.
-
-    How long the single phases took went with the service that saw them.
-    """
+def save(entry: Entry) -> SaveResult:
+    """Return the result of a save, from what its image says of itself."""
     known = entry.metadata
     started, ended = _time(known.get("started")), _time(known.get("ended"))
     paused = known.get("paused_at")
     seconds = max(ended - started, 0.0) if started and ended else 0.0
     data = _number(known.get("data_bytes"))
-    return {
-        "image": entry.path,
-        "guest": entry.guest,
-        "format": entry.format,
-        "state": entry.state,
-        "ram_bytes": _ram(known),
-        "data_bytes": data,
-        "file_bytes": entry.file_bytes,
-        "allocated_bytes": entry.allocated_bytes,
-        "duration_s": round(seconds, 6),
-        "downtime_s": round(max(ended - float(str(paused)), 0.0), 6) if paused and ended else 0.0,
-        "phases": {},
-        "bytes_per_s": round(data / seconds) if seconds else 0,
-        "strategy": known.get("strategy"),
-        "reasons": [],
-        "label": known.get("label"),
-        "then": known.get("then"),
-        "warnings": [],
-        "recovered": True,
-    }
+    return SaveResult(
+        image=entry.path,
+        guest=entry.guest,
+        format=entry.format,
+        state=entry.state,
+        ram_bytes=_ram(known),
+        data_bytes=data,
+        file_bytes=entry.file_bytes,
+        allocated_bytes=entry.allocated_bytes,
+        duration_s=round(seconds, 6),
+        downtime_s=round(max(ended - float(paused), 0.0), 6) if paused and ended else 0.0,
+        bytes_per_s=round(data / seconds) if seconds else 0,
+        strategy=known.get("strategy"),
+        label=known.get("label"),
+        then=known.get("then"),
+        written=known.get("written"),
+        recovered=True,
+    )
 
 
-def gone(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result of a save whose image has been removed since it was committed."""
-    numbers = ("ram_bytes", "data_bytes", "file_bytes", "allocated_bytes", "bytes_per_s")
-    return {
-        "image": line["image"],
-        "guest": line["guest"],
-        **dict.fromkeys(numbers, 0),
-        "duration_s": 0.0,
-        "downtime_s": 0.0,
-        "phases": {},
-        "then": "leave",
-        "outcome": line["outcome"],
-        "warnings": [],
-        "recovered": True,
-    }
+def gone(line: Mapping[str, Any]) -> SaveResult:
+    """Return the result of a save whose image was been removed after it was committed."""
+    return SaveResult(
+        image=line["image"],
+        guest=line["guest"],
+        downtime_s=0.0,
+        then="leave",
+        warnings=[str(line["outcome"])],
+        recovered=True,
+    )
 
 
 def restore(
     entry: Entry | None, line: Mapping[str, Any] | None, guest: str | None
-) -> dict[str, Any]:
-    """Return the result of a restore: its guest was let run.
+) -> RestoreResult:
+    """Return the result of a restore: its guest was resumed.
 
-    ``line`` is what recovery did; None where nothing was left to do. How long it took is
-    unknown.
+    ``line`` is what recovery did; None where nothing was left to do.
     """
-    known = entry.metadata if entry is not None else {}
-    told = line or {}
-    return {
-        "image": told.get("image") or (entry.path if entry is not None else None),
-        "guest": told.get("guest") or guest or (entry.guest if entry is not None else None),
-        "run_state": "running",
-        "duration_s": 0.0,
-        "downtime_s": None,
-        "bytes_per_s": 0,
-        "ram_bytes": _ram(known),
-        "data_bytes": _number(known.get("data_bytes")),
-        "phases": {},
-        "monitor": told.get("monitor"),
-        "pid": None,
-        "warnings": [],
-        "recovered": True,
-    }
+    known = entry.metadata if entry is not None else Metadata()
+    reported = line or {}
+    return RestoreResult(
+        image=reported.get("image") or (entry.path if entry is not None else None),
+        guest=reported.get("guest") or guest or (entry.guest if entry is not None else None),
+        run_state="running",
+        downtime_s=None,
+        ram_bytes=_ram(known),
+        data_bytes=_number(known.get("data_bytes")),
+        monitor=reported.get("monitor"),
+        recovered=True,
+    )
 
 
-def _ram(known: Mapping[str, Any]) -> int:
+def _ram(known: Metadata) -> int:
     return sum(_number(block.get("bytes")) for block in known.get("ram_blocks") or ())
 
 
-def _number(found: Any) -> int:
+def _number(found: object) -> int:
     return int(found) if isinstance(found, int) else 0
 
 
-def _time(found: Any) -> float:
+def _time(found: object) -> float:
     """Return an ISO 8601 time in seconds since the epoch; 0 where there is none."""
     try:
         return datetime.datetime.fromisoformat(str(found)).timestamp()

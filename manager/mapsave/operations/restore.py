@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors, open_files, shielded
 from mapsave.image import descriptors, image
@@ -37,6 +37,9 @@ from mapsave.operations import (
     trust,
     written_record,
 )
+from mapsave.operations.begun import RestoreBegun
+from mapsave.operations.results import RestoreResult
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,8 +81,8 @@ class _Job:
 
 async def restore(
     config: Config, request: Request, report: Report = progress.silent
-) -> dict[str, Any]:
-    """Restore ``request.image`` and return the summary that ``mapsave restore --json`` prints.
+) -> RestoreResult:
+    """Restore ``request.image`` and return what ``mapsave restore --json`` prints.
 
     Raises InvalidImage or one of its kin, Refused or one of its kin, NotPermitted, Busy,
     RestoreFailed or one of its kin; the image is then as it was.
@@ -102,7 +105,7 @@ async def restore(
         ) from None
 
 
-async def _restore(config: Config, request: Request, phases: Phases) -> dict[str, Any]:
+async def _restore(config: Config, request: Request, phases: Phases) -> RestoreResult:
     phases.enter("validate")
     open_files.check()
     path = images.resolve(request.image, config)
@@ -126,13 +129,10 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
             for text in warnings:
                 _log.warning("%s", text)
             phases.enter("read" if request.through_libvirt else "start")
-            with journal.operation(
-                config.state,
-                "restore",
-                image=os.path.realpath(path),
-                guest=name,
-                through_libvirt=request.through_libvirt,
-            ) as log:
+            begun = RestoreBegun(
+                image=os.path.realpath(path), guest=name, through_libvirt=request.through_libvirt
+            )
+            with journal.operation(config.state, "restore", begun) as log:
                 chosen = destination_choice.chosen(config, request, opened, name, log)
                 job = _Job(
                     config=config,
@@ -146,7 +146,8 @@ async def _restore(config: Config, request: Request, phases: Phases) -> dict[str
                 )
                 async with chosen as target:
                     done = await _load(job, target)
-            return {**done, "warnings": [*done["warnings"], *log.warnings, *warnings]}
+            done.warnings += [*log.warnings, *warnings]
+            return done
 
 
 def _used_up(opened: Image) -> errors.AlreadyRestored:
@@ -162,13 +163,14 @@ def _used_up(opened: Image) -> errors.AlreadyRestored:
     )
 
 
-async def _load(job: _Job, target: Destination) -> dict[str, Any]:
+async def _load(job: _Job, target: Destination) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
     undigested = origin.undigested(opened)  # marked, an image of libvirt has a superblock
     left: list[labelling.Problem] = []
     if target.is_loaded:
-        job.log.step("loaded", **_process(session))
+        pid, started = _process(session)
+        job.log.step(Step.LOADED, pid=pid, process_started=started)
     else:
         phases.enter("compare")
         await destination.compare(target, opened, contents, force=job.request.force)
@@ -184,22 +186,22 @@ async def _load(job: _Job, target: Destination) -> dict[str, Any]:
     if left:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(OSError):
-            job.log.step("tidy")
+            job.log.step(Step.TIDY)
     seconds = phases.seconds()
-    return {
-        "image": opened.path,
-        "guest": job.guest,
-        "run_state": state,
-        "duration_s": round(phases.total, 6),
-        "downtime_s": _downtime(opened) if job.runs else None,
-        "bytes_per_s": round(contents.data_bytes / seconds["read"]) if seconds["read"] else 0,
-        "ram_bytes": contents.stream.ram_bytes,
-        "data_bytes": contents.data_bytes,
-        "phases": seconds,
-        "monitor": session.address,
-        "pid": session.pid,
-        "warnings": [problem.text for problem in left] + undigested + target.warnings,
-    }
+    return RestoreResult(
+        image=opened.path,
+        guest=job.guest,
+        run_state=state,
+        duration_s=round(phases.total, 6),
+        downtime_s=_downtime(opened) if job.runs else None,
+        bytes_per_s=round(contents.data_bytes / seconds["read"]) if seconds["read"] else 0,
+        ram_bytes=contents.stream.ram_bytes,
+        data_bytes=contents.data_bytes,
+        phases=seconds,
+        monitor=session.address,
+        pid=session.pid,
+        warnings=[problem.text for problem in left] + undigested + target.warnings,
+    )
 
 
 def _name(request: Request, opened: Image) -> str:
@@ -225,7 +227,7 @@ def _labelled(
     labels.check(directory, pid, "restore", [file])
     target = labelling.Target(opened.fd, opened.path, (), pid, "restore")
     if (intended := labels.intended(target)) is not None:
-        log.step("label", label=intended.as_dict())
+        log.step(Step.LABEL, label=intended)
     with labels.applied(target, on_left):
         yield left
 
@@ -236,10 +238,9 @@ def _downtime(opened: Image) -> float | None:
     return round(time.time() - float(paused), 3) if isinstance(paused, int | float) else None
 
 
-def _process(session: Session) -> dict[str, int | None]:
-    """Return what names the destination's process to ``mapsave recover``."""
-    started = process.start_time(session.pid) if session.pid else None
-    return {"pid": session.pid, "process_started": started}
+def _process(session: Session) -> tuple[int | None, int | None]:
+    """Return pid and start time of the destination: for ``mapsave recover``."""
+    return session.pid, process.start_time(session.pid) if session.pid else None
 
 
 async def _transfer(job: _Job, target: Destination) -> None:
@@ -259,7 +260,8 @@ async def _transfer(job: _Job, target: Destination) -> None:
 
     # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
     await session.execute("stop")
-    job.log.step("load", fdset=number, settings=found.as_dict(), **_process(session))
+    pid, started = _process(session)
+    job.log.step(Step.LOAD, fdset=number, settings=found, pid=pid, process_started=started)
     try:
         with descriptors.paired(
             opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])

@@ -160,8 +160,4 @@ def _write(state: Path, path: str, uuid: uuids.UUID, what: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    locks.sync_directory(directory)

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from mapsave import errors, open_files, shielded
-from mapsave.image import image, store, syscalls
+from mapsave.image import image, syscalls
 from mapsave.labels.label import Target
 from mapsave.migration import guest_state, progress
 from mapsave.monitor import fdset
@@ -31,7 +33,9 @@ from mapsave.operations import (
     save_request,
     save_transfer,
 )
+from mapsave.operations.begun import SaveBegun
 from mapsave.operations.save_transfer import SaveJob
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,14 +43,14 @@ if TYPE_CHECKING:
     from mapsave.config import Config, Guest
     from mapsave.image.image import Partial
     from mapsave.migration.progress import Phases, Report
-    from mapsave.operations.facts import Facts
+    from mapsave.operations.results import SaveResult
     from mapsave.operations.save_request import Request
 
 
 async def save(
     guest: Guest, config: Config, request: Request, report: Report = progress.silent
-) -> dict[str, Any]:
-    """Save ``guest`` and return the summary that ``mapsave save --json`` prints.
+) -> SaveResult:
+    """Save ``guest`` and return what ``mapsave save --json`` prints.
 
     Raises Refused or one of its kin with the guest untouched, NotPermitted, Busy, SaveFailed or one
     of its kin with the guest as it was.
@@ -71,7 +75,7 @@ async def save(
 
 async def _save(
     guest: Guest, config: Config, request: Request, phases: Phases, became: aftermath.Aftermath
-) -> dict[str, Any]:
+) -> SaveResult:
     phases.enter("preflight")
     open_files.check()
     async with attach.exclusive(guest, config) as (session, monitor):
@@ -97,14 +101,27 @@ async def _save(
                     functools.partial(known_domains.remember, config.state, found.domain)
                 )
             known = metadata.before(guest.name, found, strategy, request)
-            facts_of_it = _journalled(guest, request, held, name, found, monitor)
-            begun = journal.operation_in_thread(config.state, "save", **facts_of_it, fdset=number)
-            async with begun as log:
+            pid, started = found.process or (None, None)
+            begun = SaveBegun(
+                guest=guest.name,
+                monitor=monitor,
+                pid=pid,
+                process_started=started,
+                directory=held.path,
+                directory_inode=os.fstat(held.fd).st_ino,
+                name=name,
+                replace=request.replace,
+                then=request.then_for(runs=found.runs),
+                policy=request.policy.name,
+                was_running=found.runs,
+                settings=found.settings,
+                fdset=number,
+            )
+            async with journal.operation_in_thread(config.state, "save", begun) as log:
                 known[metadata.RECOVERY] = {
                     "journal": log.path.name,
                     "boot": journal.boot_id(),
-                    "fdset": number,
-                    **facts_of_it,
+                    **msgspec.to_builtins(begun),
                 }
                 with session.events("MIGRATION", "RESUME") as events:
                     job = SaveJob(
@@ -124,37 +141,11 @@ async def _save(
                     )
                     async with aftermath.reported(job, became):
                         result = await _write(guest, job)
-            result["warnings"] += log.warnings
+            result.warnings += log.warnings
             return result
 
 
-def _journalled(
-    guest: Guest,
-    request: Request,
-    held: store.Directory,
-    name: str,
-    found: Facts,
-    monitor: attach.Monitor,
-) -> dict[str, Any]:
-    """Return what ``mapsave recover`` needs to finish or undo this save."""
-    pid, started = found.process or (None, None)
-    return {
-        "guest": guest.name,
-        "monitor": monitor.as_dict(),
-        "pid": pid,
-        "process_started": started,
-        "directory": held.path,
-        "directory_inode": os.fstat(held.fd).st_ino,
-        "name": name,
-        "replace": request.replace,
-        "then": request.then_for(runs=found.runs),
-        "policy": request.policy.name,
-        "was_running": found.runs,
-        "settings": found.settings.as_dict(),
-    }
-
-
-async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
+async def _write(guest: Guest, job: SaveJob) -> SaveResult:
     """Create, label, let QEMU write, commit, and do what was asked for ``then``."""
     job.phases.enter("prepare")
     with contextlib.ExitStack() as stack:
@@ -174,9 +165,9 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
         target = Target(partial.fd, job.partial_path, (job.path,), job.facts.pid, "save")
         uuid = str(partial.block.uuid)
         if (intended := job.labelling.intended(target)) is not None:
-            await job.log.step_in_thread("rules", label=intended.as_dict(), uuid=uuid)
+            await job.log.step_in_thread(Step.RULES, label=intended, uuid=uuid)
         applied = stack.enter_context(job.labelling.applied(target, job.on_left))
-        await job.log.step_in_thread("label", label=applied.label.as_dict(), uuid=uuid)
+        await job.log.step_in_thread(Step.LABEL, label=applied.label, uuid=uuid)
         if job.strategy.preallocate:
             room = job.facts.memory.total + partial.block.stream_offset
             syscalls.preallocate(partial.fd, 0, room)
@@ -186,7 +177,7 @@ async def _write(guest: Guest, job: SaveJob) -> dict[str, Any]:
             before = None
             if job.then == "resume" and outcome is not None and paused.continues:
                 before = await save_commit.compare(job, partial, outcome)
-                await job.log.step_in_thread("resume")
+                await job.log.step_in_thread(Step.RESUME)
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and
                 # what became of the guest is reported after that.
                 try:
@@ -218,7 +209,7 @@ def _what_is_left(job: SaveJob) -> Iterator[list[Partial]]:
         job.log.unsettled()
         if not isinstance(error, errors.GuestNotPutBack):
             with contextlib.suppress(journal.JournalUnwritable):
-                job.log.step("tidy", outcome=journal.FINISHED)
+                job.log.step(Step.TIDY, outcome=journal.FINISHED)
         if isinstance(error, errors.MapsaveError):
             error.message += f"; its partial image {job.partial_path!r} could not be removed"
             also = "run 'mapsave recover' once the disk works again: it removes the partial image"

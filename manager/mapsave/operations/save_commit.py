@@ -13,6 +13,8 @@ from mapsave import errors, shielded
 from mapsave.image import bitmaps, syscalls
 from mapsave.migration import guest_state
 from mapsave.operations import check, ending, journal, metadata, restored_notes, written
+from mapsave.operations.results import SaveResult
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -259,7 +261,7 @@ async def commit(
     paused: Paused,
     contents: Contents,
     found: Written,
-) -> dict[str, Any]:
+) -> SaveResult:
     """Make the image valid under its name; only then may the guest go."""
     job.phases.enter("commit")
     final = metadata.after(
@@ -270,13 +272,13 @@ async def commit(
         duration=job.phases.total,
         paused_at=time.time() - paused.seconds() if job.facts.runs else None,
     )
-    await job.log.step_in_thread("commit")
+    await job.log.step_in_thread(Step.COMMIT)
     await _give_its_name(job, partial, applied, paused, final)
     # Nothing is undone any more, whatever fails: the guest must not run beside its image.
     if job.then != "resume":
         paused.release()
     try:
-        await job.log.step_in_thread("committed")
+        await job.log.step_in_thread(Step.COMMITTED)
     except journal.JournalUnwritable as error:
         # `mapsave recover` knows the image by its uuid as well.
         job.log.warn("write", error)
@@ -286,27 +288,27 @@ async def commit(
     if is_left:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(journal.JournalUnwritable):
-            await job.log.step_in_thread("tidy")
+            await job.log.step_in_thread(Step.TIDY)
     stats = os.fstat(partial.fd)
     phases = job.phases.seconds()
     written = phases.get("write", 0) + phases.get("sync", 0)
-    return {
-        "image": job.path,
-        "guest": guest.name,
-        "format": job.request.format,
-        "state": partial.block.state.word,
-        "ram_bytes": contents.stream.ram_bytes,
-        "data_bytes": contents.data_bytes,
-        "file_bytes": stats.st_size,
-        "allocated_bytes": stats.st_blocks * 512,
-        "duration_s": round(job.phases.total, 6),
-        "downtime_s": round(paused.seconds(), 6) if job.facts.runs else 0.0,
-        "phases": phases,
-        "bytes_per_s": round(contents.data_bytes / written) if written else 0,
-        "strategy": job.strategy.as_dict(),
-        "reasons": job.strategy.reasons,
-        "label": applied.label.as_dict(),
-        "then": job.then,
-        "written": found.as_dict(),
-        "warnings": [*(problem.text for problem in problems), *found.warnings()],
-    }
+    return SaveResult(
+        image=job.path,
+        guest=guest.name,
+        format=job.request.format,
+        state=partial.block.state.word,
+        ram_bytes=contents.stream.ram_bytes,
+        data_bytes=contents.data_bytes,
+        file_bytes=stats.st_size,
+        allocated_bytes=stats.st_blocks * 512,
+        duration_s=round(job.phases.total, 6),
+        downtime_s=round(paused.seconds(), 6) if job.facts.runs else 0.0,
+        phases=phases,
+        bytes_per_s=round(contents.data_bytes / written) if written else 0,
+        strategy=job.strategy.as_dict(),
+        reasons=job.strategy.reasons,
+        label=applied.label.as_dict(),
+        then=job.then,
+        written=found.as_dict(),
+        warnings=[*(problem.text for problem in problems), *found.warnings()],
+    )

@@ -15,6 +15,7 @@ from mapsave.labels import labelling
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset
 from mapsave.operations import ending, kept, limits
+from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -136,7 +137,7 @@ async def _transfer(
     job: SaveJob, partial: Partial, pair: descriptors.Pair, paused: Paused
 ) -> outgoing.Outcome:
     offset = partial.block.stream_offset
-    await job.log.step_in_thread("hand-over")
+    await job.log.step_in_thread(Step.HAND_OVER)
     await _check_state(job)
     fds = (pair.first, pair.second)
     dropped = functools.partial(_refused, job, pair.first)
@@ -147,11 +148,11 @@ async def _transfer(
         fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
     ):
         if job.facts.runs and not job.live:
-            await job.log.step_in_thread("pause")
+            await job.log.step_in_thread(Step.PAUSE)
             await job.session.pause()
             paused.since = time.monotonic()
         limits.recheck(job.facts.footprint, job.strategy.channels)
-        await job.log.step_in_thread("migrate")
+        await job.log.step_in_thread(Step.MIGRATE)
         job.is_begun = True
         job.phases.enter("write")
         # A small guest is saved before the event of its being resumed could be seen.
@@ -165,7 +166,7 @@ async def _transfer(
         if job.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
         await job.resumes.saved()
-        await job.log.step_in_thread("complete")
+        await job.log.step_in_thread(Step.COMPLETE)
         job.phases.enter("settle")
         return outcome
 

@@ -221,9 +221,9 @@ class Recovery:
         outcome = str(line["outcome"]) if line else ""
         if record.kind == "save":
             if (entry := images.get(record.id)) is not None:
-                return recover_result.save(entry)
+                return recover_result.save(entry).as_dict()
             if line is not None and recover_result.holds_guest(outcome):
-                return recover_result.gone(line)
+                return recover_result.gone(line).as_dict()
         if record.kind == "restore":
             path = line["image"] if line else self._config().images / str(record.image)
             entry = images.get(os.path.realpath(path))
@@ -233,5 +233,5 @@ class Recovery:
                 and (entry is not None and entry.state == "restored")
             )
             if over or outcome in (recover_restore.RUNS, recover_restore.ENDED_SINCE):
-                return recover_result.restore(entry, line, record.guest)
+                return recover_result.restore(entry, line, record.guest).as_dict()
         return None

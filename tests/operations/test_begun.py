@@ -1,0 +1,85 @@
+"""What recovery must know of an operation: the journals of the last version are still read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from mapsave import errors
+from mapsave.operations import recover_lost
+from mapsave.operations.begun import Noted, RestoreBegun, SaveBegun
+from mapsave.operations.journal import Orphan
+
+JOURNAL: dict[str, Any] = {"kind": "save", "manager_pid": 7, "boot": "b", "operation": "0123"}
+LABEL = {
+    "module": "selinux",
+    "value": "a",
+    "process": "b",
+    "previous": None,
+    "detail": {"at_rest": "c"},
+    "others": [],
+}
+SETTINGS: dict[str, Any] = {"capabilities": {"multifd": False}, "parameters": {"tls-creds": ""}}
+MONITOR = {"socket": "/run/web.qmp", "uri": None, "domain": None}
+PROCESS = {"pid": None, "process_started": None}
+SAVE = {
+    "guest": "web",
+    "monitor": MONITOR,
+    **PROCESS,
+    "directory": "/images",
+    "directory_inode": 5,
+    "name": "one",
+    "replace": False,
+    "then": "quit",
+    "policy": "auto",
+    "was_running": True,
+    "settings": SETTINGS,
+    "fdset": 9,
+}
+RESTORE = {"image": "/images/one", "guest": "web", "through_libvirt": False}
+
+
+def orphan(kind: str, facts: dict[str, Any]) -> Orphan:
+    return Orphan(Path("/state/journal/x"), kind, json.loads(json.dumps(facts)), ("begin",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "later"),
+    [
+        ("save", SAVE, {"label": LABEL, "uuid": "u", "outcome": "guest put back"}),
+        ("restore", RESTORE, {"monitor": MONITOR, "fdset": 9, "settings": SETTINGS, "pid": 5}),
+    ],
+)
+def test_the_same_keys(kind: str, facts: dict[str, Any], later: dict[str, Any]) -> None:
+    found = recover_lost.read(orphan(kind, {**JOURNAL, **facts}))
+    assert msgspec.to_builtins(found).keys() == facts.keys()
+    found = recover_lost.read(orphan(kind, {**JOURNAL, **facts, **later}))
+    written = json.loads(json.dumps(msgspec.to_builtins(found)))
+    assert written == {**facts, **later}
+
+
+def test_what_steps_add_is_what_is_read() -> None:
+    known = {*SaveBegun.__struct_fields__, *RestoreBegun.__struct_fields__}
+    assert set(Noted.__annotations__) <= known
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({"guest": 1}, "guest"),
+        ({"monitor": []}, "monitor"),
+        ({"settings": {"capabilities": {}}}, "parameters"),
+        ({"label": {"module": 1}}, "label"),
+        ({"then": "dance"}, "then"),
+    ],
+)
+def test_one_that_is_not_as_we_write_them(wrong: dict[str, Any], key: str) -> None:
+    with pytest.raises(errors.JournalUnusable, match=f"lacks '{key}'"):
+        recover_lost.read(orphan("save", {**SAVE, **wrong}))
+    facts = {name: value for name, value in SAVE.items() if name not in wrong}
+    if wrong.keys() <= SAVE.keys():
+        with pytest.raises(errors.JournalUnusable, match=f"lacks '{next(iter(wrong))}'"):
+            recover_lost.read(orphan("save", facts))
