@@ -207,10 +207,14 @@ def _image_of(guest: Guest, config: Config, process: dict[str, Any] | None) -> s
     """
     with store.directory(config.images) as held:
         entries = store.entries(held, restored=restored_notes.noted(config.state))
-    found = [each for each in entries if each.state != "partial"]
+    found = [each for each in entries if each.state is not store.EntryState.PARTIAL]
     of_it = [each for each in found if process and each.metadata.get("process") == process]
     newest = max(of_it, key=lambda each: str(each.metadata.get("started")), default=None)
-    if newest and newest.state == "saved" and newest.metadata.get("then") != "resume":
+    if (
+        newest
+        and newest.state is store.EntryState.SAVED
+        and newest.metadata.get("then") != "resume"
+    ):
         return newest.path
     raise errors.WrongRunState(
         f"guest {guest.name!r} is paused after an earlier save or migration, and no known image "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,15 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
         os.close(fd)
 
 
+class EntryState(enum.StrEnum):
+    """What a file of an image directory is good for, as users read it."""
+
+    PARTIAL = "partial"
+    SAVED = "saved"
+    RESTORED = "restored"
+    INVALID = "invalid"
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One file of an image directory. ``error`` says why it cannot be read as an image.
@@ -125,11 +135,13 @@ class Entry:
         return self.metadata.get("guest", {}).get("name")
 
     @property
-    def state(self) -> str:
-        """The image's state as users read it; ``invalid`` where it is not a good image."""
+    def state(self) -> EntryState:
+        """The image's state; ``invalid`` where it is not a good image."""
         if image.is_partial_name(self.name):
-            return "partial"
-        return self.block.state.word if self.block and not self.error else "invalid"
+            return EntryState.PARTIAL
+        if self.block is None or self.error is not None:
+            return EntryState.INVALID
+        return EntryState(self.block.state.word)
 
 
 def entries(

@@ -111,7 +111,7 @@ def taken(entry: Entry) -> datetime.datetime | None:
 
 def is_guest(entry: Entry) -> bool:
     """Return whether an image is the guest itself: its QEMU was ended, and nothing was restored."""
-    return entry.state == "saved" and entry.metadata.get("then") not in _GONE_ON
+    return entry.state is store.EntryState.SAVED and entry.metadata.get("then") not in _GONE_ON
 
 
 def _why_not_counted(
@@ -119,7 +119,7 @@ def _why_not_counted(
 ) -> str | None:
     if entry.error is not None:
         return f"damaged, not counted: {entry.error.message}"
-    if entry.state == "partial":
+    if entry.state is store.EntryState.PARTIAL:
         return "incomplete, not counted"
     if when is None:
         return "its time is unknown"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.migration import run_states
+from mapsave.migration.run_states import RunState
+from mapsave.migration.status import Status
 from mapsave.monitor import undoing
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _SETTLE_TIMEOUT = 60.0
 # The states in which a save leaves a guest that was running.
-_CONTINUED = frozenset(("paused", "postmigrate", "prelaunch"))
+_CONTINUED = frozenset((RunState.PAUSED, RunState.POSTMIGRATE, RunState.PRELAUNCH))
 
 
 async def run_state(session: Session) -> str:
@@ -74,7 +76,7 @@ class ResumeWatch:
                     # QEMU refuses `cont` from the guest's last stop to this event
                     # (10.0, monitor/qmp-cmds.c), so an earlier one is still in the image.
                     self._seen = self._seen or self._is_saved
-                elif event.data.get("status") == "completed":
+                elif event.data.get("status") == Status.COMPLETED:
                     self._is_saved = True
 
 
@@ -117,7 +119,7 @@ class Paused:
         if self._released or not self.was_running or not self.continues:
             return
         try:
-            if await left(session, "finish-migrate") in _CONTINUED:
+            if await left(session, RunState.FINISH_MIGRATE) in _CONTINUED:
                 await session.resume()
         except errors.CommandRefused as error:
             raise errors.GuestNotPutBack(

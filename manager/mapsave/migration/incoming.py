@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
+from mapsave.migration.status import OVER, Status
 
 if TYPE_CHECKING:
     from mapsave.migration.stall import Watch
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 # Seconds; the watch over the load is what limits it.
 _STALLS_BEFORE = 30 * 86400.0
-_OVER = frozenset(("completed", "failed"))
 
 
 async def restore(session: Session, path: str, offset: int, watch: Watch) -> None:
@@ -45,10 +45,10 @@ async def _follow(session: Session, events: Events, watch: Watch) -> None:
         if status != last:
             watch.progressed()
             last = status
-        if status in _OVER:
+        if status in OVER:
             break
         await events.next(timeout=1.0)
-    if status == "failed":
+    if status == Status.FAILED:
         desc = reply.get("error-desc") or "no reason given"
         raise errors.RestoreFailed(
             f"{session.address}: QEMU could not load the image: {desc}", qemu_error=desc

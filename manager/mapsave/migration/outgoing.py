@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
 from mapsave.migration import guest_state
+from mapsave.migration.run_states import RunState
+from mapsave.migration.status import IDLE, OVER, Status
 from mapsave.monitor import undoing
 
 if TYPE_CHECKING:
@@ -18,13 +20,10 @@ if TYPE_CHECKING:
 
 # How often QEMU is asked for figures while nothing happens, in seconds.
 _POLL = 0.25
-_OVER = frozenset(("completed", "failed", "cancelled"))
-_STARTING = frozenset(("setup", "active"))
+_STARTING: frozenset[str] = frozenset((Status.SETUP, Status.ACTIVE))
 _START_TIMEOUT = 1.0
 _STEADY = 0.1
-_UNDER_WAY = frozenset(("setup", "active", "device"))
-# States from which a migration ends by itself once told to; `none` was never started.
-_IDLE = frozenset(("none", *_OVER))
+_UNDER_WAY = _STARTING | {Status.DEVICE}
 # A guest that dirties its memory faster than the disk writes would be saved forever: after this
 # many passes over its RAM it is paused, as it would have been at the end.
 LIVE_PASSES = 8
@@ -48,7 +47,7 @@ class Outcome:
     def from_reply(cls, reply: dict[str, Any]) -> Outcome:
         """Return the outcome in a reply of ``query-migrate``; ``none`` where it has no status."""
         return cls(
-            status=str(reply.get("status", "none")),
+            status=str(reply.get("status", Status.NONE)),
             error=reply.get("error-desc"),
             ram=dict(reply.get("ram", {})),
             downtime_ms=reply.get("downtime"),
@@ -80,8 +79,8 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
         try:
             await session.execute("migrate", {"uri": uri})
             outcome = await _follow(session, events, phases, live=live)
-            if outcome.status == "completed":
-                await guest_state.left(session, "finish-migrate")
+            if outcome.status == Status.COMPLETED:
+                await guest_state.left(session, RunState.FINISH_MIGRATE)
         except (
             asyncio.CancelledError,
             errors.MonitorBroken,
@@ -95,7 +94,7 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
             # QEMU may begin to save at any moment; its descriptors taken from it then, it dies.
             session.abandon()
             raise
-    if outcome.status != "completed":
+    if outcome.status != Status.COMPLETED:
         raise errors.SaveFailed(
             f"{session.address}: QEMU reported the migration as {outcome.status}: "
             f"{outcome.error or 'no reason given'}",
@@ -115,7 +114,7 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
     """Wait for the end by events, asking for figures now and then; the last word is the query's."""
     outcome = await query(session)
     since = time.monotonic()
-    while outcome.status not in _OVER:
+    while outcome.status not in OVER:
         event = await events.next(timeout=_POLL)
         if event is not None and event.name == "STOP":
             continue  # a live save pauses the guest for its end; figures follow
@@ -185,7 +184,7 @@ async def cancel(session: Session) -> Outcome:
     await _well_under_way(session)
     await session.execute("migrate_cancel")
     delay, deadline = 0.001, time.monotonic() + CANCEL_TIMEOUT
-    while (outcome := await query(session)).status not in _IDLE:
+    while (outcome := await query(session)).status not in IDLE:
         if time.monotonic() > deadline:
             session.abandon()  # it holds the descriptors, and would not resume the guest either
             raise errors.MonitorTimeout(

@@ -9,10 +9,32 @@ a state to which it can be brought back if the save fails after its stream has e
 from __future__ import annotations
 
 import dataclasses
+import enum
+
+
+class RunState(enum.StrEnum):
+    """The run states that mapsave knows; ``query-status`` may name others."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    PRELAUNCH = "prelaunch"
+    IO_ERROR = "io-error"
+    WATCHDOG = "watchdog"
+    SUSPENDED = "suspended"
+    SHUTDOWN = "shutdown"
+    INTERNAL_ERROR = "internal-error"
+    GUEST_PANICKED = "guest-panicked"
+    DEBUG = "debug"
+    SAVE_VM = "save-vm"
+    RESTORE_VM = "restore-vm"
+    COLO = "colo"
+    INMIGRATE = "inmigrate"
+    FINISH_MIGRATE = "finish-migrate"
+    POSTMIGRATE = "postmigrate"
 
 
 @dataclasses.dataclass(frozen=True)
-class RunState:
+class Handling:
     """What can be done with a guest in one run state.
 
     ``refusal``: why it is not saved, and ``hint`` what can be done about that; None where it is
@@ -27,43 +49,47 @@ class RunState:
     continues: bool = True
 
 
-def _refused(refusal: str, hint: str, *, continues: bool = False) -> RunState:
-    return RunState(refusal, hint, continues=continues)
+def _refused(refusal: str, hint: str, *, continues: bool = False) -> Handling:
+    return Handling(refusal, hint, continues=continues)
 
 
 _RESET = "reset it ('system_reset' at its monitor), or shut QEMU down"
 _WAIT = "wait until it has finished"
 
-TABLE = {
-    "running": RunState(runs=True),
-    "paused": RunState(),
-    "prelaunch": RunState(),
+TABLE: dict[str, Handling] = {
+    RunState.RUNNING: Handling(runs=True),
+    RunState.PAUSED: Handling(),
+    RunState.PRELAUNCH: Handling(),
     # The requests that failed are in the image, and are tried again when the guest is resumed.
-    "io-error": RunState(),
-    "watchdog": RunState(),
-    "suspended": _refused(
+    RunState.IO_ERROR: Handling(),
+    RunState.WATCHDOG: Handling(),
+    RunState.SUSPENDED: _refused(
         "the guest has suspended itself to RAM (S3), and QEMU would crash when the guest is "
         "resumed after a save, even a failed one",
         "wake it up ('system_wakeup' at its monitor), then save it",
     ),
-    "shutdown": _refused("the guest has shut down", _RESET),
-    "internal-error": _refused("QEMU cannot execute the guest (internal error)", _RESET),
-    "guest-panicked": _refused(
+    RunState.SHUTDOWN: _refused("the guest has shut down", _RESET),
+    RunState.INTERNAL_ERROR: _refused("QEMU cannot execute the guest (internal error)", _RESET),
+    RunState.GUEST_PANICKED: _refused(
         "the guest's operating system has crashed",
         "dump it ('dump-guest-memory' at its monitor), then reset it or shut QEMU down",
     ),
-    "debug": _refused("a debugger has stopped the guest", "resume it in the debugger first"),
-    "save-vm": _refused("another client is taking an internal snapshot of it", _WAIT),
-    "restore-vm": _refused(
+    RunState.DEBUG: _refused("a debugger has stopped the guest", "resume it in the debugger first"),
+    RunState.SAVE_VM: _refused("another client is taking an internal snapshot of it", _WAIT),
+    RunState.RESTORE_VM: _refused(
         "it is being reverted to an internal snapshot, or the revert has failed",
         "wait until it has finished; if it has failed, revert again or shut QEMU down",
     ),
-    "colo": _refused("it is replicated to another host (COLO)", "stop the replication first"),
-    "inmigrate": _refused("QEMU is waiting for an incoming migration", "restore a guest into it"),
-    "finish-migrate": _refused(
+    RunState.COLO: _refused(
+        "it is replicated to another host (COLO)", "stop the replication first"
+    ),
+    RunState.INMIGRATE: _refused(
+        "QEMU is waiting for an incoming migration", "restore a guest into it"
+    ),
+    RunState.FINISH_MIGRATE: _refused(
         "another client's migration of it is in its final phase", _WAIT, continues=True
     ),
-    "postmigrate": _refused(
+    RunState.POSTMIGRATE: _refused(
         "the guest was saved before and left paused; QEMU cannot save it again from that state",
         "resume it ('cont' at its monitor), or shut it down and use its image",
         continues=True,
@@ -71,7 +97,7 @@ TABLE = {
 }
 
 
-def of(name: str) -> RunState:
+def of(name: str) -> Handling:
     """Return what can be done in the run state ``name``; one that we do not know is refused."""
     unknown = _refused(f"mapsave does not know the run state {name!r}", "use a newer mapsave")
     return TABLE.get(name, unknown)

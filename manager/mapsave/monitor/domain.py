@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Any
 
 from mapsave.monitor import definition
+
+
+class DomainState(enum.StrEnum):
+    """A domain's state as ``virsh domstate`` words it; libvirt's name of it is VIR_DOMAIN_NAME."""
+
+    NOSTATE = "no state"
+    RUNNING = "running"
+    BLOCKED = "blocked"
+    PAUSED = "paused"
+    SHUTDOWN = "shutting down"
+    SHUTOFF = "shut off"
+    CRASHED = "crashed"
+    PMSUSPENDED = "pmsuspended"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +71,6 @@ class Domain:
         }
 
 
-_STATES = {
-    "VIR_DOMAIN_NOSTATE": "no state",
-    "VIR_DOMAIN_RUNNING": "running",
-    "VIR_DOMAIN_BLOCKED": "blocked",
-    "VIR_DOMAIN_PAUSED": "paused",
-    "VIR_DOMAIN_SHUTDOWN": "shutting down",
-    "VIR_DOMAIN_SHUTOFF": "shut off",
-    "VIR_DOMAIN_CRASHED": "crashed",
-    "VIR_DOMAIN_PMSUSPENDED": "pmsuspended",
-}
 _STOPPED = {
     "SHUTDOWN": "was shut down",
     "DESTROYED": "was destroyed",
@@ -81,7 +85,7 @@ _OPERATIONS = "VIR_DOMAIN_JOB_OPERATION_"
 
 def state_word(libvirt: Any, state: int) -> str:
     """Return the word of ``virsh domstate`` for a state of libvirt."""
-    words = {getattr(libvirt, name): word for name, word in _STATES.items()}
+    words = {getattr(libvirt, f"VIR_DOMAIN_{word.name}"): word for word in DomainState}
     return words.get(state, f"state {state}")
 
 

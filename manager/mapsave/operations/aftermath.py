@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.migration import run_states
+from mapsave.migration.run_states import RunState
 from mapsave.monitor import undoing
 from mapsave.operations import ending
 
@@ -87,6 +88,6 @@ async def _words(job: SaveJob) -> str | None:
     state = str(reply["status"])
     if state == before:
         return None
-    if state == "postmigrate" and not run_states.of(before).runs:
+    if state == RunState.POSTMIGRATE and not run_states.of(before).runs:
         return f"{_LEFT} (it was {before!r})"
     return f"the guest is in run state {state!r} (it was {before!r})"

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from mapsave import errors, units
 from mapsave.image import descriptors, image, store
 from mapsave.migration import parameters, run_states
+from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import fdset, process
+from mapsave.monitor.domain import DomainState
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations import modes, trust
 from mapsave.plan import strategy
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
     from mapsave.operations.save_request import Request
     from mapsave.plan.strategy import Strategy
 
-_MIGRATING = frozenset(
-    ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug", "postcopy-active")
-)
+_MIGRATING: frozenset[str] = frozenset(Status) - IDLE
 # Every RAM block starts at a multiple of 1 MiB after its bitmap, and there is device state.
 _OVERHEAD = 64 * units.MIB
 
@@ -275,7 +275,7 @@ def domain(found: Preflight) -> str:
             hint="wait until it has finished; 'virsh domjobinfo' shows it, 'virsh domjobabort' "
             "aborts it",
         )
-    if known.state == "pmsuspended":
+    if known.state == DomainState.PMSUSPENDED:
         raise errors.WrongRunState(
             f"domain {known.name!r} is suspended by its own power management",
             hint=f"wake it up: virsh dompmwakeup {shlex.quote(known.name)}",

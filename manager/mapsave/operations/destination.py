@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from mapsave import errors
 from mapsave.image import page_size
+from mapsave.migration.run_states import RunState
 from mapsave.monitor import process as processes
 from mapsave.monitor import qmp, undoing
 from mapsave.operations import attach, ending, facts, limits, modes, stale_memory
@@ -191,7 +192,7 @@ async def compare(
     session = destination.session
     await modes.check_made(session)
     state = str((await session.execute("query-status"))["status"])
-    if state != "inmigrate":
+    if state != RunState.INMIGRATE:
         raise errors.WrongRunState(
             f"{session.address}: the destination is in run state {state!r}, not waiting for an "
             "incoming migration",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import TYPE_CHECKING
 
 from mapsave import errors
@@ -27,9 +28,17 @@ _WARP, _ADAPTIVE = "timer/icount/warp_timer", "timer/icount/timers"
 _TIMERS = {_WARP, _ADAPTIVE}
 
 
+class Replay(enum.StrEnum):
+    """QEMU's replay modes (``qapi/replay.json``, ``ReplayMode``)."""
+
+    NONE = "none"
+    RECORD = "record"
+    PLAY = "play"
+
+
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """``replay``: whether QEMU records its execution or plays a record: none, record or play.
+    """``replay``: whether QEMU records its execution or plays a record.
 
     ``writers``: jobs and exports that write to the guest's disks, as users name them.
     """
@@ -43,7 +52,7 @@ async def query(session: Session) -> Mode:
     try:
         replay = str((await session.execute("query-replay"))["mode"])
     except errors.CommandRefused:
-        replay = "none"  # built without TCG
+        replay = Replay.NONE  # built without TCG
     jobs = await session.execute("query-block-jobs")
     exports = await session.execute("query-block-exports")
     writers = (
@@ -55,8 +64,11 @@ async def query(session: Session) -> Mode:
 
 def check(mode: Mode) -> str:
     """Return the check's line. Raises UnsafeMode where a save would make QEMU abort."""
-    if mode.replay != "none":
-        does = {"record": "records its execution", "play": "replays a recorded execution"}
+    if mode.replay != Replay.NONE:
+        does = {
+            Replay.RECORD.value: "records its execution",
+            Replay.PLAY.value: "replays a recorded execution",
+        }
         raise errors.UnsafeMode(
             f"QEMU {does.get(mode.replay, mode.replay)} (-icount rr={mode.replay}): a save would "
             "make it abort",

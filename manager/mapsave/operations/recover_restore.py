@@ -15,6 +15,7 @@ from mapsave import errors
 from mapsave.image import image
 from mapsave.labels import recovery
 from mapsave.migration import guest_state
+from mapsave.migration.run_states import RunState
 from mapsave.monitor import process
 from mapsave.operations import attach, ending, journal, kept, locks, restored_notes
 from mapsave.operations.begun import RestoreBegun
@@ -131,7 +132,7 @@ async def _finish_or_undo(restore: _Restore, opened: Image | None, monitor: atta
             if _libvirt_may_have_loaded(restore, monitor):
                 return PAUSED
             may_be_loaded = restore.orphan.may_have_reached(Step.LOAD) and pid is None
-            if may_be_loaded and state != "inmigrate":
+            if may_be_loaded and state != RunState.INMIGRATE:
                 return _loaded(restore, opened, state)  # it may be
     except (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest):
         if _lives(restore):
@@ -178,11 +179,11 @@ def _is_destination(restore: _Restore, session: Session, state: str) -> bool:
     """Return whether the QEMU that answers is the destination, not another that came since."""
     if restore.begun.pid is not None:
         return _lives(restore) and session.pid == restore.begun.pid
-    return state == "inmigrate"  # waits for a guest, so holds none
+    return state == RunState.INMIGRATE  # waits for a guest, so holds none
 
 
 async def _with_qemu(restore: _Restore, opened: Image | None, session: Session, state: str) -> str:
-    orphan, runs = restore.orphan, state == "running"
+    orphan, runs = restore.orphan, state == RunState.RUNNING
     if runs or orphan.reached(Step.RUN):
         if not restore.dry_run:
             await _tidy(restore, session)
@@ -191,7 +192,7 @@ async def _with_qemu(restore: _Restore, opened: Image | None, session: Session, 
             if not runs:
                 await session.resume()
         return RUNS
-    if state != "inmigrate":
+    if state != RunState.INMIGRATE:
         if not restore.dry_run:
             await _tidy(restore, session)
         return _loaded(restore, opened, state)
@@ -208,7 +209,7 @@ async def _with_qemu(restore: _Restore, opened: Image | None, session: Session, 
 
 def _loaded(restore: _Restore, opened: Image | None, state: str) -> str:
     """Leave a loaded guest as it is: if it ran, its disks have moved on, and only it has them."""
-    outcome = MAY_RUN if state == "running" else LOADED
+    outcome = MAY_RUN if state == RunState.RUNNING else LOADED
     if restore.dry_run:
         return f"would be: {outcome}"
     _mark(restore, opened)

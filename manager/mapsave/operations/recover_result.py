@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
 from mapsave.image.metadata import Metadata
+from mapsave.image.store import EntryState
+from mapsave.migration.run_states import RunState
 from mapsave.operations import recover_restore, recover_save
 from mapsave.operations.results import RestoreResult, SaveResult
 
@@ -33,7 +35,7 @@ def holds_guest(outcome: str) -> bool:
 
 def is_good(entry: Entry) -> bool:
     """Return whether an image is whole and committed, be it restored already or stale."""
-    return entry.state in ("saved", "restored")
+    return entry.state in (EntryState.SAVED, EntryState.RESTORED)
 
 
 def is_saved(entry: Entry) -> bool:
@@ -104,7 +106,7 @@ def restore(
     return RestoreResult(
         image=reported.get("image") or (entry.path if entry is not None else None),
         guest=reported.get("guest") or guest or (entry.guest if entry is not None else None),
-        run_state="running",
+        run_state=RunState.RUNNING,
         downtime_s=None,
         ram_bytes=_ram(known),
         data_bytes=_number(known.get("data_bytes")),

@@ -11,6 +11,8 @@ from mapsave.image import descriptors, image, store
 from mapsave.image.superblock import State
 from mapsave.labels import recovery
 from mapsave.migration import guest_state, outgoing, progress
+from mapsave.migration.run_states import RunState
+from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import process
 from mapsave.operations import (
     ending,
@@ -197,13 +199,13 @@ async def _complete(save: Interrupted[SaveBegun], session: Session) -> bool:
     if orphan.reached(Step.COMMITTED) or orphan.reached(Step.RESUME):
         return True
     outcome = await outgoing.query(session)
-    if save.dry_run and outcome.status not in ("completed", "failed", "cancelled", "none"):
+    if save.dry_run and outcome.status not in IDLE:
         return True
-    if outcome.status not in ("none", "completed"):
+    if outcome.status not in (Status.NONE, Status.COMPLETED):
         outcome = await outgoing.follow(session, progress.Phases())
-    if outcome.status != "completed":
+    if outcome.status != Status.COMPLETED:
         return False
-    return await guest_state.left(session, "finish-migrate") == "postmigrate"
+    return await guest_state.left(session, RunState.FINISH_MIGRATE) == RunState.POSTMIGRATE
 
 
 async def _put_back(save: Interrupted[SaveBegun], session: Session) -> None:
@@ -212,7 +214,7 @@ async def _put_back(save: Interrupted[SaveBegun], session: Session) -> None:
     if not orphan.may_have_reached(Step.PAUSE) and not orphan.reached(Step.MIGRATE):
         return
     state = await guest_state.run_state(session)
-    if state == "postmigrate" and not recover_image.continues(save.begun):
+    if state == RunState.POSTMIGRATE and not recover_image.continues(save.begun):
         raise errors.GuestNotPutBack(
             f"{session.address}: {_STUCK}, and its image is invalid",
             hint="fix the image directory, then recover again: nothing is lost as long as that "
@@ -221,7 +223,7 @@ async def _put_back(save: Interrupted[SaveBegun], session: Session) -> None:
         )
     was_running = save.begun.was_running
     async with guest_state.put_back_at_end(session, was_running=was_running) as paused:
-        if state == "running":
+        if state == RunState.RUNNING:
             paused.release()
 
 
@@ -232,7 +234,7 @@ async def _then(save: Interrupted[SaveBegun], session: Session) -> str:
     resumed, or paused, by hand: its disks have moved on, and the image does not hold it.
     """
     then = save.begun.then
-    if await guest_state.run_state(session) != "postmigrate":
+    if await guest_state.run_state(session) != RunState.POSTMIGRATE:
         return TAKEN_OVER if then == "quit" else COMMITTED
     if then == "quit" and not await ending.end_guest(session):
         raise errors.GuestNotEnded(

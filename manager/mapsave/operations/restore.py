@@ -19,6 +19,7 @@ from mapsave.image import descriptors, image
 from mapsave.image.superblock import State
 from mapsave.labels import labelling
 from mapsave.migration import guest_state, incoming, parameters, progress, stall
+from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset, process
 from mapsave.operations import (
     bounds,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_RUNNING = frozenset(("running", "suspended"))
+_RUNNING = frozenset((RunState.RUNNING, RunState.SUSPENDED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +275,7 @@ async def _transfer(job: _Job, target: Destination) -> None:
             ):
                 limits.recheck(takes, channels)
                 await incoming.restore(session, path, opened.block.stream_offset, watch)
-                await guest_state.left(session, "inmigrate")
+                await guest_state.left(session, RunState.INMIGRATE)
     except errors.RestoreStalled as error:
         raise giving_up.stalled(target, error) from None
     except errors.MonitorLost as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mapsave import errors, shielded
 from mapsave.image import bitmaps, syscalls
 from mapsave.migration import guest_state
+from mapsave.migration.run_states import RunState
 from mapsave.operations import check, ending, journal, metadata, restored_notes, written
 from mapsave.operations.results import SaveResult
 from mapsave.operations.steps import Step
@@ -134,7 +135,7 @@ async def _disturbed(job: SaveJob) -> str | None:
     except errors.MonitorError:
         pass
     else:
-        if state != "postmigrate":
+        if state != RunState.POSTMIGRATE:
             return state
     return state if await job.resumes.seen() else None
 

@@ -13,6 +13,7 @@ from mapsave import errors
 from mapsave.image import descriptors, global_state, image
 from mapsave.labels import labelling
 from mapsave.migration import guest_state, outgoing, parameters, run_states
+from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset
 from mapsave.operations import ending, kept, limits
 from mapsave.operations.steps import Step
@@ -156,7 +157,7 @@ async def _transfer(
         job.is_begun = True
         job.phases.enter("write")
         # A small guest is saved before the event of its being resumed could be seen.
-        if not job.live and await guest_state.run_state(job.session) == "running":
+        if not job.live and await guest_state.run_state(job.session) == RunState.RUNNING:
             raise outgoing.continued(job.session, "before QEMU began to save it")
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.live)
         # The disk may fail to give it back: then the guest counts as what it was.
@@ -182,7 +183,7 @@ async def _check_state(job: SaveJob) -> None:
     state = await guest_state.run_state(job.session)
     known = run_states.of(state)
     if known.refusal is None and not known.runs and await _is_suspended(job):
-        known = run_states.of("suspended")
+        known = run_states.of(RunState.SUSPENDED)
     if known.refusal is not None:
         raise errors.SaveFailed(
             f"the guest cannot be saved in run state {state!r}: {known.refusal}",

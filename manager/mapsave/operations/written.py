@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mapsave import errors, shielded
 from mapsave.migration import guest_state
+from mapsave.migration.run_states import RunState
 from mapsave.monitor import ram_blocks
 from mapsave.operations.read_back import How, Ram, ReadBack, Written
 
@@ -51,7 +52,7 @@ async def check(
 async def _is_paused(session: Session) -> bool:
     """Return whether the guest's RAM is as QEMU has saved it; where QEMU is gone, it was."""
     try:
-        return await guest_state.run_state(session) == "postmigrate"
+        return await guest_state.run_state(session) == RunState.POSTMIGRATE
     except errors.MonitorError:
         return True
 

@@ -230,7 +230,7 @@ class Recovery:
             over = (
                 line is None
                 and record.step in _HANDED_OVER
-                and (entry is not None and entry.state == "restored")
+                and (entry is not None and entry.state is store.EntryState.RESTORED)
             )
             if over or outcome in (recover_restore.RUNS, recover_restore.ENDED_SINCE):
                 return recover_result.restore(entry, line, record.guest).as_dict()

@@ -1,0 +1,25 @@
+"""QEMU's migration states (``qapi/migration.json``, ``MigrationStatus``)."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.StrEnum):
+    """The states that mapsave knows; ``query-migrate`` may name others."""
+
+    NONE = "none"
+    SETUP = "setup"
+    ACTIVE = "active"
+    POSTCOPY_ACTIVE = "postcopy-active"
+    PRE_SWITCHOVER = "pre-switchover"
+    DEVICE = "device"
+    WAIT_UNPLUG = "wait-unplug"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+OVER: frozenset[str] = frozenset((Status.COMPLETED, Status.FAILED, Status.CANCELLED))
+IDLE = OVER | {Status.NONE}
