@@ -181,5 +181,5 @@ async def _recover(config: Config) -> None:
         _log.warning("cannot recover interrupted operations yet: %s", error)
         return
     for line in done["operations"]:
-        words = line["outcome"] or line["error"]["message"]
+        words = line["outcome"] or (line["error"] or {}).get("message")
         _log.warning("recovered: %s of %s: %s", line["operation"], line["guest"], words)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from mapsave.config import Config
     from mapsave.image.store import Entry
     from mapsave.operations.journal import Orphan
+    from mapsave.operations.recover import Line
     from mapsave.operations.results import RestoreResult, SaveResult
 
-    Line = dict[str, Any]
-    Told = Callable[[Line], Awaitable[None]]
+    Told = Callable[[dict[str, Any]], Awaitable[None]]
 
 _RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
 _TOLD = ("guest", "job", "image", "outcome", "result", "error")
@@ -54,7 +54,7 @@ async def recover(
                 outer = left.pop(name)
                 line["warnings"] += await _run_behind(config, outer, line, orphan)
             if told is not None:
-                await told(line)
+                await told({**line})
 
         done = await recovering.recover(config, dry_run=dry_run, told=tell)
         waiting = journal_facts.within(config.state)

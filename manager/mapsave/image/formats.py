@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid as uuids
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import digests, libvirt_format, libvirt_header, superblock
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def new(
-    metadata: dict[str, Any], stream_offset: int, libvirt: NewLibvirtHeader | None
+    metadata: Metadata, stream_offset: int, libvirt: NewLibvirtHeader | None
 ) -> tuple[Superblock, LibvirtHeader | None]:
     """Return the superblock of a new image, not written yet, and libvirt's header if it has one.
 

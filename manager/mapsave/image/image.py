@@ -16,7 +16,7 @@ import hashlib
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from mapsave import errors, file_lock
 from mapsave.image import (
@@ -117,7 +117,7 @@ class Partial:
         digest = structure.digest(self.fd, found.stream)
         return dataclasses.replace(found, structure_digest=digest)
 
-    def commit(self, metadata: dict[str, Any], *, replace: bool) -> None:
+    def commit(self, metadata: Metadata, *, replace: bool) -> None:
         """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
 
         Data is synced already. Each of the four is on stable storage before the next.
@@ -128,7 +128,7 @@ class Partial:
         """
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
-        known = digests.added(self.libvirt, cast("Metadata", metadata))
+        known = digests.added(self.libvirt, metadata)
         self.block = superblock.write(self.fd, saved, known)
         self.block = superblock.write(self.fd, self.block)  # else the other would say partial
         if self.libvirt is not None:
@@ -183,7 +183,7 @@ def partial_exists(partial: str) -> errors.Busy:
 def creating(
     directory: int,
     name: str,
-    metadata: dict[str, Any],
+    metadata: Metadata,
     *,
     stream_offset: int,
     libvirt: NewLibvirtHeader | None = None,

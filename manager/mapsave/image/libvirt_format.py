@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import uuid as uuids
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import domain_xml, errors
 from mapsave.image import libvirt_header, superblock
@@ -46,7 +46,7 @@ def place(header: LibvirtHeader) -> Place | None:
     return Place(slots, _up(header.padding_offset), header.stream_offset)
 
 
-def stream_offset(new: NewLibvirtHeader, metadata: dict[str, Any], at_least: int) -> int:
+def stream_offset(new: NewLibvirtHeader, metadata: Metadata, at_least: int) -> int:
     """Return M for a new image, in bytes: room for XML, cookie, slots and two metadata areas.
 
     So much room is also left for a later ``virsh save-image-edit``: 64 KiB, as libvirt leaves, and

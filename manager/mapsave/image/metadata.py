@@ -141,6 +141,7 @@ class Metadata(TypedDict, total=False):
     label: dict[str, Any] | None
     paused_at: Seconds | None
     duration_s: Seconds
+    recovered: bool
     continued: bool
     digests: DigestsPart
     structure_digest: Word

@@ -24,14 +24,12 @@ import hashlib
 import os
 import struct
 import uuid as uuids
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors, strict_json, units
 from mapsave.image import metadata as metadata_area
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mapsave.image.metadata import Metadata
 
 SLOT_SIZE = 4096
@@ -295,7 +293,7 @@ def read_metadata(fd: int, block: Superblock) -> Metadata:
 
 
 def write(
-    fd: int, block: Superblock, metadata: Mapping[str, Any] | None = None, *, durable: bool = True
+    fd: int, block: Superblock, metadata: Metadata | None = None, *, durable: bool = True
 ) -> Superblock:
     """Write ``block``, with new ``metadata`` if given, as the next one in force; return it.
 

@@ -59,17 +59,6 @@ class Domain:
         """The cookie of a save image: how the CPU came out, which is not in ``xml``."""
         return definition.cookie(self.live_xml)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what an image's metadata keep of it."""
-        return {
-            "uri": self.uri,
-            "name": self.name,
-            "uuid": self.uuid,
-            "xml": self.xml,
-            "cookie": self.cookie,
-            "persistent_xml": self.persistent_xml,
-        }
-
 
 _STOPPED = {
     "SHUTDOWN": "was shut down",

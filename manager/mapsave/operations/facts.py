@@ -13,6 +13,7 @@ from mapsave.monitor import ram_blocks as monitor_blocks
 from mapsave.operations import limits, memory_backends, modes
 
 if TYPE_CHECKING:
+    from mapsave.image.metadata import CommandPart
     from mapsave.migration.parameters import Settings
     from mapsave.monitor.domain import Domain
     from mapsave.monitor.session import Session, Version
@@ -140,7 +141,7 @@ async def _cpu(session: Session) -> str | None:
     return kind
 
 
-def command(pid: int | None) -> dict[str, Any] | None:
+def command(pid: int | None) -> CommandPart | None:
     """Return the command line and working directory of the QEMU process, if they can be read."""
     argv = process.command_line(pid) if pid is not None else []
     if pid is None or not argv:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mapsave.config import Config
     from mapsave.image.image import Image
     from mapsave.image.libvirt_header import LibvirtHeader
-    from mapsave.image.metadata import DomainPart
+    from mapsave.image.metadata import DomainPart, WrittenPart
     from mapsave.image.validation import Contents
 
 
@@ -69,7 +69,7 @@ def summary(opened: Image, restored: Container[uuids.UUID]) -> dict[str, Any]:
         "cpu": known.get("cpu"),
         "memory": known.get("memory"),
         "strategy": known.get("strategy"),
-        "written": written_record.of(opened),
+        "written": opened.metadata.get("written"),
         "label": known.get("label"),
         "command": known.get("command"),
         "host": known.get("host"),
@@ -154,7 +154,7 @@ class Verified:
     format: str
     areas: tuple[str, ...]
     contents: Contents
-    written: dict[str, Any] | None
+    written: WrittenPart | None
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def verify(path: str, config: Config | None = None) -> Verified:
             format=opened.format,
             areas=tuple(areas),
             contents=contents,
-            written=written_record.of(opened),
+            written=opened.metadata.get("written"),
             warnings=(*warnings, *written_record.warnings(opened, contents)),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mapsave
 from mapsave.image.libvirt_header import NewLibvirtHeader
@@ -12,8 +12,7 @@ from mapsave.operations import facts as guest_facts
 from mapsave.operations import journal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from mapsave.image.metadata import DomainPart, Metadata, ProcessPart
     from mapsave.image.validation import Contents
     from mapsave.labels.label import Label
     from mapsave.monitor.domain import Domain
@@ -23,20 +22,16 @@ if TYPE_CHECKING:
     from mapsave.plan.strategy import Strategy
 
 
-RECOVERY = "recovery"  # what the step journal says as well, in a partial image only
-_IN_HEADER = ("xml", "cookie")
-
-
 def now() -> str:
     """Return the time in UTC as ISO 8601, to the millisecond."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> dict[str, Any]:
+def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> Metadata:
     """Return what is known before the save: the metadata of the partial image."""
     host = platform.uname()
     domain = found.domain
-    return {
+    known: Metadata = {
         "mapsave": mapsave.__version__,
         "guest": {"name": guest, "qemu_name": found.name, "uuid": found.uuid},
         "qemu": {"version": str(found.version), "package": found.version.package},
@@ -47,7 +42,6 @@ def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> di
         "memory": {"base": found.memory.base, "plugged": found.memory.plugged},
         # libvirt builds a new command line from its definition, which has passwords, at each start.
         "command": None if domain else guest_facts.command(found.pid),
-        **({"domain": _domain(domain, request)} if domain else {}),
         "strategy": strategy.as_dict(),
         "live": request.settings.live,
         "then": request.then_for(runs=found.runs),
@@ -56,9 +50,12 @@ def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> di
         "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},
         "started": now(),
     }
+    if domain is not None:
+        known["domain"] = _domain(domain, request)
+    return known
 
 
-def process(found: Facts) -> dict[str, Any] | None:
+def process(found: Facts) -> ProcessPart | None:
     """Return what names the guest's QEMU on this host; None where its process is not in sight.
 
     ``pid``, ``started`` in clock ticks since boot (proc(5)), and ``boot``, the id of that boot.
@@ -69,10 +66,17 @@ def process(found: Facts) -> dict[str, Any] | None:
     return {"pid": pid, "started": started, "boot": journal.boot_id()}
 
 
-def _domain(domain: Domain, request: Request) -> dict[str, Any]:
+def _domain(domain: Domain, request: Request) -> DomainPart:
     """Return what the metadata keep of a domain; libvirt's own header has the rest."""
-    known = domain.as_dict()
-    return {key: known[key] for key in known if request.format == "native" or key not in _IN_HEADER}
+    known: DomainPart = {
+        "uri": domain.uri,
+        "name": domain.name,
+        "uuid": domain.uuid,
+        "persistent_xml": domain.persistent_xml,
+    }
+    if request.format == "native":
+        known |= {"xml": domain.xml, "cookie": domain.cookie}
+    return known
 
 
 def libvirt_header(found: Facts, request: Request) -> NewLibvirtHeader | None:
@@ -83,21 +87,21 @@ def libvirt_header(found: Facts, request: Request) -> NewLibvirtHeader | None:
 
 
 def after(
-    known: Mapping[str, Any],
+    known: Metadata,
     contents: Contents,
     label: Label | None,
     written: Written,
     *,
     duration: float,
     paused_at: float | None,
-) -> dict[str, Any]:
+) -> Metadata:
     """Return ``known`` completed by what the save has shown: the metadata of the saved image.
 
     ``duration`` in seconds; ``paused_at`` in seconds since the epoch, None for a guest that did not
     run.
     """
-    return {
-        **{key: known[key] for key in known if key != RECOVERY},
+    final: Metadata = {
+        **known,
         "machine": contents.stream.machine,
         "ram_blocks": [
             {"name": block.name, "bytes": block.used_length, "used_pages": used}
@@ -105,9 +109,12 @@ def after(
         ],
         "data_bytes": contents.data_bytes,
         "written": written.as_dict(),
-        "structure_digest": contents.structure_digest,
         "label": label.as_dict() if label else None,
         "paused_at": paused_at,
         "ended": now(),
         "duration_s": round(duration, 6),
     }
+    if contents.structure_digest is not None:
+        final["structure_digest"] = contents.structure_digest
+    final.pop("recovery", None)  # of a partial image only
+    return final

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import mmap
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import bitmaps, descriptors, holes, syscalls
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bitarray import bitarray
 
     from mapsave.image.mapped_ram import RamBlock
-    from mapsave.image.metadata import Metadata
+    from mapsave.image.metadata import Metadata, WrittenPart
     from mapsave.image.validation import Contents
     from mapsave.monitor import ram_blocks
 
@@ -80,13 +80,14 @@ class Written:
     not_compared: int
     reason: str | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> WrittenPart:
         """Return it as the metadata keep it."""
-        return {"holes": "checked" if self.holes else "unknown", **self._pages()}
-
-    def _pages(self) -> dict[str, Any]:
-        known = dataclasses.asdict(self)
-        return {key: known[key] for key in ("compared", "not_compared", "reason")}
+        return {
+            "holes": "checked" if self.holes else "unknown",
+            "compared": self.compared,
+            "not_compared": self.not_compared,
+            "reason": self.reason,
+        }
 
     def warnings(self) -> list[str]:
         """Return what the user should know of an image that could not be checked."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mapsave import errors
 from mapsave.image import image, store
@@ -32,13 +32,34 @@ if TYPE_CHECKING:
     from mapsave.labels.label import Problem
     from mapsave.operations.journal import Orphan
 
-    Line = dict[str, Any]
-    Told = Callable[[Line, Orphan], Awaitable[None]]
+    Told = Callable[["Line", Orphan], Awaitable[None]]
 
 
-async def recover(
-    config: Config, *, dry_run: bool = False, told: Told | None = None
-) -> dict[str, Any]:
+class Line(TypedDict):
+    """What became of one operation; ``interrupted_at`` is the last step that is known."""
+
+    operation: str | None
+    id: str | None
+    guest: str | None
+    image: str | None
+    monitor: str | None
+    interrupted_at: str | None
+    outcome: str | None
+    warnings: list[str]
+    error: dict[str, Any] | None
+
+
+class Recovered(TypedDict):
+    """What ``mapsave recover --json`` prints; ``damaged`` are the journals that are kept."""
+
+    operations: list[Line]
+    swept: list[str]
+    damaged: list[str]
+    warnings: list[str]
+    dry_run: bool
+
+
+async def recover(config: Config, *, dry_run: bool = False, told: Told | None = None) -> Recovered:
     """Deal with every operation whose manager died, then sweep partial images without an owner.
 
     Returns ``operations``, ``swept``, ``damaged`` (the journals that are kept to be looked at) and
@@ -69,10 +90,8 @@ async def recover(
     }
 
 
-async def _one(
-    config: Config, orphan: Orphan, told: Told | None, *, dry_run: bool
-) -> dict[str, Any]:
-    line: dict[str, Any] = {
+async def _one(config: Config, orphan: Orphan, told: Told | None, *, dry_run: bool) -> Line:
+    line: Line = {
         "operation": orphan.kind,
         "id": orphan.facts.get("operation"),
         "guest": orphan.facts.get("guest"),
@@ -95,7 +114,7 @@ async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: boo
         known = recover_lost.known(config, orphan)
         begun = recover_lost.read(known)
         monitor = begun.monitor.address if begun.monitor is not None else None
-        line.update(guest=begun.guest, image=begun.image, monitor=monitor)
+        line |= {"guest": begun.guest, "image": begun.image, "monitor": monitor}
         match begun:
             case SaveBegun():
                 save = Interrupted(config, known, begun, dry_run, problems)

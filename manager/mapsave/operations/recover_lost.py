@@ -15,7 +15,7 @@ import msgspec
 
 from mapsave import errors
 from mapsave.image import image, store
-from mapsave.operations import journal, journal_facts, metadata
+from mapsave.operations import journal, journal_facts
 from mapsave.operations.begun import RestoreBegun, SaveBegun
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def is_kept(config: Config, path: str) -> bool:
         with image.opened(path) as opened:
             if not opened.has_superblock:
                 return False
-            facts = opened.metadata.get(metadata.RECOVERY)
+            facts = opened.metadata.get("recovery")
     except (errors.MapsaveError, OSError):
         return False
     name = facts.get("journal") if isinstance(facts, dict) else None
@@ -103,7 +103,7 @@ def _of_partial(config: Config, name: str) -> dict[str, Any] | None:
                 continue
             try:
                 with image.opened(os.path.join(held.path, file)) as opened:
-                    facts = opened.metadata.get(metadata.RECOVERY)
+                    facts = opened.metadata.get("recovery")
                     uuid = str(opened.block.uuid)
             except (errors.MapsaveError, OSError):
                 continue

@@ -319,7 +319,7 @@ async def _commit(
             paused_at=os.stat(save.orphan.path).st_mtime if begun.was_running else None,
         )
         try:
-            partial.commit({**final, "recovered": True}, replace=begun.replace)
+            partial.commit(final | {"recovered": True}, replace=begun.replace)
         except OSError:
             if not partial.has_its_name:
                 raise

@@ -118,7 +118,7 @@ async def _save(
                 fdset=number,
             )
             async with journal.operation_in_thread(config.state, "save", begun) as log:
-                known[metadata.RECOVERY] = {
+                known["recovery"] = {
                     "journal": log.path.name,
                     "boot": journal.boot_id(),
                     **msgspec.to_builtins(begun),

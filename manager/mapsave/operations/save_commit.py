@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors, shielded
 from mapsave.image import bitmaps, syscalls
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mapsave.config import Guest
     from mapsave.image.image import Partial
+    from mapsave.image.metadata import Metadata
     from mapsave.image.validation import Contents
     from mapsave.labels.labelling import Applied
     from mapsave.migration.guest_state import Paused
@@ -227,7 +228,7 @@ def _trim(partial: Partial, contents: Contents) -> None:
 
 
 async def _give_its_name(
-    job: SaveJob, partial: Partial, applied: Applied, paused: Paused, final: dict[str, Any]
+    job: SaveJob, partial: Partial, applied: Applied, paused: Paused, final: Metadata
 ) -> None:
     """Make it the image. Raises OSError, ImageExists with nothing done.
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import descriptors, global_state, image
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mapsave.config import Then
     from mapsave.image import store
     from mapsave.image.image import Partial
+    from mapsave.image.metadata import Metadata
     from mapsave.labels.label import Problem
     from mapsave.labels.labelling import Applied
     from mapsave.migration.guest_state import Paused
@@ -49,7 +50,7 @@ class SaveJob:
     labelling: labelling.Labelling
     log: journal.Journal
     phases: Phases
-    metadata: dict[str, Any]
+    metadata: Metadata
     fdset: int
     resumes: guest_state.ResumeWatch
     state: Path

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave.image import holes
 
 if TYPE_CHECKING:
     from mapsave.image.image import Image
+    from mapsave.image.metadata import WrittenPart
     from mapsave.image.validation import Contents
-
-
-def of(opened: Image) -> dict[str, Any] | None:
-    """Return what the save recorded; None for images that libvirt saved, or older versions."""
-    found = opened.metadata.get("written")
-    return None if found is None else {**found}
 
 
 def warnings(opened: Image, contents: Contents) -> list[str]:
@@ -31,7 +26,7 @@ def warnings(opened: Image, contents: Contents) -> list[str]:
         return []
     if found is None:
         return []
-    record = of(opened)
+    record = opened.metadata.get("written")
     if record is not None and record.get("holes") == "checked":
         why = "they were data when it was saved; a sparse copy turns zeros into holes"
     else:
@@ -42,7 +37,7 @@ def warnings(opened: Image, contents: Contents) -> list[str]:
     ]
 
 
-def text(record: dict[str, Any] | None) -> str:
+def text(record: WrittenPart | None) -> str:
     """Return the record in words."""
     if record is None:
         return "not recorded whether every used page is in data"
