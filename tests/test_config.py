@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -12,8 +11,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mapsave import config, errors
+from mapsave import config, errors, keys
 from mapsave.service_settings import DAY, Hooks, Listen, Service, Webhook
+from msgspec import structs
 
 from tests.kit.full import CONFIGURATION
 
@@ -151,7 +151,7 @@ def test_a_dangling_link_in_place_of_the_system_file_is_an_error(no_system_file:
 
 def test_what_the_file_leaves_out_is_built_in(tmp_path: Path) -> None:
     source = write(tmp_path / "m.yaml", "guests:\nimages:\n")
-    assert config.load(source, {}) == dataclasses.replace(config.defaults({}), source=source)
+    assert config.load(source, {}) == structs.replace(config.defaults({}), source=source)
 
 
 def test_defaults_of_root() -> None:
@@ -181,8 +181,8 @@ def test_defaults_of_an_ordinary_user() -> None:
         ("imagse: /x", "m.yaml:1:1: unknown key 'imagse': did you mean 'images'?"),
         ("images: ''", "m.yaml:1:9: images: must not be empty"),
         ('images: "a\\0b"', "m.yaml:1:9: images: must not contain a NUL"),
-        ("images: 5", "m.yaml:1:9: images: must be text: put it in quotes"),
-        ("guests: [web01]", "m.yaml:1:9: guests: input should be a valid dictionary, not a list"),
+        ("images: 5", "m.yaml:1:9: images: must be a path, not 5"),
+        ("guests: [web01]", "m.yaml:1:9: guests: must be a mapping, not a list"),
         (
             "guests:\n  a:\n    qpm: /x",
             "m.yaml:3:5: unknown key 'qpm': did you mean 'qmp'?",
@@ -205,24 +205,40 @@ def test_defaults_of_an_ordinary_user() -> None:
             "m.yaml:2:6: guests.a: launch must not contain -incoming: mapsave adds it",
         ),
         ("guests:\n  a: {qmp: /x, launch: ['']}", "guests.a: launch must begin with a command"),
-        ("guests:\n  a: {qmp: /x, launch: []}", "m.yaml:2:24: guests.a.launch: list should have"),
+        (
+            "guests:\n  a: {qmp: /x, launch: []}",
+            "m.yaml:2:24: guests.a.launch: must be a list",
+        ),
         ("guests:\n  a: {qmp: /x, launch: [a, true]}", "m.yaml:2:28: guests.a.launch[1]: must be"),
         ("guests:\n  a: {libvirt: {uri: x}}", "2:16: the key 'domain' is missing in guests.a.lib"),
         ("guests:\n  a: {emulator: {memory: much}}", "2:26: guests.a.emulator.memory: not a size"),
         (f"guests:\n  a: {{emulator: {{memory: {'9' * 400}.5K}}}}", "memory: not a size"),
         ("guests:\n  a: {emulator: {memory: 0}}", "guests.a.emulator.memory: must not be 0"),
-        ("guests:\n  a: {emulator: {memory: true}}", "guests.a.emulator.memory: not a size"),
-        ("guests:\n  a: {emulator: {memory: 1.5}}", "guests.a.emulator.memory: not a size"),
+        (
+            "guests:\n  a: {emulator: {memory: true}}",
+            "guests.a.emulator.memory: must be bytes, or",
+        ),
+        (
+            "guests:\n  a: {emulator: {memory: 1.5}}",
+            "guests.a.emulator.memory: must be bytes, or",
+        ),
         (
             "guests:\n  a: {emulator: {memory: 1M, pattern: zebra}}",
-            "guests.a.emulator.pattern: 'zebra' is not 'random', 'sparse', 'fragmented' or 'linux'",
+            "guests.a.emulator.pattern: must be 'random', 'sparse', 'fragmented' or 'linux', "
+            "not 'zebra'",
         ),
-        ("save:\n  then: stop", "m.yaml:2:9: save.then: 'stop' is not 'quit', 'resume' or 'leave'"),
-        ("save:\n  channels: 0", "m.yaml:2:13: save.channels: must be auto or a number from 1 to"),
-        ("save:\n  channels: 256", "m.yaml:2:13: save.channels: must be auto or a number from 1"),
-        ("save:\n  channels: true", "m.yaml:2:13: save.channels: must be auto or a number from 1"),
-        ("save:\n  direct_io: maybe", "save.direct_io: 'maybe' is not 'auto', 'on' or 'off'"),
-        ("save:\n  live: perhaps", "m.yaml:2:9: save.live: input should be a valid boolean"),
+        ("save:\n  then: stop", "m.yaml:2:9: save.then: must be 'quit', 'resume' or 'leave'"),
+        (
+            "save:\n  channels: 0",
+            "m.yaml:2:13: save.channels: must be 'auto' or a number",
+        ),
+        ("save:\n  channels: 256", "m.yaml:2:13: save.channels: must be 'auto' or a number"),
+        (
+            "save:\n  channels: true",
+            "m.yaml:2:13: save.channels: must be 'auto' or a number",
+        ),
+        ("save:\n  direct_io: maybe", "save.direct_io: must be auto, on or off, not 'maybe'"),
+        ("save:\n  live: perhaps", "m.yaml:2:9: save.live: must be true or false"),
     ],
 )
 def test_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -285,7 +301,7 @@ def test_path_of_a_socket_is_any_bytes_but_nul() -> None:
 
 @pytest.mark.parametrize("address", ["", "web1", "qmp:", "libvirt:", "libvirt+x", "libvirt+#x"])
 def test_unknown_guest(address: str) -> None:
-    built_in = dataclasses.replace(
+    built_in = structs.replace(
         config.defaults({}), guests={"web01": config.Guest("web01", qmp=Path("/x"))}
     )
     with pytest.raises(errors.UnknownGuest) as caught:
@@ -299,7 +315,7 @@ def test_show_is_a_file_that_means_the_same(tmp_path: Path) -> None:
     shown = config.show(loaded)
     assert shown.startswith(f"# from '{tmp_path}/manager.yaml'\n")
     again = config.load(write(tmp_path / "again.yaml", shown), {})
-    assert dataclasses.replace(again, source=loaded.source) == loaded
+    assert structs.replace(again, source=loaded.source) == loaded
 
 
 def test_show_of_built_in_defaults() -> None:
@@ -310,7 +326,7 @@ def test_show_of_built_in_defaults() -> None:
 
 
 def test_schema_describes_every_key() -> None:
-    schema = config.schema()
+    schema = keys.schema(config.Config)
     json.dumps(schema)
     assert set(schema["properties"]) == {
         *("images", "state", "socket", "jobs", "policies", "guests", "save"),
@@ -321,12 +337,12 @@ def test_schema_describes_every_key() -> None:
         assert all(each.get("description") for each in model["properties"].values()), model
 
 
-def test_without_a_file_neither_pydantic_nor_yaml_is_imported(tmp_path: Path) -> None:
+def test_without_a_file_no_yaml_is_imported(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib; from mapsave import config;"
         "config.SYSTEM_FILE = pathlib.Path(sys.argv[1]);"
         "config.load(None, {}).guest('qmp:/x');"
-        "print(sorted({'pydantic', 'yaml', 'numpy', 'asyncio'} & set(sys.modules)))"
+        "print(sorted({'yaml', 'numpy', 'asyncio'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "none")], capture_output=True, text=True

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
-from mapsave import keys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mapsave import config, keys, yaml_file
+from mapsave.jobs import job
 from mapsave.key_types import Argument, Channels, Duration, Name, Size, Switch, Text, Truth
 from mapsave.keys import Keys, help
+from mapsave.labels import policy
 
-SLASH = "the name 'a/b' contains a slash or a character that is not printable"
+from tests.kit.full import CONFIGURATION, JOB, POLICY
+
+SLASH = "the name 'a/b' contains a slash or an unprintable character"
 
 
-class Guest(Keys):
+class Guest(Keys, frozen=True):
     """One guest."""
 
     name: str = ""
@@ -25,19 +32,20 @@ class Guest(Keys):
             raise ValueError("launch applies to qmp")
 
 
-class Start(Keys, tag="start"):
+class Start(Keys, tag="start", frozen=True):
     """Begin."""
 
     guest: Annotated[Name, help("Which.")]
 
 
-class Stop(Keys, tag="stop"):
+class Stop(Keys, tag="stop", frozen=True):
     """End."""
 
     mode: Annotated[Literal["fast", "safe"], help("How.")] = "safe"
+    given: tuple[str, ...] = ()
 
 
-class File(Keys):
+class File(Keys, frozen=True):
     """Everything."""
 
     memory: Annotated[Size, help("How much.")]
@@ -72,17 +80,15 @@ def test_values_are_read_as_people_write_them() -> None:
         direct="on",
         live=True,
         guests={"a": Guest(qmp="/x", launch=("qemu", "-m", "64"))},
-        action=Stop("fast"),
+        action=Stop("fast", ("mode",)),
     )
 
 
 def test_a_key_without_a_value_counts_as_not_given() -> None:
     data = {"memory": 1, "stall": None, "guests": None, "live": None}
     assert keys.read(data, File) == File(1)
-    assert keys.given(File(1, live=True), {"memory": 1, "live": True, "stall": None}) == {
-        "memory": 1,
-        "live": True,
-    }
+    assert keys.read({"mode": None}, Stop) == Stop("safe", given=())
+    assert keys.read({"type": "stop", "mode": "safe"}, Stop) == Stop("safe", given=("mode",))
     assert ("memory", "the key 'memory' is missing", False) in mistakes({"memory": None})
 
 
@@ -113,7 +119,7 @@ def test_every_mistake_is_named_at_once() -> None:
             False,
         ),
         ("guests.c", "guests.c: must be a mapping, not nothing", False),
-        ("guests.d", "guests.d: launch goes with qmp", False),
+        ("guests.d", "guests.d: launch applies to qmp", False),
         ("action.type", "action.type: must be 'start' or 'stop', not 'pause'", False),
     ]
 
@@ -145,3 +151,45 @@ def test_schema_has_what_people_may_write() -> None:
     assert list(guest) == ["qmp", "launch"]
     assert guest["launch"]["anyOf"][0]["items"]["type"] == ["string", "integer"]
     assert schema["$defs"]["Stop"]["required"] == ["type"]
+
+
+# What may be in a file where something else belongs, or where it does belong.
+ODD: list[Any] = [
+    *(None, True, False, 0, 1, 4, 255, 256, -1, 1 << 62, 0.0, 4.0, "", "\0", "a\0b", "é", "a/b"),
+    *("auto", "on", "off", "yes", "no", "true", "4", "64M", "0", "1.5K", "-1", "9" * 41),
+    *("-incoming", "--incoming", "qmp:x", "a" * 200, "a" * 201, " x", "x ", "/x", "/{profile}"),
+    *("/{pid}", "0600", "0900", "600", "a:b:c", "a:b:c:d", "keep", "default", "previous"),
+    *([], [""], ["x"], ["x", 5], ["x", None], [[]], {}, {"x": "y"}, {"": {}}),
+    *({"qmp": "/x"}, {"web01": {"qmp": "/x"}}, {"domain": "d"}, {"memory": 5}, [{"match": "x"}]),
+]
+KINDS: dict[type[Keys], str] = {
+    config.Config: CONFIGURATION,
+    job.Job: JOB,
+    policy.Policy: POLICY,
+}
+
+
+def changed(value: Any, draw: Any) -> Any:
+    """Return plain data with something odd in it at some places."""
+    if draw(st.integers(0, 20)) == 0:
+        return draw(st.sampled_from(ODD) | st.text(max_size=5) | st.integers())
+    if isinstance(value, dict):
+        extra = {"uri": 1} if draw(st.integers(0, 30)) == 0 else {}
+        return {**{key: changed(each, draw) for key, each in value.items()}, **extra}
+    return [changed(each, draw) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_odd_values_are_read_or_named_in_our_words(kind: type[Keys], data: st.DataObject) -> None:
+    plain = yaml_file.parse(KINDS[kind].encode(), Path("full.yaml")).data
+    hook = config.place_from(Path("full.yaml"))
+    assert keys.read(plain, kind, hook)
+    try:
+        found = keys.read(changed(plain, data.draw), kind, hook)
+    except keys.Mistakes as error:
+        assert error.found
+        assert not [each for each in error.found if "Expected" in each.message]
+    else:
+        assert isinstance(found, kind)

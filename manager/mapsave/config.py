@@ -1,135 +1,209 @@
 """What the operator configured: where things are and which guests there are.
 
-The rest of the manager sees only the frozen dataclasses of this file. YAML is loaded when there is
-a file to read (``config_file.py``), and pydantic when something is wrong in it
-(``config_models.py``), so that commands start at once.
+Every key of manager.yaml is defined here and in ``service_settings``. YAML is loaded only when
+there is a file to read, so that commands start at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mapsave import errors
+from msgspec import Meta, field, structs
+
+from mapsave import errors, keys
+from mapsave.key_types import (
+    ADDRESSES,
+    Argument,
+    Channels,
+    Duration,
+    Name,
+    Place,
+    Size,
+    Switch,
+    Text,
+    Truth,
+    Variable,
+)
+from mapsave.keys import Check, Keys, help
 from mapsave.service_settings import Hooks, Service, Webhook
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
 SYSTEM_FILE = Path("/etc/mapsave/manager.yaml")
 VARIABLE = "MAPSAVE_CONFIG"
 LIBVIRT_URI = "qemu:///system"
 
-LAUNCH_ENVIRONMENT = ("PATH", "LANG")
-
-NAME_BYTES = 200  # leaves room for ".partial" and the like within the 255 bytes of a file name
-ADDRESSES = ("qmp:", "libvirt:", "libvirt+")
-
 Then = Literal["quit", "resume", "leave"]
 Format = Literal["auto", "native", "libvirt"]
-Switch = Literal["auto", "on", "off"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
 Pattern = Literal["random", "sparse", "fragmented", "linux"]
 Clones = Literal["admin", "operator"]
 
+_XDG = ("images", "state", "socket", "jobs")  # keys whose default depends on the user
 
-@dataclass(frozen=True)
-class LibvirtDomain:
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("must be an absolute path without '..'")
+    return path
+
+
+def _check_guest(guest: Guest) -> Guest:
+    """Return ``guest``; raise ValueError where its keys do not go together."""
+    given = [key for key in ("qmp", "libvirt", "emulator") if getattr(guest, key) is not None]
+    launch = guest.launch
+    if len(given) != 1:
+        found = f", not {' and '.join(given)}" if given else ""
+        raise ValueError(f"needs exactly one of qmp, libvirt and emulator{found}")
+    if guest.launch_environment and guest.libvirt is not None:
+        raise ValueError(
+            "launch_environment applies to qmp and emulator guests, not to libvirt ones"
+        )
+    if launch and guest.qmp is None:
+        raise ValueError(f"launch applies to qmp guests, not to {given[0]} ones")
+    if launch and not launch[0]:
+        raise ValueError("launch must begin with a command")
+    if {"-incoming", "--incoming"} & set(launch):
+        raise ValueError("launch must not contain -incoming: mapsave adds it")
+    return guest
+
+
+Absolute = Annotated[Text, Check(_absolute), Meta(extra_json_schema={"pattern": "^/"})]
+Variables = Annotated[tuple[Variable, ...], Meta(min_length=1)]
+
+
+class LibvirtDomain(Keys, frozen=True):
     """A domain of a libvirt daemon."""
 
-    domain: str
-    uri: str = LIBVIRT_URI
+    domain: Annotated[Text, help("The domain's name.")]
+    uri: Annotated[Text, help("URI of the libvirt daemon.")] = LIBVIRT_URI
 
 
-@dataclass(frozen=True)
-class EmulatedGuest:
-    """An emulated QEMU, started on demand: ``memory`` in bytes, filled with ``pattern``."""
+class EmulatedGuest(Keys, frozen=True):
+    """An emulated guest, started on demand, for trying things out."""
 
-    memory: int
-    pattern: Pattern = "fragmented"
-    writer: bool = False
-
-
-@dataclass(frozen=True)
-class Guest:
-    """One guest and how it is reached: exactly one of ``qmp``, ``libvirt`` and ``emulator``.
-
-    ``launch`` is the command that starts the destination of a restore, without ``-incoming``; it
-    is empty if there is none. ``launch_environment``, if not empty, takes the place of the general
-    one. ``policy`` names the label policy of the guest's images. Guests of a higher ``priority``
-    are saved and restored first where all of them are. ``clones`` says who may restore another
-    guest's image into it.
-    """
-
-    name: str
-    qmp: Path | None = None
-    libvirt: LibvirtDomain | None = None
-    emulator: EmulatedGuest | None = None
-    launch: tuple[str, ...] = ()
-    launch_environment: tuple[str, ...] = ()
-    policy: str | None = None
-    priority: int = 0
-    clones: Clones = "admin"
+    memory: Annotated[Size, help("Size of its RAM.")]
+    pattern: Annotated[Pattern, help("The contents of its RAM.")] = "fragmented"
+    writer: Annotated[Truth, help("Whether it changes its RAM while it runs.")] = False
 
 
-@dataclass(frozen=True)
-class Trust:
-    """What an image's domain XML may name beside what its domain is known to have.
+class Guest(Keys, frozen=True):
+    """One guest; exactly one of qmp, libvirt and emulator says how it is reached."""
 
-    ``paths`` holds absolute paths, each for itself and all below it; the others are names as
-    ``mapsave inspect`` shows them.
-    """
-
-    programs: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SaveSettings:
-    """How to save, as the operator wishes; ``auto`` leaves the choice to the plan."""
-
-    then: Then = "quit"
-    live: bool = False
-    format: Format = "auto"
-    direct_io: Switch = "auto"
-    zero_pages: ZeroPages = "auto"
-    channels: int | Literal["auto"] = "auto"
-    preallocate: Switch = "auto"
-    policy: str | None = None
-
-
-@dataclass(frozen=True)
-class RestoreSettings:
-    """How to restore. A load that makes no progress for ``stall`` seconds is given up."""
-
-    stall: float = 30.0
+    name: str = ""
+    qmp: Annotated[
+        Place | None, help("Path of QEMU's QMP socket, which serves one client at a time.")
+    ] = None
+    libvirt: Annotated[LibvirtDomain | None, help("Its libvirt daemon and domain.")] = None
+    emulator: Annotated[EmulatedGuest | None, help("The emulated QEMU to start.")] = None
+    launch: Annotated[
+        tuple[Argument, ...],
+        Meta(min_length=1),
+        help("Command and arguments that start it for a restore; mapsave adds `-incoming`."),
+    ] = ()
+    launch_environment: Annotated[
+        Variables, help("Environment variables passed to it, instead of the general ones.")
+    ] = ()
+    policy: Annotated[Name | None, help("Label policy of its images.")] = None
+    priority: Annotated[
+        int,
+        Meta(ge=-1000, le=1000),
+        help("`save-all` and `restore-all` take guests with a higher priority first."),
+    ] = 0
+    clones: Annotated[
+        Clones, help("Who may restore another guest's image into it through the service.")
+    ] = "admin"
 
 
-@dataclass(frozen=True)
-class Config:
-    """What is in force. ``source`` is the file that it came from, None for built-in defaults.
+class Trust(Keys, frozen=True):
+    """What an image's domain XML may name beyond what its domain is known to have."""
 
-    ``launch_environment`` are the names of the variables that a QEMU which we start gets of ours.
-    """
+    programs: Annotated[tuple[Text, ...], help("Programs, such as emulators and scripts.")] = ()
+    paths: Annotated[tuple[Absolute, ...], help("Paths, each including everything below it.")] = ()
+    devices: Annotated[tuple[Text, ...], help("Devices, such as `/dev/sdb` or `bridge br0`.")] = ()
+    others: Annotated[
+        tuple[Text, ...], help("Arguments for QEMU, sockets of a network and settings.")
+    ] = ()
 
-    images: Path
-    state: Path
-    socket: Path
-    jobs: Path
-    policies: Path | None = None
-    launch_environment: tuple[str, ...] = LAUNCH_ENVIRONMENT
-    guests: Mapping[str, Guest] = field(default_factory=dict)
-    save: SaveSettings = field(default_factory=SaveSettings)
-    restore: RestoreSettings = field(default_factory=RestoreSettings)
-    service: Service = field(default_factory=Service)
-    hooks: Hooks = field(default_factory=Hooks)
-    notify: tuple[Webhook, ...] = ()
-    trust: Trust = field(default_factory=Trust)
+
+class SaveSettings(Keys, frozen=True):
+    """How to save; ``auto`` leaves the choice to the plan."""
+
+    then: Annotated[
+        Then,
+        help(
+            "What to do with the guest afterwards: quit, resume it if it was running, or leave it "
+            "paused."
+        ),
+    ] = "quit"
+    live: Annotated[Truth, help("Whether the guest keeps running while its RAM is written.")] = (
+        False
+    )
+    format: Annotated[
+        Format, help("Format of the image; `auto` is libvirt's for libvirt guests.")
+    ] = "auto"
+    direct_io: Annotated[Switch, help("Whether to bypass the page cache.")] = "auto"
+    zero_pages: Annotated[ZeroPages, help("How to detect zero pages.")] = "auto"
+    channels: Annotated[Channels, help("Number of multifd channels.")] = "auto"
+    preallocate: Annotated[Switch, help("Whether to preallocate the image's space.")] = "auto"
+    policy: Annotated[
+        Name | None, help("Label policy of the images; by default that of the guest.")
+    ] = None
+
+
+class SaveOptions(SaveSettings, frozen=True):
+    """How to save in one place: what is not ``given`` is as the next wider place says."""
+
+    given: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of SaveSettings that are given."""
+        known = SaveSettings.__struct_fields__
+        return {name: getattr(self, name) for name in self.given if name in known}
+
+
+class RestoreSettings(Keys, frozen=True):
+    """How to restore."""
+
+    stall: Annotated[
+        Duration, help("How long a load may make no progress before the restore fails.")
+    ] = 30.0
+
+
+class Config(Keys, frozen=True):
+    """The configuration of mapsave: manager.yaml. ``source`` is the file that it came from."""
+
+    images: Annotated[Place, help("Directory of the images.")] = field(
+        default_factory=lambda: Path("/var/lib/mapsave/images")
+    )
+    state: Annotated[Place, help("Directory of the journal, locks and measurements.")] = field(
+        default_factory=lambda: Path("/var/lib/mapsave/state")
+    )
+    socket: Annotated[Place, help("Socket where `mapsaved` listens.")] = field(
+        default_factory=lambda: Path("/run/mapsave/mapsave.sock")
+    )
+    jobs: Annotated[Place, help("Directory of the save jobs.")] = field(
+        default_factory=lambda: Path("/etc/mapsave/jobs.d")
+    )
+    policies: Annotated[Place | None, help("Directory of your own label policies.")] = None
+    launch_environment: Annotated[
+        Variables, help("Environment variables passed on to a QEMU that mapsave starts.")
+    ] = ("PATH", "LANG")
+    guests: Annotated[
+        Mapping[Name, Annotated[Guest, Check(_check_guest)]], help("The guests, by name.")
+    ] = field(default_factory=dict)
+    save: Annotated[SaveSettings, help("Defaults of every save.")] = SaveSettings()
+    restore: Annotated[RestoreSettings, help("How to restore.")] = RestoreSettings()
+    service: Annotated[Service, help("How `mapsaved` runs.")] = Service()
+    hooks: Annotated[Hooks, help("Executables run before and after each operation.")] = field(
+        default_factory=Hooks
+    )
+    notify: Annotated[tuple[Webhook, ...], help("Webhooks that outcomes are sent to.")] = ()
+    trust: Annotated[Trust, help("What images may name of this host.")] = Trust()
     source: Path | None = None
 
     def guest(self, address: str) -> Guest:
@@ -165,9 +239,20 @@ def load(explicit: Path | None, environ: Mapping[str, str]) -> Config:
     named = explicit or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
     if named is None and not os.path.lexists(SYSTEM_FILE):
         return built_in
-    from mapsave import config_file
+    from mapsave import yaml_file
 
-    return config_file.read(named or SYSTEM_FILE, built_in)
+    path = named or SYSTEM_FILE
+    document = yaml_file.read(path)
+    found = document.validate(Config, place_from(path))
+    unsaid = {key: getattr(built_in, key) for key in _XDG if document.data.get(key) is None}
+    guests = {name: structs.replace(guest, name=name) for name, guest in found.guests.items()}
+    return structs.replace(found, **unsaid, guests=guests, source=path)
+
+
+def place_from(path: Path) -> Callable[[Any, Any], Any]:
+    """Return what reads a path within the file at ``path``: as relative to its directory."""
+    directory = Path(os.path.abspath(path)).parent
+    return lambda _, value: directory / os.path.expanduser(value)
 
 
 def defaults(environ: Mapping[str, str], *, root: bool | None = None) -> Config:
@@ -177,12 +262,7 @@ def defaults(environ: Mapping[str, str], *, root: bool | None = None) -> Config:
     XDG variables that are empty or relative are passed over, as the XDG specification demands.
     """
     if os.geteuid() == 0 if root is None else root:
-        return Config(
-            images=Path("/var/lib/mapsave/images"),
-            state=Path("/var/lib/mapsave/state"),
-            socket=Path("/run/mapsave/mapsave.sock"),
-            jobs=Path("/etc/mapsave/jobs.d"),
-        )
+        return Config()
     home = Path(environ.get("HOME") or os.path.expanduser("~"))
 
     def xdg(variable: str, fallback: Path) -> Path:
@@ -203,37 +283,9 @@ def show(config: Config) -> str:
     import yaml
 
     origin = ascii(str(config.source)) if config.source else "built-in defaults, without a file"
-    guests = {name: _plain(guest) for name, guest in config.guests.items()}
-    for guest in guests.values():
-        del guest["name"]
-    data = {**_plain(config), "guests": guests}
-    data.pop("source", None)
-    return f"# from {origin}\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a configuration file, for editors."""
-    from mapsave import config_models
-
-    return config_models.ConfigModel.model_json_schema(by_alias=True)
-
-
-def check_name(name: str) -> str:
-    """Return ``name`` if a guest, a job or an image may be called so.
-
-    It becomes part of file names and command lines. Raises ValueError otherwise.
-    """
-    if not name or name in (".", ".."):
-        raise ValueError(f"{name!r} is not a name")
-    if "/" in name or not all(char.isprintable() for char in name):
-        raise ValueError(f"the name {name!r} contains a slash or an unprintable character")
-    if name.startswith("-") or name != name.strip():
-        raise ValueError(f"the name {name!r} begins with '-' or has leading or trailing spaces")
-    if name.startswith(ADDRESSES):
-        raise ValueError(f"the name {name!r} looks like an address ({', '.join(ADDRESSES)})")
-    if len(name.encode()) > NAME_BYTES:
-        raise ValueError(f"the name {name[:20]!r}... is longer than {NAME_BYTES} bytes")
-    return name
+    return f"# from {origin}\n" + yaml.safe_dump(
+        _plain(config), sort_keys=False, allow_unicode=True
+    )
 
 
 def _by_address(address: str) -> Guest | None:
@@ -269,10 +321,12 @@ def _check_text(address: str, *, is_path: bool) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return dataclasses as dicts without what is None or empty, paths as text."""
-    if dataclasses.is_dataclass(value):
-        pairs = ((each.name, getattr(value, each.name)) for each in dataclasses.fields(value))
-        return {name: _plain(item) for name, item in pairs if item is not None and item != ()}
+    """Return keys as dicts without what is None or empty, paths as text."""
+    if isinstance(value, Keys):
+        pairs = ((key, getattr(value, it.name)) for key, it in keys.fields(type(value)).items())
+        return {key: _plain(item) for key, item in pairs if item is not None and item != ()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and value.is_integer():

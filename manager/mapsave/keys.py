@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -28,7 +28,10 @@ _WRITTEN = "x-written"
 
 
 class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A mapping of known keys; a key without a value (null) counts as not given."""
+    """A mapping of known keys; a key without a value (null) counts as not given.
+
+    A field ``given`` that is no key gets the names of the fields that the data had.
+    """
 
 
 class Parse(msgspec.Struct, frozen=True):
@@ -67,8 +70,8 @@ def help(text: str) -> msgspec.Meta:
     return msgspec.Meta(description=text)
 
 
-def written(title: str, schema: dict[str, Any] | None = None) -> msgspec.Meta:
-    """Return what people write for a type: "a size, such as 64M", and its JSON Schema if given."""
+def written(title: str | None, schema: dict[str, Any] | None = None) -> msgspec.Meta:
+    """Return what people write for a type, in words and, if given, as a JSON Schema."""
     return msgspec.Meta(title=title, extra_json_schema={_WRITTEN: schema} if schema else None)
 
 
@@ -83,13 +86,6 @@ def read(data: Any, kind: type[T], hook: Callable[[Any, Any], Any] | None = None
     if reader.mistakes:
         raise Mistakes(reader.mistakes)
     return typing.cast("T", found)
-
-
-def given(settings: Keys, data: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the fields of ``settings`` that ``data``, of which it was read, has a value for."""
-    known = fields(type(settings))
-    names = [known[key].name for key, value in (data or {}).items() if value is not None]
-    return {name: getattr(settings, name) for name in names}
 
 
 @functools.cache
@@ -177,6 +173,9 @@ def tidy(part: Any) -> Any:
     found = {key: tidy(each) for key, each in part.items()}
     if found.get("type") == "object" and "properties" in found:
         needed = found["required"]
+        if "given" in found["properties"]:  # what is not given is as another place says
+            for each in found["properties"].values():
+                each.pop("default", None)
         found["properties"] = {
             key: each if key in needed else _or_null(each)
             for key, each in found["properties"].items()
@@ -235,7 +234,7 @@ class _Reader:
             return self._keys(value, structs[0], loc)
         if structs:
             return self._tagged(value, structs, loc)
-        if len(arguments) == 2:
+        if typing.get_origin(core) in (dict, Mapping):
             return {
                 self.value(key, arguments[0], (*loc, key), at_key=True): self.value(
                     each, arguments[1], (*loc, key)
@@ -272,7 +271,11 @@ class _Reader:
                 values[field.name] = self.value(data[key], field.type, (*loc, key))
             elif field.required:
                 self._missing(key, loc)
-        return kind(**values) if len(self.mistakes) == before else data
+        if len(self.mistakes) > before:
+            return data
+        if "given" in kind.__struct_fields__:
+            values["given"] = tuple(values)
+        return kind(**values)
 
     def _missing(self, key: str, loc: Loc) -> None:
         inside = f" in {path(loc)}" if loc else ""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from mapsave.key_types import AtOnce, Duration, Place, Size, Text
+from mapsave.keys import Check, Keys, help
 
 OnStop = Literal["finish", "cancel"]
 LogFormat = Literal["auto", "text", "json", "journald"]
@@ -13,82 +17,12 @@ Outcome = Literal["failure", "success"]
 Moment = Literal["before_save", "after_save", "on_failure", "before_restore", "after_restore"]
 
 DAY = 86400.0
-HOOKS_DIRECTORY = Path("/etc/mapsave/hooks.d")
-
-
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-    """Which executables of ``directory`` run at which moment; ``timeout`` seconds for each."""
-
-    directory: Path = HOOKS_DIRECTORY
-    timeout: float = 60.0
-    before_save: tuple[str, ...] = ()
-    after_save: tuple[str, ...] = ()
-    on_failure: tuple[str, ...] = ()
-    before_restore: tuple[str, ...] = ()
-    after_restore: tuple[str, ...] = ()
-
-    def of(self, moment: Moment) -> tuple[str, ...]:
-        """Return the names of the executables that run at ``moment``."""
-        found: tuple[str, ...] = getattr(self, moment)
-        return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Webhook:
-    """Where outcomes are reported: a POST of JSON to ``url``, at most ``timeout`` seconds an
-    attempt."""
-
-    url: str
-    on: tuple[Outcome, ...] = ("failure",)
-    timeout: float = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Listen:
-    """A TCP address with mutual TLS: clients prove by a certificate of ``clients`` who they are.
-
-    ``crl`` is a file of revocation lists. ``operators`` and ``readers`` are the common names that
-    may do so much; others are refused.
-    """
-
-    address: str
-    certificate: Path
-    key: Path
-    clients: Path
-    operators: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
-    crl: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Service:
-    """How mapsaved runs.
-
-    ``group`` owns the socket; ``operators`` and ``readers`` are groups of users. ``concurrency``
-    and ``per_file_system`` are saves at once; ``bandwidth`` is in bytes per second for all saves
-    to one file system together. ``history`` is for how many seconds ended operations are kept,
-    ``stop_timeout`` for how many a stop waits for what runs before it is cancelled.
-    """
-
-    group: str | None = None
-    operators: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
-    on_stop: OnStop = "finish"
-    concurrency: int = 4
-    per_file_system: int = 2
-    bandwidth: int | None = None
-    history: float = 90 * DAY
-    log: LogFormat = "auto"
-    textfile: Path | None = None
-    listen: Listen | None = None
-    stop_timeout: float = 600.0
 
 
 def host_and_port(address: str) -> tuple[str, int]:
     """Return the parts of ``127.0.0.1:8443`` or ``[::1]:8443``; raise ValueError if it is neither.
 
-    A name is not taken: what it means may change, and the service would listen elsewhere.
+    A host name is refused: what it resolves to may change, and the service would listen elsewhere.
     """
     import ipaddress
 
@@ -105,14 +39,18 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def hook_name(value: str) -> str:
-    """Return the name of an executable in the hooks directory; raise ValueError if none."""
+    """Return the name of an executable in the hooks directory; raise ValueError for another."""
     if not value or "/" in value or value.startswith(".") or "\0" in value:
         raise ValueError("must be the name of an executable in the hooks directory")
     return value
 
 
-def url(value: str) -> str:
-    """Return the address of a webhook; raise ValueError if it is none."""
+def _address(value: str) -> str:
+    host_and_port(value)
+    return value
+
+
+def _url(value: str) -> str:
     import urllib.parse
 
     try:
@@ -127,8 +65,81 @@ def url(value: str) -> str:
     return value
 
 
-def of(kind: type[Any], found: dict[str, Any] | None, **places: Any) -> Any:
-    """Return the dataclass ``kind`` of what a file gives; what is None keeps its default."""
-    given = {key: value for key, value in (found or {}).items() if value is not None}
-    given = {key: tuple(each) if isinstance(each, list) else each for key, each in given.items()}
-    return kind(**{**given, **{key: value for key, value in places.items() if value is not None}})
+Hook = Annotated[str, Check(hook_name)]
+Executables = tuple[Hook, ...]
+
+
+class Hooks(Keys, frozen=True):
+    """Executables that run before and after each save and restore."""
+
+    directory: Annotated[
+        Place, help("The hooks directory, owned by root and writable by no one else.")
+    ] = field(default_factory=lambda: Path("/etc/mapsave/hooks.d"))
+    timeout: Annotated[Duration, help("Time limit of each hook.")] = 60.0
+    before_save: Annotated[Executables, help("Run before a guest is touched.")] = ()
+    after_save: Annotated[Executables, help("Run after the image is committed.")] = ()
+    on_failure: Annotated[Executables, help("Run after a save or restore has failed.")] = ()
+    before_restore: Annotated[Executables, help("Run before a destination is started.")] = ()
+    after_restore: Annotated[Executables, help("Run after the guest is restored.")] = ()
+
+    def of(self, moment: Moment) -> tuple[str, ...]:
+        """Return the names of the executables that run at ``moment``."""
+        found: tuple[str, ...] = getattr(self, moment)
+        return found
+
+
+class Webhook(Keys, frozen=True):
+    """Where outcomes are reported, by a POST of JSON."""
+
+    url: Annotated[str, Check(_url), help("An `http` or `https` address.")]
+    on: Annotated[tuple[Outcome, ...], Meta(min_length=1), help("Which outcomes to report.")] = (
+        "failure",
+    )
+    timeout: Annotated[Duration, help("Time limit of each attempt.")] = 10.0
+
+
+class Listen(Keys, frozen=True):
+    """A TCP address with mutual TLS; there is none without."""
+
+    address: Annotated[
+        str, Check(_address), help("Numeric address and port, such as `127.0.0.1:8443`.")
+    ]
+    certificate: Annotated[Place, help("File of the service's certificate (PEM).")]
+    key: Annotated[Place, help("File of its key (PEM).")]
+    clients: Annotated[Place, help("File of the CAs that sign the clients' certificates (PEM).")]
+    operators: Annotated[
+        tuple[Text, ...], help("Common names that may save, restore and cancel.")
+    ] = ()
+    readers: Annotated[tuple[Text, ...], help("Common names that may only read.")] = ()
+    crl: Annotated[Place | None, help("File of the revocation lists of these CAs (PEM).")] = None
+
+
+class Service(Keys, frozen=True):
+    """How mapsaved runs."""
+
+    group: Annotated[
+        Text | None, help("Group that owns the socket, by name; by default that of the user.")
+    ] = None
+    operators: Annotated[
+        tuple[Text, ...], help("Groups whose members may save, restore and cancel.")
+    ] = ()
+    readers: Annotated[tuple[Text, ...], help("Groups whose members may only read.")] = ()
+    on_stop: Annotated[OnStop, help("What to do with running saves when it stops.")] = "finish"
+    stop_timeout: Annotated[
+        Duration, help("How long a stop waits before it cancels running saves.")
+    ] = 600.0
+    concurrency: Annotated[AtOnce, help("Saves in parallel.")] = 4
+    per_file_system: Annotated[AtOnce, help("Saves in parallel to one file system.")] = 2
+    bandwidth: Annotated[
+        Size | None, help("Bytes per second for all saves to one file system; by default no limit.")
+    ] = None
+    history: Annotated[Duration, help("How long finished operations are kept in the history.")] = (
+        90 * DAY
+    )
+    log: Annotated[
+        LogFormat, help("Log format; `auto` is `journald` if it listens, else `text`.")
+    ] = "auto"
+    textfile: Annotated[
+        Place | None, help("File to write the metrics to, for node_exporter's textfile collector.")
+    ] = None
+    listen: Annotated[Listen | None, help("A TCP address with mutual TLS.")] = None

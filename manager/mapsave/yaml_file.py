@@ -10,22 +10,19 @@ keys, foreign tags and a second document are refused.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from mapsave import errors
+from mapsave import errors, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    import pydantic
+    from mapsave.keys import Loc
 
-    Model = TypeVar("Model", bound=pydantic.BaseModel)
-
-Loc = tuple[str | int, ...]
+T = TypeVar("T")
 Mark = tuple[int, int]  # line and column, from 1
 
 MAX_BYTES = 1024 * 1024
@@ -56,29 +53,30 @@ for _name, _pattern, _first in (
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-@dataclass(frozen=True)
 class Document:
     """The data of one YAML file and the place of each value; ``loc`` is the path of keys to it."""
 
-    path: Path
-    data: dict[str, Any]
-    values: Mapping[Loc, Mark] = field(repr=False)
-    keys: Mapping[Loc, Mark] = field(repr=False)
+    def __init__(
+        self,
+        path: Path,
+        data: dict[str, Any],
+        values: Mapping[Loc, Mark] | None = None,
+        keys: Mapping[Loc, Mark] | None = None,
+    ) -> None:
+        self.path = path
+        self.data = data
+        self._values = values or {}
+        self._keys = keys or {}
 
     def known(self, loc: Loc) -> Loc:
-        """Return the path of keys within ``loc`` that the file really has.
-
-        Passes over the words of its own that pydantic puts into a loc, such as the type it tried.
-        """
-        known: Loc = ()
-        for part in loc:
-            if (*known, part) in self.values:
-                known = (*known, part)
-        return known
+        """Return as much of ``loc`` as the file has."""
+        while loc and loc not in self._values:
+            loc = loc[:-1]
+        return loc
 
     def line(self, loc: Loc) -> int | None:
         """Return the line, from 1, of ``loc`` or of what holds it; None in an empty file."""
-        mark = self.values.get(self.known(loc))
+        mark = self._values.get(self.known(loc))
         return mark[0] if mark else None
 
     def error(
@@ -86,22 +84,24 @@ class Document:
     ) -> errors.ConfigError:
         """Return the error ``file:line:column: message`` for the value, or the key, at ``loc``."""
         known = self.known(loc)
-        mark = self.values.get(known)
-        return _error(self.path, self.keys.get(known, mark) if at_key else mark, message, hint)
+        mark = self._values.get(known)
+        return _error(self.path, self._keys.get(known, mark) if at_key else mark, message, hint)
 
-    def validate(self, model: type[Model]) -> Model:
-        """Return the data as an instance of ``model``.
+    def validate(self, kind: type[T], hook: Callable[[Any, Any], Any] | None = None) -> T:
+        """Return the data as an instance of ``kind``, as ``keys.read`` does.
 
         Raises ConfigError naming the first thing wrong; ``data["errors"]`` lists them all.
         """
-        import pydantic
-
-        from mapsave import yaml_errors
-
         try:
-            return model.model_validate(self.data)
-        except pydantic.ValidationError as exc:
-            raise yaml_errors.translate(self, model, exc) from None
+            return keys.read(self.data, kind, hook)
+        except keys.Mistakes as exc:
+            found = [self.error(it.loc, it.message, at_key=it.at_key) for it in exc.found]
+        found.sort(key=lambda error: (error.data["line"] or 0, error.data["column"] or 0))
+        first, *rest = found
+        message = first.message + (f" (and {len(rest)} more)" if rest else "")
+        hint = "also wrong:\n" + "\n".join(error.message for error in rest) if rest else None
+        listed = [{"message": error.message, **error.data} for error in found]
+        raise errors.ConfigError(message, hint=hint, **first.data, errors=listed)
 
 
 def read(path: Path) -> Document:
@@ -133,11 +133,11 @@ def parse(raw: bytes, path: Path) -> Document:
     except yaml.YAMLError as exc:
         raise _from_yaml(path, exc) from None
     if node is None:
-        return Document(path, {}, {}, {})
+        return Document(path, {})
     builder = _Builder(path)
     data = builder.value(node, (), node.start_mark)
     if data is None:  # comments, or nothing but "---"
-        return Document(path, {}, {}, {})
+        return Document(path, {})
     if not isinstance(data, dict):
         raise _error(path, _mark(node.start_mark), "the file must be a mapping of keys to values")
     return Document(path, data, builder.values, builder.keys)

@@ -83,7 +83,7 @@ def _run(*words: str) -> None:
 @contextmanager
 def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
     """Make the site of a run, on the disk that its plan wants; the disk is gone at the end."""
-    settings = {"restore": {"stall": "4s"}} if _has_stall() else {}
+    settings = {"restore": {"stall": "4s"}}
     (directory / "site").mkdir()
     size = (2 * plan.shape.memory + 32) * MIB
     with ExitStack() as stack:
@@ -99,10 +99,3 @@ def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
         durable(disk)
         durable(made.images)
         yield made
-
-
-def _has_stall() -> bool:
-    """Return whether this mapsave gives destinations up that make no progress."""
-    from mapsave import config_models
-
-    return "stall" in Path(str(config_models.__file__)).read_text()

@@ -76,3 +76,26 @@ selinux: {image_type: virt_t, at_rest: "system_u:object_r:virt_content_t:s0"}
 apparmor: {profiles: [{match: "vm-*", rules_file: "/r/{profile}", profile_file: /p}]}
 smack: {label: Guests, at_rest: keep}
 """
+
+
+JOB = """\
+job: nightly-web
+guests: [web01, "db*"]
+save:
+  image: "{guest}-{time:%Y%m%dT%H%M%SZ}.mapsave"
+  then: resume
+  live: true
+  format: libvirt
+  direct_io: off
+  zero_pages: multifd
+  channels: auto
+  preallocate: on
+  policy: selinux-svirt
+  replace: yes
+schedule: {cron: "30 2 * *   mon-fri", time_zone: Europe/Berlin, persistent: no, jitter: 10m}
+keep: {last: 3, daily: 7}
+concurrency: 2
+timeout: 15m
+retries: {times: 3, wait: 90s}
+hooks: {before_save: [freeze], after_save: [thaw, copy], on_failure: [thaw]}
+"""

@@ -29,12 +29,12 @@ def test_shipped_policies_are_the_promised_ones() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("auto", policy.Policy("auto", "auto")),
-        ("none", policy.Policy("none", "none")),
-        ("dac-private", policy.Policy("dac-private", "dac", mode=0o600)),
-        ("selinux-svirt", policy.Policy("selinux-svirt", "selinux", mode=0o600)),
-        ("apparmor-qemu", policy.Policy("apparmor-qemu", "apparmor", mode=0o600)),
-        ("smack", policy.Policy("smack", "smack", mode=0o600)),
+        ("auto", policy.Policy("auto", name="auto")),
+        ("none", policy.Policy("none", name="none")),
+        ("dac-private", policy.Policy("dac", mode=0o600, name="dac-private")),
+        ("selinux-svirt", policy.Policy("selinux", mode=0o600, name="selinux-svirt")),
+        ("apparmor-qemu", policy.Policy("apparmor", mode=0o600, name="apparmor-qemu")),
+        ("smack", policy.Policy("smack", mode=0o600, name="smack")),
     ],
 )
 def test_shipped_files_say_what_is_built_in(name: str, expected: policy.Policy) -> None:
@@ -45,13 +45,14 @@ def test_shipped_files_say_what_is_built_in(name: str, expected: policy.Policy) 
 
 def test_own_directory_wins_over_built_in(tmp_path: Path) -> None:
     (tmp_path / "auto.yaml").write_text('module: dac\nmode: "0640"\n')
-    assert policy.load("auto", [tmp_path]) == policy.Policy("auto", "dac", mode=0o640)
+    assert policy.load("auto", [tmp_path]) == policy.Policy("dac", mode=0o640, name="auto")
 
 
 def test_every_key(tmp_path: Path) -> None:
     assert policy.load(written(tmp_path, POLICY)) == policy.Policy(
-        "mine",
         "auto",
+        name="mine",
+        description="for the second rack",
         directories=("/srv/a", "/srv/b"),
         owner="backup",
         group="107",
@@ -97,7 +98,11 @@ def test_every_key(tmp_path: Path) -> None:
             2,
             "{profile} is the only placeholder",
         ),
-        ("module: grsecurity\n", 1, "module: 'grsecurity' is not"),
+        (
+            "module: grsecurity\n",
+            1,
+            "module: must be 'auto', 'selinux', 'apparmor', 'smack', 'dac' or 'none', not",
+        ),
         ('module: dac\nowner: "99999999999"\n', 2, "not the number of a user or group"),
         ('module: dac\ngroup: "4294967295"\n', 2, "at most 4294967294"),
         ('module: dac\nowner: "a\\0b"\n', 2, "owner: must not contain a NUL"),
@@ -132,7 +137,7 @@ def test_a_file_beside_needs_no_slash(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("own.yaml", "own.yml"):
         (tmp_path / name).write_text("module: dac\n")
         assert policy.is_path(name)
-        assert policy.load(name) == policy.Policy("own", "dac")
+        assert policy.load(name) == policy.Policy("dac", name="own")
     assert not policy.is_path("own")
 
 

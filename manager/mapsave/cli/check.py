@@ -9,7 +9,7 @@ import click
 from mapsave import errors
 from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
-from mapsave.config import ADDRESSES
+from mapsave.key_types import ADDRESSES
 
 if TYPE_CHECKING:
     from mapsave.cli.options import Globals

@@ -31,19 +31,16 @@ def show(context: click.Context, /) -> None:
 
 
 @command.command("schema", cls=Command)
-@click.argument("kind", type=click.Choice(["manager", "job"]), default="manager")
+@click.argument("kind", type=click.Choice(["manager", "job", "policy"]), default="manager")
 @click.pass_context
 def schema(_: click.Context, /, kind: str) -> None:
-    """Print the JSON Schema of manager.yaml, or of a job, for editors."""
-    if kind == "job":
-        from mapsave.jobs import job
+    """Print the JSON Schema of manager.yaml, a job or a label policy, for editors."""
+    from mapsave import config, keys
+    from mapsave.jobs import job
+    from mapsave.labels import policy
 
-        found = job.schema()
-    else:
-        from mapsave import config
-
-        found = config.schema()
-    output.say(json.dumps(found, indent=2) + "\n")
+    kinds = {"manager": config.Config, "job": job.Job, "policy": policy.Policy}
+    output.say(json.dumps(keys.schema(kinds[kind]), indent=2) + "\n")
 
 
 @command.command("policies", cls=Command)

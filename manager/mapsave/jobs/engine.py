@@ -155,7 +155,7 @@ def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> 
         guest,
         **job.given,
         image=job.image_name(guest.name, now),
-        replace=job.replace,
+        replace=job.save.replace,
         timeout=job.timeout,
         job=job.name,
     )

@@ -2,59 +2,119 @@
 
 from __future__ import annotations
 
-import dataclasses
+import datetime
 import fnmatch
 import uuid
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from mapsave import config, errors, yaml_errors, yaml_file
-from mapsave.jobs import job_models, schedule, template
+from msgspec import Meta, field, structs
 
-if TYPE_CHECKING:
-    import datetime
-    from collections.abc import Mapping
-    from pathlib import Path
+from mapsave import config, errors, keys, yaml_file
+from mapsave.jobs import schedule, template
+from mapsave.key_types import Duration, Name, Text, Truth
+from mapsave.keys import Check, Keys, Parse, help, written
+from mapsave.service_settings import Executables
 
-
-@dataclass(frozen=True)
-class Keep:
-    """How many images of a guest to keep: the last ones, and the last one of each hour, day, ..."""
-
-    last: int = 0
-    hourly: int = 0
-    daily: int = 0
-    weekly: int = 0
-    monthly: int = 0
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
-@dataclass(frozen=True)
-class Retries:
-    """How many more tries a save gets that could not begin, and the seconds between them."""
+def _image(value: str) -> str:
+    """Return ``value`` if it renders; what depends on the guest is checked with the guest."""
+    sample = uuid.UUID(int=0)
+    template.parse(value).render("guest", "job", datetime.datetime.now(datetime.UTC), sample)
+    return value
 
-    times: int = 0
-    wait: float = 60.0
+
+class JobSave(config.SaveOptions, frozen=True):
+    """How the job saves; keys left out are as the configuration's `save` says."""
+
+    image: Annotated[
+        Text,
+        Check(_image),
+        help("Name of the image; {guest}, {job}, {uuid}, {time:%Y...} are filled in."),
+    ] = template.DEFAULT
+    replace: Annotated[Truth, help("Whether an existing image of that name may be replaced.")] = (
+        False
+    )
 
 
-@dataclass(frozen=True)
-class Job:
-    """One save job. ``timeout`` is in seconds for each save; None means no limit.
+class Keep(Keys, frozen=True):
+    """How many images of each guest to keep; older ones are removed."""
 
-    ``hooks`` has, for each moment, the names of those that run after the configuration's.
-    """
+    last: Annotated[Count, help("How many of the latest images to keep.")] = 0
+    hourly: Annotated[Count, help("For how many hours to keep the latest image of each.")] = 0
+    daily: Annotated[Count, help("For how many days to keep the latest image of each.")] = 0
+    weekly: Annotated[
+        Count, help("For how many weeks (from Monday) to keep the latest image of each.")
+    ] = 0
+    monthly: Annotated[Count, help("For how many months to keep the latest image of each.")] = 0
 
-    name: str
-    guests: tuple[str, ...]
-    image: template.Template
-    replace: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)
-    schedule: schedule.Schedule | None = None
-    keep: Keep | None = None
-    concurrency: int = 1
-    timeout: float | None = None
-    retries: Retries = Retries()
-    hooks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    document: yaml_file.Document | None = field(default=None, repr=False, compare=False)
+
+def _keeps(keep: Keep) -> Keep:
+    if keep == Keep():
+        raise ValueError("must keep something: last, hourly, daily, weekly or monthly")
+    return keep
+
+
+class Retries(Keys, frozen=True):
+    """More tries for a save that could not begin."""
+
+    times: Annotated[int, Meta(ge=1, le=100), help("How many more attempts, at most.")]
+    wait: Annotated[Duration, help("How long to wait before each.")] = 60.0
+
+
+class JobHooks(Keys, frozen=True):
+    """Hooks of the job, run after those of the configuration."""
+
+    before_save: Annotated[Executables, help("Run before a guest is touched.")] = ()
+    after_save: Annotated[Executables, help("Run after the image is committed.")] = ()
+    on_failure: Annotated[Executables, help("Run after a save has failed.")] = ()
+
+
+class Job(Keys, frozen=True):
+    """A save job of mapsave. ``document`` is the file that it is from."""
+
+    name: Annotated[Name, help("The job's name.")] = field(name="job")
+    guests: Annotated[
+        tuple[Text, ...], Meta(min_length=1), help("Names of guests, or patterns such as `db*`.")
+    ]
+    save: Annotated[JobSave, help("How to save.")] = JobSave()
+    schedule: Annotated[
+        schedule.Schedule | None,
+        Parse(lambda value: value if isinstance(value, dict) else {"cron": value}),
+        written(None, {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Schedule"}]}),
+        help("When to run: times as in crontab(5), a name such as `@daily`, or a mapping."),
+    ] = None
+    keep: Annotated[
+        Annotated[Keep, Check(_keeps)] | None, help("How many images to keep; by default all.")
+    ] = None
+    concurrency: Annotated[Count, help("How many guests to save in parallel.")] = 1
+    timeout: Annotated[
+        Duration | None, help("How long each save may take; by default there is no limit.")
+    ] = None
+    retries: Annotated[
+        Retries, help("Further attempts where nothing was changed; by default none.")
+    ] = Retries(0)
+    own_hooks: Annotated[JobHooks, help("Executables run before and after each operation.")] = (
+        field(name="hooks", default=JobHooks())
+    )
+    document: yaml_file.Document = field(default_factory=lambda: yaml_file.Document(Path(), {}))
+
+    @property
+    def image(self) -> template.Template:
+        """The template of its images' names."""
+        return template.parse(self.save.image)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings of SaveSettings that the file has."""
+        return self.save.settings()
+
+    @property
+    def hooks(self) -> dict[str, tuple[str, ...]]:
+        """The names of its hooks, by moment."""
+        return {moment: names for moment, names in structs.asdict(self.own_hooks).items() if names}
 
     @property
     def zone(self) -> datetime.tzinfo:
@@ -65,13 +125,13 @@ class Job:
         return self.schedule.zone if self.schedule else schedule.local_zone()
 
     @property
-    def source(self) -> Path | None:
-        """The file of the job."""
-        return self.document.path if self.document else None
+    def source(self) -> Path:
+        """The file that the job is from."""
+        return self.document.path
 
     def settings(self, configured: config.Config) -> config.SaveSettings:
         """Return how to save: what the job says, else what the configuration says."""
-        return dataclasses.replace(configured.save, **self.given)
+        return structs.replace(configured.save, **self.given)
 
     def resolve(self, configured: config.Config) -> list[str]:
         """Return the names of the guests to save, in the order of the job, each once.
@@ -88,7 +148,7 @@ class Job:
             names.update(dict.fromkeys(found))
         if len(names) > 1 and not self.image.tells_guests_apart:
             words = f"save.image: {len(names)} guests would get the same image name"
-            raise self._error(("save", "image"), words, hint="add {guest} to it")
+            raise self.document.error(("save", "image"), words, hint="add {guest} to it")
         return list(names)
 
     def image_name(
@@ -102,21 +162,14 @@ class Job:
         try:
             return self.image.render(guest, self.name, when, unique or uuid.uuid4())
         except ValueError as exc:
-            raise self._error(("save", "image"), f"save.image: {exc}") from None
+            raise self.document.error(("save", "image"), f"save.image: {exc}") from None
 
     def _no_guest(self, index: int, word: str, configured: config.Config) -> errors.ConfigError:
         where = configured.source or "the built-in defaults"
-        guess = yaml_errors.nearest(word, configured.guests)
+        guess = keys.nearest(word, configured.guests)
         kind = "matches the pattern" if set(word) & set("*?[") else "is called"
         words = f"guests[{index}]: no guest in {where} {kind} {word!r}{guess}"
-        return self._error(("guests", index), words)
-
-    def _error(
-        self, loc: yaml_file.Loc, message: str, hint: str | None = None
-    ) -> errors.ConfigError:
-        if self.document is None:
-            return errors.ConfigError(f"job {self.name}: {message}", hint=hint)
-        return self.document.error(loc, message, hint)
+        return self.document.error(("guests", index), words)
 
 
 def load(path: Path) -> Job:
@@ -125,26 +178,7 @@ def load(path: Path) -> Job:
     Raises ConfigMissing if it cannot be read, ConfigError with file and line for each mistake.
     """
     document = yaml_file.read(path)
-    model = document.validate(job_models.JobModel)
-    save = model.save or job_models.JobSaveModel.model_validate({})
-    if model.schedule and model.schedule.time_zone is None:
-        schedule.local_zone()  # reported now, not when the job is due
-    return Job(
-        name=model.job,
-        guests=tuple(model.guests),
-        image=template.parse(save.image or template.DEFAULT),
-        replace=bool(save.replace),
-        given=save.given(),
-        schedule=schedule.Schedule(**dict(model.schedule)) if model.schedule else None,
-        keep=Keep(**model.keep.model_dump(exclude_none=True)) if model.keep else None,
-        concurrency=model.concurrency,
-        timeout=model.timeout,
-        retries=Retries(**dict(model.retries)) if model.retries else Retries(),
-        hooks=model.hooks.given() if model.hooks else {},
-        document=document,
-    )
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a save job, for editors."""
-    return job_models.JobModel.model_json_schema()
+    found = structs.replace(document.validate(Job), document=document)
+    if found.schedule is not None:
+        _ = found.schedule.zone  # one that is not known is reported now, not when the job is due
+    return found

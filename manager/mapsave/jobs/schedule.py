@@ -15,34 +15,56 @@ import io
 import os
 import struct
 import zoneinfo
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import cronsim
 
 from mapsave import errors
 from mapsave.jobs import cron
+from mapsave.key_types import Duration, Text, Truth
+from mapsave.keys import Check, Keys, help, nearest
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterator, Mapping
 
 LOCALTIME = "/etc/localtime"
+_MOST_JITTER = 86400.0  # seconds
 _MINUTE = datetime.timedelta(minutes=1)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """When a job runs. ``cron`` is checked by ``cron.check``.
+def _time_zone(name: str) -> str:
+    try:
+        named_zone(name)
+    except ValueError as error:
+        guess = nearest(name, sorted(zoneinfo.available_timezones()))
+        raise ValueError(f"{error}{guess}") from None
+    return name
 
-    ``time_zone`` is a name of the tz database; None is the host's own. ``persistent`` catches up a
-    missed run once. Each run is put off by less than ``jitter`` seconds, at random.
-    """
 
-    cron: str
-    time_zone: str | None = None
-    persistent: bool = True
-    jitter: float = 0.0
+def _jitter(seconds: float) -> float:
+    if seconds > _MOST_JITTER:
+        raise ValueError("must be at most a day")
+    return seconds
+
+
+class Schedule(Keys, frozen=True):
+    """When a job runs; its times alone may be given instead of the mapping."""
+
+    cron: Annotated[
+        str, Check(cron.check), help("Five fields as in crontab(5), or a name such as `@daily`.")
+    ]
+    time_zone: Annotated[
+        Text | None,
+        Check(_time_zone),
+        help("Time zone of the schedule, such as `Europe/Berlin`; by default the host's."),
+    ] = None
+    persistent: Annotated[Truth, help("Whether to make up for missed runs, once.")] = True
+    jitter: Annotated[
+        Duration,
+        Check(_jitter),
+        help("Delay each run by a random time below this, at most `1d`."),
+    ] = 0.0
 
     @property
     def zone(self) -> datetime.tzinfo:

@@ -6,12 +6,17 @@ name in one of the operator's directories still wins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import re
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import structs
 
 from mapsave import errors
+from mapsave.key_types import Text
+from mapsave.keys import Check, Keys, Parse, help, nearest, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,38 +27,111 @@ SYSTEM_DIRECTORY = Path("/etc/mapsave/policies")
 SUFFIX = ".yaml"
 _SUFFIXES = (SUFFIX, ".yml")
 
-
-@dataclass(frozen=True)
-class SelinuxOptions:
-    """``image_type``: instead of the one in virtual_image_context. ``label``: a whole context.
-
-    ``at_rest``: ``default`` (what a new file of that directory gets), ``previous``, ``keep`` or a
-    whole context.
-    """
-
-    image_type: str | None = None
-    label: str | None = None
-    at_rest: str = "default"
+_LAST_ID = 2**32 - 2  # -1 is "as it is" to chown(2)
+_CONTEXT = re.compile(r"[^\s:]+:[^\s:]+:[^\s:]+(:\S+)?")
+_SELINUX_TYPE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+# Documentation/admin-guide/LSM/Smack.rst of the kernel: what a label may be.
+_SMACK_LABEL = re.compile(r"(?!-)[!-~]{1,255}")
+_SMACK_FORBIDDEN = set("/\"\\'")
 
 
-@dataclass(frozen=True)
-class ProfileFiles:
-    """Where rules of AppArmor profiles whose name fits ``match`` (a glob) go.
+def _mode(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise ValueError("must be text: put it in quotes")
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError(f'{text!r} is not a mode: write three octal digits, as in "0600"')
+    return int(text, 8)
+
+
+def _owner(text: str) -> str:
+    is_number = text.isascii() and text.isdigit()
+    if is_number and (len(text) > len(str(_LAST_ID)) or int(text) > _LAST_ID):
+        raise ValueError(f"{text!r} is not the number of a user or group: at most {_LAST_ID}")
+    return text
+
+
+def _absolute(text: str) -> str:
+    if not os.path.isabs(text):
+        raise ValueError(f"{text!r} is not an absolute path")
+    return text
+
+
+def _context(text: str) -> str:
+    if not _CONTEXT.fullmatch(text):
+        raise ValueError(f"{text!r} is not a context: write user:role:type:level")
+    return text
+
+
+def _selinux_type(text: str) -> str:
+    if not _SELINUX_TYPE.fullmatch(text):
+        raise ValueError(f"{text!r} is not a type, as in svirt_image_t")
+    return text
+
+
+def _selinux_rest(text: str) -> str:
+    return text if text in ("default", "previous", "keep") else _context(text)
+
+
+def _smack(text: str) -> str:
+    if not _SMACK_LABEL.fullmatch(text) or _SMACK_FORBIDDEN & set(text):
+        raise ValueError(f"{text!r} is not a Smack label")
+    return text
+
+
+def _template(text: str) -> str:
+    left = text.replace("{profile}", "")
+    if "{" in left or "}" in left:
+        raise ValueError(f"{text!r}: {{profile}} is the only placeholder")
+    return text
+
+
+Absolute = Annotated[Text, Check(_absolute)]
+Owner = Annotated[Text, Check(_owner), written("a name or a number, as text")]
+Template = Annotated[Absolute, Check(_template)]
+
+
+class SelinuxOptions(Keys, frozen=True):
+    """Labels of SELinux."""
+
+    image_type: Annotated[
+        str | None,
+        Check(_selinux_type),
+        help("Type of the image, in place of the one in `virtual_image_context`."),
+    ] = None
+    label: Annotated[
+        str | None, Check(_context), help("A whole context, in place of the computed one.")
+    ] = None
+    at_rest: Annotated[
+        str,
+        Check(_selinux_rest),
+        help(
+            "Label after the save: `default` (what a new file of that directory gets), "
+            "`previous`, `keep` or a whole context."
+        ),
+    ] = "default"
+
+
+class ProfileFiles(Keys, frozen=True):
+    """Files for the rules of AppArmor profiles.
 
     ``{profile}`` in both paths is the profile's name, without a leading slash and with ``.`` for
     every other one, as AppArmor names its own files.
     """
 
-    match: str
-    rules_file: str
-    profile_file: str
+    match: Annotated[str, help("Pattern of the profiles' names, such as `libvirt-*`.")]
+    rules_file: Annotated[
+        Template, help("File that the profile includes and that rules are added to.")
+    ]
+    profile_file: Annotated[Template, help("File of the profile, which is loaded again.")]
 
 
-@dataclass(frozen=True)
-class ApparmorOptions:
-    """``profiles``: the first that fits counts. Empty: rules are the administrator's affair."""
+class ApparmorOptions(Keys, frozen=True):
+    """Rules of AppArmor."""
 
-    profiles: tuple[ProfileFiles, ...] = (
+    profiles: Annotated[
+        tuple[ProfileFiles, ...],
+        help("Where rules go; the first that matches counts. Empty: mapsave adds no rules."),
+    ] = (
         ProfileFiles(
             "libvirt-*",
             "/etc/apparmor.d/libvirt/{profile}.files",
@@ -63,30 +141,48 @@ class ApparmorOptions:
     )
 
 
-@dataclass(frozen=True)
-class SmackOptions:
-    """``label``: instead of QEMU's own. ``at_rest``: ``previous``, ``keep`` or a label."""
+class SmackOptions(Keys, frozen=True):
+    """Labels of Smack."""
 
-    label: str | None = None
-    at_rest: str = "previous"
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is to be done to an image. ``directories`` empty: any. ``mode``: permission bits."""
-
-    name: str
-    module: Module
-    directories: tuple[str, ...] = ()
-    owner: str | None = None
-    group: str | None = None
-    mode: int | None = None
-    selinux: SelinuxOptions = field(default_factory=SelinuxOptions)
-    apparmor: ApparmorOptions = field(default_factory=ApparmorOptions)
-    smack: SmackOptions = field(default_factory=SmackOptions)
+    label: Annotated[str | None, Check(_smack), help("Label, in place of QEMU's own.")] = None
+    at_rest: Annotated[
+        str, Check(_smack), help("Label after the save: `previous`, `keep` or a label.")
+    ] = "previous"
 
 
-BUILT_IN = {name: Policy(name, name) for name in ("auto", "none")}
+class Policy(Keys, frozen=True):
+    """A label policy: what to do to an image. Its name is the file's, without the suffix."""
+
+    module: Annotated[
+        Module,
+        help(
+            "The security module that labels the image; `auto` is the one that is active, `dac` "
+            "none: only owner and mode count."
+        ),
+    ]
+    directories: Annotated[
+        tuple[Absolute, ...],
+        help("Where images may go: these and what is below, links followed; by default anywhere."),
+    ] = ()
+    owner: Annotated[Owner | None, help("User that owns the image; changing it takes root.")] = None
+    group: Annotated[Owner | None, help("Group that owns the image.")] = None
+    mode: Annotated[
+        int | None,
+        Parse(_mode),
+        written(
+            'three octal digits in quotes, as in "0640"',
+            {"type": "string", "pattern": "^0?[0-7]{3}$"},
+        ),
+        help("Permission bits."),
+    ] = None
+    selinux: Annotated[SelinuxOptions, help("Labels of SELinux.")] = SelinuxOptions()
+    apparmor: Annotated[ApparmorOptions, help("Rules of AppArmor.")] = ApparmorOptions()
+    smack: Annotated[SmackOptions, help("Labels of Smack.")] = SmackOptions()
+    description: Annotated[str | None, help("A line for readers of the file.")] = None
+    name: str = ""
+
+
+BUILT_IN = {"auto": Policy("auto", name="auto"), "none": Policy("none", name="none")}
 
 
 def load(name_or_path: str, search: Sequence[Path] = ()) -> Policy:
@@ -127,20 +223,23 @@ def shipped_directory() -> Path:
 
 
 def _read(file: Path) -> Policy:
-    from mapsave.labels import policy_file
+    """Return the policy in ``file``. Raises ConfigMissing, ConfigError."""
+    from mapsave import yaml_file
 
-    return policy_file.read(file)
+    document = yaml_file.read(file)
+    found = document.validate(Policy)
+    for section in ("selinux", "apparmor", "smack"):
+        if section in document.data and found.module not in (section, "auto"):
+            message = f"the section {section!r} does not apply to module: {found.module}"
+            raise document.error((section,), message)
+    return structs.replace(found, name=file.stem)
 
 
 def _unknown(name: str, search: Sequence[Path]) -> errors.UnknownPolicy:
-    import difflib
-
     own = [file.stem for place in (*search, SYSTEM_DIRECTORY) for file in place.glob("*" + SUFFIX)]
     known = sorted({*shipped(), *own})
-    close = difflib.get_close_matches(name, known, n=1)
-    guess = f": did you mean {close[0]!r}?" if close else ""
     return errors.UnknownPolicy(
-        f"there is no label policy {name!r}{guess}",
+        f"there is no label policy {name!r}{nearest(name, known)}",
         hint=f"known policies: {', '.join(known)}; put your own in {SYSTEM_DIRECTORY}",
         policy=name,
         known=known,

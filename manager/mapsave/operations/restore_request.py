@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from mapsave.config import Switch
+    from mapsave.key_types import Switch
 
 
 @dataclasses.dataclass(frozen=True)

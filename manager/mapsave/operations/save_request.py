@@ -8,6 +8,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec import structs
+
 from mapsave import errors
 from mapsave.config import SaveSettings
 from mapsave.image import store, superblock
@@ -68,7 +70,7 @@ def request(
     Raises Unsupported for a format that the guest cannot have, UnknownPolicy, ConfigError.
     """
     known = {name: value for name, value in chosen.items() if value is not None}
-    settings = dataclasses.replace(config.save, **known)
+    settings = structs.replace(config.save, **known)
     return Request(
         image=image,
         settings=settings,
@@ -114,8 +116,8 @@ def policy_labelling(policy: Policy, domain: Domain | None = None) -> labelling.
     """
     label = domain.image_label if domain is not None else None
     if label and policy.selinux.label is None and policy.selinux.image_type is None:
-        selinux = dataclasses.replace(policy.selinux, label=label)
-        policy = dataclasses.replace(policy, selinux=selinux)
+        selinux = structs.replace(policy.selinux, label=label)
+        policy = structs.replace(policy, selinux=selinux)
     return labelling.Labelling(policy)
 
 

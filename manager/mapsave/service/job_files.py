@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from mapsave import errors
 from mapsave.image import ownership
 from mapsave.jobs import job as jobs
@@ -114,8 +116,8 @@ def line(job: Job, config: Config) -> Facts:
         "name": job.name,
         "file": str(job.source),
         "guests": job.resolve(config),
-        "schedule": dataclasses.asdict(job.schedule) if job.schedule is not None else None,
-        "keep": dataclasses.asdict(job.keep) if job.keep is not None else None,
+        "schedule": structs.asdict(job.schedule) if job.schedule is not None else None,
+        "keep": structs.asdict(job.keep) if job.keep is not None else None,
         "concurrency": job.concurrency,
         "timeout": job.timeout,
     }

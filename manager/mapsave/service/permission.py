@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mapsave import config as configuration
-from mapsave import errors
+from mapsave import errors, key_types
 from mapsave.image import image
 from mapsave.operations import bounds
 from mapsave.service.api.requests import Check, Restore, RestoreAll, Save, SaveAll
@@ -23,7 +22,7 @@ def check(peer: Peer, request: Request, config: Config) -> None:
     What is not configured (any socket, any command, any definition) is root's.
     """
     for guest in _guests(request):
-        if guest and guest.startswith(configuration.ADDRESSES) and guest not in config.guests:
+        if guest and guest.startswith(key_types.ADDRESSES) and guest not in config.guests:
             peer.require(Role.ADMIN, f"name the guest {guest!r}, which is not configured")
     match request:
         case Save():

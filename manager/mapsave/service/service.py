@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import dataclasses
 import functools
 import logging
 import os
 import time
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from mapsave import errors
 from mapsave.history.states import State
@@ -115,7 +116,7 @@ class Service:
                 raise each.error
         before = self.config
         # The old CA of the clients stays loaded, so the names that it vouches for stay as well.
-        roles = Roles(dataclasses.replace(config.service, listen=before.service.listen))
+        roles = Roles(structs.replace(config.service, listen=before.service.listen))
         renewed = None if self.tls is None else self.tls.read()
         fixed = [key for key in _FIXED if getattr(config, key) != getattr(before, key)]
         fixed += [
@@ -125,11 +126,11 @@ class Service:
         ]
         # Locks and step journals of saves under way are in the state directory we began with.
         kept = {key: getattr(before.service, key) for key in _FIXED_OF_SERVICE}
-        config = dataclasses.replace(
+        config = structs.replace(
             config,
             state=before.state,
             socket=before.socket,
-            service=dataclasses.replace(config.service, **kept),
+            service=structs.replace(config.service, **kept),
         )
         await self.scheduler.set_jobs(jobs)
         limits = config.service

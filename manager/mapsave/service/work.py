@@ -180,7 +180,10 @@ async def _save(task: Task, request: requests.Save) -> Facts:
     wanted = save_request.request(
         task.config,
         guest,
-        **msgspec.structs.asdict(request.save),
+        **request.save.settings(),
+        image=request.save.image,
+        replace=request.save.replace,
+        timeout=request.save.timeout,
         # Checked again once it is this save's turn: `allow` looked at what was there before.
         replace_only=guest.name if task.for_operator else None,
     )

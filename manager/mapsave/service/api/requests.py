@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 import msgspec
 
-from mapsave import errors, key_types, keys
-from mapsave.config import Format, Then, ZeroPages
+from mapsave import config, errors, key_types, keys
 from mapsave.image import store
 from mapsave.key_types import Channels, Duration, Name, Switch, Text, Truth
 from mapsave.keys import Check as Checked
@@ -107,22 +106,9 @@ class Request(Keys, frozen=True, tag_field="kind"):
         return _different(self)
 
 
-class SaveOptions(Keys, frozen=True):
+class SaveOptions(config.SaveOptions, frozen=True):
     """How to save; what is not given is as the configuration says."""
 
-    then: Annotated[
-        Then | None, help("What to do with the guest after the save (default: quit).")
-    ] = None
-    live: Annotated[
-        Truth | None, help("Whether the guest runs while its RAM is written (default: no).")
-    ] = None
-    format: Annotated[
-        Format | None, help("Format of the image (auto: libvirt for libvirt guests).")
-    ] = None
-    direct_io: Annotated[Switch | None, help("Whether to bypass the page cache.")] = None
-    zero_pages: Annotated[ZeroPages | None, help("How to find zero pages.")] = None
-    channels: Annotated[Channels | None, help("Number of multifd channels.")] = None
-    preallocate: Annotated[Switch | None, help("Whether to reserve space for the image.")] = None
     image: Annotated[Image | None, help("Name of the image (default: guest and time).")] = None
     policy: Annotated[Policy | None, help("Label policy of the image.")] = None
     replace: Annotated[Truth, help("Whether an image of that name may be replaced.")] = False
@@ -260,7 +246,7 @@ class SaveAll(Request, frozen=True, tag="save-all"):
     ] = None
     deadline: Annotated[Duration | None, help("Time limit.")] = None
     parallel: Annotated[AtOnce | None, help("Saves at once (default: as the disk allows).")] = None
-    then: Annotated[Then, help("What to do with each guest after its save.")] = "quit"
+    then: Annotated[config.Then, help("What to do with each guest after its save.")] = "quit"
     dry_run: Annotated[Truth, help("Only report what would be done.")] = False
 
 
@@ -303,8 +289,9 @@ def read(data: object, kind: Any) -> Any:
 
 def _different(definition: Keys) -> dict[str, object]:
     found: dict[str, object] = {}
-    for field in msgspec.structs.fields(definition):
+    given = getattr(definition, "given", ())
+    for field in keys.fields(type(definition)).values():
         value = getattr(definition, field.name)
-        if value != field.default:
+        if value != field.default or field.name in given:
             found[field.name] = _different(value) if isinstance(value, Keys) else value
     return found

@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.openmetrics import exposition as openmetrics
 
 import mapsave
-from mapsave import config
+from mapsave import key_types
 from mapsave.history.states import ENDED, State
 from mapsave.service.metrics import textfile
 from mapsave.service.metrics.scrape import Past, Scrape, Sources
@@ -159,7 +159,7 @@ class Metrics:
 
     def _label(self, guest: str) -> str:
         """Return the guest's label. Users make up addresses, so only so many have their own."""
-        if guest.startswith(config.ADDRESSES) and guest not in self._addresses:
+        if guest.startswith(key_types.ADDRESSES) and guest not in self._addresses:
             if len(self._addresses) >= MOST_ADDRESSES:
                 return OTHER
             self._addresses.add(guest)
