@@ -38,7 +38,7 @@ COMMANDS = (
         "config policies",
     ),
 )
-HEAVY = {"pydantic", "qemu.qmp", "yaml", "tenacity"}
+HEAVY = {"qemu.qmp", "yaml", "tenacity"}
 GLOBAL_OPTIONS = ("--config", "--json", "--debug", "--local", "--quiet")
 
 
