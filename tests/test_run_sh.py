@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from tests import backports
 from tests.kit import linux_guest, processes, tree, wait
-from tests.mac import image
+from tests.mac import image, machine
 
 
 def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +62,18 @@ def test_build_of_the_disk_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
     assert set(Path("/tmp").glob("mmdebstrap.*")) <= before
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert processes.strays() == {}
+
+
+def test_boots_that_are_done_are_not_repeated(tmp_path: Path) -> None:
+    """A serial line that no boot of this case leaves: what is read is what was left before."""
+    case = machine.cases("none")[0]
+    found = {"mode": "none", "case": case, "outcome": "failed", "words": "read", "seconds": 1.0}
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/serial").write_text(f"[ 1.0] {machine.RESULT}{json.dumps(found)}\n")
+    only = tree.ROOT / f"tests/mac/test_none.py::test_no_module[{case}]"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", only]
+    done = run(*command, MAPSAVE_MAC_BOOTS=str(tmp_path), PYTHONPATH=tree.PYTHONPATH)
+    assert f"{case} failed inside:" in done.stdout, done.stdout
 
 
 TESTS = """

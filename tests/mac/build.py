@@ -1,22 +1,33 @@
-"""Build the disk before the stage that boots it: ``python -m tests.mac.build``.
+"""Build the disk, and boot it before the stage mac: ``python -m tests.mac.build [DIRECTORY]``.
 
-``tests/run.sh`` runs it beside the stages before. SIGTERM ends it, with nothing left behind.
+``tests/run.sh`` runs it beside stages that wait more than they work. Each boot that came to its end
+leaves its serial line in ``DIRECTORY/MODE/``, by the first of the modes that share it. SIGTERM ends
+it, and nothing else is left behind.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
-from tests.mac import image
+from tests.mac import image, machine
 
 
-def main() -> None:
-    """Build what is not built yet; where that cannot be done, do nothing."""
+def main(directory: str | None = None) -> None:
+    """Build what is not built yet, and boot; where that cannot be done, do nothing."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if image.unavailable() is None:
-        image.files()
+    if image.unavailable() is not None:
+        return
+    image.files()
+    if directory is None:
+        return
+    for modes in machine.together(machine.MODES):  # one at a time: the other processor is taken
+        partial = Path(directory) / f"{modes[0]}.partial"
+        partial.mkdir()
+        machine.boot(modes, partial)
+        partial.rename(partial.with_suffix(""))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -139,8 +139,15 @@ def boot(
                 status: int | None = machine.wait(timeout)
             except subprocess.TimeoutExpired:
                 status = None
-    log = serial.read_text(errors="replace")
-    assert status == 0, f"{modes}: exit status {status}; the serial line ends:\n{log[-6000:]}"
+    if status != 0:
+        log = serial.read_text(errors="replace")
+        raise AssertionError(f"{modes}: exit status {status}; the serial line ends:\n{log[-6000:]}")
+    return finished(modes, directory)
+
+
+def finished(modes: Iterable[str], directory: Path) -> dict[str, Boot]:
+    """Return what came of a boot whose serial line is in ``directory``."""
+    log = (directory / "serial").read_text(errors="replace")
     return {mode: Boot(_results(log, mode), log) for mode in modes}
 
 
