@@ -22,7 +22,7 @@ from tests.kit import processes, storage, wait
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mapsave.history.history import Journal, Record
+    from mapsave.history.history import History, Record
 
 ODD = b"\xff\xfe'\n-latin-\xfc".decode("utf-8", "surrogateescape")
 
@@ -33,10 +33,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def threads() -> list[str]:
-    return [each.name for each in threading.enumerate() if each.name.startswith("journal")]
+    return [each.name for each in threading.enumerate() if each.name.startswith("history")]
 
 
-async def writer_is_waiting(opened: Journal) -> None:
+async def writer_is_waiting(opened: History) -> None:
     """Wait until the writer has taken what was queued; only a lock keeps it then."""
     await asyncio.to_thread(wait.until, opened._writer._queue.empty, what="an empty queue")
     await asyncio.sleep(0.02)
@@ -261,7 +261,7 @@ async def test_steps_keep_their_order_under_load(path: Path) -> None:
     new = [record() for _ in range(40)]
     names = [f"step-{number}" for number in range(50)]
 
-    async def one(opened: Journal, each: Record) -> None:
+    async def one(opened: History, each: Record) -> None:
         await opened.begin(each)
         for number, name in enumerate(names):
             opened.step(each.id, name, {"number": number})
@@ -354,7 +354,7 @@ async def test_many_readers_while_others_write(path: Path) -> None:
         assert await _size(opened) == 100
 
 
-async def _size(opened: Journal) -> int:
+async def _size(opened: History) -> int:
     return len(await opened.find(limit=1000))
 
 

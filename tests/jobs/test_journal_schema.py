@@ -221,7 +221,7 @@ async def test_a_damaged_row_is_named_when_it_is_read(path: Path) -> None:
     async with history.opened(path) as opened:
         await opened.begin(record())
         execute(path, "UPDATE operations SET request = '{'")
-        with pytest.raises(errors.Refused, match=r"cannot read the journal .*journal\.db"):
+        with pytest.raises(errors.Refused, match=r"cannot read the history .*journal\.db"):
             await opened.find()
 
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from mapsave.history.history import Journal
+    from mapsave.history.history import History
 
 
 @pytest.fixture
-async def kept(tmp_path: Path) -> AsyncIterator[Journal]:
+async def kept(tmp_path: Path) -> AsyncIterator[History]:
     """A journal."""
     async with history.opened(tmp_path / "journal.db") as opened:
         yield opened
@@ -37,7 +37,7 @@ def told() -> list[Operation]:
 
 
 @pytest.fixture
-def operations(kept: Journal, told: list[Operation], tmp_path: Path) -> Operations:
+def operations(kept: History, told: list[Operation], tmp_path: Path) -> Operations:
     """The operations of a service."""
     return Operations(kept, Hub(), Metrics(State(tmp_path).sources()), told.append)
 
@@ -47,7 +47,7 @@ def _new(**more: Any) -> Operation:
 
 
 async def test_a_cancel_behind_the_work_does_not_keep_it_from_ending(
-    operations: Operations, kept: Journal, told: list[Operation]
+    operations: Operations, kept: History, told: list[Operation]
 ) -> None:
     new = _new()
     loop = asyncio.get_running_loop()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from mapsave.history.history import Journal
+    from mapsave.history.history import History
     from mapsave.jobs.job import Job
 
 NOON = datetime.datetime(2026, 5, 4, 12, 0, 30, tzinfo=datetime.UTC)
@@ -33,7 +33,7 @@ def _after(**more: float) -> datetime.datetime:
 class Host:
     """A clock, a directory of jobs, and a list of those that were started when."""
 
-    def __init__(self, directory: Path, kept: Journal) -> None:
+    def __init__(self, directory: Path, kept: History) -> None:
         self.now = NOON
         self.started: list[tuple[str, datetime.datetime]] = []
         self.busy: set[str] = set()

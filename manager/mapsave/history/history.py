@@ -1,4 +1,4 @@
-"""The journal of the service: every operation, its steps, its outcome, and when each job last ran.
+"""The history of the service: every operation, its steps, its outcome, and when each job last ran.
 
 An SQLite database. One thread writes and one reads, so that neither the loop nor a reader waits
 for a disk that syncs. It is history, and what the API reports; what recovery works from is the
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mapsave import errors, shielded
 from mapsave.history import rows, schema, writer
-from mapsave.history.reader import History
+from mapsave.history.reader import Reader
 from mapsave.history.rows import Record, Step
 from mapsave.history.states import ENDED, State
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from mapsave.history.rows import Facts
 
-__all__ = ["Journal", "Record", "Step", "opened"]
+__all__ = ["History", "Record", "Step", "opened"]
 
 T = TypeVar("T")
 
@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 _PRUNED = 500  # operations in one transaction, so that one which begins need not wait long
 
 
-class Journal(History):
-    """The journal, open; ``opened`` makes one. Its methods are for the loop's thread."""
+class History(Reader):
+    """The history, open; ``opened`` makes one. Its methods are for the loop's thread."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Journal(History):
     async def begin(self, record: Record) -> None:
         """Enter an operation: on stable storage when this returns.
 
-        Cancelled, it is not entered. Raises Refused where the journal cannot be written: then the
+        Cancelled, it is not entered. Raises Refused where the history cannot be written: then the
         operation must not begin.
         """
         query = rows.insertion(record)
@@ -102,7 +102,7 @@ class Journal(History):
         """Change fields of an operation under way: state, started, step, guest, job or image.
 
         Done when this returns, and cancelled too. Raises UnknownOperation where no such one is
-        under way, Refused where the journal cannot be written.
+        under way, Refused where the history cannot be written.
         """
         if not fields or not fields.keys() <= rows.CHANGEABLE:
             raise TypeError(f"cannot change {sorted(fields)} of an operation")
@@ -122,7 +122,7 @@ class Journal(History):
 
         ``state`` is one of ``ENDED``, since ``ended``, or else since now. Entered also
         when cancelled. Raises UnknownOperation where no such one is under way, Refused where the
-        journal cannot be written: it counts as under way then.
+        history cannot be written: it counts as under way then.
         """
         if state not in ENDED:
             raise ValueError(f"an operation does not finish as {state!r}")
@@ -198,34 +198,34 @@ class Journal(History):
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Journal]:
-    """Open the journal at ``path``, made (mode 0600) or migrated if it must be.
+async def opened(path: Path) -> AsyncIterator[History]:
+    """Open the history at ``path``, made (mode 0600) or migrated if it must be.
 
     At the end everything queued is written, and both threads are gone, cancelled or not.
 
-    Raises Unsupported for a journal of a newer mapsave, Refused for one that is damaged or cannot
+    Raises Unsupported for a history of a newer mapsave, Refused for one that is damaged or cannot
     be written, NotPermitted; the file is left as it was.
     """
     loop = asyncio.get_running_loop()
     stack = contextlib.ExitStack()
 
-    def enter(reader: futures.Executor) -> Journal:
+    def enter(reader: futures.Executor) -> History:
         connection = stack.enter_context(schema.writing(path))
         into = stack.enter_context(writer.running(connection))
-        return Journal(path, into, reader, stack.enter_context(schema.reading(path)))
+        return History(path, into, reader, stack.enter_context(schema.reading(path)))
 
-    with futures.ThreadPoolExecutor(1, thread_name_prefix="journal-reader") as reader:
+    with futures.ThreadPoolExecutor(1, thread_name_prefix="history-reader") as reader:
 
         async def leave() -> None:
             # Its only thread does this when it has done what it was asked before.
             await loop.run_in_executor(reader, stack.close)
 
         try:
-            journal = await loop.run_in_executor(reader, enter, reader)
+            history = await loop.run_in_executor(reader, enter, reader)
             try:
-                yield journal
+                yield history
             finally:
-                journal.close()
+                history.close()
         finally:
             await shielded.to_the_end(leave())
 

@@ -21,8 +21,8 @@ T = TypeVar("T")
 _NAMED = 10  # ids: more are no help to a user who typed too few characters
 
 
-class History:
-    """What the journal has come to; no reader waits for a disk that syncs."""
+class Reader:
+    """What the history has come to; no reader waits for a disk that syncs."""
 
     def __init__(
         self, path: Path, reader: futures.Executor, connection: sqlite3.Connection
@@ -57,7 +57,7 @@ class History:
         """Return the operations that are as wanted, the one that began last first.
 
         At most ``limit``; ``before`` is the id of the last one of the page before. Raises
-        UnknownOperation where that is not in the journal (any more), Refused.
+        UnknownOperation where that is not in the history (any more), Refused.
         """
         if limit < 1:
             raise ValueError("limit must be 1 or more")  # SQLite takes a negative one for none

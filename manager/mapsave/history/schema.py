@@ -1,4 +1,4 @@
-"""The database of the journal: its tables, how older ones become the present ones, its opening.
+"""The database of the history: its tables, how older ones become the present ones, its opening.
 
 ``PRAGMA user_version`` is the number of the last migration that was applied. A database is looked
 at by a reading connection first: one that we cannot use is left as it was.
@@ -125,7 +125,7 @@ def failure(path: Path, doing: str, error: Exception) -> errors.Refused:
         hint = None
     # What is no fault of the file: it is good, and of use once that has passed.
     return errors.Refused(
-        f"cannot {doing} the journal {str(path)!r}: {error}",
+        f"cannot {doing} the history {str(path)!r}: {error}",
         hint=hint,
         **({"may_pass": True} if primary in _PASSING else {}),
     )
@@ -137,12 +137,12 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise errors.NotPermitted(
-            f"cannot open the journal {str(path)!r}: {error.strerror}",
+            f"cannot open the history {str(path)!r}: {error.strerror}",
             hint="run as the user that owns it, or set 'state:' in the configuration",
         ) from None
     except OSError as error:
         raise errors.Refused(
-            f"cannot open the journal {str(path)!r}: {error.strerror}",
+            f"cannot open the history {str(path)!r}: {error.strerror}",
             hint="free some space there, or set 'state:' in the configuration",
         ) from None
     except sqlite3.Error as error:
@@ -172,7 +172,7 @@ def _examine(path: Path) -> None:
         version = _version(connection)
         if version > len(MIGRATIONS):
             raise errors.Unsupported(
-                f"the journal {str(path)!r} has version {version}, from a newer mapsave; this "
+                f"the history {str(path)!r} has version {version}, from a newer mapsave; this "
                 f"one supports versions up to {len(MIGRATIONS)}",
                 hint="install that version again, or move the file away to start a new one",
             )
@@ -204,7 +204,7 @@ def _settle(connection: sqlite3.Connection, path: Path) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise errors.Refused(
-            f"the file system of the journal {str(path)!r} does not support a write-ahead log",
+            f"the file system of the history {str(path)!r} does not support a write-ahead log",
             hint="set 'state:' in the configuration to a directory on a local disk",
         )
     connection.execute("PRAGMA synchronous = FULL")

@@ -1,4 +1,4 @@
-"""The one thread that writes the journal: what is queued goes into few transactions."""
+"""The one thread that writes the history: what is queued goes into few transactions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Writer:
 def running(connection: sqlite3.Connection) -> Iterator[Writer]:
     """Start the thread; at the end wait until it has written everything. Blocks in the meantime."""
     writer = Writer(connection)
-    thread = threading.Thread(target=writer.run, name="journal-writer")
+    thread = threading.Thread(target=writer.run, name="history-writer")
     thread.start()
     try:
         yield writer

@@ -80,7 +80,7 @@ class Operation:
             await self._changed.wait()
 
     def record(self) -> Record:
-        """Return it as the journal keeps it."""
+        """Return it as the history keeps it."""
         names = (each.name for each in dataclasses.fields(Record))
         return Record(**{name: getattr(self, name) for name in names})
 

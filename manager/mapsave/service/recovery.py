@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mapsave.config import Config
-    from mapsave.history.history import Journal
+    from mapsave.history.history import History
     from mapsave.history.rows import Facts, Record
     from mapsave.image.store import Entry
     from mapsave.service.registry import Operations
@@ -45,13 +45,13 @@ class Recovery:
         self,
         operations: Operations,
         slots: Slots,
-        journal: Journal,
+        history: History,
         config: Callable[[], Config],
     ) -> None:
         """``config`` returns the configuration in force."""
         self._operations = operations
         self._save_slots = slots
-        self._journal = journal
+        self._history = history
         self._config = config
         self._one_at_a_time = asyncio.Lock()
         self._dealt_with: dict[str, Line] = {}
@@ -66,7 +66,7 @@ class Recovery:
 
     async def begin(self) -> None:
         """Note what was under way when the service before us ended."""
-        self._interrupted.update({each.id: each for each in await self._journal.unfinished()})
+        self._interrupted.update({each.id: each for each in await self._history.unfinished()})
         await self._hold_slots()
 
     async def _hold_slots(self) -> None:
@@ -124,7 +124,7 @@ class Recovery:
             try:
                 done = await self.once()
             except (errors.MapsaveError, OSError) as error:
-                # The journal cannot be written, the image directory is gone: that may pass.
+                # The history cannot be written, the image directory is gone: that may pass.
                 _log.error("recovery: %s; retrying in %g s", error, pause)
             except Exception:
                 _log.exception("recovery: a bug in mapsave; retrying in %g s", pause)
@@ -185,7 +185,7 @@ class Recovery:
             await self._settle(record, images)
 
     async def _settle(self, record: Record, images: dict[str, Entry]) -> None:
-        """Put into the journal what became of an operation of the service before us."""
+        """Put into the history what became of an operation of the service before us."""
         line = self._dealt_with.get(record.id)
         result = self._result(record, line, images)
         operations = self._operations

@@ -1,4 +1,4 @@
-"""The operations under way: begun, watched, cancelled, and kept in the journal when they end."""
+"""The operations under way: begun, watched, cancelled, and kept in the history when they end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mapsave.service.operation import Operation, progress_as_dict
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from mapsave.history.history import Journal
+    from mapsave.history.history import History
     from mapsave.history.rows import Facts, Record, Step
     from mapsave.migration.progress import Progress
     from mapsave.service.events import Hub
@@ -35,16 +35,16 @@ _PREFIX = re.compile(r"[0-9a-f]{1,12}")
 
 
 class Operations:
-    """The operations of the service, those under way and those of the journal."""
+    """The operations of the service, those under way and those of the history."""
 
-    def __init__(self, journal: Journal, hub: Hub, metrics: Metrics, ended: Ended) -> None:
+    def __init__(self, history: History, hub: Hub, metrics: Metrics, ended: Ended) -> None:
         """``ended`` is called with each operation once it has ended."""
-        self._journal = journal
+        self._history = history
         self._hub = hub
         self._metrics = metrics
         self._on_end = ended
         self._active: dict[str, Operation] = {}
-        # Ended, but the journal could not record it: it would call them running.
+        # Ended, but the history could not record it: it would call them running.
         self._unwritten: dict[str, Operation] = {}
         # Under way when the service before us ended, and still to be recovered.
         self.interrupted: dict[str, Record] = {}
@@ -66,9 +66,9 @@ class Operations:
         self._stopping = True
 
     async def begin(self, new: Operation, work: Work) -> Operation:
-        """Begin an operation: it is in the journal when this returns, and ``work`` runs.
+        """Begin an operation: it is in the history when this returns, and ``work`` runs.
 
-        Raises ServiceStopping, and what the journal raises.
+        Raises ServiceStopping, and what the history raises.
         """
         if self._stopping and not self._is_part_of_save_all(new):
             raise errors.ServiceStopping("the service is stopping", hint="try again when it is up")
@@ -78,7 +78,7 @@ class Operations:
             raise errors.ServiceStopping(f"{MOST} operations are active", hint="try again later")
         self._active[new.id] = new
         try:
-            await self._journal.begin(new.record())
+            await self._history.begin(new.record())
         except BaseException:
             del self._active[new.id]
             raise
@@ -116,7 +116,7 @@ class Operations:
     async def starts(self, active: Operation) -> None:
         """Note that an operation's turn has come."""
         active.change(state=State.RUNNING, started=time.time())
-        await self._journal.change(active.id, state=active.state, started=active.started)
+        await self._history.change(active.id, state=active.state, started=active.started)
         self._tell(active)
 
     async def names_image(self, active: Operation, image: str) -> None:
@@ -124,7 +124,7 @@ class Operations:
         active.change(image=image)
         try:
             # A cancel that comes now is too late: the image is committed, the guest may have ended.
-            await shielded.to_the_end(self._journal.change(active.id, image=image))
+            await shielded.to_the_end(self._history.change(active.id, image=image))
         except errors.MapsaveError as error:
             _log.error("operation %s: its image could not be recorded: %s", active.id, error)
 
@@ -200,7 +200,7 @@ class Operations:
         if not _PREFIX.fullmatch(name):
             raise errors.UnknownOperation(f"{name!r} is not the id of an operation")
         found = {each for each in self._active if each.startswith(name)}
-        found.update(await self._journal.named(name))
+        found.update(await self._history.named(name))
         if len(found) != 1:
             several = f" alone: {', '.join(sorted(found))}" if found else ""
             raise errors.UnknownOperation(
@@ -210,7 +210,7 @@ class Operations:
 
     async def get(self, operation: str) -> Operation | Record:
         """Return an operation. Raises UnknownOperation."""
-        found = self._known(operation) or await self._journal.get(operation)
+        found = self._known(operation) or await self._history.get(operation)
         if found is None:
             raise errors.UnknownOperation(f"no operation {operation!r}")
         return found
@@ -228,7 +228,7 @@ class Operations:
 
         ``alike`` gives values of kind, guest, job and parent; None is any. ``before`` is the id of
         the last operation of the page before. With ``active`` only those under way, for which the
-        journal is not read. Raises UnknownOperation.
+        history is not read. Raises UnknownOperation.
         """
         wanted = {name: value for name, value in alike.items() if value is not None}
 
@@ -243,11 +243,11 @@ class Operations:
             ]
             names = [each.id for each in under_way]
             return under_way[names.index(before) + 1 if before in names else 0 :][:limit]
-        records = await self._journal.find(state=state, before=before, limit=limit, **wanted)
+        records = await self._history.find(state=state, before=before, limit=limit, **wanted)
         found = {each.id: self._known(each.id) or each for each in records}
         if state is None:
             return list(found.values())
-        # The journal hears of a state later than we know it, and of some not at all.
+        # The history hears of a state later than we know it, and of some not at all.
         end = (await self.get(before)).created if before is not None else math.inf
         for known in (*self._active.values(), *self._unwritten.values()):
             if known.created < end and is_wanted(known):
@@ -260,12 +260,12 @@ class Operations:
 
     async def steps(self, operation: str) -> list[Step]:
         """Return the steps that an operation took."""
-        return await self._journal.steps(operation)
+        return await self._history.steps(operation)
 
     async def _run(self, active: Operation, work: Work) -> None:
         def saw(step: str, data: Mapping[str, object]) -> None:
             active.saw(step)
-            self._journal.step(active.id, step, data)
+            self._history.step(active.id, step, data)
             self._tell(active)
 
         logs.bind(operation=active.id, guest=active.guest, job=active.job)
@@ -299,7 +299,7 @@ class Operations:
         """Record the outcome, then publish it: its readers find it recorded."""
         ended = time.time()
         try:
-            await self._journal.end(active.id, state, ended=ended, result=result, error=error)
+            await self._history.end(active.id, state, ended=ended, result=result, error=error)
         except errors.MapsaveError as failure:
             _log.error("operation %s: its result could not be recorded yet: %s", active.id, failure)
             self._unwritten[active.id] = active
@@ -308,16 +308,16 @@ class Operations:
         self._tell_end(active, active.kind)
 
     async def write_ends(self) -> None:
-        """Put into the journal what ended while that could not be written."""
+        """Put into the history what ended while that could not be written."""
         for each in list(self._unwritten.values()):
             try:
                 if each.image is not None:
-                    await self._journal.change(each.id, image=each.image)
-                await self._journal.end(
+                    await self._history.change(each.id, image=each.image)
+                await self._history.end(
                     each.id, each.state, ended=each.ended, result=each.result, error=each.error
                 )
             except errors.UnknownOperation:
-                pass  # another journal lies there by now
+                pass  # another history lies there by now
             except errors.MapsaveError as error:
                 _log.error("the history still cannot be written: %s", error)
                 return
@@ -333,9 +333,9 @@ class Operations:
         """End an operation of a service before us. Raises Refused."""
         image = (result or {}).get("image", record.image)
         if image != record.image:
-            await self._journal.change(record.id, image=image)
+            await self._history.change(record.id, image=image)
         ended = time.time()
-        await self._journal.end(record.id, state, ended=ended, result=result, error=error)
+        await self._history.end(record.id, state, ended=ended, result=result, error=error)
         over = Operation(**vars(record))
         over.change(state=state, image=image, ended=ended, result=result, error=error)
         self.interrupted.pop(record.id, None)

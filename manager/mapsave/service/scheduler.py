@@ -15,7 +15,7 @@ from mapsave.jobs import schedule as schedules
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from mapsave.history.history import Journal
+    from mapsave.history.history import History
     from mapsave.jobs.job import Job
     from mapsave.service.job_files import Jobs
 
@@ -40,11 +40,11 @@ class Scheduler:
 
     def __init__(
         self,
-        journal: Journal,
+        history: History,
         start: Callable[[Job], Awaitable[str | None]],
         now: Callable[[], datetime.datetime] = _now,
     ) -> None:
-        self._journal = journal
+        self._history = history
         self._start = start
         self._now = now
         self._looked = now()
@@ -66,7 +66,7 @@ class Scheduler:
                 continue
             last = await self._last_run(job.name)
             if last is None:
-                await self._journal.ran(job.name, now.timestamp())  # counts from now on
+                await self._history.ran(job.name, now.timestamp())  # counts from now on
             elif schedules.missed(job.schedule, last, now):
                 _log.info("job %s: a run was missed, starting it now", job.name)
                 found[job.name] = now
@@ -117,7 +117,7 @@ class Scheduler:
             return
         if left_out is None:
             try:
-                await self._journal.ran(job.name, now.timestamp())
+                await self._history.ran(job.name, now.timestamp())
             except errors.MapsaveError as error:
                 _log.error("job %s: its run could not be recorded: %s", job.name, error)
         else:
@@ -128,7 +128,7 @@ class Scheduler:
         return schedules.next_run(job.schedule, now) + schedules.jitter(job.schedule, self._random)
 
     async def _last_run(self, job: str) -> datetime.datetime | None:
-        last = await self._journal.last_run(job)
+        last = await self._history.last_run(job)
         return None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from mapsave import errors
-from mapsave.jobs import journal_opening
+from mapsave.history import opening as history_opening
 from mapsave.operations import unfinished
 from mapsave.service import sockets, systemd, work
 from mapsave.service.accepting import Acceptor
@@ -63,7 +63,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
         stack.callback(_task(systemd.beat(notifier, systemd.watchdog_interval(os.environ))).cancel)
         stack.callback(_task(_extend(notifier, stop, limit)).cancel)
         stack.enter_context(sockets.only_one(config.state))
-        opening = journal_opening.opened(config.state / "journal.db")
+        opening = history_opening.opened(config.state / "journal.db")
         kept, problems = await stack.enter_async_context(opening)
         running = await stack.enter_async_context(_listening(load, config, kept, problems))
         notifier.ready()
@@ -81,7 +81,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
 
 @contextlib.asynccontextmanager
 async def _listening(
-    load: Callable[[], Config], config: Config, kept: history.Journal, problems: list[str]
+    load: Callable[[], Config], config: Config, kept: history.History, problems: list[str]
 ) -> AsyncIterator[Service]:
     """Yield the service while it listens; it still answers while it stops."""
     async with contextlib.AsyncExitStack() as stack:
@@ -208,7 +208,7 @@ def _raise_descriptor_limit() -> None:
 async def started(
     load: Callable[[], Config],
     config: Config,
-    journal: history.Journal,
+    history: history.History,
     problems: Sequence[str],
 ) -> AsyncIterator[Service]:
     """Yield a service that recovers, keeps schedules and writes metrics; at the end all of that
@@ -219,7 +219,7 @@ async def started(
     service = Service(
         load,
         config,
-        journal,
+        history,
         notifying={name: kind.notifies for name, kind in work.KINDS.items()},
         start_job=work.start_job,
         problems=problems,
@@ -233,7 +233,7 @@ async def started(
         ("housekeeping", service.housekeeping()),
         ("metrics", service.write_metrics()),
         ("reaper", service.reap()),
-        ("journal", service.mend_journal()),
+        ("history", service.mend_history()),
     )
     tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
     for task in tasks:

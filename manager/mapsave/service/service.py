@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from mapsave.config import Config
-    from mapsave.history.history import Journal
+    from mapsave.history.history import History
     from mapsave.history.rows import Facts
     from mapsave.jobs.job import Job
     from mapsave.service.operation import Operation
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 _DAY = 86400.0
 _REAP = 2.0  # seconds that a guest which has ended stays a zombie
 _TEXTFILE = 15.0  # seconds between two writings of the metrics' file
-_MEND = 5.0  # seconds between two tries to write what the journal lacks
+_MEND = 5.0  # seconds between two tries to write what the history lacks
 # Threads that look into images, and how many requests may wait for them.
 _LOOKING, _LOOKING_QUEUE = 2, 16
 # What takes effect only when the service starts.
@@ -62,7 +62,7 @@ class Service:
         self,
         load: Callable[[], Config],
         config: Config,
-        journal: Journal,
+        history: History,
         *,
         notifying: Mapping[str, bool],
         start_job: StartJob,
@@ -86,11 +86,11 @@ class Service:
         self.hub = Hub()
         limits = config.service
         self.slots = Slots(limits.concurrency, limits.per_file_system, limits.bandwidth)
-        self.scheduler = Scheduler(journal, functools.partial(start_job, self))
-        self.metrics = Metrics(self._sources(journal))
-        self.operations = Operations(journal, self.hub, self.metrics, self._has_ended)
-        self.recovery = Recovery(self.operations, self.slots, journal, lambda: self.config)
-        self.journal = journal
+        self.scheduler = Scheduler(history, functools.partial(start_job, self))
+        self.metrics = Metrics(self._sources(history))
+        self.operations = Operations(history, self.hub, self.metrics, self._has_ended)
+        self.recovery = Recovery(self.operations, self.slots, history, lambda: self.config)
+        self.history = history
         self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
         self.verifying = Looking(_LOOKING, registry.MOST)
         listen = config.service.listen
@@ -181,7 +181,7 @@ class Service:
         )
         self.spawn(f"notification of {ended.kind} {ended.id}", telling)
 
-    def _sources(self, journal: Journal) -> Sources:
+    def _sources(self, history: History) -> Sources:
         def pending() -> int:
             return sum(each.state == State.PENDING for each in self.operations.all_under_way())
 
@@ -195,7 +195,7 @@ class Service:
             running=running,
             pending=pending,
             listeners=lambda: len(self.hub),
-            journal_bytes=journal.size_bytes,
+            journal_bytes=history.size_bytes,
             images=lambda: self.config.images,
             jobs=lambda: {job.name: self._job_state(job) for job in self.jobs},
             degraded=self.is_degraded,
@@ -209,7 +209,7 @@ class Service:
         return JobState(self.scheduler.next_run(job.name), guests)
 
     async def begin(self) -> None:
-        """Go on from what the journal knows; what it cannot say keeps nothing from starting."""
+        """Go on from what the history knows; what it cannot say keeps nothing from starting."""
         for what in (
             self.seed_metrics,
             self.recovery.begin,
@@ -222,20 +222,20 @@ class Service:
                 self.problems.append(error.message)
 
     async def seed_metrics(self) -> None:
-        """Let the metrics go on from what the journal knows."""
+        """Let the metrics go on from what the history knows."""
         runs = []
         for job in self.jobs:
-            for record in await self.journal.find(kind="job", job=job.name, limit=1):
+            for record in await self.history.find(kind="job", job=job.name, limit=1):
                 if record.ended is not None:
                     is_good = record.state == State.DONE and not (record.result or {}).get("failed")
                     runs.append((job.name, record.started or record.ended, is_good))
-        self.metrics.seed(await self.journal.last_successes(), runs)
+        self.metrics.seed(await self.history.last_successes(), runs)
 
     async def housekeeping(self) -> None:
         """Forget operations that ended long ago, once a day."""
         while True:
             try:
-                removed = await self.journal.prune(time.time() - self.config.service.history)
+                removed = await self.history.prune(time.time() - self.config.service.history)
             except errors.MapsaveError as error:
                 _log.error("history: could not remove old operations: %s", error)
             else:
@@ -243,8 +243,8 @@ class Service:
                     _log.info("history: %d old operations removed", removed)
             await asyncio.sleep(_DAY)
 
-    async def mend_journal(self) -> None:
-        """Put into the journal what could not be written when it happened, once it can be."""
+    async def mend_history(self) -> None:
+        """Put into the history what could not be written when it happened, once it can be."""
         while True:
             await asyncio.sleep(_MEND)
             await self.operations.write_ends()

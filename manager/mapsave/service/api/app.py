@@ -50,7 +50,7 @@ class Header:
 class Route:
     """One method of one path: who may use it, what it takes, and what it answers.
 
-    ``errors`` are the statuses beside ``COMMON_ERRORS``.
+    ``errors`` are the statuses beside ``COMMON_ERRORS``, and 404 where it names what may not exist.
     """
 
     path: str

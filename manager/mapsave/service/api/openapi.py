@@ -105,7 +105,8 @@ def _responses(route: Route) -> Schema:
     else:
         kind = _TEXT.get(route.path, "application/json")
         schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
-    codes = sorted({*app.COMMON_ERRORS, *route.errors})
+    names = "{" in route.path or route.takes_body or route.query is not queries.Nothing
+    codes = sorted({*app.COMMON_ERRORS, *route.errors, *((404,) if names else ())})
     words = {
         **dict.fromkeys(range(400, 600), "The operation failed; the error has the reason"),
         400: "The request is invalid",

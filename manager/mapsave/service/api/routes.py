@@ -97,7 +97,7 @@ async def _begin(call: Call) -> web.Response:
     if own is not None:
         if not _OWN_ID.fullmatch(own):
             raise errors.RequestInvalid(f"{OWN_ID_HEADER}: must be 12 hexadecimal digits")
-        # Another request of that id may have begun while the journal was asked.
+        # Another request of that id may have begun while the history was asked.
         known = await _known(call, own) or service.operations.find_active(own)
         if known is not None:
             if known.user != call.peer.name:
@@ -191,30 +191,19 @@ ROUTES: tuple[Route, ...] = (
     Route("/v1/openapi.json", "This document", _openapi),
     Route("/metrics", "Metrics for Prometheus", _metrics),
     Route("/v1/guests", "The guests of the configuration", _guests, responses.Guests),
-    Route(
-        "/v1/guests/{guest}",
-        "One guest, its images and operations",
-        _guest,
-        responses.Guest,
-        errors=(404,),
-    ),
+    Route("/v1/guests/{guest}", "One guest, its images and operations", _guest, responses.Guest),
     Route("/v1/images", "The images", _images, responses.Images),
     Route(
-        "/v1/images/{image}",
-        "Contents of an image",
-        _image,
-        responses.ImageContents,
-        errors=(404, 422),
+        "/v1/images/{image}", "Contents of an image", _image, responses.ImageContents, errors=(422,)
     ),
     Route("/v1/jobs", "The save jobs", _jobs, responses.Jobs),
-    Route("/v1/jobs/{job}", "One save job", _job, responses.Job, errors=(404,)),
+    Route("/v1/jobs/{job}", "One save job", _job, responses.Job),
     Route(
         "/v1/operations",
         "Operations, newest first",
         _operations,
         responses.Operations,
         queries.Find,
-        errors=(404,),
     ),
     Route(
         "/v1/operations",
@@ -226,7 +215,7 @@ ROUTES: tuple[Route, ...] = (
         takes_body=True,
         headers=(Header(OWN_ID_HEADER, f"^{_OWN_ID.pattern}$", _OWN_ID_WORDS),),
         status=202,
-        errors=(404, 413, 501),
+        errors=(413, 501),
     ),
     Route(
         _ONE,
@@ -234,9 +223,8 @@ ROUTES: tuple[Route, ...] = (
         _operation,
         responses.Operation,
         queries.Wait,
-        errors=(404,),
     ),
-    Route(f"{_ONE}/steps", "The steps of an operation", _steps, responses.Steps, errors=(404,)),
+    Route(f"{_ONE}/steps", "The steps of an operation", _steps, responses.Steps),
     Route(
         f"{_ONE}/cancel",
         "Cancel an operation",
@@ -245,15 +233,9 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         role=Role.OPERATOR,
         status=202,
-        errors=(404,),
     ),
     Route(
-        "/v1/events",
-        "Events, as server-sent events",
-        _events,
-        query=queries.Events,
-        endless=True,
-        errors=(404,),
+        "/v1/events", "Events, as server-sent events", _events, query=queries.Events, endless=True
     ),
     Route(
         "/v1/reload",

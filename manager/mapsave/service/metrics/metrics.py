@@ -102,7 +102,7 @@ class Metrics:
         successes: Iterable[tuple[str, str | None, float]],
         runs: Iterable[tuple[str, float, bool]] = (),
     ) -> None:
-        """Take over what the journal knows from before.
+        """Take over what the history knows from before.
 
         ``successes`` are guest, job and when the last save was done; ``runs`` are job, when it ran
         last, and whether it saved all its guests. Times are seconds since the epoch.

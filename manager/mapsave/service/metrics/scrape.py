@@ -35,7 +35,7 @@ class Sources:
 
     ``kinds`` are those of operations, each with series of its own from the start. ``running`` is
     how many operations of each kind run, ``pending`` how many wait for their turn,
-    ``journal_bytes`` the size of the journal, ``images`` the image directory, ``jobs`` the jobs
+    ``journal_bytes`` the size of the history, ``images`` the image directory, ``jobs`` the jobs
     that are configured, by name, ``listeners`` how many clients listen to events, ``degraded``
     whether an operator has to look.
     """

@@ -1,8 +1,8 @@
-"""Open the journal of the service whatever has become of its file.
+"""Open the history of the service whatever has become of its file.
 
-The journal is history: that it is damaged must keep no paused guest from being recovered. So a file
-that cannot be used is renamed, and a new one begun; where that fails as well, the journal is in a
-directory of its own until the service ends.
+Damage to it must keep no paused guest from being recovered. So a file that cannot be used is
+renamed, and a new one begun; where that fails as well, the history is in a directory of its own
+until the service ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mapsave.history import history
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mapsave.history.history import Journal
+    from mapsave.history.history import History
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ _MEMORY = "/dev/shm"  # noqa: S108 (a directory of our own is made in it)
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[tuple[Journal, list[str]]]:
-    """Open the journal at ``path``, or another in its place; with what is wrong, in sentences.
+async def opened(path: Path) -> AsyncIterator[tuple[History, list[str]]]:
+    """Open the history at ``path``, or another in its place; with what is wrong, in sentences.
 
-    Raises Refused, NotPermitted only where no journal can be had anywhere.
+    Raises Refused, NotPermitted only where no history can be had anywhere.
     """
     problems: list[str] = []
     async with contextlib.AsyncExitStack() as stack:
@@ -49,7 +49,7 @@ async def opened(path: Path) -> AsyncIterator[tuple[Journal, list[str]]]:
 
 async def _another(
     stack: contextlib.AsyncExitStack, path: Path, error: errors.MapsaveError, problems: list[str]
-) -> Journal:
+) -> History:
     if not error.data.get("may_pass") or path.is_dir():
         try:
             aside = await shielded.in_thread(_set_aside, path)
@@ -59,7 +59,7 @@ async def _another(
         except errors.MapsaveError as failed:
             problems.append(failed.message)
         else:
-            problems.append(f"the journal was renamed to {str(aside)!r}, and a new one was started")
+            problems.append(f"the history was renamed to {str(aside)!r}, and a new one was started")
             return kept
     directory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     place = stack.enter_context(
@@ -71,7 +71,7 @@ async def _another(
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a journal, with the files that SQLite has beside it. Raises OSError."""
+    """Rename a history, with the files that SQLite has beside it. Raises OSError."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = path.with_name(f"{path.name}.damaged-{stamp}-{os.getpid()}")
     path.rename(aside)
