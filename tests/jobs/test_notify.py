@@ -77,7 +77,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 async def tell(*urls: str, **settings: Any) -> None:
     listed = [Webhook(url, on=("failure", "success"), **settings) for url in urls]
-    await webhooks.tell(listed, MESSAGE, "success", pace=PACE)
+    await webhooks.send(listed, MESSAGE, "success", pace=PACE)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ async def test_only_who_wants_to_know_is_told(outcome: Outcome) -> None:
             Webhook(successes.url, on=("success",)),
             Webhook(both.url, on=("failure", "success")),
         ]
-        await webhooks.tell(listed, MESSAGE, outcome, pace=PACE)
+        await webhooks.send(listed, MESSAGE, outcome, pace=PACE)
     assert len(failures.bodies) == (outcome == "failure")
     assert len(successes.bodies) == (outcome == "success")
     assert len(both.bodies) == 1
@@ -290,7 +290,7 @@ async def test_each_is_told_whatever_befalls_the_others(caplog: pytest.LogCaptur
 async def test_cancelled_while_it_waits_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     async with served(503) as server:
         listed = [Webhook(server.url)]
-        telling = asyncio.ensure_future(webhooks.tell(listed, MESSAGE, "failure", pace=1000))
+        telling = asyncio.ensure_future(webhooks.send(listed, MESSAGE, "failure", pace=1000))
         await asyncio.to_thread(wait.until, lambda: server.bodies)
         telling.cancel()
         await asyncio.wait({telling}, timeout=20)
@@ -343,7 +343,7 @@ def test_retry_after(value: str, least: float, most: float) -> None:
 def test_without_webhooks_no_library_is_loaded() -> None:
     program = (
         "import asyncio, sys; from mapsave.service import webhooks\n"
-        "asyncio.run(webhooks.tell((), {}, 'failure'))\n"
+        "asyncio.run(webhooks.send((), {}, 'failure'))\n"
         "print({'aiohttp', 'tenacity'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

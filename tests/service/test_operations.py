@@ -90,7 +90,7 @@ async def test_found_in_the_state_that_is_known_here(operations: Operations) -> 
 
     async def work(active: Operation) -> dict[str, Any]:
         await operations.starts(active)
-        active.saw("commit")
+        active.note_step("commit")
         await over.wait()
         return {}
 
@@ -129,9 +129,9 @@ async def test_what_commits_is_not_cancelled_by_a_stop(operations: Operations) -
 
     async def work(active: Operation) -> dict[str, Any]:
         await operations.starts(active)
-        active.saw("commit")
+        active.note_step("commit")
         await over.wait()
-        await operations.names_image(active, "/images/one")
+        await operations.note_image(active, "/images/one")
         return {"good": True}
 
     await operations.begin(new, work)
@@ -151,7 +151,7 @@ async def test_a_cancel_while_the_image_is_named_is_too_late(operations: Operati
         await operations.starts(active)
         assert active.task is not None
         loop.call_soon(active.task.cancel)  # comes while the journal is written
-        await operations.names_image(active, "/images/one")
+        await operations.note_image(active, "/images/one")
         return {}
 
     await operations.begin(new, work)
@@ -168,7 +168,7 @@ async def test_a_part_that_is_done_although_its_parent_was_cancelled_counts(
     async def save(active: Operation) -> dict[str, Any]:
         await operations.starts(active)
         if active.guest == "commits":
-            active.saw("commit")
+            active.note_step("commit")
         await over.wait()
         return {"guest": active.guest}
 

@@ -26,7 +26,7 @@ class Save:
         self.task = asyncio.create_task(self._run(slots))
 
     async def _run(self, slots: Slots) -> None:
-        async with slots.taken(self.device) as self.share:
+        async with slots.acquire(self.device) as self.share:
             await self.end.wait()
         self.share = None
 

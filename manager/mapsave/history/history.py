@@ -96,7 +96,7 @@ class History(Reader):
         except errors.ServiceStopping as error:
             _log.error("could not record %s: %s", what, error)
             return
-        written.add_done_callback(functools.partial(_tell_loss, what))
+        written.add_done_callback(functools.partial(_log_loss, what))
 
     async def change(self, operation: str, **fields: object) -> None:
         """Change fields of an operation under way: state, started, step, guest, job or image.
@@ -176,7 +176,7 @@ class History(Reader):
 
         if not self._closed:
             what = f"that operation {operation} did not begin"
-            self._writer.put(remove).add_done_callback(functools.partial(_tell_loss, what))
+            self._writer.put(remove).add_done_callback(functools.partial(_log_loss, what))
 
     async def _update(self, operation: str, query: rows.Query, what: str) -> None:
         def update(connection: sqlite3.Connection) -> None:
@@ -191,7 +191,7 @@ class History(Reader):
         try:
             return await asyncio.shield(asyncio.wrap_future(written))
         except asyncio.CancelledError:
-            written.add_done_callback(functools.partial(_tell_loss, what))
+            written.add_done_callback(functools.partial(_log_loss, what))
             raise
         except sqlite3.Error as error:
             raise schema.failure(self._path, "write", error) from None
@@ -234,6 +234,6 @@ def _unknown(operation: str) -> errors.UnknownOperation:
     return errors.UnknownOperation(f"no operation {operation!r} is in progress in the history")
 
 
-def _tell_loss(what: str, written: futures.Future[T]) -> None:
+def _log_loss(what: str, written: futures.Future[T]) -> None:
     if (error := written.exception()) is not None:
         _log.error("could not record %s: %s", what, error)

@@ -73,7 +73,7 @@ class Hub:
         finally:
             self._listeners.discard(listener)
 
-    def tell(self, kind: str, data: Mapping[str, object], operation: str | None = None) -> None:
+    def publish(self, kind: str, data: Mapping[str, object], operation: str | None = None) -> None:
         """Tell all listeners, and those of ``operation`` alone, that something happened."""
         self._number += 1
         if not self._listeners:

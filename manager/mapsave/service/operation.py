@@ -60,7 +60,7 @@ class Operation:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def saw(self, step: str) -> None:
+    def note_step(self, step: str) -> None:
         """Note a step of the step journal."""
         if step == _COMMIT and self.state == State.RUNNING:
             self.change(step=step, state=State.COMMITTING)

@@ -56,7 +56,7 @@ class Recovery:
         self._one_at_a_time = asyncio.Lock()
         self._dealt_with: dict[str, Line] = {}
         self._slots: dict[str, contextlib.ExitStack] = {}
-        self._wanted = asyncio.Event()
+        self._needed = asyncio.Event()
         self.is_done = False
         self.problems: list[str] = []
 
@@ -81,7 +81,7 @@ class Recovery:
         device = await self._device()
         for each in saves:
             stack = self._slots[each.id] = contextlib.ExitStack()
-            stack.enter_context(self._save_slots.held(device))
+            stack.enter_context(self._save_slots.hold(device))
 
     async def _device(self) -> int:
         """Return the file system of the images; 0 where it is unknown."""
@@ -95,7 +95,7 @@ class Recovery:
         if (stack := self._slots.pop(operation, None)) is not None:
             stack.close()
 
-    def speaks_of(self, operation: str) -> bool:
+    def is_pending(self, operation: str) -> bool:
         """Return whether an operation is still to be recovered."""
         return operation in self._interrupted
 
@@ -110,13 +110,13 @@ class Recovery:
         else:
             _log.warning("operation %s needs recovery", operation)
         self.is_done = False
-        self._wanted.set()
+        self._needed.set()
 
     async def run(self) -> None:
         """Recover until nothing is left, each time that something is; forever."""
         while True:
             await self._until_done()
-            await self._wanted.wait()
+            await self._needed.wait()
 
     async def _until_done(self) -> None:
         pause = _SOON
@@ -142,7 +142,7 @@ class Recovery:
         async with self._one_at_a_time:
             config = self._config()
             # What is left from now on may come too late for this time.
-            self._wanted.clear()
+            self._needed.clear()
             await self._settle_others()
             done = await recover.recover(config, told=self._told)
             await self._settle_others()
@@ -152,8 +152,8 @@ class Recovery:
             ] + done["warnings"]
             has_failed = any(line["error"] for line in done["operations"])
             if self._interrupted or has_failed:
-                self._wanted.set()
-            self.is_done = not self._wanted.is_set()
+                self._needed.set()
+            self.is_done = not self._needed.is_set()
             return done
 
     async def _told(self, line: Line) -> None:

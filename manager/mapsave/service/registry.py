@@ -83,7 +83,7 @@ class Operations:
             del self._active[new.id]
             raise
         self._metrics.began(new.kind)
-        self._tell(new)
+        self._publish(new)
         new.task = asyncio.create_task(self._run(new, work), name=f"{new.kind} {new.id}")
         return new
 
@@ -117,9 +117,9 @@ class Operations:
         """Note that an operation's turn has come."""
         active.change(state=State.RUNNING, started=time.time())
         await self._history.change(active.id, state=active.state, started=active.started)
-        self._tell(active)
+        self._publish(active)
 
-    async def names_image(self, active: Operation, image: str) -> None:
+    async def note_image(self, active: Operation, image: str) -> None:
         """Note the path of the image that an operation has made; it is made, whatever fails now."""
         active.change(image=image)
         try:
@@ -131,7 +131,7 @@ class Operations:
     def progressed(self, active: Operation, progress: Progress) -> None:
         """Note how far an operation is."""
         active.change(progress=progress)
-        self._hub.tell(
+        self._hub.publish(
             "progress",
             {"id": active.id, "progress": progress_as_dict(progress)},
             active.id,
@@ -263,17 +263,17 @@ class Operations:
         return await self._history.steps(operation)
 
     async def _run(self, active: Operation, work: Work) -> None:
-        def saw(step: str, data: Mapping[str, object]) -> None:
-            active.saw(step)
+        def note_step(step: str, data: Mapping[str, object]) -> None:
+            active.note_step(step)
             self._history.step(active.id, step, data)
-            self._tell(active)
+            self._publish(active)
 
         logs.bind(operation=active.id, guest=active.guest, job=active.job)
         active.has_begun = True
         try:
             if active.cancel_requested:
                 raise asyncio.CancelledError
-            with steps.watched(steps.Watch(active.id, saw)):
+            with steps.watched(steps.Watch(active.id, note_step)):
                 end = self._end(active, State.DONE, result=await work(active))
         except asyncio.CancelledError:
             error = errors.Interrupted("cancelled; everything was rolled back")
@@ -305,7 +305,7 @@ class Operations:
             self._unwritten[active.id] = active
         del self._active[active.id]
         active.change(state=state, ended=ended, result=result, error=error, progress=None)
-        self._tell_end(active, active.kind)
+        self._publish_end(active, active.kind)
 
     async def write_ends(self) -> None:
         """Put into the history what ended while that could not be written."""
@@ -339,19 +339,19 @@ class Operations:
         over = Operation(**vars(record))
         over.change(state=state, image=image, ended=ended, result=result, error=error)
         self.interrupted.pop(record.id, None)
-        self._tell_end(over, f"{over.kind} {over.id} of {over.guest}")
+        self._publish_end(over, f"{over.kind} {over.id} of {over.guest}")
 
-    def _tell_end(self, over: Operation, what: str) -> None:
+    def _publish_end(self, over: Operation, what: str) -> None:
         level, words = logging.INFO, ""
         if over.error is not None:
             level, words = logging.WARNING, f": {over.error['message']} [{over.error['id']}]"
         _log.log(level, "%s %s%s", what, over.state, words)
         self._metrics.ended(over.record())
-        self._tell(over)
+        self._publish(over)
         self._on_end(over)
 
-    def _tell(self, active: Operation) -> None:
-        self._hub.tell("operation", active.as_dict(), active.id)
+    def _publish(self, active: Operation) -> None:
+        self._hub.publish("operation", active.as_dict(), active.id)
 
 
 async def _to_the_end(active: Operation) -> None:

@@ -139,7 +139,7 @@ class Service:
         if self.tls is not None and renewed is not None:
             self.tls.use(renewed)
             self.retire()
-        self.hub.tell("service", {"reloaded": True})
+        self.hub.publish("service", {"reloaded": True})
         return fixed
 
     async def stop(self) -> None:
@@ -169,14 +169,14 @@ class Service:
 
     def _has_ended(self, ended: Operation) -> None:
         self.recovery.ended(ended.id)
-        self._tell_outcome(ended)
+        self._notify(ended)
 
-    def _tell_outcome(self, ended: Operation) -> None:
+    def _notify(self, ended: Operation) -> None:
         """Tell the webhooks of an operation that is part of no other."""
         if not self._notifying[ended.kind] or not self.config.notify or ended.parent is not None:
             return
         found = ended.as_dict()
-        telling = webhooks.tell(
+        telling = webhooks.send(
             self.config.notify, webhooks.message_of(found), webhooks.outcome_of(found)
         )
         self.spawn(f"notification of {ended.kind} {ended.id}", telling)

@@ -40,7 +40,7 @@ class Slots:
         self._wake()
 
     @contextlib.asynccontextmanager
-    async def taken(self, device: int) -> AsyncIterator[int]:
+    async def acquire(self, device: int) -> AsyncIterator[int]:
         """Wait for a slot on the file system ``device`` (st_dev), and hold it.
 
         Yields the bytes per second that the save may write; 0 is no limit.
@@ -62,7 +62,7 @@ class Slots:
             self._give_back(device, share)
 
     @contextlib.contextmanager
-    def held(self, device: int) -> Iterator[None]:
+    def hold(self, device: int) -> Iterator[None]:
         """Hold a slot at once, for a save that is under way already, whatever the limits.
 
         What it was given of the bandwidth is not known: it may be all of it.

@@ -69,7 +69,7 @@ def message_of(operation: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-async def tell(
+async def send(
     webhooks: Sequence[Webhook],
     message: Mapping[str, object],
     outcome: Outcome,
@@ -89,7 +89,7 @@ async def tell(
     body = strict_json.dumps(dict(message), default=str).encode("ascii")
     async with _session() as session, asyncio.TaskGroup() as group:
         for number, webhook in wanted:
-            group.create_task(_tell_one(session, number, webhook, body, pace))
+            group.create_task(_send_one(session, number, webhook, body, pace))
 
 
 def _session() -> aiohttp.ClientSession:
@@ -106,7 +106,7 @@ def _session() -> aiohttp.ClientSession:
     )
 
 
-async def _tell_one(
+async def _send_one(
     session: aiohttp.ClientSession, number: int, webhook: Webhook, body: bytes, pace: float
 ) -> None:
     import tenacity

@@ -83,7 +83,7 @@ class Task:
     ) -> Facts:
         """Save a guest, with the hooks of the configuration and ``more``; return the result."""
         done = await around.save(guest, self.config, request, self.report(whole), more=more)
-        await self.service.operations.names_image(self.active, done["image"])
+        await self.service.operations.note_image(self.active, done["image"])
         return done
 
     async def part(
@@ -196,7 +196,7 @@ async def _save_in_turn(
     """Save a guest once there is a slot for it."""
     with store.directory(task.config.images, create=True) as held:
         device = os.fstat(held.fd).st_dev
-    async with task.service.slots.taken(device) as share:
+    async with task.service.slots.acquire(device) as share:
         await task.begins()
         limited = dataclasses.replace(request, bandwidth=share)
         return await task.save(guest, limited, more=more)

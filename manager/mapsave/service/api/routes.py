@@ -129,7 +129,7 @@ async def _operation(call: Call) -> Facts:
     active = operations.find_active(name)
     if active is not None and call.query.wait:
         await active.wait_change(call.query.since, call.query.wait)
-    elif call.query.wait and call.service.recovery.speaks_of(name):
+    elif call.query.wait and call.service.recovery.is_pending(name):
         await asyncio.sleep(min(call.query.wait, 1.0))
     return (await operations.get(name)).as_dict()
 
@@ -146,7 +146,7 @@ async def _cancel(call: Call) -> web.Response:
     operations = call.service.operations
     name = await operations.resolve(call.part("operation"))
     active = operations.find_active(name)
-    if active is None and call.service.recovery.speaks_of(name):
+    if active is None and call.service.recovery.is_pending(name):
         raise errors.NotCancellable(
             f"operation {name} is being recovered: it was in progress when the previous service "
             "exited",
