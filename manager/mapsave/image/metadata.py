@@ -7,40 +7,21 @@ is done with it. Keys that are not known here are kept as they are: a later maps
 from __future__ import annotations
 
 import datetime
-import functools
-import types
-import typing
+import re
 from typing import Annotated, Any, TypedDict, cast
+
+import msgspec
+from msgspec import Meta
 
 from mapsave import errors, strict_json
 
-_Check = typing.Callable[[Any], bool]
-_LATEST = 253402300800.0 - 2 * 86400  # seconds; year 9999, in whatever time zone it is shown
+_LATEST = 253402300800 - 2 * 86400  # seconds; year 9999, in whatever time zone it is shown
+_PLACE = re.compile(r"at `\$\.(.*)`$")  # of what is wrong, in what msgspec says
 
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 1 << 63
-
-
-def _is_word(value: Any) -> bool:
-    return "\0" not in str(value)
-
-
-def _is_seconds(value: Any) -> bool:
-    return 0 <= float(value) < _LATEST
-
-
-def _is_time(value: Any) -> bool:
-    try:
-        return 0 <= datetime.datetime.fromisoformat(value).timestamp() < _LATEST
-    except (ValueError, OverflowError, OSError):
-        return False
-
-
-Word = Annotated[str, _is_word]  # may become an argument or part of a path: it holds no NUL
-Size = Annotated[int, _is_size]
-Seconds = Annotated[float, _is_seconds]
-Time = Annotated[str, _is_time]  # ISO 8601
+Word = Annotated[str, Meta(pattern=r"^[^\x00]*$")]  # may become an argument or part of a path
+Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Seconds = Annotated[float, Meta(ge=0, lt=_LATEST)]
+Time = str  # ISO 8601
 
 
 class GuestPart(TypedDict, total=False):
@@ -162,9 +143,13 @@ def parse(raw: bytes) -> Metadata:
 
 def check(found: dict[str, Any]) -> Metadata:
     """Return ``found`` where it is what metadata must be. Raises InvalidImage naming the key."""
-    wrong = _wrong(found, Metadata, ())
-    if wrong is not None:
-        where = ".".join(wrong)
+    try:
+        msgspec.convert(found, Metadata)
+        where = next((key for key in ("started", "ended") if not _is_time(found.get(key))), None)
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        where = re.sub(r"\[(\w+)\]", r".\1", place[1]) if place else ""
+    if where is not None:
         raise errors.InvalidImage(
             f"metadata: {where!r} has an invalid value",
             hint="the image is damaged or was made by another program; restore from a good copy",
@@ -172,43 +157,8 @@ def check(found: dict[str, Any]) -> Metadata:
     return cast("Metadata", found)
 
 
-@functools.cache
-def _members(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
-
-
-def _wrong(value: Any, kind: Any, at: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the path of the first value of another type than ``kind``; None where all fit."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if typing.is_typeddict(kind):
-        if not isinstance(value, dict):
-            return at
-        members = _members(kind)
-        found = (
-            _wrong(inside, members[key], (*at, key))
-            for key, inside in value.items()
-            if key in members
-        )
-        return next((each for each in found if each is not None), None)
-    if origin is list:
-        if not isinstance(value, list):
-            return at
-        found = (_wrong(each, arguments[0], (*at, str(n))) for n, each in enumerate(value))
-        return next((each for each in found if each is not None), None)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _wrong(value, arguments[0], at)
-    if origin is Annotated:
-        plain, fits = arguments
-        if (wrong := _wrong(value, plain, at)) is not None:
-            return wrong
-        return None if fits(value) else at
-    return None if _is(value, origin or kind) else at
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Return whether ``value`` is of a plain type; a truth value is no number."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+def _is_time(value: str | None) -> bool:
+    try:
+        return value is None or (0 <= datetime.datetime.fromisoformat(value).timestamp() < _LATEST)
+    except (ValueError, OverflowError, OSError):
+        return False
