@@ -36,6 +36,7 @@ __all__ = [
     "Target",
     "attempt",
     "describe_refusal",
+    "raise_if_refused",
     "refusal",
     "system_process_context",
 ]
@@ -221,6 +222,12 @@ def refusal(
     ):
         return describe_refusal(error_desc, fd, path, pid, system)
     return None
+
+
+def raise_if_refused(error_desc: str, fd: int, path: str, pid: int | None) -> None:
+    """Raise LabelRefused if a refused file is why QEMU failed."""
+    if (found := refusal(error_desc, fd, path, pid)) is not None:
+        raise found from None
 
 
 def _target(fd: int, path: str, pid: int | None) -> Target:

@@ -47,6 +47,13 @@ def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
         )
 
 
+def in_full(error: errors.KeptByQemu) -> str:
+    """Return the message of a QEMU that does not let go, with what had gone wrong before that."""
+    before = error.__context__
+    first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
+    return f"{first}{error.message}"
+
+
 async def taken_back(
     state: Path, session: Session, number: int, settings: parameters.Settings
 ) -> str | None:

@@ -288,12 +288,13 @@ async def _transfer(job: _Job, target: Destination) -> None:
         kept.note(job.config.state, process.identity(session.pid), error.message)
         raise _kept(error) from None
     except errors.CommandRefused as error:
-        _raise_if_refused(opened, session.pid, error.desc)
+        labelling.raise_if_refused(error.desc, opened.fd, opened.path, session.pid)
         raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
     except errors.MonitorTimeout as error:
         raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
     except errors.RestoreFailed as error:
-        _raise_if_refused(opened, session.pid, str(error.data.get("qemu_error")))
+        desc = str(error.data.get("qemu_error"))
+        labelling.raise_if_refused(desc, opened.fd, opened.path, session.pid)
         words = target.words()
         raise errors.RestoreFailed(
             error.message + (f" ({words})" if words else ""), **error.data
@@ -302,18 +303,9 @@ async def _transfer(job: _Job, target: Destination) -> None:
 
 def _kept(error: errors.KeptByQemu) -> errors.RestoreFailed:
     """Return the error for a destination that does not let go, with what went wrong before."""
-    before = error.__context__
-    first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
     return errors.RestoreFailed(
-        f"{first}{error.message}",
+        kept.in_full(error),
         hint="a destination that mapsave started was stopped; shut down one that was waiting, "
         "because its migration settings were left as they are",
         **error.data,
     )
-
-
-def _raise_if_refused(opened: Image, pid: int | None, words: str) -> None:
-    """Raise LabelRefused if a security module is why QEMU failed."""
-    found = labelling.refusal(words, opened.fd, opened.path, pid)
-    if found is not None:
-        raise found from None

@@ -104,19 +104,18 @@ async def let_qemu_write(
         kept.note(job.state, job.facts.process, error.message)
         raise _kept(error) from None
     except errors.CommandRefused as error:
-        _raise_if_refused(job, partial.fd, error.desc)
+        labelling.raise_if_refused(error.desc, partial.fd, job.partial_path, job.facts.pid)
         raise errors.SaveFailed(f"{job.session.address}: {error.message}") from None
     except errors.SaveFailed as error:
-        _raise_if_refused(job, partial.fd, str(error.data.get("qemu_error")))
+        desc = str(error.data.get("qemu_error"))
+        labelling.raise_if_refused(desc, partial.fd, job.partial_path, job.facts.pid)
         raise
 
 
 def _kept(error: errors.KeptByQemu) -> errors.SaveKeptByQemu:
     """Return the error for a QEMU that does not let go, with what had gone wrong before that."""
-    before = error.__context__
-    first = f"{before.message}; then " if isinstance(before, errors.MapsaveError) else ""
     return errors.SaveKeptByQemu(
-        f"{first}{error.message}: its migration settings were left as they are, and mapsave "
+        f"{kept.in_full(error)}: its migration settings were left as they are, and mapsave "
         "will not save this QEMU process again",
         hint="restart the guest when convenient, and take no snapshot of it until then",
         **error.data,
@@ -126,13 +125,6 @@ def _kept(error: errors.KeptByQemu) -> errors.SaveKeptByQemu:
 def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
     """Return the error for a file that a security module kept from QEMU, with QEMU's message."""
     return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
-
-
-def _raise_if_refused(job: SaveJob, fd: int, words: str) -> None:
-    """Raise LabelRefused if a security module is why QEMU failed."""
-    found = labelling.refusal(words, fd, job.partial_path, job.facts.pid)
-    if found is not None:
-        raise found from None
 
 
 async def _transfer(
