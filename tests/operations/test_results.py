@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mapsave.image import store
 from mapsave.operations import recover_result
 
-from tests.monitor.emulated import emulated
+from tests.kit.emulated import emulated
 
 if TYPE_CHECKING:
     from pathlib import Path
