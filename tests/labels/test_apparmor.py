@@ -23,7 +23,7 @@ ACCESS = "/sys/kernel/security/apparmor/.access"
 
 def work(host: Host, **options: Any) -> labelling.Labelling:
     return labelling.Labelling(
-        Policy("mine", "apparmor", apparmor=ApparmorOptions(**options)), host
+        Policy("apparmor", name="mine", apparmor=ApparmorOptions(**options)), host
     )
 
 

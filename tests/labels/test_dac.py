@@ -25,7 +25,7 @@ OTHER = 65533
 
 
 def work(**options: Any) -> labelling.Labelling:
-    return labelling.Labelling(Policy("mine", "dac", **options), System())
+    return labelling.Labelling(Policy("dac", name="mine", **options), System())
 
 
 def state(file: Path) -> tuple[int, int, int]:
@@ -104,7 +104,7 @@ def test_unknown_names(image: Path, what: str, kind: str) -> None:
 
 def test_giving_away_without_the_capability(plain: Host, image: Path) -> None:
     plain.failures["capable"] = (0,)
-    labeller = labelling.Labelling(Policy("mine", "dac", owner=str(OTHER)), plain)
+    labeller = labelling.Labelling(Policy("dac", name="mine", owner=str(OTHER)), plain)
     with pytest.raises(errors.NotPermitted) as caught:
         labeller.check(str(image.parent), None, "save")
     assert caught.value.message == (

@@ -80,7 +80,7 @@ def test_none_labels_nothing_on_an_selinux_host(selinux: Host, image: Path) -> N
 @pytest.mark.parametrize("inside", ["", "sub", "sub/deeper"])
 def test_directories_and_what_is_below(tmp_path: Path, inside: str) -> None:
     (tmp_path / "sub" / "deeper").mkdir(parents=True)
-    labeller = labelling.Labelling(Policy("mine", "none", directories=(str(tmp_path),)))
+    labeller = labelling.Labelling(Policy("none", name="mine", directories=(str(tmp_path),)))
     assert labeller.check(str(tmp_path / inside), None, "save").module == "none"
 
 
@@ -96,7 +96,7 @@ def test_directories_that_are_forbidden(tmp_path: Path, how: str) -> None:
         "dots": f"{allowed}/../outside",
         "prefix": str(tmp_path / "allowed-not"),
     }[how]
-    labeller = labelling.Labelling(Policy("mine", "none", directories=(str(allowed),)))
+    labeller = labelling.Labelling(Policy("none", name="mine", directories=(str(allowed),)))
     with pytest.raises(errors.PolicyViolation) as caught:
         labeller.check(asked, None, "save")
     link = f" (which is {outside})" if how == "link" else ""
@@ -127,7 +127,7 @@ def interrupt() -> None:
 def test_undone_when_something_is_raised(
     selinux: Host, image: Path, inside: Any, raised: type[BaseException]
 ) -> None:
-    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    labeller = labelling.Labelling(Policy("selinux", name="mine", mode=0o640), selinux)
     with pytest.raises(raised), labelled(labeller, image) as applied:
         assert (selinux.of(image, ATTRIBUTE) or "").rstrip("\0") == IMAGE
         assert image.stat().st_mode & 0o777 == 0o640
@@ -159,7 +159,7 @@ def test_failed_undo_hides_nothing_and_stops_nothing(
     selinux: Host, image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second module's undo runs although the first one's fails, and the error comes through."""
-    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    labeller = labelling.Labelling(Policy("selinux", name="mine", mode=0o640), selinux)
     left: list[labelling.Problem] = []
     with pytest.raises(ZeroDivisionError), labelled(labeller, image, on_left=left.extend):
         selinux.failures["set"] = errno.EIO
@@ -173,7 +173,7 @@ def test_failed_undo_hides_nothing_and_stops_nothing(
 
 
 def test_failed_rest_is_reported_not_raised(selinux: Host, image: Path) -> None:
-    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    labeller = labelling.Labelling(Policy("selinux", name="mine", mode=0o640), selinux)
     with labelled(labeller, image) as applied:
         selinux.failures["set"] = errno.EIO
         words = f"selinux: cannot set the final label of {image}: [Errno 5] Input/output error"
@@ -183,7 +183,7 @@ def test_failed_rest_is_reported_not_raised(selinux: Host, image: Path) -> None:
 
 
 def test_first_module_is_undone_when_the_second_fails(selinux: Host, image: Path) -> None:
-    labeller = labelling.Labelling(Policy("mine", "selinux", owner="no-such-one"), selinux)
+    labeller = labelling.Labelling(Policy("selinux", name="mine", owner="no-such-one"), selinux)
     with pytest.raises(errors.PolicyViolation), labelled(labeller, image):
         pytest.fail("not reached")
     assert selinux.of(image, ATTRIBUTE) == BORN + "\0"

@@ -44,7 +44,7 @@ def stubborn(apparmor: Host, monkeypatch: pytest.MonkeyPatch) -> Stubborn:
     host.put("/proc/self/attr/apparmor/current", "mapsave (enforce)\n")
 
     def policy_labelling(*_: Any) -> labelling.Labelling:
-        return labelling.Labelling(Policy("mine", "apparmor"), host)
+        return labelling.Labelling(Policy("apparmor", name="mine"), host)
 
     monkeypatch.setattr(save_request, "policy_labelling", policy_labelling)
     return host

@@ -70,7 +70,7 @@ def test_saved_image_gets_the_label_for_rest_of_the_journal(
     selinux: Host, image: Path, at_rest: str, expected: str
 ) -> None:
     """Its policy is not asked for: it may be another by now, or gone."""
-    policy = Policy("mine", "selinux", mode=0o640, selinux=SelinuxOptions(at_rest=at_rest))
+    policy = Policy("selinux", name="mine", mode=0o640, selinux=SelinuxOptions(at_rest=at_rest))
     label = saved(selinux, image, policy)
     assert (label.value, label.previous) == (IMAGE, BORN)
     image.chmod(0o666)
@@ -83,7 +83,7 @@ def test_saved_image_gets_the_label_for_rest_of_the_journal(
 def test_saved_image_gets_the_label_of_smack_for_rest(
     smack: Host, image: Path, at_rest: str, expected: str
 ) -> None:
-    label = saved(smack, image, Policy("mine", "smack", smack=SmackOptions(at_rest=at_rest)))
+    label = saved(smack, image, Policy("smack", name="mine", smack=SmackOptions(at_rest=at_rest)))
     assert now(smack, image, "smack") == "Guest1"
     assert settled(smack, image, label) == []
     assert now(smack, image, "smack") == expected
@@ -91,7 +91,7 @@ def test_saved_image_gets_the_label_of_smack_for_rest(
 
 def test_module_that_is_not_active_any_more(selinux: Host, image: Path) -> None:
     """The host was booted without SELinux: nothing is written, and what stays is said."""
-    label = saved(selinux, image, Policy("mine", "selinux", mode=0o640))
+    label = saved(selinux, image, Policy("selinux", name="mine", mode=0o640))
     selinux.locate(SELINUX_ENFORCE).unlink()
     image.chmod(0o666)
     (problem,) = settled(selinux, image, label)
@@ -106,7 +106,7 @@ def test_restored_image_gets_its_label_back(
     request: pytest.FixtureRequest, image: Path, module: Any
 ) -> None:
     host: Host = request.getfixturevalue(module)
-    label = restoring(host, image, Policy("mine", module))
+    label = restoring(host, image, Policy(module, name="mine"))
     assert now(host, image, module) == label.value != BEFORE[module]
     assert put_back(host, image, label) == []
     assert now(host, image, module) == BEFORE[module]
@@ -116,7 +116,7 @@ def test_restored_image_gets_its_label_back(
 def test_died_before_the_label_was_set_or_behind_its_end(
     selinux: Host, image: Path, moment: str
 ) -> None:
-    label = restoring(selinux, image, Policy("mine", "selinux"), dies=False)
+    label = restoring(selinux, image, Policy("selinux", name="mine"), dies=False)
     if moment == "behind":
         selinux.label(image, ATTRIBUTES["selinux"], OTHER)
     assert put_back(selinux, image, label) == []
@@ -124,7 +124,7 @@ def test_died_before_the_label_was_set_or_behind_its_end(
 
 
 def test_label_that_cannot_be_put_back_can_be_later(selinux: Host, image: Path) -> None:
-    label = restoring(selinux, image, Policy("mine", "selinux"))
+    label = restoring(selinux, image, Policy("selinux", name="mine"))
     selinux.failures["set"] = errno.EPERM
     (problem,) = put_back(selinux, image, label)
     assert problem.recoverable
@@ -136,7 +136,7 @@ def test_label_that_cannot_be_put_back_can_be_later(selinux: Host, image: Path) 
 
 def test_nothing_is_journalled_that_goes_by_itself(selinux: Host, image: Path) -> None:
     """A partial image goes with its label; and one that QEMU may read keeps its own."""
-    labeller = labelling.Labelling(Policy("mine", "selinux", mode=0o640), selinux)
+    labeller = labelling.Labelling(Policy("selinux", name="mine", mode=0o640), selinux)
     with open(image, "rb") as file:
         assert labeller.intended(Target(file.fileno(), str(image), (), PID, "save")) is None
         selinux.label(image, ATTRIBUTES["selinux"], IMAGE)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +10,7 @@ from mapsave import errors
 from mapsave.labels import labelling
 from mapsave.labels.policy import Policy, SelinuxOptions
 from mapsave.labels.selinux import Selinux
+from msgspec.structs import replace
 
 from tests.labels.conftest import BORN, IMAGE, OWN, PID, QEMU, labelled
 
@@ -24,7 +24,7 @@ CONTEXTS = "/etc/selinux/default/contexts/virtual_image_context"
 
 
 def policy(module: Any = "selinux", **options: Any) -> Policy:
-    return Policy("mine", module, selinux=SelinuxOptions(**options))
+    return Policy(module, name="mine", selinux=SelinuxOptions(**options))
 
 
 def apply(host: Host, image: Path, access: Any = "save", **options: Any) -> labelling.Label:

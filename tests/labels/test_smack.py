@@ -19,7 +19,7 @@ ATTRIBUTE = "security.SMACK64"
 
 
 def work(host: Host, **options: Any) -> labelling.Labelling:
-    return labelling.Labelling(Policy("mine", "smack", smack=SmackOptions(**options)), host)
+    return labelling.Labelling(Policy("smack", name="mine", smack=SmackOptions(**options)), host)
 
 
 def test_image_gets_the_label_of_qemu_and_its_own_back(smack: Host, image: Path) -> None:
