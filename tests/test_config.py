@@ -216,11 +216,11 @@ def test_defaults_of_an_ordinary_user() -> None:
         ("guests:\n  a: {emulator: {memory: 0}}", "guests.a.emulator.memory: must not be 0"),
         (
             "guests:\n  a: {emulator: {memory: true}}",
-            "guests.a.emulator.memory: must be bytes, or",
+            "guests.a.emulator.memory: must be a size, such as",
         ),
         (
             "guests:\n  a: {emulator: {memory: 1.5}}",
-            "guests.a.emulator.memory: must be bytes, or",
+            "guests.a.emulator.memory: must be a size, such as",
         ),
         (
             "guests:\n  a: {emulator: {memory: 1M, pattern: zebra}}",
@@ -237,7 +237,7 @@ def test_defaults_of_an_ordinary_user() -> None:
             "save:\n  channels: true",
             "m.yaml:2:13: save.channels: must be 'auto' or a number",
         ),
-        ("save:\n  direct_io: maybe", "save.direct_io: must be auto, on or off, not 'maybe'"),
+        ("save:\n  direct_io: maybe", "save.direct_io: must be 'auto', 'on' or 'off', not 'maybe'"),
         ("save:\n  live: perhaps", "m.yaml:2:9: save.live: must be true or false"),
     ],
 )

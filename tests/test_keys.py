@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from mapsave.key_types import Argument, Channels, Duration, Name, Size, Switch, 
 from mapsave.keys import Keys, help
 from mapsave.labels import policy
 
+from tests.kit import key_tables, tree
 from tests.kit.full import CONFIGURATION, JOB, POLICY
 
 SLASH = "the name 'a/b' contains a slash or an unprintable character"
@@ -105,10 +107,10 @@ def test_every_mistake_is_named_at_once() -> None:
     }
     assert mistakes(data) == [
         ("stal", "unknown key 'stal': did you mean 'stall'?", True),
-        ("memory", "memory: must be bytes, or a number with K, M, G or T, not 1.5", False),
+        ("memory", "memory: must be a size, such as 64M, not 1.5", False),
         ("stall", "stall: must be longer than 0", False),
         ("channels", "channels: must be 'auto' or a number from 1 to 255, not 300", False),
-        ("direct", "direct: must be auto, on or off, not 'perhaps'", False),
+        ("direct", "direct: must be 'auto', 'on' or 'off', not 'perhaps'", False),
         ("live", "live: must be true or false, not 1", False),
         ("guests.a/b", f"guests.a/b: {SLASH}", True),
         ("guests.a/b.name", "unknown key 'name' (known: launch, qmp)", True),
@@ -193,3 +195,21 @@ def test_odd_values_are_read_or_named_in_our_words(kind: type[Keys], data: st.Da
         assert not [each for each in error.found if "Expected" in each.message]
     else:
         assert isinstance(found, kind)
+
+
+def test_tables_in_the_documentation_are_made_of_the_definitions() -> None:
+    """After a change of keys: ``python -m tests.kit.key_tables``."""
+    documents = [(tree.ROOT / "docs" / name).read_text() for name in key_tables.DOCUMENTS]
+    for text in documents:
+        assert key_tables.rewritten(text) == text
+    every = set().union(*(parts(kind) for kind in KINDS))
+    assert every == {kind for text in documents for kind in key_tables.kinds(text)}
+
+
+def parts(kind: Any) -> set[type[Any]]:
+    """Return the classes of keys within a type, and within those."""
+    core, _ = keys.peel(kind)
+    if isinstance(core, type) and issubclass(core, Keys):
+        inner = (parts(each.type) for each in keys.fields(core).values())
+        return {core}.union(*inner)
+    return set().union(*(parts(each) for each in typing.get_args(core)))

@@ -72,7 +72,9 @@ def _check_guest(guest: Guest) -> Guest:
     return guest
 
 
-Absolute = Annotated[Text, Check(_absolute), Meta(extra_json_schema={"pattern": "^/"})]
+Absolute = Annotated[
+    Text, Check(_absolute), Meta(title="a path", extra_json_schema={"pattern": "^/"})
+]
 Variables = Annotated[tuple[Variable, ...], Meta(min_length=1)]
 
 
@@ -177,16 +179,16 @@ class RestoreSettings(Keys, frozen=True):
 class Config(Keys, frozen=True):
     """The configuration of mapsave: manager.yaml. ``source`` is the file that it came from."""
 
-    images: Annotated[Place, help("Directory of the images.")] = field(
+    images: Annotated[Place, help("The image directory.")] = field(
         default_factory=lambda: Path("/var/lib/mapsave/images")
     )
-    state: Annotated[Place, help("Directory of the journal, locks and measurements.")] = field(
+    state: Annotated[Place, help("The state directory: journal, locks and measurements.")] = field(
         default_factory=lambda: Path("/var/lib/mapsave/state")
     )
     socket: Annotated[Place, help("Socket where `mapsaved` listens.")] = field(
         default_factory=lambda: Path("/run/mapsave/mapsave.sock")
     )
-    jobs: Annotated[Place, help("Directory of the save jobs.")] = field(
+    jobs: Annotated[Place, help("The jobs directory.")] = field(
         default_factory=lambda: Path("/etc/mapsave/jobs.d")
     )
     policies: Annotated[Place | None, help("Directory of your own label policies.")] = None

@@ -88,7 +88,9 @@ Text = Annotated[
 Name = Annotated[
     str,
     Check(check_name),
-    msgspec.Meta(extra_json_schema={"pattern": NAME_PATTERN, "maxLength": NAME_BYTES}),
+    msgspec.Meta(
+        title="a name", extra_json_schema={"pattern": NAME_PATTERN, "maxLength": NAME_BYTES}
+    ),
 ]
 # A path that the reader's hook takes as relative to the file it is in.
 Place = Annotated[
@@ -101,7 +103,7 @@ Argument = Annotated[str, Parse(_argument), written("text", {"type": ["string", 
 Variable = Annotated[
     Text,
     Check(_variable),
-    msgspec.Meta(extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}),
+    msgspec.Meta(title="a name", extra_json_schema={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}),
 ]
 Truth = Annotated[
     bool,
@@ -111,12 +113,12 @@ Truth = Annotated[
 Switch = Annotated[
     Literal["auto", "on", "off"],
     Parse(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
-    written("auto, on or off", {"enum": ["auto", "on", "off", True, False]}),
+    written(None, {"enum": ["auto", "on", "off", True, False]}),
 ]
 Size = Annotated[
     int,
     Parse(_size),
-    written("bytes, or a number with K, M, G or T", {"type": ["integer", "string"]}),
+    written("a size, such as 64M", {"type": ["integer", "string"]}),
 ]
 # Seconds; 0 is refused.
 Duration = Annotated[
@@ -124,7 +126,7 @@ Duration = Annotated[
     Parse(_time),
     Check(_positive),
     written(
-        "a duration such as 30s, 15m or 1h30m",
+        "a duration, such as 15m",
         {
             "anyOf": [
                 {"type": "string", "pattern": _DURATION},

@@ -166,10 +166,7 @@ def tidy(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     if _WRITTEN in part:
-        kept: dict[str, Any] = {
-            key: part[key] for key in ("title", "description", "default") if key in part
-        }
-        return {**kept, **part[_WRITTEN]}
+        return {**_kept(part), **part[_WRITTEN]}
     found = {key: tidy(each) for key, each in part.items()}
     if found.get("type") == "object" and "properties" in found:
         needed = found["required"]
@@ -184,8 +181,12 @@ def tidy(part: Any) -> Any:
     return found
 
 
+def _kept(part: dict[str, Any]) -> dict[str, Any]:
+    return {key: part[key] for key in ("title", "description", "default") if key in part}
+
+
 def _or_null(part: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {key: part[key] for key in ("description", "default") if key in part}
+    kept = _kept(part)
     rest = {key: each for key, each in part.items() if key not in kept}
     choices = rest["anyOf"] if list(rest) == ["anyOf"] else [rest]
     null = {"type": "null"}

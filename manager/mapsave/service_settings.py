@@ -65,7 +65,7 @@ def _url(value: str) -> str:
     return value
 
 
-Hook = Annotated[str, Check(hook_name)]
+Hook = Annotated[str, Check(hook_name), Meta(title="a name")]
 Executables = tuple[Hook, ...]
 
 

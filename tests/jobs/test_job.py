@@ -241,7 +241,7 @@ HEAD = "job: j\nguests: [a]\n"
         (HEAD + "concurrency: '2'", "job.yaml:3:14: concurrency: must be a number from 1"),
         (HEAD + "timeout: soon", "job.yaml:3:10: timeout: not a duration: 'soon'"),
         (HEAD + "timeout: 0", "job.yaml:3:10: timeout: must be longer than 0"),
-        (HEAD + "timeout: true", "job.yaml:3:10: timeout: must be a duration such as"),
+        (HEAD + "timeout: true", "job.yaml:3:10: timeout: must be a duration, such as"),
         (HEAD + "timeout: [1]", "job.yaml:3:10: timeout: must be a duration"),
         (HEAD + "timeout: -5", "job.yaml:3:10: timeout: not a duration"),
         (HEAD + "timeout: 1:30", "job.yaml:3:10: timeout: not a duration: '1:30'"),

@@ -83,7 +83,7 @@ class Job(Keys, frozen=True):
     schedule: Annotated[
         schedule.Schedule | None,
         Parse(lambda value: value if isinstance(value, dict) else {"cron": value}),
-        written(None, {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Schedule"}]}),
+        written("text or a mapping", {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Schedule"}]}),
         help("When to run: times as in crontab(5), a name such as `@daily`, or a mapping."),
     ] = None
     keep: Annotated[

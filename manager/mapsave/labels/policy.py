@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import structs
+from msgspec import Meta, structs
 
 from mapsave import errors
 from mapsave.key_types import Text
@@ -85,7 +85,7 @@ def _template(text: str) -> str:
     return text
 
 
-Absolute = Annotated[Text, Check(_absolute)]
+Absolute = Annotated[Text, Check(_absolute), Meta(title="a path")]
 Owner = Annotated[Text, Check(_owner), written("a name or a number, as text")]
 Template = Annotated[Absolute, Check(_template)]
 
