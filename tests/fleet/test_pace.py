@@ -33,7 +33,7 @@ class Disk:
             self.now += POLL
             self.written += self.rate(count) * POLL
             names = frozenset(map(str, range(count)))
-            self.pace.saw(parallelism.Look(self.now, int(self.written), names, names))
+            self.pace.note(parallelism.Look(self.now, int(self.written), names, names))
         return self.pace.slots
 
 
@@ -87,11 +87,11 @@ def test_what_begins_and_ends_within_a_second_says_nothing_of_the_disk() -> None
     found = parallelism.Pace(4, 1)
     for number in range(100):
         one = frozenset([str(number // 2)])
-        found.saw(parallelism.Look(number / 2, number * MIB, one, one))
+        found.note(parallelism.Look(number / 2, number * MIB, one, one))
     assert found.rate is None
     only = frozenset("a")
     for number in range(100):  # it is at its fsync
-        found.saw(parallelism.Look(50 + number, 100 * MIB, only, frozenset()))
+        found.note(parallelism.Look(50 + number, 100 * MIB, only, frozenset()))
     assert found.rate is None
 
 
@@ -100,7 +100,7 @@ def test_filling_the_queues_is_not_writing() -> None:
     one = frozenset("a")
     written = 0
     for number in range(5):
-        found.saw(parallelism.Look(float(number), written, one, one))
+        found.note(parallelism.Look(float(number), written, one, one))
         written += 800 if number == 0 else 100
     assert found.rate == 100
 

@@ -17,7 +17,7 @@ TWO = Entry("db", "/images/db.mapsave", False)
 
 
 async def test_what_is_written_is_read(tmp_path: Path) -> None:
-    with record.held(tmp_path) as kept:
+    with record.hold(tmp_path) as kept:
         kept.plan([ONE, TWO])
         await kept.write()
     assert record.load(tmp_path).entries == (ONE, TWO)
@@ -37,7 +37,7 @@ async def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 async def test_the_empty_one_is_no_file(tmp_path: Path) -> None:
     assert record.load(tmp_path).entries == ()
-    with record.held(tmp_path) as kept:
+    with record.hold(tmp_path) as kept:
         kept.plan([ONE, TWO])
         await kept.write()
         kept.drop(ONE)
@@ -48,7 +48,7 @@ async def test_the_empty_one_is_no_file(tmp_path: Path) -> None:
 
 
 async def test_the_last_version_survives_a_write_that_fails(tmp_path: Path) -> None:
-    with record.held(tmp_path) as kept:
+    with record.hold(tmp_path) as kept:
         kept.plan([ONE])
         await kept.write()
         (tmp_path / f"{record.NAME}.new").mkdir()
@@ -59,7 +59,7 @@ async def test_the_last_version_survives_a_write_that_fails(tmp_path: Path) -> N
 
 
 def test_only_one_has_it(tmp_path: Path) -> None:
-    with record.held(tmp_path), pytest.raises(errors.Busy), record.held(tmp_path):
+    with record.hold(tmp_path), pytest.raises(errors.Busy), record.hold(tmp_path):
         pass
 
 
@@ -100,10 +100,10 @@ def test_what_is_no_record_is_refused_and_kept(tmp_path: Path, content: str) -> 
     path.write_text(content)
     with pytest.raises(errors.Refused, match=r"save-all\.json"):
         record.load(tmp_path)
-    with pytest.raises(errors.Refused), record.held(tmp_path):
+    with pytest.raises(errors.Refused), record.hold(tmp_path):
         pass
     assert path.read_text() == content
-    with record.held(tmp_path, set_aside=True) as kept:
+    with record.hold(tmp_path, set_aside=True) as kept:
         assert kept.entries == ()
     assert Path(f"{path}.unreadable").read_text() == content
 
@@ -112,7 +112,7 @@ def test_a_directory_in_its_place_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / record.NAME).mkdir()
     with pytest.raises(errors.Refused):
         record.load(tmp_path)
-    with record.held(tmp_path, set_aside=True) as kept:
+    with record.hold(tmp_path, set_aside=True) as kept:
         assert kept.entries == ()
     (aside,) = tmp_path.glob(f"{record.NAME}.unreadable*")
     assert aside.is_dir()

@@ -56,29 +56,29 @@ def test_label_follows_from_the_running_qemu(selinux: Host, image: Path) -> None
 )
 def test_categories(selinux: Host, process_level: str, file_level: str) -> None:
     module = Selinux(policy(), selinux)
-    wanted = module.wanted(f"system_u:system_r:svirt_t:{process_level}")
+    wanted = module.label_for(f"system_u:system_r:svirt_t:{process_level}")
     assert wanted == f"system_u:object_r:svirt_image_t:{file_level}"
 
 
 def test_type_and_label_of_the_policy(selinux: Host) -> None:
     module = Selinux(policy(image_type="svirt_prot_exec_image_t"), selinux)
-    assert module.wanted(QEMU) == "system_u:object_r:svirt_prot_exec_image_t:s0:c1,c2"
+    assert module.label_for(QEMU) == "system_u:object_r:svirt_prot_exec_image_t:s0:c1,c2"
     module = Selinux(policy(label="u:object_r:virt_t:s0:c9,c3"), selinux)
-    assert module.wanted(QEMU) == "u:object_r:virt_t:s0:c3,c9"
-    assert module.wanted(None) == "u:object_r:virt_t:s0:c3,c9"
+    assert module.label_for(QEMU) == "u:object_r:virt_t:s0:c3,c9"
+    assert module.label_for(None) == "u:object_r:virt_t:s0:c3,c9"
 
 
 def test_type_without_the_context_file(selinux: Host) -> None:
     selinux.locate(CONTEXTS).unlink()
     module = Selinux(policy(image_type="virt_t"), selinux)
-    assert module.wanted(QEMU) == "system_u:object_r:virt_t:s0:c1,c2"
+    assert module.label_for(QEMU) == "system_u:object_r:virt_t:s0:c1,c2"
     with pytest.raises(errors.PolicyViolation) as caught:
-        Selinux(policy(), selinux).wanted(QEMU)
+        Selinux(policy(), selinux).label_for(QEMU)
     assert caught.value.message == (
         f"policy mine: {CONTEXTS} does not define the label of guest images"
     )
     assert "selinux.image_type" in (caught.value.hint or "")
-    assert Selinux(policy("auto"), selinux).wanted(QEMU) is None
+    assert Selinux(policy("auto"), selinux).label_for(QEMU) is None
 
 
 def test_unknown_type_is_told_before_anything_is_written(selinux: Host, image: Path) -> None:
@@ -298,7 +298,7 @@ def test_policy_that_may_not_be_asked(selinux: Host, image: Path) -> None:
 def test_mcs_free_policy(selinux: Host) -> None:
     module = Selinux(replace(policy(), module="selinux"), selinux)
     selinux.failures["/sys/fs/selinux/context"] = errno.EACCES
-    assert module.wanted("user_u:user_r:svirt_t") == "system_u:object_r:svirt_image_t"
+    assert module.label_for("user_u:user_r:svirt_t") == "system_u:object_r:svirt_image_t"
 
 
 def test_after_a_restore_the_image_has_the_label_it_had(selinux: Host, image: Path) -> None:

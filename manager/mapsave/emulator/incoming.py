@@ -242,10 +242,10 @@ class Incoming:
 
     def _foreign_devices(self, rest: bytes) -> None:
         """Skip the devices of another machine type; only its run state is of interest."""
-        found = _GLOBAL_STATE.search(rest)
-        if found is not None:
-            self._stored_state = found[1].decode()
-            self._was_suspended = found[2] == _SUSPENDED
+        match = _GLOBAL_STATE.search(rest)
+        if match is not None:
+            self._stored_state = match[1].decode()
+            self._was_suspended = match[2] == _SUSPENDED
 
     @staticmethod
     def _footer(reader: StreamReader, name: str, section_id: int) -> None:

@@ -52,11 +52,11 @@ class StreamWriter:
         self._buffer.clear()
         while rest:
             try:
-                done = os.write(self.fd, rest)
+                written = os.write(self.fd, rest)
             except OSError as error:
                 raise unable_to_write(error) from None
-            self._position += done
-            rest = rest[done:]
+            self._position += written
+            rest = rest[written:]
 
     def skip_to(self, offset: int) -> None:
         """Go on at the absolute file offset ``offset``; what lies between becomes a hole."""

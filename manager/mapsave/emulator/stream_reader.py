@@ -84,10 +84,10 @@ class StreamReader:
 
     def preadv(self, target: memoryview, offset: int) -> int:
         """Fill ``target`` from the absolute ``offset``; return the bytes that were there."""
-        done = 0
-        while done < len(target):
-            got = os.preadv(self._fd, [target[done:]], offset + done)
+        count = 0
+        while count < len(target):
+            got = os.preadv(self._fd, [target[count:]], offset + count)
             if got == 0:
                 break
-            done += got
-        return done
+            count += got
+        return count

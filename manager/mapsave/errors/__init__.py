@@ -187,16 +187,19 @@ __all__ = [
 ]
 
 
-def from_dict(found: dict[str, Any]) -> MapsaveError:
+def from_dict(document: dict[str, Any]) -> MapsaveError:
     """Return the error that ``as_dict`` made, of its own class; of the base class where unknown."""
 
     def classes(cls: type[MapsaveError]) -> list[type[MapsaveError]]:
-        return [cls, *(each for child in cls.__subclasses__() for each in classes(child))]
+        return [cls, *(below for child in cls.__subclasses__() for below in classes(child))]
 
     known = {cls.id: cls for cls in classes(MapsaveError)}
-    error = MapsaveError.__new__(known.get(str(found.get("id")), MapsaveError))
+    error = MapsaveError.__new__(known.get(str(document.get("id")), MapsaveError))
     # Subclasses may be made from other arguments; their attributes are the same.
     MapsaveError.__init__(
-        error, str(found.get("message")), hint=found.get("hint"), **(found.get("data") or {})
+        error,
+        str(document.get("message")),
+        hint=document.get("hint"),
+        **(document.get("data") or {}),
     )
     return error

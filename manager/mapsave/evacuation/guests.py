@@ -34,13 +34,13 @@ async def chosen(
     Raises UnknownGuest, UsageError where nothing is meant; where there are no others Unsupported,
     Unreachable, NotPermitted.
     """
-    found = named(config, names) if names else dict(config.guests)
+    selected = named(config, names) if names else dict(config.guests)
     if libvirt is None:
-        if not found:
+        if not selected:
             raise errors.UsageError(
                 "no guest is configured", hint="name some, or save libvirt guests with --libvirt"
             )
-        return list(found.values()), None
+        return list(selected.values()), None
     try:
         async with asyncio.timeout(patience):
             domains = await _domains(config, libvirt)
@@ -51,11 +51,11 @@ async def chosen(
     except errors.MapsaveError as error:
         failed = error
     else:
-        found.update({guest.name: guest for guest in domains})
-        return list(found.values()), None
-    if not found:
+        selected.update({guest.name: guest for guest in domains})
+        return list(selected.values()), None
+    if not selected:
         raise failed
-    return list(found.values()), failed
+    return list(selected.values()), failed
 
 
 def named(config: Config, names: Sequence[str]) -> dict[str, Guest]:
@@ -85,17 +85,17 @@ async def _domains(config: Config, uri: str) -> list[Guest]:
 
     def active(connection: Any) -> list[tuple[str, str, int]]:
         handles = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        return [(each.name(), each.UUIDString(), each.ID()) for each in handles]
+        return [(handle.name(), handle.UUIDString(), handle.ID()) for handle in handles]
 
     async with libvirt_connection.connected(uri) as connection:
         try:
-            found = await libvirt_connection.call(active, connection)
+            domains = await libvirt_connection.call(active, connection)
         except libvirt.libvirtError as error:
             raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
     prefix = "libvirt:" if uri == configuration.LIBVIRT_URI else f"libvirt+{uri}#"
     return [
         config.guest(prefix + name)
-        for name, uuid, number in sorted(found)
+        for name, uuid, number in sorted(domains)
         if not known & {name, uuid, str(number)}
     ]
 

@@ -60,7 +60,7 @@ class Pace:
         """
         return max(self._rates, default=None)
 
-    def saw(self, now: Look) -> None:
+    def note(self, now: Look) -> None:
         """Take in a look at the saves; ``slots`` may change."""
         self._measure(now)
         if self._settled or len(now.running) != self.slots:

@@ -76,14 +76,16 @@ class Record:
         with image.opened(path) as opened:
             uuid = str(opened.block.uuid)
         self.entries = tuple(
-            dataclasses.replace(each, uuid=uuid, time=time.time()) if each.image == path else each
-            for each in self.entries
-            if each.guest != guest or each.image == path
+            dataclasses.replace(entry, uuid=uuid, time=time.time())
+            if entry.image == path
+            else entry
+            for entry in self.entries
+            if entry.guest != guest or entry.image == path
         )
 
     def forget(self, guests: Container[str]) -> None:
         """Drop what is known of ``guests``: they run, so that their images are stale."""
-        self.entries = tuple(each for each in self.entries if each.guest not in guests)
+        self.entries = tuple(entry for entry in self.entries if entry.guest not in guests)
 
     def drop(self, entry: Entry) -> None:
         """Drop one entry: its guest is back, or there is nothing to bring back."""
@@ -91,7 +93,9 @@ class Record:
 
     def tidy(self) -> None:
         """Drop the guests that were not saved after all."""
-        self.entries = tuple(each for each in self.entries if each.is_committed or each.has_image())
+        self.entries = tuple(
+            entry for entry in self.entries if entry.is_committed or entry.has_image()
+        )
 
     async def write(self) -> None:
         """Bring the record to stable storage, off the event loop. Raises OSError."""
@@ -100,7 +104,7 @@ class Record:
 
 
 @contextlib.contextmanager
-def held(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
+def hold(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
     """Yield the record of ``state``; no one else works with it in the meantime.
 
     With ``set_aside`` a record that cannot be read is renamed and ignored.
@@ -109,7 +113,7 @@ def held(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
     """
     with locks.held(state, "the fleet of guests", f"fleet:{os.path.realpath(state)}"):
         try:
-            found = load(state)
+            loaded = load(state)
         except errors.Refused:
             if not set_aside:
                 raise
@@ -118,8 +122,8 @@ def held(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
                 aside = state / f"{NAME}.unreadable-{time.time_ns()}"
             (state / NAME).rename(aside)
             _log.warning("%s cannot be read; set aside as %s", state / NAME, aside)
-            found = load(state)
-        yield found
+            loaded = load(state)
+        yield loaded
 
 
 def load(state: Path) -> Record:
@@ -146,14 +150,14 @@ def _parsed(found: Any) -> tuple[Entry, ...]:
     """Return the entries of a record; raise ValueError, TypeError or KeyError if it is none."""
     if found["version"] != _VERSION:
         raise ValueError(f"version {found['version']!r}, not {_VERSION}")
-    entries = tuple(Entry(**each) for each in found["guests"])
-    for each in entries:
-        if not (isinstance(each.guest, str) and isinstance(each.image, str)):
-            raise TypeError(f"not a guest and its image: {each}")
-        if not isinstance(each.priority, int):
-            raise TypeError(f"not a priority: {each.priority!r}")
-        if not isinstance(each.uuid, str | None) or not isinstance(each.time, float | int | None):
-            raise TypeError(f"not an image's uuid and time: {each}")
+    entries = tuple(Entry(**entry) for entry in found["guests"])
+    for entry in entries:
+        if not (isinstance(entry.guest, str) and isinstance(entry.image, str)):
+            raise TypeError(f"not a guest and its image: {entry}")
+        if not isinstance(entry.priority, int):
+            raise TypeError(f"not a priority: {entry.priority!r}")
+        if not isinstance(entry.uuid, str | None) or not isinstance(entry.time, float | int | None):
+            raise TypeError(f"not an image's uuid and time: {entry}")
     return entries
 
 
@@ -162,7 +166,7 @@ def _replace(path: Path, entries: tuple[Entry, ...]) -> None:
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if entries:
-            guests = [dataclasses.asdict(each) for each in entries]
+            guests = [dataclasses.asdict(other) for other in entries]
             text = json.dumps({"version": _VERSION, "guests": guests}, indent=1) + "\n"
             _write_durably(path.with_name(path.name + ".new"), text)
             os.rename(path.with_name(path.name + ".new"), path)

@@ -68,7 +68,7 @@ async def restore_all(
         for line in lines:
             await restore_targets.look(config, line)
         return _summary(config, lines, [], began, dry_run=True)
-    with record.held(config.state) as kept:
+    with record.hold(config.state) as kept:
         recovered = (await recover.recover(config))["operations"] if kept.entries else []
         lines = restore_targets.planned(kept)
         run = _Run(config, request, lines, kept, restorer or _restorer(config), report)
@@ -82,11 +82,11 @@ async def restore_all(
 def _interrupted(lines: Sequence[Return]) -> errors.Interrupted:
     """Return the error that names the restored guests: they are not saved again."""
     restored = [line.entry.guest for line in lines if line.outcome == "restored"]
-    words = (
+    so_far = (
         f"restored before that: {', '.join(restored)}" if restored else "no guest had been restored"
     )
     return errors.Interrupted(
-        f"interrupted; the restores in progress were rolled back, {words}",
+        f"interrupted; the restores in progress were rolled back, {so_far}",
         hint="'mapsave restore-all' restores the others",
         restored=restored,
     )
@@ -136,7 +136,7 @@ class _Run:
                 except OSError as error:
                     # The image is marked as restored, so the next try passes it over.
                     _log.warning("cannot write %s: %s", self._kept.path, error.strerror)
-            self._tell()
+            self._report_progress()
 
     async def _restore(self, line: Return) -> None:
         name = line.entry.guest
@@ -144,7 +144,7 @@ class _Run:
         request = restore_request.Request(image=line.entry.image, guest=name if known else None)
 
         def seen(_: Progress) -> None:
-            self._tell()  # a restore reports its phases, but no bytes
+            self._report_progress()  # a restore reports its phases, but no bytes
 
         try:
             line.result = await self._restorer(request, seen)
@@ -165,7 +165,7 @@ class _Run:
         except (errors.MapsaveError, OSError) as error:
             line.note = f"the image was kept: {error}"
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         ended = sum(line.outcome != "planned" for line in self._lines)
         self._report(Progress(f"{ended} of {len(self._lines)} guests"))
 

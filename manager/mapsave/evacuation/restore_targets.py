@@ -59,7 +59,7 @@ class Return:
 
 def planned(kept: Record) -> list[Return]:
     """Return the entries in the order of their restores; among equals as they were saved."""
-    return [Return(each) for each in sorted(kept.entries, key=lambda each: -each.priority)]
+    return [Return(entry) for entry in sorted(kept.entries, key=lambda entry: -entry.priority)]
 
 
 async def look(config: Config, line: Return) -> None:

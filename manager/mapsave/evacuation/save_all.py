@@ -52,7 +52,7 @@ async def save_all(
         rate = await asyncio.to_thread(forecast.known_rate, config)
         forecast.foretell(lines, request.deadline, rate)
         return {**_summary(config, request, lines, started), "rate_bytes_per_s": rate}
-    with record.held(config.state, set_aside=True) as kept:
+    with record.hold(config.state, set_aside=True) as kept:
         lines = await save_targets.examined(config, found, request.then, request.deadline)
         lines += away
         saved_before = {each.guest: each.image for each in kept.entries}
@@ -73,10 +73,10 @@ async def interruptible(
     try:
         return await save_all(config, request, report, saver=saver)
     except asyncio.CancelledError:
-        saved = [each.guest for each in record.load(config.state).entries if each.is_committed]
-        words = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"
+        saved = [entry.guest for entry in record.load(config.state).entries if entry.is_committed]
+        so_far = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"
         raise errors.Interrupted(
-            f"interrupted; the saves in progress were rolled back, {words}",
+            f"interrupted; the saves in progress were rolled back, {so_far}",
             hint="'mapsave restore-all' restores what was saved" if saved else None,
             saved=saved,
         ) from None
@@ -100,19 +100,19 @@ def _summary(
     config: Config, request: Request, lines: Sequence[Target], started: float
 ) -> dict[str, Any]:
     seconds = asyncio.get_running_loop().time() - started
-    written = sum(each.result["data_bytes"] for each in lines if each.result)
+    written = sum(line.result["data_bytes"] for line in lines if line.result)
     order = {"not_running": 1}  # after those that there was something to do with
-    told = sorted(lines, key=lambda each: order.get(each.outcome, 0))
+    ordered = sorted(lines, key=lambda line: order.get(line.outcome, 0))
     return {
-        "guests": [each.as_dict() for each in told],
+        "guests": [line.as_dict() for line in ordered],
         "dry_run": request.dry_run,
-        **{word: sum(each.outcome == word for each in lines) for word in _COUNTED},
+        **{word: sum(line.outcome == word for line in lines) for word in _COUNTED},
         "duration_s": round(seconds, 6),
         "bytes_per_s": round(written / seconds) if seconds else 0,
-        "needed_bytes": sum(each.size for each in lines if each.outcome in ("planned", "saved")),
+        "needed_bytes": sum(line.size for line in lines if line.outcome in ("planned", "saved")),
         "free_bytes": _free(config),
         "record": str(config.state / record.NAME),
-        "exit_code": outcome.worst(each.error.exit_code for each in lines if each.error),
+        "exit_code": outcome.worst(line.error.exit_code for line in lines if line.error),
     }
 
 

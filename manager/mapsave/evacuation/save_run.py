@@ -62,7 +62,7 @@ class _Saving:
     done: int = 0
     is_recorded: bool = False
 
-    def saw(self, now: Progress) -> None:
+    def note_progress(self, now: Progress) -> None:
         self.phase = now.phase
         if now.total_bytes:
             self.done = round(self.target.size * min(now.done_bytes / now.total_bytes, 1))
@@ -284,7 +284,7 @@ class Run:
                     if now.phase in _BEHIND:
                         self._behind(saving, is_saved=now.phase == around.AFTER_SAVE)
                         return
-                    saving.saw(now)
+                    saving.note_progress(now)
                     self._look()
 
                 with around.hooks_until(self._deadline):
@@ -305,7 +305,7 @@ class Run:
         written = self._written + sum(each.done for each in running)
         writing = frozenset(each.target.name for each in running if each.is_writing)
         slots = self.pace.slots
-        self.pace.saw(parallelism.Look(now, written, frozenset(self._running), writing))
+        self.pace.note(parallelism.Look(now, written, frozenset(self._running), writing))
         if self.pace.slots > slots:
             self._changed.set()
         ended = sum(each.outcome != "planned" for each in self._lines)

@@ -207,9 +207,9 @@ def _image_of(guest: Guest, config: Config, process: dict[str, Any] | None) -> s
     """
     with store.directory(config.images) as held:
         entries = store.entries(held, restored=restored_notes.noted(config.state))
-    found = [each for each in entries if each.state is not store.EntryState.PARTIAL]
-    of_it = [each for each in found if process and each.metadata.get("process") == process]
-    newest = max(of_it, key=lambda each: str(each.metadata.get("started")), default=None)
+    complete = [entry for entry in entries if entry.state is not store.EntryState.PARTIAL]
+    of_it = [entry for entry in complete if process and entry.metadata.get("process") == process]
+    newest = max(of_it, key=lambda entry: str(entry.metadata.get("started")), default=None)
     if (
         newest
         and newest.state is store.EntryState.SAVED

@@ -42,8 +42,8 @@ async def opened(path: Path) -> AsyncIterator[tuple[History, list[str]]]:
         except errors.MapsaveError as error:
             problems.append(error.message)
             kept = await _another(stack, path, error, problems)
-        for words in problems:
-            _log.error("%s", words)
+        for problem in problems:
+            _log.error("%s", problem)
         yield kept, problems
 
 

@@ -124,19 +124,19 @@ async def _around(
         return (await work()).as_dict()
     from mapsave.hooks import runner as running
 
-    async def run(moment: Moment, **found: Any) -> None:
-        told = {"outcome": None, "result": None, "error": None, **facts, **found}
-        told = {"operation": journal.watching(), **told}
-        await running.run(hooks, moment, told, tuple(more.get(moment, ())))
+    async def run(moment: Moment, **outcome_facts: Any) -> None:
+        document = {"outcome": None, "result": None, "error": None, **facts, **outcome_facts}
+        document = {"operation": journal.watching(), **document}
+        await running.run(hooks, moment, document, tuple(more.get(moment, ())))
 
-    async def run_behind(moment: Moment, **found: Any) -> None:
-        _note(log, moment, found)
+    async def run_behind(moment: Moment, **outcome_facts: Any) -> None:
+        _note(log, moment, outcome_facts)
         if not (hooks.of(moment) or more.get(moment)):
             return
         report(progress.Progress(moment))
         try:
             async with asyncio.timeout_at(_end()):
-                await run(moment, **found)
+                await run(moment, **outcome_facts)
         except TimeoutError:
             _log.warning("the hooks of %s were stopped: no time left", moment)
         except asyncio.CancelledError:
@@ -158,8 +158,8 @@ async def _around(
             outcome = "cancelled" if cancelled else "failure"
             await run_behind("on_failure", outcome=outcome, error=_as_dict(error))
             raise
-        found = {"guest": result["guest"], "image": result["image"]}
-        await run_behind(after, outcome="success", result=result, **found)
+        outcome_facts = {"guest": result["guest"], "image": result["image"]}
+        await run_behind(after, outcome="success", result=result, **outcome_facts)
     return result
 
 
@@ -171,12 +171,12 @@ def _end() -> float | None:
     return max(deadline, asyncio.get_running_loop().time()) + _GRACE
 
 
-def _note(log: journal.Journal | None, moment: Moment, found: dict[str, Any]) -> None:
+def _note(log: journal.Journal | None, moment: Moment, facts: dict[str, Any]) -> None:
     """Write down what the hooks of ``moment`` receive, for one who finds that we died of it."""
     if log is None:
         return
     try:
-        facts = json.loads(json.dumps(found, default=str))
+        facts = json.loads(json.dumps(facts, default=str))
         log.record(Step.BEHIND, {"moment": moment, **facts})
     except OSError as error:
         _log.warning("cannot record the hooks of %s in the journal: %s", moment, error.strerror)

@@ -87,15 +87,15 @@ def _checked(directory: Path, name: str) -> Iterator[int]:
 
 
 def _check(fd: int, path: str, kind: int) -> None:
-    found = os.fstat(fd)
-    mode, uid = stat.S_IMODE(found.st_mode), os.geteuid()
+    stats = os.fstat(fd)
+    mode, uid = stat.S_IMODE(stats.st_mode), os.geteuid()
     problem = hint = None
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(stats.st_mode):
         problem, hint = "is a symbolic link", "replace it with the file it points to"
-    elif stat.S_IFMT(found.st_mode) != kind:
+    elif stat.S_IFMT(stats.st_mode) != kind:
         wanted = "directory" if kind == stat.S_IFDIR else "regular file"
         problem, hint = f"is not a {wanted}", f"replace it with a {wanted}"
-    elif found.st_uid not in (0, uid):
+    elif stats.st_uid not in (0, uid):
         allowed = "root" if uid == 0 else f"root or user {uid}"
         problem = f"does not belong to {allowed}"
         hint = f"check what it does, then: chown root {path}"
@@ -105,11 +105,11 @@ def _check(fd: int, path: str, kind: int) -> None:
         problem, hint = "is not executable", f"chmod +x {path}"
     if problem is not None:
         raise errors.NotPermitted(
-            f"refusing to run a hook from {path!r}: it {problem} (owner {found.st_uid}, mode "
+            f"refusing to run a hook from {path!r}: it {problem} (owner {stats.st_uid}, mode "
             f"{mode:04o})",
             hint=hint,
             path=path,
-            owner=found.st_uid,
+            owner=stats.st_uid,
             mode=f"{mode:04o}",
         )
 
@@ -254,15 +254,15 @@ def _started(
     outputs: list[_Output],
 ) -> Iterator[_Child]:
     # A file, not a pipe: no one has to write while the hook reads, and it need not read at all.
-    with os.fdopen(os.memfd_create("facts", os.MFD_CLOEXEC), "r+b") as given:
-        given.write(facts)
-        given.seek(0)
+    with os.fdopen(os.memfd_create("facts", os.MFD_CLOEXEC), "r+b") as stdin:
+        stdin.write(facts)
+        stdin.seek(0)
         process = subprocess.Popen(
             [name],
             # A script's interpreter opens this too, so the descriptor stays open in the hook.
             executable=f"/proc/self/fd/{executable}",
             pass_fds=(executable,),
-            stdin=given,
+            stdin=stdin,
             stdout=outputs[0].theirs,
             stderr=outputs[1].theirs,
             env=environment,

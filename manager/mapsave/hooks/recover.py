@@ -45,8 +45,8 @@ async def recover(
     An operation that died in its hooks alone is one of the ``operations`` as well. ``told`` gets
     each entry after its hooks. A hook that fails is a warning in the log.
     """
-    with journal.orphans(config.state, around=True) as found:
-        left = {each.path.name: each for each in found if each.problem != journal.BLANK}
+    with journal.orphans(config.state, around=True) as orphans:
+        left = {orphan.path.name: orphan for orphan in orphans if orphan.problem != journal.BLANK}
 
         async def tell(line: Line, orphan: Orphan) -> None:
             name = orphan.facts.get("within")
@@ -56,12 +56,12 @@ async def recover(
             if told is not None:
                 await told({**line})
 
-        done = await recovering.recover(config, dry_run=dry_run, told=tell)
+        report = await recovering.recover(config, dry_run=dry_run, told=tell)
         waiting = journal_facts.within(config.state)
         alone = [orphan for name, orphan in left.items() if name not in waiting]
-        works = [_alone(config, each, dry_run=dry_run) for each in alone]
+        works = [_alone(config, orphan, dry_run=dry_run) for orphan in alone]
         lines = await asyncio.gather(*works)
-    return {**done, "operations": [*done["operations"], *lines]}
+    return {**report, "operations": [*report["operations"], *lines]}
 
 
 def _line(outer: Orphan, *, dry_run: bool) -> Line:
@@ -94,8 +94,8 @@ async def _alone(config: Config, outer: Orphan, *, dry_run: bool) -> Line:
             line["warnings"] += filter(None, [journal.forget(outer)])
     except Exception as error:
         # A journal that is not as we write them must not keep the others from being recovered.
-        words = f"{str(outer.path)!r}: unexpected {type(error).__name__}: {error}"
-        failed = errors.JournalUnusable(words, hint=_MOVE)
+        message = f"{str(outer.path)!r}: unexpected {type(error).__name__}: {error}"
+        failed = errors.JournalUnusable(message, hint=_MOVE)
     return {**line, "outcome": None, "error": failed.as_dict()}
 
 
@@ -144,8 +144,8 @@ async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> 
 
 
 def _success(result: SaveResult | RestoreResult) -> dict[str, Any]:
-    found = {"guest": result.guest, "image": result.image}
-    return {"outcome": "success", "result": result.as_dict(), **found}
+    where = {"guest": result.guest, "image": result.image}
+    return {"outcome": "success", "result": result.as_dict(), **where}
 
 
 def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
@@ -167,9 +167,9 @@ async def _run(config: Config, outer: Orphan, ending: dict[str, Any]) -> list[st
         with contextlib.suppress(OSError):  # should we die as well: then it is found out again
             journal.add(outer, Step.BEHIND, moment=facts["moment"], **ending)
     moment = facts["moment"]
-    told = {"operation": facts.get("operation"), **{key: facts.get(key) for key in _TOLD}}
+    document = {"operation": facts.get("operation"), **{key: facts.get(key) for key in _TOLD}}
     more = tuple(map(str, (facts.get("more") or {}).get(moment, ())))
-    await runner.run(config.hooks, moment, {**told, "recovered": True}, more)
+    await runner.run(config.hooks, moment, {**document, "recovered": True}, more)
     return list(filter(None, [journal.forget(outer)]))
 
 
@@ -177,11 +177,11 @@ def _entry(path: str, uuid: str | None = None) -> Entry | None:
     """Return the good image at ``path``, if it is the one of that ``uuid`` where one is given."""
     try:
         with store.directory(os.path.dirname(path)) as held:
-            found = [each for each in store.entries(held) if each.path == path]
+            entries = [entry for entry in store.entries(held) if entry.path == path]
     except errors.MapsaveError:
         return None
-    good = (each for each in found if recover_result.is_good(each))
-    return next((each for each in good if uuid in (None, _uuid(each))), None)
+    good = (entry for entry in entries if recover_result.is_good(entry))
+    return next((entry for entry in good if uuid in (None, _uuid(entry))), None)
 
 
 def _uuid(entry: Entry) -> str | None:
@@ -194,13 +194,15 @@ def _saved(config: Config, outer: Orphan) -> Entry | None:
     path = str(facts.get("image") or config.images / "any")
     try:
         with store.directory(os.path.dirname(path)) as held:
-            found = store.entries(held)
+            entries = store.entries(held)
     except errors.MapsaveError:
         return None
     mine = (
-        each for each in found if each.guest == facts.get("guest") and recover_result.is_saved(each)
+        entry
+        for entry in entries
+        if entry.guest == facts.get("guest") and recover_result.is_saved(entry)
     )
-    return next((each for each in mine if _is_of(each, facts)), None)
+    return next((entry for entry in mine if _is_of(entry, facts)), None)
 
 
 def _is_of(entry: Entry, facts: dict[str, Any]) -> bool:

@@ -49,11 +49,11 @@ async def run(
     if not (names := hooks.of(moment) + more):
         return
     document = {"moment": moment, **facts, "mapsave": mapsave.__version__}
-    given = strict_json.dumps(document, default=str).encode("ascii")
-    known = environment(moment, facts)
+    document_bytes = strict_json.dumps(document, default=str).encode("ascii")
+    variables = environment(moment, facts)
     for name in names:
         try:
-            await _run_one(hooks, moment, name, given, known, grace)
+            await _run_one(hooks, moment, name, document_bytes, variables, grace)
         except errors.MapsaveError as error:
             if moment.startswith("before_"):
                 raise
@@ -63,8 +63,8 @@ async def run(
 
 def environment(moment: Moment, facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the whole environment of a hook; a fact that is not known is empty."""
-    known = {f"MAPSAVE_{key.upper()}": str(facts.get(key) or "") for key in _IN_ENVIRONMENT}
-    return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/", "MAPSAVE_HOOK": moment, **known}
+    variables = {f"MAPSAVE_{key.upper()}": str(facts.get(key) or "") for key in _IN_ENVIRONMENT}
+    return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/", "MAPSAVE_HOOK": moment, **variables}
 
 
 async def _run_one(
@@ -85,9 +85,9 @@ async def _run_one(
         )
     except (OSError, ValueError) as error:
         path = str(hooks.directory / name)
-        words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise errors.HookRefused(
-            f"hook {name!r} of {moment} cannot be run: {words}",
+            f"hook {name!r} of {moment} cannot be run: {reason}",
             hint=f"check that {path!r} exists, and the interpreter its first line names after '#!'",
             hook=name,
             moment=moment,

@@ -65,7 +65,7 @@ class Pair:
         direct = [bool(value & os.O_DIRECT) for value in flags]
         if direct != [False, self.direct_io]:
             return f"O_DIRECT is {direct}, expected {[False, self.direct_io]}"
-        if not all(stat.S_ISREG(found.st_mode) for found in stats):
+        if not all(stat.S_ISREG(status.st_mode) for status in stats):
             return "not a regular file"
         if (stats[0].st_dev, stats[0].st_ino) != (stats[1].st_dev, stats[1].st_ino):
             return "two different files"

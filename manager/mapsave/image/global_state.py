@@ -43,9 +43,9 @@ def read(fd: int, start: int = 0) -> GlobalState | None:
     while end > least:
         begin = max(least, end - _CHUNK)
         # A section may begin in this chunk and end in the one after it, which was read before.
-        found = parse(os.pread(fd, end - begin + _LONGEST, begin))
-        if found is not None:
-            return found
+        state = parse(os.pread(fd, end - begin + _LONGEST, begin))
+        if state is not None:
+            return state
         end = begin
     return None
 

@@ -94,14 +94,14 @@ def find(fd: int, stream: Stream) -> Missing | None:
 
     Raises OSError, TruncatedImage.
     """
-    count, found = 0, None
+    count, hole = 0, None
     for block in stream.blocks:
         for first, bits in missing(fd, block):
-            if found is None:
+            if hole is None:
                 page = first + bits.find(1)
-                found = (block.name, page, block.pages_offset + page * block.page_size)
+                hole = (block.name, page, block.pages_offset + page * block.page_size)
             count += bits.count()
-    return Missing(count, *found) if found else None
+    return Missing(count, *hole) if hole else None
 
 
 @dataclasses.dataclass(frozen=True)

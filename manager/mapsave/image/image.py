@@ -113,9 +113,9 @@ class Partial:
         size = os.fstat(self.fd).st_size
         if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
             raise errors.InvalidImage("libvirt's header has changed since it was written")
-        found = validation.validate_stream(self.fd, self.block.stream_offset, size)
-        digest = structure.digest(self.fd, found.stream)
-        return dataclasses.replace(found, structure_digest=digest)
+        contents = validation.validate_stream(self.fd, self.block.stream_offset, size)
+        digest = structure.digest(self.fd, contents.stream)
+        return dataclasses.replace(contents, structure_digest=digest)
 
     def commit(self, metadata: Metadata, *, replace: bool) -> None:
         """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
@@ -150,8 +150,8 @@ class Partial:
 
     def _is_named(self) -> bool:
         with contextlib.suppress(OSError):
-            found = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
-            return os.path.samestat(found, os.fstat(self.fd))
+            stats = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
+            return os.path.samestat(stats, os.fstat(self.fd))
         return False
 
     def mark_stale(self) -> None:
@@ -331,9 +331,9 @@ class Image:
                 hint = "libvirt is still saving it, or was interrupted and will not complete it"
             raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
         with descriptors.reading(self.path):
-            found = validation.validate_stream(self.fd, self.block.stream_offset, self.size)
-            structure.check(self.fd, found.stream, self.metadata.get("structure_digest"))
-            return found
+            contents = validation.validate_stream(self.fd, self.block.stream_offset, self.size)
+            structure.check(self.fd, contents.stream, self.metadata.get("structure_digest"))
+            return contents
 
     def mark(self, state: State) -> None:
         """Record ``state`` in the superblock, durably.

@@ -70,7 +70,7 @@ def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
         block = dataclasses.replace(block, state=State.PARTIAL)
     if block.metadata_length:
         return block, superblock.read_metadata(fd, block)
-    return block, _told_metadata(header)
+    return block, _derived_metadata(header)
 
 
 def read_slots(fd: int, header: LibvirtHeader) -> Superblock | None:
@@ -100,10 +100,10 @@ def _told_block(fd: int, header: LibvirtHeader) -> Superblock:
     )
 
 
-def _told_metadata(header: LibvirtHeader) -> Metadata:
-    found = domain_xml.identity(header.xml)
+def _derived_metadata(header: LibvirtHeader) -> Metadata:
+    identity = domain_xml.identity(header.xml)
     return {
-        "guest": {"name": found.name, "qemu_name": found.name, "uuid": found.uuid},
+        "guest": {"name": identity.name, "qemu_name": identity.name, "uuid": identity.uuid},
         "run_state": "running" if header.was_running else "paused",
     }
 

@@ -36,17 +36,17 @@ def of_file(path: str, fd: int, trusted: Collection[int]) -> list[str]:
     empty list means that no one can. Never raises for what it finds: a path that cannot be
     walked, or leads to another file by now, is an item as well.
     """
-    found = [f"{path!r} {who}" for who in _writers(fd, os.fstat(fd), trusted)]
+    problems = [f"{path!r} {who}" for who in _writers(fd, os.fstat(fd), trusted)]
     try:
         with contextlib.closing(_steps(path)) as steps:
             for step in steps:
-                found += step.problems(trusted)
+                problems += step.problems(trusted)
                 last = step
             if not os.path.samestat(last.stats, os.fstat(fd)):
-                found.append(f"{path!r} leads to a different file than the one that was opened")
+                problems.append(f"{path!r} leads to a different file than the one that was opened")
     except OSError as error:
-        found.append(f"{path!r} cannot be followed: {error.strerror}")
-    return list(dict.fromkeys(found))
+        problems.append(f"{path!r} cannot be followed: {error.strerror}")
+    return list(dict.fromkeys(problems))
 
 
 def of_directory(path: str, trusted: Collection[int]) -> list[str]:
@@ -134,26 +134,28 @@ def _writers(fd: int, stats: os.stat_result, trusted: Collection[int]) -> list[s
 
     Its owner counts whatever the mode is, which an owner can change.
     """
-    found = [] if stats.st_uid in trusted else [f"belongs to uid {stats.st_uid}"]
+    problems = [] if stats.st_uid in trusted else [f"belongs to uid {stats.st_uid}"]
     entries = _acl(fd)
     if entries is None:
         by_mode = ((stat.S_IWGRP, f"gid {stats.st_gid}"), (stat.S_IWOTH, "everyone"))
-        return found + [f"can be written by {who}" for bit, who in by_mode if stats.st_mode & bit]
+        return problems + [
+            f"can be written by {who}" for bit, who in by_mode if stats.st_mode & bit
+        ]
     mask = next((permissions for tag, permissions, _ in entries if tag == _ACL_MASK), _WRITE)
     for tag, permissions, number in entries:
         if not permissions & _WRITE:
             continue
         if tag == _ACL_OTHER:
-            found.append("can be written by everyone")
+            problems.append("can be written by everyone")
         elif not mask & _WRITE:
             continue
         elif tag == _ACL_GROUP_OWNER:
-            found.append(f"can be written by gid {stats.st_gid}")
+            problems.append(f"can be written by gid {stats.st_gid}")
         elif tag == _ACL_GROUP:
-            found.append(f"can be written by gid {number} (ACL)")
+            problems.append(f"can be written by gid {number} (ACL)")
         elif tag == _ACL_USER and number not in trusted:
-            found.append(f"can be written by uid {number} (ACL)")
-    return found
+            problems.append(f"can be written by uid {number} (ACL)")
+    return problems
 
 
 def _acl(fd: int) -> list[tuple[int, int, int]] | None:

@@ -155,7 +155,7 @@ def entries(
     ``trusted`` users it is looked who else could have written each image. ``restored``: the uuids
     of those that were restored though they may not say so themselves.
     """
-    found = []
+    listed = []
     for name in os.listdir(held.fd):
         path = os.path.join(held.path, name)
         try:
@@ -180,8 +180,8 @@ def entries(
                 continue
             bad = _as_invalid(error, path)
             entry = Entry(**_facts(name, path, stats), block=None, metadata={}, error=bad)
-        found.append(entry)
-    return sorted(found, key=lambda entry: -entry.modified)
+        listed.append(entry)
+    return sorted(listed, key=lambda entry: -entry.modified)
 
 
 def _as_invalid(error: Exception, path: str) -> errors.InvalidImage:

@@ -32,13 +32,13 @@ def digest(fd: int, stream: Stream) -> str:
 
     Raises TruncatedImage where the file has shrunk since it was read, OSError.
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for first, last in _stretches(stream):
-        found.update(_PLACE.pack(first, last))
+        hashed.update(_PLACE.pack(first, last))
         for offset, data in _pieces(fd, first, last):
-            found.update(_PLACE.pack(offset, len(data)))
-            found.update(data)
-    return found.hexdigest()
+            hashed.update(_PLACE.pack(offset, len(data)))
+            hashed.update(data)
+    return hashed.hexdigest()
 
 
 def check(fd: int, stream: Stream, recorded: str | None) -> None:

@@ -73,8 +73,8 @@ async def run(
 
     lines = _lines(job, config)
     try:
-        done = await _each(job, config, one, lines)
-        return {**done, **await _prune(job, config, done)}
+        results = await _each(job, config, one, lines)
+        return {**results, **await _prune(job, config, results)}
     except asyncio.CancelledError:
         raise _interrupted(job, lines) from None
 
@@ -109,7 +109,7 @@ async def _tried(
     """Do ``attempt`` until it succeeds, fails for good, or has failed as often as it may."""
     import tenacity  # slow to import
 
-    def tell(state: tenacity.RetryCallState) -> None:
+    def log_retry(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         _log.warning(
             "job %s: guest %s: %s; retrying in %g s",
@@ -123,7 +123,7 @@ async def _tried(
         retry=tenacity.retry_if_exception(may_pass),
         stop=tenacity.stop_after_attempt(1 + job.retries.times),
         wait=tenacity.wait_fixed(job.retries.wait),
-        before_sleep=tell,
+        before_sleep=log_retry,
         reraise=True,
     )
     return await retrying(attempt)
@@ -196,17 +196,17 @@ async def _each(
 
 def _interrupted(job: Job, lines: list[Line]) -> errors.Interrupted:
     """Return the error for a cancelled run; guests already saved are not resumed."""
-    done = [line["result"] for line in lines if line["result"]]
-    saved = [each["guest"] for each in done]
-    words = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"
-    ended = any(each["then"] == "quit" for each in done)
+    results = [line["result"] for line in lines if line["result"]]
+    saved = [result["guest"] for result in results]
+    so_far = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"
+    ended = any(result["then"] == "quit" for result in results)
     return errors.Interrupted(
-        f"job {job.name} was interrupted; the saves in progress were rolled back, {words}",
+        f"job {job.name} was interrupted; the saves in progress were rolled back, {so_far}",
         hint="'mapsave restore' restores what was saved, 'mapsave list' lists the images"
         if ended
         else None,
         saved=saved,
-        images=[each["image"] for each in done],
+        images=[result["image"] for result in results],
     )
 
 

@@ -142,13 +142,15 @@ class Job(Keys, frozen=True):
         names: dict[str, None] = {}
         for index, word in enumerate(self.guests):
             known = configured.guests
-            found = [word] if word in known else [n for n in known if fnmatch.fnmatchcase(n, word)]
-            if not found:
+            matching = (
+                [word] if word in known else [n for n in known if fnmatch.fnmatchcase(n, word)]
+            )
+            if not matching:
                 raise self._no_guest(index, word, configured)
-            names.update(dict.fromkeys(found))
-        if len(names) > 1 and not self.image.tells_guests_apart:
-            words = f"save.image: {len(names)} guests would get the same image name"
-            raise self.document.error(("save", "image"), words, hint="add {guest} to it")
+            names.update(dict.fromkeys(matching))
+        if len(names) > 1 and not self.image.distinguishes_guests:
+            message = f"save.image: {len(names)} guests would get the same image name"
+            raise self.document.error(("save", "image"), message, hint="add {guest} to it")
         return list(names)
 
     def image_name(

@@ -67,7 +67,7 @@ def plan(
         if entry.metadata.get("job") != job or entry.guest != guest:
             continue
         reasons[entry.path] = []
-        when = taken(entry)
+        when = saved_at(entry)
         if entry.path in made:
             reasons[entry.path].append("made by this run")
         if why := _why_not_counted(entry, when, now):
@@ -86,8 +86,8 @@ def plan(
     for name, form in _BUCKETS:
         for bucket, entry in _newest(good, form, zone, getattr(keep, name)):
             reasons[entry.path].append(f"{name} {bucket}")
-    found = [*(entry for _, entry in good), *uncounted]
-    return [Decision(e, bool(reasons[e.path]), tuple(reasons[e.path])) for e in found]
+    decisions = [*(entry for _, entry in good), *uncounted]
+    return [Decision(e, bool(reasons[e.path]), tuple(reasons[e.path])) for e in decisions]
 
 
 def _newest(
@@ -100,7 +100,7 @@ def _newest(
     return list(found.items())[:count]
 
 
-def taken(entry: Entry) -> datetime.datetime | None:
+def saved_at(entry: Entry) -> datetime.datetime | None:
     """Return when the save of an image began; None where its metadata lack it."""
     try:
         found = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))

@@ -29,7 +29,7 @@ class Template:
     parts: tuple[_Part, ...]
 
     @property
-    def tells_guests_apart(self) -> bool:
+    def distinguishes_guests(self) -> bool:
         """Whether two guests saved at the same moment get different names."""
         return any(field in ("guest", "uuid") for _, field, _ in self.parts)
 
@@ -57,10 +57,10 @@ def parse(text: str) -> Template:
     """Return the template in ``text``; raise ValueError naming the field that is wrong."""
     parts: list[_Part] = []
     try:
-        found = list(string.Formatter().parse(text))
+        fields = list(string.Formatter().parse(text))
     except ValueError as exc:
         raise ValueError(f"{exc} (write {{{{ and }}}} for braces)") from None
-    for before, field, form, conversion in found:
+    for before, field, form, conversion in fields:
         if field is None:
             parts.append((before, None, ""))
             continue

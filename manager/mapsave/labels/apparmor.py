@@ -115,18 +115,18 @@ class Apparmor:
 
     def apply(self, target: Target) -> Label:
         """Add the rules that are missing and load the profile. Raises LabelRefused."""
-        done = self.intended(target)
-        rules = done.detail.get("rules") or []
+        label = self.intended(target)
+        rules = label.detail.get("rules") or []
         if not rules:
-            return done
-        profile = Confinement.parse(str(done.process))
+            return label
+        profile = Confinement.parse(str(label.process))
         try:
-            self._add(_place_in(done), rules, profile, target)
+            self._add(_place_in(label), rules, profile, target)
             self._verify(profile, target, rules)
         except BaseException:
-            self._take_out_quietly(done)
+            self._take_out_quietly(label)
             raise
-        return done
+        return label
 
     def holds(self, target: Target, label: Label) -> bool:
         """Return True: the lines are taken out where they are, and are no label of the image."""

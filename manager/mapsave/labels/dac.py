@@ -35,7 +35,7 @@ class Dac:
         self.system = system
 
     @property
-    def wanted(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether the policy says anything about owner, group or mode."""
         return (self.policy.owner, self.policy.group, self.policy.mode) != (None, None, None)
 
@@ -71,8 +71,8 @@ class Dac:
 
     def intended(self, target: Target) -> Label:
         """Return what is there: for a restore nothing is set, and a partial image is removed."""
-        found = _text(_state(target.fd))
-        return labels.Label(self.name, found, None, found)
+        current = _text(_state(target.fd))
+        return labels.Label(self.name, current, None, current)
 
     def apply(self, target: Target) -> Label:
         """Set owner, group and mode by descriptor, and read them back. Raises NotPermitted."""
@@ -162,8 +162,8 @@ def _number(policy: Policy, what: str, name: str | None) -> int:
 
 
 def _state(fd: int) -> dict[str, Any]:
-    found = os.fstat(fd)
-    return {"uid": found.st_uid, "gid": found.st_gid, "mode": stat.S_IMODE(found.st_mode)}
+    stats = os.fstat(fd)
+    return {"uid": stats.st_uid, "gid": stats.st_gid, "mode": stat.S_IMODE(stats.st_mode)}
 
 
 def _text(state: dict[str, Any]) -> str:
@@ -172,10 +172,10 @@ def _text(state: dict[str, Any]) -> str:
 
 def _set(fd: int, uid: int, gid: int, mode: int | None) -> None:
     """Set what differs; the mode last, for a change of owner clears bits of it."""
-    found = os.fstat(fd)
-    if (uid, gid) != (-1, -1) and (found.st_uid, found.st_gid) != (
-        found.st_uid if uid == -1 else uid,
-        found.st_gid if gid == -1 else gid,
+    stats = os.fstat(fd)
+    if (uid, gid) != (-1, -1) and (stats.st_uid, stats.st_gid) != (
+        stats.st_uid if uid == -1 else uid,
+        stats.st_gid if gid == -1 else gid,
     ):
         os.fchown(fd, uid, gid)
     if mode is not None and stat.S_IMODE(os.fstat(fd).st_mode) != mode:

@@ -75,8 +75,8 @@ def name_of(fd: int, path: str) -> str:
     try:
         link = os.readlink(f"/proc/self/fd/{fd}")
         mine = os.fstat(fd)
-        found = os.stat(link)
+        stats = os.stat(link)
     except OSError:
         return os.path.realpath(path)
-    same = (mine.st_dev, mine.st_ino) == (found.st_dev, found.st_ino)
+    same = (mine.st_dev, mine.st_ino) == (stats.st_dev, stats.st_ino)
     return link if same else os.path.realpath(path)

@@ -189,22 +189,22 @@ def describe_refusal(
     refused descriptor looks; "Permission denied" at migrate is a refused truncate or write.
     """
     target = _target(fd, path, pid)
-    found: list[str] = []
+    reasons: list[str] = []
     for module in _mandatory(BUILT_IN["auto"], system):
         try:
-            found.append(module.explain(target))
+            reasons.append(module.explain(target))
         except (OSError, errors.MapsaveError) as error:
-            found.append(f"{module.name}: {error}")
-    if not found:
-        found = ["no security module is active on this host; check QEMU's sandbox and limits"]
-    found.append(Dac(BUILT_IN["auto"], system).explain(target))
+            reasons.append(f"{module.name}: {error}")
+    if not reasons:
+        reasons = ["no security module is active on this host; check QEMU's sandbox and limits"]
+    reasons.append(Dac(BUILT_IN["auto"], system).explain(target))
     return errors.LabelRefused(
-        f"{who(pid)} could not use {path}: {'; '.join(found)} (QEMU's message: {error_desc})",
+        f"{who(pid)} could not use {path}: {'; '.join(reasons)} (QEMU's message: {error_desc})",
         hint="choose a policy that labels images for this QEMU, or see docs/labels.md",
         file=path,
         qemu=error_desc,
         process=system_process_context(pid, system),
-        findings=found,
+        findings=reasons,
     )
 
 
@@ -285,7 +285,7 @@ def _modules(policy: Policy, system: System) -> list[SecurityModule]:
                 wanted=policy.module,
             )
     dac = Dac(policy, system)
-    return [*chosen, dac] if dac.wanted else chosen
+    return [*chosen, dac] if dac.is_needed else chosen
 
 
 @contextlib.contextmanager

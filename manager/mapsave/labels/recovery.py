@@ -62,11 +62,11 @@ def _on_image(
             continue
         if part.value is not None and not module.detect():
             # To a kernel without the module the label is just bytes: see ``System.active``.
-            words = (
+            warning = (
                 f"{part.module} is no longer active: {target.path} keeps the label {part.value} "
                 "(set it by hand once the module is active)"
             )
-            problems.append(Problem(words, recoverable=False))
+            problems.append(Problem(warning, recoverable=False))
         elif step == "rest" or _holds(module, target, part):
             problems += attempt(module, step, target, part)
     return problems

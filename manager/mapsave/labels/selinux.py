@@ -48,7 +48,7 @@ class Selinux:
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return the label that an image in ``directory`` would get. Raises LabelRefused."""
         process = self.process(pid)
-        wanted = self.wanted(process)
+        wanted = self.label_for(process)
         value = wanted or self.kernel.default(directory)
         if process is not None and value is not None and access == "save":
             self._require(process, value, access, f"images in {directory}", wanted)
@@ -63,25 +63,27 @@ class Selinux:
 
     def apply(self, target: Target) -> Label:
         """Label the image by descriptor. Raises LabelRefused, PolicyViolation."""
-        done, wanted = self._intended(target)
-        process, before = done.process, done.previous
-        if done.value is not None and done.value != before:
-            self._set(target, done.value, process, before)
+        label, wanted = self._intended(target)
+        process, before = label.process, label.previous
+        if label.value is not None and label.value != before:
+            self._set(target, label.value, process, before)
         after = self.system.get_attribute(target.fd, ATTRIBUTE)
-        done = dataclasses.replace(done, value=after)
+        label = dataclasses.replace(label, value=after)
         try:
             if process is not None and after is not None:
                 self._require(process, after, target.access, target.path, wanted)
         except errors.NotPermitted:
             with contextlib.suppress(OSError):
-                self.undo(target, done)
+                self.undo(target, label)
             raise
-        return done
+        return label
 
     def holds(self, target: Target, label: Label) -> bool:
         """Return whether the file is labelled so still."""
-        found = self.system.get_attribute(target.fd, ATTRIBUTE)
-        return found == label.value or (label.value is not None and self._same(found, label.value))
+        current = self.system.get_attribute(target.fd, ATTRIBUTE)
+        return current == label.value or (
+            label.value is not None and self._same(current, label.value)
+        )
 
     def undo(self, target: Target, label: Label) -> None:
         """Write the remembered label back: the kernel lets no one remove one."""
@@ -116,17 +118,19 @@ class Selinux:
     def refuses(self, target: Target) -> bool:
         """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
         process = self.process(target.pid)
-        found = self.system.get_attribute(target.fd, ATTRIBUTE)
-        if process is None or found is None or not self.kernel.enforcing():
+        current = self.system.get_attribute(target.fd, ATTRIBUTE)
+        if process is None or current is None or not self.kernel.enforcing():
             return False
-        return self.kernel.allows(process, found, "file", labels.ACTION[target.access]) is False
+        return self.kernel.allows(process, current, "file", labels.ACTION[target.access]) is False
 
     def explain(self, target: Target) -> str:
         """Return the sentence with the file's label, QEMU's context and the kernel's answer."""
         process = self.system.read_or_none(_current(target.pid)) if target.pid else None
-        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        current = self.system.get_attribute(target.fd, ATTRIBUTE)
         action = labels.ACTION[target.access]
-        allowed = self.kernel.allows(process, found, "file", action) if process and found else None
+        allowed = (
+            self.kernel.allows(process, current, "file", action) if process and current else None
+        )
         answer = {
             True: "may",
             False: "may not",
@@ -134,8 +138,8 @@ class Selinux:
         }
         mode = "enforcing" if self.kernel.enforcing() else "permissive"
         said = (
-            f"SELinux ({mode}): the file is labelled "
-            f"{found or 'nothing'}, {labels.who(target.pid)} runs as {process or 'unknown'}, which "
+            f"SELinux ({mode}): the file is labelled {current or 'nothing'}, "
+            f"{labels.who(target.pid)} runs as {process or 'unknown'}, which "
             f"{answer[allowed]} {action} such a file"
         )
         if process and (refused := self._descriptors_refused(process)):
@@ -150,7 +154,7 @@ class Selinux:
         Without effect where that label cannot be told yet or may not be created. Raises
         PolicyViolation, LabelUnavailable.
         """
-        wanted = self.wanted(self.process(pid))
+        wanted = self.label_for(self.process(pid))
         with self.kernel.creating(wanted) if wanted else contextlib.nullcontext():
             yield
 
@@ -166,7 +170,7 @@ class Selinux:
             )
         return context
 
-    def wanted(self, process: str | None) -> str | None:
+    def label_for(self, process: str | None) -> str | None:
         """Return the label for an image of QEMU in the context ``process``, in canonical form.
 
         None when there is no ``process`` and the policy names no label. Raises PolicyViolation.
@@ -198,7 +202,7 @@ class Selinux:
         reading = target.access == "restore" and self.options.label is None
         if reading and process and before and self.kernel.allows(process, before, "file", "read"):
             return None
-        return self.wanted(process)
+        return self.label_for(process)
 
     def _image_context(self) -> list[str] | None:
         """Return user, role and type of guest images; None if ``auto`` finds no such thing."""

@@ -69,20 +69,20 @@ class Smack:
 
     def apply(self, target: Target) -> Label:
         """Label the image by descriptor and read the label back. Raises LabelRefused."""
-        done = self.intended(target)
-        process, before = done.process, done.previous
-        if done.value is not None and done.value != before:
-            self._set(target, done.value, before, process)
+        label = self.intended(target)
+        process, before = label.process, label.previous
+        if label.value is not None and label.value != before:
+            self._set(target, label.value, before, process)
         after = self.system.get_attribute(target.fd, ATTRIBUTE)
-        done = dataclasses.replace(done, value=after)
+        label = dataclasses.replace(label, value=after)
         try:
             if process and after:
                 self._require(process, after, target.access, target.path)
         except errors.NotPermitted:
             with contextlib.suppress(OSError):
-                self.undo(target, done)
+                self.undo(target, label)
             raise
-        return done
+        return label
 
     def holds(self, target: Target, label: Label) -> bool:
         """Return whether the file is labelled so still."""
@@ -108,20 +108,20 @@ class Smack:
     def refuses(self, target: Target) -> bool:
         """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
         process = self.process(target.pid)
-        found = self.system.get_attribute(target.fd, ATTRIBUTE)
-        return bool(process and found) and (
-            self.allows(str(process), str(found), target.access) is False
+        current = self.system.get_attribute(target.fd, ATTRIBUTE)
+        return bool(process and current) and (
+            self.allows(str(process), str(current), target.access) is False
         )
 
     def explain(self, target: Target) -> str:
         """Return the sentence with the file's label, QEMU's label and the kernel's answer."""
         process = self._read(target.pid) if target.pid is not None else None
-        found = self.system.get_attribute(target.fd, ATTRIBUTE)
+        current = self.system.get_attribute(target.fd, ATTRIBUTE)
         action = labels.ACTION[target.access]
-        allowed = self.allows(process, found, target.access) if process and found else None
+        allowed = self.allows(process, current, target.access) if process and current else None
         answer = {True: "may", False: "may not", None: "may or may not (smackfs cannot be queried)"}
         return (
-            f"Smack: the file is labelled {found or 'nothing'}, {labels.who(target.pid)} runs as "
+            f"Smack: the file is labelled {current or 'nothing'}, {labels.who(target.pid)} runs as "
             f"{process or 'unknown'}, which {answer[allowed]} {action} such a file"
         )
 

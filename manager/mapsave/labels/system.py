@@ -138,7 +138,7 @@ class System:
         import subprocess  # costs as much as all of this package
 
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 command,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
                 stdin=subprocess.DEVNULL,
@@ -150,7 +150,7 @@ class System:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
-        if done.returncode == 0:
+        if result.returncode == 0:
             return None
-        said = done.stdout.decode(errors="replace").strip()
-        return said or f"{command[0]} exited with status {done.returncode}"
+        said = result.stdout.decode(errors="replace").strip()
+        return said or f"{command[0]} exited with status {result.returncode}"

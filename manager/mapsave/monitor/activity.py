@@ -79,7 +79,7 @@ def _faults(pid: int) -> int | None:
 
 def _switches(pid: int) -> list[tuple[str, bytes]]:
     """Return how often each thread has gone to sleep of its own accord."""
-    found = []
+    switches = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with (
@@ -87,8 +87,8 @@ def _switches(pid: int) -> list[tuple[str, bytes]]:
                 open(f"/proc/{pid}/task/{thread}/status", "rb") as file,
             ):
                 counts = [line for line in file if line.startswith(b"voluntary_ctxt_switches")]
-                found.append((thread, b"".join(counts)))
-    return found
+                switches.append((thread, b"".join(counts)))
+    return switches
 
 
 def _is_in_disk_sleep(pid: int, thread: str) -> bool:

@@ -48,15 +48,15 @@ def pids(pid: int, unknown: list[str]) -> list[Limit]:
 
 def _mounts() -> list[_Mount]:
     """Return the mounts of version 2, and of version 1's hierarchy that has the pids controller."""
-    found = []
+    mounts = []
     text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     for line in text.splitlines():
         place, _, kind = line.partition(" - ")
         root, point = (_ESCAPED.sub(_unescaped, field) for field in place.split()[3:5])
         name, _, options = kind.split(" ", 2)
         if name == "cgroup2" or (name == "cgroup" and "pids" in options.split(",")):
-            found.append(_Mount(Path(point), root, name == "cgroup2"))
-    return found
+            mounts.append(_Mount(Path(point), root, name == "cgroup2"))
+    return mounts
 
 
 def _unescaped(match: re.Match[str]) -> str:

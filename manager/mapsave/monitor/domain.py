@@ -74,15 +74,15 @@ _OPERATIONS = "VIR_DOMAIN_JOB_OPERATION_"
 
 def state_word(libvirt: Any, state: int) -> str:
     """Return the word of ``virsh domstate`` for a state of libvirt."""
-    words = {getattr(libvirt, f"VIR_DOMAIN_{word.name}"): word for word in DomainState}
-    return words.get(state, f"state {state}")
+    states = {getattr(libvirt, f"VIR_DOMAIN_{word.name}"): word for word in DomainState}
+    return states.get(state, f"state {state}")
 
 
 def how_stopped(libvirt: Any, detail: int) -> str:
     """Return what became of a domain, from the detail of its lifecycle event STOPPED."""
     prefix = "VIR_DOMAIN_EVENT_STOPPED_"
-    words = {getattr(libvirt, prefix + name): word for name, word in _STOPPED.items()}
-    return words.get(detail, f"stopped ({detail})")
+    reasons = {getattr(libvirt, prefix + name): word for name, word in _STOPPED.items()}
+    return reasons.get(detail, f"stopped ({detail})")
 
 
 def describe(libvirt: Any, handle: Any) -> Domain:

@@ -69,8 +69,8 @@ def measure(pid: int | None) -> Headroom:
 def _limits(pid: int) -> dict[str, int | None]:
     """Return the soft limits by their names in /proc/PID/limits; None is unlimited."""
     with open(f"/proc/{pid}/limits", encoding="utf-8") as file:
-        found = dict(_LIMIT_LINE.findall(file.read()))
-    return {name: None if value == "unlimited" else int(value) for name, value in found.items()}
+        values = dict(_LIMIT_LINE.findall(file.read()))
+    return {name: None if value == "unlimited" else int(value) for name, value in values.items()}
 
 
 def _status(pid: int) -> dict[str, str]:

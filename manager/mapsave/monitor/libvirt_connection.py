@@ -186,16 +186,16 @@ async def connect(uri: str) -> Any:
 
 
 def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
-    words = f"cannot connect to libvirt at {uri!r}: {error}"
+    message = f"cannot connect to libvirt at {uri!r}: {error}"
     code = error.get_error_code()
     denied = _codes(libvirt, "AUTH_FAILED", "AUTH_UNAVAILABLE", "AUTH_CANCELLED")
     if code in denied or "Permission denied" in str(error):
-        return errors.NotPermitted(words, hint="run as root, or as a member of the libvirt group")
+        return errors.NotPermitted(message, hint="run as root, or as a member of the libvirt group")
     # To libvirt it is an "internal error" too (viruri.c, virConnectValidateURIPath).
     bad_uri = code in _codes(libvirt, "INTERNAL_ERROR") and "URI" in str(error)
     if bad_uri or code in _codes(libvirt, "INVALID_ARG", "NO_CONNECT"):
-        return errors.UsageError(words, hint=_EXPECTED)
-    return errors.Unreachable(words, hint="is libvirtd (or virtqemud) running?")
+        return errors.UsageError(message, hint=_EXPECTED)
+    return errors.Unreachable(message, hint="is libvirtd (or virtqemud) running?")
 
 
 def _codes(libvirt: Any, *names: str) -> set[int]:

@@ -93,10 +93,10 @@ def of_thread(thread: int) -> int | None:
     """Return the pid of the process that a thread is of; None where there is no such thread."""
     try:
         with open(f"/proc/{thread}/status", "rb") as file:
-            found = re.search(rb"^Tgid:\s+(\d+)$", file.read(), re.MULTILINE)
+            match = re.search(rb"^Tgid:\s+(\d+)$", file.read(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) if found else None
+    return int(match[1]) if match else None
 
 
 def has_thread(pid: int, thread: int) -> bool:
@@ -107,8 +107,8 @@ def has_thread(pid: int, thread: int) -> bool:
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/status", "rb") as file:
-                found = re.search(rb"^NSpid:.*?(\d+)$", file.read(), re.MULTILINE)
-            if found is not None and int(found[1]) == thread:
+                match = re.search(rb"^NSpid:.*?(\d+)$", file.read(), re.MULTILINE)
+            if match is not None and int(match[1]) == thread:
                 return True
     except OSError:
         pass

@@ -41,17 +41,17 @@ async def query(session: Session) -> dict[str, RamBlock]:
         reply = await session.execute("x-query-ramblock")
     except errors.CommandRefused:
         return {}
-    found = {}
+    blocks = {}
     for line in str(reply["human-readable-text"]).splitlines()[1:]:
         # Right-aligned, so that a block without a name begins with its page size.
         match = _LINE.match(line)
         if match is None:
             continue
         address = match["address"]
-        found[match["name"]] = RamBlock(
+        blocks[match["name"]] = RamBlock(
             used=int(match["used"], 16),
             total=int(match["total"], 16),
             address=int(address, 16) if address is not None else None,
             read_only=match["access"] == "ro",
         )
-    return found
+    return blocks
