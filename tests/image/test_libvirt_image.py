@@ -371,7 +371,7 @@ def test_both_slots_damaged(tmp_path: Path) -> None:
     [
         (
             {"stream_offset": build.M + 4096},
-            "stream at 69632, but but but the header before it says 65536",
+            "stream at 69632, but the header before it says 65536",
         ),
         ({"stream_offset": 0}, "stream at 0"),
         ({"metadata_offset": 0}, "metadata at 0"),

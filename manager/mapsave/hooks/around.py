@@ -2,7 +2,7 @@
 
 Behind an operation comes exactly one of ``after_...`` and ``on_failure``, also where a hook
 before it refused: so what a hook has begun beforehand can always be ended. Where mapsave dies in
-the meantime, ``hooked_recover.py`` runs them, from the journal that is kept here.
+the meantime, ``recover.py`` runs them, from the journal that is kept here.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ async def run(
 ) -> dict[str, Any]:
     """Save every guest of the job, at most ``concurrency`` at once; return the summary.
 
-    ``saver`` saves one guest, ``hooked.save`` if not given, which calls ``report``. A save that
+    ``saver`` saves one guest, ``around.save`` if not given, which calls ``report``. A save that
     could not begin is tried again as ``retries`` says; in the meantime another guest has its place.
     One guest's failure is a line of the summary, not the end of the job. Images that ``keep`` does
     not keep are removed afterwards, those of guests that were saved now. Cancelled, the saves under

@@ -163,7 +163,7 @@ class Applied:
         self._undoing = undoing
 
     def keep(self) -> None:
-        """Leave everything as it is, for QEMU is still at it; see ``leftovers.settle``."""
+        """Leave everything as it is, for QEMU is still at it; see ``recovery.settle``."""
         self._undoing.pop_all()
 
     def at_rest(self) -> list[Problem]:
