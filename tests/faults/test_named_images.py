@@ -108,7 +108,7 @@ def test_an_image_directory_that_is_not_mounted(site: cli.Site, guest: qemu.Qemu
     site.images.mkdir()
     line = _line(site.run("recover", "--json", check=3))
     assert line["error"]["id"] == "check.directory"
-    assert "not mounted" in line["error"]["message"]
+    assert "is its file system mounted?" in line["error"]["message"]
     assert f"mount '{site.images}', then run 'mapsave recover'" in line["error"]["hint"]
     assert guest.status() == "postmigrate"
     site.images.rmdir()

@@ -364,7 +364,7 @@ def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
             with service.running(site) as mapsaved:
                 code, told = interrupted.outcome(waiting)
                 assert (code, told["image"]) == (0, str(site.images / IMAGE))
-                assert "no longer in its place" in told["outcome"]
+                assert "no longer in its place" in told["warnings"][0]
                 interrupted.await_recovery(mapsaved)
                 assert guest.state().run_state == left.run_state
 
