@@ -18,7 +18,7 @@ from mapsave.operations.attach import Monitor
 
 
 class Noted(TypedDict, total=False):
-    """What later steps add: the last four of a restore, whose destination is not known before."""
+    """What later steps add; only a restore learns its monitor, process and settings that late."""
 
     uuid: str
     label: Label

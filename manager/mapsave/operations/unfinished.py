@@ -35,7 +35,7 @@ def listed() -> list[dict[str, Any]]:
         {
             "operation": "hooks" if facts.get("kind") == "around" else facts.get("kind"),
             "guest": facts.get("guest"),
-            "image": image_path(facts),
+            "image": _image_path(facts),
             "step": facts.get("step"),
             "pid": facts.get("pid"),
             "journal": journal,
@@ -44,7 +44,7 @@ def listed() -> list[dict[str, Any]]:
     ]
 
 
-def image_path(facts: Mapping[str, Any]) -> str | None:
+def _image_path(facts: Mapping[str, Any]) -> str | None:
     """Return the path of the image that an operation is about, whether it is there or not."""
     if "directory" in facts and "name" in facts:
         return os.path.join(str(facts["directory"]), str(facts["name"]))
