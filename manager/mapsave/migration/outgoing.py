@@ -141,7 +141,7 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
     return outcome
 
 
-def _progress(outcome: Outcome) -> tuple[Any, ...]:
+def _progress(outcome: Outcome) -> tuple[object, ...]:
     names = ("transferred", "multifd-bytes", "duplicate", "normal", "dirty-sync-count")
     return (outcome.status, *(outcome.ram.get(name) for name in names))
 

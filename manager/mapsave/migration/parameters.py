@@ -84,7 +84,7 @@ def missing(settings: Settings) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def configured(
-    session: Session, found: Settings, wanted: Mapping[str, Any], number: int | None = None
+    session: Session, found: Settings, wanted: Mapping[str, object], number: int | None = None
 ) -> AsyncIterator[None]:
     """Set the parameters ``wanted`` and the capabilities of a mapped-ram save or restore.
 
@@ -105,7 +105,7 @@ async def configured(
             await undoing.whole(put_back(session, found, number))
 
 
-def _neutral(found: Settings) -> dict[str, Any]:
+def _neutral(found: Settings) -> dict[str, object]:
     return {
         name: value
         for name, value in _NEUTRAL.items()
@@ -178,12 +178,12 @@ async def _set_off(session: Session, now: Mapping[str, bool]) -> dict[str, bool]
     return await _set(session, now, {name: False for name in now if name != "events"})
 
 
-async def _parameters(session: Session, wanted: Mapping[str, Any]) -> None:
+async def _parameters(session: Session, wanted: Mapping[str, object]) -> None:
     if wanted:
         await session.execute("migrate-set-parameters", dict(wanted))
 
 
-async def _patiently(session: Session, command: str, arguments: dict[str, Any]) -> None:
+async def _patiently(session: Session, command: str, arguments: dict[str, object]) -> None:
     """Execute; while QEMU is still winding up a migration that has ended, try again."""
     for attempt in range(_RETRIES):
         try:

@@ -52,7 +52,7 @@ class Contents:
         return not self.steps and not self.is_damaged
 
 
-def line(step: str, facts: Mapping[str, Any], steps: tuple[str, ...]) -> bytes:
+def line(step: str, facts: Mapping[str, object], steps: tuple[str, ...]) -> bytes:
     """Return the line that records ``step``; ``facts`` and ``steps`` are those up to it."""
     record = {"step": step, "steps": steps, "time": time.time(), **facts}
     body = json.dumps(record).encode("ascii")
@@ -137,7 +137,7 @@ class Writer:
         self._facts = dict(known.facts) if known else {}
         self._steps = known.steps if known else ()
 
-    def write(self, step: str, data: Mapping[str, Any]) -> None:
+    def write(self, step: str, data: Mapping[str, object]) -> None:
         """Bring a step to stable storage; one that fails is not in the file. Raises OSError."""
         facts, steps = {**self._facts, **data}, (*self._steps, step)
         text = line(step, facts, steps)
@@ -153,7 +153,7 @@ class Writer:
         self._facts, self._steps = facts, steps
 
 
-def append(path: Path, step: str, data: Mapping[str, Any]) -> None:
+def append(path: Path, step: str, data: Mapping[str, object]) -> None:
     """Record durably a further step in a journal that was found. Raises OSError."""
     known = read(path)
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _operations: dict[str, dict[str, Any]] = {}
 
 
-def note(journal: str | os.PathLike[str], step: str, data: Mapping[str, Any]) -> None:
+def note(journal: str | os.PathLike[str], step: str, data: Mapping[str, object]) -> None:
     """Note a step of the operation that has this journal."""
     facts = _operations.get(os.fspath(journal), {})
     _operations[os.fspath(journal)] = {**facts, **data, "step": step}
