@@ -7,22 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
 
     from mapsave import errors
-    from mapsave.cli.host import Options, Result
     from mapsave.cli.options import Globals
     from mapsave.config import Config, Guest
     from mapsave.evacuation import restore_all
     from mapsave.jobs.job import Job
     from mapsave.migration.progress import Report
 
+    # What the command prints with --json.
+    Result = dict[str, Any]
+    # Options of the command line by name; those that were not given are None.
+    Options = Mapping[str, Any]
+
 T = TypeVar("T")
 _JOB_SUFFIXES = (".yaml", ".yml")
 
 
 class Here:
-    """See ``host.Host``."""
+    """Does what the command of a method's name is about, and raises what that raises.
+
+    ``image`` is a path or a name in the image directory, ``job`` a file or a name in the jobs
+    directory. ``check`` also returns the error of the first check that failed, ``prune`` whether
+    the job keeps all images.
+    """
 
     def __init__(self, given: Globals, config: Config) -> None:
         self._given = given

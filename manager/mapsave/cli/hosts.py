@@ -8,10 +8,14 @@ from mapsave import errors
 from mapsave.client import connection
 
 if TYPE_CHECKING:
-    from mapsave.cli.host import Host
+    from mapsave.cli.here import Here
     from mapsave.cli.options import Globals
+    from mapsave.cli.through_service import ThroughService
     from mapsave.client.connection import Client
     from mapsave.config import Config
+
+    # Commands do not care which: both have the same methods, results and errors.
+    Host = Here | ThroughService
 
 
 def choose(

@@ -13,7 +13,7 @@ from mapsave.client import connection, delegate
 from mapsave.migration import progress
 
 if TYPE_CHECKING:
-    from mapsave.cli.host import Options, Result
+    from mapsave.cli.here import Options, Result
     from mapsave.client.connection import Client
     from mapsave.client.delegate import Patience
     from mapsave.config import Config, Guest
@@ -24,7 +24,7 @@ _PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 
 
 class ThroughService:
-    """See ``host.Host``; images, policies and jobs are such as the service knows."""
+    """Does as ``here.Here`` does, with images, policies and jobs that the service knows."""
 
     def __init__(self, client: Client, config: Config) -> None:
         self._client = client
