@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests.kit import tree
 
 PACKAGE = tree.ROOT / "manager/mapsave"
@@ -27,3 +29,59 @@ def test_it_is_about_a_page() -> None:
     assert PAGE.count("\n") <= 150
     assert "HACKING.md" in (tree.ROOT / "README.md").read_text()
     assert "CHANGELOG.md" in (tree.ROOT / "README.md").read_text()
+
+
+# What is to be added, a pattern of one that is there, and the files that it is found in: no more
+# need to change for another one. A setting and a field are also used, each in its own place.
+CHANGES = {
+    "a key of manager.yaml": (r"^    stop_timeout: ", {"service_settings.py"}),
+    "a label module": (
+        r'"smack"|labels\.smack|class Smack\b',
+        {"labels/modules.py", "labels/policy.py", "labels/smack.py"},
+    ),
+    "a kind of operation": (
+        r"requests\.Discard\b|class Discard\(",
+        {"service/api/requests.py", "service/work.py"},
+    ),
+    "a command": (r'"discard": "|command\("discard"', {"cli/main.py", "cli/discard.py"}),
+    "what a command asks of a host": (
+        r"def discard\(self",
+        {"cli/host.py", "cli/here.py", "cli/through_service.py"},
+    ),
+}
+USED = {
+    "a setting of a save": (
+        r"\bpreallocate\b",
+        {"config.py", "cli/save.py", "plan/strategy.py", "operations/save.py"},
+    ),
+    "a field of `save --json`": (
+        r"\ballocated_bytes\b",
+        {"operations/results.py", "operations/save_commit.py"},
+    ),
+}
+
+
+def files_of(change: str) -> set[str]:
+    """Return the files that the page names for a change."""
+    row = re.search(rf"^\| {re.escape(change)} \| (.*) \|$", PAGE, re.MULTILINE)
+    assert row is not None, change
+    return set(re.findall(r"`([\w/]+\.py)`", row[1]))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_touches_the_files_that_the_page_names(change: str) -> None:
+    pattern, files = CHANGES[change]
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if re.search(pattern, path.read_text(), re.MULTILINE)
+    }
+    assert found == files
+    assert files <= files_of(change)
+
+
+@pytest.mark.parametrize("change", USED)
+def test_a_setting_and_a_field_need_the_files_that_the_page_names(change: str) -> None:
+    pattern, files = USED[change]
+    assert files == files_of(change)
+    assert all(re.search(pattern, (PACKAGE / file).read_text()) for file in files)

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from mapsave.labels import labelling, recovery
 from mapsave.labels.label import Label, Target
+from mapsave.labels.modules import SELINUX_ENFORCE
 from mapsave.labels.policy import Policy, SelinuxOptions, SmackOptions
-from mapsave.labels.system import SELINUX_ENFORCE
 
 from tests.labels.conftest import BORN, IMAGE, PID, labelled
 

@@ -62,10 +62,6 @@ class Apparmor:
         self.options = policy.apparmor
         self.system = system
 
-    def detect(self) -> bool:
-        """Return whether AppArmor is active."""
-        return self.system.active(self.name)
-
     def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
         """Do nothing: there is no label to be born with."""
         return contextlib.nullcontext()

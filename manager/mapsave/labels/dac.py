@@ -39,10 +39,6 @@ class Dac:
         """Whether the policy says anything about owner, group or mode."""
         return (self.policy.owner, self.policy.group, self.policy.mode) != (None, None, None)
 
-    def detect(self) -> bool:
-        """Return True: every host has them."""
-        return True
-
     def process(self, pid: int | None) -> str | None:
         """Return None: a user id is no context."""
         return None

@@ -20,9 +20,6 @@ class SecurityModule(Protocol):
 
     name: str
 
-    def detect(self) -> bool:
-        """Return whether the module is active on this host."""
-
     def process(self, pid: int | None) -> str | None:
         """Return the context of ``pid``; None without one. Raises Unreachable."""
 

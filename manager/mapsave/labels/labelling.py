@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from mapsave import errors
+from mapsave.labels import modules
 from mapsave.labels.dac import Dac
 from mapsave.labels.label import Access, Label, Problem, Target, name_of, who
 from mapsave.labels.policy import BUILT_IN, Policy
@@ -190,7 +191,7 @@ def describe_refusal(
     """
     target = _target(fd, path, pid)
     reasons: list[str] = []
-    for module in _mandatory(BUILT_IN["auto"], system):
+    for module in modules.active(BUILT_IN["auto"], system):
         try:
             reasons.append(module.explain(target))
         except (OSError, errors.MapsaveError) as error:
@@ -218,7 +219,7 @@ def refusal(
     """
     target = _target(fd, path, pid)
     if _DENIED in error_desc or any(
-        _refuses(module, target) for module in _mandatory(BUILT_IN["auto"], system)
+        _refuses(module, target) for module in modules.active(BUILT_IN["auto"], system)
     ):
         return describe_refusal(error_desc, fd, path, pid, system)
     return None
@@ -246,35 +247,17 @@ def _refuses(module: SecurityModule, target: Target) -> bool:
 
 def system_process_context(pid: int | None, system: System = _HOST) -> str | None:
     """Return the context of the process in the active security module; None without either."""
-    for module in _mandatory(BUILT_IN["auto"], system):
+    for module in modules.active(BUILT_IN["auto"], system):
         with contextlib.suppress(OSError, errors.MapsaveError):
             return module.process(pid)
     return None
-
-
-def _mandatory(policy: Policy, system: System) -> list[SecurityModule]:
-    """Return the active security modules. Only those are imported: a save starts in no time."""
-    active: list[SecurityModule] = []
-    if system.active("selinux"):
-        from mapsave.labels.selinux import Selinux
-
-        active.append(Selinux(policy, system))
-    if system.active("apparmor"):
-        from mapsave.labels.apparmor import Apparmor
-
-        active.append(Apparmor(policy, system))
-    if system.active("smack"):
-        from mapsave.labels.smack import Smack
-
-        active.append(Smack(policy, system))
-    return active
 
 
 def _modules(policy: Policy, system: System) -> list[SecurityModule]:
     """Return the modules that have something to do. Raises LabelUnavailable."""
     chosen: list[SecurityModule] = []
     if policy.module not in ("dac", "none"):
-        active = _mandatory(policy, system)
+        active = modules.active(policy, system)
         chosen.extend(module for module in active if policy.module in ("auto", module.name))
         if not chosen and policy.module != "auto":
             names = ", ".join(module.name for module in active) or "none"

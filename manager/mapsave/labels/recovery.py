@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from mapsave.labels.dac import Dac
+from mapsave.labels import modules
 from mapsave.labels.label import Label, Problem, Target
 from mapsave.labels.labelling import attempt
 from mapsave.labels.policy import BUILT_IN
@@ -57,11 +57,11 @@ def _on_image(
 ) -> list[Problem]:
     problems = []
     for part in label.parts():
-        module = _module(part.module, system)
-        if module is None:
-            continue
-        if part.value is not None and not module.detect():
-            # To a kernel without the module the label is just bytes: see ``System.active``.
+        module = modules.named(part.module, system)
+        if module is None or part.module == "apparmor":
+            continue  # AppArmor labels no image: its rules are `take_out`'s
+        if part.value is not None and not modules.is_active(part.module, system):
+            # To a kernel without the module the label is just bytes: see ``modules``.
             warning = (
                 f"{part.module} is no longer active: {target.path} keeps the label {part.value} "
                 "(set it by hand once the module is active)"
@@ -77,16 +77,3 @@ def _holds(module: SecurityModule, target: Target, label: Label) -> bool:
         return module.holds(target, label)
     except OSError:
         return True  # the attempt will say why
-
-
-def _module(name: str, system: System) -> SecurityModule | None:
-    """Return the module that labels images, imported only where it is needed; None for others."""
-    if name == "selinux":
-        from mapsave.labels.selinux import Selinux
-
-        return Selinux(BUILT_IN["auto"], system)
-    if name == "smack":
-        from mapsave.labels.smack import Smack
-
-        return Smack(BUILT_IN["auto"], system)
-    return Dac(BUILT_IN["auto"], system) if name == "dac" else None

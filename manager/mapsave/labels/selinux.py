@@ -41,10 +41,6 @@ class Selinux:
         self.system = system
         self.kernel = SelinuxFs(system)
 
-    def detect(self) -> bool:
-        """Return whether SELinux is active."""
-        return self.system.active(self.name)
-
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return the label that an image in ``directory`` would get. Raises LabelRefused."""
         process = self.process(pid)

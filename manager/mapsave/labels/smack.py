@@ -40,10 +40,6 @@ class Smack:
         self.options = policy.smack
         self.system = system
 
-    def detect(self) -> bool:
-        """Return whether Smack is active."""
-        return self.system.active(self.name)
-
     def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
         """Do nothing: files are born with the label of mapsave, which only it may use."""
         return contextlib.nullcontext()

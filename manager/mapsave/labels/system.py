@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SELINUX_ENFORCE = "/sys/fs/selinux/enforce"
-APPARMOR_ENABLED = "/sys/module/apparmor/parameters/enabled"
-SMACK_FS = "/sys/fs/smackfs"
 
 CAP_CHOWN = 0
 CAP_FOWNER = 3
@@ -41,21 +38,6 @@ class System:
     def exists(self, path: str) -> bool:
         """Return whether ``path`` exists and can be looked up."""
         return os.path.exists(self.locate(path))
-
-    def active(self, module: str) -> bool:
-        """Return whether ``selinux``, ``apparmor`` or ``smack`` is active.
-
-        That an attribute can be stored says nothing: to a kernel without SELinux,
-        ``security.selinux`` is just bytes, which bite when the disk is used with SELinux later.
-        """
-        match module:
-            case "selinux":
-                return self.exists(SELINUX_ENFORCE)
-            case "apparmor":
-                return self.read_or_none(APPARMOR_ENABLED) == "Y"
-            case "smack":  # the mount point, which the kernel makes if Smack is on
-                return self.exists(SMACK_FS)
-        raise ValueError(f"not a security module: {module!r}")
 
     def read(self, path: str) -> str:
         """Return the text of an attribute file, without the NULs and blanks it may end with.
