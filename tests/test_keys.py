@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jsonschema_rs
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -188,13 +189,15 @@ def test_odd_values_are_read_or_named_in_our_words(kind: type[Keys], data: st.Da
     plain = yaml_file.parse(KINDS[kind].encode(), Path("full.yaml")).data
     hook = config.place_from(Path("full.yaml"))
     assert keys.read(plain, kind, hook)
+    odd = changed(plain, data.draw)
     try:
-        found = keys.read(changed(plain, data.draw), kind, hook)
+        found = keys.read(odd, kind, hook)
     except keys.Mistakes as error:
         assert error.found
         assert not [each for each in error.found if "Expected" in each.message]
     else:
         assert isinstance(found, kind)
+        assert jsonschema_rs.validator_for(keys.schema(kind)).is_valid(odd)
 
 
 def test_tables_in_the_documentation_are_made_of_the_definitions() -> None:

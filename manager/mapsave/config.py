@@ -217,13 +217,10 @@ class Config(Keys, frozen=True):
         """
         found = self.guests.get(address) or _by_address(address)
         if found is None:
-            import difflib
-
-            close = difflib.get_close_matches(address, self.guests, n=1)
             where = f"in {self.source}" if self.source else "and there is no configuration file"
             raise errors.UnknownGuest(
                 f"no guest {address!r} {where}",
-                hint=f"did you mean {close[0]!r}?" if close else "or give qmp:SOCKET",
+                hint=keys.did_you_mean(address, self.guests) or "or give qmp:SOCKET",
                 guest=address,
             )
         return found

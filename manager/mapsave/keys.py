@@ -136,10 +136,16 @@ def expected(kind: Any) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``": did you mean 'channels'?"`` for the closest known word, "" if none is close."""
+    guess = did_you_mean(word, known)
+    return f": {guess}" if guess else ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'channels'?"`` for the closest known word, "" if none is close."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f": did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def path(loc: Loc) -> str:
@@ -207,7 +213,8 @@ class _Reader:
                 value = each.function(value) if isinstance(each, Parse) else value
             found = self._inside(value, core, loc)
             if len(self.mistakes) == before:
-                found = msgspec.convert(found, kind, dec_hook=self._hook)
+                if not isinstance(found, msgspec.Struct):
+                    found = msgspec.convert(found, kind, dec_hook=self._hook)
                 for each in notes:
                     found = each.function(found) if isinstance(each, Check) else found
         except msgspec.ValidationError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from mapsave import errors
+from mapsave import errors, keys
 from mapsave.image import ownership
 from mapsave.jobs import job as jobs
 from mapsave.operations import trust
@@ -50,12 +50,9 @@ class Jobs:
         """Return a job. Raises UnknownJob."""
         if name in self._found:
             return self._found[name]
-        import difflib
-
-        close = difflib.get_close_matches(name, self._found, n=1)
         raise errors.UnknownJob(
             f"no job {name!r}",
-            hint=f"did you mean {close[0]!r}?" if close else "'mapsave job list' lists them",
+            hint=keys.did_you_mean(name, self._found) or "'mapsave job list' lists them",
         )
 
 
