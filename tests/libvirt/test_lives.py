@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from mapsave import domain_xml, errors
+from mapsave import errors
 from mapsave.migration import stall
 from mapsave.monitor import libvirt_connection
 from mapsave.operations import destination_libvirt
@@ -167,15 +167,9 @@ def test_started_by_somebody_else_before_our_start(
 
         async def restoring() -> None:
             connection = await libvirt_connection.connect(daemon.uri)
-            identity = domain_xml.identity(xml)
-            start_it = destination_libvirt._start(
-                connection,
-                daemon.uri,
-                identity,
-                start,
-                stall.Watch(30.0, 0, lambda: None),
-                lambda: None,
-            )
+            wanted = destination_libvirt.Start(daemon.uri, xml, lambda: None, None, 30.0)
+            watch = stall.Watch(30.0, 0, lambda: None)
+            start_it = destination_libvirt._start(connection, wanted, start, watch)
             starting = asyncio.ensure_future(start_it)
             try:
                 await asyncio.to_thread(asked.wait, 30)

@@ -106,14 +106,19 @@ def _by_libvirt(
         what = "--xml" if request.xml is not None else repr(opened.path)
         own = str(opened.metadata.get("guest", {}).get("uuid"))
         vetting = domain_trust.Vetting.of(config, what, identity.uuid, own)
-    seconds = config.restore.stall
+    asked = destination_libvirt.Start(
+        uri=uri,
+        xml=xml,
+        on_left=on_left,
+        vetting=vetting,
+        stall_seconds=config.restore.stall,
+    )
     if request.through_libvirt:
-        loaded = destination_libvirt.loaded(uri, xml, opened, request, on_left, vetting, seconds)
-        return monitor, loaded
+        return monitor, destination_libvirt.loaded(asked, opened, request)
     # As libvirt does, the CPU that the guest has seen is kept under another definition too.
     cookie = opened.libvirt.cookie if opened.libvirt else None
     cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
-    return monitor, destination_libvirt.created(uri, xml, cookie, on_left, vetting, seconds)
+    return monitor, destination_libvirt.created(asked, cookie)
 
 
 def _identity(xml: str, request: Request) -> domain_xml.Identity:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
 import stat
@@ -39,61 +41,68 @@ _SURELY = 1.0
 _FRESH = {"multifd-channels": 2}
 
 
-@contextlib.asynccontextmanager
-async def created(
-    uri: str,
-    xml: str,
-    cookie: str | None,
-    on_left: Callable[[], None],
-    vetting: Vetting | None,
-    stall_seconds: float,
-) -> AsyncIterator[Destination]:
-    """Have libvirt at ``uri`` start the domain of ``xml`` to wait; destroy it unless it was kept.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A domain that libvirt at ``uri`` is to start.
 
-    ``on_left`` is called where libvirt does not destroy it; without ``vetting`` the XML may name
-    whatever it likes. The extra arguments are in the live definition only: a persistent one stays
-    as it is.
+    ``on_left`` is called where libvirt does not destroy it again; without ``vetting`` the XML may
+    name whatever it likes. A start without progress for ``stall_seconds`` is given up.
+    """
+
+    uri: str
+    xml: str
+    on_left: Callable[[], None]
+    vetting: Vetting | None
+    stall_seconds: float
+
+    @functools.cached_property
+    def identity(self) -> domain_xml.Identity:
+        """Which domain it is. Raises InvalidImage where the XML is none."""
+        return domain_xml.identity(self.xml)
+
+    def watch(self, image_bytes: int) -> stall.Watch:
+        """Return what watches the domain's QEMU from before libvirt starts it."""
+        uuid = self.identity.uuid
+        return stall.Watch(self.stall_seconds, image_bytes, lambda: _pid(self.uri, uuid))
+
+
+@contextlib.asynccontextmanager
+async def created(asked: Start, cookie: str | None) -> AsyncIterator[Destination]:
+    """Have libvirt start the domain to wait; destroy it unless it was kept.
+
+    The extra arguments are in the live definition only: a persistent one stays as it is.
 
     Raises Busy where the domain runs already, LaunchFailed with libvirt's message,
-    RestoreStalled where it makes no progress for ``stall_seconds``, Unsupported, Unreachable,
-    NotPermitted, InvalidImage where ``xml`` is none, ForeignResource.
+    RestoreStalled, Unsupported, Unreachable, NotPermitted, InvalidImage where the XML is none,
+    ForeignResource.
     """
     libvirt = libvirt_connection.library()
-    text = definition.waiting(xml, cookie)
+    text = definition.waiting(asked.xml, cookie)
 
     def start(connection: Any) -> Any:
         return connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
 
-    identity = domain_xml.identity(xml)
-    if definition.takes_internal_snapshots(xml):
+    name = asked.identity.name
+    if definition.takes_internal_snapshots(asked.xml):
         _log.warning(
             "domain %r can be reverted to internal snapshots only after a restart, or if "
             "restored with --through-libvirt (docs/libvirt.md)",
-            identity.name,
+            name,
         )
-    watch = _watch(uri, identity.uuid, stall_seconds, 0)
-    async with _started(uri, identity, start, on_left, (xml, vetting), watch) as target:
+    async with _started(asked, start, asked.watch(0)) as target:
         found = await target.session.domain()
         if found is not None and found.is_transient:
             _log.warning(
                 "domain %r has no persistent definition; to make it one, define what 'mapsave "
                 "inspect --xml' prints, not what 'virsh dumpxml' does (docs/libvirt.md)",
-                identity.name,
+                name,
             )
         yield target
 
 
 @contextlib.asynccontextmanager
-async def loaded(
-    uri: str,
-    xml: str,
-    opened: Image,
-    request: Request,
-    on_left: Callable[[], None],
-    vetting: Vetting | None,
-    stall_seconds: float,
-) -> AsyncIterator[Destination]:
-    """Have libvirt at ``uri`` restore the image by its path, paused; destroy it unless it was kept.
+async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator[Destination]:
+    """Have libvirt restore the image by its path, paused; destroy it unless it was kept.
 
     libvirt 11.3 leaves the image open in QEMU for as long as the guest lives, and capabilities on
     with which the next internal snapshot kills it; here both are put right.
@@ -116,14 +125,13 @@ async def loaded(
     if descriptors.takes_direct_io(opened.fd, request.direct_io):
         flags |= libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE
 
-    identity = domain_xml.identity(xml)
+    uuid = asked.identity.uuid
 
     def start(connection: Any) -> Any:
         connection.restoreParams(parameters, flags)
-        return connection.lookupByUUIDString(identity.uuid)
+        return connection.lookupByUUIDString(uuid)
 
-    watch = _watch(uri, identity.uuid, stall_seconds, opened.allocated)
-    async with _started(uri, identity, start, on_left, (xml, vetting), watch) as target:
+    async with _started(asked, start, asked.watch(opened.allocated)) as target:
         await _tidy(target.session)
         target.is_loaded = True
         yield target
@@ -140,21 +148,15 @@ async def _tidy(session: Session) -> None:
 
 @contextlib.asynccontextmanager
 async def _started(
-    uri: str,
-    identity: domain_xml.Identity,
-    start: Callable[[Any], Any],
-    on_left: Callable[[], None],
-    vetted: tuple[str, Vetting | None],
-    watch: stall.Watch,
+    asked: Start, start: Callable[[Any], Any], watch: stall.Watch
 ) -> AsyncIterator[Destination]:
-    connection = await libvirt_connection.connect(uri)
+    connection = await libvirt_connection.connect(asked.uri)
     try:
-        await _check_free(connection, uri, identity)
-        xml, vetting = vetted
-        if vetting is not None:
-            await domain_trust.check(connection, xml, vetting)
-        handle = await _start(connection, uri, identity, start, watch, on_left)
-        session = passthrough.LibvirtSession(uri, connection, handle)
+        await _check_free(connection, asked)
+        if asked.vetting is not None:
+            await domain_trust.check(connection, asked.xml, asked.vetting)
+        handle = await _start(connection, asked, start, watch)
+        session = passthrough.LibvirtSession(asked.uri, connection, handle)
     except BaseException:
         await undoing.whole(libvirt_connection.close(connection))
         raise
@@ -171,13 +173,8 @@ async def _started(
             except errors.MonitorLost:
                 pass  # it has ended by itself
             except errors.MonitorError:
-                on_left()
+                asked.on_left()
         await undoing.whole(session.close())
-
-
-def _watch(uri: str, uuid: str, seconds: float, image_bytes: int) -> stall.Watch:
-    """Return what watches the QEMU of a domain from before libvirt starts it."""
-    return stall.Watch(seconds, image_bytes, lambda: _pid(uri, uuid))
 
 
 def _pid(uri: str, uuid: str) -> int | None:
@@ -186,12 +183,7 @@ def _pid(uri: str, uuid: str) -> int | None:
 
 
 async def _start(
-    connection: Any,
-    uri: str,
-    identity: domain_xml.Identity,
-    start: Callable[[Any], Any],
-    watch: stall.Watch,
-    on_left: Callable[[], None],
+    connection: Any, asked: Start, start: Callable[[Any], Any], watch: stall.Watch
 ) -> Any:
     """Have ``start`` start the domain, and return its handle; cancelled or stalled, end it."""
     libvirt = libvirt_connection.library()
@@ -200,16 +192,16 @@ async def _start(
         return await watch.until(asyncio.shield(starting))
     except libvirt.libvirtError as error:
         raise errors.LaunchFailed(
-            f"libvirt at {uri!r} failed to start domain {identity.name!r}: {error}",
+            f"libvirt at {asked.uri!r} failed to start domain {asked.identity.name!r}: {error}",
             hint="see libvirt's log of the domain; --xml sets another definition",
         ) from None
     except (asyncio.CancelledError, errors.RestoreStalled):
-        if not await undoing.whole(_end_started(connection, uri, identity.uuid, starting)):
-            on_left()
+        if not await undoing.whole(_end_started(connection, asked, starting)):
+            asked.on_left()
         raise
 
 
-async def _end_started(connection: Any, uri: str, uuid: str, starting: asyncio.Future[Any]) -> bool:
+async def _end_started(connection: Any, asked: Start, starting: asyncio.Future[Any]) -> bool:
     """Destroy a domain whose start cannot be called off, as soon as it is there.
 
     Where another client was quicker, our start fails at once, and the domain is theirs. Returns
@@ -220,10 +212,10 @@ async def _end_started(connection: Any, uri: str, uuid: str, starting: asyncio.F
     starting_up = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
 
     def destroy(started: Any | None) -> None:
-        found = connection.lookupByUUIDString(uuid)
+        found = connection.lookupByUUIDString(asked.identity.uuid)
         if found.state() == starting_up if started is None else found.ID() == started.ID():
             # libvirt would first ask it to end, for ten seconds, which one that hangs ignores.
-            if (known := process.identity(_pid(uri, uuid))) is not None:
+            if (known := process.identity(_pid(asked.uri, asked.identity.uuid))) is not None:
                 process.kill(*known)
             found.destroy()
 
@@ -240,18 +232,19 @@ async def _end_started(connection: Any, uri: str, uuid: str, starting: asyncio.F
     return False
 
 
-async def _check_free(connection: Any, uri: str, identity: domain_xml.Identity) -> None:
+async def _check_free(connection: Any, asked: Start) -> None:
     """Raise Busy where the domain runs already; wait for one that is just ending, after a save."""
     libvirt = libvirt_connection.library()
     surely, deadline = time.monotonic() + _SURELY, time.monotonic() + _ENDING_TIMEOUT
     with contextlib.suppress(libvirt.libvirtError):
-        handle = await libvirt_connection.call(connection.lookupByUUIDString, identity.uuid)
+        handle = await libvirt_connection.call(connection.lookupByUUIDString, asked.identity.uuid)
         while await libvirt_connection.call(handle.isActive):
             state, _ = await libvirt_connection.call(handle.state)
             is_ending = state == libvirt.VIR_DOMAIN_SHUTDOWN
             if time.monotonic() > (deadline if is_ending else surely):
+                name = asked.identity.name
                 raise errors.Busy(
-                    f"domain {identity.name!r} of libvirt at {uri!r} is already running",
+                    f"domain {name!r} of libvirt at {asked.uri!r} is already running",
                     hint="it may be the one that was saved; destroy it first (virsh destroy)",
                 )
             await asyncio.sleep(0.01)

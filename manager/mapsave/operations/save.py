@@ -125,6 +125,7 @@ async def _save(
                 }
                 with session.events("MIGRATION", "RESUME") as events:
                     job = SaveJob(
+                        guest=guest.name,
                         session=session,
                         directory=held,
                         name=name,
@@ -140,12 +141,12 @@ async def _save(
                         state=config.state,
                     )
                     async with aftermath.reported(job, became):
-                        result = await _write(guest, job)
+                        result = await _write(job)
             result.warnings += log.warnings
             return result
 
 
-async def _write(guest: Guest, job: SaveJob) -> SaveResult:
+async def _write(job: SaveJob) -> SaveResult:
     """Create, label, let QEMU write, commit, and do what was asked for ``then``."""
     job.phases.enter("prepare")
     with contextlib.ExitStack() as stack:
@@ -189,11 +190,11 @@ async def _write(guest: Guest, job: SaveJob) -> SaveResult:
                     ) from None
                 except (errors.CommandRefused, errors.MonitorLost):
                     pass
-            contents, found = await save_commit.prove(job, partial, outcome, before)
+            proven = await save_commit.prove(job, partial, outcome, before)
             await save_commit.check_undisturbed(job, paused)
             shielded.decided()
             return await shielded.to_the_end(
-                save_commit.commit(guest, job, partial, applied, paused, contents, found)
+                save_commit.commit(job, partial, applied, paused, proven)
             )
 
 

@@ -20,7 +20,6 @@ from mapsave.operations.steps import Step
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mapsave.config import Guest
     from mapsave.image.image import Partial
     from mapsave.image.metadata import Metadata
     from mapsave.image.validation import Contents
@@ -256,15 +255,14 @@ async def _give_its_name(
 
 
 async def commit(
-    guest: Guest,
     job: SaveJob,
     partial: Partial,
     applied: Applied,
     paused: Paused,
-    contents: Contents,
-    found: Written,
+    proven: tuple[Contents, Written],
 ) -> SaveResult:
-    """Make the image valid under its name; only then may the guest go."""
+    """Make the image valid under its name; only then may the guest go. ``proven``: as proved."""
+    contents, found = proven
     job.phases.enter("commit")
     final = metadata.after(
         job.metadata,
@@ -296,7 +294,7 @@ async def commit(
     written = phases.get("write", 0) + phases.get("sync", 0)
     return SaveResult(
         image=job.path,
-        guest=guest.name,
+        guest=job.guest,
         format=job.request.format,
         state=partial.block.state.word,
         ram_bytes=contents.stream.ram_bytes,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 class SaveJob:
     """One save under way: everything that preflight has settled."""
 
+    guest: str
     session: Session
     directory: store.Directory
     name: str
@@ -257,7 +258,6 @@ async def _check_loss(
         partial.validate()
     except errors.InvalidImage:
         raise errors.SaveQemuDied(
-            f"guest {job.metadata['guest']['name']!r}: QEMU exited during the save "
-            f"({error.message})",
+            f"guest {job.guest!r}: QEMU exited during the save ({error.message})",
             hint="see QEMU's log; mapsave did not stop it",
         ) from None
