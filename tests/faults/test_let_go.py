@@ -234,7 +234,7 @@ def _refused(site: cli.Site, guest: qemu.Qemu) -> None:
     """See that nothing saves the guest, and that both say why."""
     error = _error(site.run("save", guest.address, "--image", "two", *SAVE, check=3))
     assert error["id"] == "check.kept_by_qemu"
-    assert "started anew" in error["hint"]
+    assert "restarted" in error["hint"]
     checked = site.run("check", guest.address, "--json", check=3).json()
     assert [line["check"] for line in checked["checks"] if not line["ok"]] == ["let_go"]
 

@@ -239,7 +239,7 @@ def test_second_restore_of_one_image(daemon: Daemon, site: cli.Site) -> None:
         guest.wait_state("running")
         assert _refused(site, 3, *restore)["id"] == "check.already_restored"
         error = _refused(site, 8, *restore, "--again")
-        assert "runs already" in error["message"]
+        assert "is already running" in error["message"]
         assert guest.state().startswith("running")
 
 

@@ -48,7 +48,7 @@ def test_restored_beside_the_guest_that_runs_on(
     options = ("-o", path, "--format", save, "--then", "resume")
     site.run("save", guest.address, *options, check=0)
     error = site.run("restore", path, "--guest", guest.address, "--json", check=8).json()["error"]
-    assert "runs already" in error["message"]
+    assert "is already running" in error["message"]
 
     copy = Domain(daemon, "the 'copy' <é>", str(uuid.uuid4()))
     xml = titled(saved_xml(site, path)).replace(guest.uuid, copy.uuid)

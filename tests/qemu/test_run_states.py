@@ -369,7 +369,7 @@ def test_suspends_itself_and_the_disk_fails(site: cli.Site, then: str) -> None:
     with _suspends_at(site, "pause", "--then", then, env=FAIL) as (guest, process):
         error = _finished(process, 4)["error"]
         assert "QEMU could crash when it is resumed" in error["message"]
-        assert "is kept" in error["message"]
+        assert "its image kept" in error["message"]
         assert guest.status() == "postmigrate"
         assert len(struck.partials(site)) == 1
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
