@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _NOTHING = type(None)
 _WRITTEN = "x-written"
+_ABOUT = ("title", "description", "default")  # of a key, beside its type
 
 
 class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -188,12 +189,13 @@ def tidy(part: Any) -> Any:
 
 
 def _kept(part: dict[str, Any]) -> dict[str, Any]:
-    return {key: part[key] for key in ("title", "description", "default") if key in part}
+    # The default of a mapping is what its own keys say.
+    return {key: part[key] for key in _ABOUT if not isinstance(part.get(key, {}), dict)}
 
 
 def _or_null(part: dict[str, Any]) -> dict[str, Any]:
     kept = _kept(part)
-    rest = {key: each for key, each in part.items() if key not in kept}
+    rest = {key: each for key, each in part.items() if key not in _ABOUT}
     choices = rest["anyOf"] if list(rest) == ["anyOf"] else [rest]
     null = {"type": "null"}
     return {**kept, "anyOf": choices if null in choices else [*choices, null]}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from mapsave import errors
 from mapsave.service import work
-from mapsave.service.api import requests
+from mapsave.service.api import openapi, requests, routes
 
 from tests.kit import tree
 
@@ -32,6 +33,10 @@ def test_docs_name_each_kind() -> None:
     )
     words = line.partition("`kind` is ")[2]
     assert re.findall(r"`([a-z-]+)`", words) == list(requests.KINDS)
+
+
+def test_only_fields_are_described() -> None:
+    assert '"given"' not in json.dumps(openapi.document(routes.ROUTES))
 
 
 @pytest.mark.parametrize("kind", requests.KINDS)
