@@ -254,7 +254,7 @@ def test_jobs_are_listed_with_their_last_run(mapsaved: service.Service) -> None:
     assert lines["nightly"]["last_run"]["state"] == "done"
     assert lines["all"]["guests"] == ["db", "gone"]
     text = mapsaved.site.run("job", "list", check=0).stdout
-    assert "BAD: " in text
+    assert "INVALID: " in text
     assert "broken.yaml" in text
     assert re.search(r"^nightly +1 +- +\S+ \S+ done", text, re.MULTILINE)
 
