@@ -65,7 +65,7 @@ def test_a_command_that_is_interrupted_cancels_its_operation(
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 9, stderr
     error = json.loads(stdout)["error"]
-    assert (error["id"], "put back" in error["message"]) == ("interrupted", True)
+    assert (error["id"], "rolled back" in error["message"]) == ("interrupted", True)
     assert mapsaved.get(f"/v1/operations/{operation}")["state"] == "cancelled"
     assert _slow_runs(mapsaved)
 

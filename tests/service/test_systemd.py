@@ -276,7 +276,8 @@ def test_a_socket_that_is_not_fit_is_refused_by_name_and_all_are_closed(tmp_path
                 found = outcome(child)
             assert child.returncode == 2
             assert found["id"] == "config.invalid"
-            assert f"descriptor 4 ({name}) that systemd passed is not a unix" in found["message"]
+            words = f"descriptor 4 ({name}) that systemd passed is not a listening unix"
+            assert words in found["message"]
             assert "ListenStream=" in found["hint"]
             assert found["left"] == []
 
