@@ -205,7 +205,7 @@ class Config(Keys, frozen=True):
         default_factory=Hooks
     )
     notify: Annotated[tuple[Webhook, ...], help("Webhooks that outcomes are sent to.")] = ()
-    trust: Annotated[Trust, help("What images may name of this host.")] = Trust()
+    trust: Annotated[Trust, help("Which resources of this host images may name.")] = Trust()
     source: Path | None = None
 
     def guest(self, address: str) -> Guest:

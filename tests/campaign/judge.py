@@ -151,8 +151,8 @@ def claims(scene: Scene, done: Done) -> None:
         return
     died = done.error_id == "save.qemu_died"
     if died and scene.guest.alive():
-        scene.violate(f"the error says that QEMU ended, but it lives: {done}")
-    if not died and not scene.guest.alive() and "ended" not in str(done.error):
+        scene.violate(f"the error says that QEMU exited, but it is running: {done}")
+    if not died and not scene.guest.alive() and "exited" not in str(done.error):
         scene.violate(f"the guest is gone, and the error does not say so: {done}")
     if not (died and scene.plan.guest_may_die):
         as_before(scene, f"after {done}")

@@ -140,7 +140,7 @@ def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qe
         error = _error(process)
     assert error["id"] == "save.failed"
     assert error["data"]["image"] == str(site.images / IMAGE)
-    assert f"(pid {guest.pid}) lives" in error["message"]
+    assert f"(pid {guest.pid}) is still running" in error["message"]
     assert guest.status() == "postmigrate"
     (line,) = site.run("recover", "--json", check=0).json()["operations"]
     assert (line["error"], line["outcome"]) == (None, "image committed")

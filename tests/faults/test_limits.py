@@ -194,7 +194,7 @@ def test_limits_in_another_pid_namespace(site: cli.Site, tmp_path: Path) -> None
         assert line["detail"].startswith("unknown: ")
         assert line["detail"].endswith("; 2 channels")
         assert result["strategy"]["channels"] == 2
-        assert "not known" in result["reasons"]["channels"]
+        assert "are unknown" in result["reasons"]["channels"]
         assert saved(site, guest, tmp_path, under=apart) == 2
     with qemu.running(ram=patterns.sparse) as guest:
         assert saved(site, guest, tmp_path, "--channels", "7", "--replace", under=apart) == 7

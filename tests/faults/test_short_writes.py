@@ -275,7 +275,7 @@ def test_a_sparse_copy_is_good(site: cli.Site, saved: Path) -> None:
         assert site.run(command, IMAGE, "--json", check=0).json()["warnings"] == []
         (warning,) = site.run(command, saved, "--json", check=0).json()["warnings"]
         assert "are in holes of the file" in warning
-        assert "a sparse copy makes holes of zeros" in warning
+        assert "a sparse copy turns zeros into holes" in warning
         assert warning in site.run(command, saved, check=0).stdout
     with qemu.running(incoming=True) as restored:
         done = site.run("restore", saved, "--into", restored.address, "--json", check=0).json()
@@ -314,7 +314,7 @@ def test_recovery_puts_the_guest_back(site: cli.Site, cut: int) -> None:
         _killed_before_the_commit(site, guest)
         (line,) = site.run("recover", "--json", check=0).json()["operations"]
         assert line["outcome"].startswith(
-            "save rolled back: QEMU had finished, but the image is not"
+            "save rolled back: QEMU had finished, but the image is invalid"
         )
         assert guest.status() == "running"
     assert not list(site.images.iterdir())

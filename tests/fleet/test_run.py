@@ -125,7 +125,7 @@ async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             await around.save(guest, found, request, report)
-            raise errors.GuestContinued("somebody has continued the guest")
+            raise errors.GuestContinued("another client resumed the guest")
 
         done = await save_all.save_all(found, save_run.Request(), saver=saver)
     assert done["exit_code"] == 4

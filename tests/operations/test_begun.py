@@ -49,7 +49,7 @@ def orphan(kind: str, facts: dict[str, Any]) -> Orphan:
 @pytest.mark.parametrize(
     ("kind", "facts", "later"),
     [
-        ("save", SAVE, {"label": LABEL, "uuid": "u", "outcome": "guest put back"}),
+        ("save", SAVE, {"label": LABEL, "uuid": "u", "outcome": "save rolled back"}),
         ("restore", RESTORE, {"monitor": MONITOR, "fdset": 9, "settings": SETTINGS, "pid": 5}),
     ],
 )

@@ -253,7 +253,7 @@ class SaveAll(Request, frozen=True, tag="save-all"):
 class RestoreAll(Request, frozen=True, tag="restore-all"):
     """Bring back what save-all saved."""
 
-    parallel: Annotated[AtOnce | None, help("Restores at once (default: 2).")] = None
+    parallel: Annotated[AtOnce | None, help("Restores in parallel (default: 2).")] = None
     discard: Annotated[Truth, help("Delete each image once its guest is restored.")] = False
     dry_run: Annotated[Truth, help("Only report what would be done.")] = False
 
