@@ -296,12 +296,14 @@ from pathlib import Path
 from mapsave.emulator.address import Address
 from mapsave.emulator.machine import Machine
 from mapsave.emulator.options import EmulatorOptions
+from mapsave.emulator.outgoing import Outgoing
 
 class Monitor:
     def emit(self, event, data=None): pass
 
 full, free, before, after = sys.argv[1:]
 machine = Machine(EmulatorOptions(Path("/none"), 33 << 20, "random", paused=True), Monitor())
+outgoing = Outgoing(machine)
 
 def switch(names):
     wanted = {name: name in names.split(",") for name in ("events", "mapped-ram", "multifd")}
@@ -310,19 +312,19 @@ def switch(names):
 def wait(ended):
     deadline = time.monotonic() + 20
     while not ended():
-        assert time.monotonic() < deadline, machine.outgoing.query()
+        assert time.monotonic() < deadline, outgoing.query()
         time.sleep(0.001)
 
 switch(before)
 with machine.lock:
-    machine.outgoing.start(Address("file", full + "/image", 4096))
-    wait(lambda: machine.outgoing.status == "failed")
-    assert machine.outgoing.is_registered
+    outgoing.start(Address("file", full + "/image", 4096))
+    wait(lambda: outgoing.status == "failed")
+    assert outgoing.is_registered
     switch(after)
-wait(lambda: not machine.outgoing.is_registered)
+wait(lambda: not outgoing.is_registered)
 switch("events,mapped-ram,multifd")
-machine.outgoing.start(Address("file", free + "/image", 4096))
-wait(lambda: not machine.outgoing.is_registered)
+outgoing.start(Address("file", free + "/image", 4096))
+wait(lambda: not outgoing.is_registered)
 """
 
 

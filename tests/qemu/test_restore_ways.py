@@ -208,7 +208,7 @@ _MISMATCHES = {
         [*_SMALL, "-device", "VGA,vgamem_mb=8"],
         "vga.vram",
     ),
-    "missing-dimm": ([*_SMALL, *memory.dimm("16M")], [*_SMALL, *memory.dimm("32M")], "plugged in"),
+    "missing-dimm": ([*_SMALL, *memory.dimm("16M")], [*_SMALL, *memory.dimm("32M")], "hotplugged"),
     "other-backend": (_SMALL, [*_SMALL, *memory.zeroed("32M")], "'pc.ram'"),
 }
 

@@ -17,7 +17,6 @@ from mapsave.image import descriptors, image, store
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import fdset, process
-from mapsave.monitor.domain import DomainState
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations import modes, trust
 from mapsave.plan import strategy
@@ -267,6 +266,8 @@ def label(found: Preflight) -> str:
 
 def domain(found: Preflight) -> str:
     """libvirt is not at the guest itself, and has nothing that a save would make wrong."""
+    from mapsave.monitor.domain import DomainState  # which loads an XML parser
+
     known = found.facts.domain
     assert known is not None
     if known.job:
