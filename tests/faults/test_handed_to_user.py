@@ -24,14 +24,26 @@ RESTORE = ("restore", IMAGE, "--json")
 
 
 @contextmanager
-def _about_to_resume(site: cli.Site) -> Iterator[tuple[subprocess.Popen[str], qemu.Qemu]]:
-    """Save a running guest, and restore it up to where it is about to be resumed."""
-    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
+def _about_to_resume(
+    site: cli.Site, *, step: str = "run", paused: bool = False
+) -> Iterator[tuple[subprocess.Popen[str], qemu.Qemu]]:
+    """Save a guest, and restore it up to a step: "run" is where it is about to be resumed."""
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=paused) as guest:
         site.add_guest(NAME, guest.qmp, launch=guest.argv)
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
-        with struck.stopped(site, "run", *RESTORE) as process, guest.successor() as restored:
+        with struck.stopped(site, step, *RESTORE) as process, guest.successor() as restored:
             yield process, restored
+
+
+def test_a_paused_guest_whose_destination_is_gone_is_restored_again(site: cli.Site) -> None:
+    with _about_to_resume(site, step="mark", paused=True) as (process, restored):
+        restored.kill()
+        restored.wait()
+        assert "exited before the guest was resumed" in _error(process)["message"]
+        site.run("restore", IMAGE, check=0)
+        with restored.successor() as again:
+            assert again.status() != "running"
 
 
 def _error(process: subprocess.Popen[str]) -> dict[str, Any]:

@@ -38,6 +38,41 @@ async def to_user(
     session = target.session
     before = opened.block.state
     log.step(Step.MARK)
+    with session.events("RESUME") as events:
+        was_noted = _mark(config, opened, log)
+        try:
+            if runs:
+                log.step(Step.RUN)
+                await session.resume()
+        except journal.JournalUnwritable:
+            restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+            raise
+        except errors.MonitorError as error:
+            if await _has_not_run(session, events, error):
+                restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+                raise errors.RestoreFailed(
+                    f"{session.address}: loaded, but QEMU did not resume it: {error.message}"
+                ) from None
+            raise await _may_run(target, log, error) from None
+        target.keep()
+        try:
+            return await guest_state.run_state(session)
+        except errors.MonitorError as error:
+            if not runs and await _has_ended_unresumed(session, events):
+                restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+                raise errors.RestoreFailed(
+                    f"{session.address}: loaded, but QEMU exited before the guest was resumed: "
+                    f"{error.message}"
+                ) from None
+            raise errors.RestoreFailed(
+                f"{session.address}: the guest was restored, but {error.message}; {_STAYS_MARKED}",
+                hint=_AGAIN,
+            ) from None
+
+
+def _mark(config: Config, opened: Image, log: Journal) -> bool:
+    """Mark the image restored; return whether that was noted before. Raises RestoreFailed."""
+    before = opened.block.state
     try:
         was_noted = restored_notes.is_noted(config.state, opened.block.uuid)
         if (warning := restored_notes.mark(config.state, opened)) is not None:
@@ -52,35 +87,15 @@ async def to_user(
             "resumed",
             hint="make the image or the state directory writable",
         ) from None
-    if runs:
-        with session.events("RESUME") as events:
-            try:
-                log.step(Step.RUN)
-                await session.resume()
-            except journal.JournalUnwritable:
-                restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
-                raise
-            except errors.MonitorError as error:
-                if await _has_not_run(session, events, error):
-                    restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
-                    raise errors.RestoreFailed(
-                        f"{session.address}: loaded, but QEMU did not resume it: {error.message}"
-                    ) from None
-                raise await _may_run(target, log, error) from None
-    target.keep()
-    try:
-        return await guest_state.run_state(session)
-    except errors.MonitorError as error:
-        raise errors.RestoreFailed(
-            f"{session.address}: the guest was restored, but {error.message}; {_STAYS_MARKED}",
-            hint=_AGAIN,
-        ) from None
+    return was_noted
 
 
 async def _has_not_run(session: Session, events: Events, error: errors.MonitorError) -> bool:
     """Return whether the guest surely was not resumed: QEMU refused, or ended without an event."""
-    if isinstance(error, errors.CommandRefused):
-        return True
+    return isinstance(error, errors.CommandRefused) or await _has_ended_unresumed(session, events)
+
+
+async def _has_ended_unresumed(session: Session, events: Events) -> bool:
     if not await _has_ended(session):
         return False
     with contextlib.suppress(errors.MonitorLost):
