@@ -55,7 +55,10 @@ class Client:
             self._socket.settimeout(timeout)
             with unix_socket.to_connect(path) as address:
                 self._socket.connect(address)
-            self.greeting = self._receive(time.monotonic() + timeout)["QMP"]
+            # A QEMU that is only starting sends events before it greets, and may greet twice.
+            while "QMP" not in (greeting := self._receive(time.monotonic() + timeout)):
+                self.events.append(greeting)
+            self.greeting = greeting["QMP"]
             self.execute("qmp_capabilities")
         except BaseException:
             self._socket.close()
@@ -97,7 +100,7 @@ class Client:
                 self.events.append(reply)
             elif "error" in reply:
                 raise QmpError(command, reply["error"]["class"], reply["error"]["desc"])
-            else:
+            elif "QMP" not in reply:
                 return reply["return"]
 
     def hmp(self, line: str) -> str:
