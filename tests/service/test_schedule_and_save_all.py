@@ -89,7 +89,11 @@ async def test_only_what_really_saves_keeps_jobs_from_running(
 
     async with history.opened(site.state / "journal.db") as kept:
         ours = Service(
-            lambda: config, config, kept, notifying={"job": False}, start_job=work_.start_job
+            lambda: config,
+            config,
+            kept,
+            notifying={"job": False, "save-all": False},
+            start_job=work_.start_job,
         )
         job = ours.jobs.get("nightly")
         request = {"dry_run": True} if dry_run else {}
