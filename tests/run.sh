@@ -96,8 +96,7 @@ start_builder() { # STAGE
     if [[ " ${chosen[*]} " == *" mac "* && " qemu libvirt faults service " == *" $1 "* ]] &&
         [ ! -e "$MAPSAVE_MAC_BOOTS" ]; then
         mkdir -- "$MAPSAVE_MAC_BOOTS"
-        nice -n 10 "$venv/bin/python" -m tests.mac.build "$MAPSAVE_MAC_BOOTS" \
-            >"$work/boots.log" 2>&1 &
+        "$venv/bin/python" -m tests.mac.build "$MAPSAVE_MAC_BOOTS" >"$work/boots.log" 2>&1 &
         builder=$!
     fi
 }
