@@ -61,7 +61,7 @@ def test_without_a_label_it_is_refused_before(site: cli.Site) -> None:
     """The system does not say which label images have, so ``auto`` sets none."""
     with svirt.running(paused=False) as guest, svirt.without_image_context():
         error = _assert_refused_before(site, guest, "auto", svirt.AT_REST)
-    assert "policy auto wanted no other label" in error["message"]
+    assert "policy auto requires no other label" in error["message"]
 
 
 @pytest.mark.refusal
