@@ -133,24 +133,18 @@ def failure(path: Path, doing: str, error: Exception) -> errors.Refused:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    hint = "free some space there, or set 'state:' in the configuration"
     try:
-        yield
-    except PermissionError as error:
-        raise errors.NotPermitted(
-            f"cannot open the history {str(path)!r}: {error.strerror}",
-            hint="run as the user that owns it, or set 'state:' in the configuration",
-        ) from None
-    except OSError as error:
-        raise errors.Refused(
-            f"cannot open the history {str(path)!r}: {error.strerror}",
-            hint="free some space there, or set 'state:' in the configuration",
-        ) from None
+        with locks.state_errors(
+            f"open the history {str(path)!r}", failure=errors.Refused, hint=hint
+        ):
+            yield
     except sqlite3.Error as error:
         raise failure(path, "open", error) from None
 
 
 def _made(path: Path) -> bool:
-    """Make an empty database if there is none; tell whether it was made."""
+    """Make an empty database if there is none; return whether it was made."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:

@@ -30,20 +30,29 @@ def state_directory(state: Path, part: str) -> Path:
     Raises NotPermitted, ConfigMissing.
     """
     directory = state / part
-    try:
+    with state_errors(f"create the state directory {str(directory)!r}"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _close_to_others(directory)
+    return directory
+
+
+@contextlib.contextmanager
+def state_errors(
+    work: str,
+    *,
+    failure: type[errors.MapsaveError] = errors.ConfigMissing,
+    hint: str = "set 'state:' in the configuration",
+) -> Iterator[None]:
+    """Raise NotPermitted, or ``failure`` with ``hint``, for an OSError of ``work`` in there."""
+    try:
+        yield
     except PermissionError as error:
         raise errors.NotPermitted(
-            f"cannot create the state directory {str(directory)!r}: {error.strerror}",
+            f"cannot {work}: {error.strerror}",
             hint="run as the user that owns it, or set 'state:' in the configuration",
         ) from None
     except OSError as error:
-        raise errors.ConfigMissing(
-            f"cannot create the state directory {str(directory)!r}: {error.strerror}",
-            hint="set 'state:' in the configuration",
-        ) from None
-    return directory
+        raise failure(f"cannot {work}: {error.strerror}", hint=hint) from None
 
 
 def _close_to_others(directory: Path) -> None:

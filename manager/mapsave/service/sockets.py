@@ -10,6 +10,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from mapsave import errors, service_settings, unix_socket
+from mapsave.operations import locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,19 +26,9 @@ _BACKLOG = 1024
 def only_one(state: Path) -> Iterator[None]:
     """Hold the state directory for this service. Raises ServiceRunning, NotPermitted."""
     path = state / "service.lock"
-    try:
+    with locks.state_errors(f"use the state directory {str(state)!r}"):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError as error:
-        raise errors.NotPermitted(
-            f"cannot use the state directory {str(state)!r}: {error.strerror}",
-            hint="run as the user that owns it, or set 'state:' in the configuration",
-        ) from None
-    except OSError as error:
-        raise errors.ConfigMissing(
-            f"cannot use the state directory {str(state)!r}: {error.strerror}",
-            hint="set 'state:' in the configuration",
-        ) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
