@@ -7,6 +7,7 @@ unused. The mark is taken back only where the guest surely has not run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from mapsave.operations import ending, journal, restored_notes
 from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mapsave.config import Config
     from mapsave.image.image import Image
     from mapsave.monitor.session import Events, Session
@@ -36,20 +39,19 @@ async def to_user(
     Raises RestoreFailed, JournalUnwritable.
     """
     session = target.session
-    before = opened.block.state
     log.step(Step.MARK)
     with session.events("RESUME") as events:
-        was_noted = _mark(config, opened, log)
+        unmark = _mark(config, opened, log)
         try:
             if runs:
                 log.step(Step.RUN)
                 await session.resume()
         except journal.JournalUnwritable:
-            restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+            unmark()
             raise
         except errors.MonitorError as error:
             if await _has_not_run(session, events, error):
-                restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+                unmark()
                 raise errors.RestoreFailed(
                     f"{session.address}: loaded, but QEMU did not resume it: {error.message}"
                 ) from None
@@ -59,7 +61,7 @@ async def to_user(
             return await guest_state.run_state(session)
         except errors.MonitorError as error:
             if not runs and await _has_ended_unresumed(session, events):
-                restored_notes.unmark(config.state, opened, before, was_noted=was_noted)
+                unmark()
                 raise errors.RestoreFailed(
                     f"{session.address}: loaded, but QEMU exited before the guest was resumed: "
                     f"{error.message}"
@@ -70,8 +72,8 @@ async def to_user(
             ) from None
 
 
-def _mark(config: Config, opened: Image, log: Journal) -> bool:
-    """Mark the image restored; return whether that was noted before. Raises RestoreFailed."""
+def _mark(config: Config, opened: Image, log: Journal) -> Callable[[], None]:
+    """Mark the image restored; return what takes that back. Raises RestoreFailed."""
     before = opened.block.state
     try:
         was_noted = restored_notes.is_noted(config.state, opened.block.uuid)
@@ -87,7 +89,9 @@ def _mark(config: Config, opened: Image, log: Journal) -> bool:
             "resumed",
             hint="make the image or the state directory writable",
         ) from None
-    return was_noted
+    return functools.partial(
+        restored_notes.unmark, config.state, opened, before, was_noted=was_noted
+    )
 
 
 async def _has_not_run(session: Session, events: Events, error: errors.MonitorError) -> bool:
