@@ -35,7 +35,7 @@ class Qmp:
         self._socket.settimeout(30)
         self._buffer = b""
         self.events: list[dict[str, Any]] = []
-        # QEMU sends the events of its start to whoever is connected, even before it greets him.
+        # QEMU sends the events of its start to a connected client, even before it greets it.
         while "QMP" not in (greeting := self.read()):
             self.events.append(greeting)
         self.greeting = greeting

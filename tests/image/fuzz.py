@@ -42,7 +42,7 @@ NUMERIC = sorted(name for name, (_, length) in GOOD.fields.items() if length in 
 
 
 def survive(path: str) -> bool:
-    """Do all that reading an image does; tell whether it is good. No other error may come out."""
+    """Do all that reading an image does; return whether it is good. No other error may come out."""
     try:
         with image.opened(path) as opened:
             contents = opened.validate()

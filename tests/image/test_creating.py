@@ -258,7 +258,7 @@ def test_removing_what_is_gone_already(held: int, tmp_path: Path) -> None:
 
 
 def locked(path: Path) -> bool:
-    """Return whether somebody holds the file's lock."""
+    """Return whether a process holds the file's lock."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

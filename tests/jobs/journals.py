@@ -38,7 +38,7 @@ def record(**fields: Any) -> Record:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep whoever writes waiting, as a disk that syncs does."""
+    """Keep writers waiting, as a disk that syncs does."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")

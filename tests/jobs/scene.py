@@ -1,4 +1,4 @@
-"""A site whose hooks note what they are told."""
+"""A site whose hooks note what is passed to them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ while (here / f"hang-{{moment}}").exists():
 
 
 class Scene:
-    """A site whose hooks note what they are told."""
+    """A site whose hooks note what is passed to them."""
 
     def __init__(self, site: cli.Site) -> None:
         self.site = site

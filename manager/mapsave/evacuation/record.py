@@ -35,7 +35,7 @@ _VERSION = 1
 class Entry:
     """A guest that was saved, or is about to be: then without ``uuid`` and ``time``.
 
-    ``ran`` tells whether it ran, ``uuid`` is the image's, ``time`` when the image was committed, in
+    ``ran`` is whether it ran, ``uuid`` is the image's, ``time`` when the image was committed, in
     seconds since the epoch.
     """
 

@@ -33,7 +33,7 @@ class Noted(TypedDict, total=False):
 class SaveBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A save: its guest, whose QEMU is ``pid`` where that is in our sight, and its image.
 
-    ``directory`` and ``name`` are the image's; ``directory_inode`` tells whether another directory
+    ``directory`` and ``name`` are the image's; ``directory_inode`` shows whether another directory
     is at that path since. ``settings`` are what QEMU is to get back; ``fdset`` is what it was
     given. ``uuid`` and ``label`` of the image, and the ``outcome`` of recovery, come later.
     """

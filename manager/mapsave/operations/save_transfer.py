@@ -69,7 +69,7 @@ class SaveJob:
         return self.request.settings.live
 
     def on_left(self, problems: Sequence[Problem]) -> bool:
-        """Keep the journal where ``mapsave recover`` can still take a label back; tell whether."""
+        """Keep the journal where ``mapsave recover`` can take a label back; return whether so."""
         if found := any(problem.recoverable for problem in problems):
             self.log.unsettled()
         return found
