@@ -8,11 +8,10 @@ import click
 
 from mapsave import errors
 from mapsave.cli import hosts, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, of
 from mapsave.key_types import ADDRESSES
 
 if TYPE_CHECKING:
-    from mapsave.cli.options import Globals
     from mapsave.config import Config
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+from mapsave import errors
+from mapsave.cli.options import Globals
+from mapsave.migration.progress import Report
 
-    from mapsave import errors
-    from mapsave.cli.options import Globals
+if TYPE_CHECKING:
     from mapsave.config import Config, Guest
     from mapsave.evacuation import restore_all
     from mapsave.jobs.job import Job
-    from mapsave.migration.progress import Report
 
-    # What the command prints with --json.
-    Result = dict[str, Any]
-    # Options of the command line by name; those that were not given are None.
-    Options = Mapping[str, Any]
-
+# What the command prints with --json.
+Result = dict[str, Any]
+# Options of the command line by name; those that were not given are None.
+Options = Mapping[str, Any]
 T = TypeVar("T")
 _JOB_SUFFIXES = (".yaml", ".yml")
 

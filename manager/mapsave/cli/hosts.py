@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mapsave import errors
+from mapsave.cli import through_service
+from mapsave.cli.here import Here
+from mapsave.cli.options import Globals
+from mapsave.cli.through_service import ThroughService
 from mapsave.client import connection
+from mapsave.client.connection import Client
 
 if TYPE_CHECKING:
-    from mapsave.cli.here import Here
-    from mapsave.cli.options import Globals
-    from mapsave.cli.through_service import ThroughService
-    from mapsave.client.connection import Client
     from mapsave.config import Config
 
-    # Commands do not care which: both have the same methods, results and errors.
-    Host = Here | ThroughService
+# Commands do not care which: both have the same methods, results and errors.
+Host = Here | ThroughService
 
 
 def choose(
@@ -34,8 +35,6 @@ def choose(
 
     Raises NotPermitted, ServiceUnreachable.
     """
-    from mapsave.cli import here, through_service
-
     if (
         (image is None or through_service.image_name(config, image) is not None)
         and (image_to_be is None or through_service.name_to_be(config, image_to_be) is not None)
@@ -43,8 +42,8 @@ def choose(
         and (job is None or through_service.may_know_job(config, job))
         and (client := service(given, config)) is not None
     ):
-        return through_service.ThroughService(client, config)
-    return here.Here(given, config)
+        return ThroughService(client, config)
+    return Here(given, config)
 
 
 def service(given: Globals, config: Config, timeout: float | None = None) -> Client | None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mapsave import errors, units
 from mapsave.cli import here, hosts, output
-from mapsave.cli.options import Command, of
-
-if TYPE_CHECKING:
-    from mapsave.cli.options import Globals
+from mapsave.cli.options import Command, Globals, of
 
 
 @click.command("list", cls=Command)

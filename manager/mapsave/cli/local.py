@@ -7,17 +7,14 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
 
 from mapsave import units
 from mapsave.cli import interruption, output
+from mapsave.cli.options import Globals
 from mapsave.migration import progress
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
-
-    from mapsave.cli.options import Globals
-    from mapsave.migration.progress import Progress, Report
+from mapsave.migration.progress import Progress, Report
 
 T = TypeVar("T")
 _BAR = 30  # characters

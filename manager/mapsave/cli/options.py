@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,6 @@ import click
 from mapsave.cli import interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mapsave.config import Config
 
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import click
 
 from mapsave import errors, strict_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from mapsave.cli.options import Globals
+from mapsave.cli.options import Globals
 
 
 def result(given: Globals, data: dict[str, Any], text: str) -> None:

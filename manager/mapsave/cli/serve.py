@@ -6,14 +6,10 @@ import asyncio
 import functools
 import logging
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
-from mapsave.cli.options import Command, of
-
-if TYPE_CHECKING:
-    from mapsave.cli.options import Globals
+from mapsave.cli.options import Command, Globals, of
 
 
 @click.command("serve", cls=Command)

@@ -10,21 +10,20 @@ import dataclasses
 import logging
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
 from mapsave.cli import hosts, local, output
+from mapsave.cli.options import Globals
 from mapsave.cli.through_service import ThroughService
 from mapsave.client import connection, delegate
+from mapsave.client.connection import Client
+from mapsave.migration.progress import Report
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.cli.options import Globals
-    from mapsave.client.connection import Client
     from mapsave.config import Config
     from mapsave.evacuation.save_run import Request
-    from mapsave.migration.progress import Report
 
 _log = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
 from mapsave.cli import here
+from mapsave.cli.here import Options, Result
 from mapsave.client import connection, delegate
+from mapsave.client.connection import Client
+from mapsave.client.delegate import Patience
 from mapsave.migration import progress
+from mapsave.migration.progress import Report
 
 if TYPE_CHECKING:
-    from mapsave.cli.here import Options, Result
-    from mapsave.client.connection import Client
-    from mapsave.client.delegate import Patience
     from mapsave.config import Config, Guest
     from mapsave.evacuation import restore_all, save_run
-    from mapsave.migration.progress import Report
 
 _PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 

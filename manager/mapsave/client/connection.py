@@ -6,12 +6,12 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsave import errors, unix_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
     from http.client import HTTPResponse
 
     from mapsave.config import Config

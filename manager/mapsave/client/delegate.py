@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mapsave import errors
 from mapsave.client import connection
+from mapsave.client.connection import Client
 from mapsave.history.states import ENDED
 from mapsave.migration import progress
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mapsave.client.connection import Client
-    from mapsave.migration.progress import Report
+from mapsave.migration.progress import Report
 
 _WAIT = 30.0
 _RECONNECT = 60.0

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from mapsave import errors, units
+from mapsave.config import Config
+from mapsave.evacuation.save_targets import Target
 from mapsave.image import store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from mapsave.config import Config
-    from mapsave.evacuation.save_targets import Target
-    from mapsave.image.store import Entry
+from mapsave.image.store import Entry
 
 # Smaller images say nothing of a disk: most of their time went into other things.
 _TELLING = 64 * units.MIB

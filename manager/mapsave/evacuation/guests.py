@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 from mapsave import config as configuration
 from mapsave import errors, unix_socket
+from mapsave.config import Config, Guest
 from mapsave.migration import guest_state
 from mapsave.monitor import libvirt_connection
 from mapsave.operations import attach
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    from mapsave.config import Config, Guest
 
 # What libvirt says of a domain that is shut off, or was transient and has ended.
 _NO_DOMAIN = (errors.UnknownGuest, errors.WrongRunState)

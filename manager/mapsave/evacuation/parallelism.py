@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
 FIRST = 2
 # A further slot is worth it if all saves together get faster by this much.

@@ -15,15 +15,13 @@ import json
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any
 
 from mapsave import errors, shielded, strict_json
 from mapsave.image import image
 from mapsave.operations import locks
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
-    from pathlib import Path
 
 _log = logging.getLogger(__name__)
 

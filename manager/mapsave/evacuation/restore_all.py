@@ -8,22 +8,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from mapsave import errors
+from mapsave.config import Config
 from mapsave.evacuation import record, restore_targets
+from mapsave.evacuation.record import Record
+from mapsave.evacuation.restore_targets import Return
 from mapsave.hooks import around, recover
 from mapsave.jobs import outcome
 from mapsave.migration.progress import Progress, Report, silent
 from mapsave.operations import discard, restore_request
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.config import Config
-    from mapsave.evacuation.record import Record
-    from mapsave.evacuation.restore_targets import Return
 
 Restorer = Callable[[restore_request.Request, Report], Awaitable[dict[str, Any]]]
 

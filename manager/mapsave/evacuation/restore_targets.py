@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mapsave import errors
+from mapsave.config import Config, Guest
 from mapsave.evacuation import guests
+from mapsave.evacuation.record import Entry, Record
 from mapsave.image import image
 from mapsave.image.superblock import State
 from mapsave.operations import restored_notes
-
-if TYPE_CHECKING:
-    from mapsave.config import Config, Guest
-    from mapsave.evacuation.record import Entry, Record
 
 Outcome = Literal["planned", "restored", "failed", "skipped", "not_saved"]
 

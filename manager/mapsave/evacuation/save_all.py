@@ -9,24 +9,20 @@ them.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from mapsave import config as configuration
 from mapsave import errors
+from mapsave.config import Config, Guest
 from mapsave.evacuation import forecast, guests, record, save_run, save_targets
+from mapsave.evacuation.save_run import Request, Saver
+from mapsave.evacuation.save_targets import Target
 from mapsave.hooks import around
 from mapsave.image import store
 from mapsave.jobs import outcome
-from mapsave.migration.progress import silent
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.config import Config, Guest
-    from mapsave.evacuation.save_run import Request, Saver
-    from mapsave.evacuation.save_targets import Target
-    from mapsave.migration.progress import Report
-    from mapsave.operations import save_request
+from mapsave.migration.progress import Report, silent
+from mapsave.operations import save_request
 
 _COUNTED = ("saved", "failed", "no_time", "not_running", "skipped")
 

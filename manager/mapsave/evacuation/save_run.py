@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from mapsave import errors
-from mapsave.config import Guest
+from mapsave.config import Config, Guest, Then
 from mapsave.evacuation import forecast, guests, parallelism, record, save_targets
+from mapsave.evacuation.record import Record
+from mapsave.evacuation.save_targets import Target
 from mapsave.hooks import around
 from mapsave.migration.progress import Progress, Report
 from mapsave.operations import save_request
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
-
-    from mapsave.config import Config, Then
-    from mapsave.evacuation.record import Record
-    from mapsave.evacuation.save_targets import Target
 
 Saver = Callable[[Guest, save_request.Request, Report], Awaitable[dict[str, Any]]]
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from mapsave import errors
+from mapsave.config import Config, Guest, Then
 from mapsave.evacuation import guests
 from mapsave.image import store
 from mapsave.operations import attach, locks, preview, restored_notes, save_request
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.config import Config, Guest, Then
 
 Outcome = Literal["planned", "saved", "failed", "no_time", "not_running", "skipped"]
 

@@ -14,20 +14,16 @@ import json
 import logging
 import sqlite3
 import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent import futures
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 from mapsave import errors, shielded
 from mapsave.history import rows, schema, writer
 from mapsave.history.reader import Reader
-from mapsave.history.rows import Record, Step
+from mapsave.history.rows import Facts, Record, Step
 from mapsave.history.states import ENDED, State
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
-    from pathlib import Path
-
-    from mapsave.history.rows import Facts
 
 __all__ = ["History", "Record", "Step", "opened"]
 

@@ -12,16 +12,12 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mapsave import errors, shielded
 from mapsave.history import history
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from mapsave.history.history import History
+from mapsave.history.history import History
 
 _log = logging.getLogger(__name__)
 

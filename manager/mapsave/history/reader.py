@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
+from typing import TypeVar
 
 from mapsave import errors
 from mapsave.history import rows, schema
 from mapsave.history.rows import Record, Step
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from concurrent import futures
-    from pathlib import Path
 
 T = TypeVar("T")
 

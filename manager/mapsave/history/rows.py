@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from mapsave.history.states import State
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
-
-    Row = tuple[Any, ...]  # what SQLite returns
-    Bound = bytes | float | None  # what SQLite is given
-    Facts = dict[str, object]  # an object of JSON
+Row = tuple[Any, ...]  # what SQLite returns
+Bound = bytes | float | None  # what SQLite is given
+Facts = dict[str, object]  # an object of JSON
 
 _NEWEST = 2**63 - 1  # the highest rowid there can be, sqlite.org/autoinc.html
 

@@ -10,15 +10,12 @@ import contextlib
 import errno
 import os
 import sqlite3
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from mapsave import errors
 from mapsave.history import rows
 from mapsave.operations import locks
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 _LOCK_TIMEOUT = 10.0  # seconds: other tools may read the database
 _WAL_BYTES = 4 << 20  # what the write-ahead log is cut to, after it had to grow

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import sqlite3
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mapsave.history import schema
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
 

@@ -14,23 +14,22 @@ import json
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from mapsave import errors
+from mapsave.config import Config, Guest
 from mapsave.migration import progress
+from mapsave.migration.progress import Report
 from mapsave.operations import journal
 from mapsave.operations.steps import Step
+from mapsave.service_settings import Moment
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
-
-    from mapsave.config import Config, Guest
-    from mapsave.migration.progress import Report
     from mapsave.operations import restore_request, save_request
     from mapsave.operations.results import RestoreResult, SaveResult
-    from mapsave.service_settings import Moment
 
-    More = Mapping[str, tuple[str, ...]]
+More = Mapping[str, tuple[str, ...]]
 
 _log = logging.getLogger(__name__)
 

@@ -14,13 +14,10 @@ import os
 import signal
 import stat
 import subprocess
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from mapsave import errors, service_settings, shielded
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 CAPTURED = 64 << 10  # bytes of each output that are logged
 _CHUNK = 64 << 10

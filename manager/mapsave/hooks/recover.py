@@ -10,25 +10,22 @@ import asyncio
 import contextlib
 import datetime
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from mapsave import errors
+from mapsave.config import Config
 from mapsave.hooks import around
 from mapsave.image import store
+from mapsave.image.store import Entry
 from mapsave.operations import journal, journal_facts, recover_restore, recover_result
 from mapsave.operations import recover as recovering
+from mapsave.operations.journal import Orphan
+from mapsave.operations.recover import Line
+from mapsave.operations.results import RestoreResult, SaveResult
 from mapsave.operations.steps import Step
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mapsave.config import Config
-    from mapsave.image.store import Entry
-    from mapsave.operations.journal import Orphan
-    from mapsave.operations.recover import Line
-    from mapsave.operations.results import RestoreResult, SaveResult
-
-    Told = Callable[[dict[str, Any]], Awaitable[None]]
+Told = Callable[[dict[str, Any]], Awaitable[None]]
 
 _RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
 _TOLD = ("guest", "job", "image", "outcome", "result", "error")

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import logging
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import mapsave
 from mapsave import errors, strict_json
 from mapsave.hooks import process
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mapsave.hooks.process import Ended
-    from mapsave.service_settings import Hooks, Moment
+from mapsave.hooks.process import Ended
+from mapsave.service_settings import Hooks, Moment
 
 _log = logging.getLogger(__name__)
 

@@ -6,24 +6,21 @@ import asyncio
 import datetime
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from mapsave import errors
+from mapsave.config import Config, Guest
 from mapsave.hooks import around
 from mapsave.jobs import outcome, retention
+from mapsave.jobs.job import Job
 from mapsave.migration import progress
+from mapsave.migration.progress import Report
 from mapsave.operations import preview, save_request
+from mapsave.operations.save_request import Request
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mapsave.config import Config, Guest
-    from mapsave.jobs.job import Job
-    from mapsave.migration.progress import Report
-    from mapsave.operations.save_request import Request
-
-    Line = dict[str, Any]
-    Saver = Callable[[Guest, Request], Awaitable[dict[str, Any]]]
+Line = dict[str, Any]
+Saver = Callable[[Guest, Request], Awaitable[dict[str, Any]]]
 
 _log = logging.getLogger(__name__)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from collections.abc import Iterable
 
 # What is worst to the one who reads the exit code: a lost or damaged thing before a refused one.
 _WORST_FIRST = (1, 4, 5, 6, 7, 9, 8, 3, 2, 0)

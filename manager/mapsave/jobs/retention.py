@@ -10,20 +10,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave import errors, shielded
+from mapsave.config import Config
 from mapsave.image import image, store
+from mapsave.image.store import Entry
 from mapsave.jobs import outcome
+from mapsave.jobs.job import Job, Keep
 from mapsave.operations import discard, restored_notes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
-
-    from mapsave.config import Config
-    from mapsave.image.store import Entry
-    from mapsave.jobs.job import Job, Keep
 
 # The hour that comes twice in autumn is two hours: they differ by their distance from UTC.
 _BUCKETS = (

@@ -13,9 +13,11 @@ from __future__ import annotations
 import datetime
 import io
 import os
+import random
 import struct
 import zoneinfo
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import cronsim
 
@@ -23,10 +25,6 @@ from mapsave import errors
 from mapsave.jobs import cron
 from mapsave.key_types import Duration, Text, Truth
 from mapsave.keys import Check, Keys, help, nearest
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Iterator, Mapping
 
 LOCALTIME = "/etc/localtime"
 _MOST_JITTER = 86400.0  # seconds

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import datetime
 import string
+import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import uuid
 
 FIELDS = ("guest", "job", "time", "uuid")
 DEFAULT_TIME = "%Y%m%dT%H%M%SZ"

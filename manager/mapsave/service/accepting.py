@@ -12,21 +12,16 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+
+from aiohttp import web
 
 from mapsave import errors
 from mapsave.service import tls
-from mapsave.service.peers import Role
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Coroutine
-
-    from aiohttp import web
-
-    from mapsave.service.peers import Roles
-    from mapsave.service.tls import Tls
+from mapsave.service.peers import Role, Roles
+from mapsave.service.tls import Tls
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,7 @@ RFC 5280 section 4.2.1.12); OpenSSL has verified the certificate before.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
 
 _SEQUENCE, _OID, _OCTETS, _EXTENSIONS = 0x30, 0x06, 0x04, 0xA3
 _EXTENDED_KEY_USAGE = bytes.fromhex("551d25")  # 2.5.29.37

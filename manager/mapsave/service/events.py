@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from mapsave import errors, strict_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 MOST_LISTENERS = 10_000
 _BEHIND = 256  # events that a listener may lag behind

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from msgspec import structs
 
 from mapsave import errors, keys
+from mapsave.config import Config
+from mapsave.history.rows import Facts
 from mapsave.image import ownership
 from mapsave.jobs import job as jobs
+from mapsave.jobs.job import Job
 from mapsave.operations import trust
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mapsave.config import Config
-    from mapsave.history.rows import Facts
-    from mapsave.jobs.job import Job
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,10 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from typing import TYPE_CHECKING
 
-from mapsave.history.rows import Record
+from mapsave.history.rows import Facts, Record
 from mapsave.history.states import ENDED, State
-
-if TYPE_CHECKING:
-    from mapsave.history.rows import Facts
-    from mapsave.migration.progress import Progress
+from mapsave.migration.progress import Progress
 
 ID_BYTES = 6
 # From this step of a save on its image is about to be valid: it is finished, not cancelled.

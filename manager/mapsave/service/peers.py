@@ -13,14 +13,11 @@ import pwd
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mapsave import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mapsave.service_settings import Listen, Service
+from mapsave.service_settings import Listen, Service
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python's socket module does not have it
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mapsave import errors, key_types
+from mapsave.config import Config
 from mapsave.image import image
 from mapsave.operations import bounds
-from mapsave.service.api.requests import Check, Restore, RestoreAll, Save, SaveAll
-from mapsave.service.peers import Role
-
-if TYPE_CHECKING:
-    from mapsave.config import Config
-    from mapsave.service.api.requests import Request
-    from mapsave.service.peers import Peer
+from mapsave.service.api.requests import Check, Request, Restore, RestoreAll, Save, SaveAll
+from mapsave.service.peers import Peer, Role
 
 
 def check(peer: Peer, request: Request, config: Config) -> None:

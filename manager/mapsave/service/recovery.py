@@ -6,25 +6,22 @@ import asyncio
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from mapsave import errors
+from mapsave.config import Config
+from mapsave.history.history import History
+from mapsave.history.rows import Facts, Record
 from mapsave.history.states import State
 from mapsave.hooks import recover
 from mapsave.image import store
+from mapsave.image.store import Entry
 from mapsave.operations import journal_facts, recover_restore, recover_result, restored_notes
+from mapsave.service.registry import Operations
+from mapsave.service.slots import Slots
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mapsave.config import Config
-    from mapsave.history.history import History
-    from mapsave.history.rows import Facts, Record
-    from mapsave.image.store import Entry
-    from mapsave.service.registry import Operations
-    from mapsave.service.slots import Slots
-
-    Line = dict[str, Any]
+Line = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 

@@ -8,25 +8,21 @@ import logging
 import math
 import re
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
 
 from mapsave import errors, shielded
+from mapsave.history.history import History
+from mapsave.history.rows import Facts, Record, Step
 from mapsave.history.states import State
+from mapsave.migration.progress import Progress
 from mapsave.operations import journal as steps
+from mapsave.service.events import Hub
 from mapsave.service.log import setup as logs
+from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.operation import Operation, progress_as_dict
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from mapsave.history.history import History
-    from mapsave.history.rows import Facts, Record, Step
-    from mapsave.migration.progress import Progress
-    from mapsave.service.events import Hub
-    from mapsave.service.metrics.metrics import Metrics
-
-    Work = Callable[[Operation], Awaitable[Facts]]
-    Ended = Callable[[Operation], None]
+Work = Callable[[Operation], Awaitable[Facts]]
+Ended = Callable[[Operation], None]
 
 _log = logging.getLogger(__name__)
 

@@ -7,17 +7,13 @@ import contextlib
 import datetime
 import logging
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 from mapsave import errors
+from mapsave.history.history import History
 from mapsave.jobs import schedule as schedules
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mapsave.history.history import History
-    from mapsave.jobs.job import Job
-    from mapsave.service.job_files import Jobs
+from mapsave.jobs.job import Job
+from mapsave.service.job_files import Jobs
 
 _log = logging.getLogger(__name__)
 

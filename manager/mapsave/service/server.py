@@ -9,11 +9,13 @@ import os
 import resource
 import signal
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 from aiohttp import web
 
 from mapsave import errors
+from mapsave.config import Config
+from mapsave.history import history
 from mapsave.history import opening as history_opening
 from mapsave.operations import unfinished
 from mapsave.service import sockets, systemd, work
@@ -22,13 +24,7 @@ from mapsave.service.api import app, routes
 from mapsave.service.api.connections import Connections
 from mapsave.service.peers import Roles
 from mapsave.service.service import Service
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-
-    from mapsave.config import Config
-    from mapsave.history import history
-    from mapsave.service.systemd import Notifier
+from mapsave.service.systemd import Notifier
 
 _log = logging.getLogger(__name__)
 

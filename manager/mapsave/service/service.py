@@ -8,17 +8,22 @@ import functools
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
 from msgspec import structs
 
 from mapsave import errors
+from mapsave.config import Config
+from mapsave.history.history import History
+from mapsave.history.rows import Facts
 from mapsave.history.states import State
+from mapsave.jobs.job import Job
 from mapsave.operations import attach
 from mapsave.service import job_files, registry, webhooks
 from mapsave.service.events import Hub
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources
+from mapsave.service.operation import Operation
 from mapsave.service.peers import Roles
 from mapsave.service.reader_pool import Looking
 from mapsave.service.recovery import Recovery
@@ -27,16 +32,7 @@ from mapsave.service.scheduler import Scheduler
 from mapsave.service.slots import Slots
 from mapsave.service.tls import Tls
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-
-    from mapsave.config import Config
-    from mapsave.history.history import History
-    from mapsave.history.rows import Facts
-    from mapsave.jobs.job import Job
-    from mapsave.service.operation import Operation
-
-    StartJob = Callable[["Service", Job], Awaitable[str | None]]
+StartJob = Callable[["Service", Job], Awaitable[str | None]]
 
 _log = logging.getLogger(__name__)
 

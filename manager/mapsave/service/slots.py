@@ -10,10 +10,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 
 @dataclasses.dataclass(eq=False)

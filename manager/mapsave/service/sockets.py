@@ -7,16 +7,12 @@ import fcntl
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from mapsave import errors, service_settings, unix_socket
 from mapsave.operations import locks
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mapsave.service_settings import Listen
+from mapsave.service_settings import Listen
 
 _MODE = 0o660
 _BACKLOG = 1024

@@ -11,12 +11,9 @@ import logging
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import MutableMapping
 
 from mapsave import errors
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
 
 _log = logging.getLogger(__name__)
 

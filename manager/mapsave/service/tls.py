@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from mapsave import errors
 from mapsave.service import client_purpose
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mapsave.service.peers import Peer, Roles
-    from mapsave.service_settings import Listen
+from mapsave.service.peers import Peer, Roles
+from mapsave.service_settings import Listen
 
 
 class Tls:

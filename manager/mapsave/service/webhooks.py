@@ -11,19 +11,17 @@ import email.utils
 import logging
 import socket
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import mapsave
 from mapsave import strict_json
+from mapsave.service_settings import Outcome, Webhook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     import aiohttp
     import tenacity
-
-    from mapsave.service_settings import Outcome, Webhook
 
 _log = logging.getLogger(__name__)
 

@@ -7,31 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from mapsave.config import Config, Guest
 from mapsave.evacuation import restore_all, save_all, save_run
+from mapsave.history.rows import Facts
 from mapsave.hooks import around, recover
+from mapsave.hooks.around import More
 from mapsave.image import store
 from mapsave.jobs import engine, retention
-from mapsave.migration.progress import silent
+from mapsave.jobs.job import Job
+from mapsave.migration.progress import Progress, Report, silent
 from mapsave.operations import discard, inspect, preview, restore_request, save_request
 from mapsave.service import permission
 from mapsave.service.api import requests
 from mapsave.service.operation import Operation
-from mapsave.service.peers import Role
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mapsave.config import Config, Guest
-    from mapsave.history.rows import Facts
-    from mapsave.hooks.around import More
-    from mapsave.jobs.job import Job
-    from mapsave.migration.progress import Progress, Report
-    from mapsave.service.peers import Peer
-    from mapsave.service.service import Service
+from mapsave.service.peers import Peer, Role
+from mapsave.service.service import Service
 
 R = TypeVar("R", bound=requests.Request)
 

@@ -6,25 +6,21 @@ import asyncio
 import dataclasses
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from aiohttp import http_exceptions, web
 
 from mapsave import errors, strict_json
+from mapsave.history.rows import Facts
 from mapsave.service import tls
 from mapsave.service.api import queries
-from mapsave.service.peers import Role
+from mapsave.service.api.connections import Connections, Patience
+from mapsave.service.api.responses import Answer
+from mapsave.service.peers import Peer, Role
+from mapsave.service.service import Service
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from mapsave.history.rows import Facts
-    from mapsave.service.api.connections import Connections, Patience
-    from mapsave.service.api.responses import Answer
-    from mapsave.service.peers import Peer
-    from mapsave.service.service import Service
-
-    Handler = Callable[["Call"], Awaitable[Facts | web.StreamResponse]]
+Handler = Callable[["Call"], Awaitable[Facts | web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
 

@@ -6,17 +6,14 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
-    from aiohttp import web
-    from aiohttp.web_protocol import RequestHandler
+from mapsave.service.tls import Tls
 
-    from mapsave.service.tls import Tls
-
-    Connection = RequestHandler
+Connection = RequestHandler
 
 
 @dataclasses.dataclass(frozen=True)

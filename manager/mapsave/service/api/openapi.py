@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import msgspec
 
 import mapsave
 from mapsave import keys
 from mapsave.service.api import app, queries, requests, responses
+from mapsave.service.api.app import Route
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.service.api.app import Route
-
-    Schema = dict[str, object]  # a part of the document
+Schema = dict[str, object]  # a part of the document
 
 _SCHEMAS = "#/components/schemas/{name}"
 _HEADERS = {

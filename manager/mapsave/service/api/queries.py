@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -12,9 +13,6 @@ from mapsave import errors
 from mapsave.history.states import State
 from mapsave.keys import Keys, Parse, help
 from mapsave.service.api import requests
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MOST = 1000
 LONGEST_WAIT = 60.0

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
 from mapsave import errors
+from mapsave.history.rows import Facts, Record
 from mapsave.operations import inspect
 from mapsave.service import permission, work
 from mapsave.service.api import openapi, queries, requests, responses, views
 from mapsave.service.api.app import Call, Header, Route, as_json
 from mapsave.service.operation import Operation
 from mapsave.service.peers import Role
-
-if TYPE_CHECKING:
-    from mapsave.history.rows import Facts, Record
 
 _OWN_ID = re.compile(r"[0-9a-f]{12}")
 OWN_ID_HEADER = "Mapsave-Operation"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave import errors
+from mapsave.config import Guest
+from mapsave.history.rows import Facts
 from mapsave.image import store
+from mapsave.jobs.job import Job
 from mapsave.operations import images, restored_notes
 from mapsave.service import job_files
 from mapsave.service.scheduler import as_time
-
-if TYPE_CHECKING:
-    from mapsave.config import Guest
-    from mapsave.history.rows import Facts
-    from mapsave.jobs.job import Job
-    from mapsave.service.service import Service
+from mapsave.service.service import Service
 
 
 def guests(service: Service) -> list[Facts]:

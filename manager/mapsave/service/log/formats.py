@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mapsave.service.log import journald
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # First in the text, in this order; whose names journald's fields follow.
 CONTEXT = ("operation", "guest", "job", "step")

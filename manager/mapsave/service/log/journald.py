@@ -11,10 +11,7 @@ import os
 import re
 import socket
 import struct
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
 
 SOCKET = "/run/systemd/journal/socket"
 # syslog(3), which journald's PRIORITY and the prefixes of sd-daemon(3) follow.

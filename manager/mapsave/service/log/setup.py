@@ -14,14 +14,11 @@ import os
 import select
 import sys
 import types
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
 
 from mapsave.service.log import formats, journald
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from mapsave.service_settings import LogFormat
+from mapsave.service_settings import LogFormat
 
 _CHUNK = select.PIPE_BUF  # pipe(7): where poll says there is room, so much does not block
 _PATIENCE_MS = 200

@@ -5,27 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import CollectorRegistry
 
 import mapsave
 from mapsave import key_types
+from mapsave.history.rows import Record
 from mapsave.history.states import ENDED, State
 from mapsave.service.metrics import textfile
 from mapsave.service.metrics.scrape import Past, Scrape, Sources
 from mapsave.service.metrics.store_usage import StoreUsage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    from prometheus_client.metrics_core import Metric
-    from prometheus_client.registry import CollectorRegistry
-
-    from mapsave.history.rows import Record
 
 M = TypeVar("M")
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client import metrics_core
 
-from mapsave.service.metrics.store_usage import STATES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from mapsave.service.metrics.store_usage import Usage
+from mapsave.service.metrics.store_usage import STATES, Usage
 
 _log = logging.getLogger(__name__)
 

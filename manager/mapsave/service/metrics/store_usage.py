@@ -6,16 +6,13 @@ import asyncio
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from mapsave import errors
 from mapsave.image import image
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    Usage = Mapping[str, tuple[int, int]]
+Usage = Mapping[str, tuple[int, int]]
 
 _log = logging.getLogger(__name__)
 
