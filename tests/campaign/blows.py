@@ -29,7 +29,8 @@ def perform(scene: Scene, blow: Blow, arguments: list[str]) -> Done:
         where, step, signals = blow.strike
         signals = signals.replace("guest:", f"{scene.guest.pid}:")
         env = {"MAPSAVE_TEST_MET": str(met)}
-        with struck.started(scene.site, where, step, signals, *arguments, env=env) as process:
+        command = struck.killer(where, step, signals)
+        with scene.site.start(*arguments, env=env, command=command) as process:
             return ended(process, arguments)
     env = inject.environment(*blow.rules, met=met) if blow.rules else {}
     with scene.site.start(*arguments, env=env) as process:
@@ -50,7 +51,8 @@ def ended(process: subprocess.Popen[str], arguments: list[str]) -> Done:
 
 def _interfered(scene: Scene, step: str, deed: str, arguments: list[str]) -> Done:
     """Let others do something while the command stands still right after a step."""
-    with struck.started(scene.site, "after", step, "STOP", *arguments) as process:
+    command = struck.killer("after", step, "STOP")
+    with scene.site.start(*arguments, command=command) as process:
         wait.until(
             lambda: process.poll() is not None or _is_stopped(process.pid),
             timeout=LIMIT,

@@ -160,10 +160,7 @@ def _left_over(scene: Scene) -> None:
         partial.write_bytes(judge.FOREIGN)
         return
     # A save that dies before it has touched the guest leaves a partial image with a superblock.
-    with struck.started(
-        scene.site, "before", "label", "KILL", "save", scene.world.address, "--image", IMAGE
-    ) as process:
-        process.communicate(timeout=60)
+    struck.run(scene.site, "before", "label", "KILL", "save", scene.world.address, "--image", IMAGE)
     if before == "partial that says saved":
         for path in struck.journals(scene.site):
             path.unlink()

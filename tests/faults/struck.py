@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from mapsave.operations import journal_file
 
-from tests.kit import cli, processes, tree, wait
+from tests.kit import cli, wait
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator, Mapping
 
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
@@ -30,11 +30,12 @@ def run(
 
     Fails on a traceback, and where it does not end within a minute.
     """
-    with started(site, where, step, signals, *arguments) as process:
-        stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback (most recent call last)" not in stderr, stderr
-    words = tuple(os.fspath(each) for each in arguments)
-    return cli.Result(words, process.returncode, stdout, stderr)
+    return site.run(*arguments, command=killer(where, step, signals))
+
+
+def killer(where: str, step: str, signals: str = "KILL") -> list[str]:
+    """Return what runs ``mapsave`` under ``killer.py``."""
+    return [sys.executable, "-m", "tests.faults.killer", where, step, signals]
 
 
 @contextmanager
@@ -45,7 +46,8 @@ def stopped(
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run ``mapsave`` up to right after ``step``, where it stands still; then let it end."""
-    with started(site, "after", step, "STOP", *arguments, env=env) as process:
+    command = killer("after", step, "STOP")
+    with site.start(*arguments, env=env, command=command) as process:
         wait.until(lambda: stands_still(process), what=f"mapsave to stop at {step}")
         yield process
         process.send_signal(signal.SIGCONT)
@@ -56,32 +58,6 @@ def stands_still(process: subprocess.Popen[str]) -> bool:
     """Return whether ``mapsave`` was stopped by a signal; fail if it has ended."""
     assert process.poll() is None, process.communicate()
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-@contextmanager
-def started(
-    site: cli.Site,
-    where: str,
-    step: str,
-    signals: str,
-    *arguments: str | os.PathLike[str],
-    env: Mapping[str, str] | None = None,
-) -> Iterator[subprocess.Popen[str]]:
-    """Start ``mapsave`` under ``killer.py``; ``env`` is added to its environment."""
-    words = [os.fspath(each) for each in ("--config", site.config, *arguments)]
-    with processes.running(
-        [sys.executable, "-m", "tests.faults.killer", where, step, signals, *words],
-        env={
-            "PYTHONPATH": tree.PYTHONPATH,
-            "HOME": str(site.directory / "home"),
-            **(env or {}),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process
 
 
 def cut_off(process: subprocess.Popen[str], monitor: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import resource
 import signal
-import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, processes, qemu, tree
+from tests.kit import cli, qemu
+
+if TYPE_CHECKING:
+    import subprocess
 
 pytestmark = pytest.mark.qemu
 
@@ -153,17 +155,8 @@ def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qe
 
 def _failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
     """Run a save on a disk that fails after the rename; see ``failing.py``."""
-    words = [sys.executable, "-m", "tests.faults.failing", what, "--config", str(site.config)]
-    done = subprocess.run(
-        [*words, *SAVE, *arguments],
-        env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": str(site.directory)}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert "Traceback" not in done.stderr
-    return cli.Result(SAVE, done.returncode, done.stdout, done.stderr)
+    command = [sys.executable, "-m", "tests.faults.failing", what]
+    return site.run(*SAVE, *arguments, command=command)
 
 
 def test_a_journal_that_is_full_behind_the_rename(site: cli.Site, guest: qemu.Qemu) -> None:

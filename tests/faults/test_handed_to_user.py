@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, patterns, processes, qemu, tree
+from tests.kit import cli, patterns, qemu
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.qemu
@@ -97,15 +97,7 @@ def test_a_guest_that_ran_and_is_gone_leaves_its_image_marked(site: cli.Site) ->
         site.add_guest(NAME, guest.qmp, launch=guest.argv)
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
-        done = subprocess.run(
-            [sys.executable, "-c", _ENDS_AT_ONCE, "--config", str(site.config), *RESTORE],
-            env=processes.environment({"PYTHONPATH": tree.PYTHONPATH}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode == 5, done
+        done = site.run(*RESTORE, check=5, command=[sys.executable, "-c", _ENDS_AT_ONCE])
     assert "the image remains marked as restored" in done.stdout
     assert not struck.journals(site)
     _is_used_up(site)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,14 +34,10 @@ def _impatient(site: cli.Site, guest: qemu.Qemu, step: str, then: str) -> str:
     """Save a guest that hangs from ``step`` on; return what is said of the failure."""
     site.add_guest("web01", guest.qmp)
     command = [sys.executable, "-c", _IMPATIENT, str(guest.pid), step]
-    options = ["--config", str(site.config), "save", "web01", "--then", then]
     try:
-        done = subprocess.run(
-            [*command, *options], capture_output=True, text=True, timeout=60, check=False
-        )
+        done = site.run("save", "web01", "--then", then, check=4, command=command)
     finally:
         os.kill(guest.pid, signal.SIGCONT)  # whatever came of it, the kit ends it
-    assert done.returncode == 4, done.stderr
     assert "mapsave recover" in done.stderr
     assert struck.journals(site), "the journal is what recover works from"
     return done.stderr

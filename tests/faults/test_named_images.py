@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mapsave.image import image, store, superblock
@@ -15,7 +14,9 @@ from mapsave.image.superblock import State
 
 from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
-from tests.kit import cli, processes, qemu, tree
+
+if TYPE_CHECKING:
+    from tests.kit import cli, qemu
 
 pytestmark = pytest.mark.qemu
 
@@ -24,17 +25,8 @@ SAVE = ("save", NAME, "--image", IMAGE, "--json")
 
 def failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
     """Run ``mapsave`` on a disk that fails; see ``failing.py``."""
-    words = [sys.executable, "-m", "tests.faults.failing", what, "--config", str(site.config)]
-    done = subprocess.run(
-        [*words, *arguments],
-        env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": str(site.directory)}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return cli.Result(arguments, done.returncode, done.stdout, done.stderr)
+    command = [sys.executable, "-m", "tests.faults.failing", what]
+    return site.run(*arguments, command=command)
 
 
 def _states(site: cli.Site) -> dict[str, str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 
 import pytest
 
 from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME, await_writing, looked_at, slow_guest
-from tests.kit import cli, patterns, processes, qemu, state, tree
+from tests.kit import cli, patterns, qemu, state
 
 
 def _nothing_left(site: cli.Site) -> None:
@@ -104,15 +103,7 @@ main.main(sys.argv[1:])
 
 
 def _interrupted_at_the_end(site: cli.Site, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _AT_THE_END, "--config", str(site.config), *arguments],
-        env=processes.environment({"PYTHONPATH": tree.PYTHONPATH}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done
+    site.run(*arguments, check=0, command=[sys.executable, "-c", _AT_THE_END])
 
 
 @pytest.mark.qemu

@@ -44,17 +44,15 @@ class Result:
 def mapsave(
     *arguments: str | os.PathLike[str],
     check: int | None = None,
-    env: Mapping[str, str] | None = None,
     timeout: float = 60.0,
-    under: Sequence[str] = (),
+    **how: Any,
 ) -> Result:
-    """Run ``mapsave`` to its end, at most ``timeout`` seconds.
+    """Run ``mapsave`` to its end, at most ``timeout`` seconds; ``how`` as ``started`` has it.
 
     With ``check``, fail unless that is the exit code. A traceback on standard error always fails.
-    ``under``: the words before it, of a command that becomes mapsave, such as ``prlimit``.
     """
     words = tuple(os.fspath(argument) for argument in arguments)
-    with started(*words, env=env, under=under) as process:
+    with started(*words, **how) as process:
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired as slow:
@@ -72,10 +70,15 @@ def started(
     *arguments: str | os.PathLike[str],
     env: Mapping[str, str] | None = None,
     under: Sequence[str] = (),
+    command: Sequence[str] = COMMAND,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start ``mapsave`` with pipes for its output; it is killed at the end if it still runs."""
+    """Start ``mapsave`` with pipes for its output; it is killed at the end if it still runs.
+
+    ``under``: the words before it, of a command that becomes mapsave, such as ``prlimit``.
+    ``command``: what runs it in an own way.
+    """
     with processes.running(
-        [*under, *COMMAND, *arguments],
+        [*under, *command, *arguments],
         env={"PYTHONPATH": tree.PYTHONPATH, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -147,28 +150,21 @@ class Site:
     def run(
         self,
         *arguments: str | os.PathLike[str],
-        check: int | None = None,
         env: Mapping[str, str] | None = None,
-        timeout: float = 60.0,
-        under: Sequence[str] = (),
+        **how: Any,
     ) -> Result:
         """Run ``mapsave`` with this configuration; see ``mapsave()``."""
-        return mapsave(
-            "--config",
-            self.config,
-            *arguments,
-            check=check,
-            env=self._env(env),
-            timeout=timeout,
-            under=under,
-        )
+        return mapsave("--config", self.config, *arguments, env=self._env(env), **how)
 
     @contextmanager
     def start(
-        self, *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None
+        self,
+        *arguments: str | os.PathLike[str],
+        env: Mapping[str, str] | None = None,
+        **how: Any,
     ) -> Iterator[subprocess.Popen[str]]:
-        """Start ``mapsave`` with this configuration, for tests that signal it."""
-        with started("--config", self.config, *arguments, env=self._env(env)) as process:
+        """Start ``mapsave`` with this configuration, for tests that signal it; see ``started``."""
+        with started("--config", self.config, *arguments, env=self._env(env), **how) as process:
             yield process
 
     def _env(self, env: Mapping[str, str] | None) -> dict[str, str]:

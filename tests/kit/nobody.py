@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from tests.kit import cli, processes, tree
 from tests.kit.libvirtd import NOBODY
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.kit import cli
 
 # Not every Python may be read by other users, so all is imported, what is imported late by a first
 # command as well, before the rights go. A process that changes its user may not look into its own
@@ -35,11 +36,5 @@ main()
 
 def as_nobody(site: cli.Site, *arguments: str | Path) -> cli.Result:
     """Run ``mapsave`` without any privilege."""
-    words = ["--config", str(site.config), *map(str, arguments), "--json"]
-    env = {"PYTHONPATH": tree.PYTHONPATH, "HOME": "/nonexistent"}
-    with processes.running(
-        [sys.executable, "-c", _AS_NOBODY, *words], env=env, text=True, stdout=-1, stderr=-1
-    ) as process:
-        stdout, stderr = process.communicate(timeout=30)
-    assert "Traceback" not in stderr, stderr
-    return cli.Result(tuple(words), process.returncode, stdout, stderr)
+    command = [sys.executable, "-c", _AS_NOBODY]
+    return site.run(*arguments, "--json", command=command, env={"HOME": "/nonexistent"})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import cli, domain, patterns, processes, qemu, qmp, ram, tree, wait
+from tests.kit import cli, domain, patterns, qemu, qmp, ram, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,19 +26,7 @@ def run(
     command: Sequence[str], site: cli.Site, *words: str | Path, env: Mapping[str, str] | None = None
 ) -> cli.Result:
     """Run ``mapsave``, whose beginning is ``command``, with the site's configuration."""
-    arguments = ["--config", str(site.config), *map(str, words), "--json"]
-    with processes.running(
-        [*command, *arguments],
-        env={"PYTHONPATH": tree.PYTHONPATH, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback" not in stderr, stderr
-    assert process.returncode == 0, (stdout, stderr)
-    return cli.Result(tuple(arguments), process.returncode, stdout, stderr)
+    return site.run(*words, "--json", command=command, env=env, check=0)
 
 
 def test_address_without_a_uri_is_one_of_the_system(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +25,12 @@ RESTORED = "guest restored"
 NOTHING = "nothing was in progress any more"
 
 
-def killer(where: str, step: str) -> list[str]:
-    """Return the command of a service that is killed ``where`` (before, after) at ``step``."""
-    return [sys.executable, "-m", "tests.faults.killer", where, step, "KILL"]
-
-
 @contextmanager
 def until_killed(
     site: cli.Site, where: str, step: str, *arguments: str
 ) -> Iterator[subprocess.Popen[str]]:
     """Have a service do what a command asks, and die of it; the command still waits then."""
-    with service.started(site, command=killer(where, step)) as doomed:
+    with service.started(site, command=struck.killer(where, step)) as doomed:
         service.await_answer(doomed)
         with site.start(*arguments, "--json") as waiting:
             assert doomed.process.wait(30) == -signal.SIGKILL, doomed.logged()

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import pytest
 from mapsave import unix_socket
 
 from tests.fleet import fleet
-from tests.kit import cli, processes, service, tree, wait
+from tests.kit import cli, service, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,23 +159,16 @@ def test_a_wrong_configuration_leaves_the_one_in_force() -> None:
             os.chown(path, UID, UID)
         mine = [*service.as_user(UID, UID, []), *cli.COMMAND]
 
-        def save_all(*words: str) -> subprocess.CompletedProcess[str]:
+        def save_all(*words: str) -> cli.Result:
             homes = {"HOME": str(site.directory), "XDG_RUNTIME_DIR": str(place)}
-            return subprocess.run(
-                [*mine, "--config", site.config, *words, "save-all", "--json"],
-                env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, **homes}),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=60,
-            )
+            return site.run(*words, "save-all", "--json", command=mine, env=homes)
 
         with service.running(site, command=mine) as mapsaved:
             mapsaved.done(kind="check", guest="toy")
             site.config.write_text("images: [")
             assert save_all("--local").returncode == 2
             done = save_all()
-            assert (done.returncode, fleet.outcomes(json.loads(done.stdout))) == (
+            assert (done.returncode, fleet.outcomes(done.json())) == (
                 0,
                 {"toy": "saved"},
             ), done.stderr

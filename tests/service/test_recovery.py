@@ -308,7 +308,7 @@ def test_a_job_that_was_interrupted_is_settled_with_its_saves(site: cli.Site) ->
         site.add_guest("one", one.qmp)
         site.add_guest("two", two.qmp)
         before = [guest.state() for guest in (one, two)]
-        with service.started(site, command=interrupted.killer("after", "migrate")) as doomed:
+        with service.started(site, command=struck.killer("after", "migrate")) as doomed:
             service.await_answer(doomed)
             doomed.begin(kind="job", job="nightly")
             assert doomed.process.wait(30) == -signal.SIGKILL

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mapsave.service.api import routes
 
-from tests.kit import cli, processes, service, tree, wait
+from tests.kit import cli, processes, service, wait
 from tests.service.users import OPERATORS, READERS, SOCKET, UID
 
 if TYPE_CHECKING:
@@ -109,18 +109,7 @@ class User:
 
     def run(self, *arguments: str) -> cli.Result:
         """Run ``mapsave`` as that user."""
-        site = self.mapsaved.site
-        words = [*self.command, *cli.COMMAND, "--config", str(site.config), *arguments]
-        done = subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            env=processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": "/"}),
-        )
-        assert "Traceback" not in done.stderr
-        return cli.Result(arguments, done.returncode, done.stdout, done.stderr)
+        return self.mapsaved.site.run(*arguments, under=self.command, env={"HOME": "/"})
 
 
 @pytest.fixture
