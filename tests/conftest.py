@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from mapsave.monitor.session import Session
 
 from tests.kit import cli, emulated, need, processes, storage
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
-
-    from mapsave.monitor.session import Session
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,9 +19,6 @@ from mapsave.cli.options import Globals
 from mapsave.migration.progress import Progress
 
 from tests.kit import cli, processes, tree
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COMMANDS = (
     *("save", "restore", "check", "inspect", "verify", "list", "discard", "recover", "emulate"),

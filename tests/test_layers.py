@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 import graphlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mapsave
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HOUSE = Path(mapsave.__file__).parent
 TESTS = Path(__file__).parent

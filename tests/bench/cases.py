@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.bench import guests, measure
+from tests.bench.guests import Site
+from tests.bench.measure import Run, Series
 from tests.kit import tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.bench.guests import Site
-    from tests.bench.measure import Run, Series
 
 BARE = [sys.executable, str(Path(__file__).with_name("bare.py"))]
 MB = 10**6

@@ -10,12 +10,10 @@ import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tests.bench.bare import MIB, Monitor
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GIB = 1 << 30
 QEMU = os.environ.get("MAPSAVE_TEST_QEMU", "qemu-system-x86_64")

@@ -12,21 +12,17 @@ import functools
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.bench import cases, guests, measure
+from tests.bench.cases import Bench, Row
 from tests.bench.measure import Run, Series
 from tests.kit import domain, libvirtd, tree
 from tests.kit.domain import Domain
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.bench.cases import Bench, Row
-    from tests.kit.libvirtd import Daemon
+from tests.kit.libvirtd import Daemon
 
 HOSTS = {False: "as this host is", True: "init reaps at once"}
 _SAVE_IDLE, _SAVE_DENSE, _RESTORE = 0.25, 0.65, 0.8

@@ -8,11 +8,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path
 
 MAPSAVE = [sys.executable, "-m", "mapsave.cli.main"]
 # An installation has bytecode beside its modules, whatever the environment of this process says.

@@ -9,20 +9,16 @@ import secrets
 import statistics
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave.history import history
 
 from tests.bench import measure
-from tests.bench.cases import MB, Row
+from tests.bench.cases import MB, Bench, Row
 from tests.kit import cli, service, tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.bench.cases import Bench
-    from tests.kit.service import Service
+from tests.kit.service import Service
 
 _GUESTS, _AT_ONCE, _MEMORY = 200, 8, "8M"
 _QUICK_GUESTS = 40

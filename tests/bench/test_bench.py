@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.bench import bare, cases, measure
 from tests.kit import patterns, qemu, ram, tree
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.qemu

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import random
+from pathlib import Path
 
 from mapsave.image import image
-
-if TYPE_CHECKING:
-    import random
-    from pathlib import Path
 
 _SLOTS = 8192  # the two superblock slots
 

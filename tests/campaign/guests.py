@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from tests.campaign.plan import Plan
 from tests.kit import (
     cli,
     domain,
@@ -23,12 +25,7 @@ from tests.kit import (
     tree,
     wait,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.campaign.plan import Plan
-    from tests.kit.libvirtd import Daemon
+from tests.kit.libvirtd import Daemon
 
 MIB = 1 << 20
 _PATTERNS: dict[str, patterns.Pattern] = {

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from mapsave import errors
 from mapsave.image import image
 from mapsave.image.superblock import State
 
+from tests.campaign.guests import Guest
+from tests.campaign.scene import Done, Scene
 from tests.faults import struck
 from tests.kit import ram
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.campaign.guests import Guest
-    from tests.campaign.scene import Done, Scene
 
 MIB = 1 << 20
 OLD = b"an older file of that name"

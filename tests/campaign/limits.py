@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tests.campaign.guests import Guest
 from tests.kit import wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.campaign.guests import Guest
 
 _PIDS = Path("/sys/fs/cgroup/pids")
 

@@ -6,17 +6,13 @@ import contextlib
 import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tests.campaign.plan import Plan
 from tests.kit import cli, storage, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.campaign.plan import Plan
 
 MIB = 1 << 20
 # linux/ext4.h: EXT4_IOC_SHUTDOWN, the file system refuses all from now on, its log not flushed.

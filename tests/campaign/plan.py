@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    import random
-
-    from tests.kit.inject import Rule
+from tests.kit.inject import Rule
 
 World = Literal["qemu", "libvirt", "emulator"]
 Then = Literal["quit", "resume", "leave"]

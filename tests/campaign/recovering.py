@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tests.campaign import deeds, judge
-
-if TYPE_CHECKING:
-    from tests.campaign.plan import Blow
-    from tests.campaign.scene import Scene
+from tests.campaign.plan import Blow
+from tests.campaign.scene import Scene
 
 
 def recover(scene: Scene, hit: tuple[Blow, ...]) -> None:

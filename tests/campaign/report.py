@@ -9,17 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
 
 from tests.campaign import kinds
 from tests.campaign.run import Outcome, run
 from tests.kit import inject, libvirtd, processes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tests.kit.libvirtd import Daemon
+from tests.kit.libvirtd import Daemon
 
 
 def work(seeds: Iterable[int], kind: str | None, *, keep: bool, verbose: bool) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.campaign import damage, judge, recovering
+from tests.campaign.guests import Guest
 from tests.campaign.plan import NOTHING
+from tests.campaign.scene import Done, Scene
 from tests.faults import struck
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.campaign.guests import Guest
-    from tests.campaign.scene import Done, Scene
 
 # What refuses an image that was damaged: usage, check, restore, image.
 _REFUSALS = (2, 3, 5, 6)

@@ -8,10 +8,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.campaign import (
     blows,
@@ -24,19 +24,14 @@ from tests.campaign import (
     recovering,
     restoring,
 )
-from tests.campaign.plan import NOTHING
+from tests.campaign.guests import Guest, World
+from tests.campaign.places import Site
+from tests.campaign.plan import NOTHING, Plan
 from tests.campaign.scene import IMAGE, RETRY, Scene
 from tests.faults import struck
 from tests.kit import processes, service, storage
+from tests.kit.libvirtd import Daemon
 from tests.service import interrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.campaign.guests import Guest, World
-    from tests.campaign.places import Site
-    from tests.campaign.plan import Plan
-    from tests.kit.libvirtd import Daemon
 
 _MOST = 240  # seconds for a whole run
 

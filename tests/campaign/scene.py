@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tests.campaign import blows, guests
-from tests.campaign.plan import NOTHING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.campaign.guests import Guest, World
-    from tests.campaign.places import Site
-    from tests.campaign.plan import Blow, Plan
-    from tests.kit import ram, state
+from tests.campaign.guests import Guest, World
+from tests.campaign.places import Site
+from tests.campaign.plan import NOTHING, Blow, Plan
+from tests.kit import ram, state
 
 IMAGE = "one.mapsave"
 RETRY = "retry.mapsave"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.campaign import kinds, run
 from tests.kit import libvirtd, need
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.kit.libvirtd import Daemon
+from tests.kit.libvirtd import Daemon
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(300)]
 

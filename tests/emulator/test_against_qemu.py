@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import random
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave.emulator import address
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD, OFFSET
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.emulator import helpers, requests
 from tests.emulator.helpers import MIB, MULTIFD
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave.emulator import memory, ram_save, stream
@@ -16,9 +16,6 @@ from mapsave.emulator.options import PATTERNS, EmulatorOptions
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE = 33 * MIB
 

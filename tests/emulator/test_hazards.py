@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +19,8 @@ from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
 from tests.kit import storage
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
-    from pathlib import Path
+Start = Callable[..., AbstractContextManager[helpers.Qmp]]
 
-    Start = Callable[..., AbstractContextManager[helpers.Qmp]]
 
 MAPPED = MULTIFD[:2]
 PLAIN = MULTIFD[:1]

@@ -13,13 +13,11 @@ import errno
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mapsave.cli import main
 from mapsave.operations import journal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def fail(what: str) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.kit import cli
-
-if TYPE_CHECKING:
-    import subprocess
-
 
 # Five seconds, and what a busy host adds to the start of the report.
 _LIMIT = 8.0

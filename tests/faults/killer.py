@@ -16,14 +16,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave.cli import main
 from mapsave.operations import journal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 END = "end"
 _SETTLE = 0.05  # seconds from a signal to another process until it is sure to have arrived

@@ -7,18 +7,16 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave.operations import journal_file
 
 from tests.kit import cli, wait
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Iterator, Mapping
 
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import resource
 import signal
+import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.faults import struck
 from tests.kit import cli, qemu
-
-if TYPE_CHECKING:
-    import subprocess
 
 pytestmark = pytest.mark.qemu
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, inject, qemu
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 

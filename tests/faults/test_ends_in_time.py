@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
+import subprocess
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,10 +17,6 @@ from tests.faults import struck
 from tests.faults.in_time import _LIMIT, calls, stopped
 from tests.fleet import fleet
 from tests.kit import cli, inject, patterns, processes, qemu, service, wait
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
 
 NAME = "web01"
 IMAGE = "one.mapsave"

@@ -5,13 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
 
 from tests.faults import struck
-from tests.kit import qemu
-
-if TYPE_CHECKING:
-    from tests.kit import cli
+from tests.kit import cli, qemu
 
 _IMPATIENT = """
 import os, signal, sys

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,6 @@ from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME, await_writing, looked_at, slow_guest
 from tests.kit import cli, patterns, qemu, ram, state, wait
 from tests.kit.outcomes import LOADED, UNDONE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.qemu
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.waiting import MIB, waiting
-from tests.kit import memory, patterns, qemu, qmp, ram, raw, state
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, memory, patterns, qemu, qmp, ram, raw, state
 
 
 def switch(guest: qemu.Qemu, *on: str) -> None:

@@ -14,21 +14,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave import config, errors
 from mapsave.operations import save, save_request
 
 from tests.faults import struck
-from tests.kit import inject, patterns, processes, qemu, qmp, raw, threads, tree, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit import cli
+from tests.kit import cli, inject, patterns, processes, qemu, qmp, raw, threads, tree, wait
 
 pytestmark = pytest.mark.qemu
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave import config as configuration
@@ -19,9 +20,6 @@ from mapsave.operations import limits as operation_limits
 from mapsave.operations import save, save_request
 
 from tests.kit import cli, limits, patterns, qemu, qmp, ram, raw, state
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 pytestmark = pytest.mark.qemu
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kit import qemu, qmp, raw, wait
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, qemu, qmp, raw, wait
 
 pytestmark = pytest.mark.qemu
 

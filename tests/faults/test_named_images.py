@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave.image import image, store, superblock
@@ -14,9 +14,7 @@ from mapsave.image.superblock import State
 
 from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
-
-if TYPE_CHECKING:
-    from tests.kit import cli, qemu
+from tests.kit import cli, qemu
 
 pytestmark = pytest.mark.qemu
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,11 +11,7 @@ from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, patterns, qemu
 from tests.kit.outcomes import TAKEN_OVER
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit.qemu import Qemu
+from tests.kit.qemu import Qemu
 
 pytestmark = pytest.mark.qemu
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave.image import image as images
@@ -12,10 +14,6 @@ from mapsave.image import superblock, syscalls
 
 from tests.faults import struck
 from tests.kit import cli, inject, patterns, qemu, ram, storage
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 

@@ -12,7 +12,8 @@ import contextlib
 import dataclasses
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 from mapsave import config as configuration
@@ -34,13 +35,8 @@ from mapsave.operations import (
 )
 
 from tests.faults import struck
-from tests.kit import patterns, qemu, service
+from tests.kit import cli, patterns, qemu, service
 from tests.qemu import scene
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-
-    from tests.kit import cli
 
 SHORT = 0.1
 # Far more than an operation takes with these limits, on a busy host too.

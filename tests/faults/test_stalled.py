@@ -9,8 +9,10 @@ import asyncio
 import errno
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import config as configuration
@@ -22,10 +24,6 @@ from tests.faults import struck
 from tests.faults.in_time import calls, stopped
 from tests.kit import cli, inject, patterns, processes, qemu, wait
 from tests.qemu import scene
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 

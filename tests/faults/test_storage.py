@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import cli, memory, patterns, qemu, ram, state, storage, wait
 from tests.kit.nobody import as_nobody
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MIB = 1 << 20
 NAME = "web01"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave.image import image
 
 from tests.kit import cli, patterns, qemu
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 

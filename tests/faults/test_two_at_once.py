@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.faults import struck
 from tests.faults.slow import await_writing, slow_guest
 from tests.kit import cli, patterns, qemu, raw, state, wait
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
-    from pathlib import Path
 
 NAME = "web01"
 IMAGE = "one.mapsave"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from tests.kit import qemu
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 MIB = 1 << 20
 

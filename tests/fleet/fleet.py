@@ -6,15 +6,11 @@ import contextlib
 import hashlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from tests.kit import processes, qmp, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, processes, qmp, wait
 
 MIB = 1 << 20
 

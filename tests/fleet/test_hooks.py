@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fleet import fleet
-from tests.kit import qmp, service, wait
-
-if TYPE_CHECKING:
-    from tests.kit import cli
+from tests.kit import cli, qmp, service, wait
 
 
 def hook(site: cli.Site, moment: str, script: str) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave.image import image as opening
 
 from tests.fleet import fleet
-from tests.kit import qmp, wait
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, qmp, wait
 
 
 def save(site: cli.Site, then: str) -> str:

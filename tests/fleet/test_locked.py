@@ -5,20 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from typing import TYPE_CHECKING
+import subprocess
+from collections.abc import Iterator
 
 import yaml
 from mapsave.monitor.process import identity
 from mapsave.operations import locks
 
 from tests.fleet import fleet
-from tests.kit import qmp, wait
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-
-    from tests.kit import cli
+from tests.kit import cli, qmp, wait
 
 MIB = fleet.MIB
 

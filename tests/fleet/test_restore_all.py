@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fleet import fleet
-from tests.kit import patterns, qemu, qmp, ram, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit import cli
+from tests.kit import cli, patterns, qemu, qmp, ram, wait
 
 MIB = fleet.MIB
 

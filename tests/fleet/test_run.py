@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave import config, errors
+from mapsave.config import Config, Guest
 from mapsave.evacuation import save_all, save_run
 from mapsave.hooks import around
-from mapsave.migration.progress import Progress
+from mapsave.migration.progress import Progress, Report
+from mapsave.operations.save_request import Request
 
 from tests.fleet import fleet
-from tests.kit import wait
-
-if TYPE_CHECKING:
-    from mapsave.config import Config, Guest
-    from mapsave.migration.progress import Report
-    from mapsave.operations.save_request import Request
-
-    from tests.kit import cli
+from tests.kit import cli, wait
 
 
 def load(site: cli.Site) -> Config:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.fleet import fleet
-from tests.kit import inject, processes, qmp, state, wait
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, inject, processes, qmp, state, wait
 
 MIB = fleet.MIB
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import tracemalloc
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,10 +14,6 @@ from mapsave import errors
 from mapsave.image import bitmaps, image, mapped_ram
 
 from tests.image import build
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
 
 # The time limit of an example, in ms, is for a loop without bound; most take one.
 FEW = settings(max_examples=150, deadline=5000)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
-from mapsave.image import image
+from mapsave.image import image, validation
 
 from tests.image import build
-
-if TYPE_CHECKING:
-    from mapsave.image import validation
 
 
 def fill(partial: image.Partial) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,9 +17,6 @@ from mapsave.image import bitmaps, image
 from mapsave.image.mapped_ram import RamBlock
 
 from tests.image import build
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MANY = settings(max_examples=200, deadline=None)
 CHUNK_BITS = bitmaps.CHUNK_PAGES

@@ -6,7 +6,8 @@ import asyncio
 import fcntl
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -14,9 +15,6 @@ from mapsave.image import image, superblock, syscalls
 from mapsave.image.superblock import State
 
 from tests.image import build, ours
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 METADATA = {"guest": {"name": "toy"}}
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 from mapsave import errors
 from mapsave.image import cursor
 from mapsave.image.cursor import Cursor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PATTERN = b"\x7e\0\0\0\5"
 SIZE = 1 << 20

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
@@ -12,10 +13,6 @@ from mapsave.image import descriptors
 from mapsave.image.descriptors import Pair
 
 from tests.kit import storage
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 WRONLY, RDONLY, RDWR, DIRECT = os.O_WRONLY, os.O_RDONLY, os.O_RDWR, os.O_DIRECT
 

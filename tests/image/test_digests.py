@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
@@ -13,9 +13,6 @@ from mapsave.image.libvirt_header import NewLibvirtHeader
 from tests.image import build, ours
 from tests.image.build_libvirt import COOKIE, XML, LibvirtImage, of_virsh
 from tests.kit import cli
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 METADATA = {"guest": {"name": "toy"}, "run_state": "running"}
 NEW = NewLibvirtHeader(XML.decode(), COOKIE.decode(), was_running=True)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave.image import image, superblock
 from mapsave.image.libvirt_header import NewLibvirtHeader
 
 from tests.image import build, build_libvirt
+from tests.image.conftest import Real
 from tests.kit import tree
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.image.conftest import Real
 
 DOCUMENT = tree.ROOT / "docs" / "image-format.md"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +13,7 @@ from mapsave import errors
 from mapsave.image import image, superblock, validation
 
 from tests.image import build
+from tests.image.conftest import Real
 from tests.image.fuzz import (
     CHANGES,
     FEW,
@@ -25,9 +25,6 @@ from tests.image.fuzz import (
     mutated,
     survive,
 )
-
-if TYPE_CHECKING:
-    from tests.image.conftest import Real
 
 
 @FEW

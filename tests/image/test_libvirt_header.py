@@ -6,8 +6,9 @@ import dataclasses
 import os
 import struct
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -17,9 +18,6 @@ from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import COOKIE, HEADER, PART, SAVE, XML
 from tests.image.fuzz import little_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TEXTS = XML + b"\0" + COOKIE + b"\0"
 GOOD: dict[str, Any] = {"cookie_offset": len(XML) + 1}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -18,9 +19,6 @@ from tests.image import build, build_libvirt, ours
 from tests.image.build_libvirt import NAME, PART, SAVE, UUID, XML, LibvirtImage, of_virsh
 from tests.image.fuzz import places
 from tests.kit import cli
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 METADATA = {"guest": {"name": "toy"}, "run_state": "running"}
 NEW = NewLibvirtHeader(XML.decode(), "<cookie/>", was_running=True)

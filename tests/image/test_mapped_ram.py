@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
 
 import pytest
 from mapsave.image import bitmaps, image
 
 from tests.image import build, ours
-
-if TYPE_CHECKING:
-    from tests.image.conftest import Real
+from tests.image.conftest import Real
 
 
 @pytest.mark.qemu

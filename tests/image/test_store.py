@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.image import image, store
 
 from tests.image import build
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def put(path: Path, age: int, made: build.Image | None = None) -> None:

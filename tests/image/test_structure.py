@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.image import image, structure
 
 from tests.image import build, ours
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture

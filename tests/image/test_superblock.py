@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -15,10 +17,6 @@ from mapsave.image import superblock
 from mapsave.image.superblock import State, Superblock
 
 from tests.image import build
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 SIZE = 1 << 18
 NEW = Superblock(State.PARTIAL, 0, build.M, uuid.UUID(int=7))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave.image import syscalls
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NO_SUCH_CALL = OSError(errno.ENOSYS, "Function not implemented")
 

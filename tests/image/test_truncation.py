@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.image import bitmaps, image, validation
 
 from tests.image import build
+from tests.image.conftest import Real
 from tests.image.fuzz import boundaries, places
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.image.conftest import Real
 
 
 def assert_every_cut_refused(path: Path, cuts: list[int], *, complete_at: int) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from mapsave.history import history
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mapsave.history.history import Record
-
+from mapsave.history.history import Record
 
 _count = itertools.count(1)
 

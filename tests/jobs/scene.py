@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from mapsave import config as configuration
+from mapsave.config import Config
 from mapsave.service_settings import Hooks
 
 from tests.kit import cli, qmp, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mapsave.config import Config
-
 
 MOMENTS = ("before_save", "after_save", "on_failure", "before_restore", "after_restore")
 

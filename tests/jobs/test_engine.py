@@ -6,9 +6,10 @@ import hashlib
 import json
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
@@ -19,9 +20,6 @@ from mapsave.operations import save, save_request
 
 from tests.image import build
 from tests.kit import cli, inject, processes, qmp, state, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 SIZE = 16 << 20
 

@@ -9,21 +9,17 @@ import json
 import os
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from mapsave import errors
 from mapsave.hooks import runner
-from mapsave.service_settings import Hooks
+from mapsave.service_settings import Hooks, Moment
 
 from tests.kit import tree
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from mapsave.service_settings import Moment
 
 EXAMPLES = tree.ROOT / "examples/hooks"
 FACTS = {"guest": "web01", "outcome": None, "error": None}

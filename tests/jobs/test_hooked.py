@@ -7,20 +7,17 @@ import json
 import logging
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
+from mapsave.config import Config, Guest
 from mapsave.hooks import around
 from mapsave.operations import journal, restore_request, save_request
 
 from tests.jobs.scene import Scene
 from tests.kit import cli, processes, qmp, wait
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.config import Config, Guest
 
 
 @pytest.fixture

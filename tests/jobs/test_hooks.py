@@ -12,8 +12,9 @@ import signal
 import stat
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mapsave
 import pytest
@@ -21,14 +22,9 @@ from mapsave import errors
 from mapsave.hooks import process as hook_process
 from mapsave.hooks import runner
 from mapsave.monitor import process
-from mapsave.service_settings import Hooks
+from mapsave.service_settings import Hooks, Moment
 
 from tests.kit import processes, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mapsave.service_settings import Moment
 
 FACTS = {"operation": "0123456789ab", "guest": "web01", "job": None, "image": "/i/web01.mapsave"}
 AFTER: tuple[Moment, ...] = ("after_save", "on_failure", "after_restore")

@@ -10,19 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.history import history, rows, schema
+from mapsave.history.history import History, Record
 
 from tests.jobs.journals import locked, record
 from tests.kit import processes, storage, wait
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.history.history import History, Record
 
 ODD = b"\xff\xfe'\n-latin-\xfc".decode("utf-8", "surrogateescape")
 

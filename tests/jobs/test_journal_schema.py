@@ -6,16 +6,13 @@ import os
 import sqlite3
 import stat
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.history import history, rows, schema
 
 from tests.jobs.journals import locked, record
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VERSION_1 = """
 CREATE TABLE operations (

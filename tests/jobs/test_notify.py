@@ -12,22 +12,19 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import mapsave
 import pytest
 from aiohttp import web
 from mapsave.service import webhooks
-from mapsave.service_settings import Webhook
+from mapsave.service_settings import Outcome, Webhook
 
 from tests.kit import wait
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-    from mapsave.service_settings import Outcome
-
-    Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPERATION = {"id": "0123456789ab", "kind": "save", "state": "done", "result": {"then": "quit"}}
 MESSAGE = webhooks.message_of(OPERATION)

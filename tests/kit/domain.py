@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 from xml.sax import saxutils
 
 from tests.kit import linux_guest, patterns, processes, qemu, state, wait
 from tests.kit import ram as guest_ram
+from tests.kit.libvirtd import Daemon
 from tests.kit.qmp import QmpError
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from tests.kit.libvirtd import Daemon
 
 MIB = patterns.MIB
 GONE = "gone"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.kit import processes, tree, wait
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 @dataclass(frozen=True)

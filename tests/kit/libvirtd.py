@@ -20,15 +20,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.kit import libvirt_files, processes, qemu, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LEAST = (11, 2)  # the first libvirt that saves in the sparse format (libvirt's NEWS)
 NOBODY = 65534

@@ -15,17 +15,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tests.kit import qemu, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit.qemu import Qemu
+from tests.kit.qemu import Qemu
 
 _INIT = Path(__file__).parent / "linux" / "init"
 _KERNEL = "linux-image-cloud-amd64"

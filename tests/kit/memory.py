@@ -5,14 +5,11 @@ QEMU merges repeated ``-machine`` and ``-m`` options, so these may follow the us
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.kit import libvirtd, linux_guest, qemu
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MARKERS = {
     "qemu": "runs a real qemu-system-x86_64",

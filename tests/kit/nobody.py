@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from tests.kit import cli
 from tests.kit.libvirtd import NOBODY
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 # Not every Python may be read by other users, so all is imported, what is imported late by a first
 # command as well, before the rights go. A process that changes its user may not look into its own

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import random
 import struct
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Protocol
 
 PAGE = 4096
 MIB = 1 << 20

@@ -13,11 +13,9 @@ import secrets
 import select
 import signal
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 MARK = "MAPSAVE_TEST_RUN"  # the name of the variable
 _MARK = f"{MARK}={os.getpid()}-{secrets.token_hex(8)}"

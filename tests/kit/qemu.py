@@ -15,20 +15,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.kit import processes, state, wait
+from tests.kit import patterns, processes, state, wait
 from tests.kit import ram as guest_ram
 from tests.kit.qmp import Client, connect
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    from tests.kit import patterns
 
 BINARY = os.environ.get("MAPSAVE_TEST_QEMU", "qemu-system-x86_64")
 # Below lie the interrupt vectors, option ROMs and the firmware's shadow.

@@ -11,12 +11,10 @@ import json
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 from mapsave import unix_socket
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Event = dict[str, Any]
 

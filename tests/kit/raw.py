@@ -6,16 +6,13 @@ It also makes images as QEMU itself writes them, for tests of the reader.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from tests.kit.qemu import Qemu
 from tests.kit.qmp import QmpClosed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit.qemu import Qemu
 
 MIB = 1 << 20
 FDSET = 7

@@ -16,17 +16,15 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave import unix_socket
 from mapsave.history.states import ENDED
 
 from tests.kit import cli, processes, tree, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True)

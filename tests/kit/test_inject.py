@@ -6,14 +6,11 @@ import errno
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.kit import inject, processes, tree
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _PROGRAM = """
 import ctypes, os, sys

@@ -13,13 +13,10 @@ import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.kit import wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # ptrace(2), linux/ptrace.h
 _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17

@@ -9,18 +9,14 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave.labels import labelling
+from mapsave.labels.label import Access
 from mapsave.labels.system import System
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from mapsave.labels.label import Access
 
 PID = 4242
 OWN = "system_u:system_r:initrc_t:s0"

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,12 +11,7 @@ from mapsave.labels import labelling, recovery
 from mapsave.labels.label import Target
 from mapsave.labels.policy import ApparmorOptions, Policy
 
-from tests.labels.conftest import PID, labelled
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.labels.conftest import Host
+from tests.labels.conftest import PID, Host, labelled
 
 RULES = "/etc/apparmor.d/local/mapsave-vmq"
 ACCESS = "/sys/kernel/security/apparmor/.access"

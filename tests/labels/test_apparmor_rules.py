@@ -4,13 +4,10 @@ import os
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave.labels import apparmor_rules
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PARSER = shutil.which("apparmor_parser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -13,12 +14,7 @@ from mapsave.labels.label import Target
 from mapsave.labels.policy import Policy, load
 from mapsave.labels.system import System
 
-from tests.labels.conftest import labelled
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.labels.conftest import Host
+from tests.labels.conftest import Host, labelled
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
 OTHER = 65533

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -11,12 +12,7 @@ from mapsave.labels import labelling
 from mapsave.labels.policy import Policy, load
 from mapsave.labels.system import System
 
-from tests.labels.conftest import BORN, IMAGE, PID, QEMU, labelled
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.labels.conftest import Host
+from tests.labels.conftest import BORN, IMAGE, PID, QEMU, Host, labelled
 
 ATTRIBUTE = "security.selinux"
 NO_DESCRIPTOR = "No file descriptor supplied via SCM_RIGHTS"

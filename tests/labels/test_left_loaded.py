@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import config
 from mapsave.labels import labelling
 from mapsave.labels.policy import Policy
 from mapsave.operations import restore, restore_request, save, save_request
+from mapsave.operations.results import SaveResult
 
+from tests.kit import cli
 from tests.kit.emulated import emulated
 from tests.labels.conftest import Host
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from mapsave.operations.results import SaveResult
-
-    from tests.kit import cli
 
 
 @dataclass(frozen=True)

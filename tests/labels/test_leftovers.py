@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,12 +14,7 @@ from mapsave.labels.label import Label, Target
 from mapsave.labels.modules import SELINUX_ENFORCE
 from mapsave.labels.policy import Policy, SelinuxOptions, SmackOptions
 
-from tests.labels.conftest import BORN, IMAGE, PID, labelled
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.labels.conftest import Host
+from tests.labels.conftest import BORN, IMAGE, PID, Host, labelled
 
 ATTRIBUTES = {"selinux": "security.selinux", "smack": "security.SMACK64"}
 BEFORE = {"selinux": BORN, "smack": "System"}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
@@ -10,9 +10,6 @@ from mapsave.labels import policy
 
 from tests.kit import tree
 from tests.kit.full import POLICY
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def written(tmp_path: Path, text: str) -> str:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -12,12 +13,7 @@ from mapsave.labels.policy import Policy, SelinuxOptions
 from mapsave.labels.selinux import Selinux
 from msgspec.structs import replace
 
-from tests.labels.conftest import BORN, IMAGE, OWN, PID, QEMU, labelled
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.labels.conftest import Host
+from tests.labels.conftest import BORN, IMAGE, OWN, PID, QEMU, Host, labelled
 
 ATTRIBUTE = "security.selinux"
 CONTEXTS = "/etc/selinux/default/contexts/virtual_image_context"

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
 from mapsave.labels import labelling
 from mapsave.labels.policy import Policy, SmackOptions
 
-from tests.labels.conftest import PID, labelled
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.labels.conftest import Host
+from tests.labels.conftest import PID, Host, labelled
 
 ATTRIBUTE = "security.SMACK64"
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from tests.faults import struck
 from tests.kit import cli, domain, patterns, state, wait
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
-
-if TYPE_CHECKING:
-    import os
-    import subprocess
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
-
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
-
 
 NAME = "web01"
 

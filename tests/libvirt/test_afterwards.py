@@ -7,22 +7,19 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 from xml.sax import saxutils
 
 import pytest
 from mapsave.monitor import definition
 
 from tests.kit import cli, domain, libvirtd, patterns, ram, state, storage
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

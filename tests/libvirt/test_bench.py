@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.bench import cases, guests, libvirt_cases
 from tests.kit import libvirtd, patterns, tree
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE = 64 * patterns.MIB
 

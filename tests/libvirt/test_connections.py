@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import cli, domain, patterns, qemu, qmp, ram, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tests.kit.libvirtd import Daemon
+from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from tests.faults import struck
-from tests.kit import domain
+from tests.kit import cli, domain
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, as_before, finished, nothing_left, small
-
-if TYPE_CHECKING:
-    from tests.kit import cli
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -8,23 +8,18 @@ lost. And libvirt removes a set whose ``opaque`` its own one begins with.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import libvirt
 import libvirt_qemu
 import pytest
 
 from tests.faults import struck
-from tests.kit import domain, patterns, ram, state
+from tests.kit import cli, domain, patterns, ram, state
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

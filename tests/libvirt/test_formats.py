@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.kit import cli, domain, patterns, qemu, ram, tree
+from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit.libvirtd import Daemon
 
 
 @pytest.mark.libvirt

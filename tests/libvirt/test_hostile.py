@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.kit import cli, domain, patterns
+from tests.kit.libvirtd import Daemon
 from tests.libvirt.victim import _COOKIE_OFFSET, _DATA_LENGTH, _FORMAT, _HEADER, _VERSION, Victim
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

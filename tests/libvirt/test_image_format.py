@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mapsave import domain_xml, errors
@@ -12,13 +13,8 @@ from mapsave.image.libvirt_header import NewLibvirtHeader
 from mapsave.image.superblock import State
 
 from tests.kit import cli, domain, patterns, ram, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

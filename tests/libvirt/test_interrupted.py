@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.faults import struck
 from tests.kit import cli, domain, patterns, processes, ram, storage, tree, wait
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import (
     _SLOW,
     IMAGE,
@@ -29,13 +32,6 @@ from tests.libvirt.scene import (
     small,
     writing,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

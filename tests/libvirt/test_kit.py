@@ -7,15 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import libvirt
 import pytest
 
 from tests.kit import domain, libvirtd, linux_guest, patterns, processes, qmp, ram, storage, wait
-
-if TYPE_CHECKING:
-    from tests.kit.libvirtd import Daemon
+from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

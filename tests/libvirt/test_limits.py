@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave.image import image as images
 
-from tests.kit import domain, libvirtd, limits, patterns, ram
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.libvirtd import Daemon
+from tests.kit import cli, domain, libvirtd, limits, patterns, ram
+from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

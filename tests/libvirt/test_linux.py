@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from tests.kit import domain
+from tests.kit import cli, domain
+from tests.kit.libvirtd import Daemon
 from tests.kit.linux_guest import assert_same_memory
 from tests.libvirt import ways
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = [pytest.mark.libvirt, pytest.mark.linux]
 

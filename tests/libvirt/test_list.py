@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave import config as configuration
 from mapsave.operations import domains
 
-from tests.kit import domain
-
-if TYPE_CHECKING:
-    from tests.kit import cli
-    from tests.kit.libvirtd import Daemon
+from tests.kit import cli, domain
+from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

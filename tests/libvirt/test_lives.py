@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave import errors
@@ -16,12 +16,10 @@ from mapsave.monitor import libvirt_connection
 from mapsave.operations import destination_libvirt
 
 from tests.faults import struck
+from tests.kit import cli
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, MIB, finished, nothing_left, small
-
-if TYPE_CHECKING:
-    from tests.kit import cli
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, get_args
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from tests.kit import domain, patterns, ram
+from tests.kit import cli, domain, patterns, ram
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

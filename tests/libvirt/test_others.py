@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.faults import struck
 from tests.kit import cli, domain, patterns, processes, qemu, wait
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.kit.nobody import as_nobody
 from tests.libvirt.scene import IMAGE, MIB, NAME, as_before, finished, nothing_left, small, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults import struck
 from tests.kit import cli, domain, ram
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.kit.outcomes import LOADED, TAKEN_OVER, UNDONE
 from tests.libvirt.scene import IMAGE, as_before, nothing_left, small, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

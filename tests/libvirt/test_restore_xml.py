@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kit import domain, patterns, ram, wait
+from tests.kit import cli, domain, patterns, ram, wait
 from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

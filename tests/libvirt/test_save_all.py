@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.fleet import fleet
-from tests.kit import domain, patterns, ram
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.libvirtd import Daemon
+from tests.kit import cli, domain, patterns, ram
+from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from mapsave import config as configuration
@@ -15,13 +16,9 @@ from mapsave.monitor import libvirt_connection, libvirt_link, session
 from mapsave.operations import domains, ending, recover, save, save_request
 
 from tests.faults import struck
+from tests.kit import cli
+from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, small
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit import cli
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.faults import struck
 from tests.faults.in_time import calls, stopped
-from tests.kit import inject, wait
+from tests.kit import cli, inject, wait
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, small
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import strict_json
 from mapsave.image import descriptors, image, superblock
 
 from tests.kit import cli, domain, patterns, ram, wait
+from tests.kit.domain import Domain
+from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 from tests.libvirt.victim import Victim
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit.domain import Domain
-    from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.kit import cli, domain, inject, patterns
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit.libvirtd import Daemon
+from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
 

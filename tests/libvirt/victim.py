@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
+from pathlib import Path
 
 # The header of libvirt's images: manager/mapsave/image/libvirt_header.py.
 _HEADER = 92

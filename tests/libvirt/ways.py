@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 from xml.sax import saxutils
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.domain import Domain
+from tests.kit import cli
+from tests.kit.domain import Domain
 
 Save = Literal["native", "libvirt", "virsh"]
 Restore = Literal["own", "through", "virsh"]

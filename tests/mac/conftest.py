@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.mac import image, machine
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Boots = Callable[[str], machine.Boot]
 
-    Boots = Callable[[str], machine.Boot]
 
 # Each machine has one processor; more of them at a time than this would be short of memory.
 _AT_A_TIME = min(2, os.cpu_count() or 1)

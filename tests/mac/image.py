@@ -17,15 +17,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests import backports
 from tests.kit import linux_guest, tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _FILES = Path(__file__).parent / "vm"
 _RULES = [*sorted((tree.ROOT / "policies" / "selinux").glob("*.cil")), _FILES / "tests.cil"]

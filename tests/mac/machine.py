@@ -12,16 +12,14 @@ import shlex
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tests.kit import processes, tree
 from tests.mac import image
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 GUEST = Path(__file__).parent / "guest"
 RESULT = "MACRESULT "  # what a line of results begins with; see guest/console.py

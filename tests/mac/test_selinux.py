@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from tests.mac import machine
-
-if TYPE_CHECKING:
-    from tests.mac.conftest import Boots
+from tests.mac.conftest import Boots
 
 pytestmark = pytest.mark.timeout(machine.TIMEOUT_ALL)
 

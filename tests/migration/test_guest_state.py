@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import errors
 from mapsave.migration import guest_state
+from mapsave.monitor.session import Session
 
-if TYPE_CHECKING:
-    from mapsave.monitor.session import Session
-
-    from tests.kit.emulated import Emulated
+from tests.kit.emulated import Emulated
 
 
 async def test_pause_and_resume(session: Session) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
 from mapsave import errors
 from mapsave.migration import parameters
+from mapsave.monitor.session import Session
 
-if TYPE_CHECKING:
-    from mapsave.monitor.session import Session
-
-    from tests.kit.emulated import Emulated
+from tests.kit.emulated import Emulated
 
 WANTED = {"multifd-channels": 5, "direct-io": True, "max-bandwidth": 0}
 

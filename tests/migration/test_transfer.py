@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
 from mapsave.migration import guest_state, incoming, outgoing, parameters, progress, stall
 from mapsave.monitor import qmp
+from mapsave.monitor.session import Session
 
 from tests.kit.emulated import emulated
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.monitor.session import Session
 
 M = 1 << 20
 SLOW = ("--pattern", "random", "--throttle", str(M))

@@ -6,20 +6,16 @@ import asyncio
 import contextlib
 import os
 import resource
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from mapsave import errors
 from mapsave.monitor import fdset, qmp
+from mapsave.monitor.session import Session
 
 from tests.kit import qemu
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.monitor.session import Session
-
-    from tests.kit.emulated import Emulated
+from tests.kit.emulated import Emulated
 
 FIRST = 1_000_000
 

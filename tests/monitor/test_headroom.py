@@ -7,16 +7,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from mapsave.monitor import control_groups, headroom, process
 
 from tests.kit import limits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 USER = 54321
 GONE = (1 << 22) + 1  # beyond every pid (kernel.pid_max, proc(5))

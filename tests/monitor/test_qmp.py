@@ -7,17 +7,14 @@ import contextlib
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.monitor import qmp
 
 from tests.kit.emulated import Emulated, emulated
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 9}, "package": ""}, '

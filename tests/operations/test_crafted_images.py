@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,10 +23,6 @@ from mapsave.operations import images, inspect, recover_result
 from tests.image import build
 from tests.image.fuzz import CHANGES, GOOD, NUMBERS, NUMERIC, little_memory, mutated
 from tests.kit import cli, qemu
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 MEMORY = 8 << 20
 CRAFTED = {

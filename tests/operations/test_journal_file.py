@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,9 +14,6 @@ from mapsave.operations import journal, journal_file
 from mapsave.operations.attach import Monitor
 from mapsave.operations.begun import SaveBegun
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STEPS = ("begin", "label", "hand-over", "pause", "migrate", "complete", "commit", "committed")
 BEGUN = SaveBegun(

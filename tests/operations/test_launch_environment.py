@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import cli, processes, qemu, service, tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SECRETS = {
     "NOTIFY_SOCKET": "/run/nowhere",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.operations import locks
 
 from tests.kit import storage
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_directory_in_the_place_of_a_lock(tmp_path: Path) -> None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 from mapsave import config as configuration
 from mapsave.operations import journal, save, save_request
 
 from tests.fleet import fleet
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pytest
-
-    from tests.kit import cli
+from tests.kit import cli
 
 STEPS = ["begin", "label", "hand-over", "pause", "migrate", "complete", "commit", "committed"]
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import config as configuration
 from mapsave import errors
+from mapsave.migration.progress import Progress
 from mapsave.operations import save, save_request
 
 from tests.fleet import fleet
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.migration.progress import Progress
-
-    from tests.kit import cli
+from tests.kit import cli
 
 IMAGE = "one.mapsave"
 

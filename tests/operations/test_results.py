@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from mapsave.image import store
 from mapsave.operations import recover_result
 
+from tests.kit import cli
 from tests.kit.emulated import emulated
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 LINE = {"image": "/images/one", "guest": "web", "monitor": None, "outcome": "image committed"}
 

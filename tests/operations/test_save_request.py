@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import config, errors
@@ -12,9 +11,7 @@ from mapsave.monitor.domain import Domain
 from mapsave.operations import save_request
 
 from tests.fleet import fleet
-
-if TYPE_CHECKING:
-    from tests.kit import cli
+from tests.kit import cli
 
 PLAIN = config.Guest("web", qmp=Path("/run/web.qmp"))
 OF_LIBVIRT = config.Guest("db", libvirt=config.LibvirtDomain("db"))

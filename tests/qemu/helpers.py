@@ -10,17 +10,13 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from tests.kit import processes, qmp, ram, state, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit import cli, qemu
+from tests.kit import cli, processes, qemu, qmp, ram, state, wait
 
 MIB = 1 << 20
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from tests.kit import patterns, qemu
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.ram import Snapshot
+from tests.kit import cli, patterns, qemu
+from tests.kit.ram import Snapshot
 
 
 @dataclass(frozen=True)

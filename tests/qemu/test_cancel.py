@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from mapsave import errors
 from mapsave.image import descriptors
 from mapsave.migration import guest_state, outgoing, parameters, progress
 from mapsave.monitor import fdset, qmp
+from mapsave.monitor.session import Session
 
 from tests.kit import qemu
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.monitor.session import Session
 
 pytestmark = pytest.mark.qemu
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kit import patterns, qemu, ram, storage
+from tests.kit import cli, patterns, qemu, ram, storage
 from tests.qemu.scene import error_of, saved, state_of
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit import cli
 
 pytestmark = pytest.mark.qemu
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from tests.kit import linux_guest
+from tests.kit import cli, linux_guest
 from tests.kit.linux_guest import assert_same_memory
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 pytestmark = [pytest.mark.qemu, pytest.mark.linux]
 

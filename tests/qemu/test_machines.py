@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from tests.kit import memory, patterns, qemu, qmp, ram, state
+from tests.kit import cli, memory, patterns, qemu, qmp, ram, state
 from tests.qemu import helpers
-
-if TYPE_CHECKING:
-    from tests.kit import cli
 
 NOBODY = 65534
 

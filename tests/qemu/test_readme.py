@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import yaml
 
-from tests.kit import processes, qemu, tree, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, processes, qemu, tree, wait
 
 README = (tree.ROOT / "README.md").read_text()
 CONFIGURATION = README.partition("# /etc/mapsave/manager.yaml\n")[2].partition("```")[0]

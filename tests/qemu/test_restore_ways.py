@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave.image import superblock
 
-from tests.kit import inject, memory, patterns, qemu, ram, state
+from tests.kit import cli, inject, memory, patterns, qemu, ram, state
 from tests.qemu.scene import error_of, saved, state_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 pytestmark = pytest.mark.qemu
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 import errno
 import signal
 import socket
+import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave.migration import run_states
 
 from tests.faults import struck
 from tests.kit import cli, inject, qemu, raw, wait
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.qemu
 

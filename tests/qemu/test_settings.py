@@ -6,18 +6,14 @@ it were left as it is: an error at once, one at the end, or an image without RAM
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kit import patterns, qemu, ram, state, storage
+from tests.kit import cli, patterns, qemu, ram, state, storage
 from tests.qemu import helpers
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from tests.kit import cli
 
 pytestmark = pytest.mark.qemu
 

@@ -6,16 +6,13 @@ import os
 import shutil
 import struct
 import subprocess
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.kit import cli, processes, qemu, ram, service, tree
 from tests.qemu.scene import error_of, saved, state_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
 

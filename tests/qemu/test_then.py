@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from tests.kit import qemu
-
-if TYPE_CHECKING:
-    from tests.kit import cli
+from tests.kit import cli, qemu
 
 
 def test_resume_does_not_start_a_guest_that_did_not_run(site: cli.Site) -> None:

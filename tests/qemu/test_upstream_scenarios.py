@@ -10,19 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from tests.kit import patterns, qemu, qmp, ram, raw, state, storage, wait
+from tests.kit import cli, patterns, qemu, qmp, ram, raw, state, storage, wait
 from tests.qemu import helpers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit import cli
 
 OFFSET = 4096  # upstream's FILE_TEST_OFFSET
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.faults import struck
 from tests.kit import cli, service, wait
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-
-    from tests.kit.service import Service
+from tests.kit.service import Service
 
 NAME = "web01"
 IMAGE = "one.mapsave"

@@ -8,21 +8,18 @@ import fcntl
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave.history import states
 from mapsave.history.rows import Record
 from mapsave.service.api import requests
+from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources
 from prometheus_client import parser
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.service.metrics.metrics import Metrics
-    from prometheus_client.metrics_core import Metric
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -13,9 +14,6 @@ from prometheus_client import parser
 
 from tests.fleet import fleet
 from tests.kit import cli, service, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SIZE = 8 << 20
 RESUME = {"then": "resume"}

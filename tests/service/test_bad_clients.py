@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import service, wait
 from tests.service import impatient
-
-if TYPE_CHECKING:
-    import socket
 
 OPERATIONS = "/v1/operations"
 

@@ -7,8 +7,9 @@ import re
 import resource
 import selectors
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave.history.states import ENDED
@@ -16,9 +17,6 @@ from mapsave.history.states import ENDED
 from tests.fleet import fleet
 from tests.kit import cli, service, wait
 from tests.service import impatient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LISTENERS = 2000
 DEAF = 20

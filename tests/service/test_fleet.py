@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING
 
-from tests.kit import service, wait
-
-if TYPE_CHECKING:
-    from tests.kit import cli
+from tests.kit import cli, service, wait
 
 GUESTS = ("small", "large")
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.fleet import fleet
-from tests.kit import qemu, service, storage, wait
+from tests.kit import cli, qemu, service, storage, wait
 from tests.service import interrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit import cli
 
 pytestmark = pytest.mark.root
 

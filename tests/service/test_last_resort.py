@@ -9,17 +9,14 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mapsave import unix_socket
 
 from tests.fleet import fleet
 from tests.kit import cli, service, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 MIB = fleet.MIB
 UID = 12345  # a user that exists nowhere

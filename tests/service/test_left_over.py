@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.faults import struck
 from tests.faults.slow import await_writing, looked_at, slow_guest
@@ -13,10 +14,6 @@ from tests.fleet import fleet
 from tests.kit import cli, qmp, service, wait
 from tests.service import interrupted
 from tests.service.interrupted import IMAGE, NAME
-
-if TYPE_CHECKING:
-    import contextlib
-    from pathlib import Path
 
 _RESUME = {"image": IMAGE, "then": "resume"}
 

@@ -13,8 +13,10 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent import futures
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,13 +25,8 @@ from mapsave.history import history
 from tests.faults import struck
 from tests.fleet import fleet
 from tests.kit import cli, qmp, service, state, wait
+from tests.kit.service import Service
 from tests.service.datagrams import receiver, told
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.kit.service import Service
 
 IMAGE = "one.mapsave"
 

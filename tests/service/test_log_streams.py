@@ -7,16 +7,14 @@ import logging
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave.service.log import setup
 
 from tests.kit import tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 plain = logging.getLogger("mapsave.labels.test")
 

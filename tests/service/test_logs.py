@@ -8,19 +8,16 @@ import json
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave.service.log import setup
+from mapsave.service_settings import LogFormat
 
 from tests.kit import tree
 from tests.service.observing import Receiver, receiving
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from mapsave.service_settings import LogFormat
 
 DOCUMENT = tree.ROOT / "docs/metrics.md"
 plain = logging.getLogger("mapsave.labels.test")

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent import futures
-from typing import TYPE_CHECKING
 
 import pytest
 from mapsave import errors
 from mapsave.service.reader_pool import Looking
 
 from tests.fleet import fleet
-from tests.kit import service, wait
+from tests.kit import cli, service, wait
 from tests.service.impatient import hanging_until
-
-if TYPE_CHECKING:
-    from tests.kit import cli
 
 _READERS = 40
 

@@ -6,7 +6,9 @@ import contextlib
 import re
 import shutil
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import schemathesis
@@ -20,10 +22,6 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
 from tests.kit import cli, service, tree, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 DOCS = tree.ROOT / "docs/service.md"
 EXAMPLES = 60

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import errors
 from mapsave.history import history
+from mapsave.history.history import History
 from mapsave.history.states import State as Stage
 from mapsave.service.events import Hub
 from mapsave.service.metrics.metrics import Metrics
@@ -15,12 +18,6 @@ from mapsave.service.operation import Operation
 from mapsave.service.registry import Operations
 
 from tests.service.observing import State
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from mapsave.history.history import History
 
 
 @pytest.fixture

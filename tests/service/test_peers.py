@@ -5,13 +5,11 @@ from __future__ import annotations
 import pwd
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 from mapsave import service_settings
 from mapsave.service import peers
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_a_name_is_looked_up_once_and_again_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from mapsave.service.api import routes
 
 from tests.kit import cli, processes, service, wait
 from tests.service.users import OPERATORS, READERS, SOCKET, UID
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,12 +16,7 @@ from mapsave.service.operation import Operation
 from mapsave.service.service import Service
 
 from tests.fleet import fleet
-from tests.kit import service, wait
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, service, wait
 
 
 def _write_job(site: cli.Site) -> Path:

@@ -6,21 +6,18 @@ import asyncio
 import contextlib
 import datetime
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from mapsave import config as configuration
 from mapsave.history import history
+from mapsave.history.history import History
+from mapsave.jobs.job import Job
 from mapsave.service import job_files
 from mapsave.service.scheduler import Scheduler
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
-
-    from mapsave.history.history import History
-    from mapsave.jobs.job import Job
 
 NOON = datetime.datetime(2026, 5, 4, 12, 0, 30, tzinfo=datetime.UTC)
 _GUEST = {"db": {"emulator": {"memory": "8M"}}}

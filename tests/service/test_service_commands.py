@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.fleet import fleet
 from tests.kit import cli, service, wait
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
 
 RESUME = ("--then", "resume")
 

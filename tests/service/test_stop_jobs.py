@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from tests.fleet import fleet
-from tests.kit import service, wait
-
-if TYPE_CHECKING:
-    from tests.kit import cli
+from tests.kit import cli, service, wait
 
 
 def _write_job(site: cli.Site, **content: Any) -> None:

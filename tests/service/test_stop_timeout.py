@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from mapsave.service import server, systemd
 
 from tests.faults import struck
 from tests.fleet import fleet
-from tests.kit import service, wait
+from tests.kit import cli, service, wait
 from tests.service.datagrams import receiver, told
 from tests.service.impatient import hanging_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 
 def test_what_is_not_finished_in_time_is_cancelled(site: cli.Site) -> None:

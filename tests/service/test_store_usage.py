@@ -6,18 +6,14 @@ import asyncio
 import ctypes
 import os
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import pytest
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.store_usage import StoreUsage
 
 from tests.image import build
 from tests.service.observing import State, key, samples
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pytest
 
 IN_OPEN = 0x20  # inotify(7)
 

@@ -10,17 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from mapsave.service import systemd
 
 from tests.kit import tree
 from tests.service.datagrams import receiver, told
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def test_every_state_is_told_as_sd_notify_has_it(tmp_path: Path) -> None:

@@ -7,17 +7,13 @@ import contextlib
 import logging
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import pytest
 from mapsave.service.metrics.metrics import Metrics
 from prometheus_client import parser
 
 from tests.service.observing import State, saved
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pytest
 
 
 async def test_the_textfile_is_read_by_others_and_whole(state: State, tmp_path: Path) -> None:

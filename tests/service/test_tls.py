@@ -8,16 +8,13 @@ import json
 import socket
 import ssl
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import cli, processes, service
 from tests.service.authority import Authority, free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,16 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kit import cli, processes, service, wait
 from tests.service.authority import Authority, free_port
 from tests.service.users import SOCKET, UID
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 # The limits of accepting.py, less patient.
 _CODE = (

@@ -7,8 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -16,9 +16,6 @@ from mapsave import config, units
 
 from tests.kit import cli, patterns, qemu, tree
 from tests.qemu import helpers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 UNITS = tree.ROOT / "examples/systemd"
 SANDBOX = UNITS / "mapsave-.service.d/sandbox.conf"

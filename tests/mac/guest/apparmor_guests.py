@@ -6,19 +6,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.kit import qemu
+from tests.kit import cli, qemu
+from tests.kit.qemu import Qemu
 from tests.mac.guest import apparmor_manager
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit import cli
-    from tests.kit.qemu import Qemu
 
 PROFILES = apparmor_manager.PROFILES
 POLICY = "apparmor-qemu"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.kit import cli, state
+from tests.kit.qemu import Qemu
 from tests.mac.guest import apparmor_guests as guests
 from tests.mac.guest import apparmor_manager as manager
 from tests.mac.guest import meddling
-
-if TYPE_CHECKING:
-    from tests.kit.qemu import Qemu
 
 DROPPED = "No file descriptor supplied via SCM_RIGHTS"
 

@@ -12,16 +12,13 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mapsave
 import pytest
 
 from tests.kit import cli, tree
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CONFINED = os.environ["MAC_MODE"] == "apparmor-confined"
 PROFILES = Path("/etc/apparmor.d")

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tests.kit import patterns, ram, state
+from tests.kit import cli, patterns, ram, state
 from tests.mac.guest import apparmor_guests as guests
 from tests.mac.guest import apparmor_manager as manager
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.mac.guest.apparmor_guests import Profile
+from tests.mac.guest.apparmor_guests import Profile
 
 # Before the first of these nothing was added, after the last everything is taken out.
 _PUT_BACK = ("after rules", "before label", "before migrate")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kit import patterns, ram, wait
+from tests.kit import cli, patterns, ram, wait
 from tests.mac.guest import apparmor_guests as guests
 from tests.mac.guest import apparmor_manager as manager
 from tests.mac.guest import meddling
-
-if TYPE_CHECKING:
-    from tests.kit import cli
 
 ODD = "two words, @{HOME} #" + 'a*b?[c]{d,e}^f"g\\h' + "new\nline\ttab \u00e9\u2028"
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import cli, patterns, ram, state
+from tests.kit.service import Service
 from tests.mac.guest import apparmor_guests as guests
 from tests.mac.guest import mapsaved, meddling
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit.service import Service
 
 _HOOKS = Path("/etc/mapsave/hooks.d")
 _TEXTFILE = Path("/var/lib/prometheus/node-exporter/mapsave.prom")

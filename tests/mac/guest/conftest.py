@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit import cli
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 IMAGES = Path("/var/lib/mapsave")
 SOCKET = Path("/run/mapsave/mapsave.sock")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 _WORDS = 12_000  # characters of what a failed case has to say; the console is slow
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mapsave.history.states import ENDED
 
-from tests.kit import service, wait
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit import cli
-    from tests.kit.service import Service
+from tests.kit import cli, service, wait
+from tests.kit.service import Service
 
 _NOTIFY = Path("/run/systemd/notify")
 _WITHIN = 60.0

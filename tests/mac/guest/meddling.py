@@ -6,18 +6,14 @@ import ctypes
 import os
 import signal
 import struct
+import subprocess
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.kit import cli
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.kit.qemu import Qemu
+from tests.kit.qemu import Qemu
 
 IN_ATTRIB, IN_CREATE = 0x4, 0x100  # inotify(7), linux/inotify.h
 _IN_NONBLOCK = os.O_NONBLOCK

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tests.kit import patterns, qemu, ram
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
+from tests.kit import cli, patterns, qemu, ram
 
 
 def test_auto_does_nothing_and_works(site: cli.Site, tmp_path: Path) -> None:

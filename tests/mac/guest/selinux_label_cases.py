@@ -5,18 +5,14 @@ mapsave runs in initrc_t, QEMU in svirt_t with the categories c1 and c2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kit import patterns, ram
+from tests.kit import cli, patterns, ram
+from tests.kit.qemu import Qemu
 from tests.mac.guest import svirt
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
-    from tests.kit.qemu import Qemu
 
 PREFIX = "system_u:object_r:svirt_image_t"
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from tests.kit import patterns, ram
+from tests.kit import cli, patterns, ram
 from tests.mac.guest import meddling, svirt
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 
 @pytest.mark.refusal

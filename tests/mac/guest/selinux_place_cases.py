@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import patterns, ram
+from tests.kit import cli, patterns, ram
 from tests.kit.qmp import QmpError
 from tests.mac.guest import meddling, svirt
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 PRIVATE = "system_u:object_r:mapsave_tests_private_t:s0"  # guests may not even search these
 OTHER_IMAGE = "system_u:object_r:svirt_prot_exec_image_t:s0:c1,c2"

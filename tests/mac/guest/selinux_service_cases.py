@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tests.kit import patterns, ram
+from tests.kit import cli, patterns, ram
 from tests.mac.guest import mapsaved, meddling, svirt
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.kit import cli
 
 MANAGER = "system_u:system_r:initrc_t:s0"
 

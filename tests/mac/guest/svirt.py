@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.kit import cli, qemu
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.kit.qemu import Qemu
+from tests.kit.qemu import Qemu
 
 GUEST = "system_u:system_r:svirt_t:s0:c1,c2"
 IMAGE = "system_u:object_r:svirt_image_t:s0:c1,c2"
