@@ -5,8 +5,6 @@ main archive is found in DIRECTORY (/etc/apt). Formats: sources.list(5). Runs be
 ours is installed, so it uses the standard library only.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fixtures and checks for all tests; the helpers themselves are in ``tests/kit``."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 

@@ -4,8 +4,6 @@
 ``MAPSAVE_NO_SKIPS=1`` a run that left out any test fails.
 """
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """The command line itself: help, usage errors, configuration, and that it starts quickly."""
 
-from __future__ import annotations
-
 import configparser
 import io
 import json

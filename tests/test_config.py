@@ -1,7 +1,5 @@
 """The configuration: which file counts, what it may say, and what holds without one."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a domain XML names of its host: nothing that libvirt would run or open is passed over."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

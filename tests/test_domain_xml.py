@@ -1,7 +1,5 @@
 """Name and uuid out of domain XML, which may be made to hurt."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import pytest

@@ -1,7 +1,5 @@
 """Errors: the ids and exit codes that scripts rely on, and the table in the documentation."""
 
-from __future__ import annotations
-
 import collections
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The examples and the documentation of the configuration say what the code does."""
 
-from __future__ import annotations
-
 from mapsave import config
 from mapsave.jobs import job, schedule
 

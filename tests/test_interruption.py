@@ -1,7 +1,5 @@
 """Signals that reach a command: one of them stops it, once, whichever thread gets it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

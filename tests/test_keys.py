@@ -1,7 +1,5 @@
 """Keys that are defined once: what is read, what is said of mistakes, what the schema has."""
 
-from __future__ import annotations
-
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal

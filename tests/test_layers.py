@@ -1,7 +1,5 @@
 """The layers: imports go downwards only, no circle of files, nothing longer than a few screens."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What is published: a complete sdist, and a wheel that is whole whichever way it is installed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The quickstart saves, restores and proves it, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The test command itself: stages, what it left out, and where Debian's backports come from."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

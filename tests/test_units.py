@@ -1,7 +1,5 @@
 """Sizes and durations: what people write, and what they read."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 

@@ -1,7 +1,5 @@
 """YAML files: whatever is in them, plain data or an error with file, line and column comes out."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import os

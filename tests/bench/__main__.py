@@ -1,7 +1,5 @@
 """``python -m tests.bench [--quick] [--rounds N] [--directory DIR] [NAME…]``."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -7,8 +7,6 @@ It hands over the same pair of descriptors, sets the same parameters and waits f
 as mapsave; it checks nothing, remembers nothing and writes no header.
 """
 
-from __future__ import annotations
-
 import array
 import json
 import os

@@ -1,7 +1,5 @@
 """What is measured. Each case yields the rows of the table that it is good for."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Guests to be measured: firmware-level QEMUs, paused, with RAM of a given content."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 It is run as a process of its own, since it takes much more memory than what is measured with it.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 

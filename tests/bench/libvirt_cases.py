@@ -6,8 +6,6 @@ the targets are for, and once has a reaper of its own that is never late. Of a s
 after how long libvirt has let go of the guest, as mapsave waits for QEMU's end but not for init.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """Run whole processes, and tell what each took: wall-clock time and peak memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import statistics

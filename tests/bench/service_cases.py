@@ -1,7 +1,5 @@
 """One service under load: many guests at once, many operations in a row, a long journal."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

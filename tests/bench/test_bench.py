@@ -1,7 +1,5 @@
 """The benchmark measures what it says: the peer really saves and restores, and a miss is told."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``python -m tests.campaign --seeds A-B``: see the package."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Damage what is on the disk: a journal between crash and recovery, or an image's structure."""
 
-from __future__ import annotations
-
 import os
 import random
 from pathlib import Path

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from tests.campaign.scene import Scene
 from tests.kit.qmp import QmpClosed, QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.campaign.scene import Scene
 
 _HUNG = 1.5  # seconds
 

@@ -1,7 +1,5 @@
 """What must hold: the guest is alive in its former state, or its image restores with equal RAM."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The kinds of faults: what each draws for a seed."""
 
-from __future__ import annotations
-
 import errno
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Hold the guest's QEMU to limits that are close to what it uses."""
 
-from __future__ import annotations
-
 import os
 import resource
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Where the images of a run go: a directory, or a small disk of its own that may fail."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """What a seed stands for: guest, options, faults. Nothing here depends on the machine."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """``mapsave recover``: hit as a plan says, and then in peace."""
 
-from __future__ import annotations
-
 from tests.campaign import deeds, judge
 from tests.campaign.plan import Blow
 from tests.campaign.scene import Scene

@@ -1,7 +1,5 @@
 """Run seeds side by side, print what must not be, and a summary by kind of fault."""
 
-from __future__ import annotations
-
 import collections
 import json
 import signal

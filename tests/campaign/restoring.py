@@ -1,7 +1,5 @@
 """The restore of a run: hit as its plan says, and then in peace. RAM must be equal."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

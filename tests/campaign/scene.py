@@ -1,7 +1,5 @@
 """What a run has at hand, and what it notes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

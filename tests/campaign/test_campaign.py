@@ -1,7 +1,5 @@
 """A minute of the campaign: one seed of every kind of fault."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 

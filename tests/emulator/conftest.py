@@ -1,7 +1,5 @@
 """Fixtures: a random guest's RAM, in odd sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A blocking QMP client that passes descriptors, and processes to talk to: emulator and QEMU."""
 
-from __future__ import annotations
-
 import array
 import contextlib
 import json

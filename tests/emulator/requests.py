@@ -1,7 +1,5 @@
 """Lists of QMP requests, good and bad, that emulator and QEMU must answer alike."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

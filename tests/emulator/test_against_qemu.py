@@ -1,7 +1,5 @@
 """The emulator's images restore in a real QEMU and the other way round, byte for byte."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

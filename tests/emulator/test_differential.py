@@ -1,7 +1,5 @@
 """The same requests to emulator and QEMU: replies and events must be the same, literally."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

@@ -1,7 +1,5 @@
 """What the emulator offers beyond QEMU, and what only it can show: throttle, writer, patterns."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Where QEMU 10.0.2 crashes, hangs or loses data the emulator does the same, shown side by side."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """A guest for several files of tests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

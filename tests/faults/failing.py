@@ -7,8 +7,6 @@ that brings an image's name to stable storage fails; ``read-only``, and no parti
 removed either; or ``journal-end``, and no journal can be removed.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -1,7 +1,5 @@
 """A command that is stopped by a signal, in time."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import subprocess

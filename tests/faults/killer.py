@@ -9,8 +9,6 @@ then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid 
 destination of a restore. The file that MAPSAVE_TEST_MET names gets a line when it happens.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """An emulated guest that takes ten seconds to save."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Run ``mapsave`` under ``killer.py``, and look at what a site has left on its disk."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """What may happen once QEMU has written its stream: others at work, its end, a failing disk."""
 
-from __future__ import annotations
-
 import resource
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Journals that rotted: the guest ends as it was, or in a committed image; never in both."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -3,8 +3,6 @@
 What it could not undo by then it leaves to ``mapsave recover``, and says so.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

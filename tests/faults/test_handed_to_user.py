@@ -1,7 +1,5 @@
 """What may happen right when a restored guest is resumed: it never runs beside an unused image."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

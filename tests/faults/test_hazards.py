@@ -4,8 +4,6 @@ The same hazards on the emulator, side by side with QEMU, are in ``tests/emulato
 ``docs/hazards.md`` is the table for operators.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import os

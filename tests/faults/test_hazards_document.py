@@ -1,7 +1,5 @@
 """Every test that ``docs/hazards.md`` names exists."""
 
-from __future__ import annotations
-
 import re
 
 from tests.kit import tree

@@ -1,7 +1,5 @@
 """A QEMU that stops answering in the middle of a save is left to ``mapsave recover``."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

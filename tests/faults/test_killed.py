@@ -1,7 +1,5 @@
 """mapsave, or QEMU, killed at every step: no guest is lost, and ``mapsave recover`` tidies up."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Capabilities and parameters that somebody left on in QEMU, and a guest that was left paused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Here QEMU's migration thread is stopped between a save that has failed and the e
 up, which otherwise takes a millisecond.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno

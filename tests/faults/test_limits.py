@@ -4,8 +4,6 @@ A bare save shows what QEMU dies of. QEMU's descriptors are counted with the two
 kit; mapsave's connection takes one more.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Modes in which QEMU aborts, hangs or fails in a save or a load: found out beforehand."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Once an image has its name nothing rolls back; what ends in ``.partial`` is partial."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

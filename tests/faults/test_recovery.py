@@ -1,7 +1,5 @@
 """What ``mapsave recover`` must not do: end a used guest, wait with one, ask for a policy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

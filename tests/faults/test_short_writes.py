@@ -1,7 +1,5 @@
 """A file system that writes less than it is given: QEMU 10.0 goes on, and pages are missing."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Ctrl-C, SIGTERM and time limits: the save is undone, whole, and the guest runs again."""
 
-from __future__ import annotations
-
 import signal
 import sys
 

@@ -5,8 +5,6 @@ the operation ends with an error, and once QEMU goes on, recovery leaves nothing
 limits are those of the product, made short.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -3,8 +3,6 @@
 On a page QEMU 10.0 dies of EIO; on a bitmap it may hang forever, as where storage never answers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import signal

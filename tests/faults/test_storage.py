@@ -1,7 +1,5 @@
 """Full disks, directories that go, odd names, refused O_DIRECT, missing permissions."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Bits that turn in an image of a real guest, in what QEMU would restore without a word."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

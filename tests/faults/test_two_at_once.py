@@ -1,7 +1,5 @@
 """Two at the same guest or image: one does its work, the other is told so at once."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Images that cannot be marked as restored: they are noted in the state directory as well."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

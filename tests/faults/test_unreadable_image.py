@@ -1,7 +1,5 @@
 """A disk that fails while an image is read: that is said, and says nothing about the image."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager

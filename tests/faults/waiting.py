@@ -1,7 +1,5 @@
 """A destination that waits for an image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

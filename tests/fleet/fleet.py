@@ -1,7 +1,5 @@
 """Emulated guests for the tests of save-all and restore-all, which a restore starts again."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

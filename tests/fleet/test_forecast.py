@@ -1,7 +1,5 @@
 """What a save-all would come to, by what earlier images took."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mapsave.config import Guest

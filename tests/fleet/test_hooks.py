@@ -1,7 +1,5 @@
 """A save-all with hooks after its saves: they take no guest its slot, and not much more time."""
 
-from __future__ import annotations
-
 import json
 from contextlib import ExitStack
 

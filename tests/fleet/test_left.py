@@ -1,7 +1,5 @@
 """A save-all that meets a paused guest: it is safe only in the image whose save left it so."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

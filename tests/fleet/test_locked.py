@@ -1,7 +1,5 @@
 """A save-all that comes while another mapsave is at a guest: it waits, and the guest is saved."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import signal

@@ -1,7 +1,5 @@
 """How many saves at once: a simulated disk, whose rate by the number of saves is known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

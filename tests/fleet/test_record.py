@@ -1,7 +1,5 @@
 """The record: replaced whole, never read wrong, and only one at it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import stat

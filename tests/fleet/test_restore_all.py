@@ -1,7 +1,5 @@
 """``mapsave restore-all``: what save-all has saved comes back, once, and in order."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A save-all whose saver is not the usual one, as the service's: what it may do, and what then."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

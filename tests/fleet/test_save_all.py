@@ -1,7 +1,5 @@
 """``mapsave save-all`` with emulated guests: in order, in time, whatever befalls one of them."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from contextlib import ExitStack

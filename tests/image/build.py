@@ -5,8 +5,6 @@ changed before ``built()`` lays them out; after that ``fields`` says where each 
 record lies, so that tests can damage or cut it there. Pages and holes are never written.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -90,7 +88,7 @@ class Built:
         ends = {offset + length for offset, length in self.fields.values()}
         return sorted({offset for offset, _ in self.fields.values()} | ends)
 
-    def patched(self, name: str, value: int | bytes) -> Built:
+    def patched(self, name: str, value: int | bytes) -> "Built":
         """Return it with the field ``name`` overwritten; numbers are big-endian."""
         offset, length = self.fields[name]
         data = value if isinstance(value, bytes) else value.to_bytes(length, "big")
@@ -121,6 +119,18 @@ def default_devices() -> list[Device]:
         Device("cpu_common", 4, bytes(100), version=2),
         Device("0000:00:02.0/vga", 5, bytes(range(256)) * 20, instance=1),
     ]
+
+
+class _Layout:
+    def __init__(self, offset: int) -> None:
+        self.at = offset
+        self.pieces: list[tuple[int, bytes]] = []
+        self.fields: dict[str, tuple[int, int]] = {}
+
+    def put(self, name: str, data: bytes) -> None:
+        self.fields[name] = (self.at, len(data))
+        self.pieces.append((self.at, data))
+        self.at += len(data)
 
 
 @dataclass
@@ -207,18 +217,6 @@ class Image:
     def _end_of_part(self, layout: _Layout, name: str) -> None:
         layout.put(f"{name}.mark", struct.pack(">Q", 0x10))
         layout.put(f"{name}.footer", b"\x7e" + struct.pack(">I", self.ram_id))
-
-
-class _Layout:
-    def __init__(self, offset: int) -> None:
-        self.at = offset
-        self.pieces: list[tuple[int, bytes]] = []
-        self.fields: dict[str, tuple[int, int]] = {}
-
-    def put(self, name: str, data: bytes) -> None:
-        self.fields[name] = (self.at, len(data))
-        self.pieces.append((self.at, data))
-        self.at += len(data)
 
 
 def _section_head(

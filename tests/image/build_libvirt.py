@@ -4,8 +4,6 @@
 Fields of the header are named ``lv.…``; they are in this host's byte order.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 

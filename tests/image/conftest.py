@@ -1,7 +1,5 @@
 """Images as QEMU itself writes them, made once."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Random and mutated images, and what reading one may cost."""
 
-from __future__ import annotations
-
 import os
 import random
 import tracemalloc

@@ -1,7 +1,5 @@
 """What mapsave itself makes of the images of ``build``."""
 
-from __future__ import annotations
-
 import os
 
 from mapsave.image import image, validation

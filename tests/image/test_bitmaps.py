@@ -1,7 +1,5 @@
 """Counting and following the bits of page bitmaps, against an implementation that is plain."""
 
-from __future__ import annotations
-
 import os
 import tracemalloc
 from collections.abc import Iterator

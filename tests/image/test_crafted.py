@@ -1,7 +1,5 @@
 """Images that were made to hurt: what they cost is bounded by what is really in the file."""
 
-from __future__ import annotations
-
 import os
 import time
 

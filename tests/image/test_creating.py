@@ -1,7 +1,5 @@
 """From ``NAME.partial`` to ``NAME``: what stands under which name at each moment."""
 
-from __future__ import annotations
-
 import asyncio
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """The cursor finds what lies across the pieces it reads, and never leaves the file."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

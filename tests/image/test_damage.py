@@ -1,7 +1,5 @@
 """Each field of the stream, made wrong: what the reader says, and that it says nothing else."""
 
-from __future__ import annotations
-
 import re
 import struct
 from dataclasses import replace

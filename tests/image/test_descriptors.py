@@ -1,7 +1,5 @@
 """The pair that QEMU is handed: each rule kept, and each broken once."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Rot in header, domain XML, cookie and metadata is found; what has no digests says so."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Device state may hold anything, bytes that look like its end included."""
 
-from __future__ import annotations
-
 import struct
 
 import pytest

@@ -1,7 +1,5 @@
 """The reader that ``docs/image-format.md`` shows reads what QEMU wrote."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import sys

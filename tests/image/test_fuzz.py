@@ -1,7 +1,5 @@
 """Random and mutated images: only the declared errors come out, and memory stays small."""
 
-from __future__ import annotations
-
 import os
 import struct
 import time

@@ -1,7 +1,5 @@
 """Random and mutated images in libvirt format: only the declared errors, and little memory."""
 
-from __future__ import annotations
-
 import os
 import struct
 

@@ -1,7 +1,5 @@
 """libvirt's header: what is written is what its description says, what lies is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import struct

@@ -1,7 +1,5 @@
 """Images of libvirt's format: mapsave's own, virsh's, and what stands in their padding."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import struct

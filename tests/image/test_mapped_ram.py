@@ -1,7 +1,5 @@
 """The reader finds in an image what QEMU wrote into it, and what a builder of our own did."""
 
-from __future__ import annotations
-
 import json
 import os
 

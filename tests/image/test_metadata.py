@@ -1,7 +1,5 @@
 """Metadata of any type and shape: an image is good, or it is refused with the key that is wrong."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

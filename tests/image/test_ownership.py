@@ -1,7 +1,5 @@
 """Who can write an image: owner, mode, ACL, and each directory and link on the way to it."""
 
-from __future__ import annotations
-
 import os
 import struct
 from pathlib import Path

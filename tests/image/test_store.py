@@ -1,7 +1,5 @@
 """A directory of images: what is listed, and which names are allowed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

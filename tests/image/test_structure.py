@@ -1,7 +1,5 @@
 """A bit that turns anywhere in a stream but its pages is found; holes count as zeros."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

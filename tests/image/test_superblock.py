@@ -1,7 +1,5 @@
 """The superblock: its slots, its checks, and what a torn write leaves."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

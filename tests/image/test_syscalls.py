@@ -1,7 +1,5 @@
 """The system calls that Python lacks do what their man pages say."""
 
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An image cut anywhere is refused, whoever wrote it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

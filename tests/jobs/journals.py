@@ -1,7 +1,5 @@
 """Operations for a journal, and a journal that makes writers wait."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import sqlite3

@@ -1,7 +1,5 @@
 """A site whose hooks note what is passed to them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

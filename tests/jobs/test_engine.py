@@ -1,7 +1,5 @@
 """``mapsave job run`` with emulated guests: side by side, each on its own, the worst one counts."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal

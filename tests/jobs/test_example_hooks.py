@@ -1,7 +1,5 @@
 """The hooks in examples/hooks do what they say, run as mapsave runs them."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import fcntl

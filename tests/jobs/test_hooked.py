@@ -1,7 +1,5 @@
 """Saves and restores of emulated guests with hooks around them, in this process and by command."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

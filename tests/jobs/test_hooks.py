@@ -1,7 +1,5 @@
 """Hooks are real executables here: what they get, what they may say, and how they are ended."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

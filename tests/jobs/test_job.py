@@ -1,7 +1,5 @@
 """Save jobs: what a job file says, which guests it means, what its images are called."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import uuid

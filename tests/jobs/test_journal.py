@@ -1,8 +1,6 @@
 """The journal of the service: in order, on stable storage, found again, and read in the
 meantime."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import itertools

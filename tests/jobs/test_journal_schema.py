@@ -1,7 +1,5 @@
 """Opening the journal: a new one, an older one, a newer one, a damaged one, one out of reach."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import stat

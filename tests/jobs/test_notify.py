@@ -1,7 +1,5 @@
 """Webhooks are real servers here, on the loopback: told, tried again, given up, never raised."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import contextlib

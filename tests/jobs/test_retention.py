@@ -1,7 +1,5 @@
 """Which images a job keeps: the rules, what is never removed, and the removal itself."""
 
-from __future__ import annotations
-
 import asyncio
 import datetime
 import json

@@ -1,7 +1,5 @@
 """When jobs run: what a schedule may be, and the times it means, clocks put forward and back."""
 
-from __future__ import annotations
-
 import datetime
 import random
 import shutil

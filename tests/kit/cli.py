@@ -1,7 +1,5 @@
 """Run the ``mapsave`` command as a user does, in a directory of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

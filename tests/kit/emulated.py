@@ -1,7 +1,5 @@
 """An emulated QEMU whose only monitor is the test's, for the parts that talk to a monitor."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """A configuration and a policy with every key."""
 
-from __future__ import annotations
-
 CONFIGURATION = """\
 images: images
 state: /srv/state

@@ -4,8 +4,6 @@ with fuse.mounted(place, user=54321):
     os.stat(place).st_uid  # whatever the server says: 0
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

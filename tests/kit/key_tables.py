@@ -3,8 +3,6 @@
 ``python -m tests.kit.key_tables`` writes them anew between their marks.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 import typing

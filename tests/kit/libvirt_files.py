@@ -1,7 +1,5 @@
 """What a private libvirtd (``libvirtd.py``) keeps in its directory, and which processes are its."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

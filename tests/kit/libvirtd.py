@@ -10,8 +10,6 @@ network. All other paths are the same inside and outside, but for file systems t
 while it runs: it sees those only where mounts propagate (mount_namespaces(7)), so mount first.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import pwd

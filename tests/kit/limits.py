@@ -1,7 +1,5 @@
 """Lower what the kernel lets a process take, and count what it has taken."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

@@ -4,8 +4,6 @@ Kernel and busybox come from the distribution's packages. It runs under TCG, sin
 do not boot under KVM on some nested hosts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import functools
@@ -77,7 +75,7 @@ class LinuxGuest:
     serial: Serial
 
     @contextmanager
-    def successor(self) -> Iterator[LinuxGuest]:
+    def successor(self) -> Iterator["LinuxGuest"]:
         """Take over the guest that ``mapsave restore`` started; see ``Qemu.successor``.
 
         Its QEMU begins the log again, so read the ticks of this one before.

@@ -3,8 +3,6 @@
 QEMU merges repeated ``-machine`` and ``-m`` options, so these may follow the usual ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the markers of the tests stand for, and whether this machine has it."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

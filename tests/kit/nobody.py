@@ -1,7 +1,5 @@
 """Run ``mapsave`` as a user without any privilege."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What ``mapsave recover`` reports of an operation."""
 
-from __future__ import annotations
-
 UNDONE = "destination stopped, image as before"
 
 

@@ -4,8 +4,6 @@ Each pattern is a function ``(size in bytes, seed) -> bytearray``. The same argu
 bytes, whatever the machine.
 """
 
-from __future__ import annotations
-
 import random
 import struct
 from pathlib import Path

@@ -5,8 +5,6 @@ Everything the kit starts carries a mark in its environment, which children inhe
 marked processes are ever ended.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

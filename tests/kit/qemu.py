@@ -8,8 +8,6 @@ Each QEMU has two monitors, since a QMP socket serves one client at a time: ``gu
 mapsave, ``guest.control`` is the test's own.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -127,7 +125,7 @@ class Qemu:
         """Return what mapsave must leave as it was; see ``state.assert_left_as_found``."""
         return state.of(self.control)
 
-    def successor(self) -> AbstractContextManager[Qemu]:
+    def successor(self) -> AbstractContextManager["Qemu"]:
         """Take over the QEMU that ``mapsave restore`` started from ``argv``, after this one quit.
 
         It is gone at the end.

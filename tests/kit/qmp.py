@@ -4,8 +4,6 @@ The protocol is the one of QEMU's ``docs/interop/qmp-spec.rst``. Out-of-band exe
 enabled, so replies come in the order of the commands.
 """
 
-from __future__ import annotations
-
 import array
 import json
 import socket

@@ -5,8 +5,6 @@ QEMU tells where each RAM block lies in its own address space (``x-query-rambloc
 parent and to root. So ROMs, DIMMs and NUMA nodes are compared as well, on every machine type.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

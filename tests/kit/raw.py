@@ -3,8 +3,6 @@
 It also makes images as QEMU itself writes them, for tests of the reader.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

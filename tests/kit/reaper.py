@@ -5,8 +5,6 @@ prctl(2)), since in some containers that one is slow to reap, and libvirt waits 
 ends a guest. PIDFILE gets the process id of the command. We end when the last child is gone.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -7,8 +7,6 @@ The service is a process of its own. ``site.run(...)`` uses it, as its socket is
 ``--local`` it does not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

@@ -1,7 +1,5 @@
 """What a save or restore must leave in QEMU as it was."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from typing import Any

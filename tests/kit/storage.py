@@ -1,7 +1,5 @@
 """Real file systems for tests: made, mounted, and gone at the end. They need root."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

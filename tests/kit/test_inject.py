@@ -1,7 +1,5 @@
 """The library that makes calls fail does what its rules say, and nothing else."""
 
-from __future__ import annotations
-
 import errno
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """The kit itself works: each helper does what other tests lean on, and notices what it should."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

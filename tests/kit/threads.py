@@ -7,8 +7,6 @@ By ptrace(2), so by root or where the host lets its users trace their processes.
 threads with ``-name guest,debug-threads=on``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """Where the project's tree is, and what a process needs to import it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Only what the kernel would do is replaced; everything of mapsave runs as it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Owner, group and mode on real files."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

@@ -3,8 +3,6 @@
 The kernel and its parser are imitated; guest, image and journal are as always.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a mapsave that died has left labelled is set for rest or put back, from its journal."""
 
-from __future__ import annotations
-
 import errno
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fixtures for tests on real libvirt: the daemons of ``tests/kit/libvirtd.py``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

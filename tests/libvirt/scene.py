@@ -1,7 +1,5 @@
 """A small guest whose save is interrupted, and what may be left of it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

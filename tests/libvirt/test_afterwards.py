@@ -1,7 +1,5 @@
 """Behind mapsave, libvirt goes on with the guest as if nothing had been."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

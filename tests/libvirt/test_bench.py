@@ -1,7 +1,5 @@
 """The benchmark on libvirt really saves and restores by both, and says what it compares."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """qemu:///system, qemu:///session of an ordinary user, and the embedded driver."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Somebody else at a libvirt guest that is saved already: is the image stale?"""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.faults import struck

@@ -5,8 +5,6 @@ get the number that libvirt takes next: libvirt's save then goes into the file o
 lost. And libvirt removes a set whose ``opaque`` its own one begins with.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What mapsave cannot do with libvirt, it says: other formats, and libvirt-python missing."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Hostile images in libvirt format: an error, and libvirtd, whom some would abort, sees none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images of libvirt's format between mapsave and virsh: each takes the other's."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

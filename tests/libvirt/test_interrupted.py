@@ -1,7 +1,5 @@
 """libvirtd killed at every step of a save, signals, full disks: the guest runs, or is an image."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

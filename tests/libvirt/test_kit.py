@@ -1,7 +1,5 @@
 """The kit's own libvirt: private, complete, and gone at the end."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The kernel's limits on the QEMU of a domain."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A live Linux libvirt guest goes on where it was saved, whoever saves and restores it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

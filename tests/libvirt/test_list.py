@@ -1,7 +1,5 @@
 """``mapsave list --libvirt`` and ``mapsave check``: what can be saved, told beforehand."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

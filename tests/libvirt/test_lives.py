@@ -1,8 +1,6 @@
 """A domain that somebody ends and starts again in the meantime: the new QEMU is not ours to
 touch."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

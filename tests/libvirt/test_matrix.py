@@ -1,7 +1,5 @@
 """Every way to save against every way to restore: RAM, run state and definition are the same."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import get_args

@@ -1,7 +1,5 @@
 """Guests of libvirt and their images go by any name, and are found by name, uuid and id."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Somebody else at a libvirt guest while mapsave saves it, or before: no guest is lost."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

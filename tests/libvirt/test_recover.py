@@ -1,7 +1,5 @@
 """mapsave killed at every step with a libvirt guest: ``mapsave recover`` tidies up."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

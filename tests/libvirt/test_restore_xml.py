@@ -1,7 +1,5 @@
 """``restore --xml``: another definition than the image's, and definitions that are none."""
 
-from __future__ import annotations
-
 import re
 import uuid
 from collections.abc import Iterator

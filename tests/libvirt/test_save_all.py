@@ -1,7 +1,5 @@
 """``mapsave save-all --libvirt`` and the way back: domains that no one has configured."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A libvirtd that stops answering, at every tenth call: no command waits for it without a limit."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

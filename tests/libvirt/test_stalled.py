@@ -1,7 +1,5 @@
 """Storage that hangs under a restore through libvirt: the domain is ended, the image as before."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 

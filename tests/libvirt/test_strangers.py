@@ -1,7 +1,5 @@
 """A domain XML that names what the domain does not have here: libvirt never gets it."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

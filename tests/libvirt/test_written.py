@@ -1,7 +1,5 @@
 """libvirt guests: pages that were not written, and memory that no QEMU can load."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """An image in libvirt format, to be damaged."""
 
-from __future__ import annotations
-
 import os
 import struct
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The ways in which a libvirt guest is saved and restored: mapsave's, and virsh's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 from xml.sax import saxutils

@@ -3,8 +3,6 @@
 Prints the result of each case, and where the serial line is.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

@@ -5,8 +5,6 @@ leaves its serial line in ``DIRECTORY/MODE/``, by the first of the modes that sh
 it, and nothing else is left behind.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The boots of all modes, before the first test that wants results of any."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -5,8 +5,6 @@ packages that setup.cfg asks for from where pip has its. The kernel needs no mod
 are built in.
 """
 
-from __future__ import annotations
-
 import configparser
 import fcntl
 import hashlib

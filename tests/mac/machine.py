@@ -1,7 +1,5 @@
 """Boot the virtual machine with one security module, and take the results off its serial line."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """AppArmor, enforcing, with mapsave itself in the profile that ships, and without."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.mac import machine

@@ -1,7 +1,5 @@
 """A kernel without a security module that labels."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.mac import machine

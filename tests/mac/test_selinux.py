@@ -1,7 +1,5 @@
 """SELinux, enforcing; and the control that the cases which see a refusal need it."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.mac import machine

@@ -1,7 +1,5 @@
 """A guest is resumed into its run state on every way out."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

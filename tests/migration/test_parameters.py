@@ -1,7 +1,5 @@
 """Capabilities and parameters are restored on every way out, whatever they were."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

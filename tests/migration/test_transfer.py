@@ -1,7 +1,5 @@
 """One save and one restore driven: completed, failed, cancelled, lost; and what is reported."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from pathlib import Path

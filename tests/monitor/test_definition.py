@@ -1,7 +1,5 @@
 """What is read from and changed in domain XML; libvirt's own output is in ``tests/libvirt``."""
 
-from __future__ import annotations
-
 from xml.etree import ElementTree
 
 import pytest

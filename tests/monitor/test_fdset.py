@@ -1,7 +1,5 @@
 """The pair is handed over under an id of its own, and taken back on every way out."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """What the kernel lets a process take, as read from /proc and from the control groups."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """When a process counts as gone."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The session over a QMP socket: reaching a monitor, losing it, and waiting for its events."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

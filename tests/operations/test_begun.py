@@ -1,7 +1,5 @@
 """What recovery must know of an operation: the journals of the last version are still read."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Every command that reads an image, on images made to hurt: an error of its own, and soon."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import time

@@ -1,7 +1,5 @@
 """Real journals, damaged in every line and field: what they say is true, or is called unsure."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

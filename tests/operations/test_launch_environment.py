@@ -1,7 +1,5 @@
 """A QEMU that a restore starts: what it inherits of mapsave, and where its output goes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import stat

@@ -1,7 +1,5 @@
 """Locks of a state directory that cannot be written, or in which something is in their place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,8 +1,6 @@
 """A save waits for the disk off the event loop: a service goes on with its other work in the
 meantime."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable

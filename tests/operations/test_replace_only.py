@@ -1,7 +1,5 @@
 """A save that may replace images of its own guest only, whenever that of another one comes up."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

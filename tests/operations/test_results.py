@@ -1,7 +1,5 @@
 """A recovered operation returns what an undisturbed one does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mapsave.image import store

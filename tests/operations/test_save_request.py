@@ -1,7 +1,5 @@
 """The request of a save, completed by configuration: format and label of libvirt guests."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is chosen for a save, and what the choice tells QEMU."""
 
-from __future__ import annotations
-
 from mapsave.config import SaveSettings
 from mapsave.plan import strategy
 

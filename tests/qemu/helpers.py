@@ -1,7 +1,5 @@
 """What the tests against real QEMU share: a guest that writes, an emulated guest, header checks."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A guest that was saved through ``mapsave``: where tests of a restore begin."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

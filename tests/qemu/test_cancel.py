@@ -4,8 +4,6 @@ What it dies of is a race inside QEMU, so this counts: cancelled at once it dies
 ten, as ``outgoing.cancel`` does it of a few in a thousand.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from pathlib import Path

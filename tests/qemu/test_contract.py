@@ -1,7 +1,5 @@
 """What scripts rely on: JSON on standard output, error ids, exit codes, explicit strategies."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A live Linux guest goes on where it was saved: same memory, and its counter counts on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

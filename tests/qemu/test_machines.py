@@ -1,7 +1,5 @@
 """Guests of many shapes: each is saved and restored through the command, all RAM compared."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

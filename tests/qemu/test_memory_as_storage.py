@@ -1,7 +1,5 @@
 """Memory with contents of its own: files, flash, shared memory. It is restored, or not saved."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

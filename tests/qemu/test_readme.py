@@ -1,7 +1,5 @@
 """The README's configuration, run with a real QEMU: what is printed is what the README shows."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Every way to a destination, what the guest does then, and what is refused before it is loaded."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

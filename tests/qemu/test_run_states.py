@@ -3,8 +3,6 @@
 The guests are firmwares that bring themselves into the state.
 """
 
-from __future__ import annotations
-
 import errno
 import signal
 import socket

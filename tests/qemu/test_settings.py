@@ -4,8 +4,6 @@ Each case is one that QEMU accepts beforehand and that would spoil a mapped-ram 
 it were left as it is: an error at once, one at the end, or an image without RAM.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

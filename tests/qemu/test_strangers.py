@@ -1,7 +1,5 @@
 """A stranger's image on a host: not restored, unless root says that it is to be trusted."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import struct

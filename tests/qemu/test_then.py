@@ -1,7 +1,5 @@
 """What becomes of a guest that did not run when it was saved."""
 
-from __future__ import annotations
-
 from tests.kit import cli, qemu
 
 

@@ -5,8 +5,6 @@ plain stream, files by path, a bad offset) by bare monitor commands, so that it 
 behaves there as well. Beyond upstream: RAM is compared byte for byte, block by block.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

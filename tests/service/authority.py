@@ -1,7 +1,5 @@
 """A certificate authority of its own."""
 
-from __future__ import annotations
-
 import datetime
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """Services and metrics for several files of tests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

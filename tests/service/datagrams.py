@@ -1,7 +1,5 @@
 """A socket on which systemd or journald would listen."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """``mapsave`` with a service that waits less than a second for clients, not half a minute."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """A service killed at a step of an operation, and what the next one makes of it."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """What a service would say of itself to its metrics, and what takes the place of journald."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fcntl

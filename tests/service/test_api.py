@@ -1,7 +1,5 @@
 """The REST interface as its clients use it, with emulated guests: every route, begin to end."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Clients of the service that send no HTTP, stop amidst it, vanish, or do not read."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import time

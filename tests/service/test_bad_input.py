@@ -1,7 +1,5 @@
 """The service under attack: whatever comes is answered with a clear error, and it stays up."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

@@ -1,7 +1,5 @@
 """Server-sent events: what is told, to whom, and what becomes of listeners that do not read."""
 
-from __future__ import annotations
-
 import json
 import re
 import resource

@@ -1,7 +1,5 @@
 """``save-all`` and ``restore-all`` through the service: an operation for each guest."""
 
-from __future__ import annotations
-
 import json
 import signal
 

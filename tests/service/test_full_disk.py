@@ -1,7 +1,5 @@
 """No room for the journal: clear errors, and a service that stays up and catches up."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Iterator

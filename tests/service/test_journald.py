@@ -1,7 +1,5 @@
 """The native protocol of journald, against a real socket read as journald reads it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``save-all`` where the service, or its configuration, is not well: the guests are saved."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What is left to recovery while the service lives, and what a service before it had under way."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

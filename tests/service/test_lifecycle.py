@@ -1,7 +1,5 @@
 """The service's life: started, read again, stopped; and what it tells systemd in the meantime."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import grp

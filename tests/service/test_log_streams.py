@@ -1,7 +1,5 @@
 """Streams that do not take the log, which no one who logs may notice."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

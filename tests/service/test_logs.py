@@ -1,7 +1,5 @@
 """The log: one form for all loggers, fields that cannot be forged, and nothing that can fail."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -1,7 +1,5 @@
 """Whoever looks into images does not cost the saves their threads, however slow the disk is."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from concurrent import futures

@@ -1,7 +1,5 @@
 """Metrics: what the series say, that Prometheus can read them, and that the document has each."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from typing import Any

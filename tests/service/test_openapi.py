@@ -1,7 +1,5 @@
 """The service keeps to the OpenAPI document that it serves: schemathesis asks it all it can."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The operations under way: begun once, ended in any case, and found as they are."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path

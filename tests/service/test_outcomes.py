@@ -1,7 +1,5 @@
 """What the running service tells others of an outcome: webhooks, hooks, metrics and log agree."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """Who asks: a user's name is not looked up for every request, which may take a directory long."""
 
-from __future__ import annotations
-
 import pwd
 import socket
 import time

@@ -1,7 +1,5 @@
 """What hooks after an operation are told where mapsave died of it: by the next one, and once."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The service killed at every step: the next one finishes or undoes what it had under way."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

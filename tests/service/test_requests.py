@@ -1,7 +1,5 @@
 """The requests of the service: what a kind of operation consists of, and what a body means."""
 
-from __future__ import annotations
-
 import json
 import re
 

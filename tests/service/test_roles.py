@@ -1,7 +1,5 @@
 """Who may do what, asked by real users of this host: by the kernel's word, groups included."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

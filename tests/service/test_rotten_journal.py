@@ -1,7 +1,5 @@
 """A rotten ``journal.db`` keeps neither the service from starting nor a guest from recovery."""
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The schedule does not begin a job while all guests are saved before the host goes down."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The scheduler, by a clock that the test turns."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import datetime

@@ -1,7 +1,5 @@
 """The commands that are about the service: ps, cancel, wait, logs; and Ctrl-C while one waits."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

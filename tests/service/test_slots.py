@@ -1,7 +1,5 @@
 """Slots: limits hold, the order is fair, cancelling loses nothing, bandwidth is shared."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random

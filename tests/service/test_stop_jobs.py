@@ -1,7 +1,5 @@
 """A stop amid a job: the save that runs is finished, and no other begun."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -1,7 +1,5 @@
 """A stop has an end: what does not finish in time is cancelled, and no more time is asked for."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from pathlib import Path

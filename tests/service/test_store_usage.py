@@ -1,7 +1,5 @@
 """The image directory is looked at when that is worth it, and by one thread at most."""
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """mapsaved and systemd: what is told over a real socket, and sockets that are really passed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """The file for node_exporter: whole, readable by others, and told once where it cannot be."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """The commands through the service: the same output, JSON and exit codes as without it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """TCP is for those with a certificate of the right CA; without ``listen`` there is none at all."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

@@ -1,7 +1,5 @@
 """TLS of ``listen``: certificates that are renewed, revoked or not for clients; strangers."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import shutil

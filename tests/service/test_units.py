@@ -1,7 +1,5 @@
 """The units that ship: systemd takes them, the sandbox is tight, and mapsave can work in it."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Users and groups that this host need not know."""
 
-from __future__ import annotations
-
 import grp
 
 UID = 12345  # of users that this host need not know

@@ -7,8 +7,6 @@ The library is compiled once a test run, and loaded by LD_PRELOAD. The kernel do
 each call, so what the rules do not touch is real.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import subprocess

@@ -1,7 +1,5 @@
 """QEMU in a profile of AppArmor, and what is asked of profiles, rules and the kernel there."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

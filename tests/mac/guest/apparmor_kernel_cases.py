@@ -1,7 +1,5 @@
 """AppArmor: refusals that only the kernel sees, and what is taken out when a save fails."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 from typing import Any

@@ -4,8 +4,6 @@ A plugin for pytest. In the mode ``apparmor-confined`` the cases run ``/usr/bin/
 profile that ships, else the same outside of any.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

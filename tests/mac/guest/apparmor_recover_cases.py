@@ -1,7 +1,5 @@
 """AppArmor: ``mapsave recover`` takes out the rules of a mapsave that was killed at any step."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AppArmor: the rule for an image, which is in QEMU's profile exactly as long as it is needed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """AppArmor: mapsaved in the profile that ships, in a mount namespace of its own as its unit has."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

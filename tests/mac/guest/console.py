@@ -3,8 +3,6 @@
 ``$MAC_MODE`` says in which mode of ``machine.MODES`` that is.
 """
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """mapsaved inside the virtual machine, told of by the socket where systemd's would be."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager

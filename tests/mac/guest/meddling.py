@@ -1,7 +1,5 @@
 """What somebody else does to an image while mapsave and QEMU are at it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
@@ -79,7 +77,7 @@ class Watch:
         watch = libc.inotify_add_watch(self._fd, os.fsencode(directory), IN_CREATE | IN_ATTRIB)
         assert self._fd >= 0 and watch >= 0, os.strerror(ctypes.get_errno())
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> "Watch":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """No security module that labels: the kernel stores ``security.selinux`` as any other bytes."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 mapsave runs in initrc_t, QEMU in svirt_t with the categories c1 and c2.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

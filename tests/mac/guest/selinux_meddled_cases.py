@@ -1,7 +1,5 @@
 """SELinux: refusals that only the kernel sees, and labels changed after mapsave's back."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

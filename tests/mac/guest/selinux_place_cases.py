@@ -1,7 +1,5 @@
 """SELinux: images that QEMU may not open, that are born labelled, that have another type."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """SELinux: mapsaved in the domain of the manager."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.kit import cli, patterns, ram

@@ -1,7 +1,5 @@
 """QEMU in a domain of SELinux, and what is asked of files and processes there."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import tempfile
