@@ -133,7 +133,7 @@ run_pytest() { # PATH or option...
 
 run_unit() {
     local ignored=() directory
-    for directory in emulator qemu libvirt faults campaign service fleet mac bench; do
+    for directory in emulator qemu libvirt faults campaign service evacuation mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
     run_pytest -n 4 tests "${ignored[@]}"
@@ -146,7 +146,7 @@ run_stage() { # STAGE
     # They wait as much as they work: for guests, for libvirtd, for processes to end.
     qemu) run_pytest -n 3 tests/qemu tests/bench ;;
     faults) run_pytest -n 3 tests/faults tests/campaign ;;
-    service) run_pytest -n 5 tests/service tests/fleet ;; # these wait most of the time
+    service) run_pytest -n 5 tests/service tests/evacuation ;; # these wait most of the time
     mac) await_builder && run_pytest tests/mac ;; # boots what was not booted beside other stages
     *) run_pytest -n 3 "tests/$1" ;;
     esac

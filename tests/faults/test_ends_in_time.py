@@ -13,8 +13,7 @@ import pytest
 
 from tests.faults import struck
 from tests.faults.in_time import _LIMIT, calls, stopped
-from tests.fleet import fleet
-from tests.kit import cli, inject, patterns, processes, qemu, service, wait
+from tests.kit import cli, emulated, inject, patterns, processes, qemu, service, wait
 
 NAME = "web01"
 IMAGE = "one.mapsave"
@@ -159,8 +158,8 @@ def _is_written(site: cli.Site) -> bool:
 
 def test_operation_of_the_service_that_is_not_undone_in_time(site: cli.Site) -> None:
     """The command ends; it names the operation, which the service goes on cancelling."""
-    with fleet.guest(site, NAME, throttle="256K") as socket, service.running(site) as mapsaved:
-        pid = fleet.pid(socket)
+    with emulated.guest(site, NAME, throttle="256K") as socket, service.running(site) as mapsaved:
+        pid = emulated.pid(socket)
         with site.start("save", NAME, "--image", IMAGE, "--json") as process:
             wait.until(lambda: _is_written(site), what="pages in the partial image")
             os.kill(pid, signal.SIGSTOP)
@@ -171,7 +170,7 @@ def test_operation_of_the_service_that_is_not_undone_in_time(site: cli.Site) -> 
         operation = error["data"]["operation"]
         assert f"mapsave wait {operation}" in error["hint"]
         assert mapsaved.ended(operation)["state"] == "cancelled"
-        assert fleet.status(socket) == "running"
+        assert emulated.status(socket) == "running"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -179,7 +178,7 @@ def test_emulated_guest_ends(site: cli.Site, number: signal.Signals) -> None:
     path = site.directory / "toy.qmp"
     command = ["emulate", "--qmp", str(path), "--memory", "8M"]
     with processes.running([*cli.COMMAND, *command]) as process:
-        wait.until(lambda: fleet.answers(path), what="the monitor")
+        wait.until(lambda: emulated.answers(path), what="the monitor")
         process.send_signal(number)
         assert process.wait(_LIMIT) == 0
 

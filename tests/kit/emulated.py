@@ -1,15 +1,20 @@
-"""An emulated QEMU whose only monitor is the test's, for the parts that talk to a monitor."""
+"""Emulated QEMUs: one whose only monitor is the test's, and guests that a restore starts again."""
 
+import hashlib
+import json
 import signal
-import socket
+import socket as sockets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.kit import processes, tree, wait
+from tests.kit import cli, processes, qmp, tree, wait
+
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,100 @@ def emulated(socket_path: Path, *arguments: str, memory: str = "4M") -> Iterator
 
 def _listens(path: Path, process: subprocess.Popen[bytes]) -> bool:
     assert process.poll() is None, f"the emulator ended with {process.returncode}"
-    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+    with suppress(OSError), sockets.socket(sockets.AF_UNIX) as probe:
         probe.connect(str(path))
         return True
     return False
+
+
+def socket_of(site: cli.Site, name: str) -> Path:
+    """Return where the guest ``name`` listens."""
+    return site.directory / f"{name}.qmp"
+
+
+@contextmanager
+def guest(
+    site: cli.Site,
+    name: str,
+    *,
+    size: int = 8 * MIB,
+    throttle: str | None = None,
+    priority: int = 0,
+    paused: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Path]:
+    """Run an emulated guest that a restore starts again, unthrottled; yield its monitor socket.
+
+    ``env`` is added to its environment, such as what ``inject.environment`` returns.
+
+    Whatever listens there at the end, the guest or the one restored, is ended.
+    """
+    socket = socket_of(site, name)
+    emulator = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket)]
+    launch = [*emulator, "--memory", str(size), "--name", name]
+    site.add_guest(name, socket, launch=launch, priority=priority)
+    words = ["--pattern", "random", "--seed", str(sum(name.encode()))]
+    words += ["--throttle", throttle] if throttle else []
+    words += ["-S"] if paused else []
+    with processes.running([*launch, *words], env=env):
+        try:
+            wait.until(lambda: answers(socket), what=f"the monitor of {name}")
+            yield socket
+        finally:
+            end(socket)
+
+
+def answers(socket: Path) -> bool:
+    """Return whether a guest is there."""
+    with suppress(OSError):
+        qmp.Client(socket).close()
+        return True
+    return False
+
+
+def pid(socket: Path) -> int:
+    """Return the process id of the QEMU that listens at ``socket``. Raises OSError."""
+    client = qmp.Client(socket)
+    try:
+        return client.peer_pid()
+    finally:
+        client.close()
+
+
+def end(socket: Path) -> None:
+    """End the QEMU that listens at ``socket``, if there is one."""
+    with suppress(OSError):
+        processes.end(pid(socket))
+
+
+def status(socket: Path) -> str:
+    """Return the run state of the guest."""
+    with qmp.connect(socket) as client:
+        return str(client.execute("query-status")["status"])
+
+
+def ram_of(socket: Path, target: Path) -> str:
+    """Return the SHA-256 of the RAM of a guest that does not change it."""
+    with qmp.connect(socket) as client:
+        size = client.execute("query-memory-size-summary")["base-memory"]
+        client.execute("pmemsave", val=0, size=size, filename=str(target))
+    return hashlib.sha256(target.read_bytes()).hexdigest()
+
+
+def recorded(site: cli.Site) -> list[dict[str, Any]]:
+    """Return the guests of the record; empty where there is none."""
+    path = site.state / "save-all.json"
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text())["guests"]
+    return found
+
+
+def committed(site: cli.Site) -> set[str]:
+    """Return the names of the guests that the record says are in an image."""
+    return {each["guest"] for each in recorded(site) if each["time"]}
+
+
+def outcomes(done: dict[str, Any]) -> dict[str, str]:
+    """Return what became of each guest of a summary, in its order."""
+    return {line["guest"]: line["outcome"] for line in done["guests"]}

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import fleet
-from tests.kit import cli, domain, patterns, ram
+from tests.kit import cli, domain, emulated, patterns, ram
 from tests.kit.libvirtd import Daemon
 
 pytestmark = pytest.mark.libvirt
@@ -55,8 +54,8 @@ def test_a_daemon_that_is_not_there_costs_no_other_guest_its_save(
     site: cli.Site, tmp_path: Path
 ) -> None:
     uri = f"qemu+unix:///system?socket={tmp_path}/none"
-    with fleet.guest(site, "web"):
+    with emulated.guest(site, "web"):
         done = site.run("save-all", "--libvirt", "--uri", uri, "--json", check=3).json()
-    assert fleet.outcomes(done) == {"web": "saved", uri: "failed"}
+    assert emulated.outcomes(done) == {"web": "saved", uri: "failed"}
     assert done["guests"][1]["error"]["id"] == "check.unreachable"
-    assert fleet.committed(site) == {"web"}
+    assert emulated.committed(site) == {"web"}

@@ -10,8 +10,7 @@ import pytest
 from mapsave import config as configuration
 from mapsave.operations import journal, save, save_request
 
-from tests.fleet import fleet
-from tests.kit import cli
+from tests.kit import cli, emulated
 
 STEPS = ["begin", "label", "hand-over", "pause", "migrate", "complete", "commit", "committed"]
 
@@ -33,7 +32,7 @@ async def test_no_fsync_is_waited_for_on_the_event_loop(
 
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, watched(name, getattr(os, name)))
-    with fleet.guest(site, "web"):
+    with emulated.guest(site, "web"):
         found = configuration.load(site.config, {})
         with journal.watched(journal.Watch("0123456789ab", saw)):
             await save.save(found.guest("web"), found, save_request.Request(), lambda _: None)

@@ -10,8 +10,7 @@ from mapsave import errors
 from mapsave.migration.progress import Progress
 from mapsave.operations import save, save_request
 
-from tests.fleet import fleet
-from tests.kit import cli
+from tests.kit import cli, emulated
 
 IMAGE = "one.mapsave"
 
@@ -24,11 +23,11 @@ async def _saved(site: cli.Site, name: str, report: Any = lambda _: None, **more
 
 
 async def test_the_image_of_another_guest_is_not_replaced(site: cli.Site) -> None:
-    with fleet.guest(site, "web") as web, fleet.guest(site, "db"):
+    with emulated.guest(site, "web") as web, emulated.guest(site, "db"):
         await _saved(site, "db")
         with pytest.raises(errors.ImageExists, match="another guest, 'db'"):
             await _saved(site, "web", replace=True, replace_only="web")
-        assert fleet.status(web) == "running"
+        assert emulated.status(web) == "running"
         await _saved(site, "db", replace=True, replace_only="db")
         await _saved(site, "web", replace=True)
         assert list(site.images.iterdir()) == [site.images / IMAGE]
@@ -37,7 +36,7 @@ async def test_the_image_of_another_guest_is_not_replaced(site: cli.Site) -> Non
 async def test_nor_one_that_comes_up_in_the_middle_of_the_save(
     site: cli.Site, tmp_path: Path
 ) -> None:
-    with fleet.guest(site, "web") as web, fleet.guest(site, "db"):
+    with emulated.guest(site, "web") as web, emulated.guest(site, "db"):
         await _saved(site, "db")
         theirs = tmp_path / "theirs"
         shutil.move(site.images / IMAGE, theirs)
@@ -48,6 +47,6 @@ async def test_nor_one_that_comes_up_in_the_middle_of_the_save(
 
         with pytest.raises(errors.ImageExists, match="another guest, 'db'"):
             await _saved(site, "web", comes_up, replace=True, replace_only="web")
-        assert fleet.status(web) == "running"
+        assert emulated.status(web) == "running"
         assert list(site.images.iterdir()) == [site.images / IMAGE]
         assert (site.images / IMAGE).read_bytes() == theirs.read_bytes()

@@ -8,8 +8,7 @@ from mapsave import config, errors
 from mapsave.monitor.domain import Domain
 from mapsave.operations import save_request
 
-from tests.fleet import fleet
-from tests.kit import cli
+from tests.kit import cli, emulated
 
 PLAIN = config.Guest("web", qmp=Path("/run/web.qmp"))
 OF_LIBVIRT = config.Guest("db", libvirt=config.LibvirtDomain("db"))
@@ -105,7 +104,7 @@ def test_a_broken_policy_is_refused_before_the_monitor_is_opened(site: cli.Site)
 
 
 def test_and_before_a_destination_is_started(site: cli.Site) -> None:
-    with fleet.guest(site, "web"):
+    with emulated.guest(site, "web"):
         image = site.run("save", "web", "--json", check=0).json()["image"]
     site.add_guest("web", site.directory / "nowhere", launch=["true"], policy=broken(site))
     error = site.run("restore", image, "--trust-image", "--json", check=2).json()["error"]

@@ -10,8 +10,7 @@ import yaml
 from mapsave.service.api import routes
 from prometheus_client import parser
 
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 
 SIZE = 8 << 20
 RESUME = {"then": "resume"}
@@ -28,10 +27,10 @@ def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
     (jobs / "nightly.yaml").write_text(yaml.safe_dump({**nightly, "schedule": "0 3 1 1 *"}))
     (jobs / "broken.yaml").write_text("job: [")
     with (
-        fleet.guest(site, "db"),
-        fleet.guest(site, "web"),
-        fleet.guest(site, "slow", throttle="1M"),
-        fleet.guest(site, "passing"),
+        emulated.guest(site, "db"),
+        emulated.guest(site, "web"),
+        emulated.guest(site, "slow", throttle="1M"),
+        emulated.guest(site, "passing"),
         service.running(site) as running,
     ):
         yield running
@@ -50,7 +49,7 @@ def slow(mapsaved: service.Service) -> Iterator[dict[str, Any]]:
 
 
 def status(mapsaved: service.Service, guest: str) -> str:
-    return fleet.status(fleet.socket_of(mapsaved.site, guest))
+    return emulated.status(emulated.socket_of(mapsaved.site, guest))
 
 
 def next_second() -> None:
@@ -115,17 +114,17 @@ def test_a_guest_with_its_images_and_operations(mapsaved: service.Service) -> No
 
 
 def test_saved_to_quit_and_restored_with_its_memory(mapsaved: service.Service) -> None:
-    socket = fleet.socket_of(mapsaved.site, "passing")
-    before = fleet.ram_of(socket, mapsaved.site.directory / "ram")
+    socket = emulated.socket_of(mapsaved.site, "passing")
+    before = emulated.ram_of(socket, mapsaved.site.directory / "ram")
     saved = mapsaved.done(kind="save", guest="passing", save={"image": "passing.img"})
     assert saved["then"] == "quit"
-    assert not fleet.answers(socket)
+    assert not emulated.answers(socket)
     done = mapsaved.done(
         kind="restore", image="passing.img", restore={"run": "paused", "channels": "auto"}
     )
     assert (done["guest"], done["run_state"]) == ("passing", "paused")
-    assert fleet.ram_of(socket, mapsaved.site.directory / "ram") == before
-    fleet.end(socket)
+    assert emulated.ram_of(socket, mapsaved.site.directory / "ram") == before
+    emulated.end(socket)
     again = mapsaved.ended(mapsaved.begin(kind="restore", image="passing.img")["id"])
     assert (again["state"], again["error"]["id"]) == ("failed", "check.already_restored")
     assert again["result"] is None

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from mapsave.history.states import ENDED
 
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 from tests.service import impatient
 
 LISTENERS = 2000
@@ -28,7 +27,7 @@ def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
     """A service with a guest that is slow to save."""
     site = cli.Site(tmp_path_factory.mktemp("events") / "site")
     with (
-        fleet.guest(site, "db", throttle="4M"),
+        emulated.guest(site, "db", throttle="4M"),
         # Patient with those that read, however busy the machine is.
         service.running(site, command=impatient.command(reading=4.0, beat=0.5)) as running,
     ):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import fleet
-from tests.kit import cli, qemu, service, storage, wait
+from tests.kit import cli, emulated, qemu, service, storage, wait
 from tests.service import interrupted
 
 pytestmark = pytest.mark.root
@@ -26,7 +25,7 @@ def place(site: cli.Site) -> Iterator[Path]:
 
 
 def test_nothing_is_begun_without_room_and_all_goes_on_with_it(site: cli.Site, place: Path) -> None:
-    with fleet.guest(site, "db") as guest, service.running(site) as mapsaved:
+    with emulated.guest(site, "db") as guest, service.running(site) as mapsaved:
         with storage.filled(place, leave=0):
             for _ in range(3):  # what SQLite had reserved is used up
                 answer = mapsaved.request("POST", "/v1/operations", {"kind": "save", "guest": "db"})
@@ -38,14 +37,14 @@ def test_nothing_is_begun_without_room_and_all_goes_on_with_it(site: cli.Site, p
             refused = site.run("save", "db", "--json", check=3).json()["error"]
             assert "free some space" in refused["hint"]
             assert mapsaved.get("/v1/health")["status"] == "ok"
-            assert fleet.status(guest) == "running"
+            assert emulated.status(guest) == "running"
         mapsaved.done(kind="save", guest="db", save={"then": "resume"})
 
 
 def test_an_end_that_cannot_be_written_is_told_and_written_later(
     site: cli.Site, place: Path
 ) -> None:
-    with fleet.guest(site, "db", throttle="2M"), service.running(site) as mapsaved:
+    with emulated.guest(site, "db", throttle="2M"), service.running(site) as mapsaved:
         with site.start("save", "db", "--then", "resume", "--json") as waiting:
             (begun,) = wait.until(
                 lambda: mapsaved.get("/v1/operations?state=running")["operations"], what="the save"

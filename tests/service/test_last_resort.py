@@ -13,17 +13,16 @@ from pathlib import Path
 import pytest
 from mapsave import unix_socket
 
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 
-MIB = fleet.MIB
+MIB = emulated.MIB
 UID = 12345  # a user that exists nowhere
 
 
 def test_a_service_that_hangs_is_not_waited_for(site: cli.Site) -> None:
     with (
-        fleet.guest(site, "web"),
-        fleet.guest(site, "db"),
+        emulated.guest(site, "web"),
+        emulated.guest(site, "db"),
         service.running(site) as mapsaved,
     ):
         mapsaved.signal(signal.SIGSTOP)
@@ -31,9 +30,9 @@ def test_a_service_that_hangs_is_not_waited_for(site: cli.Site) -> None:
         done = site.run("save-all", "--deadline", "60s", "--json", check=0)
         assert time.monotonic() - began < 50
         mapsaved.signal(signal.SIGCONT)
-    assert fleet.outcomes(done.json()) == {"web": "saved", "db": "saved"}
+    assert emulated.outcomes(done.json()) == {"web": "saved", "db": "saved"}
     assert "without it" in done.stderr
-    assert fleet.committed(site) == {"web", "db"}
+    assert emulated.committed(site) == {"web", "db"}
 
 
 @contextlib.contextmanager
@@ -59,17 +58,17 @@ def closing(path: Path) -> Iterator[None]:
 
 
 def test_a_socket_without_a_service_behind_it(site: cli.Site) -> None:
-    with fleet.guest(site, "web"), closing(site.socket):
+    with emulated.guest(site, "web"), closing(site.socket):
         assert site.run("list", check=3).stdout == ""
         done = site.run("save-all", "--deadline", "60s", "--json", check=0).json()
-    assert fleet.outcomes(done) == {"web": "saved"}
+    assert emulated.outcomes(done) == {"web": "saved"}
 
 
 def test_a_service_that_is_stopping_finishes_what_it_is_at(site: cli.Site) -> None:
     """And the guest that it lets run on after its save is saved again."""
     with (
-        fleet.guest(site, "busy", size=16 * MIB, throttle="3M") as busy,
-        fleet.guest(site, "idle"),
+        emulated.guest(site, "busy", size=16 * MIB, throttle="3M") as busy,
+        emulated.guest(site, "idle"),
         service.running(site) as mapsaved,
     ):
         mapsaved.begin(kind="save", guest="busy", save={"then": "resume"})
@@ -77,9 +76,9 @@ def test_a_service_that_is_stopping_finishes_what_it_is_at(site: cli.Site) -> No
         mapsaved.signal(signal.SIGTERM)
         mapsaved.await_log("stopping")
         done = site.run("save-all", "--deadline", "60s", "--json", check=0)
-        assert not fleet.answers(busy)
+        assert not emulated.answers(busy)
         assert mapsaved.process.wait(60) == 0
-    assert fleet.outcomes(done.json()) == {"idle": "saved", "busy": "saved"}
+    assert emulated.outcomes(done.json()) == {"idle": "saved", "busy": "saved"}
     assert "stopping" in done.stderr
     assert len(list(site.images.glob("busy*"))) == 2
 
@@ -87,8 +86,8 @@ def test_a_service_that_is_stopping_finishes_what_it_is_at(site: cli.Site) -> No
 def test_a_service_that_dies_over_it(site: cli.Site) -> None:
     """What QEMU was writing is recovered, and what was not begun is saved."""
     with (
-        fleet.guest(site, "slow", size=16 * MIB, throttle="2M", priority=1) as slow,
-        fleet.guest(site, "next") as following,
+        emulated.guest(site, "slow", size=16 * MIB, throttle="2M", priority=1) as slow,
+        emulated.guest(site, "next") as following,
         service.running(site) as mapsaved,
     ):
         words = ("save-all", "--deadline", "90s", "--parallel", "1", "--json")
@@ -97,19 +96,19 @@ def test_a_service_that_dies_over_it(site: cli.Site) -> None:
             mapsaved.kill()
             stdout, stderr = process.communicate(timeout=90)
         assert process.returncode == 0, stderr
-        assert not fleet.answers(slow)
-        assert not fleet.answers(following)
+        assert not emulated.answers(slow)
+        assert not emulated.answers(following)
         assert not list(site.images.glob("*.partial"))
         assert "recovered: save of slow" in stderr
         assert json.loads(stdout)["duration_s"] < 90
         planned = site.run("restore-all", "--dry-run", "--json", check=0).json()
-    assert fleet.outcomes(planned) == {"slow": "planned", "next": "planned"}
+    assert emulated.outcomes(planned) == {"slow": "planned", "next": "planned"}
 
 
 def test_a_service_that_died_before(site: cli.Site) -> None:
     """Its guest is left in postmigrate, or about to be: without recovery no one could save it."""
     with (
-        fleet.guest(site, "web", throttle="2M") as web,
+        emulated.guest(site, "web", throttle="2M") as web,
         service.running(site) as mapsaved,
     ):
         mapsaved.begin(kind="save", guest="web", save={"then": "resume"})
@@ -118,16 +117,16 @@ def test_a_service_that_died_before(site: cli.Site) -> None:
             what="pages of it",
         )
         mapsaved.kill()
-        wait.until(lambda: fleet.status(web) == "postmigrate", what="QEMU's end of it")
+        wait.until(lambda: emulated.status(web) == "postmigrate", what="QEMU's end of it")
         done = site.run("save-all", "--deadline", "90s", "--json", check=0)
-        assert not fleet.answers(web)
-    assert fleet.outcomes(done.json()) == {"web": "saved"}
+        assert not emulated.answers(web)
+    assert emulated.outcomes(done.json()) == {"web": "saved"}
     assert "recovered: save of web" in done.stderr
 
 
 def test_told_to_stop_it_does_not_begin_anew(site: cli.Site) -> None:
     with (
-        fleet.guest(site, "web", throttle="256K") as socket_of_it,
+        emulated.guest(site, "web", throttle="256K") as socket_of_it,
         service.running(site) as mapsaved,
     ):
         with site.start("save-all", "--deadline", "90s") as process:
@@ -139,7 +138,7 @@ def test_told_to_stop_it_does_not_begin_anew(site: cli.Site) -> None:
         operation = mapsaved.get("/v1/operations?kind=save-all")["operations"][0]["id"]
         mapsaved.request("POST", f"/v1/operations/{operation}/cancel")
         mapsaved.ended(operation)
-        assert fleet.status(socket_of_it) == "running"
+        assert emulated.status(socket_of_it) == "running"
 
 
 @pytest.mark.root
@@ -163,7 +162,7 @@ def test_a_wrong_configuration_leaves_the_one_in_force() -> None:
             site.config.write_text("images: [")
             assert save_all("--local").returncode == 2
             done = save_all()
-            assert (done.returncode, fleet.outcomes(done.json())) == (
+            assert (done.returncode, emulated.outcomes(done.json())) == (
                 0,
                 {"toy": "saved"},
             ), done.stderr

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tests.faults import struck
 from tests.faults.slow import await_writing, looked_at, slow_guest
-from tests.fleet import fleet
-from tests.kit import cli, qmp, service, wait
+from tests.kit import cli, emulated, qmp, service, wait
 from tests.service import interrupted
 from tests.service.interrupted import IMAGE, NAME
 
@@ -27,7 +26,7 @@ def _soon_weary() -> list[str]:
 
 def _guest(site: cli.Site) -> contextlib.AbstractContextManager[Path]:
     """Run a guest that takes four seconds to save."""
-    return fleet.guest(site, NAME, size=16 << 20, throttle="4M")
+    return emulated.guest(site, NAME, size=16 << 20, throttle="4M")
 
 
 def _pid_behind(monitor: Path) -> int:
@@ -61,7 +60,7 @@ def test_what_a_save_leaves_is_recovered_without_being_asked(site: cli.Site) -> 
 
 def test_what_qemu_still_does_for_the_service_before_counts_as_under_way(site: cli.Site) -> None:
     site.settings["service"] = {"concurrency": 1}
-    with slow_guest(site), fleet.guest(site, "other"), service.running(site) as doomed:
+    with slow_guest(site), emulated.guest(site, "other"), service.running(site) as doomed:
         adopted = doomed.begin(kind="save", guest=NAME, save=_RESUME)["id"]
         await_writing(site)
         doomed.kill()
@@ -89,7 +88,7 @@ def test_what_qemu_still_does_for_the_service_before_counts_as_under_way(site: c
 
 def test_a_guest_that_cannot_be_recovered_keeps_no_other_from_being_saved(site: cli.Site) -> None:
     site.settings["service"] = {"concurrency": 1}
-    with _guest(site) as path, fleet.guest(site, "other"), service.running(site) as doomed:
+    with _guest(site) as path, emulated.guest(site, "other"), service.running(site) as doomed:
         pid = _pid_behind(path)
         doomed.begin(kind="save", guest=NAME, save=_RESUME)
         await_writing(site)

@@ -21,8 +21,7 @@ import yaml
 from mapsave.history import history
 
 from tests.faults import struck
-from tests.fleet import fleet
-from tests.kit import cli, qmp, service, state, wait
+from tests.kit import cli, emulated, qmp, service, state, wait
 from tests.kit.service import Service
 from tests.service.datagrams import receiver, told
 
@@ -138,7 +137,7 @@ def test_an_unknown_group_is_named(site: cli.Site, key: str) -> None:
 
 
 def test_sighup_takes_over_guests_limits_and_jobs(site: cli.Site) -> None:
-    with fleet.guest(site, "db", throttle="1M"), fleet.guest(site, "web", throttle="1M"):
+    with emulated.guest(site, "db", throttle="1M"), emulated.guest(site, "web", throttle="1M"):
         guests = dict(site.guests)
         del site.guests["web"]
         site.settings["service"] = {"concurrency": 1}
@@ -240,8 +239,8 @@ def _saving(site: cli.Site, *options: str, **how: Any) -> Iterator[tuple[Service
     site.settings.setdefault("service", {})["concurrency"] = 1
     site.write()
     with (
-        fleet.guest(site, "slow", throttle="1M"),
-        fleet.guest(site, "other"),
+        emulated.guest(site, "slow", throttle="1M"),
+        emulated.guest(site, "other"),
         service.running(site, **how) as mapsaved,
         site.start("save", "slow", "--image", IMAGE, "--json", *options) as waiting,
     ):
@@ -273,7 +272,7 @@ def test_sigterm_finishes_what_runs_and_cancels_what_waits(site: cli.Site) -> No
         assert waiting.returncode == 0, stderr
         assert json.loads(stdout)["image"] == str(site.images / IMAGE)
         assert not site.socket.exists()
-        assert fleet.status(fleet.socket_of(site, "slow")) == "running"
+        assert emulated.status(emulated.socket_of(site, "slow")) == "running"
         site.run("verify", IMAGE, check=0)
     assert heard.index("READY=1") < heard.index("STOPPING=1")
     assert any(each.startswith("EXTEND_TIMEOUT_USEC=") for each in heard)
@@ -284,7 +283,7 @@ def test_sigterm_finishes_what_runs_and_cancels_what_waits(site: cli.Site) -> No
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name)
 def test_on_stop_cancel_puts_the_guest_back(site: cli.Site, number: signal.Signals) -> None:
     site.settings["service"] = {"on_stop": "cancel"}
-    with fleet.guest(site, "probe") as probe:
+    with emulated.guest(site, "probe") as probe:
         fresh = _state_of(probe)
     del site.guests["probe"]
     with _saving(site) as (mapsaved, waiting):
@@ -294,7 +293,7 @@ def test_on_stop_cancel_puts_the_guest_back(site: cli.Site, number: signal.Signa
         stdout, _ = waiting.communicate(timeout=20)
         assert waiting.returncode == 9
         assert json.loads(stdout)["error"]["id"] == "interrupted"
-        state.assert_left_as_found(fresh, _state_of(fleet.socket_of(site, "slow")))
+        state.assert_left_as_found(fresh, _state_of(emulated.socket_of(site, "slow")))
         assert not list(site.images.iterdir())
         assert not struck.journals(site)
         assert not site.socket.exists()
@@ -347,7 +346,7 @@ def test_a_socket_that_systemd_holds_is_served_and_left(site: cli.Site) -> None:
 
 
 def test_a_broken_job_is_told_and_the_others_run(site: cli.Site) -> None:
-    with fleet.guest(site, "db"):
+    with emulated.guest(site, "db"):
         _write_job(site, "good", save={"then": "resume"})
         _write_job(site, "bad", schedule="61 * * * *")
         _write_job(site, "stray", guests=["nobody"])
@@ -374,7 +373,7 @@ def test_a_run_that_was_missed_comes_at_the_start(site: cli.Site, persistent: bo
             await kept.ran("yearly", when)
 
     schedule = {"cron": "0 0 1 1 *", "persistent": persistent}
-    with fleet.guest(site, "db"):
+    with emulated.guest(site, "db"):
         _write_job(site, "yearly", schedule=schedule, save={"then": "resume"})
         asyncio.run(ran(time.time() - 2 * 366 * 86400))
         with service.running(site) as mapsaved:

@@ -8,8 +8,7 @@ import pytest
 from mapsave import errors
 from mapsave.service.reader_pool import Looking
 
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 from tests.service.impatient import hanging_until
 
 _READERS = 40
@@ -75,7 +74,7 @@ async def test_who_is_cancelled_while_it_waits_leaves_its_place() -> None:
 def test_a_hung_file_system_takes_no_thread_that_a_save_needs(site: cli.Site) -> None:
     answers = site.directory / "answers"
     with (
-        fleet.guest(site, "db"),
+        emulated.guest(site, "db"),
         service.running(site) as healthy,
     ):
         healthy.done(kind="save", guest="db", save={"image": "one.mapsave", "then": "resume"})

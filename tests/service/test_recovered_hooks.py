@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from tests.faults import struck
-from tests.fleet import fleet
 from tests.jobs.scene import Scene
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 from tests.service import interrupted
 
 NAME = "web01"
@@ -26,7 +25,7 @@ def scene(site: cli.Site) -> Scene:
 
 @pytest.fixture
 def guest(scene: Scene) -> Iterator[Path]:
-    with fleet.guest(scene.site, NAME) as socket:
+    with emulated.guest(scene.site, NAME) as socket:
         yield socket
 
 
@@ -64,7 +63,7 @@ def test_the_next_service_runs_them_where_one_was_killed(
         assert operation["state"] == state
         interrupted.nothing_left(mapsaved)
         if outcome == "cancelled":
-            assert fleet.status(guest) == "running"
+            assert emulated.status(guest) == "running"
     assert scene.moments() == [("before_save", None), (moment, outcome)]
     before, behind = scene.told()
     image = str(scene.site.images / IMAGE)
@@ -142,7 +141,7 @@ def test_the_command_line_recovers_with_them(scene: Scene, guest: Path) -> None:
     site.run("recover", check=0)
     assert scene.moments() == [("before_save", None), ("on_failure", "cancelled")]
     assert told_last(scene)["operation"] is None
-    assert fleet.status(guest) == "running"
+    assert emulated.status(guest) == "running"
     nothing_to_recover(scene)
 
     site.run(*SAVE, check=0)
@@ -193,7 +192,7 @@ def test_what_died_between_its_save_and_the_hooks_is_told_as_saved(
 ) -> None:
     """The image tells: the journal of the save is gone, and nothing of hooks was written yet."""
     struck.run(scene.site, where, "behind", "KILL", *SAVE, "--then", "resume")
-    wait.until(lambda: fleet.status(guest) == "running", what="the guest to run on")
+    wait.until(lambda: emulated.status(guest) == "running", what="the guest to run on")
     assert scene.moments() == [("before_save", None)]
     scene.site.run("recover", check=0)
     assert scene.moments() == [("before_save", None), ("after_save", "success")]

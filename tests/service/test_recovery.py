@@ -9,8 +9,7 @@ import yaml
 
 from tests.faults import struck
 from tests.faults.slow import await_writing, looked_at, slow_guest
-from tests.fleet import fleet
-from tests.kit import cli, patterns, qemu, ram, service, state, wait
+from tests.kit import cli, emulated, patterns, qemu, ram, service, state, wait
 from tests.kit.outcomes import LOADED
 from tests.service import interrupted
 from tests.service.interrupted import (
@@ -146,7 +145,7 @@ def test_a_save_that_qemu_still_does_is_adopted(site: cli.Site, tmp_path: Path) 
 
 def test_adopted_at_a_slow_emulated_guest_and_told_to_people(site: cli.Site) -> None:
     with (
-        fleet.guest(site, NAME, size=16 << 20, throttle="4M") as path,
+        emulated.guest(site, NAME, size=16 << 20, throttle="4M") as path,
         service.running(site) as doomed,
         site.start("save", NAME, "--image", IMAGE, "--then", "resume") as waiting,
     ):

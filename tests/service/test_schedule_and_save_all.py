@@ -13,8 +13,7 @@ from mapsave.service import work as work_
 from mapsave.service.operation import Operation
 from mapsave.service.service import Service
 
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 
 
 def _write_job(site: cli.Site) -> Path:
@@ -55,7 +54,7 @@ def _save_all_with_a_job_due(site: cli.Site, job: Path) -> None:
 
 async def test_a_run_that_is_due_while_all_is_saved_counts_as_missed(site: cli.Site) -> None:
     job = _write_job(site)
-    with fleet.guest(site, "db", size=12 << 20, throttle="1M"), fleet.guest(site, "web"):
+    with emulated.guest(site, "db", size=12 << 20, throttle="1M"), emulated.guest(site, "web"):
         site.write()
         when = await _has_missed_a_run(site)
         _save_all_with_a_job_due(site, job)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 
 RESUME = ("--then", "resume")
 
@@ -23,8 +22,8 @@ def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
     site = cli.Site(tmp_path_factory.mktemp("commands") / "site")
     site.add_guest("gone", site.directory / "gone.qmp")
     with (
-        fleet.guest(site, "db"),
-        fleet.guest(site, "slow", throttle="1M"),
+        emulated.guest(site, "db"),
+        emulated.guest(site, "slow", throttle="1M"),
         service.running(site) as running,
     ):
         yield running
@@ -46,7 +45,7 @@ def saving(mapsaved: service.Service) -> Iterator[tuple[subprocess.Popen[str], s
 
 
 def _slow_runs(mapsaved: service.Service) -> bool:
-    return fleet.status(fleet.socket_of(mapsaved.site, "slow")) == "running"
+    return emulated.status(emulated.socket_of(mapsaved.site, "slow")) == "running"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

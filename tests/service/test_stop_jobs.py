@@ -4,8 +4,7 @@ from typing import Any
 
 import yaml
 
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 
 
 def _write_job(site: cli.Site, **content: Any) -> None:
@@ -27,9 +26,9 @@ def _ended_job(site: cli.Site, number: str) -> dict[str, Any]:
 def test_the_guests_that_had_not_their_turn_are_named(site: cli.Site) -> None:
     names = ["one", "two", "three"]
     with (
-        fleet.guest(site, "one", throttle="2M"),
-        fleet.guest(site, "two"),
-        fleet.guest(site, "three"),
+        emulated.guest(site, "one", throttle="2M"),
+        emulated.guest(site, "two"),
+        emulated.guest(site, "three"),
     ):
         _write_job(site, guests=names, concurrency=1)
         with service.running(site) as mapsaved:
@@ -58,7 +57,7 @@ def test_a_job_that_waits_to_try_again_does_not_hold_it_up(site: cli.Site) -> No
 
 def test_a_job_that_is_cancelled_tells_who_was_saved_by_then(site: cli.Site) -> None:
     """Those guests have ended: not everything was rolled back."""
-    with fleet.guest(site, "quick"), fleet.guest(site, "slow", throttle="1M") as slow:
+    with emulated.guest(site, "quick"), emulated.guest(site, "slow", throttle="1M") as slow:
         save = {"then": "quit", "image": "{guest}"}
         _write_job(site, guests=["quick", "slow"], concurrency=2, save=save)
         with service.running(site) as mapsaved:
@@ -70,4 +69,4 @@ def test_a_job_that_is_cancelled_tells_who_was_saved_by_then(site: cli.Site) -> 
             job = mapsaved.ended(number)
         assert (job["state"], job["error"]["id"]) == ("cancelled", "interrupted")
         assert job["error"]["data"]["saved"] == ["quick"]
-        assert fleet.status(slow) == "running"
+        assert emulated.status(slow) == "running"

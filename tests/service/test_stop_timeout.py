@@ -7,8 +7,7 @@ from pathlib import Path
 from mapsave.service import server, systemd
 
 from tests.faults import struck
-from tests.fleet import fleet
-from tests.kit import cli, service, wait
+from tests.kit import cli, emulated, service, wait
 from tests.service.datagrams import receiver, told
 from tests.service.impatient import hanging_until
 
@@ -16,7 +15,7 @@ from tests.service.impatient import hanging_until
 def test_what_is_not_finished_in_time_is_cancelled(site: cli.Site) -> None:
     site.settings["service"] = {"stop_timeout": "1s"}
     # It would take more than a minute.
-    with fleet.guest(site, "db", size=64 << 20, throttle="1M") as guest:
+    with emulated.guest(site, "db", size=64 << 20, throttle="1M") as guest:
         with service.running(site) as mapsaved:
             begun = mapsaved.begin(kind="save", guest="db")["id"]
             wait.until(lambda: struck.partials(site), what="the partial image")
@@ -25,7 +24,7 @@ def test_what_is_not_finished_in_time_is_cancelled(site: cli.Site) -> None:
             assert (ended["state"], ended["error"]["id"]) == ("cancelled", "interrupted")
             assert mapsaved.process.wait(40) == 0
             assert "not finished within 1 s, cancelling" in mapsaved.logged()
-        assert fleet.status(guest) == "running"
+        assert emulated.status(guest) == "running"
         assert not struck.journals(site)
         assert not list(site.images.iterdir())
 
@@ -33,7 +32,10 @@ def test_what_is_not_finished_in_time_is_cancelled(site: cli.Site) -> None:
 def test_a_file_system_that_hangs_does_not_hold_up_the_stop(site: cli.Site) -> None:
     site.settings["service"] = {"stop_timeout": "1s"}
     answers = site.directory / "answers"
-    with fleet.guest(site, "db"), service.running(site, command=hanging_until(answers)) as mapsaved:
+    with (
+        emulated.guest(site, "db"),
+        service.running(site, command=hanging_until(answers)) as mapsaved,
+    ):
         mapsaved.done(kind="save", guest="db", save={"image": "one.mapsave", "then": "resume"})
         mapsaved.begin(kind="verify", image="one.mapsave")
         running = "/v1/operations?active=true&state=running"

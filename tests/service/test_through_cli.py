@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.fleet import fleet
-from tests.kit import cli, service
+from tests.kit import cli, emulated, service
 
 RESUME = ("--then", "resume")
 ODD = "wêb one"
@@ -37,10 +36,10 @@ def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
     site.settings = {"jobs": str(jobs)}
     site.add_guest("gone", site.directory / "gone.qmp")
     with (
-        fleet.guest(site, "db"),
-        fleet.guest(site, ODD),
-        fleet.guest(site, "passing local"),
-        fleet.guest(site, "passing served"),
+        emulated.guest(site, "db"),
+        emulated.guest(site, ODD),
+        emulated.guest(site, "passing local"),
+        emulated.guest(site, "passing served"),
         service.running(site) as running,
     ):
         yield running
@@ -149,7 +148,7 @@ def test_a_restore_is_told_alike(mapsaved: service.Service) -> None:
         result = site.run(*way, "restore", f"{name}.img", "--json", check=0)
         assert (_newest(mapsaved) == before) is bool(way)
         done.append(shape(result.json()))
-        fleet.end(fleet.socket_of(site, name))
+        emulated.end(emulated.socket_of(site, name))
         again = site.run(*way, "restore", f"{name}.img", "--json", check=3)
         done.append(shape(again.json()))
         gone = site.run(*way, "discard", f"{name}.img", check=0)
@@ -322,7 +321,7 @@ def test_another_state_directory_is_no_business_of_the_service(
 ) -> None:
     other = cli.Site(tmp_path / "other")
     other.settings = {"socket": str(mapsaved.site.socket)}
-    other.add_guest("db", fleet.socket_of(mapsaved.site, "db"))
+    other.add_guest("db", emulated.socket_of(mapsaved.site, "db"))
     before = _newest(mapsaved)
     done = other.run("save", "db", *RESUME, "--json", check=0).json()
     assert done["image"].startswith(str(other.images))

@@ -10,8 +10,7 @@ from mapsave.hooks import around
 from mapsave.migration.progress import Progress, Report
 from mapsave.operations.save_request import Request
 
-from tests.fleet import fleet
-from tests.kit import cli, wait
+from tests.kit import cli, emulated, wait
 
 
 def load(site: cli.Site) -> Config:
@@ -19,7 +18,7 @@ def load(site: cli.Site) -> Config:
 
 
 async def test_what_is_being_committed_at_the_deadline_is_finished(site: cli.Site) -> None:
-    with fleet.guest(site, "web"), fleet.guest(site, "late", size=16 * fleet.MIB) as late:
+    with emulated.guest(site, "web"), emulated.guest(site, "late", size=16 * emulated.MIB) as late:
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
@@ -29,13 +28,13 @@ async def test_what_is_being_committed_at_the_deadline_is_finished(site: cli.Sit
 
         asked = save_run.Request(deadline=1.0, parallel=1)
         done = await save_all.save_all(found, asked, saver=saver)
-        assert fleet.status(late) == "running"
-    assert fleet.outcomes(done) == {"web": "saved", "late": "no_time"}
-    assert fleet.committed(site) == {"web"}
+        assert emulated.status(late) == "running"
+    assert emulated.outcomes(done) == {"web": "saved", "late": "no_time"}
+    assert emulated.committed(site) == {"web"}
 
 
 async def test_what_hangs_before_that_is_given_up(site: cli.Site) -> None:
-    with fleet.guest(site, "web") as socket:
+    with emulated.guest(site, "web") as socket:
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
@@ -44,13 +43,13 @@ async def test_what_hangs_before_that_is_given_up(site: cli.Site) -> None:
             return {}
 
         done = await save_all.save_all(found, save_run.Request(deadline=1.0), saver=saver)
-        assert fleet.status(socket) == "running"
+        assert emulated.status(socket) == "running"
     assert done["guests"][0]["error"]["id"] == "save.timeout"
-    assert fleet.recorded(site) == []
+    assert emulated.recorded(site) == []
 
 
 async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
-    with fleet.guest(site, "bug", priority=1), fleet.guest(site, "web"):
+    with emulated.guest(site, "bug", priority=1), emulated.guest(site, "web"):
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
@@ -59,7 +58,7 @@ async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
             return await around.save(guest, found, request, report)
 
         done = await save_all.save_all(found, save_run.Request(), saver=saver)
-    assert fleet.outcomes(done) == {"bug": "failed", "web": "saved"}
+    assert emulated.outcomes(done) == {"bug": "failed", "web": "saved"}
     assert done["guests"][0]["error"]["message"] == "unexpected ZeroDivisionError: by zero"
     assert done["exit_code"] == 1
 
@@ -67,7 +66,7 @@ async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
 async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.Site) -> None:
     """Between the look at it and its save; it is looked at again, and gets its own image."""
     came: list[str] = []
-    with fleet.guest(site, "web"), fleet.guest(site, "other"):
+    with emulated.guest(site, "web"), emulated.guest(site, "other"):
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
@@ -77,43 +76,43 @@ async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.
             return await around.save(guest, found, request, report)
 
         done = await save_all.save_all(found, save_run.Request(deadline=60.0), saver=saver)
-    assert fleet.outcomes(done) == {"other": "saved", "web": "saved"}
+    assert emulated.outcomes(done) == {"other": "saved", "web": "saved"}
     assert sorted(came) == ["other", "web", "web"]
-    assert fleet.committed(site) == {"web", "other"}
+    assert emulated.committed(site) == {"web", "other"}
     assert len(list(site.images.iterdir())) == 2
 
 
 async def test_a_guest_that_others_always_come_to_first_is_given_up(site: cli.Site) -> None:
-    with fleet.guest(site, "web") as socket:
+    with emulated.guest(site, "web") as socket:
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             raise errors.Busy("guest 'web' is being saved by another mapsave process")
 
         done = await save_all.save_all(found, save_run.Request(), saver=saver)
-        assert fleet.status(socket) == "running"
-    assert (done["exit_code"], fleet.recorded(site)) == (8, [])
+        assert emulated.status(socket) == "running"
+    assert (done["exit_code"], emulated.recorded(site)) == (8, [])
 
 
 async def test_a_guest_that_ends_while_it_waits_is_no_failure(site: cli.Site) -> None:
-    with fleet.guest(site, "first", priority=1), fleet.guest(site, "second") as second:
+    with emulated.guest(site, "first", priority=1), emulated.guest(site, "second") as second:
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
             if guest.name == "first":
-                await asyncio.to_thread(fleet.end, second)
+                await asyncio.to_thread(emulated.end, second)
             return await around.save(guest, found, request, report)
 
         done = await save_all.save_all(found, save_run.Request(parallel=1), saver=saver)
-    assert fleet.outcomes(done) == {"first": "saved", "second": "not_running"}
+    assert emulated.outcomes(done) == {"first": "saved", "second": "not_running"}
     assert done["exit_code"] == 0
-    assert fleet.committed(site) == {"first"}
+    assert emulated.committed(site) == {"first"}
 
 
 async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
     site: cli.Site,
 ) -> None:
-    with fleet.guest(site, "web"):
+    with emulated.guest(site, "web"):
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
@@ -123,30 +122,30 @@ async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
         done = await save_all.save_all(found, save_run.Request(), saver=saver)
     assert done["exit_code"] == 4
     assert len(list(site.images.iterdir())) == 1
-    assert fleet.recorded(site) == []
+    assert emulated.recorded(site) == []
 
 
 async def test_reports_sum_all_guests_up(site: cli.Site) -> None:
     seen: list[Progress] = []
-    with fleet.guest(site, "one"), fleet.guest(site, "two"):
+    with emulated.guest(site, "one"), emulated.guest(site, "two"):
         done = await save_all.save_all(load(site), save_run.Request(), seen.append)
     assert done["saved"] == 2
-    assert {each.total_bytes for each in seen} == {16 * fleet.MIB}
+    assert {each.total_bytes for each in seen} == {16 * emulated.MIB}
     assert [each.done_bytes for each in seen] == sorted(each.done_bytes for each in seen)
-    assert seen[-1].done_bytes == 16 * fleet.MIB
+    assert seen[-1].done_bytes == 16 * emulated.MIB
     assert {each.phase for each in seen} <= {f"{number} of 2 guests" for number in range(3)}
 
 
 async def test_cancelled_it_puts_back_and_says_so(site: cli.Site) -> None:
-    with fleet.guest(site, "web", throttle="1M") as socket:
+    with emulated.guest(site, "web", throttle="1M") as socket:
         running = asyncio.create_task(save_all.save_all(load(site), save_run.Request()))
         await asyncio.to_thread(
             wait.until, lambda: list(site.images.glob("*.partial")), what="the save"
         )
-        assert fleet.recorded(site)[0]["time"] is None
+        assert emulated.recorded(site)[0]["time"] is None
         running.cancel()
         await asyncio.wait([running])
         assert running.cancelled()
-        assert fleet.status(socket) == "running"
-    assert fleet.recorded(site) == []
+        assert emulated.status(socket) == "running"
+    assert emulated.recorded(site) == []
     assert list(site.images.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Operations for a journal, and a journal that makes writers wait."""
+"""Operations for a history, and a history that makes writers wait."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""Opening the journal: a new one, an older one, a newer one, a damaged one, one out of reach."""
+"""Opening the history: a new one, an older one, a newer one, a damaged one, one out of reach."""
 
 import os
 import sqlite3
@@ -10,7 +10,7 @@ import pytest
 from mapsave import errors
 from mapsave.history import history, rows, schema
 
-from tests.jobs.journals import locked, record
+from tests.history.records import locked, record
 
 VERSION_1 = """
 CREATE TABLE operations (
@@ -76,7 +76,7 @@ def objects(path: Path) -> set[tuple[str, str]]:
 
 
 async def refused(path: Path) -> errors.MapsaveError:
-    """Open a journal that cannot be used, which stays as it is; return why it cannot."""
+    """Open a history that cannot be used, which stays as it is; return why it cannot."""
     before = path.read_bytes(), path.stat().st_mode
     with pytest.raises(errors.MapsaveError) as caught:
         async with history.opened(path):
@@ -86,7 +86,7 @@ async def refused(path: Path) -> errors.MapsaveError:
     return caught.value
 
 
-async def test_new_journal_is_private(path: Path) -> None:
+async def test_new_history_is_private(path: Path) -> None:
     before = os.umask(0)
     try:
         async with history.opened(path) as opened:
@@ -98,14 +98,14 @@ async def test_new_journal_is_private(path: Path) -> None:
     assert version(path) == len(schema.MIGRATIONS)
 
 
-async def test_a_journal_that_others_could_read_is_closed_to_them(path: Path) -> None:
+async def test_a_history_that_others_could_read_is_closed_to_them(path: Path) -> None:
     path.touch()
     path.chmod(0o644)
     async with history.opened(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-async def test_a_journal_of_version_1_is_migrated(path: Path) -> None:
+async def test_a_history_of_version_1_is_migrated(path: Path) -> None:
     execute(path, VERSION_1)
     async with history.opened(path) as opened:
         assert version(path) == 2
@@ -174,7 +174,7 @@ async def test_a_migration_that_fails_is_undone(
         assert len(await opened.find()) == 2
 
 
-async def test_a_journal_of_a_newer_version_is_left_alone(path: Path) -> None:
+async def test_a_history_of_a_newer_version_is_left_alone(path: Path) -> None:
     execute(path, f"{VERSION_1}; PRAGMA user_version = 77")
     path.chmod(0o640)
     error = await refused(path)
@@ -220,7 +220,7 @@ async def test_a_damaged_row_is_named_when_it_is_read(path: Path) -> None:
             await opened.find()
 
 
-async def test_a_directory_is_no_journal(path: Path) -> None:
+async def test_a_directory_is_no_history(path: Path) -> None:
     path.mkdir()
     with pytest.raises(errors.Refused, match=r"journal\.db"):
         async with history.opened(path):

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from mapsave.image import image as opening
 
-from tests.fleet import fleet
-from tests.kit import cli, qmp, wait
+from tests.kit import cli, emulated, qmp, wait
 
 
 def save(site: cli.Site, then: str) -> str:
@@ -34,20 +33,20 @@ def failed(site: cli.Site) -> str:
 
 
 def test_an_older_image_behind_which_it_ran_on_is_not_where_it_lies(site: cli.Site) -> None:
-    with fleet.guest(site, "web") as socket:
+    with emulated.guest(site, "web") as socket:
         save(site, "resume")
         left = save(site, "leave")
         assert site.run("save-all", "--json", check=0).json()["guests"][0]["image"] == left
         site.run("discard", left, "--yes", check=0)
         assert "older mapsave" in failed(site)
-        assert fleet.status(socket) == "postmigrate"
+        assert emulated.status(socket) == "postmigrate"
 
 
 @pytest.mark.parametrize("before", ["leave", "resume"])
 def test_an_image_of_before_is_not_where_another_tool_left_it(
     site: cli.Site, tmp_path: Path, before: str
 ) -> None:
-    with fleet.guest(site, "web") as socket:
+    with emulated.guest(site, "web") as socket:
         if before == "leave":
             save(site, "leave")
             with qmp.connect(socket) as client:
@@ -60,21 +59,21 @@ def test_an_image_of_before_is_not_where_another_tool_left_it(
 def test_an_image_of_another_qemu_of_that_name_is_not_where_it_lies(
     site: cli.Site, tmp_path: Path
 ) -> None:
-    with fleet.guest(site, "web"):
+    with emulated.guest(site, "web"):
         save(site, "leave")
-    with fleet.guest(site, "web") as socket:
+    with emulated.guest(site, "web") as socket:
         migrate(socket, tmp_path / "elsewhere")
         failed(site)
 
 
 def test_a_paused_guest_is_left_by_a_resume_as_well(site: cli.Site) -> None:
-    with fleet.guest(site, "web", paused=True) as socket:
+    with emulated.guest(site, "web", paused=True) as socket:
         image = save(site, "resume")
         with opening.opened(image) as opened:
             known = opened.metadata
         with qmp.connect(socket) as client:
             pid = client.peer_pid()
         done = site.run("save-all", "--json", check=0).json()
-    assert fleet.outcomes(done) == {"web": "skipped"}
+    assert emulated.outcomes(done) == {"web": "skipped"}
     assert done["guests"][0]["image"] == image
     assert (known["then"], known["process"]["pid"]) == ("leave", pid)

@@ -5,8 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.fleet import fleet
-from tests.kit import cli, qmp, service, wait
+from tests.kit import cli, emulated, qmp, service, wait
 
 
 def hook(site: cli.Site, moment: str, script: str) -> None:
@@ -28,34 +27,34 @@ def test_hooks_hold_no_slot_and_the_record_does_not_wait_for_them(
     hook(site, "after_save", 'while [ -d "$place" -a ! -e "$place/over" ]; do sleep 0.05; done')
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(fleet.guest(site, name))
+            stack.enter_context(emulated.guest(site, name))
         if served:
             stack.enter_context(service.running(site))
         with site.start("save-all", "--parallel", "1", "--json") as process:
             wait.until(
-                lambda: fleet.committed(site) == set(names), timeout=60, what="all in the record"
+                lambda: emulated.committed(site) == set(names), timeout=60, what="all in the record"
             )
             assert process.poll() is None, "the hooks were not waited for"
             (site.directory / "over").touch()
             stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert fleet.outcomes(json.loads(stdout)) == dict.fromkeys(names, "saved")
+    assert emulated.outcomes(json.loads(stdout)) == dict.fromkeys(names, "saved")
 
 
 def test_hooks_behind_a_save_end_a_little_after_the_deadline(site: cli.Site) -> None:
     hook(site, "after_save", "exec sleep 600")
-    with fleet.guest(site, "web"):
+    with emulated.guest(site, "web"):
         done = site.run("save-all", "--deadline", "8s", "--json", check=0)
     assert "the hooks of after_save were stopped" in done.stderr
     assert done.json()["duration_s"] < 60
-    assert fleet.committed(site) == {"web"}
+    assert emulated.committed(site) == {"web"}
 
 
 def test_hooks_behind_a_failure_end_a_little_after_the_deadline(site: cli.Site) -> None:
     hook(site, "on_failure", 'touch "$place/failed"; exec sleep 600')
-    with fleet.guest(site, "web", throttle="64K") as socket:
+    with emulated.guest(site, "web", throttle="64K") as socket:
         done = site.run("save-all", "--deadline", "8s", "--json", check=4)
-        assert fleet.status(socket) == "running"
+        assert emulated.status(socket) == "running"
         with qmp.connect(socket) as client:
             assert client.execute("query-migrate")["status"] == "cancelled"
     assert (site.directory / "failed").exists()

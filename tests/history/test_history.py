@@ -1,4 +1,4 @@
-"""The journal of the service: in order, on stable storage, found again, and read in the
+"""The history of the service: in order, on stable storage, found again, and read in the
 meantime."""
 
 import asyncio
@@ -15,7 +15,7 @@ from mapsave import errors
 from mapsave.history import history, rows, schema
 from mapsave.history.history import History, Record
 
-from tests.jobs.journals import locked, record
+from tests.history.records import locked, record
 from tests.kit import processes, storage, wait
 
 ODD = b"\xff\xfe'\n-latin-\xfc".decode("utf-8", "surrogateescape")
@@ -460,7 +460,7 @@ async def test_threads_go_on_every_way_out(path: Path) -> None:
     assert threads() == []
 
 
-async def test_a_closed_journal(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_closed_history(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with history.opened(path) as opened:
         pass
     with pytest.raises(errors.ServiceStopping):

@@ -10,10 +10,9 @@ import yaml
 from mapsave.monitor.process import identity
 from mapsave.operations import locks
 
-from tests.fleet import fleet
-from tests.kit import cli, qmp, wait
+from tests.kit import cli, emulated, qmp, wait
 
-MIB = fleet.MIB
+MIB = emulated.MIB
 
 
 @contextlib.contextmanager
@@ -35,41 +34,41 @@ def job(site: cli.Site, *names: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_guest_that_a_job_is_saving_is_saved_behind_it(site: cli.Site) -> None:
     with (
-        fleet.guest(site, "web", size=12 * MIB, throttle="2M") as socket,
-        fleet.guest(site, "other"),
+        emulated.guest(site, "web", size=12 * MIB, throttle="2M") as socket,
+        emulated.guest(site, "other"),
         job(site, "web") as process,
     ):
         planned = site.run("save-all", "--dry-run", "--json", check=0).json()
-        assert fleet.outcomes(planned)["web"] == "planned"
+        assert emulated.outcomes(planned)["web"] == "planned"
         with site.start("save-all", "--deadline", "60s", "--json") as all_of_them:
-            wait.until(lambda: "other" in fleet.committed(site), what="the other guest")
+            wait.until(lambda: "other" in emulated.committed(site), what="the other guest")
             process.send_signal(signal.SIGCONT)
             assert process.wait(60) == 0
             stdout, stderr = all_of_them.communicate(timeout=60)
         assert all_of_them.returncode == 0, stderr
-        assert not fleet.answers(socket)
-    assert fleet.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
-    assert fleet.committed(site) == {"web", "other"}
-    entry = next(each for each in fleet.recorded(site) if each["guest"] == "web")
+        assert not emulated.answers(socket)
+    assert emulated.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
+    assert emulated.committed(site) == {"web", "other"}
+    entry = next(each for each in emulated.recorded(site) if each["guest"] == "web")
     assert entry["ran"]
     assert len(list(site.images.glob("web*"))) == 2
 
 
 def test_at_the_deadline_it_is_told_who_stands_in_the_way(site: cli.Site) -> None:
-    with fleet.guest(site, "web", throttle="256K") as socket, job(site, "web") as process:
+    with emulated.guest(site, "web", throttle="256K") as socket, job(site, "web") as process:
         done = site.run("save-all", "--deadline", "2s", "--json", check=8).json()
         assert done["guests"][0]["error"]["id"] == "guest.busy"
         process.send_signal(signal.SIGCONT)
         process.terminate()
         assert process.wait(30) == 9
-        assert fleet.status(socket) == "running"
+        assert emulated.status(socket) == "running"
 
 
 def test_one_that_is_locked_by_its_process_is_waited_for(site: cli.Site) -> None:
     """It is being saved by another name, at another monitor."""
     with (
-        fleet.guest(site, "web") as socket,
-        fleet.guest(site, "other"),
+        emulated.guest(site, "web") as socket,
+        emulated.guest(site, "other"),
         contextlib.ExitStack() as held,
     ):
         with qmp.connect(socket) as client:
@@ -77,10 +76,10 @@ def test_one_that_is_locked_by_its_process_is_waited_for(site: cli.Site) -> None
         assert found is not None
         held.enter_context(locks.held(site.state, "web", locks.process_key(*found)))
         with site.start("save-all", "--deadline", "60s", "--json") as process:
-            wait.until(lambda: "other" in fleet.committed(site), what="the other guest")
-            assert fleet.status(socket) == "running"
+            wait.until(lambda: "other" in emulated.committed(site), what="the other guest")
+            assert emulated.status(socket) == "running"
             held.close()
             stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
-    assert fleet.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
-    assert fleet.committed(site) == {"web", "other"}
+    assert emulated.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
+    assert emulated.committed(site) == {"web", "other"}

@@ -43,7 +43,7 @@ def _rot(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["header", "truncated", "newer", "tables", "directory"])
-def test_a_rotten_journal_is_renamed(site: cli.Site, guest: qemu.Qemu, how: str) -> None:
+def test_a_rotten_history_is_renamed(site: cli.Site, guest: qemu.Qemu, how: str) -> None:
     path = site.state / "journal.db"
     with service.running(site) as before:
         interrupted.await_recovery(before)
@@ -69,7 +69,7 @@ def test_a_rotten_journal_is_renamed(site: cli.Site, guest: qemu.Qemu, how: str)
         assert after.get("/v1/health")["status"] == "ok"
 
 
-def test_a_paused_guest_is_recovered_beside_a_rotten_journal(
+def test_a_paused_guest_is_recovered_beside_a_rotten_history(
     site: cli.Site, guest: qemu.Qemu
 ) -> None:
     (site.state / "journal.db").write_bytes(b"rot" * 5000)
@@ -79,7 +79,7 @@ def test_a_paused_guest_is_recovered_beside_a_rotten_journal(
         assert not struck.journals(site)
 
 
-def test_a_journal_that_another_program_holds_is_left_alone(
+def test_a_history_that_another_program_holds_is_left_alone(
     site: cli.Site, guest: qemu.Qemu
 ) -> None:
     """The history is kept elsewhere until the service ends."""
