@@ -10,16 +10,15 @@ from tests.kit import cli, emulated, need, processes, storage
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers; ``tests/kit/need.py`` says what they stand for."""
+    """Register the markers."""
     for marker, meaning in need.MARKERS.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave out what this machine cannot run (``tests/no_skips.py`` keeps the account)."""
-    for marker in item.iter_markers():
-        if reason := need.missing(marker.name):
-            pytest.skip(reason)
+    """Leave out what needs root; the kit leaves out what cannot start its QEMU or libvirtd."""
+    if item.get_closest_marker("root"):
+        need.skip_if(need.root())
 
 
 @pytest.fixture(autouse=True)

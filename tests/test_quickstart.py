@@ -65,7 +65,6 @@ def test_emulated_guest_comes_back(checkout: Path) -> None:
     assert files(checkout) == before
 
 
-@pytest.mark.qemu
 def test_real_guest_comes_back(checkout: Path) -> None:
     done = quickstart(checkout, MAPSAVE_GUEST="qemu")
     assert done.returncode == 0, done.stderr

@@ -35,9 +35,9 @@ def parsed() -> argparse.Namespace:
 
 
 def _no_libvirt() -> str | None:
-    from tests.kit import need
+    from tests.kit import libvirtd
 
-    return need.missing("libvirt")
+    return libvirtd.unavailable()
 
 
 def line(row: tuple[str, ...]) -> str:

@@ -10,7 +10,6 @@ from tests.bench import bare, cases, measure
 from tests.kit import patterns, qemu, ram, tree
 
 
-@pytest.mark.qemu
 def test_the_peer_saves_and_restores_all_of_ram(tmp_path: Path) -> None:
     image = tmp_path / "image"
     with qemu.running(ram=patterns.dense) as source:
@@ -25,7 +24,6 @@ def test_the_peer_saves_and_restores_all_of_ram(tmp_path: Path) -> None:
         assert destination.control.execute("query-fdsets") == []
 
 
-@pytest.mark.qemu
 def test_the_peer_fails_loudly(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(2 << 20))
@@ -61,7 +59,6 @@ def test_alternating_lets_each_go_first_in_turn() -> None:
     assert (ours.seconds, theirs.seconds) == (2.5, 2.5)
 
 
-@pytest.mark.qemu
 def test_table_is_printed() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", "--rounds", "1", "help"],

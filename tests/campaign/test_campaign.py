@@ -9,7 +9,7 @@ from tests.campaign import kinds, run
 from tests.kit import libvirtd, need
 from tests.kit.libvirtd import Daemon
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 # Where another seed than 1 meets the fault better.
 _SEEDS = {"limits": 6}
@@ -32,8 +32,8 @@ def daemon() -> Iterator[Callable[[], Daemon]]:
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_seed_of_every_kind(kind: str, daemon: Callable[[], Daemon]) -> None:
     plan = kinds.plan_of(_SEEDS.get(kind, 1), kind)
-    if plan.world == "libvirt" and (reason := need.missing("libvirt")):
-        pytest.skip(reason)
+    if plan.world == "libvirt":
+        need.skip_if(libvirtd.unavailable())
     outcome = run.run(plan, daemon)
     assert not outcome.violations, "\n".join([*plan.lines(), *outcome.trace])
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.kit import need, qemu
+
 MIB = 1 << 20
 OFFSET = 4096
 MULTIFD = ("events", "mapped-ram", "multifd")
-QEMU = "qemu-system-x86_64"
 
 
 class Died(Exception):
@@ -184,8 +185,9 @@ def real_qemu(
     negotiate: bool = True,
 ) -> Iterator[Qmp]:
     """Run a real QEMU; ``ram`` is the file that holds its RAM, block ``ram`` on machine none."""
+    need.skip_if(qemu.unavailable())
     path = directory / "qemu.qmp"
-    command = [QEMU, "-display", "none", "-nodefaults", "-machine", machine, "-m", memory]
+    command = [qemu.BINARY, "-display", "none", "-nodefaults", "-machine", machine, "-m", memory]
     command += ["-accel", "kvm" if os.access("/dev/kvm", os.W_OK) else "tcg"]
     command += ["-qmp", f"unix:{path},server=on,wait=off"]
     if ram is not None:

@@ -11,8 +11,6 @@ from mapsave.emulator import address
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD, OFFSET
 
-pytestmark = pytest.mark.qemu
-
 PLAIN = ("events",)
 MAPPED = ("events", "mapped-ram")
 WAYS = [

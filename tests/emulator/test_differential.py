@@ -11,8 +11,6 @@ import pytest
 from tests.emulator import helpers, requests
 from tests.emulator.helpers import MIB, MULTIFD
 
-pytestmark = pytest.mark.qemu
-
 
 def normal(message: dict[str, Any]) -> str:
     """Return ``message`` without what differs from run to run: package, addresses, times."""

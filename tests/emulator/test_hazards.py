@@ -24,7 +24,7 @@ MAPPED = MULTIFD[:2]
 PLAIN = MULTIFD[:1]
 STARTS = [
     pytest.param(helpers.emulator, id="emulator"),
-    pytest.param(helpers.real_qemu, id="qemu", marks=pytest.mark.qemu),
+    pytest.param(helpers.real_qemu, id="qemu"),
 ]
 both = pytest.mark.parametrize("start", STARTS)
 

@@ -247,7 +247,6 @@ def test_interrupted_it_tells_who_is_back(site: cli.Site, number: signal.Signals
     assert emulated.committed(site) == {"slow"}
 
 
-@pytest.mark.qemu
 def test_real_guests_side_by_side(site: cli.Site, tmp_path: Path) -> None:
     with ExitStack() as stack:
         guests, before = {}, {}

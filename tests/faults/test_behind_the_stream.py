@@ -11,8 +11,6 @@ import pytest
 from tests.faults import struck
 from tests.kit import cli, qemu
 
-pytestmark = pytest.mark.qemu
-
 NAME = "web01"
 IMAGE = "one.mapsave"
 SAVE = ("save", NAME, "--image", IMAGE, "--json")

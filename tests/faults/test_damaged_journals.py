@@ -11,8 +11,6 @@ from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, inject, qemu
 
-pytestmark = pytest.mark.qemu
-
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
 
 

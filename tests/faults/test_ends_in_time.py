@@ -24,7 +24,6 @@ def waits_for(process: subprocess.Popen[str], what: str) -> None:
     wait.until(lambda: what in calls(process.pid), what=f"mapsave in {what}")
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     "step", ["label", "hand-over", "pause", "migrate", "complete", "commit", "committed"]
@@ -54,7 +53,6 @@ def test_save_of_a_guest_that_hangs(site: cli.Site, step: str, number: signal.Si
             assert guest.state() == before
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize("command", [("save", "--image", IMAGE), ("check",)])
 def test_guest_that_does_not_greet(site: cli.Site, command: tuple[str, ...]) -> None:
     with qemu.running(name=NAME) as guest, guest.frozen():
@@ -73,7 +71,6 @@ def connections(pid: int) -> int:
     return 0
 
 
-@pytest.mark.qemu
 def test_fsync_that_hangs(site: cli.Site) -> None:
     """No thread can be called back from there: the process ends without it."""
     with qemu.running(name=NAME, ram=patterns.dense, memory="24M", paused=False) as guest:

@@ -7,12 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
 from tests.faults import struck
 from tests.kit import cli, patterns, qemu
-
-pytestmark = pytest.mark.qemu
 
 NAME = "web01"
 IMAGE = "one.mapsave"

@@ -20,7 +20,7 @@ from mapsave.operations import restore, restore_request
 
 from tests.faults.waiting import MIB, waiting
 from tests.image.fuzz import boundaries
-from tests.kit import cli, memory, need, patterns, qemu, qmp, ram, raw, state
+from tests.kit import cli, memory, patterns, qemu, qmp, ram, raw, state
 
 NAME = "web01"
 
@@ -37,8 +37,6 @@ class Saved:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Save a guest of ``-machine none``, whose stream is short."""
-    if reason := need.missing("qemu"):
-        pytest.skip(reason)
     directory = tmp_path_factory.mktemp("saved")
     site = cli.Site(directory / "site")
     with qemu.running(machine="none", name=NAME, ram=patterns.dense) as guest:
@@ -73,7 +71,6 @@ def assert_takes(site: cli.Site, saved: Saved, destination: qemu.Qemu) -> None:
 # Descriptors.
 
 
-@pytest.mark.qemu
 def test_raw_missing_direct_descriptor_kills_the_guest(tmp_path: Path) -> None:
     with qemu.running(machine="none", ram=patterns.dense) as guest:
         raw.configure(guest, direct_io=True)
@@ -82,7 +79,6 @@ def test_raw_missing_direct_descriptor_kills_the_guest(tmp_path: Path) -> None:
             assert guest.wait() == -signal.SIGSEGV
 
 
-@pytest.mark.qemu
 def test_raw_missing_descriptor_wastes_the_destination(saved: Saved, site: cli.Site) -> None:
     with waiting() as destination:
         raw.configure(destination, direct_io=True)
@@ -148,7 +144,6 @@ def test_duplicates_and_other_files_never_reach_qemu(tmp_path: Path, direct_io: 
             os.close(fd)
 
 
-@pytest.mark.qemu
 def test_fdsets_of_others_stay(site: cli.Site, tmp_path: Path) -> None:
     with qemu.running(machine="none", ram=patterns.sparse) as guest, open(os.devnull) as file:
         for number in (0, 1, 2, 1_000_000, 1_000_002):
@@ -171,7 +166,6 @@ def test_fdsets_of_others_stay(site: cli.Site, tmp_path: Path) -> None:
 # The image.
 
 
-@pytest.mark.qemu
 def test_raw_truncated_pages_kill_the_destination(copy: Path) -> None:
     os.truncate(copy, 40 * MIB + 100)
     with waiting() as destination:
@@ -182,7 +176,6 @@ def test_raw_truncated_pages_kill_the_destination(copy: Path) -> None:
             assert destination.wait() == -signal.SIGSEGV
 
 
-@pytest.mark.qemu
 def test_raw_missing_end_goes_unnoticed(copy: Path) -> None:
     os.truncate(copy, copy.stat().st_size - 3)
     with waiting() as destination:
@@ -196,7 +189,6 @@ def structure(path: Path) -> tuple[list[int], int]:
         return sorted(at for at in found if at < opened.size), opened.size
 
 
-@pytest.mark.qemu
 def test_image_cut_at_every_boundary_is_refused(saved: Saved, copy: Path, site: cli.Site) -> None:
     """By the commands; the waiting destination is not touched and takes the whole image later."""
     cuts, size = structure(copy)
@@ -211,7 +203,6 @@ def test_image_cut_at_every_boundary_is_refused(saved: Saved, copy: Path, site: 
         assert_takes(site, saved, destination)
 
 
-@pytest.mark.qemu
 def test_image_cut_anywhere_is_refused_even_if_its_superblock_agrees(
     saved: Saved, copy: Path, site: cli.Site
 ) -> None:
@@ -249,7 +240,6 @@ def set_page_size(path: Path, size: int) -> None:
         file.write(size.to_bytes(8, "big"))
 
 
-@pytest.mark.qemu
 def test_page_size_zero(saved: Saved, copy: Path, site: cli.Site) -> None:
     set_page_size(copy, 0)
     with waiting() as destination:
@@ -262,7 +252,6 @@ def test_page_size_zero(saved: Saved, copy: Path, site: cli.Site) -> None:
         assert destination.wait() == -signal.SIGFPE
 
 
-@pytest.mark.qemu
 def test_raw_failed_load_ends_the_destination_and_mapsave_keeps_it(
     site: cli.Site, tmp_path: Path
 ) -> None:
@@ -294,7 +283,6 @@ def test_raw_failed_load_ends_the_destination_and_mapsave_keeps_it(
 # The destination's memory.
 
 
-@pytest.mark.qemu
 def test_ram_of_another_size(site: cli.Site) -> None:
     with qemu.running(machine="none", memory="32M", ram=patterns.dense) as guest:
         site.run("save", guest.address, "--image", "small", check=0)
@@ -308,7 +296,6 @@ def test_ram_of_another_size(site: cli.Site) -> None:
         site.run("restore", path, "--into", destination.address, check=0)
 
 
-@pytest.mark.qemu
 def test_ram_that_is_not_zero(site: cli.Site, tmp_path: Path) -> None:
     with qemu.running(*memory.zeroed("64M"), machine="none") as guest:
         site.run("save", guest.address, "--image", "empty", check=0)

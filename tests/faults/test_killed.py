@@ -14,8 +14,6 @@ from tests.faults.slow import IMAGE, NAME, await_writing, looked_at, slow_guest
 from tests.kit import cli, patterns, qemu, ram, state, wait
 from tests.kit.outcomes import LOADED, UNDONE
 
-pytestmark = pytest.mark.qemu
-
 # Behind these QEMU has written its stream whole, so the save is finished.
 _WHOLE = (
     ("before", "complete"),

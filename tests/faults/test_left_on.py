@@ -25,7 +25,6 @@ def save_and_restore(guest: qemu.Qemu, site: cli.Site, tmp_path: Path) -> None:
         ram.assert_same(contents, destination.ram)
 
 
-@pytest.mark.qemu
 def test_raw_background_snapshot_saves_nothing(tmp_path: Path) -> None:
     with qemu.running(machine="none", ram=patterns.dense) as guest:
         guest.control.execute("cont")
@@ -37,7 +36,6 @@ def test_raw_background_snapshot_saves_nothing(tmp_path: Path) -> None:
         assert not any(destination.ram.read(destination.ram.largest()))
 
 
-@pytest.mark.qemu
 def test_raw_return_path_fails_at_the_end(tmp_path: Path) -> None:
     with qemu.running(machine="none") as guest:
         switch(guest, "mapped-ram", "return-path")
@@ -45,7 +43,6 @@ def test_raw_return_path_fails_at_the_end(tmp_path: Path) -> None:
         assert "Bad file descriptor" in guest.wait_migration("failed")["error-desc"]
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize(
     "capabilities",
     [
@@ -65,7 +62,6 @@ def test_capabilities_left_on_do_no_harm(
         save_and_restore(guest, site, tmp_path)
 
 
-@pytest.mark.qemu
 def test_shared_memory_with_ignore_shared_left_on(site: cli.Site, tmp_path: Path) -> None:
     content = patterns.write(tmp_path / "backend", 64 * MIB, patterns.sparse)
     shared = memory.from_file(content, "64M", shared=True)
@@ -81,7 +77,6 @@ def test_shared_memory_with_ignore_shared_left_on(site: cli.Site, tmp_path: Path
         ram.assert_same(contents, destination.ram)
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize(
     "parameters",
     [{"multifd_compression": "zlib"}, {"tls_creds": "tls0"}],
@@ -99,7 +94,6 @@ def test_parameters_that_lock_qemu(
         save_and_restore(guest, site, tmp_path)
 
 
-@pytest.mark.qemu
 def test_capabilities_are_off_after_a_save(site: cli.Site) -> None:
     """With these on, the next ``savevm`` or ``snapshot-save`` kills a QEMU of before 10.2."""
     with qemu.running(machine="none", paused=False, ram=patterns.sparse) as guest:
@@ -109,7 +103,6 @@ def test_capabilities_are_off_after_a_save(site: cli.Site) -> None:
         assert not any(guest.state().capabilities.values())
 
 
-@pytest.mark.qemu
 def test_guest_that_was_saved_and_left(site: cli.Site) -> None:
     with qemu.running(machine="none", ram=patterns.sparse) as guest:
         site.run("save", guest.address, "--image", "one", "--then", "leave", check=0)

@@ -24,8 +24,6 @@ from mapsave.operations import save, save_request
 from tests.faults import struck
 from tests.kit import cli, inject, patterns, processes, qemu, qmp, raw, threads, tree, wait
 
-pytestmark = pytest.mark.qemu
-
 CHANNELS = 2
 ROUNDS = 40
 IMAGE = "one.mapsave"

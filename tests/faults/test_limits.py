@@ -19,8 +19,6 @@ from mapsave.operations import save, save_request
 
 from tests.kit import cli, limits, patterns, qemu, qmp, ram, raw, state
 
-pytestmark = pytest.mark.qemu
-
 USER = 54321
 CHANNELS = 4
 # Two descriptors that are handed over, QEMU's own duplicate, and one for each channel.

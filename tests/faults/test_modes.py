@@ -10,8 +10,6 @@ import pytest
 
 from tests.kit import cli, qemu, qmp, raw, wait
 
-pytestmark = pytest.mark.qemu
-
 
 def recording(directory: Path, mode: str = "record") -> list[str]:
     """Return the arguments of a QEMU that records its execution, or plays it again."""

@@ -14,8 +14,6 @@ from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, qemu
 
-pytestmark = pytest.mark.qemu
-
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
 
 

@@ -11,8 +11,6 @@ from tests.kit import cli, patterns, qemu
 from tests.kit.outcomes import TAKEN_OVER
 from tests.kit.qemu import Qemu
 
-pytestmark = pytest.mark.qemu
-
 COMMITTED = "image committed"
 PUT_BACK = "save rolled back"
 

@@ -13,8 +13,6 @@ from mapsave.image import superblock, syscalls
 from tests.faults import struck
 from tests.kit import cli, inject, patterns, qemu, ram, storage
 
-pytestmark = pytest.mark.qemu
-
 IMAGE = "one.mapsave"
 MIB = 1 << 20
 _PAGE = 4096

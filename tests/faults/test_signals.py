@@ -49,7 +49,6 @@ def test_time_limit(site: cli.Site) -> None:
         _nothing_left(site)
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize(
     ("step", "signals"),
     [
@@ -73,7 +72,6 @@ def test_signal_at_a_step(site: cli.Site, step: str, signals: str) -> None:
         _nothing_left(site)
 
 
-@pytest.mark.qemu
 def test_signal_behind_the_commit_is_too_late(site: cli.Site) -> None:
     """What is about to be committed is: the guest must not go on beside its image."""
     with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
@@ -104,7 +102,6 @@ def _interrupted_at_the_end(site: cli.Site, *arguments: str) -> None:
     site.run(*arguments, check=0, command=[sys.executable, "-c", _AT_THE_END])
 
 
-@pytest.mark.qemu
 def test_signal_when_all_is_done_is_too_late(site: cli.Site) -> None:
     """Not even while connections are closed may a commit become an interruption."""
     with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
@@ -118,7 +115,6 @@ def test_signal_when_all_is_done_is_too_late(site: cli.Site) -> None:
             assert restored.status() == "running"
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize("step", ["launch", "load"])
 def test_signal_in_a_restore(site: cli.Site, step: str) -> None:
     """The destination goes, and the image is as before."""

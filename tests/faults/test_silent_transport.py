@@ -142,7 +142,6 @@ def loaded(site: cli.Site) -> configuration.Config:
     return configuration.load(site.config, {})
 
 
-@pytest.mark.qemu
 async def test_check(site: cli.Site) -> None:
     with qemu.running(name=NAME, memory="16M") as guest:
         site.add_guest(NAME, guest.qmp)
@@ -159,7 +158,6 @@ async def test_check(site: cli.Site) -> None:
         assert guest.state() == before
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize(
     ("through", "at", "stride"), [*(("save", start, 4) for start in range(4)), ("job", 5, 12)]
 )
@@ -199,7 +197,6 @@ async def test_save_and_recover(site: cli.Site, through: str, at: int, stride: i
         assert at > 25
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize("step", ["hand-over", "migrate", "complete"])
 async def test_recover(site: cli.Site, step: str) -> None:
     """Recovery that is not answered keeps the journal, and the next one goes on from there."""
@@ -227,7 +224,6 @@ async def test_recover(site: cli.Site, step: str) -> None:
         assert at > 1
 
 
-@pytest.mark.qemu
 async def test_restore(site: cli.Site) -> None:
     """A destination that waits for its guest; each try needs a new one."""
     site.settings["restore"] = {"stall": "300ms"}

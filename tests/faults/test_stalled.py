@@ -23,8 +23,6 @@ from tests.faults.in_time import calls, stopped
 from tests.kit import cli, inject, patterns, processes, qemu, wait
 from tests.qemu import scene
 
-pytestmark = pytest.mark.qemu
-
 # Within the one RAM block that has pages, after its first ones.
 _PAGES = {"first": 4 << 20, "count": -1}
 _DEAD_PAGES = inject.Rule("preadv", "hang", **_PAGES)

@@ -54,7 +54,6 @@ def assert_whole(site: cli.Site, guest: qemu.Qemu, tmp_path: Path, image: str | 
 # No room.
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 @pytest.mark.parametrize(("kind", "size"), [("ext4", 48 * MIB), ("xfs", 300 * MIB)])
 def test_no_room_that_preflight_knows_of(
@@ -71,7 +70,6 @@ def test_no_room_that_preflight_knows_of(
         assert not list(place.glob("image*"))
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 @pytest.mark.parametrize("direct_io", ["on", "off"])
 @pytest.mark.parametrize(("kind", "size"), [("ext4", 64 * MIB), ("xfs", 300 * MIB)])
@@ -110,21 +108,18 @@ def test_disk_full_half_way(
 # The directory.
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_read_only_directory(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
     with storage.tmpfs(200 * MIB, tmp_path) as place, storage.read_only(place):
         assert refused(site, guest, 3, "--image", place / "image") == "check.directory"
 
 
-@pytest.mark.qemu
 def test_directory_that_is_gone_or_none(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     for place in (tmp_path / "none", tmp_path / "file"):
         assert refused(site, guest, 3, "--image", place / "image") == "check.directory"
 
 
-@pytest.mark.qemu
 def test_directory_deleted_once_the_partial_image_is_there(site: cli.Site, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
@@ -141,7 +136,6 @@ def test_directory_deleted_once_the_partial_image_is_there(site: cli.Site, tmp_p
         assert_whole(site, guest, tmp_path, "second")
 
 
-@pytest.mark.qemu
 def test_symbolic_link_to_a_directory(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -149,7 +143,6 @@ def test_symbolic_link_to_a_directory(site: cli.Site, guest: qemu.Qemu, tmp_path
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["image"]
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize("replace", [(), ("--replace",)], ids=["", "replace"])
 def test_what_is_no_image_is_not_written_over(
     site: cli.Site, guest: qemu.Qemu, tmp_path: Path, replace: tuple[str, ...]
@@ -170,7 +163,6 @@ def test_what_is_no_image_is_not_written_over(
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.qemu
 def test_name_that_exists(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
     (site.images / "image").write_text("precious")
     assert refused(site, guest, 3, "--image", "image") == "check.image_exists"
@@ -196,7 +188,6 @@ NAMES = [
 ]
 
 
-@pytest.mark.qemu
 def test_odd_names(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
     guest.control.execute("stop")
     before = guest.snapshot_ram(tmp_path / "ram")
@@ -216,7 +207,6 @@ def test_odd_names(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
             ram.assert_same(before, destination.ram)
 
 
-@pytest.mark.qemu
 def test_impossible_names(site: cli.Site, guest: qemu.Qemu) -> None:
     for name in ("x" * 256, "é" * 128, ".", "..", "x.partial", f"{site.images}/"):
         assert refused(site, guest, 2, "--image", name) == "usage", name
@@ -237,7 +227,6 @@ def test_fifo_socket_and_device_are_no_images(site: cli.Site, command: str) -> N
 # O_DIRECT.
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_file_system_without_direct_io(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
     with storage.without_direct_io(tmp_path) as place:
@@ -274,7 +263,6 @@ def shared_site() -> Iterator[cli.Site]:
         yield site
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_monitor_that_may_not_be_used(shared_site: cli.Site) -> None:
     with guest_of(shared_site) as guest:
@@ -285,7 +273,6 @@ def test_monitor_that_may_not_be_used(shared_site: cli.Site) -> None:
         state.assert_left_as_found(before, guest.state())
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_directory_that_may_not_be_written(shared_site: cli.Site) -> None:
     with guest_of(shared_site) as guest:
@@ -301,7 +288,6 @@ def test_directory_that_may_not_be_written(shared_site: cli.Site) -> None:
         assert list(shared_site.images.iterdir()) == []
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_image_that_may_not_be_read(shared_site: cli.Site) -> None:
     with guest_of(shared_site):
@@ -311,7 +297,6 @@ def test_image_that_may_not_be_read(shared_site: cli.Site) -> None:
         assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_state_directory_that_may_not_be_written(shared_site: cli.Site) -> None:
     shared_site.state.chmod(0o755)

@@ -8,8 +8,6 @@ from mapsave.image import image
 
 from tests.kit import cli, patterns, qemu
 
-pytestmark = pytest.mark.qemu
-
 IMAGE = "one.mapsave"
 
 

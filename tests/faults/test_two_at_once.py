@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.faults import struck
 from tests.faults.slow import await_writing, slow_guest
 from tests.kit import cli, patterns, qemu, raw, state, wait
@@ -53,7 +51,6 @@ def _guest_of_two_monitors(site: cli.Site, tmp_path: Path) -> Iterator[tuple[qem
         yield guest, f"qmp:{further}"
 
 
-@pytest.mark.qemu
 def test_second_save_by_another_monitor(site: cli.Site, tmp_path: Path) -> None:
     """The other monitor answers, so that only the lock of the process stands against it."""
     with _guest_of_two_monitors(site, tmp_path) as (guest, further):
@@ -66,7 +63,6 @@ def test_second_save_by_another_monitor(site: cli.Site, tmp_path: Path) -> None:
         state.assert_left_as_found(before, guest.state())
 
 
-@pytest.mark.qemu
 def test_recovery_waits_for_a_save_by_another_monitor(site: cli.Site, tmp_path: Path) -> None:
     """Putting the guest back for a dead mapsave would tear the save of a living one apart."""
     with _guest_of_two_monitors(site, tmp_path) as (guest, further):
@@ -83,7 +79,6 @@ def test_recovery_waits_for_a_save_by_another_monitor(site: cli.Site, tmp_path: 
         assert [each.name for each in site.images.iterdir()] == ["two.mapsave"]
 
 
-@pytest.mark.qemu
 def test_two_restores_of_one_image(site: cli.Site) -> None:
     with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
         site.add_guest(NAME, guest.qmp, launch=guest.argv)
@@ -104,7 +99,6 @@ def test_two_restores_of_one_image(site: cli.Site) -> None:
             assert spare.status() == "inmigrate"
 
 
-@pytest.mark.qemu
 def test_somebody_else_migrates_the_guest(site: cli.Site, tmp_path: Path) -> None:
     """A migration that mapsave did not start is left alone, and goes on to its end."""
     target = tmp_path / "theirs"

@@ -11,7 +11,7 @@ from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, inject, qemu, storage
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root]
+pytestmark = pytest.mark.root
 
 
 _NO_NOTE = inject.Rule("fsync", "errno", 5, path="/state/restored", count=-1)

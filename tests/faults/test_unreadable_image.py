@@ -9,8 +9,6 @@ import pytest
 from tests.faults import struck
 from tests.kit import cli, inject, patterns, qemu
 
-pytestmark = pytest.mark.qemu
-
 NAME = "web01"
 IMAGE = "one.mapsave"
 

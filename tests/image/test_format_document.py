@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from mapsave.image import image, superblock
 from mapsave.image.libvirt_header import NewLibvirtHeader
 
@@ -17,7 +16,6 @@ from tests.kit import tree
 DOCUMENT = tree.ROOT / "docs" / "image-format.md"
 
 
-@pytest.mark.qemu
 def test_example_of_the_document_reads_pages(real: Real) -> None:
     code = DOCUMENT.read_text().partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {}

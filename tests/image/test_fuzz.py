@@ -114,7 +114,6 @@ def test_any_metadata(metadata: bytes) -> None:
         survive(path)
 
 
-@pytest.mark.qemu
 def test_mutations_of_real_images(real: Real) -> None:
     content = real.path.read_bytes()
     with image.opened(real.path) as opened:

@@ -10,14 +10,12 @@ from tests.image import build, ours
 from tests.image.conftest import Real
 
 
-@pytest.mark.qemu
 def test_ram_blocks_are_those_that_qemu_lists(real: Real) -> None:
     with image.opened(real.path) as opened:
         stream = opened.validate().stream
     assert {block.name: block.used_length for block in stream.blocks} == real.blocks
 
 
-@pytest.mark.qemu
 def test_used_pages_are_those_that_are_not_zero(real: Real) -> None:
     with image.opened(real.path) as opened:
         for block in opened.validate().stream.blocks:
@@ -27,7 +25,6 @@ def test_used_pages_are_those_that_are_not_zero(real: Real) -> None:
             assert used == set(real.used[block.name]), block.name
 
 
-@pytest.mark.qemu
 def test_devices_are_those_of_the_description(real: Real) -> None:
     with image.opened(real.path) as opened:
         stream = opened.validate().stream
@@ -38,7 +35,6 @@ def test_devices_are_those_of_the_description(real: Real) -> None:
     assert stream.end == real.path.stat().st_size
 
 
-@pytest.mark.qemu
 def test_machine_and_capabilities_are_qemus(real_images: dict[str, Real]) -> None:
     for machine, real in real_images.items():
         with image.opened(real.path) as opened:

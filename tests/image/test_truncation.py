@@ -34,7 +34,6 @@ def test_synthetic_image_cut_at_every_boundary(tmp_path: Path) -> None:
     assert_every_cut_refused(path, places(built.boundaries(), built.size), complete_at=complete)
 
 
-@pytest.mark.qemu
 def test_real_image_cut_at_every_boundary(real: Real, tmp_path: Path) -> None:
     path = real.copy(tmp_path / "image")
     with image.opened(path) as opened:

@@ -2,7 +2,6 @@
 
 Nothing in here uses ``manager``: tests look at mapsave from outside. A test reads like this::
 
-    @pytest.mark.qemu
     def test_restored_ram_is_the_saved_one(site: cli.Site, tmp_path: Path) -> None:
         with qemu.running(name="web01", ram=patterns.dense) as guest:
             site.add_guest("web01", guest.qmp, launch=guest.argv)
@@ -16,7 +15,6 @@ Nothing in here uses ``manager``: tests look at mapsave from outside. A test rea
 With libvirt (``libvirtd.py``: a private daemon, in tests of ``tests/libvirt`` the fixtures
 ``daemon``, ``own_daemon``, ``session_daemon`` and ``embedded_uri``; ``domain.py``: its guests)::
 
-    @pytest.mark.libvirt
     def test_domain_comes_back(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
         with domain.running(daemon, "web01", ram=patterns.dense, transient=False) as guest:
             before = guest.snapshot_ram(tmp_path / "before")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax import saxutils
 
-from tests.kit import linux_guest, patterns, processes, qemu, state, wait
+from tests.kit import linux_guest, need, patterns, processes, qemu, state, wait
 from tests.kit import ram as guest_ram
 from tests.kit.libvirtd import Daemon
 from tests.kit.qmp import QmpError
@@ -253,6 +253,7 @@ def linux(
 
     Its serial line is appended to ``log``, by a QEMU that restores it too.
     """
+    need.skip_if(linux_guest.unavailable())
     kernel, initrd = (saxutils.escape(str(path)) for path in linux_guest.files())
     with running(
         daemon,

@@ -11,6 +11,7 @@ while it runs: it sees those only where mounts propagate (mount_namespaces(7)), 
 """
 
 import functools
+import importlib.util
 import os
 import pwd
 import re
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.kit import libvirt_files, processes, qemu, wait
+from tests.kit import libvirt_files, need, processes, qemu, wait
 
 LEAST = (11, 2)  # the first libvirt that saves in the sparse format (libvirt's NEWS)
 NOBODY = 65534
@@ -214,6 +215,7 @@ def running(*, qemu_conf: str = "", daemon_conf: str = "", reaper: bool = True) 
     ``qemu_conf`` and ``daemon_conf`` are further lines of ``qemu.conf`` and ``libvirtd.conf``.
     ``reaper``: guests that end are reaped at once, whatever the host's process 1 does.
     """
+    need.skip_if(unavailable())
     with qemu.directory_for() as directory:
         directory.chmod(0o755)
         for place in _PRIVATE:
@@ -238,6 +240,7 @@ def session(*, user: int = NOBODY, qemu_conf: str = "") -> Iterator[Daemon]:
 
     It and all its guests are gone at the end.
     """
+    need.skip_if(unavailable())
     with qemu.directory_for(user) as directory:
         homes = {
             "HOME": "home",
@@ -271,6 +274,7 @@ def embedded(*, qemu_conf: str = "") -> Iterator[str]:
     One process at a time may have it open. Its guests live on when that ends, and are found by the
     next; at the end of the test they are killed.
     """
+    need.skip_if(unavailable())
     with qemu.directory_for() as directory:
         (directory / "etc").mkdir()
         (directory / "etc/qemu.conf").write_text(_QEMU_CONF + _AS_ROOT + qemu_conf)
@@ -285,6 +289,10 @@ def embedded(*, qemu_conf: str = "") -> Iterator[str]:
 @functools.cache
 def unavailable() -> str | None:
     """Say why there is no libvirtd for tests on this machine, or return None."""
+    if importlib.util.find_spec("libvirt") is None:
+        return "libvirt-python is not installed"
+    if reason := qemu.unavailable() or need.root():
+        return reason
     for command in ("libvirtd", "virsh"):
         found = shutil.which(command, path=_PATH)
         if found is None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.kit import qemu, wait
+from tests.kit import need, qemu, wait
 from tests.kit.qemu import Qemu
 
 _INIT = Path(__file__).parent / "linux" / "init"
@@ -110,6 +110,7 @@ def running(
 
     With ``incoming`` it waits for ``migrate-incoming`` and then runs if it ran when it was saved.
     """
+    need.skip_if(unavailable())
     log.unlink(missing_ok=True)
     with qemu.running(
         *arguments(log),

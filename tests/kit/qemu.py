@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.kit import patterns, processes, state, wait
+from tests.kit import need, patterns, processes, state, wait
 from tests.kit import ram as guest_ram
 from tests.kit.qmp import Client, connect
 
@@ -211,6 +211,11 @@ def directory_for(user: int | None = None) -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
+def unavailable() -> str | None:
+    """Say why no QEMU can be run here, or return None."""
+    return None if shutil.which(BINARY) else f"there is no {BINARY}"
+
+
 @contextmanager
 def running(
     *arguments: str,
@@ -235,8 +240,10 @@ def running(
     instead of a directory of its own. ``under``: see ``command()``. ``env``: added to its
     environment, such as what ``inject.environment`` returns.
 
-    Raises AssertionError with QEMU's standard error when it does not come up.
+    Skips the test where there is no QEMU. Raises AssertionError with QEMU's standard error when it
+    does not come up.
     """
+    need.skip_if(unavailable())
     if user is not None and accel is None:
         accel = "tcg"  # /dev/kvm is usually closed to other users.
     with ExitStack() as stack:

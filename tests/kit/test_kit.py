@@ -70,7 +70,6 @@ def test_file_of_a_pattern(tmp_path: Path) -> None:
 # QEMU.
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize("machine", ["pc", "q35", "microvm", "none"])
 def test_raw_save_and_restore_of_each_machine(machine: str, tmp_path: Path) -> None:
     with qemu.running(machine=machine, memory="33000K", ram=patterns.sparse) as source:
@@ -89,7 +88,6 @@ def test_raw_save_and_restore_of_each_machine(machine: str, tmp_path: Path) -> N
             ram.assert_same(before, destination.ram)
 
 
-@pytest.mark.qemu
 def test_raw_save_of_a_running_guest_by_buffered_descriptors(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"X" * 4096)
@@ -106,7 +104,6 @@ def test_raw_save_of_a_running_guest_by_buffered_descriptors(tmp_path: Path) -> 
         ram.assert_same(before, destination.ram)
 
 
-@pytest.mark.qemu
 def test_every_kind_of_memory_is_seen(tmp_path: Path) -> None:
     size = 32 * MIB
     content = patterns.write(tmp_path / "ram", size, patterns.dense)
@@ -128,7 +125,6 @@ def test_every_kind_of_memory_is_seen(tmp_path: Path) -> None:
         assert "pc.bios" in lengths
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_huge_pages() -> None:
     with (
@@ -141,7 +137,6 @@ def test_huge_pages() -> None:
         assert "2 MiB" in guest.control.execute("x-query-ramblock")["human-readable-text"]
 
 
-@pytest.mark.qemu
 def test_what_was_left_changed_is_noticed() -> None:
     with qemu.running() as guest:
         before = guest.state()
@@ -161,14 +156,12 @@ def test_what_was_left_changed_is_noticed() -> None:
         state.assert_left_as_found(before, guest.state(), run_state="running")
 
 
-@pytest.mark.qemu
 def test_qemu_that_does_not_come_up_says_why() -> None:
     with pytest.raises(AssertionError, match="nosuch"), qemu.running("-device", "nosuch"):
         pass
     assert processes.strays() == {}
 
 
-@pytest.mark.qemu
 def test_qemu_ends_on_every_path() -> None:
     with pytest.raises(ZeroDivisionError), qemu.running() as guest:
         assert guest.pid in processes.strays()
@@ -185,7 +178,6 @@ def test_qemu_ends_on_every_path() -> None:
             guest.status()
 
 
-@pytest.mark.qemu
 def test_monitor_errors_and_time_limits() -> None:
     with qemu.running() as guest:
         with pytest.raises(qmp.QmpError, match="No file descriptor supplied"):
@@ -198,7 +190,6 @@ def test_monitor_errors_and_time_limits() -> None:
             assert other.peer_pid() == guest.pid
 
 
-@pytest.mark.qemu
 @pytest.mark.root
 def test_qemu_as_another_user_in_a_sandbox(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
@@ -214,7 +205,6 @@ def test_qemu_as_another_user_in_a_sandbox(tmp_path: Path) -> None:
         raw.save(guest, tmp_path / "image")
 
 
-@pytest.mark.qemu
 def test_successor_is_taken_over_and_ends() -> None:
     with qemu.running(name="web01", machine="none") as guest:
         guest.control.execute("quit")
@@ -228,7 +218,6 @@ def test_successor_is_taken_over_and_ends() -> None:
         assert processes.strays() == {}
 
 
-@pytest.mark.qemu
 def test_frozen_qemu_answers_afterwards() -> None:
     with qemu.running(machine="none") as guest:
         with qmp.connect(guest.qmp) as other, guest.frozen():
@@ -286,8 +275,6 @@ def test_mount_goes_when_the_test_fails(tmp_path: Path) -> None:
 # The live Linux guest.
 
 
-@pytest.mark.qemu
-@pytest.mark.linux
 def test_linux_guest_goes_on_after_a_raw_save_and_restore(tmp_path: Path) -> None:
     with linux_guest.running(log=tmp_path / "source.log") as source:
         source.serial.wait_ticks(2)

@@ -19,8 +19,6 @@ from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 
-pytestmark = pytest.mark.libvirt
-
 # What mapsave has done with the guest: saved and let it go on, or restored it in one of two ways.
 Treatment = Literal["resume", "own", "through"]
 MIB = patterns.MIB

@@ -11,10 +11,7 @@ from tests.kit import libvirtd, patterns, tree
 
 SIZE = 64 * patterns.MIB
 
-pytestmark = pytest.mark.libvirt
 
-
-@pytest.mark.slow
 @pytest.mark.timeout(300)  # where init is late, so is every end of a guest
 def test_both_are_measured_on_the_host_as_it_is_and_with_prompt_reaping(tmp_path: Path) -> None:
     site = guests.Site(tmp_path, tmp_path / "qmp")

@@ -11,8 +11,6 @@ import pytest
 from tests.kit import cli, domain, patterns, qemu, qmp, ram, wait
 from tests.kit.libvirtd import Daemon
 
-pytestmark = pytest.mark.libvirt
-
 NAME = "a 'b' <é>"
 
 

@@ -8,8 +8,6 @@ from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, as_before, finished, nothing_left, small
 
-pytestmark = pytest.mark.libvirt
-
 
 def _save(guest: Domain) -> tuple[str, ...]:
     return ("save", guest.address, "--image", IMAGE, "--json")

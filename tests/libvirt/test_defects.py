@@ -19,8 +19,6 @@ from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 
-pytestmark = pytest.mark.libvirt
-
 FIRST = 1_000_000  # the first number that mapsave gives
 LIBVIRTS = "libvirt-outgoing-migrate"
 

@@ -10,7 +10,6 @@ from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 
 
-@pytest.mark.libvirt
 def test_formats_that_only_virsh_restores(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
     path = site.images / "it's raw"
     with domain.running(daemon, boot=ways.halting(tmp_path), transient=False) as guest:
@@ -44,7 +43,6 @@ def without_libvirt(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{directory}:{tree.PYTHONPATH}"}
 
 
-@pytest.mark.qemu
 def test_all_else_works_without_libvirt_python(
     site: cli.Site, tmp_path: Path, without_libvirt: dict[str, str]
 ) -> None:
@@ -63,7 +61,6 @@ def test_all_else_works_without_libvirt_python(
             ram.assert_same(before, restored.ram)
 
 
-@pytest.mark.qemu
 def test_guests_of_libvirt_without_libvirt_python(
     site: cli.Site, without_libvirt: dict[str, str]
 ) -> None:
@@ -82,7 +79,6 @@ def test_guests_of_libvirt_without_libvirt_python(
     assert not any(site.images.iterdir())
 
 
-@pytest.mark.libvirt
 def test_images_of_libvirt_without_libvirt_python(
     daemon: Daemon, site: cli.Site, tmp_path: Path, without_libvirt: dict[str, str]
 ) -> None:

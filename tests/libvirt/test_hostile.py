@@ -9,8 +9,6 @@ from tests.kit import cli, domain, patterns
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.victim import _COOKIE_OFFSET, _DATA_LENGTH, _FORMAT, _HEADER, _VERSION, Victim
 
-pytestmark = pytest.mark.libvirt
-
 _MOST = (1 << 32) - 1
 _BOMB = (
     "<?xml version='1.0'?><!DOCTYPE domain [<!ENTITY a0 'ha'>"

@@ -14,8 +14,6 @@ from tests.kit import cli, domain, patterns, ram, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 
-pytestmark = pytest.mark.libvirt
-
 NAME = "a \"b\" 'c' &<é> ünï"
 
 

@@ -31,8 +31,6 @@ from tests.libvirt.scene import (
     writing,
 )
 
-pytestmark = pytest.mark.libvirt
-
 # Seconds until a libvirtd that was killed is started again.
 _AWAY = 0.5
 # As ``struck.stopped``, with a shorter patience for a libvirtd that is away.

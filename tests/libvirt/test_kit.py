@@ -12,8 +12,6 @@ import pytest
 from tests.kit import domain, libvirtd, linux_guest, patterns, processes, qmp, ram, storage, wait
 from tests.kit.libvirtd import Daemon
 
-pytestmark = pytest.mark.libvirt
-
 ODD_NAME = "a \"b\" 'c' &<é> ünï"
 SYSTEM = ("/run/libvirt", "/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt")
 
@@ -200,7 +198,6 @@ def test_embedded_driver() -> None:
     assert not Path(uri.partition("root=")[2]).exists()
 
 
-@pytest.mark.linux
 def test_linux_guest_goes_on_after_a_save_and_restore(daemon: Daemon, tmp_path: Path) -> None:
     with domain.linux(daemon, log=tmp_path / "serial, é.log") as guest:
         guest.serial.wait_ticks(2)

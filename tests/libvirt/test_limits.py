@@ -3,13 +3,10 @@
 import os
 from pathlib import Path
 
-import pytest
 from mapsave.image import image as images
 
 from tests.kit import cli, domain, libvirtd, limits, patterns, ram
 from tests.kit.libvirtd import Daemon
-
-pytestmark = pytest.mark.libvirt
 
 
 def channels_of(path: Path) -> int:

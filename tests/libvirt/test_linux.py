@@ -2,14 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.kit import cli, domain
 from tests.kit.libvirtd import Daemon
 from tests.kit.linux_guest import assert_same_memory
 from tests.libvirt import ways
-
-pytestmark = [pytest.mark.libvirt, pytest.mark.linux]
 
 # Saved and restored, and the options of the save.
 STAGES: list[tuple[ways.Save, ways.Restore, tuple[str, ...]]] = [

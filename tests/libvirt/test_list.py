@@ -10,8 +10,6 @@ from mapsave.operations import domains
 from tests.kit import cli, domain
 from tests.kit.libvirtd import Daemon
 
-pytestmark = pytest.mark.libvirt
-
 
 def test_lists_domains_and_which_can_be_saved(daemon: Daemon, site: cli.Site) -> None:
     with (

@@ -19,8 +19,6 @@ from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, MIB, finished, nothing_left, small
 
-pytestmark = pytest.mark.libvirt
-
 
 def started_anew(guest: Domain) -> int:
     """End the domain, and start it again, paused; return the pid of its new QEMU."""

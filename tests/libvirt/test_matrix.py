@@ -11,8 +11,6 @@ from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 
-pytestmark = pytest.mark.libvirt
-
 PERSISTENT = "persistent"
 TRANSIENT = "transient"
 # libvirt cannot read images of mapsave's native format.

@@ -9,8 +9,6 @@ from tests.kit import cli, domain, patterns, ram
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 
-pytestmark = pytest.mark.libvirt
-
 NAME = "-#,= a \"b\" 'c' &<é> $(id) `x` 名前 %s \\n;*?"
 
 

@@ -17,8 +17,6 @@ from tests.kit.libvirtd import Daemon
 from tests.kit.nobody import as_nobody
 from tests.libvirt.scene import IMAGE, MIB, NAME, as_before, finished, nothing_left, small, writing
 
-pytestmark = pytest.mark.libvirt
-
 THEIRS = "theirs"
 
 

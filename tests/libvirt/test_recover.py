@@ -15,8 +15,6 @@ from tests.kit.libvirtd import Daemon
 from tests.kit.outcomes import LOADED, TAKEN_OVER, UNDONE
 from tests.libvirt.scene import IMAGE, as_before, nothing_left, small, writing
 
-pytestmark = pytest.mark.libvirt
-
 COMMITTED = "image committed"
 PUT_BACK = "save rolled back"
 RESTORED = "guest restored"

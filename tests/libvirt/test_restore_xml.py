@@ -13,8 +13,6 @@ from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 
-pytestmark = pytest.mark.libvirt
-
 TITLE = "<title>another &amp; &lt;é&gt;</title>"
 
 

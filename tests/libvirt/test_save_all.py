@@ -3,12 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.kit import cli, domain, emulated, patterns, ram
 from tests.kit.libvirtd import Daemon
-
-pytestmark = pytest.mark.libvirt
 
 
 def test_active_domains_are_saved_and_come_back(

@@ -18,8 +18,6 @@ from tests.kit import cli
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, small
 
-pytestmark = pytest.mark.libvirt
-
 _SHORT = 0.2
 _STRIDE = 10
 

@@ -12,8 +12,6 @@ from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, small
 
-pytestmark = pytest.mark.libvirt
-
 _WAYS = pytest.mark.parametrize("through", [[], ["--through-libvirt"]], ids=["own", "through"])
 _NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 

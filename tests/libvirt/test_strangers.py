@@ -15,8 +15,6 @@ from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 from tests.libvirt.victim import Victim
 
-pytestmark = pytest.mark.libvirt
-
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:

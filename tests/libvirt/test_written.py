@@ -7,8 +7,6 @@ import pytest
 from tests.kit import cli, domain, inject, patterns
 from tests.kit.libvirtd import Daemon
 
-pytestmark = pytest.mark.libvirt
-
 MIB = 1 << 20
 _JOB = 128 * 4096
 

@@ -165,7 +165,6 @@ def no_room_for_descriptors(pid: int) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
-@pytest.mark.qemu
 async def test_descriptor_that_the_kernel_dropped(pair: tuple[int, int]) -> None:
     with qemu.running(machine="none") as guest:
         async with qmp.connected(str(guest.qmp)) as session:

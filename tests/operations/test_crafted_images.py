@@ -69,7 +69,6 @@ def error_of(result: cli.Result) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.qemu
 def test_no_command_acts_on_metadata_of_a_wrong_type(site: cli.Site) -> None:
     with waiting() as destination:
         for name, metadata in CRAFTED.items():
@@ -96,7 +95,6 @@ def test_the_other_commands_show_it_as_invalid(site: cli.Site, name: str) -> Non
     assert not path.exists()
 
 
-@pytest.mark.qemu
 def test_pages_of_another_size_are_refused_before_qemu_reads_them(site: cli.Site) -> None:
     path = site.images / "pages.mapsave"
     crafted(path, {}, page_size=8192)

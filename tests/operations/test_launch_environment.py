@@ -41,7 +41,6 @@ def saved(site: cli.Site, **keys: list[str]) -> Iterator[qemu.Qemu]:
         yield guest
 
 
-@pytest.mark.qemu
 def test_secrets_stay_with_mapsave(site: cli.Site) -> None:
     with saved(site) as guest:
         site.run("restore", "a", env={**SECRETS, "LANG": "C.UTF-8"}, check=0)
@@ -51,7 +50,6 @@ def test_secrets_stay_with_mapsave(site: cli.Site) -> None:
             assert found == PASSED
 
 
-@pytest.mark.qemu
 def test_the_service_keeps_its_secrets_too(site: cli.Site) -> None:
     with saved(site) as guest:
         # The service uses some of them itself; these it only inherits.
@@ -72,7 +70,6 @@ def test_an_emulated_guest_gets_as_little(site: cli.Site) -> None:
         assert environment_of(pid).keys() == {"PATH", "LANG", "PYTHONPATH", processes.MARK}
 
 
-@pytest.mark.qemu
 def test_the_guests_list_takes_the_place_of_the_general_one(site: cli.Site) -> None:
     with saved(site, launch_environment=["FOR_GUEST", processes.MARK]) as guest:
         site.run("restore", "a", env={"FOR_GUEST": "1", "OTHER": "2"}, check=0)
@@ -94,7 +91,6 @@ def test_what_is_no_variable_is_named(site: cli.Site, name: object) -> None:
     assert "launch_environment" in site.run("list", check=2).stderr
 
 
-@pytest.mark.qemu
 def test_no_signal_stays_blocked_and_no_descriptor_open(site: cli.Site, tmp_path: Path) -> None:
     with saved(site) as guest, (tmp_path / "secret").open("w") as secret:
         os.set_inheritable(secret.fileno(), True)
@@ -123,7 +119,6 @@ def log_of(site: cli.Site) -> Path:
     return found
 
 
-@pytest.mark.qemu
 def test_the_output_is_for_its_owner_alone(site: cli.Site) -> None:
     with saved(site) as guest:
         site.run("restore", "a", check=0)
@@ -139,7 +134,6 @@ def test_the_output_is_for_its_owner_alone(site: cli.Site) -> None:
             assert stat.S_IMODE(log.parent.stat().st_mode) == 0o700
 
 
-@pytest.mark.qemu
 @pytest.mark.parametrize("kind", ["symlink", "hardlink", "fifo", "directory"])
 def test_the_output_goes_to_no_other_file(site: cli.Site, tmp_path: Path, kind: str) -> None:
     other = tmp_path / "precious"

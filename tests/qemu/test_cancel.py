@@ -8,7 +8,6 @@ import asyncio
 import os
 from pathlib import Path
 
-import pytest
 from mapsave import errors
 from mapsave.image import descriptors
 from mapsave.migration import guest_state, outgoing, parameters, progress
@@ -16,8 +15,6 @@ from mapsave.monitor import fdset, qmp
 from mapsave.monitor.session import Session
 
 from tests.kit import qemu
-
-pytestmark = pytest.mark.qemu
 
 OFFSET = 1 << 20
 WANTED = {"direct-io": True, "multifd-channels": 8}

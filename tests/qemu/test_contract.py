@@ -11,8 +11,6 @@ import pytest
 from tests.kit import cli, patterns, qemu, ram, storage
 from tests.qemu.scene import error_of, saved, state_of
 
-pytestmark = pytest.mark.qemu
-
 MIB = 1 << 20
 SAVE_KEYS = {
     *("image", "guest", "format", "state", "ram_bytes", "data_bytes", "file_bytes"),

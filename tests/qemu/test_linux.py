@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.kit import cli, linux_guest
 from tests.kit.linux_guest import assert_same_memory
-
-pytestmark = [pytest.mark.qemu, pytest.mark.linux]
 
 
 def test_restored_guest_counts_on_and_can_be_saved_live(site: cli.Site, tmp_path: Path) -> None:

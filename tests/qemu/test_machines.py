@@ -9,8 +9,6 @@ from tests.qemu import helpers
 
 NOBODY = 65534
 
-pytestmark = pytest.mark.qemu
-
 
 def _round_trip(
     site: cli.Site, *arguments: str, pattern: patterns.Pattern = patterns.sparse, **options: Any

@@ -7,8 +7,6 @@ import pytest
 
 from tests.kit import cli, patterns, qemu, ram
 
-pytestmark = pytest.mark.qemu
-
 NAME = "web01"
 IMAGE = "one.mapsave"
 MIB = 1 << 20

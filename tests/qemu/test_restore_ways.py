@@ -11,9 +11,6 @@ from mapsave.image import superblock
 from tests.kit import cli, inject, memory, patterns, qemu, ram, state
 from tests.qemu.scene import error_of, saved, state_of
 
-pytestmark = pytest.mark.qemu
-
-
 # Ways to a destination.
 
 

@@ -20,8 +20,6 @@ from mapsave.migration import run_states
 from tests.faults import struck
 from tests.kit import cli, inject, qemu, raw, wait
 
-pytestmark = pytest.mark.qemu
-
 NAME = "web01"
 IMAGE = "one.mapsave"
 SAVE = ("save", NAME, "--image", IMAGE, "--json")

@@ -13,8 +13,6 @@ import pytest
 from tests.kit import cli, patterns, qemu, ram, state, storage
 from tests.qemu import helpers
 
-pytestmark = pytest.mark.qemu
-
 
 def _set(guest: qemu.Qemu, capabilities: Sequence[str], parameters: dict[str, Any]) -> None:
     """Set them one by one, as QEMU checks each only against what is in force."""

@@ -12,7 +12,7 @@ import pytest
 from tests.kit import cli, processes, qemu, ram, service, tree
 from tests.qemu.scene import error_of, saved, state_of
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root]
+pytestmark = pytest.mark.root
 
 EVE = 54321
 

@@ -23,8 +23,6 @@ OFFSET = 4096  # upstream's FILE_TEST_OFFSET
 # QEMU says on standard error which channels it starts.
 TRACED = ["-trace", "multifd_send_thread_start", "-trace", "multifd_recv_thread_start"]
 
-pytestmark = pytest.mark.qemu
-
 
 @pytest.fixture
 def sockets() -> Iterator[Path]:

@@ -79,7 +79,6 @@ def test_a_start_without_room_says_so(site: cli.Site, place: Path) -> None:
         assert mapsaved.get("/v1/health")["status"] in ("ok", "degraded")
 
 
-@pytest.mark.qemu
 def test_what_was_recovered_without_room_is_told_later(site: cli.Site, place: Path) -> None:
     """The guest is resumed all the same; until there is room the operation counts as running."""
     with qemu.running(name=interrupted.NAME, paused=False) as guest:

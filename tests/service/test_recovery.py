@@ -22,8 +22,6 @@ from tests.service.interrupted import (
     UNDONE,
 )
 
-pytestmark = pytest.mark.qemu
-
 # Step by step, and whether QEMU has written its stream whole by then.
 _SAVE = (
     ("before", "begin", False),

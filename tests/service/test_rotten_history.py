@@ -12,8 +12,6 @@ from tests.kit import cli, qemu, service
 from tests.service import interrupted
 from tests.service.interrupted import IMAGE, NAME
 
-pytestmark = pytest.mark.qemu
-
 
 @pytest.fixture
 def guest(site: cli.Site) -> Iterator[qemu.Qemu]:

@@ -319,7 +319,6 @@ def test_proc_tells_of_a_qemu_with_more_capabilities(site: cli.Site) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.qemu
 @pytest.mark.usefixtures("confine")
 def test_a_real_qemu_is_saved_and_restored_with_them(site: cli.Site) -> None:
     with qemu.running("-nodefaults", ram=patterns.dense, user=OTHER, sandbox=True) as guest:
