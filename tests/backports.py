@@ -64,7 +64,6 @@ def read(directory: Path) -> list[Source]:
 
 
 def deb822(text: str) -> list[Source]:
-    """Return the sources of a ``.sources`` file."""
     sources = []
     text = re.sub(r"^#.*\n?", "", text, flags=re.MULTILINE)
     for paragraph in re.split(r"\n[ \t]*\n", text):
@@ -78,7 +77,6 @@ def deb822(text: str) -> list[Source]:
 
 
 def one_line(text: str) -> list[Source]:
-    """Return the sources of a ``.list`` file."""
     sources = []
     for line in text.splitlines():
         match = _LINE.fullmatch(line.partition("#")[0].strip())

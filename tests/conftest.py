@@ -10,7 +10,6 @@ from tests.kit import cli, emulated, need, processes, storage
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers."""
     for marker, meaning in need.MARKERS.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
 
@@ -54,7 +53,6 @@ def emulator(tmp_path: Path) -> Iterator[emulated.Emulated]:
 
 @pytest.fixture
 async def session(emulator: emulated.Emulated) -> AsyncIterator[Session]:
-    """A session with that guest."""
     from mapsave.monitor import qmp
 
     async with qmp.connected(emulator.path) as found:

@@ -181,10 +181,7 @@ def test_defaults_of_an_ordinary_user() -> None:
         ('images: "a\\0b"', "m.yaml:1:9: images: must not contain a NUL"),
         ("images: 5", "m.yaml:1:9: images: must be a path, not 5"),
         ("guests: [web01]", "m.yaml:1:9: guests: must be a mapping, not a list"),
-        (
-            "guests:\n  a:\n    qpm: /x",
-            "m.yaml:3:5: unknown key 'qpm': did you mean 'qmp'?",
-        ),
+        ("guests:\n  a:\n    qpm: /x", "m.yaml:3:5: unknown key 'qpm': did you mean 'qmp'?"),
         (
             "guests:\n  a: {}",
             "m.yaml:2:6: guests.a: needs exactly one of qmp, libvirt and emulator",
@@ -203,10 +200,7 @@ def test_defaults_of_an_ordinary_user() -> None:
             "m.yaml:2:6: guests.a: launch must not contain -incoming: mapsave adds it",
         ),
         ("guests:\n  a: {qmp: /x, launch: ['']}", "guests.a: launch must begin with a command"),
-        (
-            "guests:\n  a: {qmp: /x, launch: []}",
-            "m.yaml:2:24: guests.a.launch: must be a list",
-        ),
+        ("guests:\n  a: {qmp: /x, launch: []}", "m.yaml:2:24: guests.a.launch: must be a list"),
         ("guests:\n  a: {qmp: /x, launch: [a, true]}", "m.yaml:2:28: guests.a.launch[1]: must be"),
         ("guests:\n  a: {libvirt: {uri: x}}", "2:16: the key 'domain' is missing in guests.a.lib"),
         ("guests:\n  a: {emulator: {memory: much}}", "2:26: guests.a.emulator.memory: not a size"),
@@ -226,15 +220,9 @@ def test_defaults_of_an_ordinary_user() -> None:
             "not 'zebra'",
         ),
         ("save:\n  then: stop", "m.yaml:2:9: save.then: must be 'quit', 'resume' or 'leave'"),
-        (
-            "save:\n  channels: 0",
-            "m.yaml:2:13: save.channels: must be 'auto' or a number",
-        ),
+        ("save:\n  channels: 0", "m.yaml:2:13: save.channels: must be 'auto' or a number"),
         ("save:\n  channels: 256", "m.yaml:2:13: save.channels: must be 'auto' or a number"),
-        (
-            "save:\n  channels: true",
-            "m.yaml:2:13: save.channels: must be 'auto' or a number",
-        ),
+        ("save:\n  channels: true", "m.yaml:2:13: save.channels: must be 'auto' or a number"),
         ("save:\n  direct_io: maybe", "save.direct_io: must be 'auto', 'on' or 'off', not 'maybe'"),
         ("save:\n  live: perhaps", "m.yaml:2:9: save.live: must be true or false"),
     ],

@@ -163,11 +163,7 @@ ODD: list[Any] = [
     *([], [""], ["x"], ["x", 5], ["x", None], [[]], {}, {"x": "y"}, {"": {}}),
     *({"qmp": "/x"}, {"web01": {"qmp": "/x"}}, {"domain": "d"}, {"memory": 5}, [{"match": "x"}]),
 ]
-KINDS: dict[type[Keys], str] = {
-    config.Config: CONFIGURATION,
-    job.Job: JOB,
-    policy.Policy: POLICY,
-}
+KINDS: dict[type[Keys], str] = {config.Config: CONFIGURATION, job.Job: JOB, policy.Policy: POLICY}
 
 
 def changed(value: Any, draw: Any) -> Any:

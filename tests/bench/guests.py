@@ -27,7 +27,6 @@ class Site:
 
     @property
     def images(self) -> Path:
-        """Where images are."""
         return self.directory / "images"
 
     @property

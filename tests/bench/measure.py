@@ -43,7 +43,6 @@ class Series:
 
     @property
     def seconds(self) -> float:
-        """The median of the times."""
         return statistics.median(run.seconds for run in self.runs)
 
     @property
@@ -60,11 +59,7 @@ def run(command: list[str], root: Path) -> Run:
     command ever takes. So its parent is a process of its own that holds some 10 MB.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile("w+") as figures:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(root),
-            "PYTHONPYCACHEPREFIX": _BYTECODE.name,
-        }
+        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONPYCACHEPREFIX": _BYTECODE.name}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         parent = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _PARENT, str(figures.fileno()), *command],

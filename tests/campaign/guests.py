@@ -89,7 +89,6 @@ class Guest:
         processes.await_end(self._handle, 20)
 
     def leave(self) -> None:
-        """Close the monitor."""
         if isinstance(self.monitor, qmp.Client):
             self.monitor.close()
 

@@ -26,7 +26,6 @@ class Site(cli.Site):
 
     @property
     def images(self) -> Path:
-        """Where images go."""
         return (self.disk or self.directory) / "images"
 
     def dies(self) -> None:

@@ -35,13 +35,11 @@ class Done:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error that it printed."""
         found = self.told.get("error")
         return found if isinstance(found, dict) else {}
 
     @property
     def error_id(self) -> str:
-        """The id of the error that it printed."""
         return str(self.error.get("id", ""))
 
     def __str__(self) -> str:
@@ -67,7 +65,6 @@ class Scene:
 
     @property
     def image(self) -> Path:
-        """The image's path."""
         return self.site.images / IMAGE
 
     @property
@@ -76,7 +73,6 @@ class Scene:
         return self.site.images.with_name("away")
 
     def note(self, words: str) -> None:
-        """Note what was done."""
         self.trace.append(words)
 
     def meet(self, words: str) -> None:

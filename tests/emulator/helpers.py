@@ -38,7 +38,6 @@ class Qmp:
         self.greeting = greeting
 
     def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        """Send raw bytes, ``fds`` with them."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._socket.sendmsg([data], rights)
@@ -122,7 +121,6 @@ class Qmp:
         return self.process.wait(timeout=30)
 
     def close(self) -> None:
-        """Close the connection."""
         self._socket.close()
 
 

@@ -110,8 +110,7 @@ INCOMING = [
 
 
 @pytest.mark.parametrize(
-    "line",
-    [line for line in requests.migrations("migrate-incoming") if "query" not in line],
+    "line", [line for line in requests.migrations("migrate-incoming") if "query" not in line]
 )
 def test_incoming_refusals(tmp_path: Path, line: str) -> None:
     """Every bad start, and what a second one says after it."""

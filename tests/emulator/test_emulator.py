@@ -91,11 +91,7 @@ def test_page_that_became_zero_is_zero_in_the_image(tmp_path: Path) -> None:
     ram = memory.GuestMemory(options)
     with helpers.opened(tmp_path / "image", os.O_RDWR | os.O_CREAT) as fd:
         saved = ram_save.MappedRamSave(
-            ram,
-            stream.StreamWriter(fd),
-            ram_save.Throttle(0),
-            channels=[fd],
-            detection="multifd",
+            ram, stream.StreamWriter(fd), ram_save.Throttle(0), channels=[fd], detection="multifd"
         )
         saved.setup(ignore_shared=False)
         while len(pages := saved.take()):

@@ -22,10 +22,7 @@ Start = Callable[..., AbstractContextManager[helpers.Qmp]]
 
 MAPPED = MULTIFD[:2]
 PLAIN = MULTIFD[:1]
-STARTS = [
-    pytest.param(helpers.emulator, id="emulator"),
-    pytest.param(helpers.real_qemu, id="qemu"),
-]
+STARTS = [pytest.param(helpers.emulator, id="emulator"), pytest.param(helpers.real_qemu, id="qemu")]
 both = pytest.mark.parametrize("start", STARTS)
 
 

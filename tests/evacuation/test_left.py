@@ -9,7 +9,6 @@ from tests.kit import cli, emulated, qmp, wait
 
 
 def save(site: cli.Site, then: str) -> str:
-    """Save the guest ``web``; return the image."""
     return str(site.run("save", "web", "--then", then, "--json", check=0).json()["image"])
 
 

@@ -83,7 +83,7 @@ def test_deadline_names_what_did_not_fit_and_they_run_on(site: cli.Site) -> None
             assert "status" not in client.execute("query-migrate"), "it was touched"
     assert emulated.outcomes(done) == {"first": "saved", "slow": "failed", "never": "no_time"}
     assert [line["error"] and line["error"]["id"] for line in done["guests"]] == [
-        *(None, "save.timeout", "check.deadline"),
+        *(None, "save.timeout", "check.deadline")
     ]
     assert (done["no_time"], done["exit_code"]) == (1, 4)
     assert [each["guest"] for each in emulated.recorded(site)] == ["first"]

@@ -10,7 +10,6 @@ from tests.kit import cli, patterns, qemu
 
 @pytest.fixture
 def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
-    """A guest that runs."""
     with qemu.running(name=NAME, memory="32M", ram=patterns.sparse, paused=False) as found:
         site.add_guest(NAME, found.qmp, launch=found.argv)
         yield found

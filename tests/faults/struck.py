@@ -82,7 +82,6 @@ def journals(site: cli.Site) -> list[Path]:
 
 
 def partials(site: cli.Site) -> list[Path]:
-    """Return the partial images in the image directory."""
     return sorted(site.images.glob("*.partial"))
 
 

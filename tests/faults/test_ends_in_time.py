@@ -132,10 +132,7 @@ def _silent_service(site: cli.Site) -> Iterator[service.Service]:
 )
 def test_service_that_does_not_answer(site: cli.Site, words: str) -> None:
     site.add_guest("toy", emulator={"memory": "8M"})
-    with (
-        _silent_service(site),
-        site.start(*words.split(), "--json") as process,
-    ):
+    with _silent_service(site), site.start(*words.split(), "--json") as process:
         wait.until(lambda: connections(process.pid) or _sockets(process.pid), what="a request")
         stopped(process)
 

@@ -51,9 +51,7 @@ def _is_used_up(site: cli.Site) -> None:
     assert refused["id"] == "check.already_restored"
 
 
-def test_a_destination_that_is_not_reached_lives_and_is_resumed_by_recovery(
-    site: cli.Site,
-) -> None:
+def test_a_destination_that_is_not_reached_lives_and_is_resumed_by_recovery(site: cli.Site) -> None:
     """`cont` may have been on its way: whether the guest runs cannot be known."""
     with _about_to_resume(site) as (process, restored):
         struck.cut_off(process, restored.qmp)

@@ -40,11 +40,7 @@ def refused(
 
 
 def saved(
-    site: cli.Site,
-    guest: qemu.Qemu,
-    tmp_path: Path,
-    *arguments: str,
-    under: Sequence[str] = (),
+    site: cli.Site, guest: qemu.Qemu, tmp_path: Path, *arguments: str, under: Sequence[str] = ()
 ) -> int:
     """Save, and load the image into another QEMU; return how many channels were taken."""
     contents = guest.snapshot_ram(tmp_path / "ram")
@@ -218,7 +214,6 @@ async def test_fewer_left_than_preflight_saw(
 
 @pytest.fixture
 def image(site: cli.Site, tmp_path: Path) -> ram.Snapshot:
-    """Save a guest to the image ``x``; return its RAM."""
     with qemu.running(ram=patterns.sparse) as guest:
         contents = guest.snapshot_ram(tmp_path / "ram")
         site.run("save", guest.address, "--image", "x", check=0)

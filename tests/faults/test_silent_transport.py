@@ -67,7 +67,6 @@ class Silence:
     seen: int = 0
 
     def command(self) -> None:
-        """Count a command."""
         if self.seen == self.at:
             os.kill(self.pid, signal.SIGSTOP)
             make_impatient(self.patch)
@@ -138,7 +137,6 @@ async def recovered(site: cli.Site, config: configuration.Config) -> None:
 
 
 def loaded(site: cli.Site) -> configuration.Config:
-    """Return the site's configuration."""
     return configuration.load(site.config, {})
 
 

@@ -26,7 +26,6 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def guest(site: cli.Site, place: Path) -> Iterator[qemu.Qemu]:
-    """A guest that was saved to ``place``."""
     site.settings["images"] = str(place)
     with qemu.running(name=NAME, memory="32M", paused=False) as found:
         site.add_guest(NAME, found.qmp, launch=found.argv)

@@ -10,7 +10,6 @@ MIB = 1 << 20
 
 @contextmanager
 def waiting(*arguments: str, machine: str = "none", size: str = "64M") -> Iterator[qemu.Qemu]:
-    """Run a destination."""
     with qemu.running(
         *arguments, machine=machine, memory=size, incoming=True, name="destination"
     ) as destination:

@@ -36,7 +36,6 @@ def slot(
     must: int = 0,
     optional: int = 0,
 ) -> bytes:
-    """Return a superblock slot."""
     length = len(metadata) if metadata_length is None else metadata_length
     body = b"MAPSAVE\0" + struct.pack(
         "<IIQQQQ", version, state, sequence, must, optional, stream_offset
@@ -76,7 +75,6 @@ class Built:
     fields: dict[str, tuple[int, int]]
 
     def write(self, path: str | Path) -> None:
-        """Write it to ``path``, sparse."""
         with open(path, "wb") as file:
             for offset, data in self.pieces:
                 file.seek(offset)

@@ -33,7 +33,6 @@ def header(
     cookie_offset: int = 0,
     unused: bytes = bytes(56),
 ) -> bytes:
-    """Return the 92 bytes."""
     numbers = struct.pack("=IIIII", version, data_length, was_running, number, cookie_offset)
     return magic + numbers + unused
 

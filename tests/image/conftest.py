@@ -30,7 +30,6 @@ class Real:
     used: dict[str, tuple[int, ...]]
 
     def copy(self, to: Path) -> Path:
-        """Copy it, sparse."""
         with self.path.open("rb") as source, to.open("wb") as target:
             target.truncate(self.path.stat().st_size)
             while data := source.read(build.MIB):
@@ -73,5 +72,4 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Real]:
 
 @pytest.fixture(params=MACHINES)
 def real(request: pytest.FixtureRequest, real_images: dict[str, Real]) -> Real:
-    """Each of these images."""
     return real_images[request.param]

@@ -17,6 +17,5 @@ def fill(partial: image.Partial) -> None:
 
 
 def validated(built: build.Built) -> validation.Contents:
-    """Open and validate."""
     with built.opened() as path, image.opened(path) as opened:
         return opened.validate()

@@ -18,14 +18,12 @@ METADATA = {"guest": {"name": "toy"}}
 
 
 def create(held: int, name: str, *, replace: bool = False, mark: str = "new") -> None:
-    """Create and commit an image whose metadata say ``mark``."""
     with image.creating(held, name, METADATA, stream_offset=build.M) as partial:
         ours.fill(partial)
         partial.commit({"mark": mark}, replace=replace)
 
 
 def mark_of(path: Path) -> Any:
-    """Open and validate the image at ``path``; return its mark."""
     with image.opened(path) as opened:
         opened.validate()
         assert opened.block.state is State.SAVED

@@ -14,7 +14,6 @@ FULL = (1 << 64) - 1
 
 
 def refused(built: build.Built) -> errors.InvalidImage:
-    """Expect that it is refused; return the error."""
     with pytest.raises(errors.InvalidImage) as caught:
         ours.validated(built)
     return caught.value

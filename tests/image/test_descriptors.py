@@ -27,7 +27,6 @@ def file(tmp_path: Path) -> Path:
 
 @contextmanager
 def opened(*ways: tuple[Path, int]) -> Iterator[list[int]]:
-    """Open each path with its flags."""
     with ExitStack() as stack:
         found = []
         for path, flags in ways:
@@ -96,10 +95,7 @@ def test_duplicate_of_one_description(file: Path, position: int) -> None:
 
 
 def test_same_descriptor_twice(file: Path) -> None:
-    with (
-        opened((file, WRONLY)) as (fd,),
-        pytest.raises(errors.MapsaveError, match="duplicates"),
-    ):
+    with opened((file, WRONLY)) as (fd,), pytest.raises(errors.MapsaveError, match="duplicates"):
         Pair(fd, fd, direct_io=False).check(WRONLY)
 
 
@@ -171,10 +167,7 @@ def test_file_system_without_direct_io(tmp_path: Path) -> None:
         path = place / "image"
         path.touch()
         with opened((path, RDWR)) as (fd,):
-            with (
-                pytest.raises(errors.NoDirectIO),
-                descriptors.paired(fd, WRONLY, direct_io=True),
-            ):
+            with pytest.raises(errors.NoDirectIO), descriptors.paired(fd, WRONLY, direct_io=True):
                 pass
             with descriptors.paired(fd, WRONLY, direct_io=False) as pair:
                 pair.check(WRONLY)

@@ -99,7 +99,7 @@ def test_numbers_of_the_stream(changes: list[tuple[str, int]]) -> None:
             "must": NUMBERS,
             "optional": NUMBERS,
         },
-    ),
+    )
 )
 def test_numbers_of_the_superblock(header: dict[str, int]) -> None:
     # The checksum is right: this is an image that somebody made to hurt.

@@ -110,7 +110,7 @@ def test_any_text(xml: str, cookie: str | None) -> None:
             "digest": st.tuples(NUMBERS, NUMBERS),
             "must": NUMBERS,
         },
-    ),
+    )
 )
 def test_numbers_of_the_slots(header: dict[str, int]) -> None:
     with LibvirtImage(header=header).built().opened() as path, little_memory():
@@ -144,9 +144,5 @@ def test_images_that_are_mutated_are_good(made: LibvirtImage) -> None:
 
 
 def test_magic_alone_is_truncated() -> None:
-    with (
-        in_memory(SAVE) as path,
-        pytest.raises(errors.TruncatedImage),
-        image.opened(path),
-    ):
+    with in_memory(SAVE) as path, pytest.raises(errors.TruncatedImage), image.opened(path):
         pass

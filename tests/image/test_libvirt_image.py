@@ -24,7 +24,6 @@ MIB = 1 << 20
 
 
 def create(held: int, new: NewLibvirtHeader = NEW, **changes: Any) -> None:
-    """Create and commit the image ``a``."""
     with image.creating(held, "a", METADATA, stream_offset=MIB, libvirt=new) as partial:
         ours.fill(partial)
         partial.commit({**METADATA, **changes}, replace=False)
@@ -365,10 +364,7 @@ def test_both_slots_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        (
-            {"stream_offset": build.M + 4096},
-            "stream at 69632, but the header before it says 65536",
-        ),
+        ({"stream_offset": build.M + 4096}, "stream at 69632, but the header before it says 65536"),
         ({"stream_offset": 0}, "stream at 0"),
         ({"metadata_offset": 0}, "metadata at 0"),
         ({"metadata_offset": 4095}, "lies outside 4096..57344"),

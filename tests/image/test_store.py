@@ -19,7 +19,6 @@ def put(path: Path, age: int, made: build.Image | None = None) -> None:
 
 
 def listed(path: Path) -> list[tuple[str, str]]:
-    """Return names and states."""
     with store.directory(path) as held:
         return [(entry.name, entry.state) for entry in store.entries(held)]
 

@@ -32,11 +32,7 @@ def sockets(tmp_path: Path) -> Path:
 
 @contextmanager
 def emulated(
-    site: cli.Site,
-    sockets: Path,
-    name: str,
-    *options: str,
-    env: Mapping[str, str] | None = None,
+    site: cli.Site, sockets: Path, name: str, *options: str, env: Mapping[str, str] | None = None
 ) -> Iterator[int]:
     """Run an emulated guest that the site knows by its socket; yield its process id."""
     socket = sockets / name

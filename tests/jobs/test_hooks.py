@@ -30,7 +30,6 @@ AFTER: tuple[Moment, ...] = ("after_save", "on_failure", "after_restore")
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """The directory of the hooks."""
     made = tmp_path / "hooks.d"
     made.mkdir(mode=0o755)
     return made
@@ -151,11 +150,7 @@ async def test_a_hook_before_refuses(
 @pytest.mark.parametrize("moment", AFTER)
 @pytest.mark.parametrize("script", ["echo why >&2; exit 62", "echo why >&2; exit 1"])
 async def test_a_hook_behind_changes_nothing(
-    directory: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    moment: Moment,
-    script: str,
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, moment: Moment, script: str
 ) -> None:
     configured = one(directory, script)
     write(directory, "later", f"touch {tmp_path}/later")

@@ -33,15 +33,11 @@ class Result:
         return found
 
     def error_id(self) -> str:
-        """Return the id of the error that ``--json`` printed."""
         return str(self.json()["error"]["id"])
 
 
 def mapsave(
-    *arguments: str | os.PathLike[str],
-    check: int | None = None,
-    timeout: float = 60.0,
-    **how: Any,
+    *arguments: str | os.PathLike[str], check: int | None = None, timeout: float = 60.0, **how: Any
 ) -> Result:
     """Run ``mapsave`` to its end, at most ``timeout`` seconds; ``how`` as ``started`` has it.
 
@@ -99,7 +95,6 @@ class Site:
 
     @property
     def images(self) -> Path:
-        """Where images go."""
         return self.directory / "images"
 
     @property
@@ -144,20 +139,14 @@ class Site:
         self.write()
 
     def run(
-        self,
-        *arguments: str | os.PathLike[str],
-        env: Mapping[str, str] | None = None,
-        **how: Any,
+        self, *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None, **how: Any
     ) -> Result:
         """Run ``mapsave`` with this configuration; see ``mapsave()``."""
         return mapsave("--config", self.config, *arguments, env=self._env(env), **how)
 
     @contextmanager
     def start(
-        self,
-        *arguments: str | os.PathLike[str],
-        env: Mapping[str, str] | None = None,
-        **how: Any,
+        self, *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None, **how: Any
     ) -> Iterator[subprocess.Popen[str]]:
         """Start ``mapsave`` with this configuration, for tests that signal it; see ``started``."""
         with started("--config", self.config, *arguments, env=self._env(env), **how) as process:

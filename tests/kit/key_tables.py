@@ -77,7 +77,6 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 
 def main() -> None:
-    """Write the tables of every document."""
     for name in DOCUMENTS:
         path = Path(tree.ROOT / "docs" / name)
         path.write_text(rewritten(path.read_text()))

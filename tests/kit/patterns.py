@@ -35,7 +35,6 @@ def dense(size: int, /, seed: int = 1) -> bytearray:
 
 
 def empty(size: int, /, seed: int = 1) -> bytearray:
-    """Return zeros."""
     return bytearray(size)
 
 

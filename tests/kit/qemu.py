@@ -75,7 +75,6 @@ class Qemu:
         return False
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal."""
         signal.pidfd_send_signal(self._handle, number)
 
     def wait(self, timeout: float = 20.0) -> int | None:

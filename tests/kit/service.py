@@ -34,12 +34,10 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """Return the JSON of the body."""
         return json.loads(self.body)
 
     @property
     def error(self) -> str:
-        """The id of the error that was answered."""
         return str(self.json()["error"]["id"])
 
 
@@ -88,11 +86,7 @@ class Service:
         return self.process.pid
 
     def request(
-        self,
-        method: str,
-        target: str,
-        body: Any = None,
-        headers: Mapping[str, str] | None = None,
+        self, method: str, target: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """Send a request with ``body`` as JSON."""
         raw = None if body is None else json.dumps(body).encode()
@@ -114,8 +108,6 @@ class Service:
         return answer.json()
 
     def ended(self, operation: str, timeout: float = 60.0) -> Any:
-        """Wait for the end of an operation; return it."""
-
         def over() -> Any:
             found = self.get(f"/v1/operations/{operation}")
             return found if found["state"] in ENDED else None
@@ -137,7 +129,6 @@ class Service:
         wait.until(lambda: words in self.logged(), what=f"{words!r} in the log")
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the service."""
         self.process.send_signal(number)
 
     def stop(self, timeout: float = 60.0) -> int:

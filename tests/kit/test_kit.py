@@ -252,10 +252,7 @@ def test_loop_filesystem(kind: storage.Kind, sector: int, tmp_path: Path) -> Non
 
 @pytest.mark.root
 def test_tmpfs_is_full_and_ramfs_refuses_direct_io(tmp_path: Path) -> None:
-    with (
-        storage.tmpfs(MIB, tmp_path) as place,
-        pytest.raises(OSError, match="No space left"),
-    ):
+    with storage.tmpfs(MIB, tmp_path) as place, pytest.raises(OSError, match="No space left"):
         (place / "big").write_bytes(bytes(2 * MIB))
     with storage.without_direct_io(tmp_path) as place, pytest.raises(OSError, match="Invalid"):
         os.open(place / "file", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
@@ -264,10 +261,7 @@ def test_tmpfs_is_full_and_ramfs_refuses_direct_io(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_mount_goes_when_the_test_fails(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ZeroDivisionError),
-        storage.loop_filesystem("ext4", 16 * MIB, tmp_path),
-    ):
+    with pytest.raises(ZeroDivisionError), storage.loop_filesystem("ext4", 16 * MIB, tmp_path):
         _ = 1 / 0
     assert storage.left_behind() == []
 

@@ -65,8 +65,7 @@ def test_nothing_to_do_for(apparmor: Host, image: Path, current: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "expected"),
-    [("unconfined", 0), ("mapsave (enforce)", 1), ("mapsave (complain)", 1)],
+    ("own", "expected"), [("unconfined", 0), ("mapsave (enforce)", 1), ("mapsave (complain)", 1)]
 )
 def test_restore_needs_a_rule_only_if_mapsave_is_confined(
     apparmor: Host, image: Path, own: str, expected: int

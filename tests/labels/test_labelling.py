@@ -305,12 +305,7 @@ def test_refusal_without_any_module(plain: Host, image: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "context"),
-    [
-        ("plain", None),
-        ("selinux", QEMU),
-        ("apparmor", "vmq (enforce)"),
-        ("smack", "Guest1"),
-    ],
+    [("plain", None), ("selinux", QEMU), ("apparmor", "vmq (enforce)"), ("smack", "Guest1")],
 )
 def test_process_context(request: pytest.FixtureRequest, host: str, context: str | None) -> None:
     system = request.getfixturevalue(host)

@@ -50,12 +50,7 @@ def running(daemon: Daemon, directory: Path) -> Iterator[Domain]:
     """Run a persistent guest with a disk, whose RAM stays as it is."""
     boot, devices = ways.halting(directory), disk(directory)
     with domain.running(
-        daemon,
-        ram=patterns.sparse,
-        transient=False,
-        paused=False,
-        boot=boot,
-        devices=devices,
+        daemon, ram=patterns.sparse, transient=False, paused=False, boot=boot, devices=devices
     ) as guest:
         yield guest
 

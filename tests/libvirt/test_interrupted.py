@@ -59,10 +59,7 @@ def _killed_for_a_while(daemon: Daemon, process: subprocess.Popen[str]) -> cli.R
 
 @pytest.mark.parametrize(
     ("step", "then"),
-    [
-        *zip((*NOT_YET, "writing", *WHOLE), ("quit", "resume") * 4, strict=True),
-        ("commit", "quit"),
-    ],
+    [*zip((*NOT_YET, "writing", *WHOLE), ("quit", "resume") * 4, strict=True), ("commit", "quit")],
 )
 def test_libvirtd_killed_and_restarted(
     own_daemon: Daemon, site: cli.Site, step: str, then: str
@@ -182,10 +179,7 @@ def test_libvirtd_killed_and_restarted_in_a_restore(
 
 @pytest.mark.parametrize(
     ("step", "outcome"),
-    [
-        ("load", "destination stopped, image as before"),
-        ("run", "guest restored"),
-    ],
+    [("load", "destination stopped, image as before"), ("run", "guest restored")],
 )
 def test_libvirtd_killed_for_good_in_a_restore(
     own_daemon: Daemon, site: cli.Site, step: str, outcome: str

@@ -64,11 +64,7 @@ def _at(site: cli.Site, guest: Domain, step: str, *more: str) -> Iterator[subpro
     ],
 )
 def test_guest_ended_by_somebody_else(
-    daemon: Daemon,
-    site: cli.Site,
-    step: str,
-    act: Callable[[Domain, cli.Site], None],
-    words: str,
+    daemon: Daemon, site: cli.Site, step: str, act: Callable[[Domain, cli.Site], None], words: str
 ) -> None:
     """Nothing of ours stays; what they have saved is theirs, and whole."""
     with small(daemon, paused=False) as guest:

@@ -24,7 +24,6 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guest(daemon: Daemon, log: Path) -> Iterator[Domain]:
-    """A persistent domain."""
     devices = f"<serial type='file'><source path='{log}'/></serial>"
     with domain.running(
         daemon, "web01", ram=patterns.sparse, memory=16 << 20, transient=False, devices=devices

@@ -24,7 +24,6 @@ async def switch(session: Session, **capabilities: bool) -> None:
 
 
 def on(settings: parameters.Settings) -> set[str]:
-    """Return the capabilities that are on."""
     return {name for name, state in settings.capabilities.items() if state}
 
 

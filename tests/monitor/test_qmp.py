@@ -43,7 +43,6 @@ def _say(server: socket.socket, says: bytes) -> None:
 
 
 async def unreachable(path: Path | str, timeout: float = 5.0) -> errors.Unreachable:
-    """Return the error of connecting to ``path``."""
     with pytest.raises(errors.Unreachable) as caught:
         async with qmp.connected(str(path), timeout=timeout):
             pass

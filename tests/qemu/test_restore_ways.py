@@ -84,12 +84,7 @@ def test_label_policy_of_the_configuration(site: cli.Site, whose: str) -> None:
 
 @pytest.mark.parametrize(
     ("was_running", "option", "runs"),
-    [
-        (True, None, True),
-        (True, "--paused", False),
-        (False, None, False),
-        (False, "--run", True),
-    ],
+    [(True, None, True), (True, "--paused", False), (False, None, False), (False, "--run", True)],
 )
 def test_run_state_afterwards(
     site: cli.Site, was_running: bool, option: str | None, runs: bool

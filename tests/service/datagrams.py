@@ -15,7 +15,6 @@ def receiver(address: str) -> Iterator[socket.socket]:
 
 
 def told(sock: socket.socket) -> list[str]:
-    """Return the datagrams that have come."""
     found = []
     with contextlib.suppress(BlockingIOError):
         while True:

@@ -38,10 +38,7 @@ def survived(
     site: cli.Site, where: str, step: str, *arguments: str
 ) -> Iterator[tuple[subprocess.Popen[str], Service]]:
     """Run a second service after one that was killed; the command of the first still waits."""
-    with (
-        until_killed(site, where, step, *arguments) as waiting,
-        service.running(site) as mapsaved,
-    ):
+    with until_killed(site, where, step, *arguments) as waiting, service.running(site) as mapsaved:
         yield waiting, mapsaved
 
 
@@ -59,7 +56,6 @@ def await_recovery(mapsaved: Service) -> None:
 
 
 def the_only(mapsaved: Service, **wanted: str) -> dict[str, Any]:
-    """Return the one operation that is as wanted."""
     query = "&".join(f"{name}={value}" for name, value in wanted.items())
     (found,) = mapsaved.get(f"/v1/operations?{query}")["operations"]
     assert isinstance(found, dict)

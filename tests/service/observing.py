@@ -34,7 +34,6 @@ class State:
     listeners: int = 0
 
     def sources(self, **other: Any) -> Sources:
-        """Return the sources that read this."""
         return Sources(
             **{
                 "kinds": requests.KINDS,
@@ -50,7 +49,6 @@ class State:
 
 
 def saved(**different: Any) -> Record:
-    """Return the record of a save that is done."""
     result = {"guest": "db", "data_bytes": 1 << 30, "bytes_per_s": 2_000_000, "duration_s": 3.0}
     record = {
         "id": "0123456789ab",
@@ -101,7 +99,6 @@ class Receiver:
         self.socket.setblocking(False)
 
     def entries(self) -> list[dict[str, bytes]]:
-        """Return the entries that have arrived."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -65,8 +65,7 @@ CHUNKED = HEAD.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked")
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"GET /v1/health HTTP/1.1\r\nHo", b"GET /v1/health HTTP/1.1\r\nHost: x\r\n"],
+    "data", [b"", b"GET /v1/health HTTP/1.1\r\nHo", b"GET /v1/health HTTP/1.1\r\nHost: x\r\n"]
 )
 def test_silence_before_the_end_of_the_head_ends_the_connection(
     attacked: service.Service, data: bytes

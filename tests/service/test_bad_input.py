@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("stays_up")
 
 
 def post(attacked: service.Service, body: bytes | None, **headers: str) -> service.Answer:
-    """Post bytes as they are."""
     given = {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return service.request(attacked.site.socket, "POST", OPERATIONS, body, given)
 
@@ -95,10 +94,7 @@ def test_bodies_that_mean_nothing(attacked: service.Service, body: bytes, words:
 
 @pytest.mark.parametrize(
     "image",
-    [
-        *("", ".", "..", "../db", "a/b", "/etc/passwd", "a\0b", "x" * 300, "ä" * 150),
-        "db.partial",
-    ],
+    [*("", ".", "..", "../db", "a/b", "/etc/passwd", "a\0b", "x" * 300, "ä" * 150), "db.partial"],
 )
 @pytest.mark.parametrize("kind", ["save", "restore", "check", "verify", "discard"])
 def test_names_that_are_no_image_of_the_directory(
@@ -126,10 +122,7 @@ def test_all_that_is_wrong_is_told_at_once(attacked: service.Service) -> None:
         ({"kind": "check", "guest": "web"}, 404, "guest.unknown"),
         ({"kind": "job", "job": "nightly"}, 404, "job.unknown"),
         ({"kind": "prune", "job": "nightly"}, 404, "job.unknown"),
-        (
-            {"kind": "restore", "image": "a", "restore": {"guest": "web"}},
-            *(404, "guest.unknown"),
-        ),
+        ({"kind": "restore", "image": "a", "restore": {"guest": "web"}}, *(404, "guest.unknown")),
     ],
 )
 def test_what_is_not_there_is_told_before_anything_begins(

@@ -80,7 +80,6 @@ class Listener:
             self.events.append((fields["event"], json.loads(fields["data"])))
 
     def until(self, condition: Any) -> None:
-        """Read until ``condition(self)`` holds."""
         while not condition(self):
             assert self.read(), (self._head, self._rest, self.events)
 

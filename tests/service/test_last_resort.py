@@ -20,11 +20,7 @@ UID = 12345  # a user that exists nowhere
 
 
 def test_a_service_that_hangs_is_not_waited_for(site: cli.Site) -> None:
-    with (
-        emulated.guest(site, "web"),
-        emulated.guest(site, "db"),
-        service.running(site) as mapsaved,
-    ):
+    with emulated.guest(site, "web"), emulated.guest(site, "db"), service.running(site) as mapsaved:
         mapsaved.signal(signal.SIGSTOP)
         began = time.monotonic()
         done = site.run("save-all", "--deadline", "60s", "--json", check=0)
@@ -107,10 +103,7 @@ def test_a_service_that_dies_over_it(site: cli.Site) -> None:
 
 def test_a_service_that_died_before(site: cli.Site) -> None:
     """Its guest is left in postmigrate, or about to be: without recovery no one could save it."""
-    with (
-        emulated.guest(site, "web", throttle="2M") as web,
-        service.running(site) as mapsaved,
-    ):
+    with emulated.guest(site, "web", throttle="2M") as web, service.running(site) as mapsaved:
         mapsaved.begin(kind="save", guest="web", save={"then": "resume"})
         wait.until(
             lambda: any(each.stat().st_size > 3 * MIB for each in site.images.glob("web*.partial")),
@@ -162,10 +155,9 @@ def test_a_wrong_configuration_leaves_the_one_in_force() -> None:
             site.config.write_text("images: [")
             assert save_all("--local").returncode == 2
             done = save_all()
-            assert (done.returncode, emulated.outcomes(done.json())) == (
-                0,
-                {"toy": "saved"},
-            ), done.stderr
+            assert (done.returncode, emulated.outcomes(done.json())) == (0, {"toy": "saved"}), (
+                done.stderr
+            )
             assert "[config.invalid]" in done.stderr
             (place / "mapsave/mapsave.sock").unlink()
             assert save_all().returncode == 2

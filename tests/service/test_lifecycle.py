@@ -251,10 +251,7 @@ def _saving(site: cli.Site, *options: str, **how: Any) -> Iterator[tuple[Service
 def test_sigterm_finishes_what_runs_and_cancels_what_waits(site: cli.Site) -> None:
     notify = site.directory / "notify"
     env = {"NOTIFY_SOCKET": str(notify), "WATCHDOG_USEC": "200000"}
-    with (
-        _heard(notify) as heard,
-        _saving(site, "--then", "resume", env=env) as (mapsaved, waiting),
-    ):
+    with _heard(notify) as heard, _saving(site, "--then", "resume", env=env) as (mapsaved, waiting):
         waits = mapsaved.begin(kind="save", guest="other")["id"]
         assert mapsaved.get(f"/v1/operations/{waits}")["state"] == "pending"
         mapsaved.signal(signal.SIGTERM)

@@ -248,9 +248,7 @@ def test_without_journald_stderr_has_priorities(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize("is_journal", [True, False])
 def test_auto_is_the_journal_where_stderr_is(
-    receiver: Receiver,
-    tmp_path: Path,
-    is_journal: bool,
+    receiver: Receiver, tmp_path: Path, is_journal: bool
 ) -> None:
     with (tmp_path / "a").open("w") as stream:
         stats = os.fstat(stream.fileno())

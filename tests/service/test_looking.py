@@ -73,10 +73,7 @@ async def test_who_is_cancelled_while_it_waits_leaves_its_place() -> None:
 
 def test_a_hung_file_system_takes_no_thread_that_a_save_needs(site: cli.Site) -> None:
     answers = site.directory / "answers"
-    with (
-        emulated.guest(site, "db"),
-        service.running(site) as healthy,
-    ):
+    with emulated.guest(site, "db"), service.running(site) as healthy:
         healthy.done(kind="save", guest="db", save={"image": "one.mapsave", "then": "resume"})
         assert healthy.stop() == 0
         with (

@@ -20,7 +20,6 @@ from tests.service.observing import State
 
 @pytest.fixture
 async def kept(tmp_path: Path) -> AsyncIterator[History]:
-    """A journal."""
     async with history.opened(tmp_path / "journal.db") as opened:
         yield opened
 
@@ -33,7 +32,6 @@ def told() -> list[Operation]:
 
 @pytest.fixture
 def operations(kept: History, told: list[Operation], tmp_path: Path) -> Operations:
-    """The operations of a service."""
     return Operations(kept, Hub(), Metrics(State(tmp_path).sources()), told.append)
 
 

@@ -121,10 +121,7 @@ def test_metrics_of_a_save_go_on_after_a_restart(site: cli.Site) -> None:
 def test_a_hook_that_says_no_keeps_the_guest_untouched(site: cli.Site) -> None:
     site.add_guest("toy", emulator={"memory": "8M"})
     write_hook(site, "no", "#!/bin/sh\necho 'a backup is running' >&2\nexit 62\n")
-    site.settings["hooks"] = {
-        "directory": str(site.directory / "hooks"),
-        "before_save": ["no"],
-    }
+    site.settings["hooks"] = {"directory": str(site.directory / "hooks"), "before_save": ["no"]}
     site.write()
     with service.running(site) as mapsaved:
         failed = site.run("save", "toy", check=3)

@@ -12,15 +12,7 @@ from tests.faults.slow import await_writing, looked_at, slow_guest
 from tests.kit import cli, emulated, patterns, qemu, ram, service, state, wait
 from tests.kit.outcomes import LOADED
 from tests.service import interrupted
-from tests.service.interrupted import (
-    COMMITTED,
-    IMAGE,
-    NAME,
-    NOTHING,
-    PUT_BACK,
-    RESTORED,
-    UNDONE,
-)
+from tests.service.interrupted import COMMITTED, IMAGE, NAME, NOTHING, PUT_BACK, RESTORED, UNDONE
 
 # Step by step, and whether QEMU has written its stream whole by then.
 _SAVE = (

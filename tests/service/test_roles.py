@@ -33,11 +33,7 @@ print(json.dumps(found))
 """
 
 
-GROUPS = {
-    "group": SOCKET.gr_name,
-    "operators": [OPERATORS.gr_name],
-    "readers": [READERS.gr_name],
-}
+GROUPS = {"group": SOCKET.gr_name, "operators": [OPERATORS.gr_name], "readers": [READERS.gr_name]}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +100,6 @@ class User:
         return str(self.mapsaved.ended(found["id"])["state"])
 
     def run(self, *arguments: str) -> cli.Result:
-        """Run ``mapsave`` as that user."""
         return self.mapsaved.site.run(*arguments, under=self.command, env={"HOME": "/"})
 
 

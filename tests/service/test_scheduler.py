@@ -56,7 +56,6 @@ class Host:
         (self._jobs / f"{name}.yaml").write_text(yaml.safe_dump(content))
 
     def remove(self, name: str) -> None:
-        """Remove a job."""
         (self._jobs / f"{name}.yaml").unlink()
 
     async def read(self) -> None:
@@ -74,7 +73,6 @@ class Host:
             await self.kept.ran("", 0)
 
     def next_run(self, job: str) -> datetime.datetime | None:
-        """Return when a job runs next."""
         found = self.scheduler.next_run(job)
         return None if found is None else datetime.datetime.fromtimestamp(found, datetime.UTC)
 
@@ -86,7 +84,6 @@ class Host:
 
 @pytest.fixture
 async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    """A host whose scheduler runs."""
     async with history.opened(tmp_path / "journal.db") as kept:
         found = Host(tmp_path, kept)
         running = asyncio.create_task(found.scheduler.run())

@@ -50,9 +50,7 @@ def _slow_runs(mapsaved: service.Service) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_interrupted_cancels_its_operation(
-    mapsaved: service.Service,
-    saving: tuple[subprocess.Popen[str], str],
-    number: signal.Signals,
+    mapsaved: service.Service, saving: tuple[subprocess.Popen[str], str], number: signal.Signals
 ) -> None:
     process, operation = saving
     process.send_signal(number)

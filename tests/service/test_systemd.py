@@ -195,7 +195,6 @@ def passed_to(
 
 
 def outcome(child: subprocess.Popen[str]) -> dict[str, Any]:
-    """Return what the child printed."""
     output, _ = child.communicate(timeout=60)
     found: dict[str, Any] = json.loads(output)
     return found

@@ -124,9 +124,7 @@ def test_what_goes_well_is_told_alike(
 
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.parametrize(
-    "arguments",
-    [("inspect", "image ö"), ("verify", "image ö"), ("check", "image ö")],
-    ids=" ".join,
+    "arguments", [("inspect", "image ö"), ("verify", "image ö"), ("check", "image ö")], ids=" ".join
 )
 def test_an_image_is_looked_into_alike(
     mapsaved: service.Service, arguments: tuple[str, ...], form: tuple[str, ...]

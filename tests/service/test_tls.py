@@ -198,9 +198,7 @@ def test_a_file_that_cannot_be_used_is_named(
     site.settings = {"service": {"listen": listen}}
     site.write()
     with processes.running(
-        [*cli.COMMAND, "--config", str(site.config), "serve"],
-        stderr=subprocess.PIPE,
-        text=True,
+        [*cli.COMMAND, "--config", str(site.config), "serve"], stderr=subprocess.PIPE, text=True
     ) as process:
         _, told = process.communicate(timeout=60)
     assert process.returncode == 2, told

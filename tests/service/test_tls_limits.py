@@ -225,10 +225,7 @@ def test_one_address_has_few_handshakes_at_once(site: cli.Site, authority: Autho
 
 def test_clients_without_a_role_have_few_connections(site: cli.Site, authority: Authority) -> None:
     mallory = authority.issue("/CN=mallory")
-    with (
-        secured(site, authority, command=IMPATIENT) as found,
-        contextlib.ExitStack() as stack,
-    ):
+    with secured(site, authority, command=IMPATIENT) as found, contextlib.ExitStack() as stack:
         for _ in range(3):
             connection = stack.enter_context(contextlib.closing(found.connect(mallory)))
             assert status(connection) == 403

@@ -88,7 +88,6 @@ def environment(*rules: Rule, met: Path | None = None) -> dict[str, str]:
 
 @functools.cache
 def library() -> Path:
-    """Compile the library; return its path."""
     # The directory lives as long as the test run, for QEMU may be started at any time.
     directory = _directory()
     Path(directory.name).chmod(0o755)  # for a QEMU of another user

@@ -111,10 +111,7 @@ def test_profile_that_denies_it_whatever_is_added(site: cli.Site) -> None:
 
 
 def test_complaining_profile_needs_nothing(site: cli.Site) -> None:
-    with (
-        guests.profile(flags="complain", include="") as profile,
-        guests.running(profile) as guest,
-    ):
+    with guests.profile(flags="complain", include="") as profile, guests.running(profile) as guest:
         saved = site.run(*guests.save(guest, site.images / "complain"), check=0).json()
         assert saved["label"]["process"] == "qemu-web01 (complain)"
         assert saved["label"]["detail"] == {}
@@ -155,10 +152,7 @@ def test_profile_as_libvirt_lays_it_out(site: cli.Site) -> None:
     name = "libvirt-8a4a3a4c-0a48-4a45-a7bb-8a7a4f0b2d61"
     disks = '  "/var/log/libvirt/**/x.log" w,\n  "/srv/disk.qcow2" rwk,\n'
     with guests.libvirt_profile(name, disks) as profile:
-        with (
-            guests.running(profile) as guest,
-            site.start(*guests.save(guest, image)) as process,
-        ):
+        with guests.running(profile) as guest, site.start(*guests.save(guest, image)) as process:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
                 assert profile.rules_file.read_text().startswith(disks)
                 assert profile.rules() == guests.both_names(image)

@@ -34,12 +34,10 @@ def running(*arguments: str, context: str = GUEST, **options: Any) -> Iterator[Q
 
 
 def context_of(pid: int) -> str:
-    """Return the context of a process."""
     return Path(f"/proc/{pid}/attr/current").read_text().rstrip("\0\n")
 
 
 def label_of(file: Path | int) -> str:
-    """Return the label of a file."""
     return os.getxattr(file, _ATTRIBUTE).rstrip(b"\0").decode()
 
 
