@@ -68,7 +68,7 @@ def test_boots_that_are_done_are_not_repeated(tmp_path: Path) -> None:
     found = {"mode": "none", "case": case, "outcome": "failed", "words": "read", "seconds": 1.0}
     (tmp_path / "none").mkdir()
     (tmp_path / "none/serial").write_text(f"[ 1.0] {machine.RESULT}{json.dumps(found)}\n")
-    only = tree.ROOT / f"tests/mac/test_none.py::test_no_module[{case}]"
+    only = tree.ROOT / f"tests/mac/test_modes.py::test_case[none-{case}]"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", only]
     done = run(*command, MAPSAVE_MAC_BOOTS=str(tmp_path), PYTHONPATH=tree.PYTHONPATH)
     assert f"{case} failed inside:" in done.stdout, done.stdout

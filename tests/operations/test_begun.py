@@ -1,4 +1,4 @@
-"""What recovery must know of an operation: the journals of the last version are still read."""
+"""What recovery must know of an operation, and that it returns what an undisturbed one does."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 from mapsave import errors
-from mapsave.operations import recover_lost
+from mapsave.image import store
+from mapsave.operations import recover_lost, recover_result
 from mapsave.operations.begun import Noted, RestoreBegun, SaveBegun
 from mapsave.operations.journal import Orphan
+
+from tests.kit import cli
+from tests.kit.emulated import emulated
 
 JOURNAL: dict[str, Any] = {"kind": "save", "manager_pid": 7, "boot": "b", "operation": "0123"}
 LABEL = {
@@ -81,3 +85,24 @@ def test_one_that_is_not_as_we_write_them(wrong: dict[str, Any], key: str) -> No
     if wrong.keys() <= SAVE.keys():
         with pytest.raises(errors.JournalUnusable, match=f"lacks '{next(iter(wrong))}'"):
             recover_lost.read(orphan("save", facts))
+
+
+LINE = {"image": "/images/one", "guest": "web", "monitor": None, "outcome": "image committed"}
+
+
+def test_save_and_restore(site: cli.Site, tmp_path: Path) -> None:
+    site.add_guest("web", tmp_path / "s")
+    with emulated(tmp_path / "s"):
+        saved = site.run("save", "web", "--json", check=0).json()
+    with store.directory(site.images) as held:
+        (entry,) = store.entries(held)
+    recovered = recover_result.save(entry).as_dict()
+    assert recovered.keys() == saved.keys() == recover_result.gone(LINE).as_dict().keys()
+    assert (saved["recovered"], recovered["recovered"]) == (False, True)
+    differs = {key for key in saved if saved[key] != recovered[key]}
+    assert differs <= {"recovered", "phases", "reasons", "duration_s", "downtime_s", "bytes_per_s"}
+
+    with emulated(tmp_path / "d", "--incoming", "defer") as waiting:
+        arguments = ("restore", saved["image"], "--into", f"qmp:{waiting.path}", "--json")
+        restored = site.run(*arguments, check=0).json()
+    assert recover_result.restore(entry, None, None).as_dict().keys() == restored.keys()

@@ -1,12 +1,15 @@
-"""The request of a save, completed by configuration: format and label of libvirt guests."""
+"""The request of a save: completed by configuration, and which images it may replace."""
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mapsave import config, errors
+from mapsave.migration.progress import Progress
 from mapsave.monitor.domain import Domain
-from mapsave.operations import save_request
+from mapsave.operations import save, save_request
 
 from tests.kit import cli, emulated
 
@@ -122,3 +125,43 @@ def test_default_name_is_the_domains(tmp_path: Path) -> None:
     settings = configuration(tmp_path)
     with save_request.place(guest, settings, save_request.Request()) as (_, name):
         assert name.startswith("web_01-")
+
+
+IMAGE = "one.mapsave"
+
+
+async def _saved(site: cli.Site, name: str, report: Any = lambda _: None, **more: Any) -> None:
+    found = config.load(site.config, {})
+    guest = found.guest(name)
+    request = save_request.request(found, guest, image=IMAGE, then="resume", **more)
+    await save.save(guest, found, request, report)
+
+
+async def test_the_image_of_another_guest_is_not_replaced(site: cli.Site) -> None:
+    with emulated.guest(site, "web") as web, emulated.guest(site, "db"):
+        await _saved(site, "db")
+        with pytest.raises(errors.ImageExists, match="another guest, 'db'"):
+            await _saved(site, "web", replace=True, replace_only="web")
+        assert emulated.status(web) == "running"
+        await _saved(site, "db", replace=True, replace_only="db")
+        await _saved(site, "web", replace=True)
+        assert list(site.images.iterdir()) == [site.images / IMAGE]
+
+
+async def test_nor_one_that_comes_up_in_the_middle_of_the_save(
+    site: cli.Site, tmp_path: Path
+) -> None:
+    with emulated.guest(site, "web") as web, emulated.guest(site, "db"):
+        await _saved(site, "db")
+        theirs = tmp_path / "theirs"
+        shutil.move(site.images / IMAGE, theirs)
+
+        def comes_up(now: Progress) -> None:
+            if now.phase == "validate":
+                shutil.copy(theirs, site.images / IMAGE)
+
+        with pytest.raises(errors.ImageExists, match="another guest, 'db'"):
+            await _saved(site, "web", comes_up, replace=True, replace_only="web")
+        assert emulated.status(web) == "running"
+        assert list(site.images.iterdir()) == [site.images / IMAGE]
+        assert (site.images / IMAGE).read_bytes() == theirs.read_bytes()

@@ -1,11 +1,15 @@
-"""The requests of the service: what a kind of operation consists of, and what a body means."""
+"""The requests of the service: who asks, and what the kind of an operation and a body mean."""
 
 import json
+import pwd
 import re
+import socket
+import time
+from typing import Any
 
 import pytest
-from mapsave import errors
-from mapsave.service import work
+from mapsave import errors, service_settings
+from mapsave.service import peers, work
 from mapsave.service.api import openapi, requests, routes
 
 from tests.kit import tree
@@ -68,3 +72,22 @@ def test_mistakes_are_named(body: dict[str, object], words: str) -> None:
     with pytest.raises(errors.RequestInvalid) as caught:
         requests.parse(body)
     assert words in caught.value.message
+
+
+def test_a_name_is_looked_up_once_and_again_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    look_up, clock = pwd.getpwuid, time.monotonic
+
+    def counted(uid: int) -> Any:
+        asked.append(uid)
+        return look_up(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", counted)
+    roles = peers.Roles(service_settings.Service())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        names = {roles.of_socket(ours).name for _ in range(3)}
+        assert len(names) == len(asked) == 1
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
+        assert roles.of_socket(ours).name in names
+        assert len(asked) == 2
