@@ -13,18 +13,18 @@ Sources: the kernel's security/apparmor/apparmorfs.c (``.access``) and path.c (`
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.labels import apparmor_rules
 from mapsave.labels import label as labels
 from mapsave.labels.confinement import Confinement
+from mapsave.labels.interface import SecurityModule
 from mapsave.labels.system import CAP_MAC_ADMIN
 
 if TYPE_CHECKING:
@@ -52,19 +52,14 @@ class Place:
     profile_file: Path
 
 
-class Apparmor:
-    """AppArmor as one of the :class:`~mapsave.labels.interface.SecurityModule`."""
+class Apparmor(SecurityModule):
+    """QEMU's profile gets a rule for the path of the image."""
 
     name = "apparmor"
 
     def __init__(self, policy: Policy, system: System) -> None:
-        self.policy = policy
+        super().__init__(policy, system)
         self.options = policy.apparmor
-        self.system = system
-
-    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: there is no label to be born with."""
-        return contextlib.nullcontext()
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return the label without a value. Raises LabelRefused if no rule could be added."""
@@ -100,14 +95,12 @@ class Apparmor:
             for path, allowed in answers.items()
             if not allowed
         ]
-        if not rules:
-            return labels.Label(self.name, None, context, detail={"rules": []})
-        place = self._place(
-            profile, target.path, rules, False if False in answers.values() else None
-        )
-        if place is None:
-            return labels.Label(self.name, None, context, detail={"rules": []})
-        return labels.Label(self.name, None, context, detail=_detail(profile, place, rules))
+        place = None
+        if rules:
+            allowed = False if False in answers.values() else None
+            place = self._place(profile, target.path, rules, allowed)
+        detail = _detail(profile, place, rules) if place is not None else {"rules": []}
+        return labels.Label(self.name, None, context, detail=detail)
 
     def apply(self, target: Target) -> Label:
         """Add the rules that are missing and load the profile. Raises LabelRefused."""
@@ -152,11 +145,9 @@ class Apparmor:
                     )
 
     def rest(self, target: Target, label: Label) -> None:
-        """Take the rules out: after the save nothing needs the path."""
         self.undo(target, label)
 
     def refuses(self, target: Target) -> bool:
-        """Return whether QEMU's profile lacks the rule now; False if it can't be asked."""
         profile = self._to_convince(self.process(target.pid), target.access)
         if profile is None:
             return False
@@ -164,8 +155,7 @@ class Apparmor:
         return self.allows(profile.profile, path, target.access) is False
 
     def explain(self, target: Target) -> str:
-        """Return the sentence with QEMU's profile, its answer and the rule that is missing."""
-        current = self._read(target.pid) if target.pid is not None else None
+        current = self.read_context(target.pid) if target.pid is not None else None
         path = labels.name_of(target.fd, target.path)
         action = labels.ACTION[target.access]
         said = f"AppArmor: {labels.who(target.pid)} runs as {current or 'unknown'}"
@@ -174,17 +164,13 @@ class Apparmor:
         answer = {True: "has a rule to", False: "has no rule to", None: "may lack the rule to"}
         allowed = self.allows(Confinement.parse(current).profile, path, target.access)
         wanted = apparmor_rules.rule(path, PERMISSIONS[target.access])[:-1]
-        elsewhere = "" if allowed is False else self._elsewhere(target.pid)
-        return f"{said}, which {answer[allowed]} {action} the file: {wanted}{elsewhere}"
-
-    def _elsewhere(self, pid: int | None) -> str:
-        """Say so if QEMU is in another mount namespace, and what its profile needs then."""
-        if not self._apart(pid):
-            return ""
-        return (
-            ", but it is in another mount namespace than mapsave: its profile needs "
-            "flags=(attach_disconnected) as well, and no further rule"
-        )
+        said += f", which {answer[allowed]} {action} the file: {wanted}"
+        if allowed is not False and self._apart(target.pid):
+            said += (
+                ", but it is in another mount namespace than mapsave: its profile needs "
+                "flags=(attach_disconnected) as well, and no further rule"
+            )
+        return said
 
     def _apart(self, pid: int | None) -> bool:
         """Return whether QEMU is known to be in another mount namespace than mapsave."""
@@ -199,8 +185,11 @@ class Apparmor:
         if not self._apart(pid):
             return
         place, _ = self._find_place(profile)
-        text = _text_of(place.profile_file) if place is not None else None
-        if place is None or text is None:
+        if place is None:
+            return
+        try:
+            text = os.fsdecode(place.profile_file.read_bytes())
+        except OSError:
             return
         if apparmor_rules.attaches(text, profile.profile) is not False:
             return
@@ -215,17 +204,6 @@ class Apparmor:
             process=f"{profile.profile} ({profile.mode})",
             wanted=[flags],
         )
-
-    def process(self, pid: int | None) -> str | None:
-        """Return ``attr/current`` of ``pid``; None without one. Raises Unreachable."""
-        if pid is None:
-            return None
-        if not self.system.exists(f"/proc/{pid}"):
-            raise errors.Unreachable(
-                f"there is no process {pid}: QEMU exited before its image could be labelled",
-                pid=pid,
-            )
-        return self._read(pid)
 
     def allows(self, profile: str, path: str, access: Access) -> bool | None:
         """Return whether the loaded profile has the permission for ``path``; None: no answer."""
@@ -243,20 +221,12 @@ class Apparmor:
             log.debug("cannot query AppArmor about %s and %s: %s", profile, path, error)
             return None
 
-    def _read(self, pid: int | str) -> str | None:
-        # The first is there for AppArmor alone; old kernels have only the second.
-        for file in (f"/proc/{pid}/attr/apparmor/current", f"/proc/{pid}/attr/current"):
-            current = self.system.read_or_none(file)
-            if current is not None:
-                return current
-        return None
-
     def _to_convince(self, context: str | None, access: Access) -> Confinement | None:
         """Return the profile that needs a rule, None if none does."""
         if context is None or not Confinement.parse(context).binding:
             return None
         if access == "restore":
-            own = self._read("self")
+            own = self.read_context("self")
             if own is None or Confinement.parse(own).mode == "unconfined":
                 return None  # descriptors of an unconfined opener may be read
         return Confinement.parse(context)
@@ -346,12 +316,13 @@ class Apparmor:
             log.error("%s", error)
 
     def _loaded(self, profile: str) -> bool:
-        listed = None
-        with contextlib.suppress(OSError):
+        try:
             listed = self.system.read_or_none(f"{FS}/profiles")
-        if listed is None:
+        except OSError:
             return True
-        return any(line.rpartition(" (")[0] == profile for line in listed.splitlines())
+        return listed is None or any(
+            line.rpartition(" (")[0] == profile for line in listed.splitlines()
+        )
 
     def _load(self, place: Place) -> str | None:
         # -K: the cache is neither read nor written, for the rule is there for minutes only.
@@ -365,13 +336,6 @@ class Apparmor:
         return shutil.which("apparmor_parser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def _text_of(file: Path) -> str | None:
-    try:
-        return os.fsdecode(file.read_bytes())
-    except OSError:
-        return None
-
-
 def _paths(target: Target) -> list[str]:
     """Return every name of the image as the kernel sees it, each once."""
     others = (
@@ -381,7 +345,7 @@ def _paths(target: Target) -> list[str]:
     return list(dict.fromkeys([labels.name_of(target.fd, target.path), *others]))
 
 
-def _detail(profile: Confinement, place: Place, rules: Sequence[str]) -> dict[str, Any]:
+def _detail(profile: Confinement, place: Place, rules: Sequence[str]) -> dict[str, object]:
     return {
         "profile": profile.profile,
         "rules": list(rules),

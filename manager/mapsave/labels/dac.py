@@ -11,10 +11,11 @@ import grp
 import os
 import pwd
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from mapsave import errors
 from mapsave.labels import label as labels
+from mapsave.labels.interface import SecurityModule
 from mapsave.labels.system import CAP_CHOWN
 
 if TYPE_CHECKING:
@@ -22,17 +23,18 @@ if TYPE_CHECKING:
 
     from mapsave.labels.label import Access, Label, Target
     from mapsave.labels.policy import Policy
-    from mapsave.labels.system import System
 
 
-class Dac:
-    """File permissions as one of the :class:`~mapsave.labels.interface.SecurityModule`."""
+class _State(TypedDict):
+    uid: int
+    gid: int
+    mode: int
+
+
+class Dac(SecurityModule):
+    """File permissions."""
 
     name = "dac"
-
-    def __init__(self, policy: Policy, system: System) -> None:
-        self.policy = policy
-        self.system = system
 
     @property
     def is_needed(self) -> bool:
@@ -42,10 +44,6 @@ class Dac:
     def process(self, pid: int | None) -> str | None:
         """Return None: a user id is no context."""
         return None
-
-    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: the image is created for mapsave alone, and given away by ``apply``."""
-        return contextlib.nullcontext()
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return what an image would get. Raises PolicyViolation, NotPermitted."""
@@ -95,11 +93,9 @@ class Dac:
         return labels.Label(self.name, _text(_state(target.fd)), None, done.previous, detail)
 
     def holds(self, target: Target, label: Label) -> bool:
-        """Return whether owner, group and mode are still those."""
         return _text(_state(target.fd)) == label.value
 
     def undo(self, target: Target, label: Label) -> None:
-        """Put owner, group and mode back as they were."""
         was = label.detail.get("before")
         if was and _state(target.fd) != was:
             _set(target.fd, was["uid"], was["gid"], was["mode"])
@@ -114,7 +110,6 @@ class Dac:
         return False
 
     def explain(self, target: Target) -> str:
-        """Return the sentence with the file's owner and mode."""
         return f"the file has {_text(_state(target.fd))}"
 
     def _owner(self) -> tuple[int, int]:
@@ -157,12 +152,12 @@ def _number(policy: Policy, what: str, name: str | None) -> int:
         ) from None
 
 
-def _state(fd: int) -> dict[str, Any]:
+def _state(fd: int) -> _State:
     stats = os.fstat(fd)
     return {"uid": stats.st_uid, "gid": stats.st_gid, "mode": stat.S_IMODE(stats.st_mode)}
 
 
-def _text(state: dict[str, Any]) -> str:
+def _text(state: _State) -> str:
     return f"{state['uid']}:{state['gid']} {state['mode']:04o}"
 
 

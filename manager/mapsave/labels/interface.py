@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Protocol
+
+from mapsave import errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from mapsave.labels.label import Access, Label, Target
+    from mapsave.labels.policy import Policy
+    from mapsave.labels.system import System
 
 
 class SecurityModule(Protocol):
@@ -19,12 +23,32 @@ class SecurityModule(Protocol):
     """
 
     name: str
+    policy: Policy
+    system: System
+
+    def __init__(self, policy: Policy, system: System) -> None:
+        self.policy = policy
+        self.system = system
 
     def process(self, pid: int | None) -> str | None:
         """Return the context of ``pid``; None without one. Raises Unreachable."""
+        if pid is None:
+            return None
+        if not self.system.exists(f"/proc/{pid}"):
+            raise gone(pid)
+        return self.read_context(pid)
 
-    def creating(self, pid: int | None) -> AbstractContextManager[None]:
+    def read_context(self, pid: int | str) -> str | None:
+        """Return what the module says of a process; None where it says nothing."""
+        # The first is there for this module alone; old kernels have only the second.
+        for file in (f"/proc/{pid}/attr/{self.name}/current", f"/proc/{pid}/attr/current"):
+            if current := self.system.read_or_none(file):
+                return current
+        return None
+
+    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
         """Let files that this thread creates be born with their label, if the module can."""
+        return contextlib.nullcontext()
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
         """Return what :meth:`apply` would do to an image in ``directory``; touch nothing.
@@ -55,3 +79,10 @@ class SecurityModule(Protocol):
 
     def explain(self, target: Target) -> str:
         """Return one sentence about the file, QEMU and whether the module lets them meet."""
+
+
+def gone(pid: int) -> errors.Unreachable:
+    """Return the error for a QEMU that is not there any more."""
+    return errors.Unreachable(
+        f"there is no process {pid}: QEMU exited before its image could be labelled", pid=pid
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Access = Literal["save", "restore"]
@@ -11,7 +11,7 @@ Access = Literal["save", "restore"]
 ACTION: dict[Access, str] = {"save": "write", "restore": "read"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Target:
     """The image: an open descriptor, its path, names it has or will have, QEMU's pid, the use."""
 
@@ -22,7 +22,7 @@ class Target:
     access: Access
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Label:
     """What one security module has on the image.
 
@@ -35,26 +35,19 @@ class Label:
     value: str | None = None
     process: str | None = None
     previous: str | None = None
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = dataclasses.field(default_factory=dict)
     others: tuple[Label, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the label as JSON's types, for ``--json``, the journal and the image."""
-        return {
-            "module": self.module,
-            "value": self.value,
-            "process": self.process,
-            "previous": self.previous,
-            "detail": dict(self.detail),
-            "others": [other.as_dict() for other in self.others],
-        }
+    def as_dict(self) -> dict[str, object]:
+        """Return the label in JSON's types, for ``--json``, the journal and the image."""
+        return {**dataclasses.asdict(self), "others": [other.as_dict() for other in self.others]}
 
     def parts(self) -> tuple[Label, ...]:
         """Return this label and the others."""
         return (self, *self.others)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """What went wrong when a label was taken back or set for rest: what stays, and what to do.
 

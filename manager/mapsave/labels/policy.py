@@ -6,11 +6,10 @@ name in one of the operator's directories still wins.
 
 from __future__ import annotations
 
-import os
 import re
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, structs
 
@@ -19,7 +18,7 @@ from mapsave.key_types import Text
 from mapsave.keys import Check, Keys, Parse, help, nearest, written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 Module = Literal["auto", "selinux", "apparmor", "smack", "dac", "none"]
 
@@ -28,14 +27,27 @@ SUFFIX = ".yaml"
 _SUFFIXES = (SUFFIX, ".yml")
 
 _LAST_ID = 2**32 - 2  # -1 is "as it is" to chown(2)
-_CONTEXT = re.compile(r"[^\s:]+:[^\s:]+:[^\s:]+(:\S+)?")
-_SELINUX_TYPE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+
+
+def _matching(pattern: str, what: str) -> Callable[[str], str]:
+    """Return what refuses a text that ``pattern`` does not match whole: it is not ``what``."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.DOTALL):
+            raise ValueError(f"{text!r} is not {what}")
+        return text
+
+    return check
+
+
+_absolute = _matching("/.*", "an absolute path")
+_context = _matching(r"[^\s:]+:[^\s:]+:[^\s:]+(:\S+)?", "a context: write user:role:type:level")
+_selinux_type = _matching(r"[A-Za-z_][A-Za-z0-9_.]*", "a type, as in svirt_image_t")
 # Documentation/admin-guide/LSM/Smack.rst of the kernel: what a label may be.
-_SMACK_LABEL = re.compile(r"(?!-)[!-~]{1,255}")
-_SMACK_FORBIDDEN = set("/\"\\'")
+_smack = _matching(r"""(?!-)(?:(?![/"\\'])[!-~]){1,255}""", "a Smack label")
 
 
-def _mode(text: Any) -> Any:
+def _mode(text: object) -> int:
     if not isinstance(text, str):
         raise ValueError("must be text: put it in quotes")
     if not re.fullmatch(r"0?[0-7]{3}", text):
@@ -50,32 +62,8 @@ def _owner(text: str) -> str:
     return text
 
 
-def _absolute(text: str) -> str:
-    if not os.path.isabs(text):
-        raise ValueError(f"{text!r} is not an absolute path")
-    return text
-
-
-def _context(text: str) -> str:
-    if not _CONTEXT.fullmatch(text):
-        raise ValueError(f"{text!r} is not a context: write user:role:type:level")
-    return text
-
-
-def _selinux_type(text: str) -> str:
-    if not _SELINUX_TYPE.fullmatch(text):
-        raise ValueError(f"{text!r} is not a type, as in svirt_image_t")
-    return text
-
-
 def _selinux_rest(text: str) -> str:
     return text if text in ("default", "previous", "keep") else _context(text)
-
-
-def _smack(text: str) -> str:
-    if not _SMACK_LABEL.fullmatch(text) or _SMACK_FORBIDDEN & set(text):
-        raise ValueError(f"{text!r} is not a Smack label")
-    return text
 
 
 def _template(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.labels import label as labels
+from mapsave.labels.interface import SecurityModule, gone
 from mapsave.labels.selinuxfs import ATTRIBUTE, SelinuxFs
 
 if TYPE_CHECKING:
@@ -30,15 +31,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Selinux:
-    """SELinux as one of the :class:`~mapsave.labels.interface.SecurityModule`."""
+class Selinux(SecurityModule):
+    """The image gets a label that only this QEMU may use."""
 
     name = "selinux"
 
     def __init__(self, policy: Policy, system: System) -> None:
-        self.policy = policy
+        super().__init__(policy, system)
         self.options = policy.selinux
-        self.system = system
         self.kernel = SelinuxFs(system)
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
@@ -75,7 +75,6 @@ class Selinux:
         return label
 
     def holds(self, target: Target, label: Label) -> bool:
-        """Return whether the file is labelled so still."""
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
         return current == label.value or (
             label.value is not None and self._same(current, label.value)
@@ -112,7 +111,6 @@ class Selinux:
         return value or label.previous
 
     def refuses(self, target: Target) -> bool:
-        """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
         process = self.process(target.pid)
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
         if process is None or current is None or not self.kernel.enforcing():
@@ -120,8 +118,9 @@ class Selinux:
         return self.kernel.allows(process, current, "file", labels.ACTION[target.access]) is False
 
     def explain(self, target: Target) -> str:
-        """Return the sentence with the file's label, QEMU's context and the kernel's answer."""
-        process = self.system.read_or_none(_current(target.pid)) if target.pid else None
+        process = (
+            self.system.read_or_none(f"/proc/{target.pid}/attr/current") if target.pid else None
+        )
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
         action = labels.ACTION[target.access]
         allowed = (
@@ -303,17 +302,11 @@ class Selinux:
         )
 
 
-def _current(pid: int | None) -> str:
-    return f"/proc/{pid}/attr/current"
-
-
 def _read_context(system: System, pid: int) -> str | None:
     try:
-        return system.read(_current(pid))
+        return system.read(f"/proc/{pid}/attr/current")
     except (FileNotFoundError, ProcessLookupError):
-        raise errors.Unreachable(
-            f"there is no process {pid}: QEMU exited before its image could be labelled", pid=pid
-        ) from None
+        raise gone(pid) from None
     except PermissionError as error:
         raise errors.NotPermitted(
             f"cannot read the security context of pid {pid}: {error.strerror}", pid=pid

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.labels import label as labels
+from mapsave.labels.interface import SecurityModule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,22 +31,16 @@ FS = "/sys/fs/smackfs"
 _LETTER: dict[Access, str] = {"save": "w", "restore": "r"}
 
 
-class Smack:
-    """Smack as one of the :class:`~mapsave.labels.interface.SecurityModule`."""
+class Smack(SecurityModule):
+    """The image gets QEMU's own label, or the one of the policy."""
 
     name = "smack"
 
     def __init__(self, policy: Policy, system: System) -> None:
-        self.policy = policy
+        super().__init__(policy, system)
         self.options = policy.smack
-        self.system = system
-
-    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
-        """Do nothing: files are born with the label of mapsave, which only it may use."""
-        return contextlib.nullcontext()
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
-        """Return the label that an image would get. Raises LabelRefused."""
         process = self.process(pid)
         wanted = self.options.label or process
         if process and wanted and access == "save":
@@ -81,11 +76,9 @@ class Smack:
         return label
 
     def holds(self, target: Target, label: Label) -> bool:
-        """Return whether the file is labelled so still."""
         return self.system.get_attribute(target.fd, ATTRIBUTE) == label.value
 
     def undo(self, target: Target, label: Label) -> None:
-        """Put the remembered label back, or take ours off where there was none."""
         if label.value == label.previous:
             return
         if label.previous is None:
@@ -102,7 +95,6 @@ class Smack:
             self.system.set_attribute(target.fd, ATTRIBUTE, choice.encode())
 
     def refuses(self, target: Target) -> bool:
-        """Return whether QEMU may not use a file of this label now; False if it can't be asked."""
         process = self.process(target.pid)
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
         return bool(process and current) and (
@@ -110,8 +102,7 @@ class Smack:
         )
 
     def explain(self, target: Target) -> str:
-        """Return the sentence with the file's label, QEMU's label and the kernel's answer."""
-        process = self._read(target.pid) if target.pid is not None else None
+        process = self.read_context(target.pid) if target.pid is not None else None
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
         action = labels.ACTION[target.access]
         allowed = self.allows(process, current, target.access) if process and current else None
@@ -121,17 +112,6 @@ class Smack:
             f"{process or 'unknown'}, which {answer[allowed]} {action} such a file"
         )
 
-    def process(self, pid: int | None) -> str | None:
-        """Return the label of ``pid``; None without one. Raises Unreachable."""
-        if pid is None:
-            return None
-        if not self.system.exists(f"/proc/{pid}"):
-            raise errors.Unreachable(
-                f"there is no process {pid}: QEMU exited before its image could be labelled",
-                pid=pid,
-            )
-        return self._read(pid)
-
     def allows(self, process: str, label: str, access: Access) -> bool | None:
         """Return whether the loaded rules let ``process`` at ``label``; None: no answer."""
         try:
@@ -140,13 +120,6 @@ class Smack:
         except OSError as error:
             log.debug("cannot query Smack about %s %s: %s", process, label, error)
             return None
-
-    def _read(self, pid: int) -> str | None:
-        for file in (f"/proc/{pid}/attr/smack/current", f"/proc/{pid}/attr/current"):
-            current = self.system.read_or_none(file)
-            if current:
-                return current
-        return None
 
     def _set(self, target: Target, wanted: str, before: str | None, process: str | None) -> None:
         try:
