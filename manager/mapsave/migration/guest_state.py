@@ -56,8 +56,7 @@ class ResumeWatch:
     def __init__(self, events: Events) -> None:
         """Read ``events``: ``MIGRATION`` and ``RESUME``, listened to from before the save."""
         self._events = events
-        self._is_saved = False
-        self._seen = False
+        self._is_saved = self._seen = False
 
     async def saved(self) -> None:
         """Take the guest for saved, also where the event that says so got lost."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
+from mapsave.migration import outgoing
 from mapsave.migration.status import OVER, Status
 
 if TYPE_CHECKING:
     from mapsave.migration.stall import Watch
-    from mapsave.monitor.session import Events, Session
+    from mapsave.monitor.session import Session
 
 # Seconds; the watch over the load is what limits it.
 _STALLS_BEFORE = 30 * 86400.0
@@ -34,22 +35,14 @@ async def _load(session: Session, path: str, offset: int, watch: Watch) -> None:
         await session.execute(
             "migrate-incoming", {"uri": uri, "exit-on-error": False}, timeout=_STALLS_BEFORE
         )
-        await _follow(session, events, watch)
-
-
-async def _follow(session: Session, events: Events, watch: Watch) -> None:
-    last = None
-    while True:
-        reply: dict[str, Any] = await session.execute("query-migrate", timeout=_STALLS_BEFORE)
-        status = reply.get("status")
-        if status != last:
-            watch.progressed()
-            last = status
-        if status in OVER:
-            break
-        await events.next(timeout=1.0)
-    if status == Status.FAILED:
-        desc = reply.get("error-desc") or "no reason given"
+        last: str = Status.NONE
+        while (now := await outgoing.query(session, timeout=_STALLS_BEFORE)).status not in OVER:
+            if now.status != last:
+                watch.progressed()
+                last = now.status
+            await events.next(timeout=1.0)
+    if now.status == Status.FAILED:
+        desc = now.error or "no reason given"
         raise errors.RestoreFailed(
             f"{session.address}: QEMU could not load the image: {desc}", qemu_error=desc
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from mapsave import errors
 from mapsave.migration import guest_state
@@ -34,34 +35,31 @@ STALL = 300.0
 CANCEL_TIMEOUT = 60.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What ``query-migrate`` said when a migration had ended."""
+class Ram(msgspec.Struct, frozen=True, rename="kebab"):
+    """What ``query-migrate`` says of the guest's RAM (``MigrationStats``): bytes, pages, passes."""
 
-    status: str
-    error: str | None
-    ram: dict[str, Any]
-    downtime_ms: int | None
-
-    @classmethod
-    def from_reply(cls, reply: dict[str, Any]) -> Outcome:
-        """Return the outcome in a reply of ``query-migrate``; ``none`` where it has no status."""
-        return cls(
-            status=str(reply.get("status", Status.NONE)),
-            error=reply.get("error-desc"),
-            ram=dict(reply.get("ram", {})),
-            downtime_ms=reply.get("downtime"),
-        )
-
-    @property
-    def normal_pages(self) -> int:
-        """Pages that QEMU says it has written."""
-        return int(self.ram.get("normal", 0))
+    total: int = 0
+    remaining: int = 0
+    transferred: int = 0
+    multifd_bytes: int = 0
+    duplicate: int = 0
+    normal: int = 0
+    dirty_sync_count: int = 0
 
 
-async def query(session: Session) -> Outcome:
-    """Return where QEMU's migration is."""
-    return Outcome.from_reply(await session.execute("query-migrate"))
+class Outcome(msgspec.Struct, frozen=True, rename="kebab"):
+    """What ``query-migrate`` said (``MigrationInfo``): where a migration is, or how it came out."""
+
+    status: str = Status.NONE
+    error: str | None = msgspec.field(default=None, name="error-desc")
+    ram: Ram = Ram()
+    downtime_ms: int | None = msgspec.field(default=None, name="downtime")
+    blocked_reasons: tuple[str, ...] = ()
+
+
+async def query(session: Session, *, timeout: float | None = None) -> Outcome:
+    """Return where QEMU's migration is. Raises as ``Session.execute`` does."""
+    return msgspec.convert(await session.execute("query-migrate", timeout=timeout), Outcome)
 
 
 async def save(session: Session, path: str, offset: int, phases: Phases, *, live: bool) -> Outcome:
@@ -127,23 +125,20 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
                 hint="its storage hangs: check dmesg, and save to another directory",
             )
         # QEMU itself resumes a guest only after a save that has failed.
-        if (
-            event is not None
-            and event.name == "RESUME"
-            and not live
-            and outcome.status in _UNDER_WAY
-        ):
+        resumed = event is not None and event.name == "RESUME"
+        if resumed and not live and outcome.status in _UNDER_WAY:
             raise continued(session, "while it was being saved")
-        phases.progress(outcome.ram)
-        if live and int(outcome.ram.get("dirty-sync-count", 0)) > LIVE_PASSES:
+        phases.progress(outcome.ram.total - outcome.ram.remaining, outcome.ram.total)
+        if live and outcome.ram.dirty_sync_count > LIVE_PASSES:
             await session.pause()
             live = False
     return outcome
 
 
 def _progress(outcome: Outcome) -> tuple[object, ...]:
-    names = ("transferred", "multifd-bytes", "duplicate", "normal", "dirty-sync-count")
-    return (outcome.status, *(outcome.ram.get(name) for name in names))
+    ram = outcome.ram
+    written = (ram.transferred, ram.multifd_bytes, ram.duplicate, ram.normal)
+    return (outcome.status, *written, ram.dirty_sync_count)
 
 
 def continued(session: Session, when: str) -> errors.GuestContinued:
@@ -169,7 +164,7 @@ async def _well_under_way(session: Session) -> None:
         outcome = await query(session)
         if outcome.status not in _STARTING or (steady is not None and now >= steady):
             return
-        if steady is None and int(outcome.ram.get("multifd-bytes", 0)):
+        if steady is None and outcome.ram.multifd_bytes:
             steady = now + _STEADY
         await asyncio.sleep(0.005)
 

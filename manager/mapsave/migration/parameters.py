@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.monitor import fdset, undoing
@@ -48,7 +48,7 @@ class Settings:
     """Capabilities and parameters as QEMU has them at one moment."""
 
     capabilities: dict[str, bool]
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
 
     def of_libvirt(self) -> Settings:
         """Return the settings that a libvirt guest is to be left with.
@@ -95,22 +95,16 @@ async def configured(
     nothing can be restored.
     """
     await _cleaned_up(session)
+    there = found.parameters
+    neutral = {name: value for name, value in _NEUTRAL.items() if there.get(name, value) != value}
     try:
         now = await _set_off(session, await _query_capabilities(session))
-        await _parameters(session, {**_neutral(found), **wanted})
+        await _parameters(session, {**neutral, **wanted})
         await _set(session, now, dict.fromkeys(_ON, True))
         yield
     finally:
         with contextlib.suppress(errors.MonitorLost):
             await undoing.whole(put_back(session, found, number))
-
-
-def _neutral(found: Settings) -> dict[str, object]:
-    return {
-        name: value
-        for name, value in _NEUTRAL.items()
-        if name in found.parameters and found.parameters[name] != value
-    }
 
 
 async def put_back(session: Session, found: Settings, number: int | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +53,8 @@ class Phases:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         self._since = now
 
-    def progress(self, ram: dict[str, Any]) -> None:
-        """Report from the ``ram`` object of ``query-migrate``."""
-        total = int(ram.get("total", 0))
-        done = total - int(ram.get("remaining", 0))
+    def progress(self, done: int, total: int) -> None:
+        """Report that ``done`` of ``total`` bytes are written."""
         elapsed = time.monotonic() - self._since
         self._report(Progress(self._phase or "", done, total, done / elapsed if elapsed else 0.0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mapsave import errors, units
 from mapsave.monitor.activity import Activity
@@ -18,11 +18,7 @@ T = TypeVar("T")
 SLOWEST = 8 << 20
 _LOOKS = 10  # in the time after which a load is given up
 _MOST = 1.0  # seconds between two looks
-
-
-def _passed_over(task: asyncio.Future[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # else asyncio would log that no one has looked at it
+_UNSEEN = "QEMU, whose process cannot be seen,"
 
 
 class Watch:
@@ -62,7 +58,8 @@ class Watch:
         finally:
             # Not waited for: a call that hangs ends once the caller has killed its QEMU.
             task.cancel()
-            task.add_done_callback(_passed_over)
+            # Its exception is looked at, else asyncio would log that no one has.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _look(self, elapsed: float) -> None:
         if self._pid is None and (pid := self._find_pid()) is not None:
@@ -72,11 +69,7 @@ class Watch:
         limit = self._unseen_limit if moved is None else self._seconds
         if self._idle < limit:
             return
-        who = (
-            f"QEMU (pid {self._pid})"
-            if self._pid is not None
-            else "QEMU, whose process cannot be seen,"
-        )
+        who = f"QEMU (pid {self._pid})" if self._pid is not None else _UNSEEN
         raise errors.RestoreStalled(
             f"{who} has made no progress with the image for {units.format_duration(limit)}",
             hint="check whether the image's storage fails (dmesg); 'restore: {stall: ...}' in "

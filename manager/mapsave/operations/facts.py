@@ -83,7 +83,7 @@ async def gather(session: Session) -> Facts:
 
 
 async def _gather(session: Session) -> Facts:
-    migration = await session.execute("query-migrate")
+    migration = await outgoing.query(session)
     domain = await session.domain()
     settings = await parameters.query(session)
     size = await memory(session)
@@ -96,8 +96,8 @@ async def _gather(session: Session) -> Facts:
         run_state=await guest_state.run_state(session),
         memory=size,
         settings=settings if domain is None else settings.of_libvirt(),
-        migration=outgoing.Outcome.from_reply(migration).status,
-        blocked_reasons=tuple(migration.get("blocked-reasons", ())),
+        migration=migration.status,
+        blocked_reasons=migration.blocked_reasons,
         read_only_memory=await memory_backends.read_only(session),
         fdsets=tuple(await fdset.query(session)),
         pid=session.pid,

@@ -59,9 +59,9 @@ async def prove(
         await shielded.in_thread(partial.sync)
         job.phases.enter("validate")
         contents = await shielded.in_thread(partial.validate)
-        if outcome is not None and outcome.normal_pages and not contents.data_bytes:
+        if outcome is not None and outcome.ram.normal and not contents.data_bytes:
             raise errors.EmptyRam(
-                f"QEMU wrote {outcome.normal_pages} pages, but every page bit is clear"
+                f"QEMU wrote {outcome.ram.normal} pages, but every page bit is clear"
             )
         how = _how(job, contents, outcome)
         if before is not None:
@@ -80,7 +80,7 @@ def _how(job: SaveJob, contents: Contents, outcome: Outcome | None) -> written.H
     """Return how QEMU wrote the image; where it has died, a live save wrote any page again."""
     again = 0
     if job.live:
-        again = outcome.normal_pages - sum(contents.used_pages) if outcome is not None else 1
+        again = outcome.ram.normal - sum(contents.used_pages) if outcome is not None else 1
     return written.How(
         zero_pages=job.strategy.zero_pages,
         direct_io=job.strategy.direct_io,

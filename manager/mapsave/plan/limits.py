@@ -15,8 +15,6 @@ from mapsave import units
 from mapsave.plan.strategy import MAX_CHANNELS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mapsave.monitor.headroom import Headroom
     from mapsave.monitor.limit import Limit
 
@@ -75,19 +73,13 @@ def needs(headroom: Headroom, *, workers: int, handed_over: int, own: dict[str, 
     the descriptors it has already. ``own``: how many threads mapsave itself will take of a limit
     that it shares with QEMU, by the limit's name.
     """
-    return list(_needs(headroom, 1 + workers, HANDED_OVER - handed_over, own))
-
-
-def _needs(
-    headroom: Headroom, threads: int, descriptors: int, own: dict[str, int]
-) -> Iterator[Need]:
-    for limit in headroom.descriptors:
-        yield Need("open files", limit, descriptors + 1 + _SPARE_DESCRIPTORS, 1)
-    for limit in headroom.threads:
-        yield Need("threads", limit, threads + own.get(limit.name, 0), 1)
+    files, threads = HANDED_OVER - handed_over + 1 + _SPARE_DESCRIPTORS, 1 + workers
     stack = headroom.stack + _GUARD
-    for limit in headroom.memory:
-        yield Need("memory", limit, threads * stack + _ALLOCATIONS, stack)
+    return [
+        *(Need("open files", limit, files, 1) for limit in headroom.descriptors),
+        *(Need("threads", each, threads + own.get(each.name, 0), 1) for each in headroom.threads),
+        *(Need("memory", each, threads * stack + _ALLOCATIONS, stack) for each in headroom.memory),
+    ]
 
 
 def tightest(found: list[Need]) -> Need | None:

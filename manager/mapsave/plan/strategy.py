@@ -41,14 +41,8 @@ class Strategy:
     reasons: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def as_dict(self) -> dict[str, bool | int | str]:
-        """Return the strategy as ``--json`` and the metadata have it."""
-        return {
-            "direct_io": self.direct_io,
-            "zero_pages": self.zero_pages,
-            "channels": self.channels,
-            "preallocate": self.preallocate,
-            "bandwidth": self.bandwidth,
-        }
+        """Return the strategy without its reasons, as ``--json`` and the metadata have it."""
+        return {key: value for key, value in vars(self).items() if key != "reasons"}
 
     def parameters(self) -> dict[str, bool | int | str]:
         """Return QEMU's migration parameters for a save by this strategy.
