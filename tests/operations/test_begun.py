@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from mapsave import errors
 from mapsave.image import store
-from mapsave.operations import recover_lost, recover_result
+from mapsave.operations import recover_lost, results
 from mapsave.operations.begun import Noted, RestoreBegun, SaveBegun
 from mapsave.operations.journal import Orphan
 
@@ -96,8 +96,8 @@ def test_save_and_restore(site: cli.Site, tmp_path: Path) -> None:
         saved = site.run("save", "web", "--json", check=0).json()
     with store.directory(site.images) as held:
         (entry,) = store.entries(held)
-    recovered = recover_result.save(entry).as_dict()
-    assert recovered.keys() == saved.keys() == recover_result.gone(LINE).as_dict().keys()
+    recovered = results.recovered_save(entry).as_dict()
+    assert recovered.keys() == saved.keys() == results.gone(LINE).as_dict().keys()
     assert (saved["recovered"], recovered["recovered"]) == (False, True)
     differs = {key for key in saved if saved[key] != recovered[key]}
     assert differs <= {"recovered", "phases", "reasons", "duration_s", "downtime_s", "bytes_per_s"}
@@ -105,4 +105,4 @@ def test_save_and_restore(site: cli.Site, tmp_path: Path) -> None:
     with emulated(tmp_path / "d", "--incoming", "defer") as waiting:
         arguments = ("restore", saved["image"], "--into", f"qmp:{waiting.path}", "--json")
         restored = site.run(*arguments, check=0).json()
-    assert recover_result.restore(entry, None, None).as_dict().keys() == restored.keys()
+    assert results.recovered_restore(entry, None, None).as_dict().keys() == restored.keys()

@@ -16,7 +16,7 @@ from mapsave.evacuation import forecast
 from mapsave.image import store
 from mapsave.jobs import retention
 from mapsave.jobs.job import Keep
-from mapsave.operations import images, inspect, recover_result
+from mapsave.operations import images, inspect, results
 
 from tests.image import build
 from tests.image.fuzz import CHANGES, GOOD, NUMBERS, NUMERIC, little_memory, mutated
@@ -125,7 +125,7 @@ def test_names_that_steer_a_terminal(site: cli.Site) -> None:
 def read_by_all(path: Path) -> None:
     """Do what every command and the service do with an image; only InvalidImage may come out."""
     begun = time.process_time()
-    for look in (inspect.inspect, lambda name: inspect.verify(name).as_dict()):
+    for look in (inspect.inspect, inspect.verify):
         try:
             json.dumps(look(str(path)), allow_nan=False, indent=2)
         except errors.InvalidImage as error:
@@ -136,8 +136,8 @@ def read_by_all(path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     zone = datetime.timezone(datetime.timedelta(hours=14))
     for entry in entries:
-        json.dumps(recover_result.save(entry).as_dict(), allow_nan=False, indent=2)
-        json.dumps(recover_result.restore(entry, None, None).as_dict(), allow_nan=False)
+        json.dumps(results.recovered_save(entry).as_dict(), allow_nan=False, indent=2)
+        json.dumps(results.recovered_restore(entry, None, None).as_dict(), allow_nan=False)
         job, guest = str(entry.metadata.get("job")), str(entry.guest)
         retention.plan(entries, job, guest, Keep(last=1, daily=1), now=now, zone=zone)
     forecast.rate_of(entries)

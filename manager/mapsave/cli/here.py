@@ -67,7 +67,7 @@ class Here:
     def verify(self, image: str) -> Result:
         from mapsave.operations import inspect
 
-        return inspect.verify(self._path(image), self._config).as_dict()
+        return inspect.verify(self._path(image), self._config)
 
     def discard(self, image: str, *, unrestored: bool) -> Result:
         from mapsave.operations import discard

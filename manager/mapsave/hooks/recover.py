@@ -18,7 +18,7 @@ from mapsave.config import Config
 from mapsave.hooks import around
 from mapsave.image import store
 from mapsave.image.store import Entry
-from mapsave.operations import journal, journal_facts, recover_restore, recover_result
+from mapsave.operations import journal, journal_facts, recover_restore, recover_result, results
 from mapsave.operations import recover as recovering
 from mapsave.operations.journal import Orphan
 from mapsave.operations.recover import Line
@@ -124,7 +124,7 @@ async def _run_alone(config: Config, outer: Orphan) -> list[str]:
         return await _run(config, outer, {})  # reported already, if only to a hook that did not end
     entry = await asyncio.to_thread(_saved, config, outer) if facts.get("of") == "save" else None
     if entry is not None:
-        return await _run(config, outer, _success(recover_result.save(entry)))
+        return await _run(config, outer, _success(results.recovered_save(entry)))
     return await _run(config, outer, _cancelled(_UNTOUCHED, None))
 
 
@@ -133,10 +133,10 @@ async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> 
     outcome, path = str(line["outcome"]), str(line["image"])
     if orphan.kind == "save" and recover_result.holds_guest(outcome):
         entry = await asyncio.to_thread(_entry, path, orphan.facts.get("uuid"))
-        return _success(recover_result.gone(line) if entry is None else recover_result.save(entry))
+        return _success(results.gone(line) if entry is None else results.recovered_save(entry))
     if orphan.kind == "restore" and outcome in _RESTORED:
         entry = await asyncio.to_thread(_entry, path)
-        return _success(recover_result.restore(entry, line, outer.facts.get("guest")))
+        return _success(results.recovered_restore(entry, line, outer.facts.get("guest")))
     return _cancelled(outcome, str(line["interrupted_at"]))
 
 

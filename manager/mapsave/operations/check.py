@@ -10,13 +10,13 @@ import dataclasses
 import os
 import shlex
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors, units
 from mapsave.image import descriptors, image, store
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE, Status
-from mapsave.monitor import fdset, process
+from mapsave.monitor import process
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations import modes, trust
 from mapsave.plan import strategy
@@ -80,7 +80,7 @@ def migration(found: Preflight) -> str:
     """QEMU is not migrating or saving already."""
     if found.facts.migration in _MIGRATING:
         raise errors.AlreadyMigrating(
-            f"QEMU is already migrating ({found.facts.migration})for another client",
+            f"QEMU is already migrating ({found.facts.migration}) for another client",
             hint="wait until it has finished; if a mapsave process died, run 'mapsave recover'",
         )
     return "none in progress"
@@ -88,7 +88,7 @@ def migration(found: Preflight) -> str:
 
 def let_go(found: Preflight) -> str:
     """QEMU keeps nothing of an earlier save: a further one could abort it."""
-    sets = fdset.kept(found.facts.fdsets)
+    sets = found.facts.kept_fdsets
     if found.kept is None and not sets:
         return "QEMU has released everything of earlier saves"
     what = found.kept or f"QEMU still holds descriptor set {sets[0]}"
@@ -327,9 +327,9 @@ def all_pass(found: Preflight) -> Strategy:
     return found.strategy()
 
 
-def report(found: Preflight) -> tuple[list[dict[str, Any]], errors.MapsaveError | None]:
+def report(found: Preflight) -> tuple[list[dict[str, object]], errors.MapsaveError | None]:
     """Run every check; return a line for each, and the first error."""
-    lines: list[dict[str, Any]] = []
+    lines: list[dict[str, object]] = []
     first: errors.MapsaveError | None = None
     for check in _checks(found):
         name = check.__name__

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 import urllib.parse
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from mapsave import domain_xml, errors
 from mapsave.image import descriptors
@@ -24,10 +24,14 @@ from mapsave.plan.strategy import DEFAULT_CHANNELS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from libvirt import virConnect, virDomain
+
     from mapsave.image.image import Image
     from mapsave.monitor.session import Session
     from mapsave.operations.domain_trust import Vetting
     from mapsave.operations.restore_request import Request
+
+    _Starting = Callable[[virConnect], virDomain]
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +83,7 @@ async def created(asked: Start, cookie: str | None) -> AsyncIterator[Destination
     libvirt = libvirt_connection.library()
     text = definition.waiting(asked.xml, cookie)
 
-    def start(connection: Any) -> Any:
+    def start(connection: virConnect) -> virDomain:
         return connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
 
     name = asked.identity.name
@@ -115,7 +119,7 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
             hint="omit --through-libvirt, or save with --format libvirt",
         )
     libvirt = libvirt_connection.library()
-    parameters: dict[str, Any] = {
+    parameters: dict[str, object] = {
         libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: os.path.realpath(opened.path),
         libvirt.VIR_DOMAIN_SAVE_PARAM_PARALLEL_CHANNELS: request.channels or DEFAULT_CHANNELS,
     }
@@ -127,7 +131,7 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
 
     uuid = asked.identity.uuid
 
-    def start(connection: Any) -> Any:
+    def start(connection: virConnect) -> virDomain:
         connection.restoreParams(parameters, flags)
         return connection.lookupByUUIDString(uuid)
 
@@ -148,7 +152,7 @@ async def _tidy(session: Session) -> None:
 
 @contextlib.asynccontextmanager
 async def _started(
-    asked: Start, start: Callable[[Any], Any], watch: stall.Watch
+    asked: Start, start: _Starting, watch: stall.Watch
 ) -> AsyncIterator[Destination]:
     connection = await libvirt_connection.connect(asked.uri)
     try:
@@ -183,8 +187,8 @@ def _pid(uri: str, uuid: str) -> int | None:
 
 
 async def _start(
-    connection: Any, asked: Start, start: Callable[[Any], Any], watch: stall.Watch
-) -> Any:
+    connection: virConnect, asked: Start, start: _Starting, watch: stall.Watch
+) -> virDomain:
     """Have ``start`` start the domain, and return its handle; cancelled or stalled, end it."""
     libvirt = libvirt_connection.library()
     starting = asyncio.ensure_future(libvirt_connection.call(start, connection, timeout=None))
@@ -201,7 +205,9 @@ async def _start(
         raise
 
 
-async def _end_started(connection: Any, asked: Start, starting: asyncio.Future[Any]) -> bool:
+async def _end_started(
+    connection: virConnect, asked: Start, starting: asyncio.Future[virDomain]
+) -> bool:
     """Destroy a domain whose start cannot be called off, as soon as it is there.
 
     Where another client was quicker, our start fails at once, and the domain is theirs. Returns
@@ -211,7 +217,7 @@ async def _end_started(connection: Any, asked: Start, starting: asyncio.Future[A
     # All that libvirt reports about a domain that it is starting: its XML it holds back until then.
     starting_up = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
 
-    def destroy(started: Any | None) -> None:
+    def destroy(started: virDomain | None) -> None:
         found = connection.lookupByUUIDString(asked.identity.uuid)
         if found.state() == starting_up if started is None else found.ID() == started.ID():
             # libvirt would first ask it to end, for ten seconds, which one that hangs ignores.
@@ -232,7 +238,7 @@ async def _end_started(connection: Any, asked: Start, starting: asyncio.Future[A
     return False
 
 
-async def _check_free(connection: Any, asked: Start) -> None:
+async def _check_free(connection: virConnect, asked: Start) -> None:
     """Raise Busy where the domain runs already; wait for one that is just ending, after a save."""
     libvirt = libvirt_connection.library()
     surely, deadline = time.monotonic() + _SURELY, time.monotonic() + _ENDING_TIMEOUT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import image, store
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mapsave.config import Config
 
 
-def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, Any]:
+def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]:
     """Delete the image at ``path``; one that was never restored only with ``unrestored``.
 
     A damaged image goes as well; what is no image at all does not.

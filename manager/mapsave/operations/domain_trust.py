@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os.path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import domain_resources, errors
 from mapsave.domain_resources import Resource
@@ -18,6 +18,8 @@ from mapsave.operations import known_domains
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from libvirt import virConnect
 
     from mapsave.config import Config, Trust
 
@@ -42,7 +44,7 @@ class Vetting:
         return cls(config.trust, config.state, frozenset(uuids), what)
 
 
-async def check(connection: Any, xml: str, vetting: Vetting) -> None:
+async def check(connection: virConnect, xml: str, vetting: Vetting) -> None:
     """Raise ForeignResource where ``xml`` names what is not known, InvalidImage if it is no XML."""
     found = await libvirt_connection.call(foreign, connection, xml, vetting)
     if found:
@@ -57,7 +59,7 @@ async def check(connection: Any, xml: str, vetting: Vetting) -> None:
         )
 
 
-def foreign(connection: Any, xml: str, vetting: Vetting) -> list[Resource]:
+def foreign(connection: virConnect, xml: str, vetting: Vetting) -> list[Resource]:
     """Return what ``xml`` names and is not known. Blocks. Raises InvalidImage."""
     named = set(domain_resources.of_xml(xml))
     named -= set(_listed(named, vetting.trust))
@@ -68,7 +70,7 @@ def foreign(connection: Any, xml: str, vetting: Vetting) -> list[Resource]:
     return sorted(named)
 
 
-def _defined(connection: Any, uuid: str) -> set[Resource]:
+def _defined(connection: virConnect, uuid: str) -> set[Resource]:
     """Return what the persistent definition of a domain names; nothing where there is none."""
     libvirt = libvirt_connection.library()
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
@@ -81,7 +83,7 @@ def _defined(connection: Any, uuid: str) -> set[Resource]:
         return set()
 
 
-def _default_emulators(connection: Any, xml: str) -> set[Resource]:
+def _default_emulators(connection: virConnect, xml: str) -> set[Resource]:
     """Return the emulator that libvirt itself chooses for a domain of that kind."""
     libvirt = libvirt_connection.library()
     root = domain_resources.parsed(xml)

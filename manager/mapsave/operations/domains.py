@@ -12,12 +12,18 @@ from mapsave.monitor import domain, libvirt_connection
 from mapsave.operations import preview, save_request
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from libvirt import virDomain
+
     from mapsave.config import Config
+
+    Line = dict[str, Any]  # as ``mapsave list --libvirt --json`` prints it
 
 _AT_ONCE = 8
 
 
-async def domains(config: Config, uri: str) -> list[dict[str, Any]]:
+async def domains(config: Config, uri: str) -> list[Line]:
     """Return a line for each domain at ``uri``, by name: its state, and what prevents a save.
 
     Nothing is touched. Raises Unsupported, Unreachable, NotPermitted, UsageError.
@@ -26,43 +32,38 @@ async def domains(config: Config, uri: str) -> list[dict[str, Any]]:
     async with libvirt_connection.connected(uri) as connection:
         try:
             handles = await libvirt_connection.call(connection.listAllDomains)
-            describe = functools.partial(_described, libvirt, uri)
+            describe = functools.partial(_line, libvirt, uri)
             found = [await libvirt_connection.call(describe, handle) for handle in handles]
         except libvirt.libvirtError as error:
             raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
     lines = [line for line in found if line is not None]
     slots = asyncio.Semaphore(_AT_ONCE)
-    works = [_judge(config, uri, line, slots) for line in lines]
-    await asyncio.gather(*works)
+    await asyncio.gather(*(_judge(config, uri, line, slots) for line in lines))
     return sorted(lines, key=lambda line: str(line["name"]))
 
 
-def _described(libvirt: Any, uri: str, handle: Any) -> dict[str, Any] | None:
+def _line(libvirt: ModuleType, uri: str, handle: virDomain) -> Line | None:
     """Return the line of a domain; None where it has disappeared since it was listed. Blocks."""
     try:
-        return _line(libvirt, uri, handle)
+        active = bool(handle.isActive())
+        return {
+            "name": handle.name(),
+            "uuid": handle.UUIDString(),
+            "id": handle.ID() if active else None,
+            "uri": uri,
+            "state": domain.state_word(libvirt, handle.state()[0]),
+            "persistent": bool(handle.isPersistent()),
+            "active": active,
+            "can_save": False,
+            "error": None,
+        }
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
 
 
-def _line(libvirt: Any, uri: str, handle: Any) -> dict[str, Any]:
-    active = bool(handle.isActive())
-    return {
-        "name": handle.name(),
-        "uuid": handle.UUIDString(),
-        "id": handle.ID() if active else None,
-        "uri": uri,
-        "state": domain.state_word(libvirt, handle.state()[0]),
-        "persistent": bool(handle.isPersistent()),
-        "active": active,
-        "can_save": False,
-        "error": None,
-    }
-
-
-async def _judge(config: Config, uri: str, line: dict[str, Any], slots: asyncio.Semaphore) -> None:
+async def _judge(config: Config, uri: str, line: Line, slots: asyncio.Semaphore) -> None:
     """Set ``can_save`` and ``error`` of a domain's line by a save's own checks."""
     guest = Guest(str(line["name"]), libvirt=LibvirtDomain(str(line["uuid"]), uri))
     async with slots:

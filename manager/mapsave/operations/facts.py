@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.migration import guest_state, outgoing, parameters, run_states
@@ -42,6 +42,7 @@ class Facts:
     """One guest as its QEMU describes it, and libvirt where it is one of libvirt's.
 
     ``process`` is QEMU's pid and start time, which stays unique when the pid is given away again.
+    ``free_fdset`` can be taken for a save; QEMU has not released ``kept_fdsets`` of earlier ones.
     """
 
     name: str | None
@@ -55,7 +56,8 @@ class Facts:
     migration: str
     blocked_reasons: tuple[str, ...]
     read_only_memory: tuple[str, ...]
-    fdsets: tuple[dict[str, Any], ...]
+    free_fdset: int
+    kept_fdsets: tuple[int, ...]
     pid: int | None
     process: tuple[int, int] | None
     domain: Domain | None
@@ -87,6 +89,7 @@ async def _gather(session: Session) -> Facts:
     domain = await session.domain()
     settings = await parameters.query(session)
     size = await memory(session)
+    fdsets = await fdset.query(session)
     return Facts(
         name=domain.name if domain else (await session.execute("query-name")).get("name"),
         uuid=domain.uuid if domain else await _uuid(session),
@@ -99,7 +102,8 @@ async def _gather(session: Session) -> Facts:
         migration=migration.status,
         blocked_reasons=migration.blocked_reasons,
         read_only_memory=await memory_backends.read_only(session),
-        fdsets=tuple(await fdset.query(session)),
+        free_fdset=fdset.free_id(fdsets),
+        kept_fdsets=tuple(fdset.kept(fdsets)),
         pid=session.pid,
         process=process.identity(session.pid),
         domain=domain,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave.image import store
 from mapsave.operations import trust
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from mapsave.config import Config
-    from mapsave.image.store import Directory, Entry
 
 
 def resolve(name: str, config: Config) -> str:
@@ -23,7 +22,9 @@ def resolve(name: str, config: Config) -> str:
     return str(config.images / name)
 
 
-def listing(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> dict[str, Any]:
+def listing(
+    held: store.Directory, restored: Container[uuids.UUID] = frozenset()
+) -> dict[str, object]:
     """Return the directory's path and a line for each image, newest first.
 
     ``restored``: as ``store.entries`` has it.
@@ -32,7 +33,7 @@ def listing(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> d
     return {"directory": held.path, "images": [line(entry) for entry in found]}
 
 
-def line(entry: Entry) -> dict[str, Any]:
+def line(entry: store.Entry) -> dict[str, object]:
     """Return the description of one image; times in seconds since the epoch, sizes in bytes."""
     return {
         "image": entry.path,

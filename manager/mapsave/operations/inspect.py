@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import bitmaps, image
@@ -16,12 +15,10 @@ if TYPE_CHECKING:
 
     from mapsave.config import Config
     from mapsave.image.image import Image
-    from mapsave.image.libvirt_header import LibvirtHeader
-    from mapsave.image.metadata import DomainPart, WrittenPart
     from mapsave.image.validation import Contents
 
 
-def inspect(path: str, config: Config | None = None) -> dict[str, Any]:
+def inspect(path: str, config: Config | None = None) -> dict[str, object]:
     """Return what the image at ``path`` holds; a partial one as far as it can be read.
 
     ``config`` says who may write the guest's images beside root and the caller, and where those
@@ -30,7 +27,7 @@ def inspect(path: str, config: Config | None = None) -> dict[str, Any]:
     Raises ImageNotFound, NotPermitted, InvalidImage or one of its kin.
     """
     with image.opened(path) as opened:
-        found = {**summary(opened, _noted(config)), **origin.describe(opened, config)}
+        found = {**_summary(opened, config), **origin.describe(opened, config)}
         if opened.block.state is State.PARTIAL:
             return found
         contents = opened.validate()
@@ -52,53 +49,37 @@ def inspect(path: str, config: Config | None = None) -> dict[str, Any]:
         }
 
 
-def summary(opened: Image, restored: Container[uuids.UUID]) -> dict[str, Any]:
-    """Return what superblock and metadata say."""
-    known = opened.metadata
+# Keys of the metadata that are shown as they are; None where an image lacks one.
+_SHOWN = (
+    *("run_state", "qemu", "cpu", "memory", "strategy", "written", "label", "command", "host"),
+    *("started", "ended", "duration_s", "mapsave"),
+)
+
+
+def _summary(opened: Image, config: Config | None) -> dict[str, object]:
+    """Return what superblock and metadata say; the domain XML is left to ``--xml``."""
+    known, header = opened.metadata, opened.libvirt
+    guest, domain = known.get("guest", {}), known.get("domain")
+    hidden = ("xml", "cookie")
     return {
         "image": opened.path,
-        "state": opened.block_as_used(restored).state.word,
+        "state": opened.block_as_used(_noted(config)).state.word,
         "format": opened.format,
         "uuid": str(opened.block.uuid),
         "file_bytes": opened.size,
         "allocated_bytes": opened.allocated,
-        "guest": known.get("guest", {}).get("name"),
-        "guest_uuid": known.get("guest", {}).get("uuid"),
-        "run_state": known.get("run_state"),
-        "qemu": known.get("qemu"),
-        "cpu": known.get("cpu"),
-        "memory": known.get("memory"),
-        "strategy": known.get("strategy"),
-        "written": opened.metadata.get("written"),
-        "label": known.get("label"),
-        "command": known.get("command"),
-        "host": known.get("host"),
-        "started": known.get("started"),
-        "ended": known.get("ended"),
-        "duration_s": known.get("duration_s"),
-        "mapsave": known.get("mapsave"),
-        "libvirt": _libvirt(opened.libvirt),
-        "domain": _domain(known.get("domain")),
+        "guest": guest.get("name"),
+        "guest_uuid": guest.get("uuid"),
+        **{key: known.get(key) for key in _SHOWN},
+        "libvirt": header
+        and {
+            "version": header.version,
+            "was_running": header.was_running,
+            "data_length": header.data_length,
+            "cookie": header.cookie is not None,
+        },
+        "domain": domain and {key: value for key, value in domain.items() if key not in hidden},
         "has_domain_xml": origin.domain_xml(opened) is not None,
-    }
-
-
-def _domain(known: DomainPart | None) -> dict[str, Any] | None:
-    """Return what the metadata say of a domain, but for the XML that ``--xml`` prints."""
-    if known is None:
-        return None
-    return {key: value for key, value in known.items() if key not in ("xml", "cookie")}
-
-
-def _libvirt(header: LibvirtHeader | None) -> dict[str, Any] | None:
-    """Return what libvirt's header says beside the domain XML; None in a native image."""
-    if header is None:
-        return None
-    return {
-        "version": header.version,
-        "was_running": header.was_running,
-        "data_length": header.data_length,
-        "cookie": header.cookie is not None,
     }
 
 
@@ -117,7 +98,7 @@ def domain_xml(path: str) -> str:
         return xml
 
 
-def _blocks(contents: Contents) -> list[dict[str, Any]]:
+def _blocks(contents: Contents) -> list[dict[str, object]]:
     return [
         {
             "name": block.name,
@@ -140,61 +121,33 @@ def _by_length(histogram: bitmaps.RunHistogram) -> list[dict[str, int]]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Verified:
-    """What ``verify`` has proven of an image; digests of the pages are not kept yet.
-
-    ``written`` is what the save recorded of the pages it wrote, ``warnings`` what the file shows.
-
-    ``areas`` are those before the stream: an image that libvirt saved has no superblock.
-    """
-
-    path: str
-    state: str
-    format: str
-    areas: tuple[str, ...]
-    contents: Contents
-    written: WrittenPart | None
-    warnings: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as ``mapsave verify --json`` prints it."""
-        return {
-            "image": self.path,
-            "state": self.state,
-            "format": self.format,
-            "valid": True,
-            "verified": [*self.areas, "structure", "bitmaps", "description"],
-            "ram_blocks": len(self.contents.stream.blocks),
-            "ram_bytes": self.contents.stream.ram_bytes,
-            "data_bytes": self.contents.data_bytes,
-            "written": self.written,
-            "warnings": list(self.warnings),
-        }
-
-
-def verify(path: str, config: Config | None = None) -> Verified:
+def verify(path: str, config: Config | None = None) -> dict[str, object]:
     """Read the structure of the image at ``path`` whole; ``config`` as for ``inspect``.
+
+    Returns what ``mapsave verify --json`` prints; digests of the pages are not kept yet.
 
     Raises PartialImage, TruncatedImage, InvalidImage; ImageNotFound, NotPermitted.
     """
     with image.opened(path) as opened:
         areas = ["libvirt header"] if opened.libvirt else []
-        areas += ["superblock"] if opened.has_superblock else []
+        areas += ["superblock"] if opened.has_superblock else []  # which libvirt's own lack
         areas += ["metadata"] if opened.block.metadata_length else []
         areas += ["digests"] if opened.libvirt and opened.undigested is None else []
         areas += ["stream digest"] if opened.has_structure_digest else []
         contents = opened.validate()
         warnings = origin.describe(opened, config)["warnings"]
-        return Verified(
-            path=opened.path,
-            state=opened.block_as_used(_noted(config)).state.word,
-            format=opened.format,
-            areas=tuple(areas),
-            contents=contents,
-            written=opened.metadata.get("written"),
-            warnings=(*warnings, *written_record.warnings(opened, contents)),
-        )
+        return {
+            "image": opened.path,
+            "state": opened.block_as_used(_noted(config)).state.word,
+            "format": opened.format,
+            "valid": True,
+            "verified": [*areas, "structure", "bitmaps", "description"],
+            "ram_blocks": len(contents.stream.blocks),
+            "ram_bytes": contents.stream.ram_bytes,
+            "data_bytes": contents.data_bytes,
+            "written": opened.metadata.get("written"),
+            "warnings": [*warnings, *written_record.warnings(opened, contents)],
+        }
 
 
 def _noted(config: Config | None) -> Container[uuids.UUID]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from mapsave import errors
 from mapsave.operations import save_request, trust
@@ -12,12 +12,22 @@ if TYPE_CHECKING:
     from mapsave.image.image import Image
 
 
-def describe(opened: Image, config: Config | None = None) -> dict[str, Any]:
-    """Return who else could have written an image, what it would run, and warnings of both.
+class Origin(TypedDict):
+    """Who else could have written an image, what it would run, and warnings of both.
 
-    ``config`` says to whom the label policy of its guest gives images. ``names`` are programs,
-    paths and devices of the host: of the domain XML, or the program of the recorded command, which
-    is run with ``--trust-recorded-command`` alone.
+    ``names`` are programs, paths and devices of the host: of the domain XML, or the program of the
+    recorded command, which is run with ``--trust-recorded-command`` alone.
+    """
+
+    writable_by: list[str]
+    names: list[dict[str, str]]
+    warnings: list[str]
+
+
+def describe(opened: Image, config: Config | None = None) -> Origin:
+    """Return where an image may come from.
+
+    ``config`` says to whom the label policy of its guest gives images.
     """
     strangers = trust.strangers(opened, _trusted(opened, config))
     try:

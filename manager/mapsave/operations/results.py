@@ -8,10 +8,23 @@ seen is empty then: ``phases``, ``reasons``, the duration of a restore.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import os
 from typing import TYPE_CHECKING, Any
+
+from mapsave.image.metadata import Metadata
+from mapsave.migration.run_states import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from mapsave.image.image import Partial
+    from mapsave.image.store import Entry
+    from mapsave.image.validation import Contents
+    from mapsave.labels.label import Label
+    from mapsave.migration.guest_state import Paused
+    from mapsave.operations.save_transfer import SaveJob
+    from mapsave.operations.written import Written
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -27,7 +40,7 @@ class _Result:
     warnings: list[str] = dataclasses.field(default_factory=list)
     recovered: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the result in JSON's types."""
         return dataclasses.asdict(self)
 
@@ -58,3 +71,102 @@ class RestoreResult(_Result):
     run_state: str
     monitor: str | None
     pid: int | None = None
+
+
+def saved(
+    job: SaveJob, partial: Partial, paused: Paused, label: Label, proven: tuple[Contents, Written]
+) -> SaveResult:
+    """Return the result of a save that has just committed its image."""
+    contents, found = proven
+    stats = os.fstat(partial.fd)
+    phases = job.phases.seconds()
+    seconds = phases.get("write", 0) + phases.get("sync", 0)
+    return SaveResult(
+        image=job.path,
+        guest=job.guest,
+        format=job.request.format,
+        state=partial.block.state.word,
+        ram_bytes=contents.stream.ram_bytes,
+        data_bytes=contents.data_bytes,
+        file_bytes=stats.st_size,
+        allocated_bytes=stats.st_blocks * 512,
+        duration_s=round(job.phases.total, 6),
+        downtime_s=round(paused.seconds(), 6) if job.facts.runs else 0.0,
+        phases=phases,
+        bytes_per_s=round(contents.data_bytes / seconds) if seconds else 0,
+        strategy=job.strategy.as_dict(),
+        reasons=job.strategy.reasons,
+        label=label.as_dict(),
+        then=job.then,
+        written=found.as_dict(),
+        warnings=found.warnings(),
+    )
+
+
+def recovered_save(entry: Entry) -> SaveResult:
+    """Return the result of a save, from what its image says of itself."""
+    known = entry.metadata
+    started, ended = _time(known.get("started")), _time(known.get("ended"))
+    paused = known.get("paused_at")
+    seconds = max(ended - started, 0.0) if started and ended else 0.0
+    data = int(known.get("data_bytes", 0))
+    return SaveResult(
+        image=entry.path,
+        guest=entry.guest,
+        format=entry.format,
+        state=entry.state,
+        ram_bytes=_ram(known),
+        data_bytes=data,
+        file_bytes=entry.file_bytes,
+        allocated_bytes=entry.allocated_bytes,
+        duration_s=round(seconds, 6),
+        downtime_s=round(max(ended - float(paused), 0.0), 6) if paused and ended else 0.0,
+        bytes_per_s=round(data / seconds) if seconds else 0,
+        strategy=known.get("strategy"),
+        label=known.get("label"),
+        then=known.get("then"),
+        written=known.get("written"),
+        recovered=True,
+    )
+
+
+def gone(line: Mapping[str, Any]) -> SaveResult:
+    """Return the result of a save whose image has been removed after it was committed."""
+    return SaveResult(
+        image=line["image"],
+        guest=line["guest"],
+        downtime_s=0.0,
+        then="leave",
+        warnings=[str(line["outcome"])],
+        recovered=True,
+    )
+
+
+def recovered_restore(
+    entry: Entry | None, line: Mapping[str, Any] | None, guest: str | None
+) -> RestoreResult:
+    """Return the result of a restore: its guest was resumed.
+
+    ``line`` is what recovery did; None where nothing was left to do.
+    """
+    known = entry.metadata if entry is not None else Metadata()
+    reported = line or {}
+    return RestoreResult(
+        image=reported.get("image") or (entry.path if entry is not None else None),
+        guest=reported.get("guest") or guest or (entry.guest if entry is not None else None),
+        run_state=RunState.RUNNING,
+        downtime_s=None,
+        ram_bytes=_ram(known),
+        data_bytes=int(known.get("data_bytes", 0)),
+        monitor=reported.get("monitor"),
+        recovered=True,
+    )
+
+
+def _ram(known: Metadata) -> int:
+    return sum(int(block.get("bytes", 0)) for block in known.get("ram_blocks", ()))
+
+
+def _time(found: str | None) -> float:
+    """Return an ISO 8601 time in seconds since the epoch; 0 where there is none."""
+    return datetime.datetime.fromisoformat(found).timestamp() if found is not None else 0.0

@@ -18,7 +18,6 @@ from mapsave import errors, open_files, shielded
 from mapsave.image import image, syscalls
 from mapsave.labels.label import Target
 from mapsave.migration import guest_state, progress
-from mapsave.monitor import fdset
 from mapsave.operations import (
     aftermath,
     attach,
@@ -95,7 +94,6 @@ async def _save(
                     kept=kept.known(config.state, found.process),
                 )
             )
-            number = fdset.free_id(found.fdsets)
             if found.domain is not None:
                 await shielded.in_thread(
                     functools.partial(known_domains.remember, config.state, found.domain)
@@ -115,7 +113,7 @@ async def _save(
                 policy=request.policy.name,
                 was_running=found.runs,
                 settings=found.settings,
-                fdset=number,
+                fdset=found.free_fdset,
             )
             async with journal.operation_in_thread(config.state, "save", begun) as log:
                 known["recovery"] = {
@@ -136,7 +134,7 @@ async def _save(
                         log=log,
                         phases=phases,
                         metadata=known,
-                        fdset=number,
+                        fdset=found.free_fdset,
                         resumes=guest_state.ResumeWatch(events),
                         state=config.state,
                     )

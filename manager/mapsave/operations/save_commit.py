@@ -13,8 +13,7 @@ from mapsave import errors, shielded
 from mapsave.image import bitmaps, syscalls
 from mapsave.migration import guest_state
 from mapsave.migration.run_states import RunState
-from mapsave.operations import check, ending, journal, metadata, restored_notes, written
-from mapsave.operations.results import SaveResult
+from mapsave.operations import check, ending, journal, metadata, restored_notes, results, written
 from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from mapsave.labels.labelling import Applied
     from mapsave.migration.guest_state import Paused
     from mapsave.migration.outgoing import Outcome
+    from mapsave.operations.results import SaveResult
     from mapsave.operations.save_transfer import SaveJob
     from mapsave.operations.written import Written
 
@@ -289,26 +289,6 @@ async def commit(
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(journal.JournalUnwritable):
             await job.log.step_in_thread(Step.TIDY)
-    stats = os.fstat(partial.fd)
-    phases = job.phases.seconds()
-    written = phases.get("write", 0) + phases.get("sync", 0)
-    return SaveResult(
-        image=job.path,
-        guest=job.guest,
-        format=job.request.format,
-        state=partial.block.state.word,
-        ram_bytes=contents.stream.ram_bytes,
-        data_bytes=contents.data_bytes,
-        file_bytes=stats.st_size,
-        allocated_bytes=stats.st_blocks * 512,
-        duration_s=round(job.phases.total, 6),
-        downtime_s=round(paused.seconds(), 6) if job.facts.runs else 0.0,
-        phases=phases,
-        bytes_per_s=round(contents.data_bytes / written) if written else 0,
-        strategy=job.strategy.as_dict(),
-        reasons=job.strategy.reasons,
-        label=applied.label.as_dict(),
-        then=job.then,
-        written=found.as_dict(),
-        warnings=[*(problem.text for problem in problems), *found.warnings()],
-    )
+    result = results.saved(job, partial, paused, applied.label, proven)
+    result.warnings[:0] = [problem.text for problem in problems]
+    return result

@@ -17,7 +17,13 @@ from mapsave.history.states import State
 from mapsave.hooks import recover
 from mapsave.image import store
 from mapsave.image.store import Entry
-from mapsave.operations import journal_facts, recover_restore, recover_result, restored_notes
+from mapsave.operations import (
+    journal_facts,
+    recover_restore,
+    recover_result,
+    restored_notes,
+    results,
+)
 from mapsave.service.registry import Operations
 from mapsave.service.slots import Slots
 
@@ -218,9 +224,9 @@ class Recovery:
         outcome = str(line["outcome"]) if line else ""
         if record.kind == "save":
             if (entry := images.get(record.id)) is not None:
-                return recover_result.save(entry).as_dict()
+                return results.recovered_save(entry).as_dict()
             if line is not None and recover_result.holds_guest(outcome):
-                return recover_result.gone(line).as_dict()
+                return results.gone(line).as_dict()
         if record.kind == "restore":
             path = line["image"] if line else self._config().images / str(record.image)
             entry = images.get(os.path.realpath(path))
@@ -230,5 +236,5 @@ class Recovery:
                 and (entry is not None and entry.state is store.EntryState.RESTORED)
             )
             if over or outcome in (recover_restore.RUNS, recover_restore.ENDED_SINCE):
-                return recover_result.restore(entry, line, record.guest).as_dict()
+                return results.recovered_restore(entry, line, record.guest).as_dict()
         return None

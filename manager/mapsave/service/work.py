@@ -240,7 +240,7 @@ async def _check(task: Task, request: requests.Check) -> Facts:
 
 async def _verify(task: Task, request: requests.Verify) -> Facts:
     path = task.path_of(request.image)
-    return (await task.service.verifying.run(inspect.verify, path, task.config)).as_dict()
+    return await task.service.verifying.run(inspect.verify, path, task.config)
 
 
 async def _discard(task: Task, request: requests.Discard) -> Facts:
