@@ -20,17 +20,9 @@ if TYPE_CHECKING:
 
 # A QEMU that does not answer in this time is reported as such.
 _ANSWER = 2.0
-_LEFT = (
-    "the guest is left paused, in QEMU's run state 'postmigrate': resume it ('cont' at its "
-    "monitor) before it can be saved again"
-)
 # Errors that say themselves what became of the guest.
-_SAY_SO = (
-    errors.GuestContinued,
-    errors.GuestNotEnded,
-    errors.GuestNotPutBack,
-    errors.SaveQemuDied,
-)
+_SAY_SO = (errors.GuestContinued, errors.GuestNotEnded, errors.GuestNotPutBack, errors.SaveQemuDied)
+_GONE = "QEMU has exited since, and there is no image of the guest"
 
 
 @dataclasses.dataclass
@@ -66,9 +58,6 @@ async def reported(job: SaveJob, aftermath: Aftermath) -> AsyncIterator[None]:
         raise
 
 
-_GONE = "QEMU has exited since, and there is no image of the guest"
-
-
 async def _words(job: SaveJob) -> str | None:
     """Return what became of the guest, as QEMU says now; None where it is as before."""
     if not job.is_begun:
@@ -79,8 +68,7 @@ async def _words(job: SaveJob) -> str | None:
     try:
         reply = await job.session.execute("query-status", timeout=_ANSWER)
     except errors.MonitorLost:
-        pid = job.facts.pid
-        if pid is not None and await ending.ended(pid, ending.LOST_TIMEOUT):
+        if await ending.is_lost(job.facts.pid):
             return _GONE
         return "QEMU's monitor was lost: the guest may be paused"
     except errors.MonitorError:
@@ -89,5 +77,8 @@ async def _words(job: SaveJob) -> str | None:
     if state == before:
         return None
     if state == RunState.POSTMIGRATE and not run_states.of(before).runs:
-        return f"{_LEFT} (it was {before!r})"
+        return (
+            "the guest is left paused, in QEMU's run state 'postmigrate': resume it ('cont' at its "
+            f"monitor) before it can be saved again (it was {before!r})"
+        )
     return f"the guest is in run state {state!r} (it was {before!r})"

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.monitor import qmp
@@ -89,14 +89,13 @@ async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
     UnknownGuest and WrongRunState (shut off).
     """
     if guest.libvirt is not None:
-        found = guest.libvirt
-        async with passthrough().connected(found.uri, found.domain) as session:
-            yield session
-        return
-    path = socket_path(guest, config)
-    if guest.emulator is not None and not await answers(path):
-        await start_emulator(guest, config, path)
-    async with qmp.connected(path) as session:
+        monitor = Monitor(uri=guest.libvirt.uri, domain=guest.libvirt.domain)
+    else:
+        path = socket_path(guest, config)
+        if guest.emulator is not None and not await answers(path):
+            await start_emulator(guest, config, path)
+        monitor = Monitor(socket=path)
+    async with monitor.connected() as session:
         yield session
 
 
@@ -117,8 +116,8 @@ async def exclusive(guest: Guest, config: Config) -> AsyncIterator[tuple[Session
             session = await stack.enter_async_context(attached(guest, config))
         else:
             found = guest.libvirt
-            domain: Any = passthrough().connected(found.uri, found.domain)
-            session = of_libvirt = await stack.enter_async_context(domain)
+            connected = passthrough().connected(found.uri, found.domain)
+            session = of_libvirt = await stack.enter_async_context(connected)
             monitor = Monitor(uri=found.uri, domain=of_libvirt.uuid)
             stack.enter_context(locks.held(config.state, who, monitor.key))
         yield session, monitor
@@ -208,8 +207,7 @@ def spawn(
 def reap() -> None:
     """Let go of those that ``spawn`` started and that have ended.
 
-    For a service: they are its children, and would stay in the table of processes as zombies. A
-    command ends before they do.
+    A service would keep them, its children, as zombies; a command ends before they do.
     """
     _spawned[:] = [process for process in _spawned if process.poll() is None]
 

@@ -60,10 +60,6 @@ class Destination:
         self.is_ours = self.is_ours or self.process is not None
         self.identity = processes.identity(self.session.pid)
 
-    def keep(self) -> None:
-        """Leave it running at the end: the guest is restored."""
-        self.is_kept = True
-
     def words(self) -> str:
         """Return what QEMU has printed: before 10.2 only there are the reasons of a failure."""
         if self.stderr is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mapsave import config as configuration
 from mapsave import domain_xml, errors
-from mapsave.operations import attach, destination, launch, locks, trust
+from mapsave.operations import attach, destination, launch, locks, origin, trust
 from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ async def chosen(
             async with destination.waiting_at(request.into) as target:
                 yield target
         return
-    guest = guest_of(config, request, name)
-    if is_of_libvirt(request, opened, guest):
+    guest = _guest_of(config, request, name)
+    if _is_of_libvirt(request, opened, guest):
         monitor, started = _by_libvirt(config, request, opened, guest, log.unsettled)
     else:
         monitor, started = _by_command(config, request, opened, guest)
@@ -51,7 +51,7 @@ async def chosen(
             yield target
 
 
-def guest_of(config: Config, request: Request, name: str) -> Guest:
+def _guest_of(config: Config, request: Request, name: str) -> Guest:
     """Return the guest as configured, or as the request's address says; else only its name."""
     guest = config.guests.get(name)
     if guest is None and request.guest is not None:
@@ -59,15 +59,15 @@ def guest_of(config: Config, request: Request, name: str) -> Guest:
     return guest or configuration.Guest(name)
 
 
-def is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
+def _is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
     """Return whether libvirt is to have the guest: it had it, and nothing says otherwise."""
     if guest.libvirt is not None or request.xml is not None or request.through_libvirt:
         return True
     configured = guest.launch or guest.emulator is not None or request.trust_recorded_command
-    return not configured and _xml(request, opened) is not None
+    return not configured and origin.domain_xml(opened) is not None
 
 
-def uri_of(opened: Image, guest: Guest) -> str:
+def _uri_of(opened: Image, guest: Guest) -> str:
     """Return the URI of the libvirt daemon that is to have the domain."""
     if guest.libvirt is not None:
         return guest.libvirt.uri
@@ -75,29 +75,24 @@ def uri_of(opened: Image, guest: Guest) -> str:
     return recorded if recorded in _PLAIN_URIS else configuration.LIBVIRT_URI
 
 
-def _xml(request: Request, opened: Image) -> str | None:
-    """Return the domain XML to restore by: the one given, or the image's; None without either."""
-    if request.xml is not None:
-        return request.xml
-    if opened.libvirt is not None:
-        return opened.libvirt.xml
-    found = (opened.metadata.get("domain") or {}).get("xml")
-    return str(found) if found is not None else None
-
-
 def _by_libvirt(
     config: Config, request: Request, opened: Image, guest: Guest, on_left: Callable[[], None]
 ) -> _Choice:
     from mapsave.operations import destination_libvirt, domain_trust
 
-    xml = _xml(request, opened)
+    xml = request.xml if request.xml is not None else origin.domain_xml(opened)
     if xml is None:
         raise errors.NoDestination(
             f"the image contains no domain XML to create the domain of guest {guest.name!r} from",
             hint="pass it with --xml FILE, or restore --into qmp:PATH",
         )
-    uri = uri_of(opened, guest)
-    identity = _identity(xml, request)
+    uri = _uri_of(opened, guest)
+    try:
+        identity = domain_xml.identity(xml)
+    except errors.InvalidImage as error:
+        if request.xml is None:
+            raise
+        raise errors.UsageError(f"--xml: {error.message}") from None
     if request.xml is None:
         _check_named(opened, guest, identity)
     monitor = attach.Monitor(uri=uri, domain=identity.uuid)
@@ -105,30 +100,17 @@ def _by_libvirt(
     if not request.trust_image:
         what = "--xml" if request.xml is not None else repr(opened.path)
         own = str(opened.metadata.get("guest", {}).get("uuid"))
-        vetting = domain_trust.Vetting.of(config, what, identity.uuid, own)
-    asked = destination_libvirt.Start(
-        uri=uri,
-        xml=xml,
-        on_left=on_left,
-        vetting=vetting,
-        stall_seconds=config.restore.stall,
-    )
+        vetting = domain_trust.Vetting(
+            config.trust, config.state, frozenset((identity.uuid, own)), what
+        )
+    stall = config.restore.stall
+    asked = destination_libvirt.Start(uri, xml, on_left, vetting, stall_seconds=stall)
     if request.through_libvirt:
         return monitor, destination_libvirt.loaded(asked, opened, request)
     # As libvirt does, the CPU that the guest has seen is kept under another definition too.
     cookie = opened.libvirt.cookie if opened.libvirt else None
     cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
     return monitor, destination_libvirt.created(asked, cookie)
-
-
-def _identity(xml: str, request: Request) -> domain_xml.Identity:
-    """Return who the domain is. Raises InvalidImage, or UsageError where the user gave the XML."""
-    try:
-        return domain_xml.identity(xml)
-    except errors.InvalidImage as error:
-        if request.xml is None:
-            raise
-        raise errors.UsageError(f"--xml: {error.message}") from None
 
 
 def _check_named(opened: Image, guest: Guest, identity: domain_xml.Identity) -> None:
@@ -161,7 +143,8 @@ def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -
     if argv and request.trust_recorded_command:
         if not request.trust_image:
             trust.check_program(argv[0])
-        socket = str(guest.qmp) if guest.qmp else _own_socket(config, guest.name)
+        own = locks.state_directory(config.state, "monitors") if guest.qmp is None else None
+        socket = str(guest.qmp if own is None else own / f"{log.stem[-40:]}.qmp")
         started = destination.launched(argv, socket, log, variables, recorded.get("cwd"))
         return attach.Monitor.at(socket), started
     raise errors.NoDestination(
@@ -169,8 +152,3 @@ def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -
         hint="set 'launch:' in the configuration, or use --into qmp:PATH, or "
         "--trust-recorded-command",
     )
-
-
-def _own_socket(config: Config, name: str) -> str:
-    directory = locks.state_directory(config.state, "monitors")
-    return str(directory / f"{attach.log_path(config, name).stem[-40:]}.qmp")

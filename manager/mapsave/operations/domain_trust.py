@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from libvirt import virConnect
 
-    from mapsave.config import Config, Trust
+    from mapsave.config import Trust
 
 _SHOWN = 5
 
@@ -37,11 +37,6 @@ class Vetting:
     state: Path
     uuids: frozenset[str]
     what: str
-
-    @classmethod
-    def of(cls, config: Config, what: str, *uuids: str) -> Vetting:
-        """Return the vetting of an XML for the domains of those ``uuids``."""
-        return cls(config.trust, config.state, frozenset(uuids), what)
 
 
 async def check(connection: virConnect, xml: str, vetting: Vetting) -> None:

@@ -41,6 +41,11 @@ async def end_guest(session: Session) -> bool:
     return True
 
 
+async def is_lost(pid: int | None) -> bool:
+    """Return whether a QEMU has exited whose monitor was lost; False where it is not in sight."""
+    return pid is not None and await ended(pid, LOST_TIMEOUT)
+
+
 async def ended(pid: int, timeout: float) -> bool:
     """Wait until the process is gone; False after ``timeout`` seconds."""
     started = process.start_time(pid)
@@ -49,6 +54,6 @@ async def ended(pid: int, timeout: float) -> bool:
     try:
         async with asyncio.timeout(timeout):
             await process.ended(pid, started)
+            return True
     except TimeoutError:
         return False
-    return True

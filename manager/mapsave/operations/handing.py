@@ -50,13 +50,14 @@ async def to_user(
             unmark()
             raise
         except errors.MonitorError as error:
-            if await _has_not_run(session, events, error):
+            refused = isinstance(error, errors.CommandRefused)
+            if refused or await _has_ended_unresumed(session, events):
                 unmark()
                 raise errors.RestoreFailed(
                     f"{session.address}: loaded, but QEMU did not resume it: {error.message}"
                 ) from None
             raise await _may_run(target, log, error) from None
-        target.keep()
+        target.is_kept = True
         try:
             return await guest_state.run_state(session)
         except errors.MonitorError as error:
@@ -94,21 +95,13 @@ def _mark(config: Config, opened: Image, log: Journal) -> Callable[[], None]:
     )
 
 
-async def _has_not_run(session: Session, events: Events, error: errors.MonitorError) -> bool:
-    """Return whether the guest surely was not resumed: QEMU refused, or ended without an event."""
-    return isinstance(error, errors.CommandRefused) or await _has_ended_unresumed(session, events)
-
-
 async def _has_ended_unresumed(session: Session, events: Events) -> bool:
-    if not await _has_ended(session):
+    """Return whether QEMU has exited without an event of the guest's being resumed."""
+    if not await ending.is_lost(session.pid):
         return False
     with contextlib.suppress(errors.MonitorLost):
         return await events.next(timeout=0) is None
     return True
-
-
-async def _has_ended(session: Session) -> bool:
-    return session.pid is not None and await ending.ended(session.pid, ending.LOST_TIMEOUT)
 
 
 async def _may_run(
@@ -116,13 +109,13 @@ async def _may_run(
 ) -> errors.RestoreFailed:
     """Return the error for a guest that may run: it was left so, and recovery resumes it."""
     session = target.session
-    if await _has_ended(session):
+    if await ending.is_lost(session.pid):
         return errors.RestoreFailed(
             f"{session.address}: the guest was resumed, and QEMU has exited since: "
             f"{error.message}; {_STAYS_MARKED}",
             hint=_AGAIN,
         )
-    target.keep()
+    target.is_kept = True
     log.unsettled()
     return errors.RestoreFailed(
         f"{session.address}: loaded, but QEMU may not have resumed the guest: {error.message}; "

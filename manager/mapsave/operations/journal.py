@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 BLANK = "it is empty"
+_UNREADABLE = "it cannot be read"
 FINISHED = "already finished; only its journal was left"
 _AROUND = "around"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
@@ -82,7 +83,7 @@ class Journal:
         self.path = path
         self.state = path.parent.parent  # the state directory
         self.warnings: list[str] = []
-        self._settled = False
+        self.is_settled = True  # nothing is left to undo
         self._watch = watch
 
     def step(self, step: Step, **noted: Unpack[Noted]) -> None:
@@ -114,23 +115,14 @@ class Journal:
             self._watch.saw(step, data)
 
     def warn(self, doing: str, error: OSError) -> None:
-        """Report that the journal failed at an operation that has come to its end all the same."""
+        """Report that the journal failed at an operation that has come to its end."""
         words = f"cannot {doing} the journal {str(self.path)!r}: {error.strerror}"
         self.warnings.append(words)
         _log.warning("%s", words)
 
     def unsettled(self) -> None:
         """Keep the file at the end: something is left for ``mapsave recover``."""
-        self._settled = False
-
-    def settled(self) -> None:
-        """Remove the file at the end: everything was finished or undone."""
-        self._settled = True
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is left to undo."""
-        return self._settled
+        self.is_settled = False
 
 
 @contextlib.contextmanager
@@ -189,7 +181,6 @@ def _begin(
         path, fd = _create(directory, kind)
         stack.callback(os.close, fd)
         journal = Journal(fd, path, None if kind == _AROUND else watch)
-        journal.settled()
         stack.callback(_end, journal, path)
         journal.record(Step.BEGIN, begun)
         locks.sync_directory(directory)
@@ -291,10 +282,10 @@ def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
                 try:
                     is_locked = lock.enter_context(_locked(path))
                 except OSError as error:
-                    found.append(_unreadable(path, error))
+                    found.append(_unusable(path, f"{_UNREADABLE}: {error.strerror}"))
                     continue
                 if is_locked:
-                    orphan = read(path) or _blank(path)
+                    orphan = read(path) or _unusable(path, BLANK)
                     found.append(orphan)
                     stack.enter_context(lock.pop_all())
         yield found
@@ -307,17 +298,18 @@ def remove_empty(state: Path, is_blank: Callable[[Orphan], bool]) -> None:
     """
     for path in paths(state):
         with contextlib.suppress(OSError), _locked(path) as is_locked:
-            if is_locked and read(path) is None and is_blank(_blank(path)):
+            if is_locked and read(path) is None and is_blank(_unusable(path, BLANK)):
                 path.unlink(missing_ok=True)
 
 
-def _blank(path: Path) -> Orphan:
-    return Orphan(path, _kind(path), {}, (), is_damaged=True, is_unsure=True, problem=BLANK)
+def _unusable(path: Path, problem: str) -> Orphan:
+    return Orphan(path, _kind(path), {}, (), is_damaged=True, is_unsure=True, problem=problem)
 
 
 def paths(state: Path) -> list[Path]:
-    """Return the journals of a state directory, owned or not."""
-    return list(journal_file.found(state / "journal"))
+    """Return the journals of a state directory, owned or not, in the order of their names."""
+    directory = state / "journal"
+    return sorted(directory.glob(journal_file.PATTERN)) if directory.is_dir() else []
 
 
 @contextlib.contextmanager
@@ -346,25 +338,18 @@ def read(path: Path) -> Orphan | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        return _unreadable(path, error)
+        return _unusable(path, f"{_UNREADABLE}: {error.strerror}")
     if known.is_blank:
         return None
-    kind = str(known.facts.get("kind") or _kind(path))
-    problem = None if known.facts else "none of its lines can be read"
     return Orphan(
         path,
-        kind,
+        str(known.facts.get("kind") or _kind(path)),
         known.facts,
         known.steps,
         is_damaged=known.is_damaged,
         is_unsure=known.is_unsure,
-        problem=problem,
+        problem=None if known.facts else "none of its lines can be read",
     )
-
-
-def _unreadable(path: Path, error: OSError) -> Orphan:
-    words = f"it cannot be read: {error.strerror}"
-    return Orphan(path, _kind(path), {}, (), is_damaged=True, is_unsure=True, problem=words)
 
 
 def _kind(path: Path) -> str:

@@ -46,7 +46,7 @@ def _all_facts(state: Path) -> Iterator[dict[str, Any]]:
 
 def damaged(state: Path) -> list[Path]:
     """Return the damaged journals that were kept to be looked at."""
-    return journal_file.damaged(state / "journal")
+    return sorted((state / "journal").glob(f"{journal_file.PATTERN}{journal_file.DAMAGED}"))
 
 
 def is_lost(state: Path, name: str | None) -> bool:

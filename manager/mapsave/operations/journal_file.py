@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mapsave import strict_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 PATTERN = "*.jsonl"
@@ -173,13 +173,3 @@ def append(path: Path, step: str, data: Mapping[str, object]) -> None:
         os.fdatasync(fd)
     finally:
         os.close(fd)
-
-
-def damaged(directory: Path) -> list[Path]:
-    """Return the damaged journals that were kept."""
-    return sorted(directory.glob(f"{PATTERN}{DAMAGED}"))
-
-
-def found(directory: Path) -> Iterator[Path]:
-    """Yield the journals of a directory, in the order of their names."""
-    yield from sorted(directory.glob(PATTERN)) if directory.is_dir() else ()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,7 @@ def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
     facts = {"pid": qemu[0], "process_started": qemu[1], "boot": journal.boot_id()}
     try:
         path = _path(state, qemu)
-        _write(path, json.dumps({**facts, "time": time.time(), "what": what}))
+        locks.replace(path, json.dumps({**facts, "time": time.time(), "what": what}))
     except OSError as error:
         _log.warning(
             "cannot record that QEMU (pid %d) has not released everything: %s", qemu[0], error
@@ -86,15 +85,6 @@ def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown: the record is unreadable"  # that it is there says enough
-
-
-def _write(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(new, path)
 
 
 def _path(state: Path, qemu: tuple[int, int]) -> Path:

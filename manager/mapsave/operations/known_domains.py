@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from mapsave.image import ownership
@@ -41,15 +40,9 @@ def remember(state: Path, domain: Domain) -> None:
         return
     kept = sorted(now | before if len(now | before) <= _MOST else now)
     try:
-        directory = locks.state_directory(state, "domains")
-        path = directory / f"{domain.uuid}.json"
-        new = directory / f"{domain.uuid}.{os.getpid()}.new"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w") as file:
-            json.dump({"resources": [[each.kind, each.name] for each in kept]}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        path = locks.state_directory(state, "domains") / f"{domain.uuid}.json"
+        found = {"resources": [[each.kind, each.name] for each in kept]}
+        locks.replace(path, json.dumps(found))
     except OSError as error:
         _log.warning("cannot record what domain %r uses: %s", domain.name, error.strerror)
 

@@ -128,28 +128,16 @@ def _limited(footprint: Footprint, room: Headroom, wanted: int, *, is_demanded: 
     tightest = plan.tightest(needs)
     if tightest is not None and tightest.channels < (wanted if is_demanded else 1):
         raise _refused(footprint.pid, tightest, wanted if is_demanded else 1, is_demanded)
-    channels, reason = wanted, ""
-    if room.unknown and not is_demanded and channels > LIMITED_CHANNELS:
-        channels, reason = (
-            LIMITED_CHANNELS,
-            f"few, because QEMU's limits are unknown: {_list(room)}",
-        )
-    if tightest is not None and tightest.channels < channels:
-        channels, reason = (
-            tightest.channels,
-            f"as many as the limits allow: {tightest.text(wanted)}",
-        )
-    most = Most(channels, reason) if channels < wanted else None
-    return Limited(most, _detail(room, needs, tightest, channels))
-
-
-def _detail(room: Headroom, needs: list[Need], tightest: Need | None, channels: int) -> str:
-    known = tightest.text(channels) if tightest is not None and needs else "no limit that matters"
-    return f"unknown: {_list(room)}; {plan.plural(channels)}" if room.unknown else known
-
-
-def _list(room: Headroom) -> str:
-    return ", ".join(room.unknown)
+    most, unknown = Most(wanted, ""), ", ".join(room.unknown)
+    if unknown and not is_demanded and wanted > LIMITED_CHANNELS:
+        most = Most(LIMITED_CHANNELS, f"few, because QEMU's limits are unknown: {unknown}")
+    if tightest is not None and tightest.channels < most.channels:
+        words = f"as many as the limits allow: {tightest.text(wanted)}"
+        most = Most(tightest.channels, words)
+    detail = tightest.text(most.channels) if tightest is not None else "no limit that matters"
+    if unknown:
+        detail = f"unknown: {unknown}; {plan.plural(most.channels)}"
+    return Limited(most if most.channels < wanted else None, detail)
 
 
 def _refused(pid: int | None, need: Need, channels: int, is_demanded: bool) -> errors.TooLittleLeft:

@@ -32,7 +32,9 @@ def state_directory(state: Path, part: str) -> Path:
     directory = state / part
     with state_errors(f"create the state directory {str(directory)!r}"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _close_to_others(directory)
+        found = directory.lstat()  # one of ours that was made otherwise is closed to others
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077:
+            directory.chmod(0o700)
     return directory
 
 
@@ -55,13 +57,6 @@ def state_errors(
         raise failure(f"cannot {work}: {error.strerror}", hint=hint) from None
 
 
-def _close_to_others(directory: Path) -> None:
-    """Take from others what they may do in a directory of ours that was made otherwise."""
-    found = directory.lstat()
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077:
-        directory.chmod(0o700)
-
-
 def sync_directory(directory: Path) -> None:
     """Bring the names in a directory to stable storage. Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -69,6 +64,17 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file of the state directory whole, durably but for its name. Raises OSError."""
+    new = path.with_suffix(f".{os.getpid()}.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
 
 
 @contextlib.contextmanager

@@ -65,10 +65,8 @@ async def query(session: Session) -> Mode:
 def check(mode: Mode) -> str:
     """Return the check's line. Raises UnsafeMode where a save would make QEMU abort."""
     if mode.replay != Replay.NONE:
-        does = {
-            Replay.RECORD.value: "records its execution",
-            Replay.PLAY.value: "replays a recorded execution",
-        }
+        records, replays = "records its execution", "replays a recorded execution"
+        does: dict[str, str] = {Replay.RECORD: records, Replay.PLAY: replays}
         raise errors.UnsafeMode(
             f"QEMU {does.get(mode.replay, mode.replay)} (-icount rr={mode.replay}): a save would "
             "make it abort",
