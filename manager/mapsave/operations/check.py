@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mapsave.labels.labelling import Labelling
     from mapsave.operations.facts import Facts
     from mapsave.operations.save_request import Request
-    from mapsave.plan.strategy import Strategy
 
 _MIGRATING: frozenset[str] = frozenset(Status) - IDLE
 # Every RAM block starts at a multiple of 1 MiB after its bitmap, and there is device state.
@@ -53,7 +52,7 @@ class Preflight:
         """How to save, as the user wishes."""
         return self.request.settings
 
-    def strategy(self) -> Strategy:
+    def strategy(self) -> strategy.Strategy:
         """Choose how to save."""
         return strategy.choose(
             self.settings,
@@ -320,7 +319,7 @@ def _checks(found: Preflight) -> tuple[Callable[[Preflight], str], ...]:
     return CHECKS if found.facts.domain is None else (domain, *CHECKS)
 
 
-def all_pass(found: Preflight) -> Strategy:
+def all_pass(found: Preflight) -> strategy.Strategy:
     """Run the checks; raise what the first failing one raises, else return the strategy."""
     for check in _checks(found):
         check(found)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from mapsave.image.image import Image
     from mapsave.monitor.session import Session
-    from mapsave.operations.domain_trust import Vetting
     from mapsave.operations.restore_request import Request
 
     _Starting = Callable[[virConnect], virDomain]
@@ -56,7 +55,7 @@ class Start:
     uri: str
     xml: str
     on_left: Callable[[], None]
-    vetting: Vetting | None
+    vetting: domain_trust.Vetting | None
     stall_seconds: float
 
     @functools.cached_property

@@ -14,11 +14,8 @@ from mapsave.operations import limits, memory_backends, modes
 
 if TYPE_CHECKING:
     from mapsave.image.metadata import CommandPart
-    from mapsave.migration.parameters import Settings
     from mapsave.monitor.domain import Domain
     from mapsave.monitor.session import Session, Version
-    from mapsave.operations.limits import Footprint
-    from mapsave.operations.modes import Mode
 
 OLDEST_QEMU = (9, 1, 0)
 _MACHINE_SUFFIX = "-machine"
@@ -52,7 +49,7 @@ class Facts:
     cpu: str | None
     run_state: str
     memory: Memory
-    settings: Settings
+    settings: parameters.Settings
     migration: str
     blocked_reasons: tuple[str, ...]
     read_only_memory: tuple[str, ...]
@@ -61,8 +58,8 @@ class Facts:
     pid: int | None
     process: tuple[int, int] | None
     domain: Domain | None
-    mode: Mode
-    footprint: Footprint
+    mode: modes.Mode
+    footprint: limits.Footprint
 
     @property
     def runs(self) -> bool:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mapsave.image.image import Image
     from mapsave.monitor.session import Events, Session
     from mapsave.operations.destination import Destination
-    from mapsave.operations.journal import Journal
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ _AGAIN = "its disks may have changed since; 'mapsave restore --again' restores i
 
 
 async def to_user(
-    config: Config, opened: Image, target: Destination, log: Journal, *, runs: bool
+    config: Config, opened: Image, target: Destination, log: journal.Journal, *, runs: bool
 ) -> str:
     """Mark the image restored and, with ``runs``, resume the guest; return its run state.
 
@@ -73,7 +72,7 @@ async def to_user(
             ) from None
 
 
-def _mark(config: Config, opened: Image, log: Journal) -> Callable[[], None]:
+def _mark(config: Config, opened: Image, log: journal.Journal) -> Callable[[], None]:
     """Mark the image restored; return what takes that back. Raises RestoreFailed."""
     before = opened.block.state
     try:
@@ -105,7 +104,7 @@ async def _has_ended_unresumed(session: Session, events: Events) -> bool:
 
 
 async def _may_run(
-    target: Destination, log: Journal, error: errors.MonitorError
+    target: Destination, log: journal.Journal, error: errors.MonitorError
 ) -> errors.RestoreFailed:
     """Return the error for a guest that may run: it was left so, and recovery resumes it."""
     session = target.session

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from mapsave.config import Config
-    from mapsave.image.image import Image
     from mapsave.image.validation import Contents
 
 
@@ -56,7 +55,7 @@ _SHOWN = (
 )
 
 
-def _summary(opened: Image, config: Config | None) -> dict[str, object]:
+def _summary(opened: image.Image, config: Config | None) -> dict[str, object]:
     """Return what superblock and metadata say; the domain XML is left to ``--xml``."""
     known, header = opened.metadata, opened.libvirt
     guest, domain = known.get("guest", {}), known.get("domain")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mapsave.image.validation import Contents
     from mapsave.labels.label import Label
     from mapsave.monitor.domain import Domain
-    from mapsave.operations.facts import Facts
     from mapsave.operations.save_request import Request
     from mapsave.operations.written import Written
     from mapsave.plan.strategy import Strategy
@@ -27,7 +26,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> Metadata:
+def before(guest: str, found: guest_facts.Facts, strategy: Strategy, request: Request) -> Metadata:
     """Return what is known before the save: the metadata of the partial image."""
     host = platform.uname()
     domain = found.domain
@@ -55,7 +54,7 @@ def before(guest: str, found: Facts, strategy: Strategy, request: Request) -> Me
     return known
 
 
-def process(found: Facts) -> ProcessPart | None:
+def process(found: guest_facts.Facts) -> ProcessPart | None:
     """Return what names the guest's QEMU on this host; None where its process is not in sight.
 
     ``pid``, ``started`` in clock ticks since boot (proc(5)), and ``boot``, the id of that boot.
@@ -79,7 +78,7 @@ def _domain(domain: Domain, request: Request) -> DomainPart:
     return known
 
 
-def libvirt_header(found: Facts, request: Request) -> NewLibvirtHeader | None:
+def libvirt_header(found: guest_facts.Facts, request: Request) -> NewLibvirtHeader | None:
     """Return what goes into libvirt's header; None for an image of the native format."""
     if request.format == "native" or found.domain is None:
         return None

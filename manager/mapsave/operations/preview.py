@@ -11,11 +11,10 @@ from mapsave.operations import attach, check, facts, kept, metadata, save_reques
 if TYPE_CHECKING:
     from mapsave import errors
     from mapsave.config import Config, Guest
-    from mapsave.operations.save_request import Request
 
 
 async def preview(
-    guest: Guest, config: Config, request: Request
+    guest: Guest, config: Config, request: save_request.Request
 ) -> tuple[dict[str, Any], errors.MapsaveError | None]:
     """Check everything that a save would; nothing is touched, and the guest runs on.
 

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
     from mapsave.config import Config
     from mapsave.labels.label import Problem
-    from mapsave.operations.journal import Orphan
 
-    Told = Callable[["Line", Orphan], Awaitable[None]]
+    Told = Callable[["Line", journal.Orphan], Awaitable[None]]
 
 
 class Line(TypedDict):
@@ -90,7 +89,7 @@ async def recover(config: Config, *, dry_run: bool = False, told: Told | None = 
     }
 
 
-async def _one(config: Config, orphan: Orphan, told: Told | None, *, dry_run: bool) -> Line:
+async def _one(config: Config, orphan: journal.Orphan, told: Told | None, *, dry_run: bool) -> Line:
     line: Line = {
         "operation": orphan.kind,
         "id": orphan.facts.get("operation"),
@@ -108,7 +107,7 @@ async def _one(config: Config, orphan: Orphan, told: Told | None, *, dry_run: bo
     return line
 
 
-async def _deal_with(config: Config, orphan: Orphan, line: Line, *, dry_run: bool) -> None:
+async def _deal_with(config: Config, orphan: journal.Orphan, line: Line, *, dry_run: bool) -> None:
     problems: list[Problem] = []
     try:
         known = recover_lost.known(config, orphan)

@@ -20,7 +20,6 @@ from mapsave.operations.steps import Step
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mapsave.image.image import Partial
     from mapsave.operations.begun import SaveBegun
     from mapsave.operations.interrupted import Interrupted
     from mapsave.operations.journal import Orphan
@@ -29,7 +28,7 @@ _PAUSED = "until then the guest is left as it is"
 
 
 @contextlib.contextmanager
-def adopted(begun: SaveBegun, held: store.Directory) -> Iterator[Partial]:
+def adopted(begun: SaveBegun, held: store.Directory) -> Iterator[image.Partial]:
     """Open the partial image of this save. Raises OSError, Busy, InvalidImage."""
     with image.adopting(held.fd, begun.name) as partial:
         if str(partial.block.uuid) != begun.uuid:

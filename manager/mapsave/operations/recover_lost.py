@@ -21,7 +21,6 @@ from mapsave.operations.begun import RestoreBegun, SaveBegun
 if TYPE_CHECKING:
     from mapsave.config import Config
     from mapsave.operations.begun import Begun
-    from mapsave.operations.journal import Orphan
 
 HINT = (
     "check with 'query-status' whether its guest is paused, and resume it ('cont'); then move "
@@ -32,7 +31,7 @@ _KINDS: dict[str, type[Begun]] = {"save": SaveBegun, "restore": RestoreBegun}
 _KEY = re.compile(r"field `(\w+)`|\$\.(\w+)")
 
 
-def known(config: Config, orphan: Orphan) -> Orphan:
+def known(config: Config, orphan: journal.Orphan) -> journal.Orphan:
     """Return ``orphan`` with all that is known of its operation.
 
     Raises JournalLost where it is damaged, and nothing else says what it was about;
@@ -49,7 +48,7 @@ def known(config: Config, orphan: Orphan) -> Orphan:
     return orphan
 
 
-def read(orphan: Orphan) -> Begun:
+def read(orphan: journal.Orphan) -> Begun:
     """Return what a journal says of its operation.
 
     Raises Unsupported for an operation that this version does not know, JournalUnusable where the
@@ -73,7 +72,7 @@ def read(orphan: Orphan) -> Begun:
         ) from None
 
 
-def is_blank(config: Config, orphan: Orphan) -> bool:
+def is_blank(config: Config, orphan: journal.Orphan) -> bool:
     """Return whether the manager of a journal died before its first step: nothing was touched."""
     if orphan.problem != journal.BLANK:
         return False

@@ -27,12 +27,10 @@ from mapsave.operations import (
 from mapsave.operations.steps import Step
 
 if TYPE_CHECKING:
-    from mapsave.image.image import Partial
     from mapsave.image.validation import Contents
     from mapsave.monitor.session import Session
     from mapsave.operations.begun import SaveBegun
     from mapsave.operations.interrupted import Interrupted
-    from mapsave.operations.written import Written
 
 COMMITTED = "image committed"
 PUT_BACK = "save rolled back"
@@ -281,8 +279,8 @@ async def _without_qemu(save: Interrupted[SaveBegun], held: store.Directory) -> 
 
 
 async def _check(
-    begun: SaveBegun, partial: Partial, session: Session | None
-) -> tuple[Contents, Written]:
+    begun: SaveBegun, partial: image.Partial, session: Session | None
+) -> tuple[Contents, written.Written]:
     """Validate the partial image, and look for pages that are missing in it.
 
     Raises InvalidImage, OSError.

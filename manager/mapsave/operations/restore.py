@@ -46,12 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mapsave.config import Config
-    from mapsave.image.image import Image
     from mapsave.image.validation import Contents
     from mapsave.labels.policy import Policy
-    from mapsave.migration.progress import Phases, Report
     from mapsave.monitor.session import Session
-    from mapsave.operations.destination import Destination
     from mapsave.operations.restore_request import Request
 
 _log = logging.getLogger(__name__)
@@ -65,12 +62,12 @@ class _Job:
 
     config: Config
     request: Request
-    opened: Image
+    opened: image.Image
     contents: Contents
     guest: str
     policy: Policy
     log: journal.Journal
-    phases: Phases
+    phases: progress.Phases
 
     @property
     def runs(self) -> bool:
@@ -81,7 +78,7 @@ class _Job:
 
 
 async def restore(
-    config: Config, request: Request, report: Report = progress.silent
+    config: Config, request: Request, report: progress.Report = progress.silent
 ) -> RestoreResult:
     """Restore ``request.image`` and return what ``mapsave restore --json`` prints.
 
@@ -106,7 +103,7 @@ async def restore(
         ) from None
 
 
-async def _restore(config: Config, request: Request, phases: Phases) -> RestoreResult:
+async def _restore(config: Config, request: Request, phases: progress.Phases) -> RestoreResult:
     phases.enter("validate")
     open_files.check()
     path = images.resolve(request.image, config)
@@ -151,7 +148,7 @@ async def _restore(config: Config, request: Request, phases: Phases) -> RestoreR
             return done
 
 
-def _used_up(opened: Image) -> errors.AlreadyRestored:
+def _used_up(opened: image.Image) -> errors.AlreadyRestored:
     """Return the error for an image whose guest has run since."""
     words = "has been restored before"
     if opened.block.state is not State.RESTORED:
@@ -164,7 +161,7 @@ def _used_up(opened: Image) -> errors.AlreadyRestored:
     )
 
 
-async def _load(job: _Job, target: Destination) -> RestoreResult:
+async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
     undigested = origin.undigested(opened)  # marked, an image of libvirt has a superblock
@@ -205,13 +202,13 @@ async def _load(job: _Job, target: Destination) -> RestoreResult:
     )
 
 
-def _name(request: Request, opened: Image) -> str:
+def _name(request: Request, opened: image.Image) -> str:
     return str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
 
 
 @contextlib.contextmanager
 def _labelled(
-    labels: labelling.Labelling, opened: Image, pid: int | None, log: journal.Journal
+    labels: labelling.Labelling, opened: image.Image, pid: int | None, log: journal.Journal
 ) -> Iterator[list[labelling.Problem]]:
     """Label the image for QEMU to read, and take that back; both are journalled before.
 
@@ -233,7 +230,7 @@ def _labelled(
         yield left
 
 
-def _downtime(opened: Image) -> float | None:
+def _downtime(opened: image.Image) -> float | None:
     """Return for how many seconds the guest was away, by the clocks of the two hosts."""
     paused = opened.metadata.get("paused_at")
     return round(time.time() - float(paused), 3) if isinstance(paused, int | float) else None
@@ -244,7 +241,7 @@ def _process(session: Session) -> tuple[int | None, int | None]:
     return session.pid, process.start_time(session.pid) if session.pid else None
 
 
-async def _transfer(job: _Job, target: Destination) -> None:
+async def _transfer(job: _Job, target: destination.Destination) -> None:
     session, opened = target.session, job.opened
     takes = await destination.footprint(session)
     channels = limits.for_load(takes, job.request.channels)

@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from mapsave.image.metadata import Metadata
     from mapsave.image.validation import Contents
     from mapsave.labels.labelling import Applied
-    from mapsave.migration.guest_state import Paused
     from mapsave.migration.outgoing import Outcome
-    from mapsave.operations.results import SaveResult
     from mapsave.operations.save_transfer import SaveJob
-    from mapsave.operations.written import Written
 
 # Runs of unwritten pages shorter than this keep their preallocated blocks: giving back single
 # pages costs more calls than it frees room.
@@ -37,7 +34,7 @@ _GOES_ON = {"resume": "run on", "leave": "be left paused"}
 _log = logging.getLogger(__name__)
 
 
-async def compare(job: SaveJob, partial: Partial, outcome: Outcome) -> Written:
+async def compare(job: SaveJob, partial: Partial, outcome: Outcome) -> written.Written:
     """Compare the image with the RAM of a guest that is resumed next. Raises as ``prove`` does."""
     with _proving(job, outcome):
         contents = await shielded.in_thread(partial.validate)
@@ -46,8 +43,8 @@ async def compare(job: SaveJob, partial: Partial, outcome: Outcome) -> Written:
 
 
 async def prove(
-    job: SaveJob, partial: Partial, outcome: Outcome | None, before: Written | None
-) -> tuple[Contents, Written]:
+    job: SaveJob, partial: Partial, outcome: Outcome | None, before: written.Written | None
+) -> tuple[Contents, written.Written]:
     """Bring the data to stable storage, read the structure back, and look for missing pages.
 
     ``before`` is what ``compare`` has found of a guest that has been resumed.
@@ -107,7 +104,7 @@ def _proving(job: SaveJob, outcome: Outcome | None) -> Iterator[None]:
         raise errors.CommitFailed(message, hint=error.hint, found=error.as_dict()) from None
 
 
-async def check_undisturbed(job: SaveJob, paused: Paused) -> None:
+async def check_undisturbed(job: SaveJob, paused: guest_state.Paused) -> None:
     """See that no other client has resumed the guest: its image would be stale.
 
     Raises GuestContinued. A guest that has ended without that is in the image, and nowhere else.
@@ -140,7 +137,7 @@ async def _disturbed(job: SaveJob) -> str | None:
     return state if await job.resumes.seen() else None
 
 
-async def _then(job: SaveJob, partial: Partial, paused: Paused) -> None:
+async def _then(job: SaveJob, partial: Partial, paused: guest_state.Paused) -> None:
     """Do to the guest what was asked for, its image being committed.
 
     Raises GuestContinued with the guest left as it is, GuestNotEnded, SaveQemuDied, SaveFailed.
@@ -227,7 +224,7 @@ def _trim(partial: Partial, contents: Contents) -> None:
 
 
 async def _give_its_name(
-    job: SaveJob, partial: Partial, applied: Applied, paused: Paused, final: Metadata
+    job: SaveJob, partial: Partial, applied: Applied, paused: guest_state.Paused, final: Metadata
 ) -> None:
     """Make it the image. Raises OSError, ImageExists with nothing done.
 
@@ -258,9 +255,9 @@ async def commit(
     job: SaveJob,
     partial: Partial,
     applied: Applied,
-    paused: Paused,
-    proven: tuple[Contents, Written],
-) -> SaveResult:
+    paused: guest_state.Paused,
+    proven: tuple[Contents, written.Written],
+) -> results.SaveResult:
     """Make the image valid under its name; only then may the guest go. ``proven``: as proved."""
     contents, found = proven
     job.phases.enter("commit")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mapsave.config import Config, Guest, Then
-    from mapsave.labels.policy import Policy
     from mapsave.monitor.domain import Domain
 
 _READABLE = 150  # bytes of a guest's name that its images are named by
@@ -38,7 +37,7 @@ class Request:
     image: str | None = None
     settings: SaveSettings = dataclasses.field(default_factory=SaveSettings)
     format: Literal["native", "libvirt"] = "native"
-    policy: Policy = policy.BUILT_IN["auto"]
+    policy: policy.Policy = policy.BUILT_IN["auto"]
     replace: bool = False
     replace_only: str | None = None
     timeout: float | None = None
@@ -99,7 +98,7 @@ def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
     return "libvirt" if wanted == "libvirt" else "native"
 
 
-def policy_of(config: Config, guest: Guest | None, name: str | None = None) -> Policy:
+def policy_of(config: Config, guest: Guest | None, name: str | None = None) -> policy.Policy:
     """Return the label policy ``name``; without one the guest's, the general one, or ``auto``.
 
     Raises UnknownPolicy, ConfigError.
@@ -109,7 +108,7 @@ def policy_of(config: Config, guest: Guest | None, name: str | None = None) -> P
     return policy.load(name or own or config.save.policy or "auto", search)
 
 
-def policy_labelling(policy: Policy, domain: Domain | None = None) -> labelling.Labelling:
+def policy_labelling(policy: policy.Policy, domain: Domain | None = None) -> labelling.Labelling:
     """Return the policy ready to be applied. Raises LabelUnavailable.
 
     Where the policy leaves SELinux's label open, a domain's image gets the one of its own disks.

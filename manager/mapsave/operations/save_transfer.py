@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 
     from mapsave.config import Then
     from mapsave.image import store
-    from mapsave.image.image import Partial
     from mapsave.image.metadata import Metadata
     from mapsave.labels.label import Problem
-    from mapsave.labels.labelling import Applied
-    from mapsave.migration.guest_state import Paused
     from mapsave.migration.progress import Phases
     from mapsave.monitor.session import Session
     from mapsave.operations import journal
@@ -86,7 +83,7 @@ class SaveJob:
 
 
 async def let_qemu_write(
-    job: SaveJob, partial: Partial, applied: Applied, paused: Paused
+    job: SaveJob, partial: image.Partial, applied: labelling.Applied, paused: guest_state.Paused
 ) -> outgoing.Outcome | None:
     """Hand the pair over and drive the migration.
 
@@ -129,7 +126,7 @@ def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
 
 
 async def _transfer(
-    job: SaveJob, partial: Partial, pair: descriptors.Pair, paused: Paused
+    job: SaveJob, partial: image.Partial, pair: descriptors.Pair, paused: guest_state.Paused
 ) -> outgoing.Outcome:
     offset = partial.block.stream_offset
     await job.log.step_in_thread(Step.HAND_OVER)
@@ -213,7 +210,7 @@ async def _is_suspended(job: SaveJob) -> bool:
 
 
 def left_to_recover(
-    job: SaveJob, partial: Partial, applied: Applied, message: str
+    job: SaveJob, partial: image.Partial, applied: labelling.Applied, message: str
 ) -> errors.SaveFailed:
     """Leave everything as it is for ``mapsave recover``, and return the error that says so."""
     partial.keep()
@@ -226,7 +223,7 @@ def left_to_recover(
 
 @contextlib.contextmanager
 def kept_if_stuck(
-    job: SaveJob, partial: Partial, applied: Applied, paused: Paused
+    job: SaveJob, partial: image.Partial, applied: labelling.Applied, paused: guest_state.Paused
 ) -> Iterator[None]:
     """Keep the partial image of a guest that cannot be resumed: it is nowhere else."""
     try:
@@ -244,7 +241,7 @@ def kept_if_stuck(
 
 
 async def _check_loss(
-    job: SaveJob, partial: Partial, applied: Applied, error: errors.MonitorLost
+    job: SaveJob, partial: image.Partial, applied: labelling.Applied, error: errors.MonitorLost
 ) -> None:
     """Decide what a lost monitor means: QEMU's end, or only the connection's.
 
