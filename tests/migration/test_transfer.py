@@ -44,7 +44,7 @@ async def test_saved_and_restored(tmp_path: Path) -> None:
             await session.pause()
             outcome = await save(session, tmp_path / "image")
             assert outcome.status == "completed"
-            assert outcome.normal_pages == 1024
+            assert outcome.ram.normal == 1024
             assert outcome.error is None
             assert await guest_state.run_state(session) == "postmigrate"
             assert await outgoing.query(session) == outcome
@@ -163,7 +163,7 @@ def test_phases_add_up_and_are_reported() -> None:
     assert list(phases.seconds()) == ["write", "sync"]
     assert [report.phase for report in reports] == ["write", "sync", "write"]
     assert sum(phases.seconds().values()) <= phases.total
-    phases.progress({"total": 100, "remaining": 25})
+    phases.progress(75, 100)
     assert (reports[-1].done_bytes, reports[-1].total_bytes) == (75, 100)
     assert reports[-1].phase == "write"
 
