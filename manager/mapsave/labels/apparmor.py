@@ -16,23 +16,18 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.labels import apparmor_rules
 from mapsave.labels import label as labels
 from mapsave.labels.confinement import Confinement
 from mapsave.labels.interface import SecurityModule
-from mapsave.labels.system import CAP_MAC_ADMIN
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.labels.label import Access, Label, Target
-    from mapsave.labels.policy import Policy
-    from mapsave.labels.system import System
+from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.policy import Policy
+from mapsave.labels.system import CAP_MAC_ADMIN, System
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mapsave import file_lock
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 MARK = "  # mapsave"
 

@@ -11,18 +11,15 @@ import grp
 import os
 import pwd
 import stat
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
 from mapsave import errors
 from mapsave.labels import label as labels
 from mapsave.labels.interface import SecurityModule
+from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.policy import Policy
 from mapsave.labels.system import CAP_CHOWN
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.labels.label import Access, Label, Target
-    from mapsave.labels.policy import Policy
 
 
 class _State(TypedDict):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from mapsave import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.labels.label import Access, Label, Target
-    from mapsave.labels.policy import Policy
-    from mapsave.labels.system import System
+from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.policy import Policy
+from mapsave.labels.system import System
 
 
 class SecurityModule(Protocol):

@@ -12,21 +12,19 @@ import dataclasses
 import fcntl
 import logging
 import os
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from mapsave import errors
 from mapsave.labels import modules
 from mapsave.labels.dac import Dac
+from mapsave.labels.interface import SecurityModule
 from mapsave.labels.label import Access, Label, Problem, Target, name_of, who
 from mapsave.labels.policy import BUILT_IN, Policy
 from mapsave.labels.system import System
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+_Done = tuple[SecurityModule, Label]
 
-    from mapsave.labels.interface import SecurityModule
-
-    _Done = tuple[SecurityModule, Label]
 
 __all__ = [
     "Access",

@@ -6,19 +6,15 @@ A class is imported only where its module is active: a save starts in no time.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from mapsave.labels.dac import Dac
-from mapsave.labels.policy import BUILT_IN
+from mapsave.labels.interface import SecurityModule
+from mapsave.labels.policy import BUILT_IN, Policy
+from mapsave.labels.system import System
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Make = Callable[[Policy, System], SecurityModule]
 
-    from mapsave.labels.interface import SecurityModule
-    from mapsave.labels.policy import Policy
-    from mapsave.labels.system import System
-
-    Make = Callable[[Policy, System], SecurityModule]
 
 SELINUX_ENFORCE = "/sys/fs/selinux/enforce"
 APPARMOR_ENABLED = "/sys/module/apparmor/parameters/enabled"

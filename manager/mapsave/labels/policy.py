@@ -7,18 +7,15 @@ name in one of the operator's directories still wins.
 from __future__ import annotations
 
 import re
-from importlib import resources
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, structs
 
 from mapsave import errors
 from mapsave.key_types import Text
 from mapsave.keys import Check, Keys, Parse, help, nearest, written
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 Module = Literal["auto", "selinux", "apparmor", "smack", "dac", "none"]
 
@@ -207,6 +204,8 @@ def shipped() -> list[str]:
 
 def shipped_directory() -> Path:
     """Return the directory of what comes with mapsave: policies, SELinux and AppArmor files."""
+    from importlib import resources  # slow to import, and rarely needed
+
     return Path(str(resources.files("mapsave"))) / "policies"
 
 

@@ -6,16 +6,14 @@ No policy is read for it: its file may be gone, or say something else by now.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mapsave.labels import modules
+from mapsave.labels.interface import SecurityModule
 from mapsave.labels.label import Label, Problem, Target
 from mapsave.labels.labelling import attempt
 from mapsave.labels.policy import BUILT_IN
 from mapsave.labels.system import System
-
-if TYPE_CHECKING:
-    from mapsave.labels.interface import SecurityModule
 
 _HOST = System()
 

@@ -14,19 +14,15 @@ import dataclasses
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from mapsave import errors
 from mapsave.labels import label as labels
 from mapsave.labels.interface import SecurityModule, gone
+from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.policy import Policy
 from mapsave.labels.selinuxfs import ATTRIBUTE, SelinuxFs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from mapsave.labels.label import Access, Label, Target
-    from mapsave.labels.policy import Policy
-    from mapsave.labels.system import System
+from mapsave.labels.system import System
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,9 @@ import contextlib
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.labels.system import System
+from mapsave.labels.system import System
 
 log = logging.getLogger(__name__)
 

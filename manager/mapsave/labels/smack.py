@@ -10,18 +10,14 @@ import dataclasses
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from mapsave import errors
 from mapsave.labels import label as labels
 from mapsave.labels.interface import SecurityModule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.labels.label import Access, Label, Target
-    from mapsave.labels.policy import Policy
-    from mapsave.labels.system import System
+from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.policy import Policy
+from mapsave.labels.system import System
 
 log = logging.getLogger(__name__)
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
 from mapsave import errors
+from mapsave.image.global_state import GlobalState
 from mapsave.migration import run_states
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import Status
 from mapsave.monitor import undoing
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from mapsave.image.global_state import GlobalState
-    from mapsave.monitor.session import Events, Session
+from mapsave.monitor.session import Events, Session
 
 _SETTLE_TIMEOUT = 60.0
 # The states in which a save leaves a guest that was running.

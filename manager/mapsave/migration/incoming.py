@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mapsave import errors
 from mapsave.migration import outgoing
+from mapsave.migration.stall import Watch
 from mapsave.migration.status import OVER, Status
-
-if TYPE_CHECKING:
-    from mapsave.migration.stall import Watch
-    from mapsave.monitor.session import Session
+from mapsave.monitor.session import Session
 
 # Seconds; the watch over the load is what limits it.
 _STALLS_BEFORE = 30 * 86400.0

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from mapsave import errors
 from mapsave.migration import guest_state
+from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import IDLE, OVER, Status
 from mapsave.monitor import undoing
-
-if TYPE_CHECKING:
-    from mapsave.migration.progress import Phases
-    from mapsave.monitor.session import Events, Session
+from mapsave.monitor.session import Events, Session
 
 # How often QEMU is asked for figures while nothing happens, in seconds.
 _POLL = 0.25

@@ -20,15 +20,11 @@ import contextlib
 import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping
 
 from mapsave import errors
 from mapsave.monitor import fdset, undoing
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-
-    from mapsave.monitor.session import Session
+from mapsave.monitor.session import Session
 
 _log = logging.getLogger(__name__)
 

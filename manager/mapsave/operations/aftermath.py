@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
 from mapsave import errors
 from mapsave.migration import run_states
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import undoing
 from mapsave.operations import ending
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from mapsave.operations.save_transfer import SaveJob
+from mapsave.operations.save_transfer import SaveJob
 
 # A QEMU that does not answer in this time is reported as such.
 _ANSWER = 2.0

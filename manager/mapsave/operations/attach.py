@@ -7,21 +7,17 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import ModuleType
 
 from mapsave import errors
+from mapsave.config import Config, Guest
 from mapsave.monitor import qmp
+from mapsave.monitor.session import Session
 from mapsave.operations import launch, locks
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
-    from types import ModuleType
-
-    from mapsave.config import Config, Guest
-    from mapsave.monitor.session import Session
 
 EMULATOR_START_TIMEOUT = 20.0
 _spawned: list[subprocess.Popen[bytes]] = []

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mapsave import errors
-
-if TYPE_CHECKING:
-    from mapsave.config import Config
-    from mapsave.image.metadata import Metadata
+from mapsave.config import Config
+from mapsave.image.metadata import Metadata
 
 
 def owner(metadata: Metadata) -> str | None:

@@ -10,24 +10,20 @@ import dataclasses
 import os
 import shlex
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from mapsave import errors, units
+from mapsave.config import SaveSettings
 from mapsave.image import descriptors, image, store
+from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import process
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations import modes, trust
+from mapsave.operations.facts import Facts
+from mapsave.operations.save_request import Request
 from mapsave.plan import strategy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mapsave.config import SaveSettings
-    from mapsave.labels.labelling import Labelling
-    from mapsave.operations.facts import Facts
-    from mapsave.operations.save_request import Request
 
 _MIGRATING: frozenset[str] = frozenset(Status) - IDLE
 # Every RAM block starts at a multiple of 1 MiB after its bitmap, and there is device state.

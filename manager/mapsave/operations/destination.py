@@ -10,24 +10,21 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-from typing import TYPE_CHECKING, BinaryIO
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 from mapsave import errors
+from mapsave.config import Config, Guest
 from mapsave.image import page_size
+from mapsave.image.image import Image
+from mapsave.image.validation import Contents
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import process as processes
 from mapsave.monitor import qmp, undoing
+from mapsave.monitor.session import Session
 from mapsave.operations import attach, ending, facts, limits, modes, stale_memory
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
-
-    from mapsave.config import Config, Guest
-    from mapsave.image.image import Image
-    from mapsave.image.validation import Contents
-    from mapsave.monitor.session import Session
 
 _log = logging.getLogger(__name__)
 

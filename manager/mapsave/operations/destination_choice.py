@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
 
 from mapsave import config as configuration
 from mapsave import domain_xml, errors
-from mapsave.operations import attach, destination, launch, locks, origin, trust
+from mapsave.config import Config, Guest
+from mapsave.image.image import Image
+from mapsave.operations import attach, destination, journal, launch, locks, origin, trust
+from mapsave.operations.destination import Destination
+from mapsave.operations.restore_request import Request
 from mapsave.operations.steps import Step
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+_Choice = tuple[attach.Monitor, contextlib.AbstractAsyncContextManager[Destination]]
 
-    from mapsave.config import Config, Guest
-    from mapsave.image.image import Image
-    from mapsave.operations import journal
-    from mapsave.operations.destination import Destination
-    from mapsave.operations.restore_request import Request
-
-    _Choice = tuple[attach.Monitor, contextlib.AbstractAsyncContextManager[Destination]]
 
 # What an image says of where its domain was is followed only so far: other URIs can run commands.
 _PLAIN_URIS = ("qemu:///system", "qemu:///session")

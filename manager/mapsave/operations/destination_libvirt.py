@@ -11,24 +11,22 @@ import os
 import stat
 import time
 import urllib.parse
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from mapsave import domain_xml, errors
 from mapsave.image import descriptors
+from mapsave.image.image import Image
 from mapsave.migration import parameters, stall
 from mapsave.monitor import definition, fdset, libvirt_connection, passthrough, process, undoing
+from mapsave.monitor.session import Session
 from mapsave.operations import domain_trust
 from mapsave.operations.destination import Destination
+from mapsave.operations.restore_request import Request
 from mapsave.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
-
     from libvirt import virConnect, virDomain
-
-    from mapsave.image.image import Image
-    from mapsave.monitor.session import Session
-    from mapsave.operations.restore_request import Request
 
     _Starting = Callable[[virConnect], virDomain]
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from mapsave import errors
+from mapsave.config import Config
 from mapsave.image import image, store
 from mapsave.image.superblock import State
 from mapsave.operations import locks, restored_notes
-
-if TYPE_CHECKING:
-    from mapsave.config import Config
 
 
 def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import os.path
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapsave import domain_resources, errors
+from mapsave.config import Trust
 from mapsave.domain_resources import Resource
 from mapsave.monitor import libvirt_connection
 from mapsave.operations import known_domains
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
     from libvirt import virConnect
 
-    from mapsave.config import Trust
 
 _SHOWN = 5
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mapsave import errors
-from mapsave.config import Guest, LibvirtDomain
+from mapsave.config import Config, Guest, LibvirtDomain
 from mapsave.monitor import domain, libvirt_connection
 from mapsave.operations import preview, save_request
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from libvirt import virDomain
-
-    from mapsave.config import Config
 
     Line = dict[str, Any]  # as ``mapsave list --libvirt --json`` prints it
 

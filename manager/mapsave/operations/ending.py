@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.monitor import process
-
-if TYPE_CHECKING:
-    from mapsave.monitor.session import Session
+from mapsave.monitor.session import Session
 
 _log = logging.getLogger(__name__)
 

@@ -7,15 +7,15 @@ import os
 from typing import TYPE_CHECKING
 
 from mapsave import errors
+from mapsave.image.metadata import CommandPart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset, process
 from mapsave.monitor import ram_blocks as monitor_blocks
+from mapsave.monitor.session import Session, Version
 from mapsave.operations import limits, memory_backends, modes
 
 if TYPE_CHECKING:
-    from mapsave.image.metadata import CommandPart
     from mapsave.monitor.domain import Domain
-    from mapsave.monitor.session import Session, Version
 
 OLDEST_QEMU = (9, 1, 0)
 _MACHINE_SUFFIX = "-machine"

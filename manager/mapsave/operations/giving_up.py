@@ -6,15 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
 
 from mapsave import errors
 from mapsave.monitor import process
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from mapsave.operations.destination import Destination
+from mapsave.operations.destination import Destination
 
 # Seconds that a QEMU may take to answer once it is told to stop: it loads in its main loop.
 _ANSWER_TIMEOUT = 1.0

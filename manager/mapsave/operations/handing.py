@@ -9,20 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from mapsave import errors
+from mapsave.config import Config
+from mapsave.image.image import Image
 from mapsave.migration import guest_state
+from mapsave.monitor.session import Events, Session
 from mapsave.operations import ending, journal, restored_notes
+from mapsave.operations.destination import Destination
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mapsave.config import Config
-    from mapsave.image.image import Image
-    from mapsave.monitor.session import Events, Session
-    from mapsave.operations.destination import Destination
 
 _log = logging.getLogger(__name__)
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import uuid as uuids
+from collections.abc import Container
 
+from mapsave.config import Config
 from mapsave.image import store
 from mapsave.operations import trust
-
-if TYPE_CHECKING:
-    import uuid as uuids
-    from collections.abc import Container
-
-    from mapsave.config import Config
 
 
 def resolve(name: str, config: Config) -> str:

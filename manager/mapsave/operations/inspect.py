@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import uuid as uuids
+from collections.abc import Container
 
 from mapsave import errors
+from mapsave.config import Config
 from mapsave.image import bitmaps, image
 from mapsave.image.superblock import State
+from mapsave.image.validation import Contents
 from mapsave.operations import origin, restored_notes, written_record
-
-if TYPE_CHECKING:
-    import uuid as uuids
-    from collections.abc import Container
-
-    from mapsave.config import Config
-    from mapsave.image.validation import Contents
 
 
 def inspect(path: str, config: Config | None = None) -> dict[str, object]:

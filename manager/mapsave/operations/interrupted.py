@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from mapsave.config import Config
 from mapsave.labels.label import Problem
 from mapsave.operations.begun import RestoreBegun, SaveBegun
-
-if TYPE_CHECKING:
-    from mapsave.config import Config
-    from mapsave.operations.journal import Orphan
+from mapsave.operations.journal import Orphan
 
 Begun = TypeVar("Begun", SaveBegun, RestoreBegun)
 

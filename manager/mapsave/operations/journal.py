@@ -15,20 +15,16 @@ import fcntl
 import logging
 import os
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
 
 import msgspec
 
 from mapsave import errors, file_lock, shielded
 from mapsave.operations import journal_file, locks, unfinished
+from mapsave.operations.begun import Begun, Noted
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-    from pathlib import Path
-    from typing import Unpack
-
-    from mapsave.operations.begun import Begun, Noted
 
 _log = logging.getLogger(__name__)
 

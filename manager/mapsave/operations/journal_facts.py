@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from mapsave.image import image
 from mapsave.operations import journal, journal_file
-
-if TYPE_CHECKING:
-    import uuid
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 def partial_images(state: Path) -> set[str]:

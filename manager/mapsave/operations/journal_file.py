@@ -16,13 +16,11 @@ import os
 import re
 import stat
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from mapsave import strict_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 PATTERN = "*.jsonl"
 SUFFIX = ".v2.jsonl"  # an earlier version wrote ``.jsonl``: no checksums, each fact only once

@@ -11,17 +11,13 @@ import contextlib
 import json
 import logging
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from mapsave import errors
 from mapsave.migration import parameters
 from mapsave.monitor import fdset, process
+from mapsave.monitor.session import Session
 from mapsave.operations import journal, locks
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.monitor.session import Session
 
 _log = logging.getLogger(__name__)
 

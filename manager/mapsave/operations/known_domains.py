@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapsave.image import ownership
 from mapsave.operations import locks, trust
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mapsave.domain_resources import Resource
     from mapsave.monitor.domain import Domain
 

@@ -14,16 +14,12 @@ import shutil
 import signal
 import stat
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mapsave
 from mapsave import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from mapsave.config import Config, Guest
+from mapsave.config import Config, Guest
 
 _MODE = 0o600  # what QEMU prints may name paths, users and guests
 

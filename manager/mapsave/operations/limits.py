@@ -9,21 +9,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from mapsave import errors, units
 from mapsave.image import superblock
 from mapsave.monitor import headroom, process
+from mapsave.monitor.headroom import Headroom
+from mapsave.monitor.limit import Limit
+from mapsave.monitor.session import Session
 from mapsave.plan import limits as plan
+from mapsave.plan.limits import Need
 from mapsave.plan.strategy import DEFAULT_CHANNELS, LIMITED_CHANNELS, Most
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mapsave.monitor.headroom import Headroom
-    from mapsave.monitor.limit import Limit
-    from mapsave.monitor.session import Session
-    from mapsave.plan.limits import Need
 
 # The first thread, the one that works, those for blocking calls, and one that ends these. More at
 # once are not needed.

@@ -13,13 +13,10 @@ import hashlib
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from mapsave import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 _PAUSES = (0.001, 0.01, 0.0)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from mapsave import errors
 from mapsave.monitor import ram_blocks
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from mapsave.monitor.session import Session
+from mapsave.monitor.session import Session
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import mapsave
 from mapsave.image.libvirt_header import NewLibvirtHeader
+from mapsave.image.metadata import DomainPart, Metadata, ProcessPart
+from mapsave.image.validation import Contents
+from mapsave.labels.label import Label
 from mapsave.operations import facts as guest_facts
 from mapsave.operations import journal
+from mapsave.operations.save_request import Request
+from mapsave.operations.written import Written
+from mapsave.plan.strategy import Strategy
 
 if TYPE_CHECKING:
-    from mapsave.image.metadata import DomainPart, Metadata, ProcessPart
-    from mapsave.image.validation import Contents
-    from mapsave.labels.label import Label
     from mapsave.monitor.domain import Domain
-    from mapsave.operations.save_request import Request
-    from mapsave.operations.written import Written
-    from mapsave.plan.strategy import Strategy
 
 
 def now() -> str:

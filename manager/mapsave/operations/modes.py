@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from mapsave import errors
 from mapsave.image import description
+from mapsave.image.image import Image
+from mapsave.image.validation import Contents
 from mapsave.monitor import process
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mapsave.image.image import Image
-    from mapsave.image.validation import Contents
-    from mapsave.monitor.session import Session
+from mapsave.monitor.session import Session
 
 # What QEMU says to nearly every command until its machine is made (qapi/qmp-dispatch.c).
 _TOO_EARLY = "only after machine initialization"

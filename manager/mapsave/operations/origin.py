@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from mapsave import errors
+from mapsave.config import Config
+from mapsave.image.image import Image
 from mapsave.operations import save_request, trust
-
-if TYPE_CHECKING:
-    from mapsave.config import Config
-    from mapsave.image.image import Image
 
 
 class Origin(TypedDict):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mapsave import open_files
+from mapsave import errors, open_files
+from mapsave.config import Config, Guest
 from mapsave.monitor import process
 from mapsave.operations import attach, check, facts, kept, metadata, save_request
-
-if TYPE_CHECKING:
-    from mapsave import errors
-    from mapsave.config import Config, Guest
 
 
 async def preview(

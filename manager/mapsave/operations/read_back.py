@@ -12,21 +12,19 @@ import dataclasses
 import itertools
 import mmap
 import os
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import bitmaps, descriptors, holes, syscalls
-from mapsave.monitor import process_memory
+from mapsave.image.mapped_ram import RamBlock
+from mapsave.image.metadata import Metadata, WrittenPart
+from mapsave.image.validation import Contents
+from mapsave.monitor import process_memory, ram_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from bitarray import bitarray
 
-    from mapsave.image.mapped_ram import RamBlock
-    from mapsave.image.metadata import Metadata, WrittenPart
-    from mapsave.image.validation import Contents
-    from mapsave.monitor import ram_blocks
 
 # Single pages that are read back, beside a share of all: each may cost a disk access. While a guest
 # waits to be resumed, no more than a few.

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, TypedDict
 
 from mapsave import errors
+from mapsave.config import Config
 from mapsave.image import image, store
+from mapsave.labels.label import Problem
 from mapsave.operations import (
     journal,
     journal_facts,
@@ -25,13 +28,7 @@ from mapsave.operations import (
 from mapsave.operations.begun import RestoreBegun, SaveBegun
 from mapsave.operations.interrupted import Interrupted
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from mapsave.config import Config
-    from mapsave.labels.label import Problem
-
-    Told = Callable[["Line", journal.Orphan], Awaitable[None]]
+Told = Callable[["Line", journal.Orphan], Awaitable[None]]
 
 
 class Line(TypedDict):

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from mapsave import errors
 from mapsave.image import descriptors, global_state, image, store
 from mapsave.image.superblock import State
 from mapsave.migration import run_states
 from mapsave.operations import restored_notes
+from mapsave.operations.begun import SaveBegun
+from mapsave.operations.interrupted import Interrupted
+from mapsave.operations.journal import Orphan
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.operations.begun import SaveBegun
-    from mapsave.operations.interrupted import Interrupted
-    from mapsave.operations.journal import Orphan
 
 _PAUSED = "until then the guest is left as it is"
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from mapsave import errors
+from mapsave.config import Config
 from mapsave.image import image, store
 from mapsave.operations import journal, journal_facts
-from mapsave.operations.begun import RestoreBegun, SaveBegun
-
-if TYPE_CHECKING:
-    from mapsave.config import Config
-    from mapsave.operations.begun import Begun
+from mapsave.operations.begun import Begun, RestoreBegun, SaveBegun
 
 HINT = (
     "check with 'query-status' whether its guest is paused, and resume it ('cont'); then move "

@@ -9,24 +9,20 @@ as well.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from mapsave import errors
 from mapsave.image import image
+from mapsave.image.image import Image
 from mapsave.labels import recovery
 from mapsave.migration import guest_state
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import process
+from mapsave.monitor.session import Session
 from mapsave.operations import attach, ending, journal, kept, locks, restored_notes
 from mapsave.operations.begun import RestoreBegun
 from mapsave.operations.interrupted import Interrupted
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.image.image import Image
-    from mapsave.monitor.session import Session
 
 RUNS = "guest restored"
 UNDONE = "destination stopped, image as before"

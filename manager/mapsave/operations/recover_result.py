@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mapsave import errors
-from mapsave.image.store import EntryState
+from mapsave.image.store import Entry, EntryState
 from mapsave.operations import recover_restore, recover_save
-
-if TYPE_CHECKING:
-    from mapsave.image.store import Entry
 
 # Outcomes that say themselves what is to be done.
 _SPEAKS = (

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
 
 from mapsave import errors, shielded
 from mapsave.image import descriptors, image, store
 from mapsave.image.superblock import State
+from mapsave.image.validation import Contents
 from mapsave.labels import recovery
 from mapsave.migration import guest_state, outgoing, progress
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import process
+from mapsave.monitor.session import Session
 from mapsave.operations import (
     ending,
     journal,
@@ -24,13 +25,9 @@ from mapsave.operations import (
     recover_image,
     written,
 )
+from mapsave.operations.begun import SaveBegun
+from mapsave.operations.interrupted import Interrupted
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from mapsave.image.validation import Contents
-    from mapsave.monitor.session import Session
-    from mapsave.operations.begun import SaveBegun
-    from mapsave.operations.interrupted import Interrupted
 
 COMMITTED = "image committed"
 PUT_BACK = "save rolled back"

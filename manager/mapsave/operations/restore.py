@@ -12,15 +12,19 @@ import dataclasses
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from mapsave import errors, open_files, shielded
+from mapsave.config import Config
 from mapsave.image import descriptors, image
 from mapsave.image.superblock import State
+from mapsave.image.validation import Contents
 from mapsave.labels import labelling
+from mapsave.labels.policy import Policy
 from mapsave.migration import guest_state, incoming, parameters, progress, stall
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset, process
+from mapsave.monitor.session import Session
 from mapsave.operations import (
     bounds,
     destination,
@@ -39,17 +43,9 @@ from mapsave.operations import (
     written_record,
 )
 from mapsave.operations.begun import RestoreBegun
+from mapsave.operations.restore_request import Request
 from mapsave.operations.results import RestoreResult
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.config import Config
-    from mapsave.image.validation import Contents
-    from mapsave.labels.policy import Policy
-    from mapsave.monitor.session import Session
-    from mapsave.operations.restore_request import Request
 
 _log = logging.getLogger(__name__)
 

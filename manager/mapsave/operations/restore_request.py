@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from mapsave.key_types import Switch
+from mapsave.key_types import Switch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,17 +14,13 @@ import logging
 import os
 import time
 import uuid as uuids
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 from mapsave import errors
+from mapsave.image.image import Image
 from mapsave.image.superblock import State
 from mapsave.operations import locks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from mapsave.image.image import Image
 
 _log = logging.getLogger(__name__)
 _DIRECTORY = "restored"

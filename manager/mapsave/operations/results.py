@@ -10,21 +10,18 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from mapsave.image.image import Partial
 from mapsave.image.metadata import Metadata
+from mapsave.image.store import Entry
+from mapsave.image.validation import Contents
+from mapsave.labels.label import Label
+from mapsave.migration.guest_state import Paused
 from mapsave.migration.run_states import RunState
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mapsave.image.image import Partial
-    from mapsave.image.store import Entry
-    from mapsave.image.validation import Contents
-    from mapsave.labels.label import Label
-    from mapsave.migration.guest_state import Paused
-    from mapsave.operations.save_transfer import SaveJob
-    from mapsave.operations.written import Written
+from mapsave.operations.save_transfer import SaveJob
+from mapsave.operations.written import Written
 
 
 @dataclasses.dataclass(kw_only=True)

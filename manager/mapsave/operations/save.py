@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import functools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import msgspec
 
 from mapsave import errors, open_files, shielded
+from mapsave.config import Config, Guest
 from mapsave.image import image, syscalls
+from mapsave.image.image import Partial
 from mapsave.labels.label import Target
 from mapsave.migration import guest_state, progress
+from mapsave.migration.progress import Phases, Report
 from mapsave.operations import (
     aftermath,
     attach,
@@ -33,17 +36,10 @@ from mapsave.operations import (
     save_transfer,
 )
 from mapsave.operations.begun import SaveBegun
+from mapsave.operations.results import SaveResult
+from mapsave.operations.save_request import Request
 from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.config import Config, Guest
-    from mapsave.image.image import Partial
-    from mapsave.migration.progress import Phases, Report
-    from mapsave.operations.results import SaveResult
-    from mapsave.operations.save_request import Request
 
 
 async def save(

@@ -7,24 +7,20 @@ import functools
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from mapsave import errors, shielded
 from mapsave.image import bitmaps, syscalls
+from mapsave.image.image import Partial
+from mapsave.image.metadata import Metadata
+from mapsave.image.validation import Contents
+from mapsave.labels.labelling import Applied
 from mapsave.migration import guest_state
+from mapsave.migration.outgoing import Outcome
 from mapsave.migration.run_states import RunState
 from mapsave.operations import check, ending, journal, metadata, restored_notes, results, written
+from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.image.image import Partial
-    from mapsave.image.metadata import Metadata
-    from mapsave.image.validation import Contents
-    from mapsave.labels.labelling import Applied
-    from mapsave.migration.outgoing import Outcome
-    from mapsave.operations.save_transfer import SaveJob
 
 # Runs of unwritten pages shorter than this keep their preallocated blocks: giving back single
 # pages costs more calls than it frees room.

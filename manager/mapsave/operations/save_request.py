@@ -6,19 +6,17 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 
 from mapsave import errors
-from mapsave.config import SaveSettings
+from mapsave.config import Config, Guest, SaveSettings, Then
 from mapsave.image import store, superblock
 from mapsave.labels import labelling, policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.config import Config, Guest, Then
     from mapsave.monitor.domain import Domain
 
 _READABLE = 150  # bytes of a guest's name that its images are named by

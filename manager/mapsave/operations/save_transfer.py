@@ -7,31 +7,25 @@ import dataclasses
 import functools
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mapsave import errors
-from mapsave.image import descriptors, global_state, image
+from mapsave.config import Then
+from mapsave.image import descriptors, global_state, image, store
+from mapsave.image.metadata import Metadata
 from mapsave.labels import labelling
+from mapsave.labels.label import Problem
 from mapsave.migration import guest_state, outgoing, parameters, run_states
+from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset
-from mapsave.operations import ending, kept, limits
+from mapsave.monitor.session import Session
+from mapsave.operations import ending, journal, kept, limits
+from mapsave.operations.facts import Facts
+from mapsave.operations.save_request import Request
 from mapsave.operations.steps import Step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from mapsave.config import Then
-    from mapsave.image import store
-    from mapsave.image.metadata import Metadata
-    from mapsave.labels.label import Problem
-    from mapsave.migration.progress import Phases
-    from mapsave.monitor.session import Session
-    from mapsave.operations import journal
-    from mapsave.operations.facts import Facts
-    from mapsave.operations.save_request import Request
-    from mapsave.plan.strategy import Strategy
+from mapsave.plan.strategy import Strategy
 
 
 @dataclasses.dataclass

@@ -10,18 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from mapsave import errors, shielded
 from mapsave.image import bitmaps, holes
+from mapsave.image.mapped_ram import RamBlock
+from mapsave.image.validation import Contents
 from mapsave.monitor import process_memory, ram_blocks
+from mapsave.monitor.session import Session
 from mapsave.operations import memory_backends
-
-if TYPE_CHECKING:
-    from mapsave.image.mapped_ram import RamBlock
-    from mapsave.image.validation import Contents
-    from mapsave.monitor.session import Session
-    from mapsave.operations.memory_backends import Backend
+from mapsave.operations.memory_backends import Backend
 
 _CHUNK = 1 << 20
 # Blocks that have contents from elsewhere and are in no backend: flash from its drive, and what an

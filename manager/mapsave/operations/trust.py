@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from mapsave import errors
 from mapsave.image import ownership
+from mapsave.image.image import Image
 from mapsave.labels import dac
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mapsave.image.image import Image
-    from mapsave.labels.policy import Policy
+from mapsave.labels.policy import Policy
 
 _SHOWN = 5
 _WHO = "others than root, mapsave's own user and the label policy's owner"

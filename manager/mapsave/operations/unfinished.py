@@ -6,10 +6,8 @@ It is kept in memory beside the step journals, for their storage may hang.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import Any
 
 # By the path of its journal: the facts of an operation's steps so far, and its last ``step``.
 _operations: dict[str, dict[str, Any]] = {}

@@ -8,18 +8,15 @@ file system does not report holes, or pages were written more than once, every p
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from mapsave import errors, shielded
+from mapsave.image.mapped_ram import Stream
+from mapsave.image.validation import Contents
 from mapsave.migration import guest_state
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import ram_blocks
+from mapsave.monitor.session import Session
 from mapsave.operations.read_back import How, Ram, ReadBack, Written
-
-if TYPE_CHECKING:
-    from mapsave.image.mapped_ram import Stream
-    from mapsave.image.validation import Contents
-    from mapsave.monitor.session import Session
 
 __all__ = ["How", "Written", "check", "check_holes"]
 

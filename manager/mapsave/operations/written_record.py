@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mapsave.image import holes
-
-if TYPE_CHECKING:
-    from mapsave.image.image import Image
-    from mapsave.image.metadata import WrittenPart
-    from mapsave.image.validation import Contents
+from mapsave.image.image import Image
+from mapsave.image.metadata import WrittenPart
+from mapsave.image.validation import Contents
 
 
 def warnings(opened: Image, contents: Contents) -> list[str]:

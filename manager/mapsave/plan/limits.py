@@ -9,14 +9,11 @@ less, which later versions take as well.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from mapsave import units
+from mapsave.monitor.headroom import Headroom
+from mapsave.monitor.limit import Limit
 from mapsave.plan.strategy import MAX_CHANNELS
-
-if TYPE_CHECKING:
-    from mapsave.monitor.headroom import Headroom
-    from mapsave.monitor.limit import Limit
 
 HANDED_OVER = 2
 # For what else QEMU may open in the meantime: a client that connects, a log of dirty memory that

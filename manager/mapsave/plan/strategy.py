@@ -7,10 +7,8 @@ zero-page detection, no preallocation. What it will measure one day comes in as 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mapsave.config import SaveSettings
+from mapsave.config import SaveSettings
 
 # Each channel writes one request at a time, so channels are the queue depth: more than there are
 # cores helps. Beyond eight a disk gains little.
