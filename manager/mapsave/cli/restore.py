@@ -46,7 +46,11 @@ from mapsave.cli.save import Channels, Duration, rate
 )
 @click.option("--paused", "run", flag_value="paused", help="Leave the guest paused.")
 @click.option("--again", is_flag=True, help="Restore an image that has been restored before.")
-@click.option("--force", is_flag=True, help="Accept an older QEMU than the one that saved.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Accept an older QEMU, or another processor or machine, than was saved.",
+)
 @click.option("--direct-io", type=click.Choice(["auto", "on", "off"]), default="auto")
 @click.option("--channels", type=Channels())
 @click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")

@@ -182,7 +182,7 @@ class ImageExists(Refused):
 
 
 class DestinationMismatch(Refused):
-    """The destination differs from the saved guest: machine type, RAM blocks or sizes."""
+    """The destination differs from the saved guest: machine, processors, RAM blocks or sizes."""
 
     id = "check.destination"
 

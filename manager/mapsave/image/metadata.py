@@ -46,6 +46,21 @@ class MemoryPart(TypedDict, total=False):
     plugged: Size
 
 
+class HardwarePart(TypedDict, total=False):
+    """What the guest saw of its machine: see ``operations.hardware``.
+
+    ``features`` by CPUID register; ``vcpus`` where each is; ``topology`` how many of each level.
+    """
+
+    target: str
+    model: str
+    vcpus: list[str]
+    topology: dict[str, Size]
+    features: dict[str, Size]
+    processor: dict[str, bool | int | str]
+    machine: dict[str, bool | int | str]
+
+
 class CommandPart(TypedDict, total=False):
     """The command line of the QEMU that was saved."""
 
@@ -104,6 +119,7 @@ class Metadata(TypedDict, total=False):
     qemu: QemuPart
     machine: str
     cpu: str | None
+    hardware: HardwarePart | None
     run_state: str
     process: ProcessPart | None
     memory: MemoryPart

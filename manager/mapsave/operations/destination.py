@@ -24,7 +24,7 @@ from mapsave.migration.run_states import RunState
 from mapsave.monitor import process as processes
 from mapsave.monitor import qmp, undoing
 from mapsave.monitor.session import Session
-from mapsave.operations import attach, ending, facts, limits, modes, stale_memory
+from mapsave.operations import attach, ending, facts, hardware, limits, modes, stale_memory
 
 _log = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ async def compare(
     _compare_version(session, image, force=force)
     await _compare_machine(session, contents)
     await _compare_page_size(session, contents)
+    destination.warnings += await hardware.compare(session, image.metadata, force=force)
     modes.compare_icount(session, image, contents)
     await _compare_memory(session, image)
     await _compare_blocks(session, contents)

@@ -7,12 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 from mapsave import errors
-from mapsave.image.metadata import CommandPart
+from mapsave.image.metadata import CommandPart, HardwarePart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset, process
 from mapsave.monitor import ram_blocks as monitor_blocks
 from mapsave.monitor.session import Session, Version
-from mapsave.operations import limits, memory_backends, modes
+from mapsave.operations import hardware, limits, memory_backends, modes
 
 if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
@@ -46,7 +46,7 @@ class Facts:
     uuid: str | None
     version: Version
     machine: str
-    cpu: str | None
+    hardware: HardwarePart | None
     run_state: str
     memory: Memory
     settings: parameters.Settings
@@ -60,6 +60,11 @@ class Facts:
     domain: Domain | None
     mode: modes.Mode
     footprint: limits.Footprint
+
+    @property
+    def cpu(self) -> str | None:
+        """The type of the guest's processors; None for a machine without any."""
+        return self.hardware["model"] if self.hardware else None
 
     @property
     def runs(self) -> bool:
@@ -92,7 +97,7 @@ async def _gather(session: Session) -> Facts:
         uuid=domain.uuid if domain else await _uuid(session),
         version=session.version,
         machine=await machine_type(session),
-        cpu=await _cpu(session),
+        hardware=await hardware.query(session),
         run_state=await guest_state.run_state(session),
         memory=size,
         settings=settings if domain is None else settings.of_libvirt(),
@@ -130,16 +135,6 @@ async def ram_blocks(session: Session) -> dict[str, tuple[int, int]]:
 async def _uuid(session: Session) -> str | None:
     found = str((await session.execute("query-uuid"))["UUID"])
     return None if found == "00000000-0000-0000-0000-000000000000" else found
-
-
-async def _cpu(session: Session) -> str | None:
-    try:
-        cpus = await session.execute("query-cpus-fast")
-        path = str(cpus[0]["qom-path"])
-        kind = str(await session.execute("qom-get", {"path": path, "property": "type"}))
-    except (errors.CommandRefused, IndexError, KeyError):
-        return None  # machine none has no processor
-    return kind
 
 
 def command(pid: int | None) -> CommandPart | None:

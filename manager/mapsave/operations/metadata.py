@@ -36,6 +36,7 @@ def before(guest: str, found: guest_facts.Facts, strategy: Strategy, request: Re
         "qemu": {"version": str(found.version), "package": found.version.package},
         "machine": found.machine,
         "cpu": found.cpu,
+        "hardware": found.hardware,
         "run_state": found.run_state,
         "process": process(found),
         "memory": {"base": found.memory.base, "plugged": found.memory.plugged},

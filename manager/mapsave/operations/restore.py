@@ -31,6 +31,7 @@ from mapsave.operations import (
     destination_choice,
     giving_up,
     handing,
+    hardware,
     images,
     journal,
     kept,
@@ -165,6 +166,7 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     if target.is_loaded:
         pid, started = _process(session)
         job.log.step(Step.LOADED, pid=pid, process_started=started)
+        target.warnings += await hardware.compare(session, opened.metadata, force=job.request.force)
     else:
         phases.enter("compare")
         await destination.compare(target, opened, contents, force=job.request.force)

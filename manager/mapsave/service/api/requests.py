@@ -135,7 +135,9 @@ class RestoreOptions(Keys, frozen=True):
     again: Annotated[
         Truth, help("Whether an image that has been restored may be restored again.")
     ] = False
-    force: Annotated[Truth, help("Whether to accept an older QEMU.")] = False
+    force: Annotated[
+        Truth, help("Whether to accept an older QEMU, another processor or another machine.")
+    ] = False
     timeout: Annotated[Duration | None, help("Time limit of the restore.")] = None
     through_libvirt: Annotated[Truth, help("Whether libvirt reads the image itself.")] = False
     into: Annotated[
