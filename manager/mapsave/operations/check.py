@@ -13,14 +13,14 @@ import stat
 from collections.abc import Callable
 
 from mapsave import errors, units
-from mapsave.config import SaveSettings
+from mapsave.config import Config, SaveSettings
 from mapsave.image import descriptors, image, store
 from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import process
+from mapsave.operations import kept, modes, save_request, trust
 from mapsave.operations import limits as qemu_limits
-from mapsave.operations import modes, trust
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
 from mapsave.plan import strategy
@@ -42,6 +42,15 @@ class Preflight:
     kept: str | None = None
     direct_io_refusal: str | None = None
     most_channels: strategy.Most | None = None
+
+    @classmethod
+    def of(
+        cls, config: Config, found: Facts, held: store.Directory, name: str, request: Request
+    ) -> Preflight:
+        """Return what is to be checked of a save to ``name`` in ``held``. Raises LabelUnavailable."""
+        labels = save_request.policy_labelling(request.policy, found.domain)
+        known = kept.known(config.state, found.process)
+        return cls(found, held, name, request, labels, known)
 
     @property
     def settings(self) -> SaveSettings:

@@ -259,17 +259,11 @@ def _words(pid: int | None) -> Iterator[BinaryIO | None]:
 
     None where it goes to libvirt's log daemon, or is out of our sight.
     """
-    if pid is None:
-        yield None
-        return
-    try:
-        file = open(f"/proc/{pid}/fd/2", "rb")  # noqa: SIM115
-    except OSError:
-        yield None
-        return
-    with file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.seek(0, os.SEEK_END)
-            yield file
-        else:
-            yield None
+    with contextlib.ExitStack() as stack:
+        log = None
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(open(f"/proc/{pid}/fd/2", "rb"))
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                file.seek(0, os.SEEK_END)
+                log = file
+        yield log

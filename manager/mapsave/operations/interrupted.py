@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from mapsave.config import Config
 from mapsave.labels.label import Problem
+from mapsave.operations import journal
 from mapsave.operations.begun import RestoreBegun, SaveBegun
 from mapsave.operations.journal import Orphan
+from mapsave.operations.steps import Step
 
 Begun = TypeVar("Begun", SaveBegun, RestoreBegun)
 
@@ -35,3 +39,17 @@ class Interrupted(Generic[Begun]):
     def warn(self, text: str) -> None:
         """Note a problem that no further recovery can put right."""
         self.problems.append(Problem(text, recoverable=False))
+
+    async def outcome(self, finish_or_undo: Callable[[], Awaitable[str]], default: str) -> str:
+        """Return what was done, doing it unless the journal says that it is.
+
+        ``default`` is the outcome where that does not say which.
+        """
+        if self.orphan.reached(Step.TIDY):
+            return self.begun.outcome or default
+        outcome = await finish_or_undo()
+        if not self.dry_run:
+            # Where the disk is full, the partial image that fills it goes next.
+            with contextlib.suppress(OSError):
+                journal.add(self.orphan, Step.TIDY, outcome=outcome)
+        return outcome

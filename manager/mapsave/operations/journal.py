@@ -17,7 +17,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import msgspec
 
@@ -231,7 +231,7 @@ class Orphan:
 
     path: Path
     kind: str
-    facts: dict[str, Any]
+    facts: journal_file.Facts
     steps: tuple[str, ...]
     is_damaged: bool = False
     is_unsure: bool = False

@@ -6,7 +6,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mapsave.image import image
 from mapsave.operations import journal, journal_file
@@ -36,7 +35,7 @@ def claimed(state: Path, image_uuid: uuid.UUID) -> bool:
     return any(facts.get("uuid") == str(image_uuid) for facts in _all_facts(state))
 
 
-def _all_facts(state: Path) -> Iterator[dict[str, Any]]:
+def _all_facts(state: Path) -> Iterator[journal_file.Facts]:
     for path in journal.paths(state):
         if (orphan := journal.read(path)) is not None:
             yield orphan.facts

@@ -30,6 +30,7 @@ _FIRST = b'{"step": "begin", '
 _SEALED = re.compile(rb'(\{.*), "sum": "([0-9a-f]{32})"\}', re.DOTALL)
 _SUM = re.compile(rb', "sum": "[0-9a-f]{32}"\}')
 _OWN = ("step", "steps", "time", "sum")
+Facts = dict[str, Any]  # foreign: any version may have written them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Contents:
     ``is_damaged``: some line cannot be read. ``is_unsure``: it may have been a further step.
     """
 
-    facts: dict[str, Any]
+    facts: Facts
     steps: tuple[str, ...]
     is_damaged: bool = False
     is_unsure: bool = False
@@ -77,7 +78,7 @@ def read(path: Path) -> Contents:
 
 def parse(data: bytes, *, is_sealed: bool) -> Contents:
     """Return what a journal says; one that is not ``is_sealed`` is of an earlier version."""
-    facts: dict[str, Any] = {}
+    facts: Facts = {}
     steps: tuple[str, ...] = ()
     is_damaged = is_unsure = False
     for text in data[:_MOST].split(b"\n"):
@@ -109,7 +110,7 @@ def _is_torn(data: bytes, *, is_sealed: bool) -> bool:
     return piece.startswith(beginning) or beginning.startswith(piece)
 
 
-def _record(text: bytes, *, is_sealed: bool) -> dict[str, Any] | None:
+def _record(text: bytes, *, is_sealed: bool) -> Facts | None:
     """Return what a line says; None where it is damaged."""
     if is_sealed:
         found = _SEALED.fullmatch(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 from mapsave import errors
 from mapsave.monitor import ram_blocks
@@ -45,12 +44,13 @@ async def query(session: Session) -> list[Backend]:
         is_rom = path is not None and await _property(session, name, "readonly") is True
         if is_rom:
             is_rom = await _property(session, name, "rom") != "off"
-        offset = int(await _property(session, name, "offset") or 0) if path is not None else 0
-        found.append(Backend(str(name), None if path is None else str(path), offset, is_rom))
+        offset = await _property(session, name, "offset") if path is not None else None
+        start = offset if isinstance(offset, int) else 0
+        found.append(Backend(str(name), None if path is None else str(path), start, is_rom))
     return found
 
 
-async def _property(session: Session, name: str, key: str) -> Any:
+async def _property(session: Session, name: str, key: str) -> object:
     """Return a property of a backend; None where it has none of that name."""
     try:
         return await session.execute("qom-get", {"path": f"/objects/{name}", "property": key})

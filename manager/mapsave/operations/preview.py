@@ -7,7 +7,7 @@ from typing import Any
 from mapsave import errors, open_files
 from mapsave.config import Config, Guest
 from mapsave.monitor import process
-from mapsave.operations import attach, check, facts, kept, metadata, save_request
+from mapsave.operations import attach, check, facts, metadata, save_request
 
 
 async def preview(
@@ -23,14 +23,7 @@ async def preview(
     async with attach.attached(guest, config) as session:
         found = await facts.gather(session)
         with save_request.place(guest, config, request) as (held, name):
-            preflight = check.Preflight(
-                facts=found,
-                directory=held,
-                name=name,
-                request=request,
-                labelling=save_request.policy_labelling(request.policy, found.domain),
-                kept=kept.known(config.state, found.process),
-            )
+            preflight = check.Preflight.of(config, found, held, name, request)
             lines, error = check.report(preflight)
             chosen = preflight.strategy()
             return {

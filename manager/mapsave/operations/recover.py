@@ -12,7 +12,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from mapsave import errors
 from mapsave.config import Config
@@ -42,7 +42,7 @@ class Line(TypedDict):
     interrupted_at: str | None
     outcome: str | None
     warnings: list[str]
-    error: dict[str, Any] | None
+    error: dict[str, object] | None
 
 
 class Recovered(TypedDict):

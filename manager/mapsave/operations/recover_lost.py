@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Any
 
 import msgspec
 
@@ -89,7 +88,7 @@ def is_kept(config: Config, path: str) -> bool:
     return journal_facts.is_lost(config.state, os.path.basename(str(name)) if name else None)
 
 
-def _of_partial(config: Config, name: str) -> dict[str, Any] | None:
+def _of_partial(config: Config, name: str) -> dict[str, object] | None:
     """Return the facts of the journal ``name`` from the partial image of its save."""
     if not config.images.is_dir():
         return None

@@ -19,7 +19,7 @@ from mapsave.migration import guest_state
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import process
 from mapsave.monitor.session import Session
-from mapsave.operations import attach, ending, journal, kept, locks, restored_notes
+from mapsave.operations import attach, ending, kept, locks, restored_notes
 from mapsave.operations.begun import RestoreBegun
 from mapsave.operations.interrupted import Interrupted
 from mapsave.operations.steps import Step
@@ -62,13 +62,9 @@ async def recover(restore: _Restore) -> str:
         if monitor is None:
             return UNDONE  # nothing had been started
         with locks.held(state, f"guest {begun.guest!r}", monitor.key):
-            if restore.orphan.reached(Step.TIDY):
-                outcome = begun.outcome or RUNS
-            else:
-                outcome = await _finish_or_undo(restore, opened, monitor)
-                if not restore.dry_run:
-                    with contextlib.suppress(OSError):
-                        journal.add(restore.orphan, Step.TIDY, outcome=outcome)
+            outcome = await restore.outcome(
+                lambda: _finish_or_undo(restore, opened, monitor), default=RUNS
+            )
             if not restore.dry_run:
                 # Under the locks: who begins after them must not rely on what we take out.
                 _take_label_back(restore, opened)

@@ -17,7 +17,6 @@ from mapsave.monitor import process
 from mapsave.monitor.session import Session
 from mapsave.operations import (
     ending,
-    journal,
     journal_facts,
     kept,
     locks,
@@ -60,14 +59,7 @@ async def recover(save: Interrupted[SaveBegun]) -> str:
         locks.held(state, who, begun.monitor.key),
         locks.process_held(state, who, save.process),
     ):
-        if save.orphan.reached(Step.TIDY):
-            outcome = begun.outcome or COMMITTED
-        else:
-            outcome = await _finish_or_undo(save)
-            if not save.dry_run:
-                # Where the disk is full, the partial image that fills it goes next.
-                with contextlib.suppress(OSError):
-                    journal.add(save.orphan, Step.TIDY, outcome=outcome)
+        outcome = await save.outcome(lambda: _finish_or_undo(save), COMMITTED)
         if not save.dry_run:
             _tidy(save, outcome)
         return outcome

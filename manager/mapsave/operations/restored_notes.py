@@ -30,17 +30,13 @@ def noted(state: Path) -> frozenset[uuids.UUID]:
     """Return the uuids of all images that are noted; of none where the notes cannot be read."""
     found = set()
     try:
-        names = os.listdir(state / _DIRECTORY)
+        for name in os.listdir(state / _DIRECTORY):
+            with contextlib.suppress(ValueError):
+                found.add(uuids.UUID(name))
     except FileNotFoundError:
-        return frozenset()
+        pass
     except OSError as error:
         _log.warning("cannot read %s: %s", state / _DIRECTORY, error.strerror)
-        return frozenset()
-    for name in names:
-        try:
-            found.add(uuids.UUID(name))
-        except ValueError:
-            continue
     return frozenset(found)
 
 
@@ -140,20 +136,16 @@ def _note(state: Path, path: str, uuid: uuids.UUID, what: str) -> None:
     """
     was_noted = is_noted(state, uuid)
     try:
-        _write(state, path, uuid, what)
+        directory = locks.state_directory(state, _DIRECTORY)
+        note = {"image": os.path.realpath(path), "state": what, "time": time.time()}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with open(os.open(_path(state, uuid), flags, 0o600), "w", encoding="ascii") as file:
+            file.write(json.dumps(note) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        locks.sync_directory(directory)
     except OSError:
         if not was_noted:
             with contextlib.suppress(OSError):
                 _path(state, uuid).unlink(missing_ok=True)
         raise
-
-
-def _write(state: Path, path: str, uuid: uuids.UUID, what: str) -> None:
-    directory = locks.state_directory(state, _DIRECTORY)
-    text = json.dumps({"image": os.path.realpath(path), "state": what, "time": time.time()}) + "\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with open(os.open(_path(state, uuid), flags, 0o600), "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    locks.sync_directory(directory)

@@ -27,7 +27,6 @@ from mapsave.operations import (
     check,
     facts,
     journal,
-    kept,
     known_domains,
     locks,
     metadata,
@@ -79,17 +78,8 @@ async def _save(
             locks.process_held(config.state, f"guest {guest.name!r}", found.process),
             save_request.place(guest, config, request) as (held, name),
         ):
-            labels = save_request.policy_labelling(request.policy, found.domain)
-            strategy = check.all_pass(
-                check.Preflight(
-                    facts=found,
-                    directory=held,
-                    name=name,
-                    request=request,
-                    labelling=labels,
-                    kept=kept.known(config.state, found.process),
-                )
-            )
+            preflight = check.Preflight.of(config, found, held, name, request)
+            strategy = check.all_pass(preflight)
             if found.domain is not None:
                 await shielded.in_thread(
                     functools.partial(known_domains.remember, config.state, found.domain)
@@ -126,7 +116,7 @@ async def _save(
                         request=request,
                         facts=found,
                         strategy=strategy,
-                        labelling=labels,
+                        labelling=preflight.labelling,
                         log=log,
                         phases=phases,
                         metadata=known,

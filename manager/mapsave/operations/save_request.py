@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import structs
 
@@ -58,7 +58,7 @@ def request(
     replace_only: str | None = None,
     timeout: float | None = None,
     job: str | None = None,
-    **chosen: Any,
+    **chosen: object,
 ) -> Request:
     """Return the request for what was ``chosen``, completed by the guest's and general settings.
 

@@ -7,7 +7,6 @@ image does not hold, as the memory of a virtio-pmem device, is a disk like any o
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import stat
 
@@ -26,13 +25,6 @@ _CHUNK = 1 << 20
 _WITH_CONTENTS = ("flash", "ivshmem")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stale:
-    """The first page that would stay as it is."""
-
-    page: int
-
-
 async def check(session: Session, fd: int, contents: Contents) -> list[str]:
     """Compare the destination's memory with the image ``fd``; return warnings.
 
@@ -42,12 +34,15 @@ async def check(session: Session, fd: int, contents: Contents) -> list[str]:
     backends = await memory_backends.query(session)
     names = list(found) or [block.name for block in contents.stream.blocks]
     by_block = {name: each for each in backends if (name := each.block(names)) is not None}
-    blocks = zip(contents.stream.blocks, contents.used_pages, strict=True)
     warnings: list[str] = []
-    for block, used in blocks:
+    for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True):
         there, backend = found.get(block.name), by_block.get(block.name)
         if backend is not None and backend.is_rom and used:
-            raise _unwritable(block, backend)
+            raise errors.DestinationMismatch(
+                f"the destination's RAM {backend.name!r} is read-only, and the image has pages of "
+                f"RAM block {block.name!r}: QEMU would crash while loading them",
+                hint="start the destination with readonly=off, or rom=off, for that memory backend",
+            )
         if used == block.pages:
             continue
         if backend is not None:
@@ -57,14 +52,6 @@ async def check(session: Session, fd: int, contents: Contents) -> list[str]:
             # QEMU fills read-only ones, its ROMs, only where no guest is to come in.
             warnings += await shielded.in_thread(_check_memory, session.pid, fd, block, there)
     return warnings
-
-
-def _unwritable(block: RamBlock, backend: Backend) -> errors.DestinationMismatch:
-    return errors.DestinationMismatch(
-        f"the destination's RAM {backend.name!r} is read-only, and the image has pages of RAM "
-        f"block {block.name!r}: QEMU would crash while loading them",
-        hint="start the destination with readonly=off, or rom=off, for that memory backend",
-    )
 
 
 def _check_file(
@@ -87,7 +74,7 @@ def _check_file(
             ) from None
     if stale is not None:
         raise errors.DestinationNotZero(
-            f"the destination's {where} has contents at page {stale.page}, where the image has "
+            f"the destination's {where} has contents at page {stale}, where the image has "
             "none, which QEMU would not clear",
             hint="it has changed since the save: restore its former contents, or start the "
             "destination with a new, empty file instead; the image has the contents",
@@ -95,8 +82,8 @@ def _check_file(
         )
 
 
-def _in_file(pid: int | None, fd: int, block: RamBlock, backend: Backend) -> _Stale | None:
-    """Look for contents in the file where the image has no page. Raises OSError."""
+def _in_file(pid: int | None, fd: int, block: RamBlock, backend: Backend) -> int | None:
+    """Return the first page with contents in the file and none in the image. Raises OSError."""
     assert backend.path is not None
     path = _seen_by(pid, backend.path)
     if os.path.isdir(path):
@@ -111,7 +98,7 @@ def _in_file(pid: int | None, fd: int, block: RamBlock, backend: Backend) -> _St
             for begin, end in holes.extents(file, start, start + pages * block.page_size):
                 at = _first_contents(file, begin, end)
                 if at is not None:
-                    return _Stale((at - backend.offset) // block.page_size)
+                    return (at - backend.offset) // block.page_size
     finally:
         os.close(file)
     return None
@@ -153,7 +140,7 @@ def _check_memory(
         ]
     if stale is not None:
         raise errors.DestinationNotZero(
-            f"the destination's RAM block {block.name!r} has contents at page {stale.page}, "
+            f"the destination's RAM block {block.name!r} has contents at page {stale}, "
             "where the image has none, which QEMU would not clear",
             hint="start the destination with what the guest had at the save (for flash, the "
             "same firmware files), or with new files of zeros of that size; the image has "
@@ -164,8 +151,8 @@ def _check_memory(
 
 def _in_memory(
     pid: int | None, fd: int, block: RamBlock, there: ram_blocks.RamBlock | None
-) -> _Stale | None:
-    """Look for contents in QEMU's memory where the image has no page. Raises OSError."""
+) -> int | None:
+    """Return the same of QEMU's memory. Raises OSError."""
     if pid is None or there is None or there.address is None:
         raise OSError(0, "QEMU's process cannot be seen")
     for first, pages in bitmaps.clear_runs(fd, block):
@@ -174,5 +161,5 @@ def _in_memory(
             piece = (there.address + at, min(_CHUNK, start + length - at))
             data = process_memory.read(pid, [piece])
             if contents := len(data.lstrip(b"\0")):
-                return _Stale((at + len(data) - contents) // block.page_size)
+                return (at + len(data) - contents) // block.page_size
     return None

@@ -17,6 +17,7 @@ from mapsave.labels.policy import Policy
 
 _SHOWN = 5
 _WHO = "others than root, mapsave's own user and the label policy's owner"
+_OTHERS = "others than root and mapsave's own user"
 
 
 def users(policy: Policy | None = None) -> frozenset[int]:
@@ -32,38 +33,32 @@ def strangers(opened: Image, trusted: frozenset[int]) -> list[str]:
 
 def check_image(opened: Image, trusted: frozenset[int]) -> None:
     """Raise UntrustedImage where others than the ``trusted`` could have written the image."""
-    found = strangers(opened, trusted)
-    if found:
-        raise errors.UntrustedImage(
-            f"{opened.path!r} is writable by {_WHO}: {_joined(found)}",
-            hint="see 'mapsave inspect' for what it would run; move it to a directory that "
-            "only they can write to, or use --trust-image",
-            strangers=found,
-        )
+    _check(
+        strangers(opened, trusted),
+        f"{opened.path!r} is writable by {_WHO}",
+        hint="see 'mapsave inspect' for what it would run; move it to a directory that "
+        "only they can write to, or use --trust-image",
+    )
 
 
 def check_directory(path: str, trusted: frozenset[int]) -> None:
     """Raise UntrustedDirectory where an image in it could be exchanged by others."""
-    found = ownership.of_directory(path, trusted)
-    if found:
-        raise errors.UntrustedDirectory(
-            f"{path!r} is writable by {_WHO}: {_joined(found)}",
-            hint="an image in it would not be restored: chown it, remove the permission (chmod "
-            "go-w, setfacl -b), or save to another directory",
-            strangers=found,
-        )
+    _check(
+        ownership.of_directory(path, trusted),
+        f"{path!r} is writable by {_WHO}",
+        hint="an image in it would not be restored: chown it, remove the permission (chmod "
+        "go-w, setfacl -b), or save to another directory",
+        error=errors.UntrustedDirectory,
+    )
 
 
 def check_readable_file(path: Path, fd: int, what: str) -> None:
     """Raise UntrustedImage where others could have written the file ``path``, open as ``fd``."""
-    found = ownership.of_file(str(path), fd, users())
-    if found:
-        raise errors.UntrustedImage(
-            f"{what} {str(path)!r} is writable by others than root and mapsave's own user: "
-            f"{_joined(found)}",
-            hint="copy it to a directory that only they can write to, or use --trust-image",
-            strangers=found,
-        )
+    _check(
+        ownership.of_file(str(path), fd, users()),
+        f"{what} {str(path)!r} is writable by {_OTHERS}",
+        hint="copy it to a directory that only they can write to, or use --trust-image",
+    )
 
 
 def check_program(name: str) -> None:
@@ -79,15 +74,21 @@ def check_program(name: str) -> None:
         found = ownership.of_file(path, fd, users())
     finally:
         os.close(fd)
+    _check(
+        found,
+        f"the recorded program {path!r} is writable by {_OTHERS}",
+        hint="start the guest with 'launch:' in the configuration, or use --trust-image",
+    )
+
+
+def _check(
+    found: list[str],
+    what: str,
+    *,
+    hint: str,
+    error: type[errors.MapsaveError] = errors.UntrustedImage,
+) -> None:
     if found:
-        raise errors.UntrustedImage(
-            f"the recorded program {path!r} is writable by others than root and mapsave's own "
-            f"user: {_joined(found)}",
-            hint="start the guest with 'launch:' in the configuration, or use --trust-image",
-            strangers=found,
-        )
-
-
-def _joined(found: list[str]) -> str:
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return "; ".join(found[:_SHOWN]) + more
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        shown = "; ".join(found[:_SHOWN]) + more
+        raise error(f"{what}: {shown}", hint=hint, strangers=found)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 # By the path of its journal: the facts of an operation's steps so far, and its last ``step``.
-_operations: dict[str, dict[str, Any]] = {}
+_operations: dict[str, dict[str, object]] = {}
 
 
 def note(journal: str | os.PathLike[str], step: str, data: Mapping[str, object]) -> None:
@@ -24,7 +23,7 @@ def forget(journal: str | os.PathLike[str]) -> None:
     _operations.pop(os.fspath(journal), None)
 
 
-def listed() -> list[dict[str, Any]]:
+def listed() -> list[dict[str, object]]:
     """Return the operations under way, and those that have left something to recover.
 
     Safe in any thread: the one that does the operation may hang.
@@ -42,7 +41,7 @@ def listed() -> list[dict[str, Any]]:
     ]
 
 
-def _image_path(facts: Mapping[str, Any]) -> str | None:
+def _image_path(facts: Mapping[str, object]) -> object:
     """Return the path of the image that an operation is about, whether it is there or not."""
     if "directory" in facts and "name" in facts:
         return os.path.join(str(facts["directory"]), str(facts["name"]))
