@@ -30,10 +30,9 @@ class Aftermath:
 
 @contextlib.asynccontextmanager
 async def reported(job: SaveJob, aftermath: Aftermath) -> AsyncIterator[None]:
-    """Have every error of a save say what became of the guest; ``aftermath`` has it too.
+    """Have every error of a save say what became of the guest; a cancellation cannot say it.
 
-    For a cancellation, which cannot say it. Raises SaveQemuDied in place of an error that came
-    before QEMU ended.
+    Raises SaveQemuDied in place of an error that came before QEMU ended.
     """
     try:
         yield

@@ -122,10 +122,7 @@ async def exclusive(guest: Guest, config: Config) -> AsyncIterator[tuple[Session
 async def connected_when_up(
     path: str, process: subprocess.Popen[bytes] | None, timeout: float
 ) -> None:
-    """Wait until a monitor that was just started accepts connections.
-
-    Raises Unreachable after ``timeout`` seconds, or at once where ``process`` has failed.
-    """
+    """Wait until a new monitor listens. Raises Unreachable, at once if ``process`` has failed."""
 
     import tenacity  # slow to import, and there is time while QEMU starts
 
@@ -158,10 +155,7 @@ async def answers(path: str) -> bool:
 async def start_emulator(
     guest: Guest, config: Config, path: str, *, incoming: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start the emulated QEMU of a guest at ``path``; it outlives us, as a QEMU would.
-
-    Raises Unreachable with its output where it does not come up.
-    """
+    """Start the emulated QEMU of a guest at ``path``; it outlives us. Raises Unreachable."""
     assert guest.emulator is not None
     arguments = [
         sys.executable,
@@ -191,20 +185,14 @@ async def start_emulator(
 def spawn(
     arguments: list[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a QEMU as ``launch.started`` does, and remember it for ``reap``.
-
-    Raises OSError, LaunchFailed.
-    """
+    """Start a QEMU as ``launch.started`` does, and remember it for ``reap``."""
     process = launch.started(arguments, log, variables, cwd)
     _spawned.append(process)
     return process
 
 
 def reap() -> None:
-    """Let go of those that ``spawn`` started and that have ended.
-
-    A service would keep them, its children, as zombies; a command ends before they do.
-    """
+    """Let go of what ``spawn`` started and that has exited: a service would keep zombies."""
     _spawned[:] = [process for process in _spawned if process.poll() is None]
 
 

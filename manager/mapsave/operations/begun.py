@@ -62,10 +62,7 @@ class SaveBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RestoreBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A restore of the image at the path ``image``; all else is noted as its steps come to it.
-
-    ``through_libvirt``: libvirt itself reads the image.
-    """
+    """A restore of the image at the path ``image``; its steps note the rest as they come to it."""
 
     guest: str
     image: str

@@ -15,8 +15,7 @@ def owner(metadata: Metadata) -> str | None:
 def check_clone(config: Config, metadata: Metadata, guest: str | None, image: str) -> None:
     """Raise RoleMissing unless an operator may restore the ``image`` as ``guest``; None is its own.
 
-    So where it is the image's own guest, by its name or as its domain, or where ``clones`` of that
-    guest says so.
+    Its own guest, by name or as its domain, and one whose ``clones`` says so, are allowed.
     """
     if guest is None or guest == owner(metadata):
         return

@@ -47,7 +47,7 @@ class Preflight:
     def of(
         cls, config: Config, found: Facts, held: store.Directory, name: str, request: Request
     ) -> Preflight:
-        """Return what is to be checked of a save to ``name`` in ``held``. Raises LabelUnavailable."""
+        """Return what is to be checked. Raises LabelUnavailable."""
         labels = save_request.policy_labelling(request.policy, found.domain)
         known = kept.known(config.state, found.process)
         return cls(found, held, name, request, labels, known)

@@ -22,7 +22,7 @@ from mapsave.image.image import Image
 from mapsave.image.validation import Contents
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import process as processes
-from mapsave.monitor import qmp, undoing
+from mapsave.monitor import qmp, ram_blocks, undoing
 from mapsave.monitor.session import Session
 from mapsave.operations import attach, ending, facts, hardware, limits, modes, stale_memory
 
@@ -69,10 +69,7 @@ class Destination:
 
 
 def launch_arguments(argv: Sequence[str], socket: str) -> list[str]:
-    """Return the command that starts a destination: paused, waiting, with a monitor at ``socket``.
-
-    ``-incoming`` of the original goes; ``-S`` and ``-qmp`` are added where they are missing.
-    """
+    """Return the command that starts a destination: paused, waiting, its monitor at ``socket``."""
     arguments = list(argv)
     while "-incoming" in arguments:
         at = arguments.index("-incoming")
@@ -94,8 +91,6 @@ async def launched(
     cwd: str | None = None,
 ) -> AsyncIterator[Destination]:
     """Start a destination by command and connect; end it unless it was kept.
-
-    ``variables`` are its whole environment.
 
     Raises Busy where a guest answers at ``socket`` already, LaunchFailed with QEMU's message.
     """
@@ -209,7 +204,7 @@ async def compare(
 async def footprint(session: Session) -> limits.Footprint:
     """Return of which process a restore takes what."""
     size = await facts.memory(session)
-    return await limits.footprint(session, size.total, await facts.ram_blocks(session))
+    return await limits.footprint(session, size.total, await ram_blocks.query(session))
 
 
 def _compare_version(session: Session, image: Image, *, force: bool) -> None:
@@ -261,13 +256,14 @@ async def _compare_memory(session: Session, image: Image) -> None:
 
 
 async def _compare_blocks(session: Session, contents: Contents) -> None:
-    found = await facts.ram_blocks(session)
+    found = await ram_blocks.query(session)
     for block in contents.stream.blocks if found else ():
-        used, largest = found.get(block.name, (0, 0))
-        resizable = block.name.startswith(_RESIZABLE_PREFIX)
-        if block.used_length == used or (resizable and block.used_length <= largest):
-            continue
-        here = f"of {used} bytes" if block.name in found else "missing"
+        there = found.get(block.name)
+        if there is not None:
+            resizable = block.name.startswith(_RESIZABLE_PREFIX)
+            if block.used_length == there.used or (resizable and block.used_length <= there.total):
+                continue
+        here = f"of {there.used} bytes" if there is not None else "missing"
         raise errors.DestinationMismatch(
             f"RAM block {block.name!r} has {block.used_length} bytes in the image and is {here} "
             "in the destination",

@@ -207,8 +207,8 @@ async def _end_started(
 ) -> bool:
     """Destroy a domain whose start cannot be called off, as soon as it is there.
 
-    Where another client was quicker, our start fails at once, and the domain is theirs. Returns
-    False where libvirt does not end the start within a minute.
+    Where another client was quicker, our start fails at once, and the domain is theirs. False where
+    libvirt does not end the start within a minute.
     """
     libvirt = libvirt_connection.library()
     # All that libvirt reports about a domain that it is starting: its XML it holds back until then.
@@ -255,10 +255,7 @@ async def _check_free(connection: virConnect, asked: Start) -> None:
 
 @contextlib.contextmanager
 def _words(pid: int | None) -> Iterator[BinaryIO | None]:
-    """Yield what QEMU prints from now on: libvirt has its standard error go to a log file.
-
-    None where it goes to libvirt's log daemon, or is out of our sight.
-    """
+    """Yield what QEMU prints from now on: libvirt's log of its standard error, if in our sight."""
     with contextlib.ExitStack() as stack:
         log = None
         with contextlib.suppress(OSError):

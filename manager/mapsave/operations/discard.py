@@ -12,9 +12,7 @@ from mapsave.operations import locks, restored_notes
 
 
 def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]:
-    """Delete the image at ``path``; one that was never restored only with ``unrestored``.
-
-    A damaged image goes as well; what is no image at all does not.
+    """Delete the image at ``path``, be it damaged; one never restored only with ``unrestored``.
 
     Raises ImageNotFound, NotAnImage, Refused, Busy, NotPermitted.
     """

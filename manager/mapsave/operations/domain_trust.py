@@ -27,10 +27,7 @@ _SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class Vetting:
-    """What is asked of an XML: ``uuids`` are of the domains whose resources it may have.
-
-    ``what`` names the XML for the error.
-    """
+    """What an XML, named ``what``, may have: also what the domains ``uuids`` have."""
 
     trust: Trust
     state: Path

@@ -23,7 +23,7 @@ _AT_ONCE = 8
 async def domains(config: Config, uri: str) -> list[Line]:
     """Return a line for each domain at ``uri``, by name: its state, and what prevents a save.
 
-    Nothing is touched. Raises Unsupported, Unreachable, NotPermitted, UsageError.
+    Raises Unsupported, Unreachable, NotPermitted, UsageError.
     """
     libvirt = libvirt_connection.library()
     async with libvirt_connection.connected(uri) as connection:

@@ -20,7 +20,7 @@ KILL_TIMEOUT = 10.0
 async def end_guest(session: Session) -> bool:
     """End QEMU, and wait until its process is gone (its disks are free then).
 
-    A QEMU that is gone already is what was wanted; for one that stays this logs why, and is False.
+    One that is gone already is what was wanted; for one that stays this logs why, and is False.
     """
     pid = session.pid
     try:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from mapsave import errors
 from mapsave.image.metadata import CommandPart, HardwarePart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
-from mapsave.monitor import fdset, process
-from mapsave.monitor import ram_blocks as monitor_blocks
+from mapsave.monitor import fdset, process, ram_blocks
 from mapsave.monitor.session import Session, Version
 from mapsave.operations import hardware, limits, memory_backends, modes
 
@@ -110,7 +109,7 @@ async def _gather(session: Session) -> Facts:
         process=process.identity(session.pid),
         domain=domain,
         mode=await modes.query(session),
-        footprint=await limits.footprint(session, size.total, await ram_blocks(session)),
+        footprint=await limits.footprint(session, size.total, await ram_blocks.query(session)),
     )
 
 
@@ -124,12 +123,6 @@ async def memory(session: Session) -> Memory:
     """Return the sizes of the guest's RAM."""
     found = await session.execute("query-memory-size-summary")
     return Memory(int(found["base-memory"]), int(found.get("plugged-memory", 0)))
-
-
-async def ram_blocks(session: Session) -> dict[str, tuple[int, int]]:
-    """Return (used, largest possible) bytes of each RAM block, by name; empty where unknown."""
-    found = await monitor_blocks.query(session)
-    return {name: (block.used, block.total) for name, block in found.items()}
 
 
 async def _uuid(session: Session) -> str | None:

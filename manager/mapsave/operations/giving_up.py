@@ -22,8 +22,7 @@ _LOST_TIMEOUT = 2.0
 async def given_up(target: Destination, on_left: Callable[[], None]) -> AsyncIterator[None]:
     """Give up the destination where the load in this context is cancelled, stalls or is unanswered.
 
-    One that mapsave started is killed. One that it did not start is left alone unless it answers,
-    and ``on_left`` is called.
+    One that mapsave did not start is left alone unless it answers, and ``on_left`` is called.
     """
     try:
         yield

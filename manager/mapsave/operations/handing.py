@@ -29,10 +29,7 @@ _AGAIN = "its disks may have changed since; 'mapsave restore --again' restores i
 async def to_user(
     config: Config, opened: Image, target: Destination, log: journal.Journal, *, runs: bool
 ) -> str:
-    """Mark the image restored and, with ``runs``, resume the guest; return its run state.
-
-    Raises RestoreFailed, JournalUnwritable.
-    """
+    """Mark the image, resume the guest if it ``runs``; return its state. Raises RestoreFailed."""
     session = target.session
     log.step(Step.MARK)
     with session.events("RESUME") as events:

@@ -21,10 +21,7 @@ def resolve(name: str, config: Config) -> str:
 def listing(
     held: store.Directory, restored: Container[uuids.UUID] = frozenset()
 ) -> dict[str, object]:
-    """Return the directory's path and a line for each image, newest first.
-
-    ``restored``: as ``store.entries`` has it.
-    """
+    """Return the directory and a line for each image, newest first; see ``store.entries``."""
     found = store.entries(held, trust.users(), restored)
     return {"directory": held.path, "images": [line(entry) for entry in found]}
 

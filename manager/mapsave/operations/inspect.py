@@ -79,10 +79,7 @@ def _summary(opened: image.Image, config: Config | None) -> dict[str, object]:
 
 
 def domain_xml(path: str) -> str:
-    """Return the domain XML that the image at ``path`` holds, passwords included.
-
-    Raises UsageError where it is of no libvirt guest; ImageNotFound, NotPermitted, InvalidImage.
-    """
+    """Return the domain XML in the image, passwords included. Raises UsageError without one."""
     with image.opened(path) as opened:
         xml = origin.domain_xml(opened)
         if xml is None:

@@ -19,10 +19,7 @@ Begun = TypeVar("Begun", SaveBegun, RestoreBegun)
 
 @dataclasses.dataclass(frozen=True)
 class Interrupted(Generic[Begun]):
-    """An operation to recover; with ``dry_run`` nothing is changed.
-
-    ``problems``: what went wrong though the operation was dealt with.
-    """
+    """An operation to recover, and ``problems`` met with; with ``dry_run`` nothing is changed."""
 
     config: Config
     orphan: Orphan
@@ -41,10 +38,7 @@ class Interrupted(Generic[Begun]):
         self.problems.append(Problem(text, recoverable=False))
 
     async def outcome(self, finish_or_undo: Callable[[], Awaitable[str]], default: str) -> str:
-        """Return what was done, doing it unless the journal says that it is.
-
-        ``default`` is the outcome where that does not say which.
-        """
+        """Return what was done, if the journal says so (else ``default``), or do it."""
         if self.orphan.reached(Step.TIDY):
             return self.begun.outcome or default
         outcome = await finish_or_undo()

@@ -37,10 +37,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after eac
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Who wants to see the steps of an operation, and by what id it knows the operation.
-
-    ``saw`` is called with each step and its data, once that is on stable storage.
-    """
+    """Who sees the steps of an operation, once they are on stable storage, and its id there."""
 
     operation: str
     saw: Callable[[str, Mapping[str, object]], None]
@@ -89,10 +86,7 @@ class Journal:
         self.show(step, data)
 
     async def step_in_thread(self, step: Step, **noted: Unpack[Noted]) -> None:
-        """Do as ``step`` does, off the event loop: a disk may take seconds to write it.
-
-        Cancelled, it still waits until the step is recorded.
-        """
+        """Do as ``step`` off the event loop; cancelled, it waits until the step is recorded."""
         data = msgspec.to_builtins(noted)
         await shielded.in_thread(self.record, step, data)
         self.show(step, data)
@@ -125,8 +119,7 @@ class Journal:
 def operation(state: Path, kind: str, begun: Begun) -> Iterator[Journal]:
     """Begin the journal of an operation of ``kind`` with what recovery must know of it.
 
-    The file goes at the end, also after an error that was handled by undoing everything; it stays
-    where the operation said ``unsettled`` last.
+    The file goes at the end, unless the operation said ``unsettled``.
 
     Raises Refused where the journal cannot be written: without one nothing is begun.
     """
@@ -138,10 +131,9 @@ def operation(state: Path, kind: str, begun: Begun) -> Iterator[Journal]:
 
 @contextlib.contextmanager
 def around(state: Path, facts: Mapping[str, object]) -> Iterator[Journal]:
-    """Begin the journal of what is done around an operation: the hooks before and after it.
+    """Begin the journal of the hooks around an operation, whose own names it as ``within``.
 
-    That of the operation itself names it as ``within``; its steps are not the operation's, and
-    no one watches them. Raises Refused.
+    No one watches its steps. Raises Refused.
     """
     with contextlib.ExitStack() as stack:
         journal, _ = _begin(stack, state, _AROUND, facts)
@@ -252,22 +244,16 @@ class Orphan:
 
     @property
     def is_of_this_boot(self) -> bool:
-        """Whether the host is up since then.
-
-        If not, pids mean other processes, and what was not synced may be lost though it was
-        written.
-        """
+        """Whether the host is up since; if not, pids are void, and unsynced data may be lost."""
         return self.facts.get("boot") == boot_id()
 
 
 @contextlib.contextmanager
 def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
-    """Yield the journals without an owner, locked so that no one else works on them in the
-    meantime.
+    """Yield the journals without an owner, locked: those of operations, or those ``around`` them.
 
-    They are those of operations, or with ``around`` those of what was done around operations.
     The caller removes each with ``forget`` once it is dealt with. Blank ones are among them:
-    whether their managers died before the first step, only the partial images show it.
+    whether their managers died before the first step, only the partial images show.
     """
     with contextlib.ExitStack() as stack:
         found = []
@@ -288,10 +274,7 @@ def orphans(state: Path, *, around: bool = False) -> Iterator[list[Orphan]]:
 
 
 def remove_empty(state: Path, is_blank: Callable[[Orphan], bool]) -> None:
-    """Remove the journals of managers that died before the first step was recorded whole.
-
-    ``is_blank`` decides about those in which nothing is.
-    """
+    """Remove the journals in which nothing is where ``is_blank`` says that nothing was begun."""
     for path in paths(state):
         with contextlib.suppress(OSError), _locked(path) as is_locked:
             if is_locked and read(path) is None and is_blank(_unusable(path, BLANK)):
@@ -359,10 +342,7 @@ def add(orphan: Orphan, step: Step, **data: object) -> None:
 
 
 def forget(orphan: Orphan) -> str | None:
-    """Remove the journal of an operation that was dealt with, or keep it if it is damaged.
-
-    Returns a warning where that is to be reported.
-    """
+    """Remove a journal that was dealt with, or keep a damaged one; return a warning, or None."""
     kept = orphan.path.with_name(orphan.path.name + journal_file.DAMAGED)
     try:
         if not orphan.is_damaged:

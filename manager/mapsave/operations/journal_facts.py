@@ -47,10 +47,7 @@ def damaged(state: Path) -> list[Path]:
 
 
 def is_lost(state: Path, name: str | None) -> bool:
-    """Return whether the journal ``name`` is there, but damaged or empty.
-
-    Without a name: whether there is any damaged one of a save.
-    """
+    """Return whether the journal ``name``, or without one any of a save, is damaged or empty."""
     if name is not None and (state / "journal" / name).exists():
         orphan = journal.read(state / "journal" / name)
         return orphan is None or orphan.problem is not None

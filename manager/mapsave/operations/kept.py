@@ -27,8 +27,7 @@ _SUFFIX = ".json"
 def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
     """Keep in the state directory that the process ``qemu`` (pid, start time) keeps ``what``.
 
-    Without a process in sight there is nothing to note; preflight asks QEMU for its descriptors
-    all the same. What cannot be written is logged.
+    What cannot be written is logged: preflight asks QEMU for its descriptors as well.
     """
     if qemu is None:
         return
@@ -55,7 +54,6 @@ async def taken_back(
     """Take back what a dead manager had handed over, descriptors first, then the settings.
 
     Returns a warning where QEMU keeps something, which is noted: the guest is what counts.
-    Raises as ``Session.execute`` does.
     """
     try:
         await fdset.take_back(session, number)
@@ -84,10 +82,7 @@ def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
 
 
 def _path(state: Path, qemu: tuple[int, int]) -> Path:
-    """Return the file of a process; the pid is given away again, its start time is not.
-
-    Another boot may give both to another process, so its name has the boot as well.
-    """
+    """Return the file of a process, which its pid, start time and boot together name uniquely."""
     directory = locks.state_directory(state, "kept")
     return directory / f"{qemu[0]}-{qemu[1]}-{journal.boot_id() or 'unknown'}{_SUFFIX}"
 

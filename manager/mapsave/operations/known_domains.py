@@ -26,10 +26,9 @@ _log = logging.getLogger(__name__)
 
 
 def remember(state: Path, domain: Domain) -> None:
-    """Note what ``domain`` names now; what it named at earlier saves stays noted. Blocks.
+    """Note what ``domain`` names now, beside what it named at earlier saves. Blocks.
 
-    A note that cannot be written is a warning: the image is as good, and a restore asks for
-    ``--trust-image`` where nothing else allows what it names.
+    One that cannot be written is a warning: a restore may need ``--trust-image`` then.
     """
     from mapsave.domain_resources import of_xml
 

@@ -40,10 +40,7 @@ def for_emulator(found: Mapping[str, str]) -> dict[str, str]:
 def started(
     arguments: Sequence[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own; what it prints goes to ``log``.
-
-    Raises OSError, LaunchFailed where ``log`` is not ours to write.
-    """
+    """Start a process in a session of its own, writing to ``log``. Raises OSError, LaunchFailed."""
     with _log(log) as output, _no_signal_blocked():
         return subprocess.Popen(
             arguments,

@@ -16,6 +16,7 @@ from mapsave.image import superblock
 from mapsave.monitor import headroom, process
 from mapsave.monitor.headroom import Headroom
 from mapsave.monitor.limit import Limit
+from mapsave.monitor.ram_blocks import RamBlock
 from mapsave.monitor.session import Session
 from mapsave.plan import limits as plan
 from mapsave.plan.limits import Need
@@ -49,14 +50,9 @@ class Limited:
     detail: str
 
 
-async def footprint(
-    session: Session, ram_bytes: int, blocks: Mapping[str, tuple[int, int]]
-) -> Footprint:
-    """Ask QEMU what ``for_save`` and ``for_load`` need to know.
-
-    ``ram_bytes`` is the size of the guest's RAM, for a QEMU that does not list its RAM ``blocks``.
-    """
-    used = [used for used, _ in blocks.values()] or [ram_bytes]
+async def footprint(session: Session, ram_bytes: int, blocks: Mapping[str, RamBlock]) -> Footprint:
+    """Ask QEMU for it; ``ram_bytes`` is for one that does not list its RAM ``blocks``."""
+    used = [block.used for block in blocks.values()] or [ram_bytes]
     # Each block begins at a full MiB after its bitmap.
     stream = sum(length + length // (8 * 4096) + 2 * units.MIB for length in used)
     return Footprint(
@@ -80,19 +76,14 @@ async def _qemu_pid(session: Session) -> int | None:
 
 
 async def _workers(session: Session) -> int:
-    """Return how many threads QEMU may start for its disks: one for each loop that serves them.
-
-    It ends them when they have had nothing to do for ten seconds (util/thread-pool.c).
-    """
+    """Return how many threads QEMU may start for its disks (util/thread-pool.c): one a loop."""
     if not any("inserted" in each for each in await session.execute("query-block")):
         return 0
     return 1 + len(await session.execute("query-iothreads"))
 
 
 def for_save(footprint: Footprint, preferred: int, *, is_demanded: bool) -> Limited:
-    """Return how many channels a save may take, where ``preferred`` would be.
-
-    ``is_demanded``: the user has asked for just as many.
+    """Return how many channels a save may take, where ``preferred`` would be, or are demanded.
 
     Raises TooLittleLeft where not even one fits, or fewer than were asked for explicitly.
     """
@@ -160,10 +151,7 @@ def _hint(pid: int | None, limit: Limit) -> str:
 
 
 def recheck(footprint: Footprint, channels: int) -> None:
-    """Check right before QEMU takes it that ``channels`` still fit; it has the descriptors by now.
-
-    Raises TooLittleLeft.
-    """
+    """Raise TooLittleLeft where ``channels`` no longer fit, now that QEMU has the descriptors."""
     room = headroom.measure(footprint.pid)
     needs = plan.needs(
         room, workers=footprint.workers, handed_over=plan.HANDED_OVER, own=_own_threads()
@@ -176,10 +164,7 @@ def recheck(footprint: Footprint, channels: int) -> None:
 
 
 def _own_threads() -> dict[str, int]:
-    """Return how many threads we may still start, by the names of the limits that count them.
-
-    Raises TooLittleLeft where one of them does not allow so many.
-    """
+    """Return how many threads we may still start, by limit. Raises TooLittleLeft if too few."""
     room = headroom.measure(os.getpid())
     needed = max(_OWN_THREADS - len(os.listdir("/proc/self/task")), 0)
     for limit in room.threads:
@@ -198,10 +183,7 @@ def _own_threads() -> dict[str, int]:
 
 
 def check_own_files(preallocated: int) -> None:
-    """Raise TooLittleLeft where mapsave may not write the part of an image that it writes.
-
-    ``preallocated``: bytes of QEMU's stream that it reserves.
-    """
+    """Raise TooLittleLeft where mapsave may not write header and ``preallocated`` bytes."""
     most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     needed = superblock.DEFAULT_STREAM_OFFSET + preallocated
     if most != resource.RLIM_INFINITY and most < needed:

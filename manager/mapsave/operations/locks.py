@@ -22,10 +22,7 @@ _PAUSES = (0.001, 0.01, 0.0)
 
 
 def state_directory(state: Path, part: str) -> Path:
-    """Return the directory ``part`` of the state directory, made (mode 0700) if missing.
-
-    Raises NotPermitted, ConfigMissing.
-    """
+    """Return a directory in the state, made if missing. Raises NotPermitted, ConfigMissing."""
     directory = state / part
     with state_errors(f"create the state directory {str(directory)!r}"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,9 +73,9 @@ def replace(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def process_held(state: Path, what: str, process: tuple[int, int] | None) -> Iterator[None]:
-    """Lock a QEMU process (pid and start time) as well: a guest may have two monitors and names.
+    """Lock a QEMU process (pid and start time) as well, if it is in sight. Raises Busy.
 
-    Nothing is locked where the process is not in our sight. Raises Busy.
+    A guest may have two monitors and names.
     """
     if process is None:
         yield
@@ -113,10 +110,7 @@ def _path(directory: Path, key: str) -> Path:
 
 @contextlib.contextmanager
 def held(state: Path, what: str, key: str) -> Iterator[None]:
-    """Hold the lock ``key``; ``what`` names the thing locked, for the error.
-
-    Raises Busy at once where another process holds it.
-    """
+    """Hold the lock ``key`` of the thing called ``what``. Raises Busy at once, Refused."""
     path = _path(state_directory(state, "locks"), key)
     fd = _opened(path, what)
     try:

@@ -58,7 +58,7 @@ def before(guest: str, found: guest_facts.Facts, strategy: Strategy, request: Re
 def process(found: guest_facts.Facts) -> ProcessPart | None:
     """Return what names the guest's QEMU on this host; None where its process is not in sight.
 
-    ``pid``, ``started`` in clock ticks since boot (proc(5)), and ``boot``, the id of that boot.
+    ``started`` is in clock ticks since boot (proc(5)).
     """
     if found.process is None:
         return None
@@ -97,8 +97,7 @@ def after(
 ) -> Metadata:
     """Return ``known`` completed by what the save has shown: the metadata of the saved image.
 
-    ``duration`` in seconds; ``paused_at`` in seconds since the epoch, None for a guest that did not
-    run.
+    ``duration`` in seconds; ``paused_at`` since the epoch, None for a guest that did not run.
     """
     final: Metadata = {
         **known,

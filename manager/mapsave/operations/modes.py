@@ -34,10 +34,7 @@ class Replay(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """``replay``: whether QEMU records its execution or plays a record.
-
-    ``writers``: jobs and exports that write to the guest's disks, as users name them.
-    """
+    """QEMU's replay mode, and ``writers``: what writes to the guest's disks, as users name it."""
 
     replay: str
     writers: tuple[str, ...]

@@ -23,21 +23,16 @@ class Origin(TypedDict):
 
 
 def describe(opened: Image, config: Config | None = None) -> Origin:
-    """Return where an image may come from.
-
-    ``config`` says to whom the label policy of its guest gives images.
-    """
+    """Return that; by ``config`` the policy of its guest may give images to another user."""
     strangers = trust.strangers(opened, _trusted(opened, config))
-    try:
-        names, wrong = _names(opened), []
-    except errors.InvalidImage as error:
-        names, wrong = [], [error.message]
     warnings = [f"others could have written the image: {each}" for each in strangers]
-    return {
-        "writable_by": strangers,
-        "names": names,
-        "warnings": [*warnings, *wrong, *undigested(opened)],
-    }
+    names = []
+    try:
+        names = _names(opened)
+    except errors.InvalidImage as error:
+        warnings.append(error.message)
+    warnings += undigested(opened)
+    return {"writable_by": strangers, "names": names, "warnings": warnings}
 
 
 def undigested(opened: Image) -> list[str]:

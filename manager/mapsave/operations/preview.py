@@ -13,9 +13,7 @@ from mapsave.operations import attach, check, facts, metadata, save_request
 async def preview(
     guest: Guest, config: Config, request: save_request.Request
 ) -> tuple[dict[str, Any], errors.MapsaveError | None]:
-    """Check everything that a save would; nothing is touched, and the guest runs on.
-
-    Returns a line for each check with the strategy, and the first error.
+    """Check everything that a save would, touching nothing; return it with the first error.
 
     Raises Unreachable and its like where there is nothing to check.
     """

@@ -105,10 +105,7 @@ class Ram:
     blocks: dict[str, ram_blocks.RamBlock]
 
     def read(self, block: RamBlock, spans: Sequence[tuple[int, int]]) -> bytearray:
-        """Return pages, one after another; ``spans`` are their first ones and how many.
-
-        Raises OSError where QEMU is gone, or we are not allowed.
-        """
+        """Return the pages of ``spans`` (first, count) one after another. Raises OSError."""
         start, size = self.blocks[block.name].address, block.page_size
         assert start is not None
         places = [(start + page * size, pages * size) for page, pages in spans]

@@ -58,12 +58,10 @@ class Recovered(TypedDict):
 async def recover(config: Config, *, dry_run: bool = False, told: Told | None = None) -> Recovered:
     """Deal with every operation whose manager died, then sweep partial images without an owner.
 
-    Returns ``operations``, ``swept``, ``damaged`` (the journals that are kept to be looked at) and
-    ``warnings``. With ``dry_run`` nothing is changed, and each entry says
-    what would be done. An operation that cannot be dealt with yet (its QEMU does not answer) keeps
-    its journal and is reported with its error; one whose label could not be taken back keeps it
-    too, and has that among its ``warnings``. ``told`` gets each entry, and the journal that it is
-    of, as soon as it is there: one save that QEMU is still doing may take long.
+    With ``dry_run`` each entry says what would be done. An operation that cannot be dealt with yet
+    (its QEMU does not answer), or whose label could not be taken back, keeps its journal and is
+    reported. ``told`` gets each entry with its journal as soon as it is there: a save that QEMU is
+    still doing may take long.
     """
     with journal.orphans(config.state) as orphans:
         # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
@@ -141,8 +139,7 @@ async def _deal_with(config: Config, orphan: journal.Orphan, line: Line, *, dry_
 def sweep(config: Config, warnings: list[str], *, dry_run: bool) -> list[str]:
     """Remove partial images of the image directory that no one owns; return their paths.
 
-    Owned is what a manager has locked, or what a journal still speaks of, be it a damaged one. What
-    cannot be removed is added to ``warnings``.
+    Owned is what a manager has locked, or what a journal, also a damaged one, still speaks of.
     """
     try:
         if not config.images.is_dir():

@@ -49,8 +49,7 @@ def has_its_name(begun: SaveBegun) -> Iterator[None]:
 def is_committed(begun: SaveBegun, held: store.Directory) -> bool:
     """Return whether the image under its final name is the one of this save.
 
-    Raises CommitFailed where that cannot be determined: there is one that cannot be read, and no
-    partial image of the save any more.
+    Raises CommitFailed where it cannot be read, and no partial image is there any more.
     """
     name = begun.name
     try:
@@ -129,10 +128,7 @@ def mark_stale(save: Interrupted[SaveBegun]) -> None:
 
 
 def continues(begun: SaveBegun) -> bool:
-    """Return whether QEMU can resume the guest after its save, by what is in the image.
-
-    Where nothing of it can be read, it counts as what it was: a guest that ran.
-    """
+    """Return whether QEMU can resume the guest, by its image; True where that cannot be read."""
     name = begun.name
     for each in (image.partial_name(name), name):
         with contextlib.suppress(OSError, errors.MapsaveError):

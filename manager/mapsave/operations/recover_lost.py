@@ -30,8 +30,7 @@ _KEY = re.compile(r"field `(\w+)`|\$\.(\w+)")
 def known(config: Config, orphan: journal.Orphan) -> journal.Orphan:
     """Return ``orphan`` with all that is known of its operation.
 
-    Raises JournalLost where it is damaged, and nothing else says what it was about;
-    JournalUnusable where it cannot be read.
+    Raises JournalLost where nothing says what it was about, JournalUnusable if unreadable.
     """
     where = str(orphan.path)
     if orphan.problem is not None:
@@ -47,8 +46,7 @@ def known(config: Config, orphan: journal.Orphan) -> journal.Orphan:
 def read(orphan: journal.Orphan) -> Begun:
     """Return what a journal says of its operation.
 
-    Raises Unsupported for an operation that this version does not know, JournalUnusable where the
-    journal is not as this version writes it.
+    Raises Unsupported, JournalUnusable where it is not as this version writes it.
     """
     where = str(orphan.path)
     if orphan.kind not in _KINDS:

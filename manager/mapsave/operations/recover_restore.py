@@ -52,7 +52,6 @@ _Restore = Interrupted[RestoreBegun]
 async def recover(restore: _Restore) -> str:
     """Finish the restore where the guest was about to run, else undo it; return which.
 
-    Nothing stays in QEMU's profile or on the image either way; what goes wrong there is a problem.
     Raises Busy where the destination or the image is in use, Unreachable where the destination
     lives but does not answer.
     """
@@ -84,10 +83,9 @@ def _mark(restore: _Restore, opened: Image | None) -> None:
 
 
 def _monitor(restore: _Restore) -> attach.Monitor | None:
-    """Return the monitor of the destination; None where nothing had been started.
+    """Return the destination's monitor, by the journal or else the configuration; None: not begun.
 
-    Where the journal does not say which it was, it is the one that the guest is configured with.
-    Raises JournalUnusable where it has none.
+    Raises JournalUnusable where neither says which it was.
     """
     config, orphan, begun = restore.config, restore.orphan, restore.begun
     if begun.monitor is not None or not orphan.is_unsure:

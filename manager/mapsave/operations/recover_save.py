@@ -47,8 +47,7 @@ GONE_SINCE = f"{COMMITTED}, but no longer in its place; guest left as it is"
 async def recover(save: Interrupted[SaveBegun]) -> str:
     """Finish or undo the save; return what was done (or would be).
 
-    What the save has left on the disk goes last, and when it cannot go yet the guest is not touched
-    again.
+    What is on the disk goes last; when it cannot go yet the guest is not touched again.
 
     Raises Busy where the guest is in use, Unreachable where its QEMU lives but does not answer,
     BadDirectory where the image directory is gone (mount it, and try again).
@@ -80,7 +79,6 @@ def _tidy(save: Interrupted[SaveBegun], outcome: str) -> None:
     """Take AppArmor's rules out of QEMU's profile, and remove what is left of a partial image.
 
     Under the locks: a save that begins after them must not rely on a rule that we take out.
-    Raises BadDirectory, NotPermitted.
     """
     if save.begun.label is not None:
         # The image may be gone, or be another's: what is elsewhere is taken out all the same.
@@ -270,10 +268,7 @@ async def _without_qemu(save: Interrupted[SaveBegun], held: store.Directory) -> 
 async def _check(
     begun: SaveBegun, partial: image.Partial, session: Session | None
 ) -> tuple[Contents, written.Written]:
-    """Validate the partial image, and look for pages that are missing in it.
-
-    Raises InvalidImage, OSError.
-    """
+    """Validate the partial image; look for missing pages. Raises InvalidImage, OSError."""
     await shielded.in_thread(partial.sync)
     contents = await shielded.in_thread(partial.validate)
     how = written.How.recorded(partial.metadata())
@@ -285,8 +280,7 @@ async def _commit(
 ) -> None:
     """Commit the partial image, or find that it was; ``session`` is of a guest that lives.
 
-    Raises InvalidImage, OSError with nothing done; CommitFailed where the image has its name, so
-    that the guest must not run: what is uncertain is finished at the next try.
+    Raises InvalidImage, OSError with nothing done; CommitFailed where it has its name already.
     """
     begun = save.begun
     if recover_image.is_committed(begun, held):
@@ -316,10 +310,7 @@ async def _commit(
 
 
 def _remove(save: Interrupted[SaveBegun], held: store.Directory) -> None:
-    """Delete the partial file.
-
-    One of that name that another save made is left alone.
-    """
+    """Delete the partial file, unless another save made it."""
     orphan, begun = save.orphan, save.begun
     try:
         with image.adopting(held.fd, begun.name) as partial:

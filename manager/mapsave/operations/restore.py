@@ -210,8 +210,7 @@ def _labelled(
 ) -> Iterator[list[labelling.Problem]]:
     """Label the image for QEMU to read, and take that back; both are journalled before.
 
-    What cannot be taken back comes into the list, and is left to ``mapsave recover``. Raises
-    LabelRefused, PolicyViolation, NotPermitted.
+    What cannot be taken back is yielded, for ``mapsave recover``. Raises LabelRefused and its kin.
     """
     left: list[labelling.Problem] = []
 

@@ -130,10 +130,7 @@ def _path(state: Path, uuid: uuids.UUID) -> Path:
 
 
 def _note(state: Path, path: str, uuid: uuids.UUID, what: str) -> None:
-    """Write a note, durably with its directory; one that may not be durable is taken back.
-
-    Raises OSError, NotPermitted, ConfigMissing.
-    """
+    """Write a note durably with its directory; one that may not be durable is taken back."""
     was_noted = is_noted(state, uuid)
     try:
         directory = locks.state_directory(state, _DIRECTORY)

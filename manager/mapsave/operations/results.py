@@ -142,10 +142,7 @@ def gone(line: Mapping[str, Any]) -> SaveResult:
 def recovered_restore(
     entry: Entry | None, line: Mapping[str, Any] | None, guest: str | None
 ) -> RestoreResult:
-    """Return the result of a restore: its guest was resumed.
-
-    ``line`` is what recovery did; None where nothing was left to do.
-    """
+    """Return the result of a restore whose guest was resumed; ``line`` is what recovery did."""
     known = entry.metadata if entry is not None else Metadata()
     reported = line or {}
     return RestoreResult(

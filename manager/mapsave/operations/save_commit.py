@@ -101,9 +101,9 @@ def _proving(job: SaveJob, outcome: Outcome | None) -> Iterator[None]:
 
 
 async def check_undisturbed(job: SaveJob, paused: guest_state.Paused) -> None:
-    """See that no other client has resumed the guest: its image would be stale.
+    """Raise GuestContinued where another client has resumed the guest: its image would be stale.
 
-    Raises GuestContinued. A guest that has ended without that is in the image, and nowhere else.
+    A guest that has ended without that is in the image, and nowhere else.
     """
     if job.then != "resume" and (state := await _disturbed(job)) is not None:
         paused.release()
@@ -116,10 +116,7 @@ async def check_undisturbed(job: SaveJob, paused: guest_state.Paused) -> None:
 
 
 async def _disturbed(job: SaveJob) -> str | None:
-    """Return the state of a guest that another client has resumed after its save, else None.
-
-    One whose QEMU does not report it, or has exited, counts by its events.
-    """
+    """Return the state of a guest that another client has resumed since; by events if silent."""
     state = "in an unknown state"
     try:
         state = await guest_state.run_state(job.session)

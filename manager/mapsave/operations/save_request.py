@@ -60,9 +60,7 @@ def request(
     job: str | None = None,
     **chosen: object,
 ) -> Request:
-    """Return the request for what was ``chosen``, completed by the guest's and general settings.
-
-    ``chosen`` are any of the fields of ``config.SaveSettings``; those that are None are filled in.
+    """Return the request for the ``SaveSettings`` that are ``chosen``, completed by configuration.
 
     Raises Unsupported for a format that the guest cannot have, UnknownPolicy, ConfigError.
     """
@@ -81,10 +79,7 @@ def request(
 
 
 def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
-    """Return the image's format: if not said otherwise, the one that ``virsh restore`` takes.
-
-    Raises Unsupported.
-    """
+    """Return the image's format: by default what ``virsh restore`` takes. Raises Unsupported."""
     if wanted == "auto":
         return "native" if guest.libvirt is None else "libvirt"
     if wanted == "libvirt" and guest.libvirt is None:
@@ -97,7 +92,7 @@ def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
 
 
 def policy_of(config: Config, guest: Guest | None, name: str | None = None) -> policy.Policy:
-    """Return the label policy ``name``; without one the guest's, the general one, or ``auto``.
+    """Return the label policy ``name``, else the guest's, the general one, or ``auto``.
 
     Raises UnknownPolicy, ConfigError.
     """
@@ -120,10 +115,7 @@ def policy_labelling(policy: policy.Policy, domain: Domain | None = None) -> lab
 
 @contextlib.contextmanager
 def place(guest: Guest, config: Config, request: Request) -> Iterator[tuple[store.Directory, str]]:
-    """Yield the directory and the name of the image to be.
-
-    Without a name from the user it is the guest's with the time, made unique.
-    """
+    """Yield directory and name of the image; by default the guest's with the time, made unique."""
     if request.image is None:
         with store.directory(config.images, create=True) as held:
             yield held, _unused_name(guest, held)

@@ -79,10 +79,7 @@ class SaveJob:
 async def let_qemu_write(
     job: SaveJob, partial: image.Partial, applied: labelling.Applied, paused: guest_state.Paused
 ) -> outgoing.Outcome | None:
-    """Hand the pair over and drive the migration.
-
-    Returns its outcome; None where QEMU died after it had written its stream whole.
-    """
+    """Drive the migration; return its outcome, None where QEMU died after its stream was whole."""
     try:
         with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
             return await _transfer(job, partial, pair, paused)
@@ -158,12 +155,10 @@ async def _transfer(
 
 
 async def _check_state(job: SaveJob) -> None:
-    """Look once more whether the guest could be brought back from after its save.
+    """Raise SaveFailed where the guest could not be brought back from after its save.
 
     Of a guest that does not run ``query-status`` does not report whether it is suspended to RAM
     besides; the states of its devices do, which QEMU writes for us into an unnamed file.
-
-    Raises SaveFailed.
     """
     state = await guest_state.run_state(job.session)
     known = run_states.of(state)
@@ -237,10 +232,7 @@ def kept_if_stuck(
 async def _check_loss(
     job: SaveJob, partial: image.Partial, applied: labelling.Applied, error: errors.MonitorLost
 ) -> None:
-    """Decide what a lost monitor means: QEMU's end, or only the connection's.
-
-    Returns where QEMU has ended with its stream whole: then the image can be committed.
-    """
+    """Return where a lost QEMU has exited with its stream whole, so that it can be committed."""
     found = job.facts
     if found.pid is not None and not await ending.ended(found.pid, ending.LOST_TIMEOUT):
         lives = f"{error.message}, although QEMU (pid {found.pid}) is still running"

@@ -62,10 +62,7 @@ def check_readable_file(path: Path, fd: int, what: str) -> None:
 
 
 def check_program(name: str) -> None:
-    """Raise UntrustedImage where others could have written the program ``name`` of an image.
-
-    One that does not exist is left to the code that starts it.
-    """
+    """Raise UntrustedImage where others could have written the program ``name``, if it is there."""
     path = shutil.which(name)
     if path is None:
         return

@@ -24,10 +24,7 @@ def forget(journal: str | os.PathLike[str]) -> None:
 
 
 def listed() -> list[dict[str, object]]:
-    """Return the operations under way, and those that have left something to recover.
-
-    Safe in any thread: the one that does the operation may hang.
-    """
+    """Return the operations under way, or with something left to recover. Safe in any thread."""
     return [
         {
             "operation": "hooks" if facts.get("kind") == "around" else facts.get("kind"),

@@ -69,10 +69,7 @@ async def _ram(session: Session, pid: int, stream: Stream) -> tuple[Ram | None, 
 
 
 def check_holes(fd: int, contents: Contents, how: How, before: Written) -> Written:
-    """Look for holes once more, the data being on stable storage; ``before`` has the rest.
-
-    Raises as ``check`` does.
-    """
+    """Look for holes once more, the data being on stable storage; ``before`` has the rest."""
     found = ReadBack(fd, contents, how, None, _RUNS_AGAIN)
     is_known = found.check_holes()
     return dataclasses.replace(

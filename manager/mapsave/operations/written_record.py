@@ -9,10 +9,9 @@ from mapsave.image.validation import Contents
 
 
 def warnings(opened: Image, contents: Contents) -> list[str]:
-    """Return what speaks against the image: set pages that are in holes now.
+    """Return what speaks against the image: set pages that are in holes now. Raises TruncatedImage.
 
-    That is no error: a sparse copy makes holes of zeros, and some file systems do, while an image
-    may be of a save that did not look. Raises TruncatedImage.
+    No error: a sparse copy makes holes of zeros, and a save may not have looked.
     """
     try:
         if not holes.are_known(opened.fd, opened.size):
