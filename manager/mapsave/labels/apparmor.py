@@ -22,10 +22,8 @@ from pathlib import Path
 
 from mapsave import errors
 from mapsave.labels import apparmor_rules
-from mapsave.labels import label as labels
-from mapsave.labels.confinement import Confinement
 from mapsave.labels.interface import SecurityModule
-from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.label import ACTION, Access, Label, Target, name_of, who
 from mapsave.labels.policy import Policy
 from mapsave.labels.system import CAP_MAC_ADMIN, System
 
@@ -37,6 +35,32 @@ PERMISSIONS: dict[Access, str] = {"save": "rw", "restore": "r"}
 
 _CLASS_FILE = b"\x02"
 _BITS: dict[Access, int] = {"save": 0x2, "restore": 0x4}  # AA_MAY_WRITE, AA_MAY_READ
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What ``attr/current`` says: ``unconfined`` or ``NAME (MODE)``."""
+
+    profile: str
+    mode: str
+
+    @classmethod
+    def parse(cls, context: str) -> Confinement:
+        """Return what ``context``, the text of ``attr/current``, means."""
+        name, bracket, mode = context.rpartition(" (")
+        if not bracket:
+            return cls(context, "unconfined" if context == "unconfined" else "enforce")
+        return cls(name, mode.rstrip(")"))
+
+    @property
+    def binding(self) -> bool:
+        """Whether refusals are real: neither unconfined nor in complain mode."""
+        return self.mode not in ("unconfined", "complain")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one profile of this namespace, not a stack or one of another."""
+        return "//&" not in self.profile and not self.profile.startswith(":")
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ class Apparmor(SecurityModule):
                 rule = f'{apparmor_rules.quote(real + "/")[:-1]}*" {PERMISSIONS[access]},'
                 allowed = False if False in answers else None
                 self._place(profile, f"images in {directory}", [rule], allowed)
-        return labels.Label(self.name, None, context)
+        return Label(self.name, None, context)
 
     def intended(self, target: Target) -> Label:
         """Return the label with the rules that are missing, and where they go. Raises LabelRefused.
@@ -80,7 +104,7 @@ class Apparmor(SecurityModule):
         context = self.process(target.pid)
         profile = self._to_convince(context, target.access)
         if profile is None:
-            return labels.Label(self.name, None, context)
+            return Label(self.name, None, context)
         self._require_connected(profile, target.pid, target.path)
         answers = {
             path: self.allows(profile.profile, path, target.access) for path in _paths(target)
@@ -95,7 +119,7 @@ class Apparmor(SecurityModule):
             allowed = False if False in answers.values() else None
             place = self._place(profile, target.path, rules, allowed)
         detail = _detail(profile, place, rules) if place is not None else {"rules": []}
-        return labels.Label(self.name, None, context, detail=detail)
+        return Label(self.name, None, context, detail=detail)
 
     def apply(self, target: Target) -> Label:
         """Add the rules that are missing and load the profile. Raises LabelRefused."""
@@ -119,7 +143,7 @@ class Apparmor(SecurityModule):
     def undo(self, target: Target, label: Label) -> None:
         """Take exactly the added lines out again and load the profile, if it still is loaded.
 
-        It is loaded even where the lines are gone: who took them out may have died before that.
+        Loaded even where the lines are gone: who took them out may have died before that.
         """
         rules = label.detail.get("rules") or []
         if not rules:
@@ -146,14 +170,14 @@ class Apparmor(SecurityModule):
         profile = self._to_convince(self.process(target.pid), target.access)
         if profile is None:
             return False
-        path = labels.name_of(target.fd, target.path)
+        path = name_of(target.fd, target.path)
         return self.allows(profile.profile, path, target.access) is False
 
     def explain(self, target: Target) -> str:
         current = self.read_context(target.pid) if target.pid is not None else None
-        path = labels.name_of(target.fd, target.path)
-        action = labels.ACTION[target.access]
-        said = f"AppArmor: {labels.who(target.pid)} runs as {current or 'unknown'}"
+        path = name_of(target.fd, target.path)
+        action = ACTION[target.access]
+        said = f"AppArmor: {who(target.pid)} runs as {current or 'unknown'}"
         if current is None or not Confinement.parse(current).binding:
             return f"{said}, which does not prevent it from opening {path}"
         answer = {True: "has a rule to", False: "has no rule to", None: "may lack the rule to"}
@@ -297,14 +321,14 @@ class Apparmor(SecurityModule):
             raise self._refusal(profile, target.path, rules, why)
 
     def _verify(self, profile: Confinement, target: Target, rules: Sequence[str]) -> None:
-        path = labels.name_of(target.fd, target.path)
+        path = name_of(target.fd, target.path)
         if self.allows(profile.profile, path, target.access) is False:
             why = "the profile still refuses it with the rule added: look for a deny rule"
             raise self._refusal(profile, target.path, rules, f"it {why}")
 
     def _take_out_quietly(self, done: Label) -> None:
         """Take the lines out while another error is on its way; a failure is logged only."""
-        target = labels.Target(-1, str(done.detail["rules_file"]), (), None, "save")
+        target = Target(-1, str(done.detail["rules_file"]), (), None, "save")
         try:
             self.undo(target, done)
         except (OSError, errors.MapsaveError) as error:
@@ -337,7 +361,7 @@ def _paths(target: Target) -> list[str]:
         os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         for path in target.other_paths
     )
-    return list(dict.fromkeys([labels.name_of(target.fd, target.path), *others]))
+    return list(dict.fromkeys([name_of(target.fd, target.path), *others]))
 
 
 def _detail(profile: Confinement, place: Place, rules: Sequence[str]) -> dict[str, object]:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from mapsave import errors
-from mapsave.labels import label as labels
 from mapsave.labels.interface import SecurityModule
 from mapsave.labels.label import Access, Label, Target
 from mapsave.labels.policy import Policy
@@ -39,13 +38,11 @@ class Dac(SecurityModule):
         return (self.policy.owner, self.policy.group, self.policy.mode) != (None, None, None)
 
     def process(self, pid: int | None) -> str | None:
-        """Return None: a user id is no context."""
         return None
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
-        """Return what an image would get. Raises PolicyViolation, NotPermitted."""
         if access == "restore":
-            return labels.Label(self.name)
+            return Label(self.name)
         uid, gid = self._owner()
         if not self.system.capable(CAP_CHOWN):
             foreign_uid = uid not in (-1, os.geteuid())
@@ -58,22 +55,20 @@ class Dac(SecurityModule):
                     hint="run mapsave as root, or leave owner and group out of the policy",
                     file=directory,
                 )
-        return labels.Label(self.name, self._show(uid, gid, self.policy.mode))
+        return Label(self.name, self._show(uid, gid, self.policy.mode))
 
     def intended(self, target: Target) -> Label:
-        """Return what is there: for a restore nothing is set, and a partial image is removed."""
         current = _text(_state(target.fd))
-        return labels.Label(self.name, current, None, current)
+        return Label(self.name, current, None, current)
 
     def apply(self, target: Target) -> Label:
-        """Set owner, group and mode by descriptor, and read them back. Raises NotPermitted."""
         before = _state(target.fd)
         if target.access == "restore":
-            return labels.Label(self.name, _text(before))
+            return Label(self.name, _text(before))
         uid, gid = self._owner()
         rest = {"uid": uid, "gid": gid, "mode": self.policy.mode}
         detail = {"before": before, "rest": rest}
-        done = labels.Label(self.name, _text(before), None, _text(before), detail)
+        done = Label(self.name, _text(before), None, _text(before), detail)
         try:
             _set(target.fd, uid, gid, self.policy.mode)
         except OSError as error:
@@ -87,7 +82,7 @@ class Dac(SecurityModule):
             with contextlib.suppress(OSError):
                 self.undo(target, done)
             raise refusal from None
-        return labels.Label(self.name, _text(_state(target.fd)), None, done.previous, detail)
+        return Label(self.name, _text(_state(target.fd)), None, done.previous, detail)
 
     def holds(self, target: Target, label: Label) -> bool:
         return _text(_state(target.fd)) == label.value
@@ -124,15 +119,12 @@ class Dac(SecurityModule):
 
 
 def owner_id(policy: Policy) -> int | None:
-    """Return the id of the user whom ``policy`` gives images to; None for no one.
-
-    Raises PolicyViolation for a user that this host does not have.
-    """
+    """Return the user that ``policy`` gives images to, or None. Raises PolicyViolation."""
     return None if policy.owner is None else _number(policy, "owner", policy.owner)
 
 
 def _number(policy: Policy, what: str, name: str | None) -> int:
-    """Return the id that a user's or a group's name or number means, -1 for None."""
+    """Return the id of a user or group by name or number, -1 for None."""
     if name is None:
         return -1
     if name.isascii() and name.isdigit():

@@ -27,8 +27,7 @@ class Label:
     """What one security module has on the image.
 
     ``value``: as read back from the file (from ``check``: what would be there). ``process``:
-    QEMU's context. ``previous``: before mapsave came. ``detail``: what undoing needs, in JSON's
-    types. ``others``: the same of further modules.
+    QEMU's context. ``previous``: before mapsave came. ``detail``: what undoing needs.
     """
 
     module: str
@@ -49,7 +48,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What went wrong when a label was taken back or set for rest: what stays, and what to do.
+    """What went wrong when a label was taken back or set for rest, and what to do.
 
     ``recoverable``: ``mapsave recover`` can still put it right, so the journal has to stay.
     """

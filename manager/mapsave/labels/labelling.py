@@ -26,20 +26,6 @@ from mapsave.labels.system import System
 _Done = tuple[SecurityModule, Label]
 
 
-__all__ = [
-    "Access",
-    "Applied",
-    "Label",
-    "Labelling",
-    "Problem",
-    "Target",
-    "attempt",
-    "describe_refusal",
-    "raise_if_refused",
-    "refusal",
-    "system_process_context",
-]
-
 log = logging.getLogger(__name__)
 
 _HOST = System()
@@ -61,7 +47,6 @@ class Labelling:
         """Return what would be applied to an image in ``directory``; touch nothing.
 
         ``pid`` is QEMU's, None if it is not running yet: then what depends on it is left open.
-        ``names``: all that the image is to have there while QEMU has it, as far as they are known.
         Raises LabelRefused, PolicyViolation, NotPermitted if it would be refused.
         """
         if access == "save":
@@ -80,11 +65,9 @@ class Labelling:
     ) -> Iterator[Applied]:
         """Label the open image for QEMU, and undo it at the end.
 
-        The caller may close the descriptor in the meantime. For a restore, call it when QEMU runs:
-        its context decides.
-
-        Raises LabelRefused, PolicyViolation, NotPermitted, with the image as it was. What goes
-        wrong when undoing is logged, never raised; ``on_left`` is called with it.
+        For a restore, call it when QEMU runs: its context decides. Raises LabelRefused,
+        PolicyViolation, NotPermitted, with the image as it was. What goes wrong when undoing is
+        logged, never raised; ``on_left`` is called with it.
         """
         if target.access == "save":
             self._check_directory(os.path.dirname(name_of(target.fd, target.path)))
@@ -111,7 +94,7 @@ class Labelling:
         """Return what :meth:`applied` would change that stays if mapsave dies; None: nothing.
 
         Those are rules elsewhere, and for a restore the image's label: a partial image goes with
-        its own. Journal it before, for ``leftovers``. Raises LabelRefused, PolicyViolation.
+        its own. Raises LabelRefused, PolicyViolation.
         """
         parts: list[Label] = []
         for module in self.modules:
@@ -126,7 +109,7 @@ class Labelling:
     def creating(self, pid: int | None) -> Iterator[None]:
         """Let files that this thread creates be born with their label (SELinux only).
 
-        Open the image inside, in the same thread. Raises PolicyViolation, LabelUnavailable.
+        Raises PolicyViolation, LabelUnavailable.
         """
         with contextlib.ExitStack() as stack:
             for module in self.modules:
@@ -168,8 +151,7 @@ class Applied:
     def at_rest(self) -> list[Problem]:
         """Give the image label, owner and mode for rest, and take AppArmor's rules out.
 
-        Call it when QEMU has no descriptor of the image any more. Returns what went wrong, which
-        is logged too: the image is good all the same.
+        Call it when QEMU has no descriptor of it any more. Returns, and logs, what went wrong.
         """
         self._undoing.pop_all()
         return [
@@ -184,8 +166,8 @@ def describe_refusal(
 ) -> errors.LabelRefused:
     """Return the error for a file that QEMU was not given or could not use.
 
-    ``error_desc`` is QEMU's: "No file descriptor supplied via SCM_RIGHTS" at add-fd is how a
-    refused descriptor looks; "Permission denied" at migrate is a refused truncate or write.
+    "No file descriptor supplied via SCM_RIGHTS" at add-fd is how a refused descriptor looks;
+    "Permission denied" at migrate is a refused truncate or write.
     """
     target = _target(fd, path, pid)
     reasons: list[str] = []
@@ -212,8 +194,8 @@ def refusal(
 ) -> errors.LabelRefused | None:
     """Return the error if a refused file is why QEMU failed, else None.
 
-    QEMU's message need not say so: a label that changed while it was saving or loading shows as
-    "Input/output error" or "Invalid argument". So the security modules are asked as well.
+    QEMU may say "Input/output error" or "Invalid argument" where a label changed while it was
+    saving or loading, so the security modules are asked as well.
     """
     target = _target(fd, path, pid)
     if _DENIED in error_desc or any(
@@ -287,8 +269,7 @@ def attempt(
 ) -> list[Problem]:
     """Do one step that must not stop the others; return and log what went wrong.
 
-    A label that was to be restored, or rules, are worth another attempt. A label for rest is
-    not: the image is good without it.
+    Only a label that was to be restored, or rules, are worth another attempt.
     """
     try:
         (module.undo if step == "undo" else module.rest)(target, label)

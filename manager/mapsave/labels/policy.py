@@ -173,7 +173,7 @@ BUILT_IN = {"auto": Policy("auto", name="auto"), "none": Policy("none", name="no
 def load(name_or_path: str, search: Sequence[Path] = ()) -> Policy:
     """Return the policy of that name, or the one in the YAML file at that path.
 
-    A name is looked up in ``search``, /etc/mapsave/policies, and what comes with mapsave.
+    Names are looked up in ``search``, /etc/mapsave/policies, and what comes with mapsave.
 
     Raises UnknownPolicy if there is none of that name; ConfigMissing, ConfigError for a bad file.
     """

@@ -21,8 +21,7 @@ _HOST = System()
 def settle(fd: int, path: str, label: Label, system: System = _HOST) -> list[Problem]:
     """Set label, owner and mode of a saved image for rest, as its journalled ``label`` says.
 
-    ``fd``: the image, ``path``: its name. What was changed elsewhere is ``take_out``'s. Returns
-    what went wrong.
+    What was changed elsewhere is ``take_out``'s. Returns what went wrong.
     """
     return _on_image("rest", Target(fd, path, (), None, "save"), label, system)
 
@@ -30,15 +29,15 @@ def settle(fd: int, path: str, label: Label, system: System = _HOST) -> list[Pro
 def put_back(fd: int, path: str, label: Label, system: System = _HOST) -> list[Problem]:
     """Put the label back that an image had before its restore, unless it was changed since.
 
-    ``label`` is the one journalled before it was applied. Returns what went wrong.
+    ``label`` was journalled before it was applied. Returns what went wrong.
     """
     return _on_image("undo", Target(fd, path, (), None, "restore"), label, system)
 
 
 def take_out(label: Label, path: str, system: System = _HOST) -> list[Problem]:
-    """Take out what was changed elsewhere than on the image at ``path``: AppArmor's rules.
+    """Take out AppArmor's rules, of the journalled ``label``; twice does no harm.
 
-    ``label`` is from the journal. Taken out twice does no harm. Returns what went wrong.
+    Returns what went wrong.
     """
     with_rules = [part for part in label.parts() if part.detail.get("rules")]
     if not with_rules:

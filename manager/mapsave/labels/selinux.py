@@ -14,12 +14,11 @@ import dataclasses
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mapsave import errors
-from mapsave.labels import label as labels
 from mapsave.labels.interface import SecurityModule, gone
-from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.label import ACTION, Access, Label, Target, name_of, who
 from mapsave.labels.policy import Policy
 from mapsave.labels.selinuxfs import ATTRIBUTE, SelinuxFs
 from mapsave.labels.system import System
@@ -38,23 +37,17 @@ class Selinux(SecurityModule):
         self.kernel = SelinuxFs(system)
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
-        """Return the label that an image in ``directory`` would get. Raises LabelRefused."""
         process = self.process(pid)
         wanted = self.label_for(process)
         value = wanted or self.kernel.default(directory)
         if process is not None and value is not None and access == "save":
             self._require(process, value, access, f"images in {directory}", wanted)
-        return labels.Label(self.name, value, process)
+        return Label(self.name, value, process)
 
     def intended(self, target: Target) -> Label:
-        """Return the label that the image would get, or has where that will do.
-
-        Raises PolicyViolation.
-        """
         return self._intended(target)[0]
 
     def apply(self, target: Target) -> Label:
-        """Label the image by descriptor. Raises LabelRefused, PolicyViolation."""
         label, wanted = self._intended(target)
         process, before = label.process, label.previous
         if label.value is not None and label.value != before:
@@ -82,7 +75,6 @@ class Selinux(SecurityModule):
             self._write(target.fd, label.previous)
 
     def rest(self, target: Target, label: Label) -> None:
-        """Set the label for rest; after a restore that is the one the image had."""
         choice = str(label.detail.get("at_rest", self.options.at_rest))
         if target.access == "restore" or choice == "previous":
             return self.undo(target, label)
@@ -92,11 +84,11 @@ class Selinux(SecurityModule):
         return None if value is None else self._write(target.fd, value)
 
     def _default(self, target: Target, label: Label) -> str | None:
-        """Return what a new file of that directory gets; the label from before if that is unknown.
+        """Return what a new file of that directory gets; else the label from before.
 
         Raises LabelUnavailable where that one is the guest's own: the file was born with it.
         """
-        path = labels.name_of(target.fd, target.path)
+        path = name_of(target.fd, target.path)
         value = self.kernel.default(os.path.dirname(path))
         if value is None and label.value and label.previous in (None, label.value):
             raise errors.LabelUnavailable(
@@ -111,14 +103,14 @@ class Selinux(SecurityModule):
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
         if process is None or current is None or not self.kernel.enforcing():
             return False
-        return self.kernel.allows(process, current, "file", labels.ACTION[target.access]) is False
+        return self.kernel.allows(process, current, "file", ACTION[target.access]) is False
 
     def explain(self, target: Target) -> str:
         process = (
             self.system.read_or_none(f"/proc/{target.pid}/attr/current") if target.pid else None
         )
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
-        action = labels.ACTION[target.access]
+        action = ACTION[target.access]
         allowed = (
             self.kernel.allows(process, current, "file", action) if process and current else None
         )
@@ -130,7 +122,7 @@ class Selinux(SecurityModule):
         mode = "enforcing" if self.kernel.enforcing() else "permissive"
         said = (
             f"SELinux ({mode}): the file is labelled {current or 'nothing'}, "
-            f"{labels.who(target.pid)} runs as {process or 'unknown'}, which "
+            f"{who(target.pid)} runs as {process or 'unknown'}, which "
             f"{answer[allowed]} {action} such a file"
         )
         if process and (refused := self._descriptors_refused(process)):
@@ -138,16 +130,9 @@ class Selinux(SecurityModule):
             said += f", and {why} ({hint})"
         return said
 
-    @contextlib.contextmanager
-    def creating(self, pid: int | None) -> Iterator[None]:
-        """Let files that this thread creates be born with the label.
-
-        Without effect where that label cannot be told yet or may not be created. Raises
-        PolicyViolation, LabelUnavailable.
-        """
+    def creating(self, pid: int | None) -> contextlib.AbstractContextManager[None]:
         wanted = self.label_for(self.process(pid))
-        with self.kernel.creating(wanted) if wanted else contextlib.nullcontext():
-            yield
+        return self.kernel.creating(wanted) if wanted else contextlib.nullcontext()
 
     def process(self, pid: int | None) -> str | None:
         """Return the context of ``pid``; None without one. Raises LabelUnavailable, Unreachable."""
@@ -164,7 +149,7 @@ class Selinux(SecurityModule):
     def label_for(self, process: str | None) -> str | None:
         """Return the label for an image of QEMU in the context ``process``, in canonical form.
 
-        None when there is no ``process`` and the policy names no label. Raises PolicyViolation.
+        None without either that or a label of the policy. Raises PolicyViolation.
         """
         if self.options.label is not None:
             return self._canonical(self.options.label)
@@ -183,13 +168,10 @@ class Selinux(SecurityModule):
         wanted = self._wanted_now(target, process, before)
         value = before if wanted is None or self._same(before, wanted) else wanted
         detail = {"at_rest": self.options.at_rest} if target.access == "save" else {}
-        return labels.Label(self.name, value, process, before, detail), wanted
+        return Label(self.name, value, process, before, detail), wanted
 
     def _wanted_now(self, target: Target, process: str | None, before: str | None) -> str | None:
-        """Return the label to set, None to leave the file as it is.
-
-        An image that QEMU may read already is not touched for a restore.
-        """
+        """Return the label to set; None to leave it, where it will do for a restore."""
         reading = target.access == "restore" and self.options.label is None
         if reading and process and before and self.kernel.allows(process, before, "file", "read"):
             return None
@@ -235,7 +217,7 @@ class Selinux(SecurityModule):
         try:
             self._write(target.fd, wanted)
         except OSError as error:
-            action = labels.ACTION[target.access]
+            action = ACTION[target.access]
             if process and before and self.kernel.allows(process, before, "file", action):
                 log.warning("%s keeps the label %s: %s", target.path, before, error.strerror)
                 return
@@ -274,7 +256,7 @@ class Selinux(SecurityModule):
         self, process: str, found: str, access: Access, path: str, wanted: str | None
     ) -> None:
         """Raise LabelRefused if the loaded policy would keep the file from QEMU."""
-        action = labels.ACTION[access]
+        action = ACTION[access]
         kind, permission, why, hint = "file", action, "", ""
         if self.kernel.allows(process, found, "file", action) is False:
             why = f"may not {action} a file labelled {found}"

@@ -75,10 +75,7 @@ class SelinuxFs:
 
     @contextlib.contextmanager
     def creating(self, label: str) -> Iterator[None]:
-        """Let files that this thread creates be born with ``label``, if that may be.
-
-        Where it may not, files get the label of their directory, to be changed afterwards.
-        """
+        """Have files that this thread creates born with ``label`` where that may be."""
         before = self.system.read_or_none(FSCREATE)
         chosen = self._set_fscreate(label)
         try:

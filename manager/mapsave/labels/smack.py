@@ -13,9 +13,8 @@ import os
 from collections.abc import Sequence
 
 from mapsave import errors
-from mapsave.labels import label as labels
 from mapsave.labels.interface import SecurityModule
-from mapsave.labels.label import Access, Label, Target
+from mapsave.labels.label import ACTION, Access, Label, Target, who
 from mapsave.labels.policy import Policy
 from mapsave.labels.system import System
 
@@ -41,10 +40,9 @@ class Smack(SecurityModule):
         wanted = self.options.label or process
         if process and wanted and access == "save":
             self._require(process, wanted, access, f"images in {directory}")
-        return labels.Label(self.name, wanted, process)
+        return Label(self.name, wanted, process)
 
     def intended(self, target: Target) -> Label:
-        """Return the label that the image would get, or has where that will do."""
         process = self.process(target.pid)
         before = self.system.get_attribute(target.fd, ATTRIBUTE)
         wanted = self.options.label or process
@@ -52,10 +50,9 @@ class Smack(SecurityModule):
         if readable and self.allows(str(process), str(before), "restore"):
             wanted = None
         detail = {"at_rest": self.options.at_rest} if target.access == "save" else {}
-        return labels.Label(self.name, wanted or before, process, before, detail)
+        return Label(self.name, wanted or before, process, before, detail)
 
     def apply(self, target: Target) -> Label:
-        """Label the image by descriptor and read the label back. Raises LabelRefused."""
         label = self.intended(target)
         process, before = label.process, label.previous
         if label.value is not None and label.value != before:
@@ -83,7 +80,6 @@ class Smack(SecurityModule):
             self.system.set_attribute(target.fd, ATTRIBUTE, os.fsencode(label.previous))
 
     def rest(self, target: Target, label: Label) -> None:
-        """Set the label for rest; after a restore that is the one the image had."""
         choice = str(label.detail.get("at_rest", self.options.at_rest))
         if target.access == "restore" or choice == "previous":
             self.undo(target, label)
@@ -100,11 +96,11 @@ class Smack(SecurityModule):
     def explain(self, target: Target) -> str:
         process = self.read_context(target.pid) if target.pid is not None else None
         current = self.system.get_attribute(target.fd, ATTRIBUTE)
-        action = labels.ACTION[target.access]
+        action = ACTION[target.access]
         allowed = self.allows(process, current, target.access) if process and current else None
         answer = {True: "may", False: "may not", None: "may or may not (smackfs cannot be queried)"}
         return (
-            f"Smack: the file is labelled {current or 'nothing'}, {labels.who(target.pid)} runs as "
+            f"Smack: the file is labelled {current or 'nothing'}, {who(target.pid)} runs as "
             f"{process or 'unknown'}, which {answer[allowed]} {action} such a file"
         )
 
@@ -139,7 +135,7 @@ class Smack(SecurityModule):
             return
         raise errors.LabelRefused(
             f"Smack would refuse {path} to QEMU: its label {process} may not "
-            f"{labels.ACTION[access]} a file labelled {found} (policy {self.policy.name} "
+            f"{ACTION[access]} a file labelled {found} (policy {self.policy.name} "
             f"requires {self.options.label or process})",
             hint=f"load the rule: {process} {found} {'rw' if access == 'save' else 'r'}",
             file=path,

@@ -35,10 +35,7 @@ class System:
         return os.path.exists(self.locate(path))
 
     def read(self, path: str) -> str:
-        """Return the text of an attribute file, without the NULs and blanks it may end with.
-
-        Raises OSError as the kernel gives it.
-        """
+        """Return the text of an attribute file, without what it may end with. Raises OSError."""
         return os.fsdecode(self.locate(path).read_bytes().strip(b"\0\n\t "))
 
     def read_or_none(self, path: str) -> str | None:
@@ -56,10 +53,7 @@ class System:
             raise
 
     def write(self, path: str, data: bytes) -> None:
-        """Write ``data`` to an attribute file in one call. Raises OSError.
-
-        O_WRONLY alone: creating and truncating are further permissions to a security module.
-        """
+        """Write an attribute file in one call; O_WRONLY needs the least rights. Raises OSError."""
         fd = os.open(self.locate(path), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, data)
@@ -76,10 +70,7 @@ class System:
             os.close(fd)
 
     def get_attribute(self, target: int | str, name: str) -> str | None:
-        """Return the extended attribute of a descriptor or path; None where there is none.
-
-        Raises OSError for all but ENODATA and EOPNOTSUPP.
-        """
+        """Return an extended attribute, or None. Raises OSError but for ENODATA, EOPNOTSUPP."""
         try:
             return os.fsdecode(os.getxattr(target, name).rstrip(b"\0"))
         except OSError as error:

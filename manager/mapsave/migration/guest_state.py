@@ -28,9 +28,7 @@ async def run_state(session: Session) -> str:
 async def left(session: Session, state: str) -> str:
     """Wait until the guest has left the run state ``state``; return the one it has then.
 
-    ``completed`` can be seen while the guest is still in finish-migrate, and QEMU refuses to resume
-    it then.
-
+    ``completed`` is seen in finish-migrate already, in which QEMU refuses to resume the guest.
     Raises MonitorTimeout after a minute.
     """
     delay, deadline = 0.001, time.monotonic() + _SETTLE_TIMEOUT
@@ -45,8 +43,7 @@ async def left(session: Session, state: str) -> str:
 class ResumeWatch:
     """Notes whether a guest is resumed after its save, from QEMU's events.
 
-    The run state alone does not show it: a guest may have been resumed and stopped again, or
-    ended.
+    Not from its run state: it may have been resumed and stopped again, or ended.
     """
 
     def __init__(self, events: Events) -> None:
@@ -106,10 +103,9 @@ class Paused:
         self._released = True
 
     async def put_back(self, session: Session) -> None:
-        """Continue a guest that was running, unless released.
+        """Continue a guest that was running, unless released, or stopped by itself since.
 
-        One that has stopped by itself in the meantime is left in its own state. Raises
-        GuestNotPutBack where QEMU refuses, or does not answer.
+        Raises GuestNotPutBack where QEMU refuses, or does not answer.
         """
         if self._released or not self.was_running or not self.continues:
             return
@@ -133,9 +129,7 @@ class Paused:
 async def put_back_at_end(session: Session, *, was_running: bool) -> AsyncIterator[Paused]:
     """Put the guest back into its run state on every way out, unless released.
 
-    Pausing is the caller's: a live save does not pause at the start.
-
-    Raises GuestNotPutBack.
+    Pausing is the caller's. Raises GuestNotPutBack.
     """
     state = Paused(was_running)
     try:

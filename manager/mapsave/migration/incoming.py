@@ -15,8 +15,7 @@ _STALLS_BEFORE = 30 * 86400.0
 async def restore(session: Session, path: str, offset: int, watch: Watch) -> None:
     """Load from ``path`` (a file or ``/dev/fdset/N``) at byte ``offset``; return when it is in.
 
-    QEMU loads in its main loop: until RAM is in, it answers nothing, so this waits for its events
-    and asks only afterwards. ``watch`` says whether QEMU gets on in the meantime.
+    QEMU loads in its main loop and answers nothing until RAM is in, so this waits for its events.
 
     Raises CommandRefused where QEMU refuses to start: the destination is then of no further use
     (a second try is "Illegal migration incoming state"). RestoreFailed, RestoreStalled,

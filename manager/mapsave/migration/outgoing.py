@@ -169,9 +169,7 @@ async def _well_under_way(session: Session) -> None:
 async def cancel(session: Session) -> Outcome:
     """Cancel and wait until QEMU says so; the guest is then in the state it had before.
 
-    Parameters are left alone in the meantime: changing the channels and cancelling kills QEMU 10.0.
-
-    Raises MonitorTimeout where QEMU does not say so.
+    Changing the channels in the meantime kills QEMU 10.0. Raises MonitorTimeout.
     """
     await _well_under_way(session)
     await session.execute("migrate_cancel")

@@ -106,10 +106,8 @@ async def configured(
 async def put_back(session: Session, found: Settings, number: int | None = None) -> None:
     """Bring capabilities and parameters back to ``found``; only what differs is touched.
 
-    A value that QEMU no longer takes is logged, not raised: the guest goes on without it. Nothing
-    is touched where QEMU still has the fdset ``number``.
-
-    Raises KeptByQemu where QEMU has not cleaned up after a migration.
+    A value that QEMU no longer takes is logged. Nothing is touched where QEMU still has the fdset
+    ``number``. Raises KeptByQemu where QEMU has not cleaned up after a migration.
     """
     if number is not None and fdset.is_listed(await fdset.query(session), number):
         return  # the caller, who took it back, has been told
@@ -135,10 +133,7 @@ async def put_back(session: Session, found: Settings, number: int | None = None)
 
 
 async def _cleaned_up(session: Session) -> None:
-    """Wait until QEMU is at no migration, and has cleaned up after the last one.
-
-    Raises QemuMigrates after ten seconds.
-    """
+    """Wait until QEMU has cleaned up after its last migration. Raises QemuMigrates after 10 s."""
     deadline = time.monotonic() + _CLEANED_UP_WITHIN
     while {"type": "migration"} in await session.execute("query-yank"):
         if time.monotonic() > deadline:
@@ -152,9 +147,9 @@ async def _cleaned_up(session: Session) -> None:
 async def _set(
     session: Session, now: Mapping[str, bool], wanted: Mapping[str, bool]
 ) -> dict[str, bool]:
-    """Bring capabilities from ``now`` to ``wanted``, and return what they are then.
+    """Bring capabilities from ``now`` to ``wanted``; return what they are then.
 
-    All in one command, for QEMU checks them together; only those that differ, and that it has.
+    All that differ in one command, for QEMU checks them together.
     """
     changed = {name: wanted[name] for name in now if name in wanted and wanted[name] != now[name]}
     if changed:

@@ -27,8 +27,7 @@ class Watch:
     ) -> None:
         """Give up after ``seconds`` in which the process that ``find_pid`` finds does nothing.
 
-        Where it is not in our sight, it gets the time that the slowest storage takes for
-        ``image_bytes``, and ``seconds``.
+        One out of sight gets the time that the slowest storage takes for ``image_bytes`` too.
         """
         self._seconds = seconds
         self._unseen_limit = seconds + image_bytes / SLOWEST

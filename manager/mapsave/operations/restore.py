@@ -20,6 +20,7 @@ from mapsave.image import descriptors, image
 from mapsave.image.superblock import State
 from mapsave.image.validation import Contents
 from mapsave.labels import labelling
+from mapsave.labels.label import Problem, Target
 from mapsave.labels.policy import Policy
 from mapsave.migration import guest_state, incoming, parameters, progress, stall
 from mapsave.migration.run_states import RunState
@@ -162,7 +163,7 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
     undigested = origin.undigested(opened)  # marked, an image of libvirt has a superblock
-    left: list[labelling.Problem] = []
+    left: list[Problem] = []
     if target.is_loaded:
         pid, started = _process(session)
         job.log.step(Step.LOADED, pid=pid, process_started=started)
@@ -207,20 +208,20 @@ def _name(request: Request, opened: image.Image) -> str:
 @contextlib.contextmanager
 def _labelled(
     labels: labelling.Labelling, opened: image.Image, pid: int | None, log: journal.Journal
-) -> Iterator[list[labelling.Problem]]:
+) -> Iterator[list[Problem]]:
     """Label the image for QEMU to read, and take that back; both are journalled before.
 
     What cannot be taken back is yielded, for ``mapsave recover``. Raises LabelRefused and its kin.
     """
-    left: list[labelling.Problem] = []
+    left: list[Problem] = []
 
-    def on_left(problems: list[labelling.Problem]) -> None:
+    def on_left(problems: list[Problem]) -> None:
         left.extend(problems)
         log.unsettled()
 
     directory, file = os.path.split(os.path.realpath(opened.path))
     labels.check(directory, pid, "restore", [file])
-    target = labelling.Target(opened.fd, opened.path, (), pid, "restore")
+    target = Target(opened.fd, opened.path, (), pid, "restore")
     if (intended := labels.intended(target)) is not None:
         log.step(Step.LABEL, label=intended)
     with labels.applied(target, on_left):

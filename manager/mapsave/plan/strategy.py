@@ -64,10 +64,8 @@ def choose(
 ) -> Strategy:
     """Choose the strategy for ``settings`` and ``bandwidth``, in bytes per second, 0 for no limit.
 
-    ``direct_io_refusal``: why the directory takes no direct writes, None where it does. ``most``:
-    what QEMU's limits allow, where that is little.
-
-    An explicit setting always wins; preflight checks whether it is possible.
+    ``direct_io_refusal``: why the directory takes no direct writes. ``most``: what QEMU's limits
+    allow, where that is little. An explicit setting wins; preflight checks whether it is possible.
     """
     reasons = {}
     direct_io = settings.direct_io == "on"
