@@ -192,7 +192,6 @@ class Apparmor(SecurityModule):
         return said
 
     def _apart(self, pid: int | None) -> bool:
-        """Return whether QEMU is known to be in another mount namespace than mapsave."""
         try:
             spaces = {os.readlink(self.system.locate(f"/proc/{p}/ns/mnt")) for p in ("self", pid)}
         except OSError:
@@ -356,7 +355,6 @@ class Apparmor(SecurityModule):
 
 
 def _paths(target: Target) -> list[str]:
-    """Return every name of the image as the kernel sees it, each once."""
     others = (
         os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         for path in target.other_paths

@@ -124,7 +124,6 @@ def owner_id(policy: Policy) -> int | None:
 
 
 def _number(policy: Policy, what: str, name: str | None) -> int:
-    """Return the id of a user or group by name or number, -1 for None."""
     if name is None:
         return -1
     if name.isascii() and name.isdigit():

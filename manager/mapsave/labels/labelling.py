@@ -234,7 +234,6 @@ def system_process_context(pid: int | None, system: System = _HOST) -> str | Non
 
 
 def _modules(policy: Policy, system: System) -> list[SecurityModule]:
-    """Return the modules that have something to do. Raises LabelUnavailable."""
     chosen: list[SecurityModule] = []
     if policy.module not in ("dac", "none"):
         active = modules.active(policy, system)
@@ -287,7 +286,6 @@ def attempt(
 
 
 def _joined(parts: Sequence[Label]) -> Label:
-    """Return one label: the first module's, with the others after it."""
     if not parts:
         return Label("none")
     return dataclasses.replace(parts[0], others=tuple(parts[1:]))

@@ -210,7 +210,6 @@ def shipped_directory() -> Path:
 
 
 def _read(file: Path) -> Policy:
-    """Return the policy in ``file``. Raises ConfigMissing, ConfigError."""
     from mapsave import yaml_file
 
     document = yaml_file.read(file)

@@ -198,7 +198,6 @@ class Selinux(SecurityModule):
         )
 
     def _canonical(self, label: str) -> str:
-        """Return ``label`` as the kernel writes it. Raises PolicyViolation if it is unknown."""
         known = self.kernel.canonical(label)
         if known is None:
             raise errors.PolicyViolation(
@@ -255,7 +254,6 @@ class Selinux(SecurityModule):
     def _require(
         self, process: str, found: str, access: Access, path: str, wanted: str | None
     ) -> None:
-        """Raise LabelRefused if the loaded policy would keep the file from QEMU."""
         action = ACTION[access]
         kind, permission, why, hint = "file", action, "", ""
         if self.kernel.allows(process, found, "file", action) is False:

@@ -37,10 +37,9 @@ class RunState(enum.StrEnum):
 class Handling:
     """What can be done with a guest in one run state.
 
-    ``refusal``: why it is not saved, and ``hint`` what can be done about that; None where it is
-    saved. ``runs``: the save pauses it, and a roll-back or ``--then resume`` resumes it; others
-    are left as they are, after the end of the stream in ``postmigrate``. ``continues``: ``cont``
-    brings the guest back from there.
+    ``refusal``: why it is not saved, None where it is, and ``hint`` what can be done about that.
+    ``runs``: the save pauses it, and a roll-back or ``--then resume`` resumes it; others are left
+    in ``postmigrate``. ``continues``: ``cont`` brings the guest back from there.
     """
 
     refusal: str | None = None

@@ -9,10 +9,10 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 
+import mapsave
 from mapsave import errors
 from mapsave.config import Config, Guest
 from mapsave.monitor import qmp
@@ -20,7 +20,6 @@ from mapsave.monitor.session import Session
 from mapsave.operations import launch, locks
 
 EMULATOR_START_TIMEOUT = 20.0
-_spawned: list[subprocess.Popen[bytes]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +55,10 @@ class Monitor:
             async with qmp.connected(self.socket) as session:
                 yield session
         else:
-            async with passthrough().connected(str(self.uri), str(self.domain)) as session:
+            from mapsave.monitor import passthrough  # only where there is such a guest
+
+            async with passthrough.connected(str(self.uri), str(self.domain)) as session:
                 yield session
-
-
-def passthrough() -> ModuleType:
-    """Return the module of libvirt's sessions: imported only where there is such a guest."""
-    from mapsave.monitor import passthrough as module
-
-    return module
 
 
 def socket_path(guest: Guest, config: Config) -> str:
@@ -111,8 +105,10 @@ async def exclusive(guest: Guest, config: Config) -> AsyncIterator[tuple[Session
             stack.enter_context(locks.held(config.state, who, monitor.key))
             session = await stack.enter_async_context(attached(guest, config))
         else:
+            from mapsave.monitor import passthrough
+
             found = guest.libvirt
-            connected = passthrough().connected(found.uri, found.domain)
+            connected = passthrough.connected(found.uri, found.domain)
             session = of_libvirt = await stack.enter_async_context(connected)
             monitor = Monitor(uri=found.uri, domain=of_libvirt.uuid)
             stack.enter_context(locks.held(config.state, who, monitor.key))
@@ -166,8 +162,9 @@ async def start_emulator(
         *(["--incoming", "defer"] if incoming else []),
     ]
     log = log_path(config, guest.name)
-    variables = launch.for_emulator(launch.environment(config, guest))
-    process = spawn(arguments, log, variables)
+    # Our own package is found as we found it.
+    ours = {"PYTHONPATH": str(Path(mapsave.__file__).parents[1])}
+    process = launch.started(arguments, log, launch.environment(config, guest) | ours)
     try:
         await connected_when_up(path, process, EMULATOR_START_TIMEOUT)
     except errors.Unreachable as error:
@@ -180,20 +177,6 @@ async def start_emulator(
         process.kill()
         raise
     return process
-
-
-def spawn(
-    arguments: list[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a QEMU as ``launch.started`` does, and remember it for ``reap``."""
-    process = launch.started(arguments, log, variables, cwd)
-    _spawned.append(process)
-    return process
-
-
-def reap() -> None:
-    """Let go of what ``spawn`` started and that has exited: a service would keep zombies."""
-    _spawned[:] = [process for process in _spawned if process.poll() is None]
 
 
 def log_path(config: Config, name: str) -> Path:

@@ -24,7 +24,7 @@ from mapsave.migration.run_states import RunState
 from mapsave.monitor import process as processes
 from mapsave.monitor import qmp, ram_blocks, undoing
 from mapsave.monitor.session import Session
-from mapsave.operations import attach, ending, facts, hardware, limits, modes, stale_memory
+from mapsave.operations import attach, ending, facts, hardware, launch, limits, modes, stale_memory
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ async def launched(
             hint="check 'launch:' of the guest in the configuration",
         )
     try:
-        process = attach.spawn(arguments, log, variables, cwd)
+        process = launch.started(arguments, log, variables, cwd)
     except OSError as error:
         raise errors.LaunchFailed(
             f"cannot start the destination {arguments[0]!r}: {error.strerror}"

@@ -53,7 +53,7 @@ async def check(connection: virConnect, xml: str, vetting: Vetting) -> None:
 def foreign(connection: virConnect, xml: str, vetting: Vetting) -> list[Resource]:
     """Return what ``xml`` names and is not known. Blocks. Raises InvalidImage."""
     named = set(domain_resources.of_xml(xml))
-    named -= set(_listed(named, vetting.trust))
+    named -= {each for each in named if _is_listed(each, vetting.trust)}
     named -= _default_emulators(connection, xml)
     for uuid in vetting.uuids if named else ():
         named -= _defined(connection, uuid)
@@ -88,16 +88,12 @@ def _default_emulators(connection: virConnect, xml: str) -> set[Resource]:
     return {Resource("program", path)} if path else set()
 
 
-def _listed(named: Iterable[Resource], trust: Trust) -> Iterable[Resource]:
-    for each in named:
-        if each.kind == "program":
-            is_listed = each.name in trust.programs
-        elif each.kind == "other":
-            is_listed = each.name in trust.others
-        else:
-            is_listed = each.name in trust.devices or _is_below(each.name, trust.paths)
-        if is_listed:
-            yield each
+def _is_listed(resource: Resource, trust: Trust) -> bool:
+    if resource.kind == "program":
+        return resource.name in trust.programs
+    if resource.kind == "other":
+        return resource.name in trust.others
+    return resource.name in trust.devices or _is_below(resource.name, trust.paths)
 
 
 def _is_below(path: str, places: Iterable[str]) -> bool:

@@ -33,7 +33,14 @@ def inspect(path: str, config: Config | None = None) -> dict[str, object]:
             "ram_bytes": contents.stream.ram_bytes,
             "data_bytes": contents.data_bytes,
             "ram_blocks": _blocks(contents),
-            "runs": {"total": histogram.total, "by_length": _by_length(histogram)},
+            "runs": {
+                "total": histogram.total,
+                "by_length": [
+                    {"pages_from": 1 << power, "pages_to": (2 << power) - 1, "runs": count}
+                    for power, count in enumerate(histogram.runs)
+                    if count
+                ],
+            },
             "devices": [device.name for device in contents.stream.devices],
             "stream": {
                 "offset": contents.stream.offset,
@@ -102,14 +109,6 @@ def _blocks(contents: Contents) -> list[dict[str, object]]:
             "pages_offset": block.pages_offset,
         }
         for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True)
-    ]
-
-
-def _by_length(histogram: bitmaps.RunHistogram) -> list[dict[str, int]]:
-    return [
-        {"pages_from": 1 << power, "pages_to": (2 << power) - 1, "runs": count}
-        for power, count in enumerate(histogram.runs)
-        if count
     ]
 
 

@@ -17,10 +17,10 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import mapsave
 from mapsave import errors
 from mapsave.config import Config, Guest
 
+_started: list[subprocess.Popen[bytes]] = []
 _MODE = 0o600  # what QEMU prints may name paths, users and guests
 
 
@@ -32,17 +32,15 @@ def environment(
     return {name: environ[name] for name in names if name in environ}
 
 
-def for_emulator(found: Mapping[str, str]) -> dict[str, str]:
-    """Return ``found`` for an emulated QEMU: our own package, found as we found it."""
-    return {**found, "PYTHONPATH": str(Path(mapsave.__file__).parents[1])}
-
-
 def started(
     arguments: Sequence[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, writing to ``log``. Raises OSError, LaunchFailed."""
+    """Start a process in a session of its own, writing to ``log``; remember it for ``reap``.
+
+    Raises OSError, LaunchFailed where ``log`` is not ours to write.
+    """
     with _log(log) as output, _no_signal_blocked():
-        return subprocess.Popen(
+        process = subprocess.Popen(
             arguments,
             # Found by our PATH, which it need not have; a path is taken from ``cwd``.
             executable=None if "/" in arguments[0] else shutil.which(arguments[0]),
@@ -53,6 +51,13 @@ def started(
             stderr=output,
             start_new_session=True,
         )
+    _started.append(process)
+    return process
+
+
+def reap() -> None:
+    """Let go of what was started and has exited: a service would keep zombies."""
+    _started[:] = [process for process in _started if process.poll() is None]
 
 
 @contextlib.contextmanager

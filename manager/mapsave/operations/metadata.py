@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-from typing import TYPE_CHECKING
 
 import mapsave
 from mapsave.image.libvirt_header import NewLibvirtHeader
@@ -16,9 +15,6 @@ from mapsave.operations import journal
 from mapsave.operations.save_request import Request
 from mapsave.operations.written import Written
 from mapsave.plan.strategy import Strategy
-
-if TYPE_CHECKING:
-    from mapsave.monitor.domain import Domain
 
 
 def now() -> str:
@@ -51,7 +47,15 @@ def before(guest: str, found: guest_facts.Facts, strategy: Strategy, request: Re
         "started": now(),
     }
     if domain is not None:
-        known["domain"] = _domain(domain, request)
+        part: DomainPart = {
+            "uri": domain.uri,
+            "name": domain.name,
+            "uuid": domain.uuid,
+            "persistent_xml": domain.persistent_xml,
+        }
+        if request.format == "native":  # else libvirt's own header has them
+            part |= {"xml": domain.xml, "cookie": domain.cookie}
+        known["domain"] = part
     return known
 
 
@@ -64,19 +68,6 @@ def process(found: guest_facts.Facts) -> ProcessPart | None:
         return None
     pid, started = found.process
     return {"pid": pid, "started": started, "boot": journal.boot_id()}
-
-
-def _domain(domain: Domain, request: Request) -> DomainPart:
-    """Return what the metadata keep of a domain; libvirt's own header has the rest."""
-    known: DomainPart = {
-        "uri": domain.uri,
-        "name": domain.name,
-        "uuid": domain.uuid,
-        "persistent_xml": domain.persistent_xml,
-    }
-    if request.format == "native":
-        known |= {"xml": domain.xml, "cookie": domain.cookie}
-    return known
 
 
 def libvirt_header(found: guest_facts.Facts, request: Request) -> NewLibvirtHeader | None:

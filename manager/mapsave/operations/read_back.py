@@ -151,7 +151,12 @@ class ReadBack:
         keeps_zeros = syscalls.file_system_type(self._fd) in _KEEP_ZEROS
         if self._how.zero_pages != "none" or keeps_zeros:
             if (found := holes.find(self._fd, stream)) is not None:
-                raise _missing(found)
+                raise errors.PagesMissing(
+                    f"{found.pages} pages were not written, the first of them page {found.page} of "
+                    f"RAM block {found.block!r}, at byte {found.offset}",
+                    hint=_HINT,
+                    **dataclasses.asdict(found),
+                )
             return True
         for block in stream.blocks:
             for first, bits in holes.missing(self._fd, block):
@@ -274,18 +279,6 @@ def _cut(block: RamBlock, page: int) -> errors.PagesMissing:
         block=block.name,
         page=page,
         offset=offset,
-    )
-
-
-def _missing(found: holes.Missing) -> errors.PagesMissing:
-    return errors.PagesMissing(
-        f"{found.pages} pages were not written, the first of them page {found.page} of RAM block "
-        f"{found.block!r}, at byte {found.offset}",
-        hint=_HINT,
-        pages=found.pages,
-        block=found.block,
-        page=found.page,
-        offset=found.offset,
     )
 
 

@@ -119,7 +119,9 @@ async def _finish_or_undo(restore: _Restore, opened: Image | None, monitor: atta
             state = await guest_state.run_state(session)
             if _is_destination(restore, session, state):
                 return await _with_qemu(restore, opened, session, state)
-            if _libvirt_may_have_loaded(restore, monitor):
+            # Libvirt, which was reading the image itself, goes on without its client.
+            by_libvirt = monitor.uri is not None and restore.begun.through_libvirt
+            if by_libvirt and not restore.orphan.reached(Step.LOADED):
                 return PAUSED
             may_be_loaded = restore.orphan.may_have_reached(Step.LOAD) and pid is None
             if may_be_loaded and state != RunState.INMIGRATE:
@@ -128,15 +130,6 @@ async def _finish_or_undo(restore: _Restore, opened: Image | None, monitor: atta
         if _lives(restore):
             raise
     return _without_qemu(restore, opened)
-
-
-def _libvirt_may_have_loaded(restore: _Restore, monitor: attach.Monitor) -> bool:
-    """Return whether libvirt itself was reading the image: it goes on without its client."""
-    return (
-        monitor.uri is not None
-        and bool(restore.begun.through_libvirt)
-        and not restore.orphan.reached(Step.LOADED)
-    )
 
 
 @contextlib.contextmanager

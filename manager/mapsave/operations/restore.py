@@ -110,7 +110,7 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
         with locks.held(config.state, f"image {opened.path!r}", key):
             # Another restore may have marked it between our reading and our lock.
             opened.reread()
-            name = _name(request, opened)
+            name = request.guest or bounds.owner(opened.metadata) or "guest"
             if request.for_operator:
                 bounds.check_clone(config, opened.metadata, request.guest, opened.path)
                 bounds.check_policy(config, name, request.policy)
@@ -201,10 +201,6 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     )
 
 
-def _name(request: Request, opened: image.Image) -> str:
-    return str(request.guest or opened.metadata.get("guest", {}).get("name") or "guest")
-
-
 @contextlib.contextmanager
 def _labelled(
     labels: labelling.Labelling, opened: image.Image, pid: int | None, log: journal.Journal
@@ -281,7 +277,12 @@ async def _transfer(job: _Job, target: destination.Destination) -> None:
         ) from None
     except errors.KeptByQemu as error:
         kept.note(job.config.state, process.identity(session.pid), error.message)
-        raise _kept(error) from None
+        raise errors.RestoreFailed(
+            kept.in_full(error),
+            hint="a destination that mapsave started was stopped; shut down one that was waiting, "
+            "because its migration settings were left as they are",
+            **error.data,
+        ) from None
     except errors.CommandRefused as error:
         labelling.raise_if_refused(error.desc, opened.fd, opened.path, session.pid)
         raise errors.RestoreFailed(f"{session.address}: {error.message}") from None
@@ -294,13 +295,3 @@ async def _transfer(job: _Job, target: destination.Destination) -> None:
         raise errors.RestoreFailed(
             error.message + (f" ({words})" if words else ""), **error.data
         ) from None
-
-
-def _kept(error: errors.KeptByQemu) -> errors.RestoreFailed:
-    """Return the error for a destination that does not let go, with what went wrong before."""
-    return errors.RestoreFailed(
-        kept.in_full(error),
-        hint="a destination that mapsave started was stopped; shut down one that was waiting, "
-        "because its migration settings were left as they are",
-        **error.data,
-    )

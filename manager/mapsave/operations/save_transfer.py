@@ -91,7 +91,12 @@ async def let_qemu_write(
         raise left_to_recover(job, partial, applied, error.message) from None
     except errors.KeptByQemu as error:
         kept.note(job.state, job.facts.process, error.message)
-        raise _kept(error) from None
+        raise errors.SaveKeptByQemu(
+            f"{kept.in_full(error)}: its migration settings were left as they are, and mapsave "
+            "will not save this QEMU process again",
+            hint="restart the guest when convenient, and take no snapshot of it until then",
+            **error.data,
+        ) from None
     except errors.CommandRefused as error:
         labelling.raise_if_refused(error.desc, partial.fd, job.partial_path, job.facts.pid)
         raise errors.SaveFailed(f"{job.session.address}: {error.message}") from None
@@ -99,16 +104,6 @@ async def let_qemu_write(
         desc = str(error.data.get("qemu_error"))
         labelling.raise_if_refused(desc, partial.fd, job.partial_path, job.facts.pid)
         raise
-
-
-def _kept(error: errors.KeptByQemu) -> errors.SaveKeptByQemu:
-    """Return the error for a QEMU that does not let go, with what had gone wrong before that."""
-    return errors.SaveKeptByQemu(
-        f"{kept.in_full(error)}: its migration settings were left as they are, and mapsave "
-        "will not save this QEMU process again",
-        hint="restart the guest when convenient, and take no snapshot of it until then",
-        **error.data,
-    )
 
 
 def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:

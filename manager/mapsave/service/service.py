@@ -18,7 +18,7 @@ from mapsave.history.history import History
 from mapsave.history.rows import Facts
 from mapsave.history.states import State
 from mapsave.jobs.job import Job
-from mapsave.operations import attach
+from mapsave.operations import launch
 from mapsave.service import job_files, registry, webhooks
 from mapsave.service.events import Hub
 from mapsave.service.metrics.metrics import Metrics
@@ -248,7 +248,7 @@ class Service:
     async def reap(self) -> None:
         """Let go of guests that were started here, and have ended, forever."""
         while True:
-            attach.reap()
+            launch.reap()
             await asyncio.sleep(_REAP)
 
     async def write_metrics(self) -> None:
