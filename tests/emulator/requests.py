@@ -114,6 +114,7 @@ QUERIES = [
         "query-block",
         "query-blockstats",
         "query-block-jobs",
+        "query-jobs",
         "query-block-exports",
         "query-cpus-fast",
         "query-named-block-nodes",

@@ -144,9 +144,33 @@ def test_disk_that_others_may_write_through_qemu(site: cli.Site, tmp_path: Path)
         assert "vhost-user-blk export 'e'" in error["message"]
 
 
-def test_a_mirror_is_no_hindrance(site: cli.Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["quit", "leave", "resume"])
+def test_a_mirror_is_not_cut_off(site: cli.Site, tmp_path: Path, then: str) -> None:
     with qemu.running(*with_disks(tmp_path), paused=False) as guest:
         guest.control.execute(MIRROR[0], **MIRROR[1])
+        saving = ("save", guest.address, "--image", "x", "--then", then, "--json")
+        if then == "resume":
+            site.run(*saving, check=0)
+            assert [job["id"] for job in guest.control.execute("query-jobs")] == ["j"]
+            return
+        error = site.run(*saving, check=3).json()["error"]
+        assert error["id"] == "check.not_migratable"
+        assert "mirror job 'j'" in error["message"]
+        guest.control.execute("job-cancel", id="j")
+        wait.until(lambda: not guest.control.execute("query-jobs"), what="end of the job")
+        site.run(*saving, check=0)
+
+
+def test_a_job_that_is_over_does_not_matter(site: cli.Site, tmp_path: Path) -> None:
+    with qemu.running(*with_disks(tmp_path), paused=False) as guest:
+        options = {"driver": "file", "filename": str(tmp_path / "new"), "size": 1 << 20}
+        (tmp_path / "new").touch()
+        guest.control.execute("blockdev-create", job_id="c", options=options)
+
+        def is_over() -> bool:
+            return [job["status"] for job in guest.control.execute("query-jobs")] == ["concluded"]
+
+        wait.until(is_over, what="end of the job")
         site.run("save", guest.address, "--image", "x", check=0)
 
 

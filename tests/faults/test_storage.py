@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,15 @@ NOBODY = 65534
 
 @contextmanager
 def guest_of(
-    site: cli.Site, *arguments: str, pattern: patterns.Pattern | None = patterns.sparse
+    site: cli.Site,
+    *arguments: str,
+    pattern: patterns.Pattern | None = patterns.sparse,
+    user: int | None = None,
 ) -> Iterator[qemu.Qemu]:
     """Run a guest that is in the configuration, and runs."""
-    with qemu.running(*arguments, machine="none", name=NAME, ram=pattern, paused=False) as guest:
+    with qemu.running(
+        *arguments, machine="none", name=NAME, ram=pattern, paused=False, user=user
+    ) as guest:
         site.add_guest(NAME, guest.qmp, launch=guest.argv)
         yield guest
 
@@ -68,6 +74,23 @@ def test_no_room_that_preflight_knows_of(
         arguments = ("--image", place / "image", "--zero-pages", "none")
         assert refused(site, guest, 3, *arguments) == "check.room"
         assert not list(place.glob("image*"))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("user", [NOBODY, None])
+def test_blocks_reserved_for_root(site: cli.Site, tmp_path: Path, user: int | None) -> None:
+    """QEMU writes, not mapsave: as another user it does not get them."""
+    with storage.loop_filesystem("ext4", 256 * MIB, tmp_path) as place:
+        number = os.stat(place).st_dev
+        block = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+        reserving = ["tune2fs", "-r", "32000", f"/dev/{os.path.basename(block)}"]
+        subprocess.run(reserving, check=True, timeout=60, capture_output=True)
+        with guest_of(site, user=user) as guest:
+            arguments = ("--image", place / "image", "--zero-pages", "none", "--then", "leave")
+            if user is None:
+                site.run("save", NAME, *arguments, check=0)
+            else:
+                assert refused(site, guest, 3, *arguments) == "check.room"
 
 
 @pytest.mark.root

@@ -8,8 +8,6 @@ from tests.kit import cli, domain, patterns, ram
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 
-pytestmark = pytest.mark.libvirt
-
 _CPU = "<cpu mode='custom' match='exact' check='none'><model>Nehalem</model></cpu>"
 _VMPORT = "<features><vmport state='off'/></features>"
 

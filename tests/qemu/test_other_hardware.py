@@ -9,8 +9,6 @@ from mapsave.image import descriptors, image, superblock
 from tests.kit import cli, qemu, ram
 from tests.qemu.scene import error_of, saved, state_of
 
-pytestmark = pytest.mark.qemu
-
 _GUEST = ("-cpu", "Haswell,hv-relaxed=on", "-smp", "2,sockets=1,cores=2")
 
 

@@ -88,7 +88,7 @@ for _name in ("query-memory-devices", "query-block", "query-blockstats", "query-
     constant(_name, [])
 for _name in ("query-named-block-nodes", "query-iothreads", "query-pci"):
     constant(_name, [])
-for _name in ("query-block-jobs", "query-block-exports"):
+for _name in ("query-block-jobs", "query-block-exports", "query-jobs"):
     constant(_name, [])
 
 

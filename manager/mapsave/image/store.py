@@ -65,11 +65,10 @@ class Directory:
         except OSError:
             return False
 
-    def free_bytes(self) -> int:
-        """Bytes that we may still write on this file system."""
+    def free_bytes(self, *, with_reserved: bool = False) -> int:
+        """Bytes free on this file system, with those that only root may use if asked for."""
         stats = os.fstatvfs(self.fd)
-        free = stats.f_bfree if os.geteuid() == 0 else stats.f_bavail
-        return free * stats.f_frsize
+        return (stats.f_bfree if with_reserved else stats.f_bavail) * stats.f_frsize
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 
+_SYS_RESOURCE = 24  # capabilities(7), linux/capability.h
 _MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
 
@@ -131,6 +132,34 @@ def working_directory(pid: int) -> str | None:
         return os.readlink(f"/proc/{pid}/cwd")
     except OSError:
         return None
+
+
+def path_seen_by(pid: int | None, path: str) -> str:
+    """Return by which path a file of the process is reached from here: it may be in another root.
+
+    ``path`` itself where that cannot be told.
+    """
+    if pid is None:
+        return path
+    base = "root" if os.path.isabs(path) else "cwd"
+    inside = f"/proc/{pid}/{base}/{path.lstrip('/')}"
+    return inside if os.access(f"/proc/{pid}/{base}", os.X_OK) else path
+
+
+def may_use_reserved_blocks(pid: int | None) -> bool:
+    """Return whether the process may use the blocks that a file system reserves for root.
+
+    ext4 asks for the file system's uid, or for CAP_SYS_RESOURCE (``fs/ext4/balloc.c``).
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            status = file.read()
+    except OSError:
+        return False
+    uid = re.search(rb"^Uid:(?:\s+\d+){3}\s+(\d+)$", status, re.MULTILINE)
+    effective = re.search(rb"^CapEff:\s+([0-9a-f]+)$", status, re.MULTILINE)
+    has_capability = bool(effective and int(effective[1], 16) >> _SYS_RESOURCE & 1)
+    return has_capability or bool(uid and int(uid[1]) == 0)
 
 
 def resident_bytes(pid: int) -> int | None:

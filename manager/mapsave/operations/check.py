@@ -19,7 +19,7 @@ from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import process
-from mapsave.operations import kept, modes, save_request, trust
+from mapsave.operations import drives, kept, modes, save_request, trust
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
@@ -136,7 +136,13 @@ def capabilities(found: Preflight) -> str:
 
 def mode(found: Preflight) -> str:
     """QEMU is in no mode in which a save would kill it, or fail at its end."""
-    return modes.check(found.facts.mode)
+    then = found.request.then_for(runs=found.facts.runs)
+    return modes.check(found.facts.mode, goes_on=then == "resume")
+
+
+def disks(found: Preflight) -> str:
+    """The files of the guest's disks are where QEMU has opened them."""
+    return drives.check(found.facts.pid, found.facts.drives)
 
 
 def limits(found: Preflight) -> str:
@@ -243,7 +249,9 @@ def room(found: Preflight) -> str:
     """There is room for what the guest has touched of its RAM (all of it if zeros are written)."""
     if os.fstatvfs(found.directory.fd).f_blocks == 0:
         return "not reported by the file system"  # ramfs; statfs(2): what is undefined is 0
-    free = found.directory.free_bytes()
+    # It is QEMU that writes, perhaps as another user than we are.
+    privileged = process.may_use_reserved_blocks(found.facts.pid)
+    free = found.directory.free_bytes(with_reserved=privileged)
     most = found.facts.memory.total + _OVERHEAD
     least = most
     if found.settings.zero_pages != "none" and found.settings.preallocate != "on":
@@ -310,6 +318,7 @@ CHECKS: tuple[Callable[[Preflight], str], ...] = (
     memory,
     capabilities,
     mode,
+    disks,
     limits,
     directory,
     ownership,

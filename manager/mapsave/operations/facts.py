@@ -11,7 +11,7 @@ from mapsave.image.metadata import CommandPart, HardwarePart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset, process, ram_blocks
 from mapsave.monitor.session import Session, Version
-from mapsave.operations import hardware, limits, memory_backends, modes
+from mapsave.operations import drives, hardware, limits, memory_backends, modes
 
 if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
@@ -58,6 +58,7 @@ class Facts:
     process: tuple[int, int] | None
     domain: Domain | None
     mode: modes.Mode
+    drives: tuple[drives.Drive, ...]
     footprint: limits.Footprint
 
     @property
@@ -109,6 +110,7 @@ async def _gather(session: Session) -> Facts:
         process=process.identity(session.pid),
         domain=domain,
         mode=await modes.query(session),
+        drives=await drives.query(session),
         footprint=await limits.footprint(session, size.total, await ram_blocks.query(session)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mapsave import errors
 from mapsave.image import description
@@ -15,8 +15,11 @@ from mapsave.monitor.session import Session
 
 # What QEMU says to nearly every command until its machine is made (qapi/qmp-dispatch.c).
 _TOO_EARLY = "only after machine initialization"
-# Those that keep QEMU from inactivating the disks; mirrors and streams do not (10.0, tried).
-_JOBS = frozenset(("backup", "commit"))
+# Jobs that keep QEMU from inactivating the disks (10.0, tried), or stop and resume the guest
+# themselves. Others, as mirrors and streams, end with QEMU, unfinished.
+_HINDERING = frozenset(("backup", "commit", "snapshot-save", "snapshot-load", "snapshot-delete"))
+# Of jobs that do no more (qapi/job.json, JobStatus).
+_OVER = frozenset(("undefined", "concluded", "null"))
 _EXPORTS = frozenset(("vhost-user-blk", "fuse", "vduse-blk"))
 # Parts of the state of QEMU's clocks (system/cpu-timers.c), and those that are timers.
 _ICOUNT = "timer/icount"
@@ -34,10 +37,14 @@ class Replay(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """QEMU's replay mode, and ``writers``: what writes to the guest's disks, as users name it."""
+    """QEMU's replay mode, and what else it does, as users name it.
+
+    With ``writers``, jobs and exports, QEMU cannot release the guest's disks; ``jobs`` are others.
+    """
 
     replay: str
     writers: tuple[str, ...]
+    jobs: tuple[str, ...]
 
 
 async def query(session: Session) -> Mode:
@@ -46,20 +53,32 @@ async def query(session: Session) -> Mode:
         replay = str((await session.execute("query-replay"))["mode"])
     except errors.CommandRefused:
         replay = Replay.NONE  # built without TCG
-    jobs = await session.execute("query-block-jobs")
+    jobs = [job for job in await session.execute("query-jobs") if job["status"] not in _OVER]
     exports = await session.execute("query-block-exports")
     writers = (
-        *(f"{job['type']} job {job['device']!r}" for job in jobs if job["type"] in _JOBS),
+        *_named(job for job in jobs if job["type"] in _HINDERING),
         *(f"{each['type']} export {each['id']!r}" for each in exports if each["type"] in _EXPORTS),
     )
-    return Mode(replay, writers)
+    return Mode(
+        replay, writers, tuple(_named(job for job in jobs if job["type"] not in _HINDERING))
+    )
 
 
-def check(mode: Mode) -> str:
-    """Return the check's line. Raises UnsafeMode where a save would make QEMU abort."""
+def _named(jobs: Iterable[Mapping[str, object]]) -> Iterator[str]:
+    return (f"{job['type']} job {job['id']!r}" for job in jobs)
+
+
+def check(mode: Mode, *, goes_on: bool) -> str:
+    """Return the check's line. ``goes_on``: whether the guest is resumed after the save.
+
+    Raises UnsafeMode where a save would make QEMU abort, NotMigratable where a job would make it
+    fail, or be cut off by it.
+    """
     if mode.replay != Replay.NONE:
-        records, replays = "records its execution", "replays a recorded execution"
-        does: dict[str, str] = {Replay.RECORD: records, Replay.PLAY: replays}
+        does = {
+            Replay.RECORD.value: "records its execution",
+            Replay.PLAY.value: "replays a recorded execution",
+        }
         raise errors.UnsafeMode(
             f"QEMU {does.get(mode.replay, mode.replay)} (-icount rr={mode.replay}): a save would "
             "make it abort",
@@ -69,13 +88,20 @@ def check(mode: Mode) -> str:
         )
     if mode.writers:
         raise errors.NotMigratable(
-            f"{', '.join(mode.writers)} write to disks of the guest, so QEMU could not release "
-            "them at the end of the save",
-            hint="wait until it has finished, or stop it ('block-job-cancel', "
-            "'block-export-del' at QEMU's monitor)",
+            f"{', '.join(mode.writers)} in progress, so QEMU could not release the guest's disks "
+            "at the end of the save",
+            hint="wait until it has finished, or stop it ('job-cancel', 'block-export-del' at "
+            "QEMU's monitor)",
             writers=list(mode.writers),
         )
-    return "no record/replay, and no job writes to the guest's disks"
+    if mode.jobs and not goes_on:
+        raise errors.NotMigratable(
+            f"{', '.join(mode.jobs)} in progress, which would not go on after the save",
+            hint="wait until it has finished, stop it ('job-cancel' at QEMU's monitor), or save "
+            "with --then resume",
+            jobs=list(mode.jobs),
+        )
+    return "no record/replay, and no job that the save would disturb"
 
 
 async def check_made(session: Session) -> None:

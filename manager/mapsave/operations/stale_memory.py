@@ -14,7 +14,7 @@ from mapsave import errors, shielded
 from mapsave.image import bitmaps, holes
 from mapsave.image.mapped_ram import RamBlock
 from mapsave.image.validation import Contents
-from mapsave.monitor import process_memory, ram_blocks
+from mapsave.monitor import process, process_memory, ram_blocks
 from mapsave.monitor.session import Session
 from mapsave.operations import memory_backends
 from mapsave.operations.memory_backends import Backend
@@ -85,7 +85,7 @@ def _check_file(
 def _in_file(pid: int | None, fd: int, block: RamBlock, backend: Backend) -> int | None:
     """Return the first page with contents in the file and none in the image. Raises OSError."""
     assert backend.path is not None
-    path = _seen_by(pid, backend.path)
+    path = process.path_seen_by(pid, backend.path)
     if os.path.isdir(path):
         return None  # QEMU makes an unnamed file there, which is fresh
     # A character device, of DAX, is to be mapped only: its memory is read then.
@@ -115,15 +115,6 @@ def _first_contents(file: int, begin: int, end: int) -> int | None:
             return at + len(data) - len(data.lstrip(b"\0"))
         at += len(data)
     return None
-
-
-def _seen_by(pid: int | None, path: str) -> str:
-    """Return the path by which QEMU's file is reached from here: it may be in another root."""
-    if pid is None:
-        return path
-    base = "root" if os.path.isabs(path) else "cwd"
-    inside = f"/proc/{pid}/{base}/{path.lstrip('/')}"
-    return inside if os.access(f"/proc/{pid}/{base}", os.X_OK) else path
 
 
 def _check_memory(
