@@ -129,12 +129,12 @@ class _Connecting:
 
     def execute(self, command: str, /, **arguments: Any) -> Any:
         """Run a command over a connection of its own."""
-        with qmp.connect(self._path, timeout=10) as client:
+        with qmp.connect(self._path) as client:
             return client.execute(command, **arguments)
 
 
 def _peer(path: Path) -> int:
-    with qmp.connect(path, timeout=10) as client:
+    with qmp.connect(path) as client:
         return client.peer_pid()
 
 
@@ -229,7 +229,7 @@ class QemuWorld:
     def current(self) -> Guest | None:
         path = self._directory / f"{self._shape.name}.control"
         with suppress(FileNotFoundError, ConnectionError):
-            client = qmp.Client(path, timeout=10)
+            client = qmp.Client(path)
             return Guest(client.peer_pid(), client)
         return None
 

@@ -49,7 +49,7 @@ class Site(cli.Site):
                 return True
             return False
 
-        wait.until(is_back, timeout=30, what="the disk to be free")
+        wait.until(is_back, what="the disk to be free")
 
 
 def durable(path: Path) -> None:

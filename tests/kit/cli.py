@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.kit import processes, tree
+from tests.kit import processes, tree, wait
 
 COMMAND = [sys.executable, "-m", "mapsave.cli.main"]
 
@@ -37,7 +37,10 @@ class Result:
 
 
 def mapsave(
-    *arguments: str | os.PathLike[str], check: int | None = None, timeout: float = 60.0, **how: Any
+    *arguments: str | os.PathLike[str],
+    check: int | None = None,
+    timeout: float = wait.LONG,
+    **how: Any,
 ) -> Result:
     """Run ``mapsave`` to its end, at most ``timeout`` seconds; ``how`` as ``started`` has it.
 

@@ -89,7 +89,7 @@ class Domain:
         assert any(words in done.stderr for words in unknown), done.stderr
         return GONE
 
-    def wait_state(self, *wanted: str, timeout: float = 20.0) -> str:
+    def wait_state(self, *wanted: str, timeout: float = wait.LONG) -> str:
         """Wait until the state is or begins with one of ``wanted``; return it."""
         wait.until(lambda: self.state().startswith(wanted), timeout=timeout, what=f"state {wanted}")
         return self.state()

@@ -87,7 +87,7 @@ class Daemon:
         return self._handle >= 0 and not processes.has_ended(self._handle)
 
     def virsh(
-        self, *arguments: str | os.PathLike[str], check: bool = True, timeout: float = 60.0
+        self, *arguments: str | os.PathLike[str], check: bool = True, timeout: float = wait.LONG
     ) -> subprocess.CompletedProcess[str]:
         """Run ``virsh`` on this daemon; with ``check``, fail with its words unless it succeeds.
 
@@ -160,7 +160,7 @@ class Daemon:
             self.pid = int(pid_file.read_text())
         self._let_go()
         self._handle = os.pidfd_open(self.pid)
-        wait.until(self._answers, timeout=60, what="libvirtd")
+        wait.until(self._answers, what="libvirtd")
 
     def guests(self) -> list[int]:
         """Return the process ids of QEMUs and helpers that this daemon has started."""

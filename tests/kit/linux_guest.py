@@ -58,7 +58,7 @@ class Serial:
         assert ticks, "the guest has not ticked yet"
         return ticks[-1]
 
-    def wait_ticks(self, count: int = 1, *, timeout: float = 60.0) -> list[Tick]:
+    def wait_ticks(self, count: int = 1, *, timeout: float = wait.LONG) -> list[Tick]:
         """Wait for ``count`` ticks more than there are now; return these."""
         seen = len(self.ticks())
         wait.until(

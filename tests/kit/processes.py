@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.kit import wait
+
 MARK = "MAPSAVE_TEST_RUN"  # the name of the variable
 _MARK = f"{MARK}={os.getpid()}-{secrets.token_hex(8)}"
 _count = 0
@@ -73,7 +75,7 @@ def strays() -> dict[int, str]:
     return found
 
 
-def end(pid: int, timeout: float = 10.0) -> None:
+def end(pid: int, timeout: float = wait.LONG) -> None:
     """Kill ``pid``, if it still lives, and wait until it is gone.
 
     Raises TimeoutError when it is not gone after ``timeout`` seconds.

@@ -22,6 +22,7 @@ from typing import Any
 from tests.kit import need, patterns, processes, state, wait
 from tests.kit import ram as guest_ram
 from tests.kit.qmp import Client, connect
+from tests.kit.wait import LONG
 
 BINARY = os.environ.get("MAPSAVE_TEST_QEMU", "qemu-system-x86_64")
 # Below lie the interrupt vectors, option ROMs and the firmware's shadow.
@@ -77,7 +78,7 @@ class Qemu:
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         signal.pidfd_send_signal(self._handle, number)
 
-    def wait(self, timeout: float = 20.0) -> int | None:
+    def wait(self, timeout: float = LONG) -> int | None:
         """Wait for QEMU to end; return its exit status, or None if it was not our child.
 
         Raises TimeoutError after ``timeout`` seconds.
@@ -89,12 +90,12 @@ class Qemu:
         """Return the run state: ``prelaunch``, ``running``, ``postmigrate``, …"""
         return str(self.control.execute("query-status")["status"])
 
-    def wait_status(self, *wanted: str, timeout: float = 20.0) -> str:
+    def wait_status(self, *wanted: str, timeout: float = LONG) -> str:
         """Wait until the run state is one of ``wanted``; return it."""
         wait.until(lambda: self.status() in wanted, timeout=timeout, what=f"run state {wanted}")
         return self.status()
 
-    def wait_migration(self, *wanted: str, timeout: float = 60.0) -> dict[str, Any]:
+    def wait_migration(self, *wanted: str, timeout: float = LONG) -> dict[str, Any]:
         """Wait for ``query-migrate`` to say completed, failed or cancelled; return its answer.
 
         With ``wanted``, wait for one of these, and fail if it ends otherwise.

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from mapsave import unix_socket
 
+from tests.kit import wait
+
 Event = dict[str, Any]
 
 
@@ -36,7 +38,7 @@ class Client:
     ``events`` holds every event received so far, oldest first; tests may clear it.
     """
 
-    def __init__(self, path: Path, *, timeout: float = 20.0) -> None:
+    def __init__(self, path: Path, *, timeout: float = wait.LONG) -> None:
         """Connect to the unix socket at ``path`` and negotiate.
 
         ``timeout`` in seconds is the limit of this and of every later command.
@@ -160,7 +162,7 @@ class Client:
         return message
 
 
-def connect(path: Path, *, timeout: float = 20.0) -> Client:
+def connect(path: Path, *, timeout: float = wait.LONG) -> Client:
     """Connect to the monitor at ``path``, waiting up to ``timeout`` seconds for it to listen."""
     deadline = time.monotonic() + timeout
     while True:

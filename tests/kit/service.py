@@ -107,7 +107,7 @@ class Service:
             assert answer.headers["Location"] == f"/v1/operations/{answer.json()['id']}"
         return answer.json()
 
-    def ended(self, operation: str, timeout: float = 60.0) -> Any:
+    def ended(self, operation: str, timeout: float = wait.LONG) -> Any:
         def over() -> Any:
             found = self.get(f"/v1/operations/{operation}")
             return found if found["state"] in ENDED else None
@@ -131,7 +131,7 @@ class Service:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def stop(self, timeout: float = 60.0) -> int:
+    def stop(self, timeout: float = wait.LONG) -> int:
         """Stop the service by SIGTERM; return its exit code."""
         self.signal(signal.SIGTERM)
         return self.process.wait(timeout)
@@ -208,7 +208,7 @@ def await_answer(service: Service) -> None:
         except (OSError, http.client.HTTPException):
             return False
 
-    wait.until(answers, timeout=60, what="answer of the service")  # a busy host is no failure
+    wait.until(answers, what="answer of the service")
 
 
 @contextlib.contextmanager

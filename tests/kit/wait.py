@@ -6,9 +6,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# Seconds, for what takes a moment on an idle machine. To wait costs nothing where it comes.
+LONG = 120.0
+
 
 def until(
-    condition: Callable[[], T | None], *, timeout: float = 20.0, what: str = "condition"
+    condition: Callable[[], T | None], *, timeout: float = LONG, what: str = "condition"
 ) -> T:
     """Call ``condition`` every 5 ms until it returns something true; return that.
 
