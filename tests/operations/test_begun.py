@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from mapsave import errors
 from mapsave.image import store
-from mapsave.operations import recover_lost, results
+from mapsave.operations import interrupted, results
 from mapsave.operations.begun import Noted, RestoreBegun, SaveBegun
 from mapsave.operations.journal import Orphan
 
@@ -56,9 +56,9 @@ def orphan(kind: str, facts: dict[str, Any]) -> Orphan:
     ],
 )
 def test_the_same_keys(kind: str, facts: dict[str, Any], later: dict[str, Any]) -> None:
-    found = recover_lost.read(orphan(kind, {**JOURNAL, **facts}))
+    found = interrupted.read(orphan(kind, {**JOURNAL, **facts}))
     assert msgspec.to_builtins(found).keys() == facts.keys()
-    found = recover_lost.read(orphan(kind, {**JOURNAL, **facts, **later}))
+    found = interrupted.read(orphan(kind, {**JOURNAL, **facts, **later}))
     written = json.loads(json.dumps(msgspec.to_builtins(found)))
     assert written == {**facts, **later}
 
@@ -80,11 +80,11 @@ def test_what_steps_add_is_what_is_read() -> None:
 )
 def test_one_that_is_not_as_we_write_them(wrong: dict[str, Any], key: str) -> None:
     with pytest.raises(errors.JournalUnusable, match=f"lacks '{key}'"):
-        recover_lost.read(orphan("save", {**SAVE, **wrong}))
+        interrupted.read(orphan("save", {**SAVE, **wrong}))
     facts = {name: value for name, value in SAVE.items() if name not in wrong}
     if wrong.keys() <= SAVE.keys():
         with pytest.raises(errors.JournalUnusable, match=f"lacks '{next(iter(wrong))}'"):
-            recover_lost.read(orphan("save", facts))
+            interrupted.read(orphan("save", facts))
 
 
 LINE = {"image": "/images/one", "guest": "web", "monitor": None, "outcome": "image committed"}

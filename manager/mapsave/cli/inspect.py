@@ -10,7 +10,6 @@ import click
 from mapsave import units
 from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
-from mapsave.operations import written_record
 
 
 @click.command("inspect", cls=Command)
@@ -66,7 +65,7 @@ def text(found: dict[str, Any]) -> str:
         f"  machine    {found['machine']}, {found['cpu'] or 'no processor'}",
         f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
         f"  devices    {len(found['devices'])}",
-        f"  written    {written_record.text(found.get('written'))}",
+        f"  written    {_written(found.get('written'))}",
         *_used(found),
         *output.warnings(found),
         "",
@@ -79,6 +78,15 @@ def text(found: dict[str, Any]) -> str:
     if found["runs"]["total"]:
         lines += ["", _histogram(found["runs"])]
     return "\n".join(lines)
+
+
+def _written(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "not recorded whether every used page is in data"
+    where = "every used page is in data" if record.get("holes") == "checked" else "holes unknown"
+    compared, left = record.get("compared"), record.get("not_compared")
+    rest = f", {left} not: {record.get('reason')}" if left else ""
+    return f"{where}; {compared} ends of writes compared with the guest's RAM{rest}"
 
 
 def _used(found: dict[str, Any]) -> list[str]:

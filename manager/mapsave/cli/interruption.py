@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds for the undoing; the rest of the five is for the report, and for a busy host.
 LIMIT = 4.0
 _REPORT_LIMIT = 0.5
-_UNFINISHED = "mapsave.operations.unfinished"
+_JOURNAL = "mapsave.operations.journal"
 _HOOKS = "mapsave.hooks.process"
 
 
@@ -146,8 +146,8 @@ def _report(name: str) -> errors.Interrupted:
 
 
 def _left() -> list[dict[str, Any]]:
-    unfinished = sys.modules.get(_UNFINISHED)  # without it no operation was begun
-    return unfinished.listed() if unfinished is not None else []
+    journal = sys.modules.get(_JOURNAL)  # without it no operation was begun
+    return journal.unfinished() if journal is not None else []
 
 
 def _with(words: str, left: list[dict[str, Any]]) -> errors.Interrupted:

@@ -143,7 +143,7 @@ class Metadata(TypedDict, total=False):
     digests: DigestsPart
     structure_digest: Word
     written: WrittenPart
-    recovery: dict[str, Any]  # of a partial image: see ``operations.recover_lost``
+    recovery: dict[str, Any]  # of a partial image: see ``operations.interrupted``
 
 
 def parse(raw: bytes) -> Metadata:

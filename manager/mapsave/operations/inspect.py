@@ -7,10 +7,10 @@ from collections.abc import Container
 
 from mapsave import errors
 from mapsave.config import Config
-from mapsave.image import bitmaps, image
+from mapsave.image import bitmaps, holes, image
 from mapsave.image.superblock import State
 from mapsave.image.validation import Contents
-from mapsave.operations import origin, restored_notes, written_record
+from mapsave.operations import origin, restored_notes
 
 
 def inspect(path: str, config: Config | None = None) -> dict[str, object]:
@@ -137,9 +137,33 @@ def verify(path: str, config: Config | None = None) -> dict[str, object]:
             "ram_bytes": contents.stream.ram_bytes,
             "data_bytes": contents.data_bytes,
             "written": opened.metadata.get("written"),
-            "warnings": [*warnings, *written_record.warnings(opened, contents)],
+            "warnings": [*warnings, *warnings_of_holes(opened, contents)],
         }
 
 
 def _noted(config: Config | None) -> Container[uuids.UUID]:
     return restored_notes.noted(config.state) if config is not None else frozenset()
+
+
+def warnings_of_holes(opened: image.Image, contents: Contents) -> list[str]:
+    """Return what speaks against the image: set pages that are in holes now. Raises TruncatedImage.
+
+    No error: a sparse copy makes holes of zeros, and a save may not have looked.
+    """
+    try:
+        if not holes.are_known(opened.fd, opened.size):
+            return []
+        found = holes.find(opened.fd, contents.stream)
+    except OSError:
+        return []
+    if found is None:
+        return []
+    record = opened.metadata.get("written")
+    if record is not None and record.get("holes") == "checked":
+        why = "they were data when it was saved; a sparse copy turns zeros into holes"
+    else:
+        why = "its save did not check that they were written"
+    return [
+        f"{opened.path!r}: {found.pages} used pages are in holes of the file and read as zeros, "
+        f"the first of them page {found.page} of RAM block {found.block!r}: {why}"
+    ]

@@ -22,7 +22,7 @@ from typing import Unpack
 import msgspec
 
 from mapsave import errors, file_lock, shielded
-from mapsave.operations import journal_file, locks, unfinished
+from mapsave.operations import journal_file, locks
 from mapsave.operations.begun import Begun, Noted
 from mapsave.operations.steps import Step
 
@@ -64,6 +64,28 @@ def watching() -> str | None:
     return watch.operation if watch is not None else None
 
 
+# What the operations of this process have come to, by the paths of their journals: the facts of
+# the steps so far, and the last ``step``. In memory, for the storage of the journals may hang.
+_unfinished: dict[str, dict[str, object]] = {}
+
+
+def unfinished() -> list[dict[str, object]]:
+    """Return the operations under way, or with something left to recover. Safe in any thread."""
+    return [
+        {
+            "operation": "hooks" if facts.get("kind") == _AROUND else facts.get("kind"),
+            "guest": facts.get("guest"),
+            "image": os.path.join(str(facts["directory"]), str(facts["name"]))
+            if "directory" in facts and "name" in facts
+            else facts.get("image"),
+            "step": facts.get("step"),
+            "pid": facts.get("pid"),
+            "journal": path,
+        }
+        for path, facts in list(_unfinished.items())
+    ]
+
+
 class JournalUnwritable(OSError):
     """A step could not be recorded; ``filename`` is the journal's path."""
 
@@ -97,7 +119,8 @@ class Journal:
             self._writer.write(step, data)
         except OSError as error:
             raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
-        unfinished.note(self.path, step, data)
+        path = str(self.path)
+        _unfinished[path] = {**_unfinished.get(path, {}), **data, "step": step}
 
     def show(self, step: Step, data: Mapping[str, object]) -> None:
         """Show a recorded step to the watcher, which is of the event loop's thread."""
@@ -197,7 +220,7 @@ def _end(journal: Journal, path: Path) -> None:
         return
     try:
         path.unlink(missing_ok=True)
-        unfinished.forget(path)
+        _unfinished.pop(str(path), None)
     except OSError as error:
         journal.warn("remove", error)
         with contextlib.suppress(OSError):  # recovery then knows that there is nothing to do
@@ -347,10 +370,10 @@ def forget(orphan: Orphan) -> str | None:
     try:
         if not orphan.is_damaged:
             orphan.path.unlink(missing_ok=True)
-            unfinished.forget(orphan.path)
+            _unfinished.pop(str(orphan.path), None)
             return None
         orphan.path.rename(kept)
-        unfinished.forget(orphan.path)
+        _unfinished.pop(str(orphan.path), None)
     except OSError as error:
         doing = "rename the damaged" if orphan.is_damaged else "remove the"
         return f"cannot {doing} journal {str(orphan.path)!r}: {error.strerror}"

@@ -3,7 +3,7 @@
 After this a guest is in the state it had, or its image is committed: never neither. What a journal
 says was *about to be done* may or may not have been done, so QEMU and the file are asked. A damaged
 journal keeps no other operation from being recovered: what it was about is known from its other
-lines, or from the partial image (``recover_lost.py``).
+lines, or from the partial image (``interrupted.py``).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mapsave.config import Config
 from mapsave.image import image, store
 from mapsave.labels.label import Problem
 from mapsave.operations import (
+    interrupted,
     journal,
     journal_facts,
-    recover_lost,
     recover_restore,
     recover_save,
 )
@@ -68,11 +68,11 @@ async def recover(config: Config, *, dry_run: bool = False, told: Told | None = 
         works = [
             _one(config, orphan, told, dry_run=dry_run)
             for orphan in orphans
-            if not recover_lost.is_blank(config, orphan)
+            if not interrupted.is_blank(config, orphan)
         ]
         operations = await asyncio.gather(*works)
     if not dry_run:
-        journal.remove_empty(config.state, functools.partial(recover_lost.is_blank, config))
+        journal.remove_empty(config.state, functools.partial(interrupted.is_blank, config))
     warnings: list[str] = []
     swept = sweep(config, warnings, dry_run=dry_run)
     return {
@@ -105,8 +105,8 @@ async def _one(config: Config, orphan: journal.Orphan, told: Told | None, *, dry
 async def _deal_with(config: Config, orphan: journal.Orphan, line: Line, *, dry_run: bool) -> None:
     problems: list[Problem] = []
     try:
-        known = recover_lost.known(config, orphan)
-        begun = recover_lost.read(known)
+        known = interrupted.known(config, orphan)
+        begun = interrupted.read(known)
         monitor = begun.monitor.address if begun.monitor is not None else None
         line |= {"guest": begun.guest, "image": begun.image, "monitor": monitor}
         match begun:
@@ -128,7 +128,7 @@ async def _deal_with(config: Config, orphan: journal.Orphan, line: Line, *, dry_
     except Exception as error:
         # A journal that is not as we write them must not keep the others from being recovered.
         words = f"{str(orphan.path)!r}: unexpected {type(error).__name__}: {error}"
-        line["error"] = errors.JournalUnusable(words, hint=recover_lost.HINT).as_dict()
+        line["error"] = errors.JournalUnusable(words, hint=interrupted.HINT).as_dict()
         return
     line["warnings"] = [problem.text for problem in problems]
     # What is still loaded or labelled is taken back by the next recovery, and only by its journal.
@@ -160,7 +160,7 @@ def _swept(
         path = os.path.join(held.path, name)
         if not image.is_partial_name(name) or path in spoken_of:
             continue
-        if not image.is_abandoned(held.fd, name) or recover_lost.is_kept(config, path):
+        if not image.is_abandoned(held.fd, name) or interrupted.is_kept(config, path):
             continue
         try:
             if not dry_run:

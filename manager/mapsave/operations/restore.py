@@ -34,6 +34,7 @@ from mapsave.operations import (
     handing,
     hardware,
     images,
+    inspect,
     journal,
     kept,
     limits,
@@ -42,7 +43,6 @@ from mapsave.operations import (
     restored_notes,
     save_request,
     trust,
-    written_record,
 )
 from mapsave.operations.begun import RestoreBegun
 from mapsave.operations.restore_request import Request
@@ -121,7 +121,7 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
             contents = await shielded.in_thread(opened.validate)
             if not request.again and restored_notes.is_used(config.state, opened):
                 raise _used_up(opened)
-            warnings = await shielded.in_thread(written_record.warnings, opened, contents)
+            warnings = await shielded.in_thread(inspect.warnings_of_holes, opened, contents)
             for text in warnings:
                 _log.warning("%s", text)
             phases.enter("read" if request.through_libvirt else "start")

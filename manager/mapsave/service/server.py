@@ -17,7 +17,7 @@ from mapsave import errors
 from mapsave.config import Config
 from mapsave.history import history
 from mapsave.history import opening as history_opening
-from mapsave.operations import unfinished
+from mapsave.operations import journal
 from mapsave.service import sockets, systemd, work
 from mapsave.service.accepting import Acceptor
 from mapsave.service.api import app, routes
@@ -180,7 +180,7 @@ def _end_at_last(limit: float) -> None:
     """
 
     def end() -> None:
-        for each in unfinished.listed():
+        for each in journal.unfinished():
             _log.critical(
                 "stopping: %s of %s hangs at step %s and is left to the next start",
                 each["operation"],
