@@ -252,7 +252,6 @@ def _modules(policy: Policy, system: System) -> list[SecurityModule]:
 
 @contextlib.contextmanager
 def _speaking(module: SecurityModule, path: str, pid: int | None) -> Iterator[None]:
-    """Convert unexpected OSErrors to LabelRefused."""
     try:
         yield
     except OSError as error:

@@ -19,10 +19,7 @@ _HOST = System()
 
 
 def settle(fd: int, path: str, label: Label, system: System = _HOST) -> list[Problem]:
-    """Set label, owner and mode of a saved image for rest, as its journalled ``label`` says.
-
-    What was changed elsewhere is ``take_out``'s. Returns what went wrong.
-    """
+    """Set a saved image's label, owner and mode for rest, as journalled; return what went wrong."""
     return _on_image("rest", Target(fd, path, (), None, "save"), label, system)
 
 
@@ -35,10 +32,7 @@ def put_back(fd: int, path: str, label: Label, system: System = _HOST) -> list[P
 
 
 def take_out(label: Label, path: str, system: System = _HOST) -> list[Problem]:
-    """Take out AppArmor's rules, of the journalled ``label``; twice does no harm.
-
-    Returns what went wrong.
-    """
+    """Take out AppArmor's rules, as journalled; twice does no harm. Returns what went wrong."""
     with_rules = [part for part in label.parts() if part.detail.get("rules")]
     if not with_rules:
         return []

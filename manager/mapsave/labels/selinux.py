@@ -162,7 +162,6 @@ class Selinux(SecurityModule):
         return self._canonical(":".join([*base, *(part.split("-")[0] for part in level)]))
 
     def _intended(self, target: Target) -> tuple[Label, str | None]:
-        """Return the label that the image would get, and the one that the policy wants."""
         process = self.process(target.pid)
         before = self.system.get_attribute(target.fd, ATTRIBUTE)
         wanted = self._wanted_now(target, process, before)
@@ -212,7 +211,6 @@ class Selinux(SecurityModule):
         return found == wanted or (found is not None and self.kernel.canonical(found) == wanted)
 
     def _set(self, target: Target, wanted: str, process: str | None, before: str | None) -> None:
-        """Set the label; where that is not allowed, go on if QEMU may use the old one."""
         try:
             self._write(target.fd, wanted)
         except OSError as error:

@@ -41,7 +41,7 @@ class System:
     def read_or_none(self, path: str) -> str | None:
         """Return what :meth:`read` does, or None where the file is absent or has no answer.
 
-        ``/proc/PID/attr/current`` answers EINVAL when no security module is active.
+        ``attr/current`` answers EINVAL when no security module is active.
         """
         try:
             return self.read(path)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 
 from mapsave import errors, units
-from mapsave.config import Config, SaveSettings
+from mapsave.config import Config
 from mapsave.image import descriptors, image, store
 from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
@@ -52,15 +52,10 @@ class Preflight:
         known = kept.known(config.state, found.process)
         return cls(found, held, name, request, labels, known)
 
-    @property
-    def settings(self) -> SaveSettings:
-        """How to save, as the user wishes."""
-        return self.request.settings
-
     def strategy(self) -> strategy.Strategy:
         """Choose how to save."""
         return strategy.choose(
-            self.settings,
+            self.request.settings,
             bandwidth=self.request.bandwidth,
             direct_io_refusal=self.direct_io_refusal,
             most=self.most_channels,
@@ -147,12 +142,12 @@ def disks(found: Preflight) -> str:
 
 def limits(found: Preflight) -> str:
     """The kernel's limits on QEMU, and on mapsave, leave room for the save."""
-    preallocated = found.facts.memory.total if found.settings.preallocate == "on" else 0
+    preallocated = found.facts.memory.total if found.request.settings.preallocate == "on" else 0
     qemu_limits.check_own_files(preallocated)
     limited = qemu_limits.for_save(
         found.facts.footprint,
         found.strategy().channels,
-        is_demanded=found.settings.channels != "auto",
+        is_demanded=found.request.settings.channels != "auto",
     )
     found.most_channels = limited.most
     return limited.detail
@@ -229,7 +224,7 @@ def ownership(found: Preflight) -> str:
 
 def direct_io(found: Preflight) -> str:
     """The directory takes direct writes, where they are wanted."""
-    if found.settings.direct_io == "off":
+    if found.request.settings.direct_io == "off":
         return "off, as requested"
     try:
         found.direct_io_refusal = descriptors.probe_direct_io(found.directory.fd)
@@ -237,7 +232,7 @@ def direct_io(found: Preflight) -> str:
         raise errors.BadDirectory(
             f"cannot create a file in {found.directory.path!r}: {error.strerror}"
         ) from None
-    if found.direct_io_refusal and found.settings.direct_io == "on":
+    if found.direct_io_refusal and found.request.settings.direct_io == "on":
         raise errors.NoDirectIO(
             f"{found.directory.path!r}: {found.direct_io_refusal}",
             hint="set direct_io to auto or off",
@@ -254,7 +249,7 @@ def room(found: Preflight) -> str:
     free = found.directory.free_bytes(with_reserved=privileged)
     most = found.facts.memory.total + _OVERHEAD
     least = most
-    if found.settings.zero_pages != "none" and found.settings.preallocate != "on":
+    if found.request.settings.zero_pages != "none" and found.request.settings.preallocate != "on":
         touched = process.resident_bytes(found.facts.pid) if found.facts.pid else None
         # QEMU itself is in the resident size as well; a few MiB of data always go to the disk.
         least = min(most, max((touched or 0) - 256 * units.MIB, 2 * units.MIB))

@@ -53,7 +53,6 @@ class Destination:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Remember which process it is."""
         self.is_ours = self.is_ours or self.process is not None
         self.identity = processes.identity(self.session.pid)
 

@@ -36,7 +36,10 @@ async def chosen(
             async with destination.waiting_at(request.into) as target:
                 yield target
         return
-    guest = _guest_of(config, request, name)
+    guest = config.guests.get(name)
+    if guest is None and request.guest is not None:
+        guest = config.guest(request.guest)  # an address
+    guest = guest or configuration.Guest(name)
     if _is_of_libvirt(request, opened, guest):
         monitor, started = _by_libvirt(config, request, opened, guest, log.unsettled)
     else:
@@ -47,28 +50,12 @@ async def chosen(
             yield target
 
 
-def _guest_of(config: Config, request: Request, name: str) -> Guest:
-    """Return the guest as configured, or as the request's address says; else only its name."""
-    guest = config.guests.get(name)
-    if guest is None and request.guest is not None:
-        guest = config.guest(request.guest)
-    return guest or configuration.Guest(name)
-
-
 def _is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
     """Return whether libvirt is to have the guest: it had it, and nothing says otherwise."""
     if guest.libvirt is not None or request.xml is not None or request.through_libvirt:
         return True
     configured = guest.launch or guest.emulator is not None or request.trust_recorded_command
     return not configured and origin.domain_xml(opened) is not None
-
-
-def _uri_of(opened: Image, guest: Guest) -> str:
-    """Return the URI of the libvirt daemon that is to have the domain."""
-    if guest.libvirt is not None:
-        return guest.libvirt.uri
-    recorded = (opened.metadata.get("domain") or {}).get("uri")
-    return recorded if recorded in _PLAIN_URIS else configuration.LIBVIRT_URI
 
 
 def _by_libvirt(
@@ -82,7 +69,12 @@ def _by_libvirt(
             f"the image contains no domain XML to create the domain of guest {guest.name!r} from",
             hint="pass it with --xml FILE, or restore --into qmp:PATH",
         )
-    uri = _uri_of(opened, guest)
+    recorded = opened.metadata.get("domain") or {}
+    uri = configuration.LIBVIRT_URI
+    if guest.libvirt is not None:
+        uri = guest.libvirt.uri
+    elif recorded.get("uri") in _PLAIN_URIS:
+        uri = recorded["uri"]
     try:
         identity = domain_xml.identity(xml)
     except errors.InvalidImage as error:
@@ -105,7 +97,7 @@ def _by_libvirt(
         return monitor, destination_libvirt.loaded(asked, opened, request)
     # As libvirt does, the CPU that the guest has seen is kept under another definition too.
     cookie = opened.libvirt.cookie if opened.libvirt else None
-    cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
+    cookie = cookie or recorded.get("cookie")
     return monitor, destination_libvirt.created(asked, cookie)
 
 

@@ -19,7 +19,6 @@ from mapsave.image import descriptors
 from mapsave.image.image import Image
 from mapsave.migration import parameters, stall
 from mapsave.monitor import definition, fdset, libvirt_connection, passthrough, process, undoing
-from mapsave.monitor.session import Session
 from mapsave.operations import domain_trust
 from mapsave.operations.destination import Destination
 from mapsave.operations.restore_request import Request
@@ -116,12 +115,12 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
             hint="omit --through-libvirt, or save with --format libvirt",
         )
     libvirt = libvirt_connection.library()
-    parameters: dict[str, object] = {
+    wanted: dict[str, object] = {
         libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: os.path.realpath(opened.path),
         libvirt.VIR_DOMAIN_SAVE_PARAM_PARALLEL_CHANNELS: request.channels or DEFAULT_CHANNELS,
     }
     if request.xml is not None:
-        parameters[libvirt.VIR_DOMAIN_SAVE_PARAM_DXML] = request.xml
+        wanted[libvirt.VIR_DOMAIN_SAVE_PARAM_DXML] = request.xml
     flags = libvirt.VIR_DOMAIN_SAVE_PAUSED
     if descriptors.takes_direct_io(opened.fd, request.direct_io):
         flags |= libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE
@@ -129,22 +128,18 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
     uuid = asked.identity.uuid
 
     def start(connection: virConnect) -> virDomain:
-        connection.restoreParams(parameters, flags)
+        connection.restoreParams(wanted, flags)
         return connection.lookupByUUIDString(uuid)
 
     async with _started(asked, start, asked.watch(opened.allocated)) as target:
-        await _tidy(target.session)
+        for each in await fdset.query(target.session):
+            if any(str(fd.get("opaque", "")).startswith(_LIBVIRTS) for fd in each["fds"]):
+                await fdset.take_back(target.session, int(each["fdset-id"]))
+        left = (await parameters.query(target.session)).of_libvirt()
+        fresh = parameters.Settings(left.capabilities, {**left.parameters, **_FRESH})
+        await parameters.put_back(target.session, fresh)
         target.is_loaded = True
         yield target
-
-
-async def _tidy(session: Session) -> None:
-    for each in await fdset.query(session):
-        if any(str(fd.get("opaque", "")).startswith(_LIBVIRTS) for fd in each["fds"]):
-            await fdset.take_back(session, int(each["fdset-id"]))
-    found = (await parameters.query(session)).of_libvirt()
-    fresh = parameters.Settings(found.capabilities, {**found.parameters, **_FRESH})
-    await parameters.put_back(session, fresh)
 
 
 @contextlib.asynccontextmanager

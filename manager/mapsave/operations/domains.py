@@ -61,7 +61,6 @@ def _line(libvirt: ModuleType, uri: str, handle: virDomain) -> Line | None:
 
 
 async def _judge(config: Config, uri: str, line: Line, slots: asyncio.Semaphore) -> None:
-    """Set ``can_save`` and ``error`` of a domain's line by a save's own checks."""
     guest = Guest(str(line["name"]), libvirt=LibvirtDomain(str(line["uuid"]), uri))
     async with slots:
         try:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
 
 OLDEST_QEMU = (9, 1, 0)
-_MACHINE_SUFFIX = "-machine"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +117,7 @@ async def _gather(session: Session) -> Facts:
 async def machine_type(session: Session) -> str:
     """Return the machine type as resolved (``pc`` is ``pc-i440fx-10.0``): what the stream names."""
     found = await session.execute("qom-get", {"path": "/machine", "property": "type"})
-    return str(found).removesuffix(_MACHINE_SUFFIX)
+    return str(found).removesuffix("-machine")
 
 
 async def memory(session: Session) -> Memory:

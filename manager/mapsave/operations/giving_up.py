@@ -75,14 +75,8 @@ async def how_ended(target: Destination) -> str:
     status = target.process.poll() if target.process is not None else None
     how = ""
     if status is not None and status < 0:
-        how = f"killed by {_signal_name(-status)}"
+        names = {each.value: each.name for each in signal.Signals}
+        how = f"killed by {names.get(-status, f'signal {-status}')}"
     elif status is not None:
         how = f"with exit status {status}"
     return ": ".join(part for part in (how, target.words()) if part)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -23,22 +23,21 @@ def listing(
 ) -> dict[str, object]:
     """Return the directory and a line for each image, newest first; see ``store.entries``."""
     found = store.entries(held, trust.users(), restored)
-    return {"directory": held.path, "images": [line(entry) for entry in found]}
-
-
-def line(entry: store.Entry) -> dict[str, object]:
-    """Return the description of one image; times in seconds since the epoch, sizes in bytes."""
-    return {
-        "image": entry.path,
-        "name": entry.name,
-        "guest": entry.guest,
-        "job": entry.metadata.get("job"),
-        "state": entry.state,
-        "format": entry.format,
-        "started": entry.metadata.get("started"),
-        "modified": entry.modified,
-        "file_bytes": entry.file_bytes,
-        "allocated_bytes": entry.allocated_bytes,
-        "writable_by": list(entry.writable_by),
-        "error": entry.error.as_dict() if entry.error else None,
-    }
+    lines = [
+        {
+            "image": entry.path,
+            "name": entry.name,
+            "guest": entry.guest,
+            "job": entry.metadata.get("job"),
+            "state": entry.state,
+            "format": entry.format,
+            "started": entry.metadata.get("started"),
+            "modified": entry.modified,  # seconds since the epoch
+            "file_bytes": entry.file_bytes,
+            "allocated_bytes": entry.allocated_bytes,
+            "writable_by": list(entry.writable_by),
+            "error": entry.error.as_dict() if entry.error else None,
+        }
+        for entry in found
+    ]
+    return {"directory": held.path, "images": lines}

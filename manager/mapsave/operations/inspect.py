@@ -32,7 +32,18 @@ def inspect(path: str, config: Config | None = None) -> dict[str, object]:
             "machine": contents.stream.machine,
             "ram_bytes": contents.stream.ram_bytes,
             "data_bytes": contents.data_bytes,
-            "ram_blocks": _blocks(contents),
+            "ram_blocks": [
+                {
+                    "name": block.name,
+                    "bytes": block.used_length,
+                    "page_size": block.page_size,
+                    "used_pages": used,
+                    "zero_pages": block.pages - used,
+                    "bitmap_offset": block.bitmap_offset,
+                    "pages_offset": block.pages_offset,
+                }
+                for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True)
+            ],
             "runs": {
                 "total": histogram.total,
                 "by_length": [
@@ -95,21 +106,6 @@ def domain_xml(path: str) -> str:
                 hint="only images of libvirt guests do; 'mapsave inspect' shows its contents",
             )
         return xml
-
-
-def _blocks(contents: Contents) -> list[dict[str, object]]:
-    return [
-        {
-            "name": block.name,
-            "bytes": block.used_length,
-            "page_size": block.page_size,
-            "used_pages": used,
-            "zero_pages": block.pages - used,
-            "bitmap_offset": block.bitmap_offset,
-            "pages_offset": block.pages_offset,
-        }
-        for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True)
-    ]
 
 
 def verify(path: str, config: Config | None = None) -> dict[str, object]:

@@ -131,7 +131,6 @@ class Writer:
     """Appends lines to a journal open as ``fd``, which is O_APPEND and locked."""
 
     def __init__(self, fd: int, known: Contents | None = None) -> None:
-        """``known`` is what the file says already."""
         self._fd = fd
         self._facts = dict(known.facts) if known else {}
         self._steps = known.steps if known else ()

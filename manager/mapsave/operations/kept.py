@@ -88,7 +88,6 @@ def _path(state: Path, qemu: tuple[int, int]) -> Path:
 
 
 def _sweep(state: Path) -> None:
-    """Remove the files of processes that have ended."""
     directory = state / "kept"
     for path in directory.glob(f"*{_SUFFIX}") if directory.is_dir() else ():
         with contextlib.suppress(OSError, ValueError):

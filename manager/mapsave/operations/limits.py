@@ -139,7 +139,6 @@ def _refused(pid: int | None, need: Need, channels: int, is_demanded: bool) -> e
 
 
 def _hint(pid: int | None, limit: Limit) -> str:
-    """Return how the limit is raised."""
     name = limit.name.split()[0]
     if name.startswith("RLIMIT_"):
         option = name.removeprefix("RLIMIT_").lower()

@@ -51,7 +51,6 @@ async def query(session: Session) -> list[Backend]:
 
 
 async def _property(session: Session, name: str, key: str) -> object:
-    """Return a property of a backend; None where it has none of that name."""
     try:
         return await session.execute("qom-get", {"path": f"/objects/{name}", "property": key})
     except errors.CommandRefused:

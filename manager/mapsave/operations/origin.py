@@ -31,14 +31,9 @@ def describe(opened: Image, config: Config | None = None) -> Origin:
         names = _names(opened)
     except errors.InvalidImage as error:
         warnings.append(error.message)
-    warnings += undigested(opened)
+    if opened.undigested is not None:
+        warnings.append(opened.undigested)
     return {"writable_by": strangers, "names": names, "warnings": warnings}
-
-
-def undigested(opened: Image) -> list[str]:
-    """Return a warning where rot of header and XML would not be noticed, else nothing."""
-    found = opened.undigested
-    return [found] if found is not None else []
 
 
 def _trusted(opened: Image, config: Config | None) -> frozenset[int]:

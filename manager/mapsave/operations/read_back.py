@@ -165,7 +165,6 @@ class ReadBack:
         return True
 
     def _check_zero(self, block: RamBlock, page: int, pages: int) -> None:
-        """See that pages which read as zeros are zero."""
         if self._how.is_awaited and pages > _TOGETHER:
             self.unknown += pages
             return

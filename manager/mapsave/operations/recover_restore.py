@@ -64,9 +64,12 @@ async def recover(restore: _Restore) -> str:
             outcome = await restore.outcome(
                 lambda: _finish_or_undo(restore, opened, monitor), default=RUNS
             )
-            if not restore.dry_run:
+            if begun.label is not None and not restore.dry_run:
                 # Under the locks: who begins after them must not rely on what we take out.
-                _take_label_back(restore, opened)
+                restore.problems.extend(recovery.take_out(begun.label, begun.image))
+                if opened is not None:
+                    left = recovery.put_back(opened.fd, begun.image, begun.label)
+                    restore.problems.extend(left)
             return outcome
 
 
@@ -101,15 +104,6 @@ def _monitor(restore: _Restore) -> attach.Monitor | None:
         hint="check whether a QEMU is waiting or paused: quit it, or resume it and do not "
         "restore the image again; then move the journal away",
     )
-
-
-def _take_label_back(restore: _Restore, opened: Image | None) -> None:
-    label, path = restore.begun.label, restore.begun.image
-    if label is None:
-        return
-    restore.problems.extend(recovery.take_out(label, path))
-    if opened is not None:
-        restore.problems.extend(recovery.put_back(opened.fd, path, label))
 
 
 async def _finish_or_undo(restore: _Restore, opened: Image | None, monitor: attach.Monitor) -> str:
@@ -152,7 +146,6 @@ def _image_held(restore: _Restore) -> Iterator[Image | None]:
 
 
 def _lives(restore: _Restore) -> bool:
-    """Return whether the destination is known, and known to live."""
     if restore.process is None or not restore.orphan.is_of_this_boot:
         return False
     return process.alive(*restore.process)

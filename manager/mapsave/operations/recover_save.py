@@ -320,10 +320,8 @@ def _remove(save: Interrupted[SaveBegun], held: store.Directory) -> None:
             ):
                 return
             partial.remove()
-    except errors.Busy:
+    except (errors.Busy, FileNotFoundError):
         return  # ours has no owner any more
-    except FileNotFoundError:
-        return
     except errors.InvalidImage:
         # Without a superblock no one can have come as far as to use it.
         with contextlib.suppress(FileNotFoundError):

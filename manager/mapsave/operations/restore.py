@@ -39,7 +39,6 @@ from mapsave.operations import (
     kept,
     limits,
     locks,
-    origin,
     restored_notes,
     save_request,
     trust,
@@ -147,7 +146,6 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
 
 
 def _used_up(opened: image.Image) -> errors.AlreadyRestored:
-    """Return the error for an image whose guest has run since."""
     words = "has been restored before"
     if opened.block.state is not State.RESTORED:
         words = "has been restored before, itself or a copy of it, according to the state directory"
@@ -162,7 +160,7 @@ def _used_up(opened: image.Image) -> errors.AlreadyRestored:
 async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
-    undigested = origin.undigested(opened)  # marked, an image of libvirt has a superblock
+    undigested = opened.undigested  # marked, an image of libvirt has a superblock
     left: list[Problem] = []
     if target.is_loaded:
         pid, started = _process(session)
@@ -197,7 +195,8 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
         phases=seconds,
         monitor=session.address,
         pid=session.pid,
-        warnings=[problem.text for problem in left] + undigested + target.warnings,
+        warnings=[problem.text for problem in left]
+        + [*filter(None, [undigested]), *target.warnings],
     )
 
 

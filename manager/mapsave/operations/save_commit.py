@@ -170,7 +170,6 @@ async def _then(job: SaveJob, partial: Partial, paused: guest_state.Paused) -> N
 
 
 async def _lost(job: SaveJob, error: errors.MonitorLost) -> errors.SaveFailed:
-    """Return the error for a guest that was to live on, and whose monitor is gone."""
     pid = job.facts.pid
     if pid is not None and not await ending.ended(pid, ending.LOST_TIMEOUT):
         job.log.unsettled()

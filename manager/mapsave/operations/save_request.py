@@ -80,15 +80,14 @@ def request(
 
 def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
     """Return the image's format: by default what ``virsh restore`` takes. Raises Unsupported."""
-    if wanted == "auto":
-        return "native" if guest.libvirt is None else "libvirt"
     if wanted == "libvirt" and guest.libvirt is None:
         raise errors.Unsupported(
             f"guest {guest.name!r} is not a libvirt guest, so there is no domain XML for an "
             "image in libvirt format",
             hint="set format to auto or native",
         )
-    return "libvirt" if wanted == "libvirt" else "native"
+    is_libvirt = wanted == "libvirt" or (wanted == "auto" and guest.libvirt is not None)
+    return "libvirt" if is_libvirt else "native"
 
 
 def policy_of(config: Config, guest: Guest | None, name: str | None = None) -> policy.Policy:
