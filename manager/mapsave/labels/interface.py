@@ -48,10 +48,7 @@ class SecurityModule(Protocol):
         return contextlib.nullcontext()
 
     def check(self, directory: str, pid: int | None, access: Access, names: Sequence[str]) -> Label:
-        """Return what :meth:`apply` would do to an image in ``directory``; touch nothing.
-
-        ``names``: all that the image is to have there, as far as they are known.
-        """
+        """Return what :meth:`apply` would do to an image in ``directory`` of these ``names``."""
 
     def intended(self, target: Target) -> Label:
         """Return what :meth:`apply` would return, and change nothing. Raises as it does."""

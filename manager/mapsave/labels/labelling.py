@@ -107,10 +107,7 @@ class Labelling:
 
     @contextlib.contextmanager
     def creating(self, pid: int | None) -> Iterator[None]:
-        """Let files that this thread creates be born with their label (SELinux only).
-
-        Raises PolicyViolation, LabelUnavailable.
-        """
+        """Let files of this thread be born with their label. Raises NotPermitted and its kin."""
         with contextlib.ExitStack() as stack:
             for module in self.modules:
                 stack.enter_context(module.creating(pid))

@@ -91,12 +91,10 @@ async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
 
 @contextlib.asynccontextmanager
 async def exclusive(guest: Guest, config: Config) -> AsyncIterator[tuple[Session, Monitor]]:
-    """Connect to the guest's monitor, no other mapsave being at the guest.
+    """Connect to the guest's monitor, no other mapsave being at the guest. Raises Busy too.
 
     A QMP socket is locked before it is connected to, since it serves one client at a time; a
     libvirt domain after that, since only libvirt knows what its name means.
-
-    Raises Busy, and as ``attached`` does.
     """
     who = f"guest {guest.name!r}"
     async with contextlib.AsyncExitStack() as stack:

@@ -75,7 +75,6 @@ def _defined(connection: virConnect, uuid: str) -> set[Resource]:
 
 
 def _default_emulators(connection: virConnect, xml: str) -> set[Resource]:
-    """Return the emulator that libvirt itself chooses for a domain of that kind."""
     libvirt = libvirt_connection.library()
     root = domain_resources.parsed(xml)
     kind = root.find("./os/type")

@@ -16,9 +16,7 @@ from mapsave.operations import origin, restored_notes
 def inspect(path: str, config: Config | None = None) -> dict[str, object]:
     """Return what the image at ``path`` holds; a partial one as far as it can be read.
 
-    ``config`` says who may write the guest's images beside root and the caller, and where those
-    are noted that were restored.
-
+    By ``config`` others may write the guest's images, and it is noted which were restored.
     Raises ImageNotFound, NotPermitted, InvalidImage or one of its kin.
     """
     with image.opened(path) as opened:
@@ -110,8 +108,6 @@ def domain_xml(path: str) -> str:
 
 def verify(path: str, config: Config | None = None) -> dict[str, object]:
     """Read the structure of the image at ``path`` whole; ``config`` as for ``inspect``.
-
-    Returns what ``mapsave verify --json`` prints; digests of the pages are not kept yet.
 
     Raises PartialImage, TruncatedImage, InvalidImage; ImageNotFound, NotPermitted.
     """

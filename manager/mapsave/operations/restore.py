@@ -160,7 +160,7 @@ def _used_up(opened: image.Image) -> errors.AlreadyRestored:
 async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
-    undigested = opened.undigested  # marked, an image of libvirt has a superblock
+    undigested = [*filter(None, [opened.undigested])]  # asked before the image is marked
     left: list[Problem] = []
     if target.is_loaded:
         pid, started = _process(session)
@@ -195,8 +195,7 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
         phases=seconds,
         monitor=session.address,
         pid=session.pid,
-        warnings=[problem.text for problem in left]
-        + [*filter(None, [undigested]), *target.warnings],
+        warnings=[*(problem.text for problem in left), *undigested, *target.warnings],
     )
 
 
@@ -230,7 +229,6 @@ def _downtime(opened: image.Image) -> float | None:
 
 
 def _process(session: Session) -> tuple[int | None, int | None]:
-    """Return pid and start time of the destination: for ``mapsave recover``."""
     return session.pid, process.start_time(session.pid) if session.pid else None
 
 
