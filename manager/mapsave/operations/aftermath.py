@@ -30,7 +30,7 @@ class Aftermath:
 
 @contextlib.asynccontextmanager
 async def reported(job: SaveJob, aftermath: Aftermath) -> AsyncIterator[None]:
-    """Have every error of a save say what became of the guest; a cancellation cannot say it.
+    """Have an error of a save say what became of the guest; for a cancellation ``aftermath`` does.
 
     Raises SaveQemuDied in place of an error that came before QEMU ended.
     """

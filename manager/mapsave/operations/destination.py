@@ -258,11 +258,11 @@ async def _compare_blocks(session: Session, contents: Contents) -> None:
     found = await ram_blocks.query(session)
     for block in contents.stream.blocks if found else ():
         there = found.get(block.name)
-        if there is not None:
-            resizable = block.name.startswith(_RESIZABLE_PREFIX)
-            if block.used_length == there.used or (resizable and block.used_length <= there.total):
-                continue
-        here = f"of {there.used} bytes" if there is not None else "missing"
+        used, largest = (there.used, there.total) if there is not None else (0, 0)
+        resizable = block.name.startswith(_RESIZABLE_PREFIX)
+        if block.used_length == used or (resizable and block.used_length <= largest):
+            continue
+        here = f"of {used} bytes" if there is not None else "missing"
         raise errors.DestinationMismatch(
             f"RAM block {block.name!r} has {block.used_length} bytes in the image and is {here} "
             "in the destination",
