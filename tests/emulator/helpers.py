@@ -1,10 +1,7 @@
-"""A blocking QMP client that passes descriptors, and processes to talk to: emulator and QEMU."""
+"""Emulator and QEMU to talk to, each with a monitor that tells all it says."""
 
-import array
 import contextlib
-import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,71 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.kit import need, qemu
+from tests.kit import need, qemu, qmp, wait
 
 MIB = 1 << 20
 OFFSET = 4096
 MULTIFD = ("events", "mapped-ram", "multifd")
 
 
-class Died(Exception):
-    """The other side closed the connection."""
+class Qmp(qmp.Client):
+    """One connection to an emulator or a QEMU, ``process``; replies are returned whole."""
 
-
-class Qmp:
-    """One connection. Replies are returned whole; events are kept in ``events``."""
-
-    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, path: Path, process: subprocess.Popen[bytes], *, negotiate: bool) -> None:
+        super().__init__(path, timeout=30, negotiate=negotiate)
         self.process = process
-        self._socket = connect(path, process)
-        self._socket.settimeout(30)
-        self._buffer = b""
-        self.events: list[dict[str, Any]] = []
-        # QEMU sends the events of its start to a connected client, even before it greets it.
-        while "QMP" not in (greeting := self.read()):
-            self.events.append(greeting)
-        self.greeting = greeting
 
-    def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            self._socket.sendmsg([data], rights)
-        except ConnectionError:
-            raise Died from None
-
-    def read(self) -> dict[str, Any]:
-        """Return the next message, event or reply."""
-        while b"\r\n" not in self._buffer:
-            try:
-                data = self._socket.recv(65536)
-            except ConnectionError:
-                data = b""
-            if not data:
-                raise Died
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\r\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def reply(self) -> dict[str, Any]:
-        """Return the next reply, keeping the events that come before it.
-
-        A second greeting is passed over: a QEMU that has only just begun to listen may send one.
-        """
-        while "return" not in (message := self.read()) and "error" not in message:
-            if "event" in message:
-                self.events.append(message)
-        return message
-
-    def raw(self, text: str | bytes, fds: tuple[int, ...] = ()) -> dict[str, Any]:
+    def raw(self, text: str | bytes) -> dict[str, Any]:
         """Send ``text`` and return the reply."""
-        self.send(text.encode() if isinstance(text, str) else text, fds)
+        self.send(text.encode() if isinstance(text, str) else text)
         return self.reply()
-
-    def ask(self, execute: str, *fds: int, **arguments: Any) -> dict[str, Any]:
-        """Execute a command and return the whole reply; ``a_b`` is the argument ``a-b``."""
-        wire = {name.replace("_", "-"): value for name, value in arguments.items()}
-        return self.raw(json.dumps({"execute": execute, "arguments": wire}), fds)
 
     def __call__(self, execute: str, *fds: int, **arguments: Any) -> Any:
         """Execute a command that must succeed and return its result."""
@@ -120,9 +70,6 @@ class Qmp:
         """Wait for the process to end by itself and return its exit status."""
         return self.process.wait(timeout=30)
 
-    def close(self) -> None:
-        self._socket.close()
-
 
 def _word(event: dict[str, Any]) -> str:
     data = event.get("data", {})
@@ -133,47 +80,32 @@ def _word(event: dict[str, Any]) -> str:
     return str(event["event"])
 
 
-def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
-    """Connect to ``path`` as soon as ``process`` listens there."""
-    until = time.monotonic() + 30
-    while True:
-        client = socket.socket(socket.AF_UNIX)
-        try:
-            client.connect(str(path))
-            return client
-        except OSError:
-            client.close()
-            assert process.poll() is None, f"ended with {process.returncode} before it listened"
-            assert time.monotonic() < until
-            time.sleep(0.01)
-
-
 @contextlib.contextmanager
 def _started(command: list[str], path: Path, stderr: Path, *, negotiate: bool) -> Iterator[Qmp]:
+    def connected() -> Qmp | None:
+        assert process.poll() is None, f"ended with {process.returncode} before it listened"
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return Qmp(path, process, negotiate=negotiate)
+        return None
+
     with stderr.open("wb") as errors, subprocess.Popen(command, stderr=errors) as process:
         try:
-            with contextlib.closing(Qmp(path, process)) as qmp:
-                if negotiate:
-                    qmp("qmp_capabilities")
-                yield qmp
+            with wait.until(connected, what="the monitor") as monitor:
+                yield monitor
         finally:
             process.kill()
 
 
-@contextlib.contextmanager
 def emulator(
     directory: Path, *arguments: str, memory: str = "33M", negotiate: bool = True
-) -> Iterator[Qmp]:
+) -> contextlib.AbstractContextManager[Qmp]:
     """Run an emulator; its stderr is in ``directory/emulator.stderr``."""
     path = directory / "emulator.qmp"
     command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(path), "--memory", memory]
-    with _started(
-        [*command, *arguments], path, directory / "emulator.stderr", negotiate=negotiate
-    ) as qmp:
-        yield qmp
+    stderr = directory / "emulator.stderr"
+    return _started([*command, *arguments], path, stderr, negotiate=negotiate)
 
 
-@contextlib.contextmanager
 def real_qemu(
     directory: Path,
     *arguments: str,
@@ -181,7 +113,7 @@ def real_qemu(
     ram: Path | None = None,
     machine: str = "none",
     negotiate: bool = True,
-) -> Iterator[Qmp]:
+) -> contextlib.AbstractContextManager[Qmp]:
     """Run a real QEMU; ``ram`` is the file that holds its RAM, block ``ram`` on machine none."""
     need.skip_if(qemu.unavailable())
     path = directory / "qemu.qmp"
@@ -191,10 +123,8 @@ def real_qemu(
     if ram is not None:
         backend = f"memory-backend-file,id=ram,size={memory},mem-path={ram},share=on"
         command += ["-object", backend, "-machine", "memory-backend=ram"]
-    with _started(
-        [*command, *arguments], path, directory / "qemu.stderr", negotiate=negotiate
-    ) as qmp:
-        yield qmp
+    stderr = directory / "qemu.stderr"
+    return _started([*command, *arguments], path, stderr, negotiate=negotiate)
 
 
 def memory_of(qmp: Qmp, size: int, directory: Path) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from mapsave.emulator.options import PATTERNS, EmulatorOptions
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
+from tests.kit.qmp import QmpClosed
 
 SIZE = 33 * MIB
 
@@ -157,7 +159,7 @@ def test_pipelined_descriptors_are_lost_with_oob_only(tmp_path: Path, *, oob: bo
         os.kill(qmp.process.pid, signal.SIGSTOP)
         for number in (1, 2):
             with helpers.opened(tmp_path, os.O_RDONLY) as fd:
-                qmp.send(b" ", (fd,))
+                qmp.send(b" ", fd)
             add = {"execute": "add-fd", "arguments": {"fdset-id": number}}
             qmp.send(json.dumps(add).encode())
         os.kill(qmp.process.pid, signal.SIGCONT)
@@ -170,23 +172,23 @@ def test_second_client_waits_for_the_first(tmp_path: Path) -> None:
     with helpers.emulator(tmp_path) as first:
         with helpers.opened(tmp_path, os.O_RDONLY) as fd:
             first("add-fd", fd, fdset_id=3)
-        waiting = helpers.connect(tmp_path / "emulator.qmp", first.process)
-        waiting.settimeout(0.2)
-        with pytest.raises(TimeoutError):
-            waiting.recv(1)
-        first.close()
-        waiting.settimeout(5)
-        assert waiting.recv(65536).startswith(b'{"QMP": {"version": {"qemu": {"micro": 2')
-        waiting.sendall(b'{"execute":"qmp_capabilities"}{"execute":"query-fdsets"}')
-        time.sleep(0.3)
-        assert b'"fdset-id": 3' in waiting.recv(65536)  # sets outlive the monitor
-        waiting.close()
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(str(tmp_path / "emulator.qmp"))
+            waiting.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+            first.close()
+            waiting.settimeout(5)
+            assert waiting.recv(65536).startswith(b'{"QMP": {"version": {"qemu": {"micro": 2')
+            waiting.sendall(b'{"execute":"qmp_capabilities"}{"execute":"query-fdsets"}')
+            time.sleep(0.3)
+            assert b'"fdset-id": 3' in waiting.recv(65536)  # sets outlive the monitor
 
 
 def test_sigterm_ends_it_as_quit_does(tmp_path: Path) -> None:
     with helpers.emulator(tmp_path) as qmp:
         os.kill(qmp.process.pid, signal.SIGTERM)
-        with pytest.raises(helpers.Died):
+        with pytest.raises(QmpClosed):
             qmp.events.append(qmp.read())
             qmp.read()
         assert qmp.events[0]["data"] == {"guest": False, "reason": "host-signal"}

@@ -16,6 +16,7 @@ import pytest
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
 from tests.kit import storage
+from tests.kit.qmp import QmpClosed
 
 Start = Callable[..., AbstractContextManager[helpers.Qmp]]
 
@@ -52,7 +53,7 @@ def image(tmp_path: Path) -> Path:
 
 def death(qmp: helpers.Qmp, *steps: Callable[[], Any]) -> int:
     """Take ``steps``, of which the last or its effect ends the process; return its status."""
-    with pytest.raises(helpers.Died):
+    with pytest.raises(QmpClosed):
         for step in steps:
             step()
         until = time.monotonic() + 20
@@ -69,7 +70,7 @@ def test_missing_direct_descriptor_at_save_kills(tmp_path: Path, start: Start) -
         qmp("migrate-set-parameters", direct_io=True)
         with helpers.opened(tmp_path / "image", os.O_WRONLY | os.O_CREAT) as fd:
             qmp("add-fd", fd, fdset_id=1)
-        with contextlib.suppress(helpers.Died):  # its answer, and its end by another thread
+        with contextlib.suppress(QmpClosed):  # its answer, and its end by another thread
             assert qmp("migrate", uri="file:/dev/fdset/1") == {}
         assert death(qmp) == -signal.SIGSEGV
     if start is helpers.emulator:

@@ -38,8 +38,8 @@ class Client:
     ``events`` holds every event received so far, oldest first; tests may clear it.
     """
 
-    def __init__(self, path: Path, *, timeout: float = wait.LONG) -> None:
-        """Connect to the unix socket at ``path`` and negotiate.
+    def __init__(self, path: Path, *, timeout: float = wait.LONG, negotiate: bool = True) -> None:
+        """Connect to the unix socket at ``path``, and negotiate if told to.
 
         ``timeout`` in seconds is the limit of this and of every later command.
 
@@ -54,10 +54,11 @@ class Client:
             with unix_socket.to_connect(path) as address:
                 self._socket.connect(address)
             # A QEMU that is only starting sends events before it greets, and may greet twice.
-            while "QMP" not in (greeting := self._receive(time.monotonic() + timeout)):
+            while "QMP" not in (greeting := self.read()):
                 self.events.append(greeting)
             self.greeting = greeting["QMP"]
-            self.execute("qmp_capabilities")
+            if negotiate:
+                self.execute("qmp_capabilities")
         except BaseException:
             self._socket.close()
             raise
@@ -85,21 +86,26 @@ class Client:
 
         Raises QmpError, QmpClosed, or TimeoutError after ``timeout`` seconds.
         """
-        message: dict[str, Any] = {"execute": command}
-        if arguments:
-            message["arguments"] = {
-                name.replace("_", "-"): value for name, value in arguments.items()
-            }
-        self._send(json.dumps(message).encode(), descriptor)
+        descriptors = () if descriptor is None else (descriptor,)
+        reply = self.ask(command, *descriptors, **arguments)
+        if "error" in reply:
+            raise QmpError(command, reply["error"]["class"], reply["error"]["desc"])
+        return reply["return"]
+
+    def ask(self, command: str, /, *descriptors: int, **arguments: Any) -> dict[str, Any]:
+        """Run ``command`` and return the whole reply, as ``execute`` does else."""
+        wire = {name.replace("_", "-"): value for name, value in arguments.items()}
+        message = {"execute": command} | ({"arguments": wire} if wire else {})
+        self.send(json.dumps(message).encode(), *descriptors)
+        return self.reply()
+
+    def reply(self) -> dict[str, Any]:
+        """Return the next reply; events that come before it are kept, a late greeting is not."""
         deadline = time.monotonic() + self.timeout
-        while True:
-            reply = self._receive(deadline)
-            if "event" in reply:
-                self.events.append(reply)
-            elif "error" in reply:
-                raise QmpError(command, reply["error"]["class"], reply["error"]["desc"])
-            elif "QMP" not in reply:
-                return reply["return"]
+        while "return" not in (message := self.read(deadline)) and "error" not in message:
+            if "event" in message:
+                self.events.append(message)
+        return message
 
     def hmp(self, line: str) -> str:
         """Run a command of the human monitor and return what it printed."""
@@ -122,7 +128,7 @@ class Client:
                 if event["event"] == name and data.items() <= event.get("data", {}).items():
                     return event
             seen = len(self.events)
-            received = self._receive(deadline)
+            received = self.read(deadline)
             assert "event" in received, f"a reply that nobody asked for: {received}"
             self.events.append(received)
 
@@ -134,17 +140,17 @@ class Client:
             if (name := str(event["event"]))
         ]
 
-    def _send(self, data: bytes, descriptor: int | None) -> None:
-        ancillary: list[tuple[int, int, array.array[int]]] = []
-        if descriptor is not None:
-            rights = array.array("i", [descriptor])
-            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
+    def send(self, data: bytes, *descriptors: int) -> None:
+        """Send bytes as they are, and descriptors with them. Raises QmpClosed."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
         try:
-            self._socket.sendmsg([data], ancillary)
+            self._socket.sendmsg([data], [rights] if descriptors else [])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise QmpClosed("QEMU closed the monitor") from error
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
+    def read(self, deadline: float | None = None) -> dict[str, Any]:
+        """Return the next message of any kind. Raises QmpClosed, TimeoutError."""
+        deadline = time.monotonic() + self.timeout if deadline is None else deadline
         while b"\n" not in self._pending:
             left = deadline - time.monotonic()
             if left <= 0:

@@ -76,41 +76,33 @@ def test_the_next_service_runs_them_where_one_was_killed(
     nothing_to_recover(scene)
 
 
+@pytest.mark.parametrize(
+    ("moment", "state", "behind"),
+    [
+        ("before_save", "cancelled", [("on_failure", "cancelled")]),
+        ("after_save", "done", [("after_save", "success")] * 2),
+    ],
+)
 @pytest.mark.usefixtures("guest")
-def test_killed_in_a_hook_before(scene: Scene) -> None:
-    """What it had begun, to freeze file systems, must be ended."""
-    hang = scene.here / "hang-before_save"
+def test_killed_in_a_hook(
+    scene: Scene, moment: str, state: str, behind: list[tuple[str, str]]
+) -> None:
+    """What one before had begun, to freeze file systems, is ended; one behind is run again."""
+    hang = scene.here / f"hang-{moment}"
     hang.touch()
     with service.running(scene.site) as doomed:
         begun = doomed.begin(kind="save", guest=NAME)["id"]
-        asyncio.run(scene.until("before_save"))
+        asyncio.run(scene.until(moment))
         doomed.kill()
     hang.unlink()
     with service.running(scene.site) as mapsaved:
-        assert mapsaved.ended(begun)["state"] == "cancelled"
+        assert mapsaved.ended(begun)["state"] == state
         interrupted.await_recovery(mapsaved)
-    assert scene.moments() == [("before_save", None), ("on_failure", "cancelled")]
-    assert told_last(scene)["operation"] == begun
-    assert told_last(scene)["guest"] == NAME
-    nothing_to_recover(scene)
-
-
-@pytest.mark.usefixtures("guest")
-def test_killed_in_a_hook_behind_it_is_run_again(scene: Scene) -> None:
-    hang = scene.here / "hang-after_save"
-    hang.touch()
-    with service.running(scene.site) as doomed:
-        begun = doomed.begin(kind="save", guest=NAME)["id"]
-        asyncio.run(scene.until("after_save"))
-        doomed.kill()
-    hang.unlink()
-    with service.running(scene.site) as mapsaved:
-        assert mapsaved.ended(begun)["state"] == "done"
-        interrupted.await_recovery(mapsaved)
-    after = ("after_save", "success")
-    assert scene.moments() == [("before_save", None), after, after]
-    first, again = scene.told()[1:]
-    assert again == {**first, "recovered": True}
+    assert scene.moments() == [("before_save", None), *behind]
+    last = told_last(scene)
+    assert (last["operation"], last["guest"]) == (begun, NAME)
+    if moment == "after_save":
+        assert last == {**scene.told()[-2], "recovered": True}
     nothing_to_recover(scene)
 
 
