@@ -1,7 +1,6 @@
 """A save-all that meets a guest that another mapsave is at, or has left paused."""
 
 import contextlib
-import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -47,10 +46,9 @@ def test_a_guest_that_a_job_is_saving_is_saved_behind_it(site: cli.Site) -> None
             wait.until(lambda: "other" in emulated.committed(site), what="the other guest")
             process.send_signal(signal.SIGCONT)
             assert process.wait(60) == 0
-            stdout, stderr = all_of_them.communicate(timeout=60)
-        assert all_of_them.returncode == 0, stderr
+            done = cli.ended(all_of_them, check=0).json()
         assert not emulated.answers(socket)
-    assert emulated.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
+    assert emulated.outcomes(done) == {"other": "saved", "web": "saved"}
     assert emulated.committed(site) == {"web", "other"}
     entry = next(each for each in emulated.recorded(site) if each["guest"] == "web")
     assert entry["ran"]
@@ -82,9 +80,8 @@ def test_one_that_is_locked_by_its_process_is_waited_for(site: cli.Site) -> None
             wait.until(lambda: "other" in emulated.committed(site), what="the other guest")
             assert emulated.status(socket) == "running"
             held.close()
-            stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0, stderr
-    assert emulated.outcomes(json.loads(stdout)) == {"other": "saved", "web": "saved"}
+            done = cli.ended(process, check=0).json()
+    assert emulated.outcomes(done) == {"other": "saved", "web": "saved"}
     assert emulated.committed(site) == {"web", "other"}
 
 

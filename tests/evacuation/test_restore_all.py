@@ -217,8 +217,7 @@ def test_interrupted(site: cli.Site) -> None:
     with site.start("restore-all") as process:
         wait.until(lambda: list(site.state.glob("journal/restore-*")), what="the restore")
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 9, stderr
+        cli.ended(process, check=9)
     assert emulated.committed(site) == {"web"}
     site.guests["web"]["launch"] = launch
     site.write()
@@ -238,11 +237,10 @@ def test_interrupted_it_tells_who_is_back(site: cli.Site, number: signal.Signals
             wait.until(lambda: emulated.committed(site) == {"slow"}, what="the first guest")
             wait.until(lambda: list(site.state.glob("journal/restore-*")), what="the second one")
             process.send_signal(number)
-            stdout, stderr = process.communicate(timeout=30)
-        assert process.returncode == 9, stderr
-        assert json.loads(stdout)["error"]["data"]["restored"] == ["web"]
-        assert "restored before that: web" in stderr
-        assert "everything was rolled back" not in stderr
+            done = cli.ended(process, check=9)
+        assert done.error()["data"]["restored"] == ["web"]
+        assert "restored before that: web" in done.stderr
+        assert "everything was rolled back" not in done.stderr
         assert emulated.status(emulated.socket_of(site, "web")) == "running"
     assert emulated.committed(site) == {"slow"}
 

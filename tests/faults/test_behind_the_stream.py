@@ -2,9 +2,7 @@
 
 import resource
 import signal
-import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -15,15 +13,6 @@ NAME = "web01"
 IMAGE = "one.mapsave"
 SAVE = ("save", NAME, "--image", IMAGE, "--json")
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
-
-
-def _error(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Let a save that stands still go on, and fail; return its error."""
-    process.send_signal(signal.SIGCONT)
-    stdout, stderr = process.communicate(timeout=60)
-    result = cli.Result(SAVE, process.returncode, stdout, stderr)
-    assert result.returncode == 4, result
-    return dict(result.json()["error"])
 
 
 def _states(site: cli.Site) -> list[str]:
@@ -54,8 +43,7 @@ def test_a_guest_continued_and_stopped_again_is_left(
     """Its disks are newer than the image, which must not pass for the guest."""
     with struck.stopped(site, step, *SAVE, "--then", then) as process:
         _continue_and_stop(guest)
-        error = _error(process)
-    assert error["id"] == "save.guest_continued"
+        error = cli.ended(process, check=4).error("save.guest_continued")
     assert error["data"]["run_state"] == guest.status() == "paused"
     assert not struck.journals(site)
     assert not struck.partials(site)
@@ -71,7 +59,7 @@ def _is_stale(site: cli.Site) -> None:
     """See that no one restores the image by mistake, though it is whole."""
     site.run("verify", IMAGE, check=0)
     assert _states(site) == ["restored"]
-    refused = site.run("restore", IMAGE, "--json", check=3).json()["error"]
+    refused = site.run("restore", IMAGE, "--json", check=3).error()
     assert refused["id"] == "check.already_restored"
     assert "resumed its guest" in refused["message"]
 
@@ -82,8 +70,7 @@ def test_a_guest_continued_and_ended_is_not_in_the_image(
 ) -> None:
     with struck.stopped(site, step, *SAVE) as process:
         _continue_and_kill(guest)
-        error = _error(process)
-    assert error["id"] == "save.guest_continued"
+        error = cli.ended(process, check=4).error("save.guest_continued")
     assert error["data"]["run_state"] == "ended"
     assert not struck.journals(site)
     assert not struck.partials(site)
@@ -117,8 +104,7 @@ def test_a_guest_that_was_to_live_on_and_is_gone(
     """The image is good, but no one may believe that the guest runs."""
     result = struck.run(site, "after", step, f"{guest.pid}:KILL", *SAVE, "--then", then)
     assert result.returncode == 4, result
-    error = result.json()["error"]
-    assert error["id"] == "save.qemu_died"
+    error = result.error("save.qemu_died")
     assert error["data"]["image"] == str(site.images / IMAGE)
     assert f"{IMAGE}' is committed" in error["message"]
     assert not struck.journals(site)
@@ -133,8 +119,7 @@ def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qe
     """Its image is good, but it is paused: recover lets it run."""
     with struck.stopped(site, "resume", *SAVE, "--then", "resume") as process:
         struck.cut_off(process, guest.qmp)
-        error = _error(process)
-    assert error["id"] == "save.failed"
+        error = cli.ended(process, check=4).error("save.failed")
     assert error["data"]["image"] == str(site.images / IMAGE)
     assert f"(pid {guest.pid}) is still running" in error["message"]
     assert guest.status() == "postmigrate"
@@ -169,7 +154,7 @@ def test_a_name_that_may_not_be_on_the_disk(site: cli.Site, guest: qemu.Qemu, th
     """Neither does the guest go on beside an image, nor is it ended without one: recover does."""
     result = _failing(site, "directory", "--then", then)
     assert result.returncode == 4, result
-    error = result.json()["error"]
+    error = result.error()
     assert (error["id"], error["data"]["image"]) == ("save.commit", str(site.images / IMAGE))
     assert guest.status() == ("running" if then == "resume" else "postmigrate")
     assert struck.journals(site), "what recover works from"
@@ -188,7 +173,7 @@ def test_a_journal_that_cannot_be_written_is_named(site: cli.Site, guest: qemu.Q
         # No file may grow beyond what the journal has (setrlimit(2)), as if the disk were full.
         limit = (journal.stat().st_size, resource.RLIM_INFINITY)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
-        error = _error(process)
+        error = cli.ended(process, check=4).error()
     assert error["message"].startswith(f"cannot write the journal {str(journal)!r}")
     assert guest.status() == "running"
     assert not list(site.images.iterdir())

@@ -1,11 +1,9 @@
 """What may happen right when a restored guest is resumed: it never runs beside an unused image."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tests.faults import struck
 from tests.kit import cli, patterns, qemu
@@ -32,22 +30,16 @@ def test_a_paused_guest_whose_destination_is_gone_is_restored_again(site: cli.Si
     with _about_to_resume(site, step="mark", paused=True) as (process, restored):
         restored.kill()
         restored.wait()
-        assert "exited before the guest was resumed" in _error(process)["message"]
+        assert (
+            "exited before the guest was resumed" in cli.ended(process, check=5).error()["message"]
+        )
         site.run("restore", IMAGE, check=0)
         with restored.successor() as again:
             assert again.status() != "running"
 
 
-def _error(process: subprocess.Popen[str]) -> dict[str, Any]:
-    process.send_signal(signal.SIGCONT)
-    stdout, stderr = process.communicate(timeout=60)
-    result = cli.Result(RESTORE, process.returncode, stdout, stderr)
-    assert result.returncode == 5, result
-    return dict(result.json()["error"])
-
-
 def _is_used_up(site: cli.Site) -> None:
-    refused = site.run("restore", IMAGE, "--json", check=3).json()["error"]
+    refused = site.run("restore", IMAGE, "--json", check=3).error()
     assert refused["id"] == "check.already_restored"
 
 
@@ -55,7 +47,7 @@ def test_a_destination_that_is_not_reached_lives_and_is_resumed_by_recovery(site
     """`cont` may have been on its way: whether the guest runs cannot be known."""
     with _about_to_resume(site) as (process, restored):
         struck.cut_off(process, restored.qmp)
-        error = _error(process)
+        error = cli.ended(process, check=5).error()
         assert "recover" in error["hint"]
         assert "remains marked" in error["message"]
         assert restored.alive()

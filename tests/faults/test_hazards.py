@@ -94,7 +94,7 @@ def test_raw_missing_descriptor_wastes_the_destination(saved: Saved, site: cli.S
             "restore", saved.path, "--into", destination.address, "--again", "--json", check=3
         )
         assert result.error_id() == "check.run_state"
-        assert "start a new destination" in result.json()["error"]["hint"]
+        assert "start a new destination" in result.error()["hint"]
 
 
 DIRECT = os.O_WRONLY | os.O_DIRECT
@@ -268,9 +268,10 @@ def test_raw_failed_load_ends_the_destination_and_mapsave_keeps_it(
             assert destination.wait() == 1
     with waiting(machine="pc") as destination:
         before = destination.state()
-        result = site.run("restore", path, "--into", destination.address, "--json", check=5)
-        assert result.error_id() == "restore.failed"
-        assert "load of migration failed" in result.json()["error"]["message"]
+        error = site.run("restore", path, "--into", destination.address, "--json", check=5).error(
+            "restore.failed"
+        )
+        assert "load of migration failed" in error["message"]
         state.assert_left_as_found(before, destination.state())
         # The failed destination is of no further use, and mapsave knows.
         again = site.run("restore", path, "--into", destination.address, "--json", check=3)

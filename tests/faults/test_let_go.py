@@ -7,7 +7,6 @@ up, which otherwise takes a millisecond.
 import asyncio
 import contextlib
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -85,19 +84,6 @@ def _capabilities(guest: qemu.Qemu) -> set[str]:
     return {entry["capability"] for entry in found if entry["state"]}
 
 
-def _error(result: cli.Result) -> dict[str, Any]:
-    found: dict[str, Any] = result.json()["error"]
-    return found
-
-
-def _finished(process: subprocess.Popen[str], code: int) -> dict[str, Any]:
-    stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback" not in stderr, stderr
-    assert process.returncode == code, (stdout, stderr)
-    error: dict[str, Any] = json.loads(stdout)["error"]
-    return error
-
-
 _STOP = """
 import os, signal, sys
 from mapsave.cli import main
@@ -153,7 +139,7 @@ def test_settings_wait_until_qemu_has_cleaned_up(site: cli.Site) -> None:
             with failed_and_held(guest):
                 wait.until(lambda: _sets(guest) == {SET: 0}, what="mapsave to take its set back")
                 assert {"multifd", "mapped-ram"} <= _capabilities(guest)
-            assert "No space left" in _finished(process, 4)["message"]
+            assert "No space left" in cli.ended(process, check=4).error()["message"]
         assert guest.state() == before
         site.run("save", guest.address, "--image", "two", *SAVE, check=0)
         guest.wait()
@@ -200,7 +186,7 @@ def test_a_migration_of_another_client_that_is_not_cleaned_up(
             with failed_and_held(guest):
                 settings = guest.state().capabilities, guest.state().parameters
                 result = site.run("save", guest.address, "--image", IMAGE, *SAVE, check=4)
-                assert "migration process in progress" in _error(result)["message"]
+                assert "migration process in progress" in result.error()["message"]
                 assert (guest.state().capabilities, guest.state().parameters) == settings
         wait.until(lambda: not _sets(guest), what="QEMU to clean up")
         assert guest.state() == before
@@ -219,13 +205,14 @@ def _held_in_save(site: cli.Site, guest: qemu.Qemu, *more: str) -> dict[str, Any
     with struck.stopped(site, "migrate", "save", guest.address, *SAVE, "-o", IMAGE, *more) as run:
         _hold(guest)
         run.send_signal(signal.SIGCONT)
-        return _finished(run, 4)
+        return cli.ended(run, check=4).error()
 
 
 def _refused(site: cli.Site, guest: qemu.Qemu) -> None:
     """See that nothing saves the guest, and that both say why."""
-    error = _error(site.run("save", guest.address, "--image", "two", *SAVE, check=3))
-    assert error["id"] == "check.kept_by_qemu"
+    error = site.run("save", guest.address, "--image", "two", *SAVE, check=3).error(
+        "check.kept_by_qemu"
+    )
     assert "restarted" in error["hint"]
     checked = site.run("check", guest.address, "--json", check=3).json()
     assert [line["check"] for line in checked["checks"] if not line["ok"]] == ["let_go"]
@@ -311,7 +298,7 @@ def test_a_destination_that_keeps_its_set(site: cli.Site) -> None:
             node = {"driver": "file", "filename": f"/dev/fdset/{SET}", "read_only": True}
             waiting.control.execute("blockdev-add", node_name="theirs", **node)
             process.send_signal(signal.SIGCONT)
-            error = _finished(process, 5)
+            error = cli.ended(process, check=5).error()
         assert f"descriptor set {SET}" in error["message"]
         assert _sets(waiting) == {SET: 0}
         assert {"multifd", "mapped-ram"} <= _capabilities(waiting)

@@ -226,7 +226,7 @@ def test_destination_with_few_descriptors(site: cli.Site, image: ram.Snapshot) -
         limits.lower(destination.pid, "nofile", limits.descriptors(destination.pid) + 5)
         before = destination.state()
         result = site.run("restore", "x", "--into", destination.address, "--json", check=3)
-        assert result.json()["error"]["data"]["limit"] == "RLIMIT_NOFILE"
+        assert result.error()["data"]["limit"] == "RLIMIT_NOFILE"
         assert destination.state() == before
     with qemu.running(incoming=True) as destination:
         limits.lower(destination.pid, "nofile", limits.descriptors(destination.pid) + 6)
@@ -258,8 +258,7 @@ def test_destination_that_mapsave_starts(site: cli.Site, tmp_path: Path) -> None
         site.add_guest("web", guest.qmp, launch=["prlimit", f"--nofile={most}:{most}", *guest.argv])
         site.run("save", "web", "--image", "x", check=0)
         guest.wait()
-        error = site.run("restore", "x", "--json", check=3).json()["error"]
-        assert error["id"] == "check.limits"
+        site.run("restore", "x", "--json", check=3).error("check.limits")
         site.add_guest("web", guest.qmp, launch=guest.argv)
         site.run("restore", "x", check=0)
         with guest.successor() as successor:

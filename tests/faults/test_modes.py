@@ -30,7 +30,7 @@ def test_recording_is_refused(site: cli.Site, tmp_path: Path, paused: bool) -> N
         before = guest.state()
         site.run("check", guest.address, check=3)
         result = site.run("save", guest.address, "--image", "x", "--json", check=3)
-        assert result.json()["error"]["id"] == "check.mode"
+        assert result.error()["id"] == "check.mode"
         assert guest.state() == before
         assert os.listdir(site.images) == []
 
@@ -53,8 +53,7 @@ def test_clocks_that_the_destination_lacks(
     other = [] if destination is None else ["-icount", destination]
     with qemu.running(*other, accel="tcg", incoming=True) as guest:
         restoring = ("restore", "x", "--into", guest.address, "--json")
-        error = site.run(*restoring, check=3).json()["error"]
-        assert error["id"] == "check.destination"
+        error = site.run(*restoring, check=3).error("check.destination")
         assert "-icount" in error["hint"]
         with pytest.raises((qmp.QmpClosed, AssertionError)):
             raw.restore(guest, site.images / "x")
@@ -125,8 +124,9 @@ def test_jobs_that_write_to_disks(
         for command, arguments in commands:
             guest.control.execute(command, **arguments)
         before = guest.state()
-        error = site.run("save", guest.address, "--image", "x", "--json", check=3).json()["error"]
-        assert error["id"] == "check.not_migratable"
+        error = site.run("save", guest.address, "--image", "x", "--json", check=3).error(
+            "check.not_migratable"
+        )
         assert "'j'" in error["message"]
         assert guest.state() == before
         assert os.listdir(site.images) == []
@@ -140,7 +140,7 @@ def test_disk_that_others_may_write_through_qemu(site: cli.Site, tmp_path: Path)
         addr = {"type": "unix", "path": str(guest.directory / "export")}
         export = {"type": "vhost-user-blk", "id": "e", "node_name": "target", "addr": addr}
         guest.control.execute("block-export-add", **export, writable=True)
-        error = site.run("save", guest.address, "--image", "x", "--json", check=3).json()["error"]
+        error = site.run("save", guest.address, "--image", "x", "--json", check=3).error()
         assert "vhost-user-blk export 'e'" in error["message"]
 
 
@@ -177,6 +177,5 @@ def test_a_job_that_is_over_does_not_matter(site: cli.Site, tmp_path: Path) -> N
 def test_qemu_that_has_made_no_machine_yet(site: cli.Site) -> None:
     with qemu.running("-preconfig", paused=False) as guest:
         for command in (("check", guest.address), ("save", guest.address)):
-            error = site.run(*command, "--json", check=3).json()["error"]
-            assert error["id"] == "check.run_state"
+            error = site.run(*command, "--json", check=3).error("check.run_state")
             assert "x-exit-preconfig" in error["hint"]

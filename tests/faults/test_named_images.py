@@ -141,7 +141,7 @@ def test_a_partial_image_that_cannot_be_removed_keeps_the_journal(
     """Recovery removes it later, and leaves the guest alone, which was restored already."""
     result = failing(site, "read-only", *SAVE)
     assert result.returncode == 4, result
-    error = result.json()["error"]
+    error = result.error()
     assert "could not be removed" in error["message"]
     assert "mapsave recover" in error["hint"]
     assert guest.status() == "running"

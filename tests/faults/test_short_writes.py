@@ -32,8 +32,7 @@ def _save(site: cli.Site, guest: qemu.Qemu, *options: str) -> cli.Result:
 def _is_refused(site: cli.Site, guest: qemu.Qemu, result: cli.Result) -> dict[str, Any]:
     """See that the save failed for missing pages, and that the guest is as it was."""
     assert result.returncode == 4, result
-    error = result.json()["error"]
-    assert error["id"] == "save.commit"
+    error = result.error("save.commit")
     assert error["data"]["found"]["id"] == "image.pages_missing"
     assert "save to another file system" in error["hint"]
     assert not list(site.images.iterdir())
@@ -162,7 +161,7 @@ def test_short_writes_of_the_main_channel(site: cli.Site) -> None:
     with qemu.running(env=inject.environment(bitmap), ram=islands, paused=False) as guest:
         result = _save(site, guest)
         assert result.returncode == 4, result
-        assert "Partial write" in result.json()["error"]["message"]
+        assert "Partial write" in result.error()["message"]
         assert guest.status() == "running"
     stream = inject.Rule("writev", "short", 7, count=-1)
     with qemu.running(env=inject.environment(stream), ram=islands, paused=False) as guest:
@@ -204,7 +203,7 @@ def test_blocks_smaller_than_a_page(
         env = short(_JOB - 1024)
         with qemu.running(env=env, ram=patterns.zero_tails, paused=False) as guest:
             result = _save(site, guest, "--direct-io", direct_io)
-            assert result.json()["error"]["data"]["found"]["id"] == "image.pages_missing"
+            assert result.error()["data"]["found"]["id"] == "image.pages_missing"
             done = _save(site, guest, "--direct-io", direct_io)
             assert done.returncode == 0, done
             assert done.json()["written"]["holes"] == "checked"
@@ -219,7 +218,7 @@ def test_tmpfs(site: cli.Site, tmp_path: Path, options: tuple[str, ...]) -> None
         site.write()
         with qemu.running(env=short(5 * _PAGE), ram=patterns.dense, paused=False) as guest:
             result = _save(site, guest)
-            assert result.json()["error"]["data"]["found"]["id"] == "image.pages_missing"
+            assert result.error()["data"]["found"]["id"] == "image.pages_missing"
             assert _save(site, guest).returncode == 0
 
 
@@ -234,7 +233,7 @@ def test_a_file_system_that_does_not_report_holes(
         options = ("--zero-pages", zero_pages)
         with qemu.running(env=short(5 * _PAGE), ram=patterns.dense, paused=False) as guest:
             result = _save(site, guest, *options)
-            assert result.json()["error"]["data"]["found"]["id"] == "image.pages_missing"
+            assert result.error()["data"]["found"]["id"] == "image.pages_missing"
             done = _save(site, guest, *options).json()
             assert (done["written"]["holes"], done["written"]["not_compared"]) == ("unknown", 0)
             assert done["written"]["compared"] * _PAGE == done["data_bytes"]

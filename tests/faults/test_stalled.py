@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mapsave import config as configuration
@@ -66,7 +65,7 @@ def as_before(site: cli.Site, saved: scene.Saved) -> None:
 def test_launched_destination_is_killed(site: cli.Site, rule: inject.Rule | None) -> None:
     with failing(site, rule) as saved:
         result = site.run("restore", saved.image, "--json", check=5, timeout=20)
-        error = scene.error_of(result)
+        error = result.error()
         assert error["id"] == "restore.stalled"
         assert "was killed" in error["message"]
         as_before(site, saved)
@@ -86,8 +85,8 @@ def test_destination_of_somebody_else_is_named(site: cli.Site) -> None:
         rule = bitmap(site, saved.image)
         with waiting(saved, rule) as destination:
             into = ("restore", saved.image, "--into", destination.address)
-            error = scene.error_of(site.run(*into, "--json", check=5, timeout=20))
-            assert error["id"] == "restore.stalled"
+            done = site.run(*into, "--json", check=5, timeout=20)
+            error = done.error("restore.stalled")
             assert error["data"]["pid"] == destination.pid
             assert f"kill -9 {destination.pid}" in error["hint"]
             assert destination.alive()
@@ -136,14 +135,14 @@ def await_hang() -> None:
 def test_time_limit_while_the_destination_hangs(site: cli.Site) -> None:
     with failing(site, None, "10m") as saved:
         result = site.run("restore", saved.image, "--timeout", "2s", "--json", check=5, timeout=20)
-        assert scene.error_of(result)["id"] == "restore.timeout"
+        assert result.error_id() == "restore.timeout"
         as_before(site, saved)
 
 
 def test_qemu_that_dies_says_how(site: cli.Site) -> None:
     rule = inject.Rule("preadv", "errno", errno.EIO, **_PAGES)
     with failing(site, rule) as saved:
-        error = scene.error_of(site.run("restore", saved.image, "--json", check=5))
+        error = site.run("restore", saved.image, "--json", check=5).error()
         assert "killed by SIGSEGV" in error["message"]
         as_before(site, saved)
 
@@ -159,8 +158,8 @@ def test_slow_storage_is_waited_for(site: cli.Site, sight: Sequence[str]) -> Non
     slow = inject.Rule("preadv", "delay", 400_000, count=-1)
     with failing(site, slow, "2s") as saved:
         began = time.monotonic()
-        result = _under(site, sight, "restore", saved.image, "--channels", "1", "--json")
-        assert result.returncode == 0, result
+        restore = ("restore", saved.image, "--channels", "1", "--json")
+        site.run(*restore, under=sight, check=0)
         assert time.monotonic() - began > 4
         with saved.guest.successor() as restored:
             assert restored.status() == "prelaunch"
@@ -169,19 +168,9 @@ def test_slow_storage_is_waited_for(site: cli.Site, sight: Sequence[str]) -> Non
 @pytest.mark.root
 def test_stall_is_seen_without_io_counters(site: cli.Site) -> None:
     with failing(site, None) as saved:
-        result = _under(site, _unprivileged(), "restore", saved.image, "--json")
-        assert scene.error_of(result)["id"] == "restore.stalled"
+        result = site.run("restore", saved.image, "--json", under=_unprivileged())
+        assert result.error_id() == "restore.stalled"
         as_before(site, saved)
-
-
-def _under(site: cli.Site, around: Sequence[str], *arguments: Any) -> cli.Result:
-    words = ["--config", str(site.config), *map(str, arguments)]
-    with processes.running(
-        [*around, *cli.COMMAND, *words], stdout=-1, stderr=-1, text=True
-    ) as process:
-        stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback" not in stderr
-    return cli.Result(tuple(words), process.returncode, stdout, stderr)
 
 
 async def test_process_that_is_not_in_sight_gets_the_time_of_a_slow_disk() -> None:

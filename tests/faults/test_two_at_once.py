@@ -21,7 +21,7 @@ def _refused(site: cli.Site, *arguments: str | os.PathLike[str]) -> str:
     started = time.monotonic()
     result = site.run(*arguments, "--json", check=8)
     assert time.monotonic() - started < _AT_ONCE
-    return str(result.json()["error"]["id"])
+    return str(result.error()["id"])
 
 
 def test_second_save_by_every_name_of_the_socket(site: cli.Site, tmp_path: Path) -> None:
@@ -93,9 +93,7 @@ def test_two_restores_of_one_image(site: cli.Site) -> None:
             assert first.returncode == 0
             with guest.successor() as restored:
                 assert restored.status() == "running"
-            assert site.run(*second, "--json", check=3).json()["error"]["id"] == (
-                "check.already_restored"
-            )
+            assert site.run(*second, "--json", check=3).error()["id"] == ("check.already_restored")
             assert spare.status() == "inmigrate"
 
 

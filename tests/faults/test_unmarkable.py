@@ -35,8 +35,7 @@ def guest(site: cli.Site, place: Path) -> Iterator[qemu.Qemu]:
 
 
 def _refused(site: cli.Site, *arguments: str | Path) -> dict[str, Any]:
-    error = site.run("restore", *arguments, "--json", check=3).json()["error"]
-    assert error["id"] == "check.already_restored"
+    error = site.run("restore", *arguments, "--json", check=3).error("check.already_restored")
     return dict(error)
 
 
@@ -100,7 +99,7 @@ def test_neither_image_nor_state_directory_can_be_written(
     """The guest does not run, and the destination is ended."""
     with storage.read_only(place):
         result = site.run("restore", IMAGE, "--json", env=inject.environment(_NO_NOTE), check=5)
-        error = result.json()["error"]
+        error = result.error()
         assert "neither in the image (Read-only file system) nor in the state" in error["message"]
         assert not qemu_lives(guest)
         assert not struck.journals(site)
@@ -114,7 +113,7 @@ def test_a_mark_that_may_not_be_durable_is_taken_back(site: cli.Site, guest: qem
     """fsync(2) fails on both: what was written would be read all the same, but no guest runs."""
     rules = (_NO_NOTE, inject.Rule("fsync", "errno", 28, path=IMAGE, count=-1))
     result = site.run("restore", IMAGE, "--json", env=inject.environment(*rules), check=5)
-    assert "neither in the image (No space left on device)" in result.json()["error"]["message"]
+    assert "neither in the image (No space left on device)" in result.error()["message"]
     assert not qemu_lives(guest)
     assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
     site.run("restore", IMAGE, check=0)

@@ -259,9 +259,8 @@ def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site, sockets
         assert first.endswith("; retrying in 0.2 s\n")
         # The job alone asks its monitor: the save may be over before anybody else could.
         with cli.started("emulate", *described(sockets / "late")):
-            stdout, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    row = stdout.splitlines()[1].split()
+            done = cli.ended(process, check=0)
+    row = done.stdout.splitlines()[1].split()
     assert row[:2] == ["late", "saved"]
     assert row[3] == "tries)"
     assert int(row[2].removeprefix("(")) > 1
@@ -311,12 +310,10 @@ def test_who_was_saved_before_an_interruption_is_told(site: cli.Site, sockets: P
             wait.until((site.images / "quick").exists, what="the image of the quick guest")
             wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
             process.send_signal(signal.SIGINT)
-            stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 9, stderr
+            done = cli.ended(process, check=9)
         with qmp.connect(sockets / "slow") as monitor:
             assert monitor.execute("query-status")["status"] == "running"
-    error = json.loads(stdout)["error"]
-    assert error["id"] == "interrupted"
+    error = done.error("interrupted")
     assert error["message"].endswith("were rolled back, saved before that: quick")
     assert error["data"] == {"saved": ["quick"], "images": [str(site.images / "quick")]}
     assert "mapsave restore" in error["hint"]
@@ -331,8 +328,7 @@ def test_an_interruption_before_anything_was_saved_is_told(site: cli.Site, socke
     ):
         wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
         process.send_signal(signal.SIGTERM)
-        stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 9
+        stderr = cli.ended(process, check=9).stderr
     assert "were rolled back, no guest had been saved [interrupted]" in stderr
     assert "hint" not in stderr
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +33,15 @@ class Result:
         assert isinstance(found, dict), f"not an object: {self.stdout}"
         return found
 
+    def error(self, identity: str | None = None) -> dict[str, Any]:
+        """Return the error that ``--json`` printed; fail unless its id is ``identity``."""
+        error: dict[str, Any] = self.json()["error"]
+        assert error["exit_code"] == self.returncode, self
+        assert identity in (None, error["id"]), self
+        return error
+
     def error_id(self) -> str:
-        return str(self.json()["error"]["id"])
+        return str(self.error()["id"])
 
 
 def mapsave(
@@ -46,17 +54,24 @@ def mapsave(
 
     With ``check``, fail unless that is the exit code. A traceback on standard error always fails.
     """
-    words = tuple(os.fspath(argument) for argument in arguments)
-    with started(*words, **how) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as slow:
-            # Also when it ended but left a child that holds its output open.
-            raise AssertionError(f"{words}: {slow}: {slow.output!r} {slow.stderr!r}") from slow
+    with started(*arguments, **how) as process:
+        return ended(process, check=check, timeout=timeout)
+
+
+def ended(
+    process: subprocess.Popen[str], *, check: int | None = None, timeout: float = 60.0
+) -> Result:
+    """Wait for the end of a ``mapsave`` that was started, which goes on if it stands still."""
+    process.send_signal(signal.SIGCONT)
+    words = tuple(os.fspath(each) for each in process.args)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as slow:
+        # Also when it ended but left a child that holds its output open.
+        raise AssertionError(f"{words}: {slow}: {slow.output!r} {slow.stderr!r}") from slow
     result = Result(words, process.returncode, stdout, stderr)
     assert "Traceback (most recent call last)" not in stderr, stderr
-    if check is not None:
-        assert result.returncode == check, f"{result}"
+    assert check in (None, result.returncode), result
     return result
 
 

@@ -28,7 +28,9 @@ main()
 """
 
 
-def as_nobody(site: cli.Site, *arguments: str | Path) -> cli.Result:
+def as_nobody(site: cli.Site, *arguments: str | Path, check: int | None = None) -> cli.Result:
     """Run ``mapsave`` without any privilege."""
     command = [sys.executable, "-c", _AS_NOBODY]
-    return site.run(*arguments, "--json", command=command, env={"HOME": "/nonexistent"})
+    return site.run(
+        *arguments, "--json", command=command, env={"HOME": "/nonexistent"}, check=check
+    )

@@ -45,14 +45,6 @@ def small(daemon: Daemon, **options: Any) -> AbstractContextManager[Domain]:
     return domain.running(daemon, NAME, ram=patterns.dense, **options)
 
 
-def finished(process: subprocess.Popen[str]) -> cli.Result:
-    """Let a ``mapsave`` that stands still go on to its end, and return what it left."""
-    process.send_signal(signal.SIGCONT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback (most recent call last)" not in stderr, stderr
-    return cli.Result((), process.returncode, stdout, stderr)
-
-
 @contextmanager
 def writing(
     site: cli.Site, guest: Domain, *arguments: str | os.PathLike[str]

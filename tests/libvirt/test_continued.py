@@ -6,7 +6,7 @@ from tests.faults import struck
 from tests.kit import cli, domain
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
-from tests.libvirt.scene import IMAGE, as_before, finished, nothing_left, small
+from tests.libvirt.scene import IMAGE, as_before, nothing_left, small
 
 
 def _save(guest: Domain) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def test_guest_resumed_by_somebody_else_behind_the_commit(
         before = guest.status()
         with struck.stopped(site, step, *_save(guest)) as process:
             guest.virsh("resume")
-            result = finished(process)
+            result = cli.ended(process)
         as_before(guest, before)
         assert result.returncode == 4, result
         assert result.error_id() == "save.guest_continued"
@@ -31,8 +31,7 @@ def test_guest_resumed_by_somebody_else_behind_the_commit(
 
 
 def _is_stale(site: cli.Site) -> None:
-    error = site.run("restore", IMAGE, "--json", check=3).json()["error"]
-    assert error["id"] == "check.already_restored"
+    error = site.run("restore", IMAGE, "--json", check=3).error("check.already_restored")
     assert "resumed its guest" in error["message"]
 
 
@@ -46,9 +45,7 @@ def test_guest_resumed_by_somebody_else_and_stopped_again(
         with struck.stopped(site, step, *_save(guest)) as process:
             guest.virsh("resume")
             guest.virsh(act)
-            result = finished(process)
-        assert result.returncode == 4, result
-        assert result.error_id() == "save.guest_continued"
+            cli.ended(process, check=4).error("save.guest_continued")
         assert guest.state() == left
         if step == "complete":
             nothing_left(site)
@@ -65,10 +62,8 @@ def test_guest_ended_by_somebody_else_that_was_to_live_on(
     with small(daemon, paused=False) as guest:
         with struck.stopped(site, "complete", *_save(guest), "--then", then) as process:
             guest.virsh("destroy")
-            result = finished(process)
-        assert result.returncode == 4, result
-        assert result.error_id() == "save.qemu_died"
-        assert result.json()["error"]["data"]["image"] == str(site.images / IMAGE)
+            error = cli.ended(process, check=4).error("save.qemu_died")
+        assert error["data"]["image"] == str(site.images / IMAGE)
         nothing_left(site, IMAGE)
         daemon.virsh("restore", site.images / IMAGE)
         guest.wait_state("running")

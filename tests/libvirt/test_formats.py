@@ -24,8 +24,7 @@ def test_formats_that_only_virsh_restores(daemon: Daemon, site: cli.Site, tmp_pa
                 ["check", path],
             ]
             for words in commands:
-                error = site.run(*words, "--json", check=6).json()["error"]
-                assert error["id"] == "image.unsupported"
+                error = site.run(*words, "--json", check=6).error("image.unsupported")
                 assert repr(format) in error["message"]
                 assert f"virsh restore {shlex.quote(str(path))}" in error["hint"]
                 assert guest.state() == "shut off (saved)"
@@ -72,7 +71,7 @@ def test_guests_of_libvirt_without_libvirt_python(
         ["check", "libvirt:x"],
         ["list", "--libvirt"],
     ):
-        error = site.run(*words, "--json", check=2, env=without_libvirt).json()["error"]
+        error = site.run(*words, "--json", check=2, env=without_libvirt).error()
         assert error["id"] == "unsupported", words
         assert "libvirt-python" in error["message"]
         assert "pip install 'mapsave[libvirt]'" in error["hint"]
@@ -89,6 +88,6 @@ def test_images_of_libvirt_without_libvirt_python(
             site.run(command, path, check=0, env=without_libvirt)
         site.run("list", check=0, env=without_libvirt)
         words = ("restore", path, "--guest", guest.address, "--json")
-        error = site.run(*words, check=2, env=without_libvirt).json()["error"]
+        error = site.run(*words, check=2, env=without_libvirt).error()
         assert "pip install" in error["hint"]
         assert path.read_bytes() == image

@@ -86,7 +86,7 @@ def test_hostile_images(daemon: Daemon, site: cli.Site, tmp_path: Path, maker: s
             path.write_bytes(content)
             Victim(path).cookie(text)
             for command in (into, (*into, "--trust-recorded-command")):
-                error = site.run(*command, "--json", check=6, timeout=30).json()["error"]
+                error = site.run(*command, "--json", check=6, timeout=30).error()
                 assert "cookie" in error["message"], name
         assert daemon.alive() and daemon.domains() == []
         # The undamaged one is good.

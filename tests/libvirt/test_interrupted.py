@@ -25,7 +25,6 @@ from tests.libvirt.scene import (
     WHOLE,
     _written,
     as_before,
-    finished,
     nothing_left,
     small,
     writing,
@@ -54,7 +53,7 @@ def _killed_for_a_while(daemon: Daemon, process: subprocess.Popen[str]) -> cli.R
     time.sleep(_AWAY)
     assert process.poll() is None or process.returncode in (0, 4)
     daemon.start()
-    return finished(process)
+    return cli.ended(process)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_libvirtd_killed_and_restarted(
             assert result.returncode == 0, result
         if result.returncode:
             assert result.returncode == 4, result
-            assert "libvirtd" in result.json()["error"]["message"]
+            assert "libvirtd" in result.error()["message"]
             nothing_left(site)
             assert guest.pid == pid
             as_before(guest, before)
@@ -132,9 +131,8 @@ def test_libvirtd_killed_for_good(
                 process.send_signal(signal.SIGCONT)
                 wait.until(lambda: _written(site) > 2 * MIB, what="pages in the partial image")
             own_daemon.kill()
-            result = finished(process)
-        assert result.returncode == 4, result
-        error = result.json()["error"]
+            result = cli.ended(process, check=4)
+        error = result.error()
         assert "libvirtd was lost" in error["message"]
         assert "mapsave recover" in error["hint"]
         assert len(struck.journals(site)) == 1
@@ -187,7 +185,7 @@ def test_libvirtd_killed_for_good_in_a_restore(
     with _saved(own_daemon, site) as guest:
         with _impatient(site, step, "restore", IMAGE, "--guest", guest.address) as process:
             own_daemon.kill()
-            result = finished(process)
+            result = cli.ended(process)
         own_daemon.start()
         assert result.returncode == 5, result
         done = site.run("recover", "--json", check=0).json()["operations"]
@@ -225,8 +223,7 @@ def test_signal_while_qemu_writes(daemon: Daemon, site: cli.Site, number: signal
         before = guest.status()
         with writing(site, guest, "save", guest.address, "--image", IMAGE) as process:
             process.send_signal(number)
-            result = finished(process)
-        assert result.returncode == 9, result
+            cli.ended(process, check=9)
         as_before(guest, before)
         nothing_left(site)
 
@@ -260,7 +257,7 @@ def test_disk_full_half_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> N
         save = ("save", guest.address, "--then", "leave", "--json", "--image")
         with storage.filled(place, leave=30 * MIB):
             result = site.run(*save, place / IMAGE, check=4)
-            assert "No space left on device" in result.json()["error"]["message"]
+            assert "No space left on device" in result.error()["message"]
             as_before(guest, before)
             assert not list(place.glob(f"{IMAGE}*")), "the partial image was left"
         site.run(*save, IMAGE, check=0)
@@ -280,6 +277,7 @@ def test_read_only_directory(daemon: Daemon, site: cli.Site, tmp_path: Path) -> 
         storage.read_only(place),
     ):
         before = guest.status()
-        result = site.run("save", guest.address, "--json", "--image", place / IMAGE, check=3)
-        assert result.error_id() == "check.directory"
+        site.run("save", guest.address, "--json", "--image", place / IMAGE, check=3).error(
+            "check.directory"
+        )
         as_before(guest, before)

@@ -21,7 +21,7 @@ def test_few_descriptors(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None
         before, known = guest.snapshot_ram(tmp_path / "before"), guest.state()
         limits.lower(guest.pid, "nofile", limits.descriptors(guest.pid) + 6)
         asked = ("save", guest.address, "--image", "x", "--json")
-        error = site.run(*asked, "--channels", "3", check=3).json()["error"]
+        error = site.run(*asked, "--channels", "3", check=3).error()
         assert error["data"]["limit"] == "RLIMIT_NOFILE"
         assert guest.state() == known
         assert os.listdir(site.images) == []
@@ -48,6 +48,6 @@ def test_destination_that_libvirt_starts(site: cli.Site, daemon: Daemon) -> None
     with libvirtd.running(qemu_conf=f"max_files = {used + 3}\n") as strict:
         address = f"libvirt+{strict.uri}#web"
         restoring = ("restore", "x", "--guest", address, "--json")
-        error = site.run(*restoring, check=3).json()["error"]
+        error = site.run(*restoring, check=3).error()
         assert error["data"]["limit"] == "RLIMIT_NOFILE"
         assert strict.domains() == []

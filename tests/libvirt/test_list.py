@@ -56,7 +56,7 @@ def test_domain_that_disappears_meanwhile(
 def test_other_drivers_have_no_guests_of_ours(site: cli.Site) -> None:
     for uri, words in (("test:///default", "driver 'TEST'"), ("qemu:///\udcff", "not UTF-8")):
         done = site.run("list", "--libvirt", "--uri", uri, "--json", check=2)
-        assert words in done.json()["error"]["message"]
+        assert words in done.error()["message"]
 
 
 def test_no_domains(daemon: Daemon, site: cli.Site) -> None:

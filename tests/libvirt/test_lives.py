@@ -17,7 +17,7 @@ from tests.faults import struck
 from tests.kit import cli
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
-from tests.libvirt.scene import IMAGE, MIB, finished, nothing_left, small
+from tests.libvirt.scene import IMAGE, MIB, nothing_left, small
 
 
 def started_anew(guest: Domain) -> int:
@@ -47,10 +47,8 @@ def test_started_anew_while_it_is_saved(daemon: Daemon, site: cli.Site, step: st
         save = ("save", guest.address, "--image", IMAGE, "--json")
         with struck.stopped(site, step, *save) as process:
             pid = started_anew(guest)
-            result = finished(process)
-        assert result.returncode == 4, result
-        assert result.error_id() == "save.qemu_died"
-        assert "was destroyed" in result.json()["error"]["message"]
+            error = cli.ended(process, check=4).error("save.qemu_died")
+        assert "was destroyed" in error["message"]
         untouched(guest, pid)
         nothing_left(site)
 
@@ -62,8 +60,7 @@ def test_started_anew_behind_its_stream(daemon: Daemon, site: cli.Site, step: st
         save = ("save", guest.address, "--image", IMAGE, "--json")
         with struck.stopped(site, step, *save) as process:
             pid = started_anew(guest)
-            result = finished(process)
-        assert result.returncode == 0, result
+            cli.ended(process, check=0)
         untouched(guest, pid)
         nothing_left(site, IMAGE)
         site.run("verify", IMAGE, check=0)
@@ -76,10 +73,9 @@ def test_started_anew_while_it_is_restored(daemon: Daemon, site: cli.Site, step:
         site.run("save", guest.address, "--image", IMAGE, check=0)
         with struck.stopped(site, step, "restore", IMAGE, *at) as process:
             pid = started_anew(guest)
-            result = finished(process)
-        assert result.returncode == 5, result
+            result = cli.ended(process, check=5)
         words = ("was destroyed", "terminating on signal 15")
-        assert any(each in result.json()["error"]["message"] for each in words), result
+        assert any(each in result.error()["message"] for each in words), result
         untouched(guest, pid)
         nothing_left(site, IMAGE)
         assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
@@ -94,7 +90,7 @@ def test_started_anew_while_the_destination_loads(daemon: Daemon, site: cli.Site
             with struck.stopped(site, "load", "restore", IMAGE, "--again", *at) as process:
                 process.send_signal(signal.SIGCONT)
                 pid = started_anew(guest)
-                result = finished(process)
+                result = cli.ended(process)
             # Where the restore was quicker, it was the restored guest that was ended.
             assert result.returncode in (0, 5), result
             untouched(guest, pid)
@@ -117,7 +113,7 @@ def test_started_anew_while_libvirtd_is_away(own_daemon: Daemon, site: cli.Site,
             guest.virsh("start", "--paused")
             pid = guest.pid
             assert guest.virsh("domid").stdout == number
-            result = finished(process)
+            result = cli.ended(process)
         assert result.returncode == (0 if step == "complete" else 4), result
         untouched(guest, pid)
         nothing_left(site, *([IMAGE] if step == "complete" else []))
@@ -138,7 +134,7 @@ def test_start_that_hangs_is_called_off(daemon: Daemon, site: cli.Site, through:
             with site.start("restore", IMAGE, "--guest", guest.address, *through) as process:
                 guest.wait_state("paused (starting up)")
                 process.send_signal(signal.SIGTERM)
-                result = finished(process)
+                result = cli.ended(process)
         finally:
             firmware.unlink()
         assert result.returncode == 9, result

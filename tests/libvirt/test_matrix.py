@@ -79,7 +79,7 @@ def test_libvirt_is_not_asked_to_restore_the_native_format(
     with domain.running(daemon, boot=ways.halting(tmp_path), paused=False) as guest:
         path = ways.save("native", guest, site)
         arguments = (path, "--guest", guest.address, "--through-libvirt", "--json")
-        error = site.run("restore", *arguments, check=2).json()["error"]
+        error = site.run("restore", *arguments, check=2).error()
         assert "native" in error["message"] and "--through-libvirt" in error["hint"]
         guest.wait_state(domain.GONE)
         # The image is as it was.

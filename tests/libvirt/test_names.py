@@ -60,8 +60,8 @@ def test_name_uuid_and_id_name_the_domain(daemon: Daemon, site: cli.Site) -> Non
         # What names no domain is said so, whatever it looks like.
         for unknown in ("nobody", "9999", "00000000-0000-4000-8000-000000000000"):
             result = site.run("save", f"libvirt+{daemon.uri}#{unknown}", "--json", check=2)
-            assert result.json()["error"]["id"] == "guest.unknown"
-            assert unknown in result.json()["error"]["message"]
+            assert result.error()["id"] == "guest.unknown"
+            assert unknown in result.error()["message"]
         assert guest.state() == "paused (user)"
 
 
@@ -101,8 +101,8 @@ def test_image_of_another_domain_than_the_one_named(
         site.run("save", by_id, "-o", "image", check=0)
         for other in ("db", f"libvirt+{daemon.uri}#db01", f"libvirt+{daemon.uri}#9999"):
             result = site.run("restore", "image", "--guest", other, *more, "--json", check=2)
-            error = result.json()["error"]
-            assert error["id"] == "usage" and "--xml" in error["hint"]
+            error = result.error("usage")
+            assert "--xml" in error["hint"]
             assert "is of domain 'web01'" in error["message"]
             assert guest.state().startswith("shut off")
         file = tmp_path / "its.xml"
@@ -126,7 +126,7 @@ def test_domain_with_a_long_name(daemon: Daemon, site: cli.Site, name: str) -> N
 
 def test_domain_that_is_shut_off(daemon: Daemon, site: cli.Site) -> None:
     with domain.defined(daemon, domain.definition("it's off"), "it's off") as guest:
-        error = site.run("save", guest.address, "--json", check=3).json()["error"]
-        assert error["id"] == "check.run_state" and "shut off" in error["message"]
+        error = site.run("save", guest.address, "--json", check=3).error("check.run_state")
+        assert "shut off" in error["message"]
         assert error["hint"].endswith(f"virsh start {shlex.quote(guest.name)}")
         assert not any(site.images.iterdir())

@@ -15,7 +15,7 @@ from tests.kit import cli, domain, patterns, processes, qemu, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.kit.nobody import as_nobody
-from tests.libvirt.scene import IMAGE, MIB, NAME, as_before, finished, nothing_left, small, writing
+from tests.libvirt.scene import IMAGE, MIB, NAME, as_before, nothing_left, small, writing
 
 THEIRS = "theirs"
 
@@ -70,10 +70,8 @@ def test_guest_ended_by_somebody_else(
     with small(daemon, paused=False) as guest:
         with _at(site, guest, step) as process:
             act(guest, site)
-            result = finished(process)
-        assert result.returncode == 4, result
-        assert result.error_id() == "save.qemu_died", result
-        assert words in result.json()["error"]["message"]
+            error = cli.ended(process, check=4).error("save.qemu_died")
+        assert words in error["message"]
         nothing_left(site)
         assert guest.state() == domain.GONE
         if act is _save:
@@ -92,8 +90,7 @@ def test_guest_ended_by_somebody_else_behind_its_stream(
     with small(daemon, paused=False) as guest:
         with _at(site, guest, step) as process:
             act(guest, site)
-            result = finished(process)
-        assert result.returncode == 0, result
+            cli.ended(process, check=0)
         nothing_left(site, IMAGE)
         daemon.virsh("restore", site.images / IMAGE)
         guest.wait_state("running")
@@ -104,9 +101,8 @@ def test_managed_save_by_somebody_else(daemon: Daemon, site: cli.Site, step: str
     with small(daemon, paused=False, transient=False) as guest:
         with _at(site, guest, step) as process:
             _managed_save(guest, site)
-            result = finished(process)
-        assert result.returncode == 4, result
-        assert "was saved by another client" in result.json()["error"]["message"]
+            result = cli.ended(process, check=4)
+        assert "was saved by another client" in result.error()["message"]
         nothing_left(site)
         assert guest.state() == "shut off (saved)"
         guest.virsh("start")
@@ -125,10 +121,8 @@ def test_guest_resumed_by_somebody_else(
         before = guest.status()
         with _at(site, guest, step, "--then", then) as process:
             guest.virsh("resume")
-            result = finished(process)
-        assert result.returncode == 4, result
-        assert result.error_id() == "save.guest_continued"
-        assert "another client resumed" in result.json()["error"]["message"]
+            error = cli.ended(process, check=4).error("save.guest_continued")
+        assert "another client resumed" in error["message"]
         as_before(guest, before)
         nothing_left(site)
 
@@ -142,7 +136,7 @@ def test_libvirt_told_to_save_while_we_write(daemon: Daemon, site: cli.Site, com
         with _at(site, guest, "writing", "--then", "resume") as process:
             done = guest.virsh(command, *theirs.get(command, ()), check=False)
             assert done.returncode != 0, done
-            result = finished(process)
+            result = cli.ended(process)
         assert not daemon.crashed
         assert result.returncode == 0, result
         nothing_left(site, IMAGE)
@@ -155,9 +149,8 @@ def test_migration_cancelled_by_somebody_else(daemon: Daemon, site: cli.Site) ->
         before = guest.status()
         with _at(site, guest, "writing") as process:
             guest.execute("migrate_cancel")
-            result = finished(process)
-        assert result.returncode == 4, result
-        assert "cancelled" in result.json()["error"]["message"]
+            result = cli.ended(process, check=4)
+        assert "cancelled" in result.error()["message"]
         as_before(guest, before)
         nothing_left(site)
 
@@ -169,9 +162,8 @@ def test_migration_begun_by_somebody_else(daemon: Daemon, site: cli.Site, tmp_pa
         with _at(site, guest, "label") as process:
             guest.execute("migrate-set-parameters", max_bandwidth=MIB)
             guest.execute("migrate", uri=f"file:{tmp_path / THEIRS}")
-            result = finished(process)
-        assert result.returncode == 4, result
-        message = result.json()["error"]["message"]
+            result = cli.ended(process, check=4)
+        message = result.error()["message"]
         # The latter where theirs, slow as it is, has ended before ours begins.
         refusals = ("migration process in progress", "due to previous migration")
         assert any(words in message for words in refusals), message
@@ -210,8 +202,7 @@ def test_second_save_by_every_name(daemon: Daemon, site: cli.Site, tmp_path: Pat
                 error = _refused(site, 8, "save", other, "--image", "two.mapsave")
                 assert error["id"] == "guest.busy", other
             assert site.run("recover", "--json", check=0).json()["operations"] == []
-            result = finished(process)
-        assert result.returncode == 0, result
+            cli.ended(process, check=0)
         nothing_left(site, IMAGE)
         as_before(guest, before)
         site.run("save", f"qmp:{further}", "--image", "two.mapsave", "--then", "resume", check=0)
@@ -224,7 +215,7 @@ def test_second_restore_of_one_image(daemon: Daemon, site: cli.Site) -> None:
         restore = ("restore", IMAGE, "--guest", guest.address)
         with struck.stopped(site, "load", *restore) as process:
             assert _refused(site, 8, *restore)["id"] == "guest.busy"
-            assert finished(process).returncode == 0
+            cli.ended(process, check=0)
         guest.wait_state("running")
         assert _refused(site, 3, *restore)["id"] == "check.already_restored"
         error = _refused(site, 8, *restore, "--again")
@@ -361,7 +352,6 @@ def test_socket_that_is_of_root_only(daemon: Daemon) -> None:
         site.state.chmod(0o777)
         daemon.socket.chmod(0o700)
         before = guest.status()
-        result = as_nobody(site, "save", guest.address)
-        assert (result.returncode, result.error_id()) == (7, "permission.denied"), result
-        assert "libvirt group" in result.json()["error"]["hint"]
+        error = as_nobody(site, "save", guest.address, check=7).error("permission.denied")
+        assert "libvirt group" in error["hint"]
         as_before(guest, before)

@@ -39,7 +39,7 @@ def test_restored_beside_the_guest_that_runs_on(
     path = site.images / "image"
     options = ("-o", path, "--format", save, "--then", "resume")
     site.run("save", guest.address, *options, check=0)
-    error = site.run("restore", path, "--guest", guest.address, "--json", check=8).json()["error"]
+    error = site.run("restore", path, "--guest", guest.address, "--json", check=8).error()
     assert "is already running" in error["message"]
 
     copy = Domain(daemon, "the 'copy' <é>", str(uuid.uuid4()))

@@ -113,8 +113,7 @@ def test_load_that_stalls(daemon: Daemon, site: cli.Site, through: list[str]) ->
     with small(daemon, transient=False) as guest:
         xml = saved(site, guest)
         words = ("--guest", guest.address, "--xml", xml, "--trust-image", *through, "--json")
-        result = site.run("restore", IMAGE, *words, check=5)
-        assert result.error_id() == "restore.stalled"
+        site.run("restore", IMAGE, *words, check=5).error("restore.stalled")
         guest.wait_state("shut off")
         assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
         assert not struck.journals(site)

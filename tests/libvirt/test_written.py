@@ -21,7 +21,7 @@ def test_pages_that_were_not_written(daemon: Daemon, site: cli.Site, format: str
         daemon, ram=patterns.zero_tails, env=env, paused=False, transient=False
     ) as guest:
         save = ("save", guest.address, "--image", "one", "--format", format, "--json")
-        error = site.run(*save, check=4).json()["error"]
+        error = site.run(*save, check=4).error()
         assert error["data"]["found"]["id"] == "image.pages_missing"
         assert guest.state().startswith("running")
         assert not list(site.images.iterdir())
@@ -35,7 +35,6 @@ def test_read_only_memory(daemon: Daemon, site: cli.Site, tmp_path: Path) -> Non
     backend = f"memory-backend-file,id=n,size=16M,mem-path={path},share=on,readonly=on"
     more = ["-object", backend, "-device", "ivshmem-plain,memdev=n,master=on"]
     with domain.running(daemon, arguments=more, paused=False) as guest:
-        error = site.run("save", guest.address, "--json", check=3).json()["error"]
-        assert error["id"] == "check.not_migratable"
+        error = site.run("save", guest.address, "--json", check=3).error("check.not_migratable")
         assert "read-only memory" in error["message"]
         assert guest.state().startswith("running")

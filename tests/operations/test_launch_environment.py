@@ -151,7 +151,7 @@ def test_the_output_goes_to_no_other_file(site: cli.Site, tmp_path: Path, kind: 
             os.mkfifo(log)
         else:
             log.mkdir()
-        found = site.run("restore", "a", "--again", "--json", check=5).json()["error"]
+        found = site.run("restore", "a", "--again", "--json", check=5).error()
         assert found["id"] == "restore.launch"
         assert str(log) in found["message"]
         assert other.read_text() == "precious"

@@ -103,14 +103,14 @@ def broken(site: cli.Site) -> str:
 def test_a_broken_policy_is_refused_before_the_monitor_is_opened(site: cli.Site) -> None:
     site.add_guest("web", site.directory / "nowhere", policy=broken(site))
     for command in ("save", "check"):
-        assert "modul" in site.run(command, "web", "--json", check=2).json()["error"]["message"]
+        assert "modul" in site.run(command, "web", "--json", check=2).error()["message"]
 
 
 def test_and_before_a_destination_is_started(site: cli.Site) -> None:
     with emulated.guest(site, "web"):
         image = site.run("save", "web", "--json", check=0).json()["image"]
     site.add_guest("web", site.directory / "nowhere", launch=["true"], policy=broken(site))
-    error = site.run("restore", image, "--trust-image", "--json", check=2).json()["error"]
+    error = site.run("restore", image, "--trust-image", "--json", check=2).error()
     assert "modul" in error["message"]
 
 

@@ -38,15 +38,6 @@ def saved(
         yield Saved(guest, image, before)
 
 
-def error_of(result: cli.Result) -> dict[str, Any]:
-    """Return the error that a command with ``--json`` printed; fail unless it is consistent."""
-    printed = result.json()
-    assert list(printed) == ["error"], printed
-    error: dict[str, Any] = printed["error"]
-    assert error["exit_code"] == result.returncode
-    return error
-
-
 def state_of(site: cli.Site, image: Path) -> str:
     """Return the state of the image as ``mapsave inspect`` tells it."""
     return str(site.run("inspect", image, "--json", check=0).json()["state"])

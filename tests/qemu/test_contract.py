@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kit import cli, patterns, qemu, ram, storage
-from tests.qemu.scene import error_of, saved, state_of
+from tests.qemu.scene import saved, state_of
 
 MIB = 1 << 20
 SAVE_KEYS = {
@@ -97,8 +97,7 @@ def test_commands_that_look_at_an_image(site: cli.Site) -> None:
 
 def test_discard_and_recover(site: cli.Site) -> None:
     with saved(site, machine="none", memory="16M") as scene:
-        error = error_of(site.run("discard", scene.image, "--json", check=3))
-        assert error["id"] == "check.refused"
+        error = site.run("discard", scene.image, "--json", check=3).error("check.refused")
         assert "--yes" in error["hint"]
         held = scene.image.stat().st_blocks * 512
         assert done(site, "recover") == {
@@ -201,7 +200,7 @@ def test_errors_have_a_stable_id_and_exit_code(
     notes.write_text("- remember the milk\n")
     words = [str(notes) if word == NOTES else word for word in arguments]
     result = site.run(*words, "--json", check=code)
-    error = error_of(result)
+    error = result.error()
     assert error.keys() == {"id", "exit_code", "message", "hint", "data"}
     assert error["id"] == identifier
     # People read the same on standard error, in one line and at most a hint.
@@ -229,7 +228,7 @@ def test_global_options_stand_before_or_after(site: cli.Site, tmp_path: Path) ->
     job.write_text("job: none\nguests: [nosuch]\n")
     for words in (["--json", "job", "check"], ["job", "--json", "check"], ["job", "check"]):
         after = [] if "--json" in words else ["--json"]
-        assert error_of(site.run(*words, str(job), *after, check=2))["id"] == "config.invalid"
+        assert site.run(*words, str(job), *after, check=2).error()["id"] == "config.invalid"
 
 
 # Explicit strategies.
@@ -294,8 +293,7 @@ def test_explicit_strategy(site: cli.Site, source: qemu.Qemu, options: dict[str,
 def test_direct_io_where_there_is_none(site: cli.Site, source: qemu.Qemu, tmp_path: Path) -> None:
     with storage.without_direct_io(tmp_path) as place:
         command = ("save", source.address, "-o", place / "image", "--then", "resume", "--json")
-        error = error_of(site.run(*command, "--direct-io", "on", check=3))
-        assert error["id"] == "check.direct_io"
+        site.run(*command, "--direct-io", "on", check=3).error("check.direct_io")
         assert list(place.iterdir()) == []
         found = site.run(*command, check=0).json()
         assert found["strategy"]["direct_io"] is False

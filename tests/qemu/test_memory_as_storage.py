@@ -41,8 +41,7 @@ def _save(site: cli.Site, guest: qemu.Qemu) -> None:
 
 def _refused(site: cli.Site, guest: qemu.Qemu, kind: str) -> str:
     into = ("--again", "--into", guest.address, "--json")
-    error = site.run("restore", IMAGE, *into, check=3).json()["error"]
-    assert error["id"] == kind
+    error = site.run("restore", IMAGE, *into, check=3).error(kind)
     assert "truncate" not in error["hint"]
     assert guest.status() == "inmigrate"
     return str(error["message"] + error["hint"])
@@ -110,8 +109,7 @@ def test_read_only_memory_is_not_saved(site: cli.Site, tmp_path: Path, kind: str
     arguments = _backed(_file(tmp_path), device, ",share=on,readonly=on")
     with qemu.running(*arguments, machine=machine, paused=False) as guest:
         refused = site.run("save", guest.address, "--image", IMAGE, "--json", check=3)
-        error = refused.json()["error"]
-        assert error["id"] == "check.not_migratable"
+        error = refused.error("check.not_migratable")
         assert "read-only memory" in error["message"]
         checked = site.run("check", guest.address, "--json", check=3).json()
         (line,) = [each for each in checked["checks"] if not each["ok"]]
@@ -134,8 +132,7 @@ def test_read_only_files_that_can_be_loaded(site: cli.Site, tmp_path: Path) -> N
     rom = _backed(path, device, ",share=on,readonly=on")
     with qemu.running(*rom, machine=machine, incoming=True) as restored:
         into = ("--again", "--into", restored.address, "--json")
-        error = site.run("restore", IMAGE, *into, check=3).json()["error"]
-        assert error["id"] == "check.destination"
+        error = site.run("restore", IMAGE, *into, check=3).error("check.destination")
         assert "read-only" in error["message"]
         assert restored.alive()
 
@@ -171,8 +168,7 @@ def test_flash(site: cli.Site, tmp_path: Path) -> None:
     newer.write_bytes(b"\xf4" * (72 << 10) + bytes(MIB - (72 << 10)))  # 8,192 bytes more
     with qemu.running(*_flash(newer, variables), machine="q35", incoming=True) as restored:
         into = ("--again", "--into", restored.address, "--json")
-        error = site.run("restore", IMAGE, *into, check=3).json()["error"]
-        assert error["id"] == "check.destination_not_zero"
+        error = site.run("restore", IMAGE, *into, check=3).error("check.destination_not_zero")
         assert "system.flash0" in error["message"]
         assert "at page 16," in error["message"]
         assert "the same firmware files" in error["hint"]

@@ -9,7 +9,7 @@ import pytest
 from mapsave.image import superblock
 
 from tests.kit import cli, inject, memory, patterns, qemu, ram, state
-from tests.qemu.scene import error_of, saved, state_of
+from tests.qemu.scene import saved, state_of
 
 # Ways to a destination.
 
@@ -37,8 +37,7 @@ def test_recorded_command_only_if_trusted(site: cli.Site) -> None:
     with saved(site, launch=False) as scene:
         site.guests.clear()
         site.write()
-        error = error_of(site.run("restore", scene.image, "--json", check=3))
-        assert error["id"] == "check.no_destination"
+        error = site.run("restore", scene.image, "--json", check=3).error("check.no_destination")
         assert "--trust-recorded-command" in error["hint"]
         assert state_of(site, scene.image) == "saved"
 
@@ -66,13 +65,12 @@ def test_label_policy_of_the_configuration(site: cli.Site, whose: str) -> None:
         if whose != "guest":
             site.settings["save"] = {"policy": "general"}
         site.write()
-        error = error_of(site.run("restore", scene.image, "--json", check=2))
-        assert error["id"] == "policy.unknown"
+        error = site.run("restore", scene.image, "--json", check=2).error("policy.unknown")
         assert error["data"]["policy"] == ("general" if whose == "general" else "of-guest")
         assert state_of(site, scene.image) == "saved"
         with qemu.running(memory="32M", incoming=True) as waiting:
             into = ("restore", scene.image, "--into", waiting.address, "--json")
-            assert error_of(site.run(*into, check=2))["data"] == error["data"]
+            assert site.run(*into, check=2).error()["data"] == error["data"]
             assert waiting.status() == "inmigrate"
         site.run("restore", scene.image, "--policy", "none", check=0)
         with scene.guest.successor() as restored:
@@ -123,7 +121,7 @@ def test_guest_that_is_left_can_be_continued(site: cli.Site) -> None:
         found = guest.state()
         site.run("save", "web01", "-o", "first", "--then", "leave", check=0)
         state.assert_left_as_found(found, guest.state(), run_state="postmigrate")
-        again = error_of(site.run("save", "web01", "--json", check=3))
+        again = site.run("save", "web01", "--json", check=3).error()
         assert again["id"] == "check.run_state"
         guest.control.execute("cont")
         assert guest.status() == "running"
@@ -139,8 +137,7 @@ def test_second_restore_needs_again(site: cli.Site) -> None:
         site.run("restore", scene.image, check=0)
         with scene.guest.successor() as restored:
             first = restored.status()
-        error = error_of(site.run("restore", scene.image, "--json", check=3))
-        assert error["id"] == "check.already_restored"
+        error = site.run("restore", scene.image, "--json", check=3).error("check.already_restored")
         assert "--again" in error["hint"]
         site.run("restore", scene.image, "--again", check=0)
         with scene.guest.successor() as restored:
@@ -153,8 +150,7 @@ def test_existing_image_goes_only_with_replace(site: cli.Site) -> None:
         old = scene.image.read_bytes()
         found = other.state()
         command = ("save", other.address, "-o", scene.image.name, "--then", "resume", "--json")
-        error = error_of(site.run(*command, check=3))
-        assert error["id"] == "check.image_exists"
+        error = site.run(*command, check=3).error("check.image_exists")
         assert "--replace" in error["hint"]
         assert scene.image.read_bytes() == old
         assert other.state() == found
@@ -173,7 +169,7 @@ def test_replace_that_fails_keeps_the_older_image(site: cli.Site) -> None:
         old = scene.image.read_bytes()
         found = other.state()
         command = ("save", other.address, "-o", scene.image.name, "--replace", "--json")
-        assert error_of(site.run(*command, check=4))["id"] == "save.failed"
+        assert site.run(*command, check=4).error()["id"] == "save.failed"
         assert other.state() == found
         assert [path.name for path in site.images.iterdir()] == [scene.image.name]
         assert scene.image.read_bytes() == old
@@ -211,10 +207,9 @@ def test_destination_that_differs_is_refused_and_stays_usable(
         qemu.running(*destination, incoming=True) as waiting,
     ):
         found = waiting.state()
-        error = error_of(
-            site.run("restore", wrong.image, "--into", waiting.address, "--json", check=3)
-        )
-        assert error["id"] == "check.destination"
+        error = site.run(
+            "restore", wrong.image, "--into", waiting.address, "--json", check=3
+        ).error("check.destination")
         assert words in error["message"]
         assert waiting.state() == found
         assert found.run_state == "inmigrate"
@@ -227,10 +222,9 @@ def test_destination_that_differs_is_refused_and_stays_usable(
 def test_destination_that_does_not_wait_is_refused(site: cli.Site) -> None:
     with saved(site, launch=False) as scene, qemu.running(memory="32M", paused=False) as busy:
         found = busy.state()
-        error = error_of(
-            site.run("restore", scene.image, "--into", busy.address, "--json", check=3)
+        error = site.run("restore", scene.image, "--into", busy.address, "--json", check=3).error(
+            "check.run_state"
         )
-        assert error["id"] == "check.run_state"
         assert "-incoming defer" in error["hint"]
         assert busy.state() == found
 
@@ -238,8 +232,7 @@ def test_destination_that_does_not_wait_is_refused(site: cli.Site) -> None:
 def test_older_qemu_needs_force(site: cli.Site) -> None:
     with saved(site) as scene:
         _rewrite_metadata(scene.image, qemu={"version": "99.0.0", "package": ""})
-        error = error_of(site.run("restore", scene.image, "--json", check=3))
-        assert error["id"] == "check.older_qemu"
+        error = site.run("restore", scene.image, "--json", check=3).error("check.older_qemu")
         assert "99.0.0" in error["message"]
         site.run("restore", scene.image, "--force", check=0)
         with scene.guest.successor() as restored:
@@ -261,8 +254,9 @@ def test_stale_memory_of_the_destination_is_refused(site: cli.Site, tmp_path: Pa
     with saved(site, *memory.zeroed("32M"), ram=patterns.sparse, launch=False) as scene:
         with qemu.running(*backed, memory="32M", incoming=True) as waiting:
             into = ("--into", waiting.address, "--json")
-            error = error_of(site.run("restore", scene.image, *into, check=3))
-            assert error["id"] == "check.destination_not_zero"
+            error = site.run("restore", scene.image, *into, check=3).error(
+                "check.destination_not_zero"
+            )
             assert str(stale) in error["message"]
             assert waiting.status() == "inmigrate"
         os.truncate(stale, 0)
@@ -281,10 +275,9 @@ def test_truncated_image_starts_no_destination(site: cli.Site, tmp_path: Path) -
         launch = ["sh", "-c", f'touch {marker}; exec "$@"', "sh", *scene.guest.argv]
         site.add_guest("web01", scene.guest.qmp, launch=launch)
         os.truncate(scene.image, scene.image.stat().st_size - 4096)
-        error = error_of(site.run("restore", scene.image, "--json", check=6))
-        assert error["id"] == "image.truncated"
+        error = site.run("restore", scene.image, "--json", check=6).error("image.truncated")
         assert not marker.exists()
-        assert error_of(site.run("verify", scene.image, "--json", check=6))["id"] == error["id"]
+        assert site.run("verify", scene.image, "--json", check=6).error()["id"] == error["id"]
 
 
 def test_launch_that_fails_is_quoted(site: cli.Site) -> None:
@@ -295,8 +288,7 @@ def test_launch_that_fails_is_quoted(site: cli.Site) -> None:
             (["/nonexistent/qemu"], "/nonexistent/qemu"),
         ):
             site.add_guest("web01", scene.guest.qmp, launch=launch)
-            error = error_of(site.run("restore", scene.image, "--json", check=5))
-            assert error["id"] == "restore.launch"
+            error = site.run("restore", scene.image, "--json", check=5).error("restore.launch")
             assert words in error["message"]
         assert scene.image.read_bytes() == image
 
@@ -307,8 +299,7 @@ def test_failed_load_ends_the_destination_and_keeps_the_image(site: cli.Site) ->
         without = [word for word in scene.guest.argv if word not in ("-device", "virtio-rng-pci")]
         site.add_guest("web01", scene.guest.qmp, launch=without)
         # That no process stays is checked by the fixture that watches over every test.
-        error = error_of(site.run("restore", scene.image, "--json", check=5))
-        assert error["id"] == "restore.failed"
+        error = site.run("restore", scene.image, "--json", check=5).error("restore.failed")
         assert "virtio-rng" in error["message"], "QEMU's own words are missing"
         assert scene.image.read_bytes() == image
 
@@ -328,7 +319,7 @@ def test_destination_that_is_not_used_is_ended(site: cli.Site) -> None:
         ):
             site.add_guest("web01", scene.guest.qmp, launch=launch)
             result = site.run("restore", scene.image, *options, "--json", check=code)
-            assert error_of(result)["id"] == identifier
+            assert result.error()["id"] == identifier
             assert state_of(site, scene.image) == "saved"
 
 
@@ -339,11 +330,10 @@ def test_qemu_that_failed_once_is_not_tried_again(site: cli.Site) -> None:
     ):
         before = waiting.state()
         command = ("restore", scene.image, "--into", waiting.address, "--json")
-        assert error_of(site.run(*command, check=5))["id"] == "restore.failed"
+        assert site.run(*command, check=5).error()["id"] == "restore.failed"
         after = waiting.state()
         state.assert_left_as_found(before, after, run_state=after.run_state)
-        error = error_of(site.run(*command, check=3))
-        assert error["id"] == "check.run_state"
+        error = site.run(*command, check=3).error("check.run_state")
         assert "tried on it before" in error["message"]
         assert "start a new destination" in error["hint"]
         assert waiting.alive()

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mapsave.migration import run_states
@@ -156,19 +155,13 @@ def test_refused(site: cli.Site, state: str) -> None:
     assert run_states.TABLE[state].refusal is not None
     with in_state(site, state) as guest:
         for then in ("quit", "resume", "leave"):
-            error = _error(site.run(*SAVE, "--then", then, check=3))
-            assert error["id"] == "check.run_state"
+            error = site.run(*SAVE, "--then", then, check=3).error("check.run_state")
             assert error["data"]["run_state"] == state
             assert error["hint"]
         assert guest.status() == state
         checked = site.run("check", NAME, "--json", check=3).json()
         assert "run_state" in [line["check"] for line in checked["checks"] if not line["ok"]]
         assert not list(site.images.iterdir())
-
-
-def _error(result: cli.Result) -> dict[str, Any]:
-    error: dict[str, Any] = result.json()["error"]
-    return error
 
 
 def _goes_on(guest: qemu.Qemu) -> None:
@@ -211,7 +204,7 @@ def test_fails_while_qemu_writes(site: cli.Site, state: str, rule: inject.Rule) 
     """The first pages, or the bitmaps, which come when the guest has stopped for good."""
     with in_state(site, state, rule) as guest:
         before = guest.state()
-        error = _error(site.run(*SAVE, "--channels", "1", check=4))
+        error = site.run(*SAVE, "--channels", "1", check=4).error()
         assert "Input/output error" in error["message"]
         assert "run state" not in error["message"]
         assert guest.state() == before
@@ -225,7 +218,7 @@ FAIL = inject.environment(inject.Rule("fsync", "errno", errno.EIO, path=".partia
 def test_fails_after_the_stream(site: cli.Site, state: str) -> None:
     """The error says that a guest that did not run has to be continued before it is saved again."""
     with in_state(site, state) as guest:
-        error = _error(site.run(*SAVE, check=4, env=FAIL))
+        error = site.run(*SAVE, check=4, env=FAIL).error()
         assert not list(site.images.iterdir())
         if state == "running":
             assert guest.status() == state
@@ -242,7 +235,7 @@ def test_interrupted_after_the_stream(site: cli.Site) -> None:
         with struck.stopped(site, "complete", *SAVE) as process:
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGCONT)
-            error = _finished(process, 9)["error"]
+            error = cli.ended(process, check=9).error()
         assert "'postmigrate'" in error["message"]
         assert guest.status() == "postmigrate"
         assert not list(site.images.iterdir())
@@ -255,8 +248,7 @@ def test_too_late_after_the_stream(site: cli.Site) -> None:
             late = time.monotonic() + _LIMIT
             wait.until(lambda: time.monotonic() > late, timeout=2 * _LIMIT, what="the limit")
             process.send_signal(signal.SIGCONT)
-            error = _finished(process, 4)["error"]
-        assert error["id"] == "save.timeout"
+            error = cli.ended(process, check=4).error("save.timeout")
         assert "'postmigrate'" in error["message"]
         assert "as before" not in error["hint"]
         assert guest.status() == "postmigrate"
@@ -281,7 +273,7 @@ def test_paused_while_it_was_suspended(site: cli.Site, then: str) -> None:
         guest.control.execute("stop")
         before = guest.state()
         assert before.run_state == "paused"
-        error = _error(site.run(*SAVE, "--then", then, check=4))
+        error = site.run(*SAVE, "--then", then, check=4).error()
         assert "S3" in error["message"]
         assert "system_wakeup" in error["hint"]
         assert guest.state() == before
@@ -309,13 +301,6 @@ def _suspends_at(
             yield guest, process
 
 
-def _finished(process: subprocess.Popen[str], code: int) -> dict[str, Any]:
-    stdout, stderr = process.communicate(timeout=60)
-    assert "Traceback" not in stderr, stderr
-    assert process.returncode == code, (stdout, stderr)
-    return cli.Result(SAVE, code, stdout, stderr).json()
-
-
 def _brought_back(site: cli.Site, guest: qemu.Qemu) -> None:
     """Restore the image in place of the guest, and wake that up."""
     if guest.alive():
@@ -341,8 +326,7 @@ def test_suspends_itself_while_it_is_saved(
 ) -> None:
     """It is in the image, and is not continued."""
     with _suspends_at(site, step, *more) as (guest, process):
-        error = _finished(process, 4)["error"]
-        assert error["id"] == "save.guest_not_put_back"
+        error = cli.ended(process, check=4).error("save.guest_not_put_back")
         assert error["data"]["image"] == str(site.images / IMAGE)
         assert guest.status() == "postmigrate"
         site.run("recover", "--json", check=0)
@@ -352,7 +336,7 @@ def test_suspends_itself_while_it_is_saved(
 
 def test_suspends_itself_and_is_ended(site: cli.Site) -> None:
     with _suspends_at(site, "pause") as (guest, process):
-        _finished(process, 0)
+        cli.ended(process, check=0)
         guest.wait()
         _brought_back(site, guest)
 
@@ -361,7 +345,7 @@ def test_suspends_itself_and_is_ended(site: cli.Site) -> None:
 def test_suspends_itself_and_the_disk_fails(site: cli.Site, then: str) -> None:
     """Its partial image is all there is of it: kept, and completed by ``recover``."""
     with _suspends_at(site, "pause", "--then", then, env=FAIL) as (guest, process):
-        error = _finished(process, 4)["error"]
+        error = cli.ended(process, check=4).error()
         assert "QEMU could crash when it is resumed" in error["message"]
         assert "its image kept" in error["message"]
         assert guest.status() == "postmigrate"

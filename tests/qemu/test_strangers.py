@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import cli, processes, qemu, ram, service, tree
-from tests.qemu.scene import error_of, saved, state_of
+from tests.qemu.scene import saved, state_of
 
 pytestmark = pytest.mark.root
 
@@ -39,8 +39,7 @@ def test_what_strangers_can_write_is_not_restored(site: cli.Site, what: str, how
     with saved(site) as scene:
         victim = {"image": scene.image, "directory": site.images, "above": site.directory}[what]
         _WAYS[how](victim)
-        error = error_of(site.run("restore", scene.image, "--json", check=7))
-        assert error["id"] == "image.untrusted"
+        error = site.run("restore", scene.image, "--json", check=7).error("image.untrusted")
         assert str(victim) in error["message"]
         assert "--trust-image" in error["hint"]
         # Nothing was started or changed; whoever looks is told.
@@ -66,8 +65,7 @@ def test_a_guest_is_not_saved_where_strangers_can_write(site: cli.Site, how: str
         (line,) = [each for each in found["checks"] if not each["ok"]]
         assert line["error"]["id"] == "directory.untrusted"
         assert str(site.images) in line["detail"]
-        error = error_of(site.run("save", guest.address, "--json", check=7))
-        assert error["id"] == "directory.untrusted"
+        site.run("save", guest.address, "--json", check=7).error("directory.untrusted")
         assert os.listdir(site.images) == []
         assert guest.state() == before
         # A directory such as /tmp is safe: no one else can rename what is ours.
@@ -84,7 +82,7 @@ def test_the_way_by_which_a_link_leads_counts(site: cli.Site, tmp_path: Path) ->
         place.mkdir()
         (place / "link").symlink_to(scene.image)
         place.chmod(0o777)
-        error = error_of(site.run("restore", place / "link", "--json", check=7))
+        error = site.run("restore", place / "link", "--json", check=7).error()
         assert (error["id"], str(place) in error["message"]) == ("image.untrusted", True)
         place.chmod(0o755)
         site.run("restore", place / "link", check=0)
@@ -101,7 +99,7 @@ def test_the_user_whom_the_policy_names_is_trusted(site: cli.Site, tmp_path: Pat
         assert scene.image.stat().st_uid == EVE
         assert site.run("inspect", scene.image, "--json", check=0).json()["writable_by"] == []
         os.chown(scene.image, EVE + 1, 0)
-        assert error_of(site.run("restore", scene.image, "--json", check=7))["data"]["strangers"]
+        assert site.run("restore", scene.image, "--json", check=7).error()["data"]["strangers"]
         os.chown(scene.image, EVE, 0)
         site.run("restore", scene.image, check=0)
         with scene.guest.successor() as restored:
@@ -112,7 +110,7 @@ def test_the_user_who_runs_mapsave_is_trusted_and_no_other_user() -> None:
     with service.reachable_site() as site, saved(site) as scene:
         for path in (site.images, site.state, scene.image):
             os.chown(path, EVE, EVE)
-        assert error_of(site.run("restore", scene.image, "--json", check=7))
+        assert site.run("restore", scene.image, "--json", check=7).error()
         command = [*service.as_user(EVE, EVE, []), *cli.COMMAND, "--config", str(site.config)]
         env = processes.environment({"PYTHONPATH": tree.PYTHONPATH, "HOME": "/"})
 
@@ -141,7 +139,7 @@ def test_writable_program(site: cli.Site, tmp_path: Path) -> None:
         (place / program).symlink_to(shutil.which(program) or "")
         place.chmod(0o777)
         path = {"PATH": f"{place}:{os.environ['PATH']}"}
-        error = error_of(site.run(*trusts, "--json", check=7, env=path))
+        error = site.run(*trusts, "--json", check=7, env=path).error()
         assert (error["id"], str(place) in error["message"]) == ("image.untrusted", True)
         assert state_of(site, scene.image) == "saved"
         place.chmod(0o755)

@@ -1,6 +1,5 @@
 """A service killed at a step of an operation, and what the next one makes of it."""
 
-import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -44,10 +43,8 @@ def survived(
 
 def outcome(waiting: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
     """Return exit code and output of a command that has found its operation again."""
-    stdout, stderr = waiting.communicate(timeout=60)
-    assert "Traceback" not in stderr
-    found: dict[str, Any] = json.loads(stdout)
-    return waiting.returncode, found
+    done = cli.ended(waiting)
+    return done.returncode, done.json()
 
 
 def await_recovery(mapsaved: Service) -> None:

@@ -1,7 +1,6 @@
 """``save-all`` and ``restore-all`` through the service, and the schedule in the meantime."""
 
 import asyncio
-import json
 import signal
 import time
 from pathlib import Path
@@ -63,10 +62,7 @@ def test_interrupted_save_all_tells_who_is_in_an_image(site: cli.Site) -> None:
                 what="save of the second",
             )
             process.send_signal(signal.SIGINT)
-            stdout, _ = process.communicate(timeout=60)
-        assert process.returncode == 9
-        error = json.loads(stdout)["error"]
-        assert error["data"]["saved"] == ["first"]
+            assert cli.ended(process, check=9).error()["data"]["saved"] == ["first"]
         assert site.run("restore-all", "--json", check=0).json()["restored"] == 1
 
 

@@ -34,7 +34,7 @@ def test_nothing_is_begun_without_room_and_all_goes_on_with_it(site: cli.Site, p
                 assert mapsaved.ended(answer.json()["id"])["state"] == "failed"
             assert (answer.status, answer.error) == (409, "check.refused")
             assert "journal" in answer.json()["error"]["message"]
-            refused = site.run("save", "db", "--json", check=3).json()["error"]
+            refused = site.run("save", "db", "--json", check=3).error()
             assert "free some space" in refused["hint"]
             assert mapsaved.get("/v1/health")["status"] == "ok"
             assert emulated.status(guest) == "running"

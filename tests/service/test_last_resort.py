@@ -1,7 +1,6 @@
 """``save-all`` where the service, or its configuration, is not well: the guests are saved."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -90,13 +89,12 @@ def test_a_service_that_dies_over_it(site: cli.Site) -> None:
         with site.start(*words) as process:
             wait.until(lambda: list(site.images.glob("slow*.partial")), what="the first save")
             mapsaved.kill()
-            stdout, stderr = process.communicate(timeout=90)
-        assert process.returncode == 0, stderr
+            done = cli.ended(process, check=0, timeout=90)
         assert not emulated.answers(slow)
         assert not emulated.answers(following)
         assert not list(site.images.glob("*.partial"))
-        assert "recovered: save of slow" in stderr
-        assert json.loads(stdout)["duration_s"] < 90
+        assert "recovered: save of slow" in done.stderr
+        assert done.json()["duration_s"] < 90
         planned = site.run("restore-all", "--dry-run", "--json", check=0).json()
     assert emulated.outcomes(planned) == {"slow": "planned", "next": "planned"}
 

@@ -250,7 +250,7 @@ def test_the_label_policy_that_root_set_binds_operators(
     assert operator.asked_for(kind="check", guest="db", check={"policy": "none"}) == "done"
     mapsaved.done(kind="check", guest="bound", check={"policy": "none"})
     refused = operator.run("check", "bound", "--policy", "none", "--json")
-    assert (refused.returncode, refused.json()["error"]["id"]) == (7, "permission.role")
+    assert (refused.returncode, refused.error()["id"]) == (7, "permission.role")
     refused = operator.run("save", "bound", "--policy", "none")
     assert refused.returncode == 7
     assert "'dac-private'" in refused.stderr
@@ -265,8 +265,8 @@ def test_an_image_goes_into_another_guest_where_that_one_allows_it(
     assert operator.asked_for(kind="restore", image="clone", restore=into) == "done"
     assert mapsaved.get("/v1/images/clone")["state"] == "restored"
     refused = operator.run("restore", "clone", "--again", "--guest", "other", "--json")
-    assert (refused.returncode, refused.json()["error"]["id"]) == (7, "permission.role")
-    assert "clones: operator" in refused.json()["error"]["hint"]
+    assert (refused.returncode, refused.error()["id"]) == (7, "permission.role")
+    assert "clones: operator" in refused.error()["hint"]
     into = {"guest": "other", "again": True}
     mapsaved.done(kind="restore", image="clone", restore=into)
 
@@ -382,8 +382,7 @@ def test_who_is_not_in_the_group_of_the_socket_cannot_connect(mapsaved: service.
     for arguments in (["list"], ["ps"], ["save", "db"], ["job", "list"]):
         result = outsider.run(*arguments, "--json")
         assert result.returncode == 7, result
-        error = result.json()["error"]
-        assert error["id"] == "permission.denied"
+        error = result.error("permission.denied")
         assert "cannot connect to the service" in error["message"]
         assert "--local" in error["hint"]
 
@@ -412,7 +411,7 @@ def test_the_command_line_of_a_reader(reader: User) -> None:
     assert reader.run("inspect", "one").returncode == 0
     assert reader.run("ps").returncode == 0
     refused = reader.run("save", "db", "--json")
-    assert (refused.returncode, refused.json()["error"]["id"]) == (7, "permission.role")
+    assert (refused.returncode, refused.error()["id"]) == (7, "permission.role")
 
 
 def test_the_user_that_the_service_runs_as_is_its_administrator() -> None:

@@ -1,6 +1,5 @@
 """The commands that are about the service: ps, cancel, wait, logs; and Ctrl-C while one waits."""
 
-import json
 import re
 import signal
 import subprocess
@@ -55,10 +54,7 @@ def test_a_command_that_is_interrupted_cancels_its_operation(
     process, operation = saving
     process.send_signal(number)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 9, stderr
-    error = json.loads(stdout)["error"]
-    assert (error["id"], "rolled back" in error["message"]) == ("interrupted", True)
+    assert "rolled back" in cli.ended(process, check=9).error("interrupted")["message"]
     assert mapsaved.get(f"/v1/operations/{operation}")["state"] == "cancelled"
     assert _slow_runs(mapsaved)
 
@@ -95,9 +91,7 @@ def test_cancel_ends_an_operation_by_the_beginning_of_its_id(
     process, operation = saving
     done = mapsaved.site.run("cancel", operation[:11], "--json", check=0).json()
     assert (done["id"], done["state"]) == (operation, "cancelled")
-    stdout, _ = process.communicate(timeout=60)
-    assert process.returncode == 9
-    assert json.loads(stdout)["error"]["id"] == "interrupted"
+    cli.ended(process, check=9).error("interrupted")
     assert _slow_runs(mapsaved)
     again = mapsaved.site.run("cancel", operation, check=8)
     assert "[operation.not_cancellable]" in again.stderr
@@ -117,9 +111,8 @@ def test_wait_has_the_exit_code_of_what_it_waited_for(
     with mapsaved.site.start("wait", operation) as waiting:
         assert _still_waits(waiting)
         mapsaved.site.run("cancel", operation, check=0)
-        stdout, _ = waiting.communicate(timeout=60)
-    assert waiting.returncode == 9
-    assert stdout.startswith(f"operation {operation} cancelled: ")
+        done = cli.ended(waiting, check=9)
+    assert done.stdout.startswith(f"operation {operation} cancelled: ")
     assert "[operation.unknown]" in mapsaved.site.run("wait", "xyz", check=2).stderr
 
 
@@ -143,9 +136,7 @@ def test_waiting_can_be_ended_and_the_operation_goes_on(
     with mapsaved.site.start("wait", operation) as waiting:
         assert _still_waits(waiting)
         waiting.send_signal(signal.SIGINT)
-        _, stderr = waiting.communicate(timeout=60)
-    assert waiting.returncode == 9
-    assert "the operation continues" in stderr
+        assert "the operation continues" in cli.ended(waiting, check=9).stderr
     assert mapsaved.get(f"/v1/operations/{operation}")["state"] == "running"
 
 

@@ -138,7 +138,7 @@ def save(guest: Qemu, image: Path, policy: str = POLICY, *more: str) -> tuple[st
 def assert_refused(result: cli.Result, *words: str) -> dict[str, Any]:
     """Fail unless AppArmor is said to be the reason, with these words; return the error."""
     assert result.returncode != 0, "not refused"  # what the control looks for
-    error: dict[str, Any] = result.json()["error"]
+    error: dict[str, Any] = result.error()
     assert result.returncode == error["exit_code"] == 7, (error, refusals()[-3:])
     assert error["id"] == "label.refused"
     assert "AppArmor" in error["message"].partition("(QEMU's message")[0]

@@ -67,7 +67,7 @@ def test_rule_goes_between_hand_over_and_migrate(site: cli.Site, flags: str = gu
                 # A profile that complains has not been given any.
                 profile.rules_file.unlink(missing_ok=flags == COMPLAINS)
                 manager.load(profile.file)
-            done = meddling.end_of(process)
+            done = cli.ended(process)
         error = _assert_as_before(site, guest, found, done)
         assert "has no rule to write" in error["message"]
         assert "Permission denied" in error["data"]["qemu"]
@@ -129,7 +129,7 @@ def test_rules_are_taken_out_when_qemu_dies(site: cli.Site) -> None:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
                 assert profile.rules() == guests.both_names(image)
                 guest.kill()
-            assert meddling.end_of(process).returncode == 4
+            cli.ended(process, check=4)
         assert profile.rules() == []
         assert not guests.allows(profile, image)
     assert list(site.images.iterdir()) == []
@@ -142,7 +142,7 @@ def test_rules_are_taken_out_when_mapsave_is_interrupted(site: cli.Site) -> None
         with site.start(*guests.save(guest, image)) as process:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
                 process.send_signal(signal.SIGTERM)
-            assert meddling.end_of(process).returncode == 9
+            cli.ended(process, check=9)
         assert profile.rules() == []
         assert not guests.allows(profile, image)
         state.assert_left_as_found(found, guest.state())

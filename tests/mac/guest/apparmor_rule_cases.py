@@ -73,7 +73,7 @@ def test_rule_is_there_while_the_save_lasts(site: cli.Site) -> None:
                 assert guests.allows(profile, image.with_name("a*.partial"))
                 assert not guests.allows(profile, image.with_name("ab"))
                 assert not guests.allows(profile, site.config)
-            assert meddling.end_of(process).returncode == 0
+            cli.ended(process, check=0)
         assert profile.rules() == []
         assert not guests.allows(profile, image)
 
@@ -156,7 +156,7 @@ def test_profile_as_libvirt_lays_it_out(site: cli.Site) -> None:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
                 assert profile.rules_file.read_text().startswith(disks)
                 assert profile.rules() == guests.both_names(image)
-            assert meddling.end_of(process).returncode == 0
+            cli.ended(process, check=0)
         assert profile.rules_file.read_text() == disks
         assert not guests.allows(profile, image)
 
@@ -170,5 +170,5 @@ def test_two_guests_of_one_profile(site: cli.Site) -> None:
                 site.run(*guests.save(other, second), check=0)
                 assert profile.rules() == guests.both_names(first)
                 assert not guests.allows(profile, second)
-            assert meddling.end_of(process).returncode == 0
+            cli.ended(process, check=0)
         assert profile.rules() == []

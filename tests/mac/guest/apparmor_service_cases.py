@@ -56,7 +56,7 @@ def test_service_recovers_saves_and_restores(furnished: cli.Site, tmp_path: Path
                 assert guests.allows(profile, image)
                 doomed.kill()
             with _running(site) as service:
-                assert meddling.end_of(process).returncode == 9
+                cli.ended(process, check=9)
                 _assert_taken_out(profile, image)
                 state.assert_left_as_found(found, guest.state())
                 saved = site.run(*words, check=0).json()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.kit import cli
 from tests.kit.qemu import Qemu
 
 IN_ATTRIB, IN_CREATE = 0x4, 0x100  # inotify(7), linux/inotify.h
@@ -59,13 +58,6 @@ def _awake(pid: int) -> bool:
     except PermissionError:
         return True  # a security module keeps us from looking
     return any(file.startswith("socket:") for file in files)
-
-
-def end_of(process: subprocess.Popen[str]) -> cli.Result:
-    """Wait for the end of ``mapsave`` and return what it left."""
-    stdout, stderr = process.communicate(timeout=_WITHIN)
-    assert "Traceback (most recent call last)" not in stderr, stderr
-    return cli.Result((), process.returncode, stdout, stderr)
 
 
 class Watch:

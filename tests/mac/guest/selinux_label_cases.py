@@ -90,8 +90,9 @@ def test_unknown_type_breaks_the_policy(site: cli.Site) -> None:
     own = svirt.policy(site, image_type="nonsense_t")
     with svirt.running() as guest:
         before = guest.state()
-        error = site.run(*svirt.save(guest, site.images / "a", own), check=7).json()["error"]
-        assert error["id"] == "policy.violation"
+        error = site.run(*svirt.save(guest, site.images / "a", own), check=7).error(
+            "policy.violation"
+        )
         assert "nonsense_t" in error["message"]
         assert guest.state() == before
     assert list(site.images.iterdir()) == []

@@ -83,7 +83,7 @@ def test_label_changed_between_hand_over_and_migrate(site: cli.Site) -> None:
             with meddling.held(process, lambda: meddling.handed_over(guest)):
                 assert "status" not in guest.control.execute("query-migrate"), "too late"
                 svirt.relabel(_partial(image), svirt.OTHERS_IMAGE)
-            done = meddling.end_of(process)
+            done = cli.ended(process)
         svirt.assert_refused(done, svirt.OTHERS_IMAGE, svirt.GUEST, "may not write")
         assert guest.state() == before
         assert before.run_state == "running"
@@ -98,7 +98,7 @@ def test_label_changed_during_the_save(site: cli.Site) -> None:
         with site.start(*svirt.save(guest, image, "selinux-svirt")) as process:
             with meddling.held(process, lambda: meddling.migrating(guest)):
                 svirt.relabel(_partial(image), svirt.OTHERS_IMAGE)
-            done = meddling.end_of(process)
+            done = cli.ended(process)
         svirt.assert_refused(done, svirt.OTHERS_IMAGE, svirt.GUEST, "may not write")
         assert guest.state() == before
         assert before.run_state == "running"
@@ -118,7 +118,7 @@ def test_label_changed_before_the_restore_begins(site: cli.Site) -> None:
                 assert "status" not in other.control.execute("query-migrate"), "too late"
                 assert svirt.label_of(image) == svirt.IMAGE
                 svirt.relabel(image, svirt.OTHERS_IMAGE)
-            done = meddling.end_of(process)
+            done = cli.ended(process)
         svirt.assert_refused(done, svirt.OTHERS_IMAGE, svirt.GUEST, "may not read")
     assert svirt.label_of(image) == svirt.AT_REST
     assert site.run("inspect", image, "--json", check=0).json()["state"] == "saved"
@@ -137,7 +137,7 @@ def test_old_label_is_back_after_a_failed_save(site: cli.Site) -> None:
                 kept = os.open(_partial(image), os.O_RDONLY)
                 assert svirt.label_of(kept) == svirt.UNBORN_IMAGE
             process.send_signal(signal.SIGINT)
-            assert meddling.end_of(process).returncode == 9
+            cli.ended(process, check=9)
         assert guest.status() == "running"
     try:
         assert os.fstat(kept).st_nlink == 0

@@ -20,7 +20,7 @@ def test_service_saves_with_the_right_label(site: cli.Site, tmp_path: Path) -> N
                 mapsaved.await_begin(site)
                 with meddling.held(service.process, lambda: meddling.handed_over(guest)):
                     assert svirt.label_of(partial) == svirt.IMAGE
-                saved = meddling.end_of(process)
+                saved = cli.ended(process)
             assert saved.returncode == 0, saved
             guest.wait()
             assert svirt.label_of(image) == svirt.AT_REST

@@ -98,7 +98,7 @@ def save(guest: Qemu, image: Path, policy: str, *more: str) -> tuple[str, ...]:
 def assert_refused(result: cli.Result, *words: str) -> dict[str, Any]:
     """Fail unless SELinux is said to be the reason, with these words; return the error."""
     assert result.returncode != 0, "not refused"  # what the control looks for
-    error: dict[str, Any] = result.json()["error"]
+    error: dict[str, Any] = result.error()
     assert result.returncode == error["exit_code"] == 7, error
     assert error["id"] == "label.refused"
     assert "SELinux" in error["message"].partition("(QEMU's message")[0]
