@@ -120,9 +120,6 @@ def test_a_good_configuration_costs_no_library_in_vain(
     assert not (unwanted | in_vain) & loaded
 
 
-# Progress.
-
-
 class Terminal(io.StringIO):
     """What stderr is where a person reads it, 80 columns wide."""
 
@@ -280,9 +277,6 @@ def test_names_cannot_play_tricks_on_a_terminal(site: cli.Site) -> None:
     failed = site.run("inspect", "red\x1b[31m\nmapsave: all is well", check=2)
     assert "\x1b" not in failed.stderr
     assert "\nmapsave: all is well" not in failed.stderr
-
-
-# Configuration.
 
 
 def test_config_show_is_a_configuration_again(site: cli.Site, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.campaign.plan import Plan
-from tests.kit import cli, storage, wait
+from tests.kit import cli, files, storage, wait
 
 MIB = 1 << 20
 # linux/ext4.h: EXT4_IOC_SHUTDOWN, the file system refuses all from now on, its log not flushed.
@@ -60,11 +60,8 @@ def durable(path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
+    with files.opened(path) as fd:
         yield fd
-    finally:
-        os.close(fd)
 
 
 def _run(*words: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.kit import need, qemu, qmp, wait
+from tests.kit import files, need, qemu, qmp, wait
 
 MIB = 1 << 20
 OFFSET = 4096
@@ -137,20 +137,10 @@ def memory_of(qmp: Qmp, size: int, directory: Path) -> bytes:
         path.unlink()
 
 
-@contextlib.contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of ``path`` for the time of the block."""
-    fd = os.open(path, flags, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def pass_pair(qmp: Qmp, path: Path, access: int, fdset: int = 7) -> str:
     """Pass a buffered and an O_DIRECT descriptor of ``path``; return the fdset's name."""
     for flags in (access, access | os.O_DIRECT):
-        with opened(path, flags) as fd:
+        with files.opened(path, flags) as fd:
             qmp("add-fd", fd, fdset_id=fdset, opaque="test")
     return f"/dev/fdset/{fdset}"
 

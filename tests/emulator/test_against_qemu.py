@@ -10,6 +10,7 @@ from mapsave.emulator import address
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD, OFFSET
+from tests.kit import files
 
 PLAIN = ("events",)
 MAPPED = ("events", "mapped-ram")
@@ -30,7 +31,7 @@ def target_for(qmp: helpers.Qmp, image: Path, access: int, *, fdset: bool, direc
         return f"{image},offset={OFFSET}"
     if direct:
         return helpers.pass_pair(qmp, image, access) + f",offset={OFFSET}"
-    with helpers.opened(image, access) as fd:
+    with files.opened(image, access) as fd:
         qmp("add-fd", fd, fdset_id=7)
     return f"/dev/fdset/7,offset={OFFSET}"
 

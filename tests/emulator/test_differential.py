@@ -10,6 +10,7 @@ import pytest
 
 from tests.emulator import helpers, requests
 from tests.emulator.helpers import MIB, MULTIFD
+from tests.kit import files
 
 
 def normal(message: dict[str, Any]) -> str:
@@ -140,12 +141,12 @@ def _descriptor_talk(qmp: helpers.Qmp, image: Path) -> list[str]:
 
     qmp.capabilities(*MULTIFD)
     with (
-        helpers.opened(image, os.O_WRONLY) as w,
-        helpers.opened(image, os.O_WRONLY | os.O_DIRECT) as wd,
-        helpers.opened(image, os.O_RDONLY) as r,
-        helpers.opened(image, os.O_RDWR) as rw,
-        helpers.opened(image, os.O_WRONLY | os.O_SYNC) as ws,
-        helpers.opened(image, os.O_WRONLY | os.O_DSYNC) as wds,
+        files.opened(image, os.O_WRONLY) as w,
+        files.opened(image, os.O_WRONLY | os.O_DIRECT) as wd,
+        files.opened(image, os.O_RDONLY) as r,
+        files.opened(image, os.O_RDWR) as rw,
+        files.opened(image, os.O_WRONLY | os.O_SYNC) as ws,
+        files.opened(image, os.O_WRONLY | os.O_DSYNC) as wds,
     ):
         say("add-fd", w, fdset_id=-1)
         say("add-fd", fdset_id=5)  # the descriptor before was consumed

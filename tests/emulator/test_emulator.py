@@ -15,6 +15,7 @@ from mapsave.emulator.options import PATTERNS, EmulatorOptions
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
+from tests.kit import files
 from tests.kit.qmp import QmpClosed
 
 SIZE = 33 * MIB
@@ -91,7 +92,7 @@ def test_page_that_became_zero_is_zero_in_the_image(tmp_path: Path) -> None:
     """A page sent once and zero later has its bit cleared again."""
     options = EmulatorOptions(qmp=tmp_path / "q", memory=1 * MIB, pattern="random")
     ram = memory.GuestMemory(options)
-    with helpers.opened(tmp_path / "image", os.O_RDWR | os.O_CREAT) as fd:
+    with files.opened(tmp_path / "image", os.O_RDWR | os.O_CREAT) as fd:
         saved = ram_save.MappedRamSave(
             ram, stream.StreamWriter(fd), ram_save.Throttle(0), channels=[fd], detection="multifd"
         )
@@ -158,7 +159,7 @@ def test_pipelined_descriptors_are_lost_with_oob_only(tmp_path: Path, *, oob: bo
         qmp("qmp_capabilities", enable=["oob"] if oob else [])
         os.kill(qmp.process.pid, signal.SIGSTOP)
         for number in (1, 2):
-            with helpers.opened(tmp_path, os.O_RDONLY) as fd:
+            with files.opened(tmp_path, os.O_RDONLY) as fd:
                 qmp.send(b" ", fd)
             add = {"execute": "add-fd", "arguments": {"fdset-id": number}}
             qmp.send(json.dumps(add).encode())
@@ -170,7 +171,7 @@ def test_pipelined_descriptors_are_lost_with_oob_only(tmp_path: Path, *, oob: bo
 
 def test_second_client_waits_for_the_first(tmp_path: Path) -> None:
     with helpers.emulator(tmp_path) as first:
-        with helpers.opened(tmp_path, os.O_RDONLY) as fd:
+        with files.opened(tmp_path, os.O_RDONLY) as fd:
             first("add-fd", fd, fdset_id=3)
         with socket.socket(socket.AF_UNIX) as waiting:
             waiting.connect(str(tmp_path / "emulator.qmp"))

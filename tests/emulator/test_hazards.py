@@ -15,7 +15,7 @@ import pytest
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
-from tests.kit import storage
+from tests.kit import files, storage
 from tests.kit.qmp import QmpClosed
 
 Start = Callable[..., AbstractContextManager[helpers.Qmp]]
@@ -68,7 +68,7 @@ def test_missing_direct_descriptor_at_save_kills(tmp_path: Path, start: Start) -
     with dense(start, tmp_path) as qmp:
         qmp.capabilities(*MULTIFD)
         qmp("migrate-set-parameters", direct_io=True)
-        with helpers.opened(tmp_path / "image", os.O_WRONLY | os.O_CREAT) as fd:
+        with files.opened(tmp_path / "image", os.O_WRONLY | os.O_CREAT) as fd:
             qmp("add-fd", fd, fdset_id=1)
         with contextlib.suppress(QmpClosed):  # its answer, and its end by another thread
             assert qmp("migrate", uri="file:/dev/fdset/1") == {}
@@ -84,12 +84,12 @@ def test_missing_direct_descriptor_at_restore_wastes_the_destination(
     with start(tmp_path, "-incoming", "defer") as qmp:
         qmp.capabilities(*MULTIFD)
         qmp("migrate-set-parameters", direct_io=True)
-        with helpers.opened(image, os.O_RDONLY) as fd:
+        with files.opened(image, os.O_RDONLY) as fd:
             qmp("add-fd", fd, fdset_id=1)
         first = qmp.ask("migrate-incoming", uri="file:/dev/fdset/1")
         assert first["error"]["desc"] == "Failed to find file descriptor with matching flags=0x4000"
         assert qmp("query-migrate") == {"status": "setup"}
-        with helpers.opened(image, os.O_RDONLY | os.O_DIRECT) as fd:
+        with files.opened(image, os.O_RDONLY | os.O_DIRECT) as fd:
             qmp("add-fd", fd, fdset_id=1)
         again = qmp.ask("migrate-incoming", uri="file:/dev/fdset/1")
         assert again["error"]["desc"] == "Illegal migration incoming state: setup"

@@ -129,9 +129,6 @@ def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qe
     assert _states(site) == ["saved"]
 
 
-# The disk fails.
-
-
 def _failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
     """Run a save on a disk that fails after the rename; see ``failing.py``."""
     command = [sys.executable, "-m", "tests.faults.failing", what]

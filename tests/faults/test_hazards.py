@@ -68,9 +68,6 @@ def assert_takes(site: cli.Site, saved: Saved, destination: qemu.Qemu) -> None:
     ram.assert_same(saved.ram, destination.ram)
 
 
-# Descriptors.
-
-
 def test_raw_missing_direct_descriptor_kills_the_guest(tmp_path: Path) -> None:
     with qemu.running(machine="none", ram=patterns.dense) as guest:
         raw.configure(guest, direct_io=True)
@@ -161,9 +158,6 @@ def test_fdsets_of_others_stay(site: cli.Site, tmp_path: Path) -> None:
         site.run("restore", "one", "--into", destination.address, check=0)
         assert destination.state().fdsets == fdsets
         ram.assert_same(contents, destination.ram)
-
-
-# The image.
 
 
 def test_raw_truncated_pages_kill_the_destination(copy: Path) -> None:
@@ -279,9 +273,6 @@ def test_raw_failed_load_ends_the_destination_and_mapsave_keeps_it(
     assert path.read_bytes() == content
     with waiting("-device", "virtio-rng-pci", machine="pc") as destination:
         site.run("restore", path, "--into", destination.address, check=0)
-
-
-# The destination's memory.
 
 
 def test_ram_of_another_size(site: cli.Site) -> None:

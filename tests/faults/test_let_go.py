@@ -100,9 +100,6 @@ main.main(sys.argv[1:])
 """
 
 
-# What QEMU does.
-
-
 def test_raw_multifd_off_too_early_lets_the_next_save_abort(tmp_path: Path) -> None:
     """It keeps its channels and their descriptors, though it says that it is at no migration."""
     image = tmp_path / "one.mapsave"
@@ -127,9 +124,6 @@ def test_raw_multifd_off_too_early_lets_the_next_save_abort(tmp_path: Path) -> N
 
 def _migrates(guest: qemu.Qemu) -> bool:
     return {"type": "migration"} in guest.control.execute("query-yank")
-
-
-# What mapsave does.
 
 
 def test_settings_wait_until_qemu_has_cleaned_up(site: cli.Site) -> None:

@@ -188,9 +188,6 @@ def test_memory_that_may_not_be_read(site: cli.Site) -> None:
     assert "Operation not permitted" in site.run("inspect", IMAGE, check=0).stdout
 
 
-# Other file systems.
-
-
 @pytest.mark.parametrize("direct_io", ["on", "off"])
 @pytest.mark.parametrize(("kind", "block"), [("ext4", 1024), ("xfs", 1024), ("xfs", 4096)])
 def test_blocks_smaller_than_a_page(

@@ -57,9 +57,6 @@ def assert_whole(site: cli.Site, guest: qemu.Qemu, tmp_path: Path, image: str | 
         ram.assert_same(before, destination.ram)
 
 
-# No room.
-
-
 @pytest.mark.root
 @pytest.mark.parametrize(("kind", "size"), [("ext4", 48 * MIB), ("xfs", 300 * MIB)])
 def test_no_room_that_preflight_knows_of(
@@ -125,9 +122,6 @@ def test_disk_full_half_way(
     ) as destination:
         site.run("restore", "elsewhere", "--into", destination.address, check=0)
         ram.assert_same(snapshot, destination.ram)
-
-
-# The directory.
 
 
 @pytest.mark.root
@@ -244,9 +238,6 @@ def test_fifo_socket_and_device_are_no_images(site: cli.Site, command: str) -> N
     assert site.run("list", "--json", check=0).json()["images"] == []
 
 
-# O_DIRECT.
-
-
 @pytest.mark.root
 def test_file_system_without_direct_io(site: cli.Site, guest: qemu.Qemu, tmp_path: Path) -> None:
     with storage.without_direct_io(tmp_path) as place:
@@ -266,9 +257,6 @@ def test_file_system_without_direct_io(site: cli.Site, guest: qemu.Qemu, tmp_pat
         with qemu.running(machine="none", name="destination", incoming=True) as destination:
             site.run("restore", place / "image", "--into", destination.address, check=0)
             ram.assert_same(before, destination.ram)
-
-
-# Permission.
 
 
 @pytest.fixture

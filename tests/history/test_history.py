@@ -125,9 +125,6 @@ async def test_when_jobs_ran(path: Path) -> None:
         assert await opened.last_run("weekly") == 5.0
 
 
-# Finding.
-
-
 async def test_find_filters_and_pages(path: Path) -> None:
     new = [
         record(
@@ -228,9 +225,6 @@ async def test_no_look_up_reads_the_whole_table(path: Path) -> None:
             assert not [each for each in words if "TEMP B-TREE" in each], (query, words)
             full = [each for each in words if each.startswith("SCAN") and "INDEX" not in each]
             assert not full, (query, words)
-
-
-# Removing.
 
 
 async def test_prune(path: Path) -> None:
@@ -469,9 +463,6 @@ async def test_a_closed_history(path: Path, caplog: pytest.LogCaptureFixture) ->
         await opened.find()
     opened.step("abc", "migrate", {"pid": 12})
     assert "could not record step 'migrate' of operation abc, with {\"pid\": 12}" in caplog.text
-
-
-# No room.
 
 
 async def test_a_step_of_no_operation_is_logged(

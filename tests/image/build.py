@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.kit import files
+
 SLOT = 4096
 MIB = 1 << 20
 M = 64 << 10
@@ -95,14 +97,11 @@ class Built:
     @contextmanager
     def opened(self) -> Iterator[str]:
         """Yield the path of a file that exists in memory only."""
-        fd = os.memfd_create("image")
-        try:
+        with files.in_memory() as fd:
             for offset, data in self.pieces:
                 os.pwrite(fd, data, offset)
             os.ftruncate(fd, self.size)
             yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
 
 
 def default_blocks() -> list[Block]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.image import build
-from tests.kit import patterns, qemu, raw
+from tests.kit import files, patterns, qemu, raw
 
 MACHINES = ("none", "microvm", "pc", "q35")
 
@@ -16,9 +16,8 @@ MACHINES = ("none", "microvm", "pc", "q35")
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[int]:
     """The temporary directory, open."""
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
+    with files.opened(tmp_path, os.O_DIRECTORY) as fd:
+        yield fd
 
 
 @dataclass(frozen=True)

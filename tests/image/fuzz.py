@@ -12,6 +12,7 @@ from mapsave import errors
 from mapsave.image import bitmaps, image, mapped_ram
 
 from tests.image import build
+from tests.kit import files
 
 # The time limit of an example, in ms, is for a loop without bound; most take one.
 FEW = settings(max_examples=150, deadline=5000)
@@ -50,13 +51,10 @@ def survive(path: str) -> bool:
 @contextmanager
 def in_memory(content: bytes, size: int | None = None) -> Iterator[str]:
     """Yield the path of a file with this content, extended by a hole to ``size``."""
-    fd = os.memfd_create("fuzz")
-    try:
+    with files.in_memory() as fd:
         os.pwrite(fd, content, 0)
         os.ftruncate(fd, len(content) if size is None else size)
         yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from mapsave.image import bitmaps, image
 from mapsave.image.mapped_ram import RamBlock
 
 from tests.image import build
+from tests.kit import files
 
 MANY = settings(max_examples=200, deadline=None)
 CHUNK_BITS = bitmaps.CHUNK_PAGES
@@ -30,12 +31,9 @@ def bitmap(pages: int, runs: list[tuple[int, int]]) -> Iterator[tuple[int, RamBl
             bits[page] = True
     length = -(-pages // 64) * 8
     number = int("".join("1" if bit else "0" for bit in reversed(bits)) or "0", 2)
-    fd = os.memfd_create("bitmap")
-    try:
+    with files.in_memory() as fd:
         os.pwrite(fd, b"\xff" * OFFSET + number.to_bytes(length, "little") + b"\xff" * 99, 0)
         yield fd, RamBlock("ram", pages * 4096, 4096, OFFSET, length, 0), bits
-    finally:
-        os.close(fd)
 
 
 def runs_of(bits: list[bool], value: bool) -> list[tuple[int, int]]:
@@ -99,8 +97,7 @@ def test_bitmap_of_more_than_a_mebibyte() -> None:
     number = (1 << pages) - 1
     hole = ((1 << 1000) - 1) << ((1 << 23) - 500)
     length = -(-pages // 64) * 8
-    fd = os.memfd_create("bitmap")
-    try:
+    with files.in_memory() as fd:
         os.write(fd, (number ^ hole).to_bytes(length, "little"))
         block = RamBlock("ram", pages * 4096, 4096, 0, length, 0)
         assert length > 1 << 20
@@ -108,8 +105,6 @@ def test_bitmap_of_more_than_a_mebibyte() -> None:
         assert list(bitmaps.clear_runs(fd, block)) == [((1 << 23) - 500, 1000)]
         stream: Any = SimpleNamespace(blocks=(block,))
         assert bitmaps.run_histogram(fd, stream).total == 2
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("pages", [1, 63, 65, 127, 1000])

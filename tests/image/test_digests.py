@@ -10,7 +10,7 @@ from mapsave.image.libvirt_header import NewLibvirtHeader
 
 from tests.image import build, ours
 from tests.image.build_libvirt import COOKIE, XML, LibvirtImage, of_virsh
-from tests.kit import cli
+from tests.kit import cli, files
 
 METADATA = {"guest": {"name": "toy"}, "run_state": "running"}
 NEW = NewLibvirtHeader(XML.decode(), COOKIE.decode(), was_running=True)
@@ -19,13 +19,12 @@ NEW = NewLibvirtHeader(XML.decode(), COOKIE.decode(), was_running=True)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """An image in libvirt format that mapsave has just made."""
-    held = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with image.creating(held, "a", METADATA, stream_offset=build.M, libvirt=NEW) as partial:
-            ours.fill(partial)
-            partial.commit(METADATA, replace=False)
-    finally:
-        os.close(held)
+    with (
+        files.opened(tmp_path, os.O_DIRECTORY) as held,
+        image.creating(held, "a", METADATA, stream_offset=build.M, libvirt=NEW) as partial,
+    ):
+        ours.fill(partial)
+        partial.commit(METADATA, replace=False)
     return tmp_path / "a"
 
 

@@ -13,6 +13,7 @@ from mapsave.image.superblock import State
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import PART, SAVE, LibvirtImage, of_virsh
 from tests.image.fuzz import CHANGES, FEW, NUMBERS, in_memory, little_memory, mutated, survive
+from tests.kit import files
 
 NUMBERS32 = NUMBERS.map(lambda number: number & 0xFFFFFFFF)
 MADE = st.sampled_from([LibvirtImage(), of_virsh(), of_virsh(cookie=None)])
@@ -128,13 +129,9 @@ def test_what_is_written_is_read(
     except ValueError:
         assert not xml or "\0" in xml + (cookie or "") or extra < 0
         return
-    with in_memory(b"") as path:
-        fd = os.open(path, os.O_RDWR)
-        try:
-            libvirt_header.write(fd, header)
-            assert libvirt_header.read(fd) == header
-        finally:
-            os.close(fd)
+    with in_memory(b"") as path, files.opened(path, os.O_RDWR) as fd:
+        libvirt_header.write(fd, header)
+        assert libvirt_header.read(fd) == header
 
 
 @pytest.mark.parametrize("made", [LibvirtImage(), of_virsh()])

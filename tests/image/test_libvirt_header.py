@@ -16,6 +16,7 @@ from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
 from tests.image import build, build_libvirt
 from tests.image.build_libvirt import COOKIE, HEADER, PART, SAVE, XML
 from tests.image.fuzz import little_memory
+from tests.kit import files
 
 TEXTS = XML + b"\0" + COOKIE + b"\0"
 GOOD: dict[str, Any] = {"cookie_offset": len(XML) + 1}
@@ -24,13 +25,10 @@ GOOD: dict[str, Any] = {"cookie_offset": len(XML) + 1}
 @contextmanager
 def file(content: bytes, size: int = build.M) -> Iterator[int]:
     """Yield a descriptor of a file of this content, extended by a hole to ``size``."""
-    fd = os.memfd_create("header")
-    try:
+    with files.in_memory() as fd:
         os.pwrite(fd, content, 0)
         os.ftruncate(fd, max(size, len(content)))
         yield fd
-    finally:
-        os.close(fd)
 
 
 def read(content: bytes, size: int = build.M) -> LibvirtHeader:

@@ -16,7 +16,7 @@ from mapsave.operations import inspect
 from tests.image import build, build_libvirt, ours
 from tests.image.build_libvirt import NAME, PART, SAVE, UUID, XML, LibvirtImage, of_virsh
 from tests.image.fuzz import places
-from tests.kit import cli
+from tests.kit import cli, files
 
 METADATA = {"guest": {"name": "toy"}, "run_state": "running"}
 NEW = NewLibvirtHeader(XML.decode(), "<cookie/>", was_running=True)
@@ -433,8 +433,7 @@ def test_what_is_verified(tmp_path: Path) -> None:
 
 
 def test_recover_sweeps_abandoned_partial_images(site: cli.Site) -> None:
-    held = os.open(site.images, os.O_RDONLY)
-    try:
+    with files.opened(site.images) as held:
         for name, libvirt in (("a", NEW), ("b", None)):
             with image.creating(held, name, {}, stream_offset=MIB, libvirt=libvirt) as partial:
                 partial.keep()
@@ -445,8 +444,6 @@ def test_recover_sweeps_abandoned_partial_images(site: cli.Site) -> None:
                 "b.partial",
             ]
             assert os.listdir(held) == ["c.partial"]
-    finally:
-        os.close(held)
 
 
 def test_inspect_of_the_command_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mapsave.image import ownership
 
-from tests.kit import fuse
+from tests.kit import files, fuse
 
 pytestmark = pytest.mark.root
 
@@ -25,11 +25,8 @@ def image(tmp_path: Path) -> Path:
 
 
 def problems(path: Path | str) -> list[str]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
+    with files.opened(path) as fd:
         return ownership.of_file(str(path), fd, TRUSTED)
-    finally:
-        os.close(fd)
 
 
 def acl(path: Path, *entries: tuple[int, int, int]) -> None:
@@ -141,8 +138,7 @@ def test_dots_are_followed_as_the_kernel_does(
 
 
 def test_another_file_under_the_name_is_noticed(image: Path) -> None:
-    fd = os.open(image, os.O_RDONLY)
-    try:
+    with files.opened(image) as fd:
         image.rename(image.with_name("old"))
         image.touch(mode=0o600)
         (words,) = ownership.of_file(str(image), fd, TRUSTED)
@@ -150,8 +146,6 @@ def test_another_file_under_the_name_is_noticed(image: Path) -> None:
         image.unlink()
         (words,) = ownership.of_file(str(image), fd, TRUSTED)
         assert "cannot be followed: No such file" in words
-    finally:
-        os.close(fd)
 
 
 def test_no_descriptor_is_left_open(image: Path) -> None:

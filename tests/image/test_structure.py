@@ -9,20 +9,20 @@ from mapsave import errors
 from mapsave.image import image, structure
 
 from tests.image import build, ours
+from tests.kit import files
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A native image that has the digest of its structure."""
-    held = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with image.creating(held, "a", {}, stream_offset=build.M) as partial:
-            ours.fill(partial)
-            found = partial.validate()
-            known = {"structure_digest": found.structure_digest}
-            partial.commit(known, replace=False)
-    finally:
-        os.close(held)
+    with (
+        files.opened(tmp_path, os.O_DIRECTORY) as held,
+        image.creating(held, "a", {}, stream_offset=build.M) as partial,
+    ):
+        ours.fill(partial)
+        found = partial.validate()
+        known = {"structure_digest": found.structure_digest}
+        partial.commit(known, replace=False)
     return tmp_path / "a"
 
 

@@ -15,6 +15,7 @@ from mapsave.image import superblock
 from mapsave.image.superblock import State, Superblock
 
 from tests.image import build
+from tests.kit import files
 
 SIZE = 1 << 18
 NEW = Superblock(State.PARTIAL, 0, build.M, uuid.UUID(int=7))
@@ -23,9 +24,8 @@ NEW = Superblock(State.PARTIAL, 0, build.M, uuid.UUID(int=7))
 @pytest.fixture
 def fd(tmp_path: Path) -> Iterator[int]:
     """An empty file."""
-    descriptor = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT)
-    yield descriptor
-    os.close(descriptor)
+    with files.opened(tmp_path / "image", os.O_RDWR | os.O_CREAT) as descriptor:
+        yield descriptor
 
 
 def slots(fd: int, *pairs: tuple[int, dict[str, Any]]) -> None:

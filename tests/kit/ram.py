@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from tests.kit import files
+
 _CHUNK = 4 << 20
 _PAGE = 4096
 
@@ -110,11 +112,8 @@ class LiveRam:
 
     @contextmanager
     def _memory(self, flags: int) -> Iterator[int]:
-        memory = os.open(f"/proc/{self._pid}/mem", flags | os.O_CLOEXEC)
-        try:
+        with files.opened(f"/proc/{self._pid}/mem", flags) as memory:
             yield memory
-        finally:
-            os.close(memory)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.kit import files
 from tests.kit.qemu import Qemu
 from tests.kit.qmp import QmpClosed
 
@@ -61,11 +62,8 @@ def handed_over(guest: Qemu, path: Path, flags: int, *, direct: bool) -> Iterato
     """Open ``path`` once, and once more with O_DIRECT if ``direct``; QEMU has them in the fdset."""
     ways = [flags, flags | os.O_DIRECT] if direct else [flags]
     for way in ways:
-        descriptor = os.open(path, way | os.O_CLOEXEC, 0o600)
-        try:
+        with files.opened(path, way) as descriptor:
             guest.control.pass_descriptor(descriptor, FDSET)
-        finally:
-            os.close(descriptor)
     try:
         yield
     finally:

@@ -31,9 +31,6 @@ ALL_PATTERNS = {
 }
 
 
-# Patterns.
-
-
 @pytest.mark.parametrize("pattern", ALL_PATTERNS.values(), ids=ALL_PATTERNS)
 @pytest.mark.parametrize("size", [1, 4095, 65536, 65537, 3 * MIB])
 def test_patterns_have_the_size_and_are_reproducible(pattern: patterns.Pattern, size: int) -> None:
@@ -65,9 +62,6 @@ def test_file_of_a_pattern(tmp_path: Path) -> None:
     assert content[: 64 * MIB] == patterns.dense(64 * MIB, seed=3)
     assert content[64 * MIB :] == patterns.dense(MIB + 7, seed=4)
     assert patterns.write(tmp_path / "hole", 65 * MIB, patterns.empty).stat().st_blocks == 0
-
-
-# QEMU.
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35", "microvm", "none"])
@@ -225,9 +219,6 @@ def test_frozen_qemu_answers_afterwards() -> None:
             with pytest.raises(TimeoutError):
                 other.execute("query-status")
         assert guest.status() == "prelaunch"
-
-
-# Storage.
 
 
 @pytest.mark.root

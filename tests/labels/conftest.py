@@ -16,6 +16,8 @@ from mapsave.labels import labelling
 from mapsave.labels.label import Access
 from mapsave.labels.system import System
 
+from tests.kit import files
+
 PID = 4242
 OWN = "system_u:system_r:initrc_t:s0"
 QEMU = "system_u:system_r:svirt_t:s0:c1,c2"
@@ -130,13 +132,10 @@ def labelled(
     on_left: Callable[[list[labelling.Problem]], object] | None = None,
 ) -> Iterator[labelling.Applied]:
     """Open the image as a save or a restore does, and label it."""
-    fd = os.open(image, os.O_WRONLY if access == "save" else os.O_RDONLY)
-    try:
+    with files.opened(image, os.O_WRONLY if access == "save" else os.O_RDONLY) as fd:
         target = labelling.Target(fd, path or str(image), tuple(others), pid, access)
         with labeller.applied(target, on_left) as applied:
             yield applied
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from mapsave.labels.policy import Policy, SelinuxOptions
 from mapsave.labels.selinux import Selinux
 from msgspec.structs import replace
 
+from tests.kit import files
 from tests.labels.conftest import BORN, IMAGE, OWN, PID, QEMU, Host, labelled
 
 ATTRIBUTE = "security.selinux"
@@ -23,14 +24,11 @@ def policy(module: Any = "selinux", **options: Any) -> Policy:
 
 def apply(host: Host, image: Path, access: Any = "save", **options: Any) -> labelling.Label:
     """Label the image, leave it so, and return what was reported."""
-    fd = os.open(image, os.O_WRONLY if access == "save" else os.O_RDONLY)
-    try:
+    with files.opened(image, os.O_WRONLY if access == "save" else os.O_RDONLY) as fd:
         work = labelling.Labelling(policy(**options), host)
         with work.applied(labelling.Target(fd, str(image), (), PID, access)) as applied:
             applied.keep()
             return applied.label
-    finally:
-        os.close(fd)
 
 
 def test_label_follows_from_the_running_qemu(selinux: Host, image: Path) -> None:

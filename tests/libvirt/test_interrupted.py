@@ -195,9 +195,6 @@ def test_libvirtd_killed_for_good_in_a_restore(
         assert _marked(site) == ("restored" if restored else "saved")
 
 
-# Signals to mapsave.
-
-
 @pytest.mark.parametrize(
     ("step", "signals"),
     [
@@ -239,9 +236,6 @@ def test_signal_in_a_restore(daemon: Daemon, site: cli.Site, step: str) -> None:
         nothing_left(site, IMAGE)
         site.run(*restore, check=0)
         assert guest.state().startswith("running")
-
-
-# Disks.
 
 
 @pytest.mark.root

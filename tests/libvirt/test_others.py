@@ -223,9 +223,6 @@ def test_second_restore_of_one_image(daemon: Daemon, site: cli.Site) -> None:
         assert guest.state().startswith("running")
 
 
-# libvirt at work.
-
-
 @contextmanager
 def _held(
     daemon: Daemon, guest: Domain, command: str, path: Path

@@ -60,9 +60,6 @@ def _listed(site: cli.Site) -> list[str]:
     return [each["state"] for each in found]
 
 
-# A save.
-
-
 @pytest.mark.parametrize(("where", "step"), _NOT_YET)
 def test_killed_before_the_stream_is_whole(
     daemon: Daemon, site: cli.Site, where: str, step: str
@@ -215,9 +212,6 @@ def test_saved_guest_that_was_used_since_is_not_ended(
         _recovered(site, TAKEN_OVER)
         assert guest.state() == found
         nothing_left(site, IMAGE)
-
-
-# A restore.
 
 
 @contextmanager

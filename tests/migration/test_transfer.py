@@ -152,9 +152,6 @@ async def test_qemu_lost_while_it_loads(tmp_path: Path) -> None:
                 await asyncio.wait_for(restore(session, tmp_path / "image"), 10)
 
 
-# Progress.
-
-
 def test_phases_add_up_and_are_reported() -> None:
     reports: list[progress.Progress] = []
     phases = progress.Phases(reports.append)

@@ -14,7 +14,7 @@ from mapsave.migration import guest_state, outgoing, parameters, progress
 from mapsave.monitor import fdset, qmp
 from mapsave.monitor.session import Session
 
-from tests.kit import qemu
+from tests.kit import files, qemu
 
 OFFSET = 1 << 20
 WANTED = {"direct-io": True, "multifd-channels": 8}
@@ -54,19 +54,18 @@ async def _all_cancelled(ram: Path, image: Path, moments: list[float]) -> None:
 async def _cancelled_after(session: Session, path: Path, seconds: float) -> str:
     """Begin a save, cancel it after ``seconds``, and return what became of it."""
     found = await parameters.query(session)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with descriptors.paired(fd, os.O_WRONLY, direct_io=True) as pair:
-            fds = (pair.first, pair.second)
-            async with (
-                parameters.configured(session, found, WANTED, fdset.FIRST_ID),
-                fdset.handed_over(session, fds, fdset.FIRST_ID, AssertionError) as target,
-            ):
-                work = outgoing.save(session, target, OFFSET, progress.Phases(), live=False)
-                saving = asyncio.ensure_future(work)
-                await asyncio.sleep(seconds)
-                saving.cancel()
-                await asyncio.wait({saving})
-    finally:
-        os.close(fd)
+    with (
+        files.opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as fd,
+        descriptors.paired(fd, os.O_WRONLY, direct_io=True) as pair,
+    ):
+        fds = (pair.first, pair.second)
+        async with (
+            parameters.configured(session, found, WANTED, fdset.FIRST_ID),
+            fdset.handed_over(session, fds, fdset.FIRST_ID, AssertionError) as target,
+        ):
+            work = outgoing.save(session, target, OFFSET, progress.Phases(), live=False)
+            saving = asyncio.ensure_future(work)
+            await asyncio.sleep(seconds)
+            saving.cancel()
+            await asyncio.wait({saving})
     return (await outgoing.query(session)).status

@@ -28,9 +28,6 @@ def done(site: cli.Site, *arguments: str | os.PathLike[str]) -> dict[str, Any]:
     return result.json()
 
 
-# Results.
-
-
 def test_save_and_restore(site: cli.Site) -> None:
     with qemu.running(
         name="web01", machine="none", memory="16M", paused=False, ram=patterns.dense
@@ -229,9 +226,6 @@ def test_global_options_stand_before_or_after(site: cli.Site, tmp_path: Path) ->
     for words in (["--json", "job", "check"], ["job", "--json", "check"], ["job", "check"]):
         after = [] if "--json" in words else ["--json"]
         assert site.run(*words, str(job), *after, check=2).error()["id"] == "config.invalid"
-
-
-# Explicit strategies.
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mapsave.image import superblock
 
-from tests.kit import cli, inject, memory, patterns, qemu, ram, state
+from tests.kit import cli, files, inject, memory, patterns, qemu, ram, state
 from tests.qemu.scene import saved, state_of
 
 # Ways to a destination.
@@ -240,12 +240,9 @@ def test_older_qemu_needs_force(site: cli.Site) -> None:
 
 
 def _rewrite_metadata(image: Path, **changes: Any) -> None:
-    fd = os.open(image, os.O_RDWR)
-    try:
+    with files.opened(image, os.O_RDWR) as fd:
         block = superblock.read(fd)
         superblock.write(fd, block, {**superblock.read_metadata(fd, block), **changes})
-    finally:
-        os.close(fd)
 
 
 def test_stale_memory_of_the_destination_is_refused(site: cli.Site, tmp_path: Path) -> None:
@@ -264,9 +261,6 @@ def test_stale_memory_of_the_destination_is_refused(site: cli.Site, tmp_path: Pa
         with qemu.running(*backed, memory="32M", incoming=True) as waiting:
             site.run("restore", scene.image, "--into", waiting.address, check=0)
             ram.assert_same(scene.ram, waiting.ram)
-
-
-# Restores that fail.
 
 
 def test_truncated_image_starts_no_destination(site: cli.Site, tmp_path: Path) -> None:

@@ -105,9 +105,6 @@ async def test_a_file_system_that_hangs_costs_one_thread_and_no_scrape(tmp_path:
     assert usage.begun == 1
 
 
-# In the metrics
-
-
 async def test_images_are_counted_by_state(state: State) -> None:
     header = [{"state": build.RESTORED}, {"state": build.PARTIAL}, {"version": 9}, {}, {}]
     for number, fields in enumerate(header):

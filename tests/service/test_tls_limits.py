@@ -190,9 +190,6 @@ def test_a_bad_renewal_changes_nothing(site: cli.Site, authority: Authority) -> 
         assert found.ask(alice) == 200
 
 
-# Strangers.
-
-
 def idle(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=20)
 
