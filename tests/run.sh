@@ -147,9 +147,9 @@ run_stage() { # STAGE
     qemu) run_pytest -n 4 tests/qemu tests/bench ;;
     faults) run_pytest -n 4 tests/faults tests/campaign ;;
     service) run_pytest -n 5 tests/service tests/evacuation ;; # these wait most of the time
-    mac) await_builder && run_pytest tests/mac ;; # boots what was not booted beside other stages
     libvirt) run_pytest -n 4 tests/libvirt ;;
     emulator) run_pytest -n 3 tests/emulator ;;
+    mac) await_builder && run_pytest tests/mac ;; # boots what was not booted beside other stages
     esac
 }
 

@@ -9,8 +9,6 @@ from tests.faults import struck
 from tests.kit import cli, processes, qmp, state, wait
 
 NAME = "web01"
-
-
 IMAGE = "one.mapsave"
 
 

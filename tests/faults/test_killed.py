@@ -198,7 +198,7 @@ def test_qemu_killed_while_it_saves(site: cli.Site, step: str, code: int) -> Non
         assert not struck.partials(site)
         assert not struck.journals(site)
         if code:
-            assert result.error()["id"] == "save.qemu_died"
+            assert result.error_id() == "save.qemu_died"
             assert not list(site.images.iterdir())
             return
         guest.wait()
@@ -269,7 +269,7 @@ def test_qemu_killed_in_a_restore(site: cli.Site, step: str) -> None:
     with _saved(site) as guest:
         result = struck.run(site, "after", step, "child:KILL", "restore", IMAGE, "--json")
         assert result.returncode == 5, result
-        assert result.error()["id"] == "restore.failed"
+        assert result.error_id() == "restore.failed"
         assert not struck.journals(site)
         assert [each["state"] for each in _listed(site)] == ["saved"]
         site.run("restore", IMAGE, check=0)
@@ -295,7 +295,7 @@ def test_a_guest_that_ran_is_not_restored_again(site: cli.Site) -> None:
         with guest.successor() as restored:
             restored.kill()
         _recovered(site, "guest restored, and exited since; the image remains marked as restored")
-        assert site.run("restore", IMAGE, "--json", check=3).error()["id"] == (
+        assert site.run("restore", IMAGE, "--json", check=3).error_id() == (
             "check.already_restored"
         )
 

@@ -30,7 +30,7 @@ def test_recording_is_refused(site: cli.Site, tmp_path: Path, paused: bool) -> N
         before = guest.state()
         site.run("check", guest.address, check=3)
         result = site.run("save", guest.address, "--image", "x", "--json", check=3)
-        assert result.error()["id"] == "check.mode"
+        assert result.error_id() == "check.mode"
         assert guest.state() == before
         assert os.listdir(site.images) == []
 

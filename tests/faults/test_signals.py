@@ -42,7 +42,7 @@ def test_time_limit(site: cli.Site) -> None:
     with slow_guest(site) as path:
         before = looked_at(path)
         result = site.run("save", NAME, "--image", IMAGE, "--timeout", "1s", "--json", check=4)
-        assert result.error()["id"] == "save.timeout"
+        assert result.error_id() == "save.timeout"
         state.assert_left_as_found(before, looked_at(path))
         _nothing_left(site)
 

@@ -35,7 +35,7 @@ def test_an_image_that_cannot_be_read_is_reported_as_such(site: cli.Site, comman
         content = (site.images / IMAGE).read_bytes()
         for env in (_failing("pread"), _failing("pread", 3), _failing("pread", 9)):
             result = site.run(command, str(site.images / IMAGE), "--json", env=env, check=6)
-            assert result.error()["id"] == "image.unreadable"
+            assert result.error_id() == "image.unreadable"
         site.run(command, IMAGE, "--json", env=_failing("open"), check=6).error("image.unreadable")
         assert (site.images / IMAGE).read_bytes() == content
         site.run("restore", IMAGE, check=0)
@@ -61,7 +61,7 @@ def test_recovery_waits_for_an_image_that_cannot_be_read(site: cli.Site) -> None
         assert line["outcome"] == "guest restored"
         with guest.successor() as restored:
             assert restored.status() == "running"
-    assert site.run("restore", IMAGE, "--json", check=3).error()["id"] == ("check.already_restored")
+    assert site.run("restore", IMAGE, "--json", check=3).error_id() == ("check.already_restored")
 
 
 def _turn(path: Path, at: int) -> None:

@@ -16,11 +16,7 @@ from tests.kit import files
 
 # The time limit of an example, in ms, is for a loop without bound; most take one.
 FEW = settings(max_examples=150, deadline=5000)
-
-
 SMALL = 64 * build.MIB
-
-
 # What breaks readers: borders of types, of alignments, of the file.
 NUMBERS = st.one_of(
     st.sampled_from([0, 1, 7, 8, 63, 64, 255, 256, 4095, 4096, 4097, 65535, 65536, 1 << 20]),
@@ -31,8 +27,6 @@ NUMBERS = st.one_of(
 
 
 GOOD = build.Image(iterations=3).built()
-
-
 NUMERIC = sorted(name for name, (_, length) in GOOD.fields.items() if length in (1, 4, 8))
 
 

@@ -15,8 +15,6 @@ from mapsave.service_settings import Hooks
 from tests.kit import cli, qmp, wait
 
 MOMENTS = ("before_save", "after_save", "on_failure", "before_restore", "after_restore")
-
-
 # Each hook puts down what it was told, one line of JSON, then does what the test wants of it.
 NOTE = f"""#!{sys.executable}
 import json, os, pathlib, sys, time

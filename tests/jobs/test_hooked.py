@@ -98,7 +98,7 @@ def test_a_hook_before_refuses_and_nothing_is_touched(scene: Scene) -> None:
         with qmp.connect(socket) as monitor:
             assert monitor.execute("query-status")["status"] == "running"
             assert "status" not in monitor.execute("query-migrate")
-    assert result.error()["id"] == "hook.refused"
+    assert result.error_id() == "hook.refused"
     assert "not today" in result.error()["message"]
     assert list(scene.site.images.iterdir()) == []
     assert scene.moments() == [("before_save", None), ("on_failure", "failure")]
@@ -111,7 +111,7 @@ def test_a_hook_before_refuses_a_restore(scene: Scene) -> None:
     (scene.here / "no-before_restore").touch()
     scene.site.add_guest("web01", emulator={"memory": "16M"})
     result = scene.site.run("restore", saved["image"], "--json", check=3)
-    assert result.error()["id"] == "hook.refused"
+    assert result.error_id() == "hook.refused"
     assert scene.moments()[2:] == [("before_restore", None), ("on_failure", "failure")]
     shown = scene.site.run("inspect", saved["image"], "--json", check=0).json()
     assert shown["state"] == "saved"

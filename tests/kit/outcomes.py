@@ -1,8 +1,6 @@
 """What ``mapsave recover`` reports of an operation."""
 
 UNDONE = "destination stopped, image as before"
-
-
 LOADED = (
     "guest restored and left paused because it may have been used since; resume it ('cont' or "
     "virsh resume) or shut it down; the image remains marked as restored"

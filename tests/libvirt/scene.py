@@ -14,25 +14,13 @@ from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
 
 NAME = "web01"
-
-
 IMAGE = "one.mapsave"
-
-
 RUNS = "running (unpaused)"
-
-
 MIB = 1 << 20
-
-
 # Of a guest, and what QEMU may write in a second; it takes that for a hint only.
 _MEMORY, _SLOW = 24 * MIB, MIB
-
-
 # What a save is killed at before QEMU is done with its stream, and after that.
 NOT_YET = ("label", "hand-over", "pause", "migrate")
-
-
 WHOLE = ("complete", "commit", "committed")
 
 

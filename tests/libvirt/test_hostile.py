@@ -20,8 +20,6 @@ _OUTSIDE = (
     "<domain type='kvm'><name>&a;</name></domain>"
 )
 _PLAIN = "<domain type='kvm'><name>web01</name><uuid>{}</uuid></domain>"
-
-
 _DAMAGES: dict[str, Callable[[Victim], None]] = {
     "cookie beyond the data": lambda each: each.number(_COOKIE_OFFSET, each.length + 1),
     "cookie at the end of all": lambda each: each.number(_COOKIE_OFFSET, _MOST),

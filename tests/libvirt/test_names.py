@@ -60,7 +60,7 @@ def test_name_uuid_and_id_name_the_domain(daemon: Daemon, site: cli.Site) -> Non
         # What names no domain is said so, whatever it looks like.
         for unknown in ("nobody", "9999", "00000000-0000-4000-8000-000000000000"):
             result = site.run("save", f"libvirt+{daemon.uri}#{unknown}", "--json", check=2)
-            assert result.error()["id"] == "guest.unknown"
+            assert result.error_id() == "guest.unknown"
             assert unknown in result.error()["message"]
         assert guest.state() == "paused (user)"
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 # The header of libvirt's images: manager/mapsave/image/libvirt_header.py.
 _HEADER = 92
-
-
 _VERSION, _DATA_LENGTH, _FORMAT, _COOKIE_OFFSET = 16, 20, 28, 32
 
 

@@ -225,7 +225,7 @@ def test_global_options_stand_before_or_after(site: cli.Site, tmp_path: Path) ->
     job.write_text("job: none\nguests: [nosuch]\n")
     for words in (["--json", "job", "check"], ["job", "--json", "check"], ["job", "check"]):
         after = [] if "--json" in words else ["--json"]
-        assert site.run(*words, str(job), *after, check=2).error()["id"] == "config.invalid"
+        assert site.run(*words, str(job), *after, check=2).error_id() == "config.invalid"
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ from tests.kit import cli, qemu, ram
 from tests.qemu.scene import error_of, saved, state_of
 
 _GUEST = ("-cpu", "Haswell,hv-relaxed=on", "-smp", "2,sockets=1,cores=2")
-
-
 # Features that KVM emulates on any processor.
 _UNNOTICED = [
     (("-cpu", "Nehalem,hv-relaxed=on", *_GUEST[2:]), "here 'Nehalem-x86_64-cpu'"),

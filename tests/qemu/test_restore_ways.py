@@ -169,7 +169,7 @@ def test_replace_that_fails_keeps_the_older_image(site: cli.Site) -> None:
         old = scene.image.read_bytes()
         found = other.state()
         command = ("save", other.address, "-o", scene.image.name, "--replace", "--json")
-        assert site.run(*command, check=4).error()["id"] == "save.failed"
+        assert site.run(*command, check=4).error_id() == "save.failed"
         assert other.state() == found
         assert [path.name for path in site.images.iterdir()] == [scene.image.name]
         assert scene.image.read_bytes() == old
@@ -271,7 +271,7 @@ def test_truncated_image_starts_no_destination(site: cli.Site, tmp_path: Path) -
         os.truncate(scene.image, scene.image.stat().st_size - 4096)
         error = site.run("restore", scene.image, "--json", check=6).error("image.truncated")
         assert not marker.exists()
-        assert site.run("verify", scene.image, "--json", check=6).error()["id"] == error["id"]
+        assert site.run("verify", scene.image, "--json", check=6).error_id() == error["id"]
 
 
 def test_launch_that_fails_is_quoted(site: cli.Site) -> None:
@@ -313,7 +313,7 @@ def test_destination_that_is_not_used_is_ended(site: cli.Site) -> None:
         ):
             site.add_guest("web01", scene.guest.qmp, launch=launch)
             result = site.run("restore", scene.image, *options, "--json", check=code)
-            assert result.error()["id"] == identifier
+            assert result.error_id() == identifier
             assert state_of(site, scene.image) == "saved"
 
 
@@ -324,7 +324,7 @@ def test_qemu_that_failed_once_is_not_tried_again(site: cli.Site) -> None:
     ):
         before = waiting.state()
         command = ("restore", scene.image, "--into", waiting.address, "--json")
-        assert site.run(*command, check=5).error()["id"] == "restore.failed"
+        assert site.run(*command, check=5).error_id() == "restore.failed"
         after = waiting.state()
         state.assert_left_as_found(before, after, run_state=after.run_state)
         error = site.run(*command, check=3).error("check.run_state")

@@ -13,8 +13,6 @@ from tests.mac.guest import apparmor_manager as manager
 from tests.mac.guest import meddling
 
 DROPPED = "No file descriptor supplied via SCM_RIGHTS"
-
-
 COMPLAINS = "attach_disconnected, complain"
 
 
