@@ -33,7 +33,7 @@ def test_signal_in_the_middle_of_a_save(site: cli.Site, signals: list[signal.Sig
             await_writing(site)
             for each in signals:
                 saving.send_signal(each)
-            cli.ended(saving, check=9, timeout=20)
+            cli.ended(saving, check=9)
         state.assert_left_as_found(before, looked_at(path))
         _nothing_left(site)
 

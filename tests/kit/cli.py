@@ -59,7 +59,7 @@ def mapsave(
 
 
 def ended(
-    process: subprocess.Popen[str], *, check: int | None = None, timeout: float = 60.0
+    process: subprocess.Popen[str], *, check: int | None = None, timeout: float = wait.LONG
 ) -> Result:
     """Wait for the end of a ``mapsave`` that was started, which goes on if it stands still."""
     process.send_signal(signal.SIGCONT)

@@ -197,9 +197,9 @@ def test_errors_have_a_stable_id_and_exit_code(
     notes.write_text("- remember the milk\n")
     words = [str(notes) if word == NOTES else word for word in arguments]
     result = site.run(*words, "--json", check=code)
-    error = result.error()
+    error = result.error(identifier)
+    assert list(result.json()) == ["error"]
     assert error.keys() == {"id", "exit_code", "message", "hint", "data"}
-    assert error["id"] == identifier
     # People read the same on standard error, in one line and at most a hint.
     first, *rest = result.stderr.splitlines()
     assert first == f"mapsave: {error['message']} [{identifier}]"

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.kit import cli, qemu, raw
-from tests.qemu.scene import error_of
 
 
 def with_disk(path: Path, options: str = ",auto-read-only=on") -> list[str]:
@@ -36,8 +35,9 @@ def test_refused_until_the_file_is_back(
         if how == "another":
             disk.write_bytes(bytes(1 << 20))
         before = guest.state()
-        error = error_of(site.run("save", guest.address, "--image", "x", "--json", check=3))
-        assert error["id"] == "check.not_migratable"
+        error = site.run("save", guest.address, "--image", "x", "--json", check=3).error(
+            "check.not_migratable"
+        )
         assert str(disk) in error["message"]
         assert guest.state() == before
         assert os.listdir(site.images) == []

@@ -7,7 +7,7 @@ import pytest
 from mapsave.image import descriptors, image, superblock
 
 from tests.kit import cli, qemu, ram
-from tests.qemu.scene import error_of, saved, state_of
+from tests.qemu.scene import saved, state_of
 
 _GUEST = ("-cpu", "Haswell,hv-relaxed=on", "-smp", "2,sockets=1,cores=2")
 # Features that KVM emulates on any processor.
@@ -31,8 +31,7 @@ def test_refused(site: cli.Site, arguments: tuple[str, ...], words: str) -> None
     with saved(site, *_GUEST, launch=False) as scene:
         with qemu.running(*arguments, memory="32M", incoming=True) as waiting:
             options = ("--into", waiting.address, "--json")
-            error = error_of(site.run("restore", scene.image, *options, check=3))
-        assert error["id"] == "check.destination"
+            error = site.run("restore", scene.image, *options, check=3).error("check.destination")
         assert words in error["message"]
         assert "--force" in error["hint"]
         assert state_of(site, scene.image) == "saved"

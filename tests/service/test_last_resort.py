@@ -89,7 +89,7 @@ def test_a_service_that_dies_over_it(site: cli.Site) -> None:
         with site.start(*words) as process:
             wait.until(lambda: list(site.images.glob("slow*.partial")), what="the first save")
             mapsaved.kill()
-            done = cli.ended(process, check=0, timeout=90)
+            done = cli.ended(process, check=0)
         assert not emulated.answers(slow)
         assert not emulated.answers(following)
         assert not list(site.images.glob("*.partial"))

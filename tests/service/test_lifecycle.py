@@ -264,7 +264,7 @@ def test_sigterm_finishes_what_runs_and_cancels_what_waits(site: cli.Site) -> No
         mapsaved.signal(signal.SIGTERM)
         mapsaved.signal(signal.SIGHUP)
         assert mapsaved.process.wait(60) == 0
-        assert cli.ended(waiting, check=0, timeout=20).json()["image"] == str(site.images / IMAGE)
+        assert cli.ended(waiting, check=0).json()["image"] == str(site.images / IMAGE)
         assert not site.socket.exists()
         assert emulated.status(emulated.socket_of(site, "slow")) == "running"
         site.run("verify", IMAGE, check=0)
@@ -284,7 +284,7 @@ def test_on_stop_cancel_puts_the_guest_back(site: cli.Site, number: signal.Signa
         mapsaved.signal(number)
         mapsaved.signal(number)
         assert mapsaved.process.wait(60) == 0
-        cli.ended(waiting, check=9, timeout=20).error("interrupted")
+        cli.ended(waiting, check=9).error("interrupted")
         state.assert_left_as_found(fresh, _state_of(emulated.socket_of(site, "slow")))
         assert not list(site.images.iterdir())
         assert not struck.journals(site)
