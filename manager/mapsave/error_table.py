@@ -7,11 +7,7 @@ from mapsave import errors
 
 def catalogue() -> list[type[errors.MapsaveError]]:
     """Return every error class, by exit code and id."""
-
-    def walk(cls: type[errors.MapsaveError]) -> list[type[errors.MapsaveError]]:
-        return [cls, *(found for child in cls.__subclasses__() for found in walk(child))]
-
-    return sorted(walk(errors.MapsaveError), key=lambda cls: (cls.exit_code, cls.id))
+    return sorted(errors.classes(), key=lambda cls: (cls.exit_code, cls.id))
 
 
 def table() -> str:

@@ -11,195 +11,31 @@ Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 refused by preflight, 4
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from mapsave.errors.access import (
-    AlreadyMigrating,
-    Busy,
-    EmptyRam,
-    ForeignResource,
-    InvalidImage,
-    LabelRefused,
-    LabelUnavailable,
-    NotAnImage,
-    NotCancellable,
-    NotPermitted,
-    PagesMissing,
-    PartialImage,
-    PolicyViolation,
-    RoleMissing,
-    ServiceBusy,
-    ServiceRunning,
-    ServiceStopping,
-    TruncatedImage,
-    UnreadableImage,
-    UnsupportedImage,
-    UntrustedDirectory,
-    UntrustedImage,
-)
-from mapsave.errors.base import MapsaveError, OutputFailed, ServiceLost
-from mapsave.errors.before import (
-    AlreadyRestored,
-    BadDirectory,
-    ConfigError,
-    ConfigMissing,
-    DestinationMismatch,
-    DestinationNotZero,
-    HookRefused,
-    ImageExists,
-    ImageNotFound,
-    JournalLost,
-    JournalUnusable,
-    MissingCapability,
-    NoDestination,
-    NoDirectIO,
-    NoRoom,
-    NoTime,
-    NotMigratable,
-    OlderQemu,
-    QemuKeeps,
-    Refused,
-    RequestInvalid,
-    RequestTooLarge,
-    ServiceUnreachable,
-    TooLittleLeft,
-    TooOld,
-    UnknownGuest,
-    UnknownJob,
-    UnknownOperation,
-    UnknownPolicy,
-    UnknownResource,
-    Unreachable,
-    UnsafeMode,
-    Unsupported,
-    UsageError,
-    WrongMethod,
-    WrongRunState,
-)
-from mapsave.errors.outcome import (
-    CommandRefused,
-    CommitFailed,
-    GuestContinued,
-    GuestNotEnded,
-    GuestNotPutBack,
-    Interrupted,
-    KeptByQemu,
-    LaunchFailed,
-    MonitorBroken,
-    MonitorError,
-    MonitorLost,
-    MonitorTimeout,
-    QemuMigrates,
-    RestoreFailed,
-    RestoreStalled,
-    RestoreTimeout,
-    SaveFailed,
-    SaveKeptByQemu,
-    SaveQemuDied,
-    SaveStalled,
-    SaveTimeout,
-)
-
-__all__ = [
-    "AlreadyMigrating",
-    "AlreadyRestored",
-    "BadDirectory",
-    "Busy",
-    "CommandRefused",
-    "CommitFailed",
-    "ConfigError",
-    "ConfigMissing",
-    "DestinationMismatch",
-    "DestinationNotZero",
-    "EmptyRam",
-    "ForeignResource",
-    "GuestContinued",
-    "GuestNotEnded",
-    "GuestNotPutBack",
-    "HookRefused",
-    "ImageExists",
-    "ImageNotFound",
-    "Interrupted",
-    "InvalidImage",
-    "JournalLost",
-    "JournalUnusable",
-    "KeptByQemu",
-    "LabelRefused",
-    "LabelUnavailable",
-    "LaunchFailed",
-    "MapsaveError",
-    "MissingCapability",
-    "MonitorBroken",
-    "MonitorError",
-    "MonitorLost",
-    "MonitorTimeout",
-    "NoDestination",
-    "NoDirectIO",
-    "NoRoom",
-    "NoTime",
-    "NotAnImage",
-    "NotCancellable",
-    "NotMigratable",
-    "NotPermitted",
-    "OlderQemu",
-    "OutputFailed",
-    "PagesMissing",
-    "PartialImage",
-    "PolicyViolation",
-    "QemuKeeps",
-    "QemuMigrates",
-    "Refused",
-    "RequestInvalid",
-    "RequestTooLarge",
-    "RestoreFailed",
-    "RestoreStalled",
-    "RestoreTimeout",
-    "RoleMissing",
-    "SaveFailed",
-    "SaveKeptByQemu",
-    "SaveQemuDied",
-    "SaveStalled",
-    "SaveTimeout",
-    "ServiceBusy",
-    "ServiceLost",
-    "ServiceRunning",
-    "ServiceStopping",
-    "ServiceUnreachable",
-    "TooLittleLeft",
-    "TooOld",
-    "TruncatedImage",
-    "UnknownGuest",
-    "UnknownJob",
-    "UnknownOperation",
-    "UnknownPolicy",
-    "UnknownResource",
-    "Unreachable",
-    "UnreadableImage",
-    "UnsafeMode",
-    "Unsupported",
-    "UnsupportedImage",
-    "UntrustedDirectory",
-    "UntrustedImage",
-    "UsageError",
-    "WrongMethod",
-    "WrongRunState",
-    "from_dict",
-]
+# A name is written once, where its class is: these have nothing but error classes.
+from mapsave.errors.access import *  # noqa: F403
+from mapsave.errors.base import *  # noqa: F403
+from mapsave.errors.base import MapsaveError
+from mapsave.errors.before import *  # noqa: F403
+from mapsave.errors.outcome import *  # noqa: F403
 
 
-def from_dict(document: dict[str, Any]) -> MapsaveError:
+def classes(base: type[MapsaveError] = MapsaveError) -> list[type[MapsaveError]]:
+    """Return ``base`` and every error class below it."""
+    return [base, *(found for child in base.__subclasses__() for found in classes(child))]
+
+
+def from_dict(document: Mapping[str, object]) -> MapsaveError:
     """Return the error that ``as_dict`` made, of its own class; of the base class where unknown."""
-
-    def classes(cls: type[MapsaveError]) -> list[type[MapsaveError]]:
-        return [cls, *(below for child in cls.__subclasses__() for below in classes(child))]
-
-    known = {cls.id: cls for cls in classes(MapsaveError)}
+    known = {cls.id: cls for cls in classes()}
     error = MapsaveError.__new__(known.get(str(document.get("id")), MapsaveError))
+    hint, data = document.get("hint"), document.get("data")
     # Subclasses may be made from other arguments; their attributes are the same.
     MapsaveError.__init__(
         error,
         str(document.get("message")),
-        hint=document.get("hint"),
-        **(document.get("data") or {}),
+        hint=None if hint is None else str(hint),
+        **(data if isinstance(data, dict) else {}),
     )
     return error

@@ -7,151 +7,99 @@ from mapsave.errors.base import MapsaveError
 # Exit code 6: the image is not good.
 
 
-class InvalidImage(MapsaveError):
+class InvalidImage(MapsaveError, id="image.corrupt", exit_code=6, http_status=422):
     """The file is damaged: a field, checksum or structure is invalid."""
 
-    id = "image.corrupt"
-    exit_code = 6
-    http_status = 422
 
-
-class NotAnImage(InvalidImage):
+class NotAnImage(InvalidImage, id="image.not_an_image"):
     """The file does not begin with an image header."""
 
-    id = "image.not_an_image"
 
-
-class TruncatedImage(InvalidImage):
+class TruncatedImage(InvalidImage, id="image.truncated"):
     """The file is shorter than its own fields say."""
 
-    id = "image.truncated"
 
-
-class PartialImage(InvalidImage):
+class PartialImage(InvalidImage, id="image.partial"):
     """The image was never completed: a save was interrupted or is still running."""
 
-    id = "image.partial"
 
-
-class UnsupportedImage(InvalidImage):
+class UnsupportedImage(InvalidImage, id="image.unsupported"):
     """The image uses a newer format or feature, which this version does not support."""
 
-    id = "image.unsupported"
 
-
-class EmptyRam(InvalidImage):
+class EmptyRam(InvalidImage, id="image.empty_ram"):
     """Every page bit of the image is clear, although the guest's RAM was not empty."""
 
-    id = "image.empty_ram"
 
-
-class PagesMissing(InvalidImage):
+class PagesMissing(InvalidImage, id="image.pages_missing"):
     """Pages that QEMU reported as written are not in the file: the storage lost a write."""
 
-    id = "image.pages_missing"
 
-
-class UnreadableImage(InvalidImage):
+class UnreadableImage(InvalidImage, id="image.unreadable"):
     """The image cannot be read: its disk or file system fails. The image itself may be valid."""
-
-    id = "image.unreadable"
 
 
 # Exit code 7: a security module, file permissions or a policy forbid it.
 
 
-class NotPermitted(MapsaveError):
+class NotPermitted(MapsaveError, id="permission.denied", exit_code=7, http_status=403):
     """File permissions do not allow it; the message names path, owner and mode."""
 
-    id = "permission.denied"
-    exit_code = 7
-    http_status = 403
 
-
-class LabelRefused(NotPermitted):
+class LabelRefused(NotPermitted, id="label.refused"):
     """A security module would refuse, or refused, to give QEMU the file; the message names label
     and context."""
 
-    id = "label.refused"
 
-
-class PolicyViolation(NotPermitted):
+class PolicyViolation(NotPermitted, id="policy.violation"):
     """The label policy forbids images in that directory, or requires what cannot be applied."""
 
-    id = "policy.violation"
 
-
-class LabelUnavailable(NotPermitted):
+class LabelUnavailable(NotPermitted, id="label.unavailable"):
     """The policy asks for a security module that is not active on this host."""
 
-    id = "label.unavailable"
 
-
-class UntrustedImage(NotPermitted):
+class UntrustedImage(NotPermitted, id="image.untrusted"):
     """Others than root, mapsave's own user and the label policy's owner can write the image, or
     replace it in a directory of its path; ``--trust-image`` overrides."""
 
-    id = "image.untrusted"
 
-
-class UntrustedDirectory(NotPermitted):
+class UntrustedDirectory(NotPermitted, id="directory.untrusted"):
     """Others than root, mapsave's own user and the label policy's owner can write the image
     directory, or replace it; an image in it would not be restored."""
 
-    id = "directory.untrusted"
 
-
-class ForeignResource(NotPermitted):
+class ForeignResource(NotPermitted, id="image.foreign_resource"):
     """The domain XML names a program, path or device that neither the existing domain nor ``trust``
     in the configuration has; ``--trust-image`` overrides."""
 
-    id = "image.foreign_resource"
 
-
-class RoleMissing(NotPermitted):
+class RoleMissing(NotPermitted, id="permission.role"):
     """The user is in none of the groups that the service allows to do this."""
-
-    id = "permission.role"
 
 
 # Exit code 8: another process is using it.
 
 
-class Busy(MapsaveError):
+class Busy(MapsaveError, id="guest.busy", exit_code=8, http_status=409):
     """Another mapsave process is using the guest or the image."""
 
-    id = "guest.busy"
-    exit_code = 8
-    http_status = 409
 
-
-class AlreadyMigrating(Busy):
+class AlreadyMigrating(Busy, id="guest.migrating"):
     """QEMU is already migrating or saving, for another client."""
 
-    id = "guest.migrating"
 
-
-class ServiceRunning(Busy):
+class ServiceRunning(Busy, id="service.running"):
     """Another service is already running with this state directory or socket."""
 
-    id = "service.running"
 
-
-class ServiceStopping(Busy):
+class ServiceStopping(Busy, id="service.stopping", http_status=503):
     """The service is stopping, or has too much to do, and starts nothing new."""
 
-    id = "service.stopping"
-    http_status = 503
 
-
-class ServiceBusy(Busy):
+class ServiceBusy(Busy, id="service.busy", http_status=503):
     """Too many requests of that kind are already waiting for the service; ask again in a moment."""
 
-    id = "service.busy"
-    http_status = 503
 
-
-class NotCancellable(Busy):
+class NotCancellable(Busy, id="operation.not_cancellable"):
     """The operation has finished, or is committing its image, and can no longer be cancelled."""
-
-    id = "operation.not_cancellable"

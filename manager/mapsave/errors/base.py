@@ -12,6 +12,14 @@ class MapsaveError(Exception):
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
 
+    def __init_subclass__(
+        cls, *, id: str, exit_code: int | None = None, http_status: int | None = None
+    ) -> None:
+        """Set what is said of the class: its id, and code and status if not those of its base."""
+        cls.id = id
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
+        cls.http_status = cls.http_status if http_status is None else http_status
+
     def __init__(self, message: str, *, hint: str | None = None, **data: Any) -> None:
         super().__init__(message)
         self.message = message
@@ -21,7 +29,7 @@ class MapsaveError(Exception):
     def __str__(self) -> str:
         return self.message  # which a caller that knows the file or guest may have completed
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the error as the object that ``--json`` and the service print."""
         return {
             "id": self.id,
@@ -32,15 +40,11 @@ class MapsaveError(Exception):
         }
 
 
-class OutputFailed(MapsaveError):
+class OutputFailed(MapsaveError, id="output.failed"):
     """The result could not be printed because the disk is full; what the command did remains
     done."""
 
-    id = "output.failed"
 
-
-class ServiceLost(MapsaveError):
+class ServiceLost(MapsaveError, id="service.lost"):
     """The service died during the operation and has not come back; the operation continues when
     it does."""
-
-    id = "service.lost"
