@@ -12,17 +12,13 @@ import dataclasses
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from bitarray import bitarray
 from bitarray.util import byteswap, count_and, zeros
 
 from mapsave import errors, units
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.image.mapped_ram import RamBlock, Stream
+from mapsave.image.mapped_ram import RamBlock, Stream
 
 _CHUNK = 64 * units.KIB
 CHUNK_PAGES = _CHUNK * 8
@@ -40,13 +36,12 @@ def chunks(fd: int, block: RamBlock, ahead: int = 0) -> Iterator[tuple[int, bita
     """Yield the block's bitmap in order: the first page, and the bits of up to ``CHUNK_PAGES``.
 
     Each is followed by as many as ``ahead`` bytes of the next one. Holes of the file are left out:
-    they are zeros, and a bitmap that was made to take long has terabytes of them.
-
-    Raises TruncatedImage where the file has shrunk since it was read.
+    they are zeros, and a bitmap that was made to take long has terabytes of them. Raises
+    TruncatedImage where the file has shrunk since it was read.
     """
     at = 0
     while at < block.bitmap_bytes:
-        begin = _data_from(fd, block.bitmap_offset + at) - block.bitmap_offset
+        begin = data_from(fd, block.bitmap_offset + at) - block.bitmap_offset
         at = max(at, begin // _ALIGNMENT * _ALIGNMENT)
         want = min(block.bitmap_bytes - at, _CHUNK + ahead)
         if want <= 0:
@@ -67,7 +62,7 @@ def from_words(data: bytes) -> bitarray:
     return bitarray(data, endian="little")
 
 
-def _data_from(fd: int, offset: int) -> int:
+def data_from(fd: int, offset: int) -> int:
     """Return the offset of the first data of the file from ``offset`` on, as lseek(2) knows it."""
     try:
         return os.lseek(fd, offset, os.SEEK_DATA)
@@ -77,10 +72,7 @@ def _data_from(fd: int, offset: int) -> int:
 
 
 def used_pages(fd: int, block: RamBlock) -> int:
-    """Return how many pages of the block are in the file.
-
-    Raises InvalidImage where a bit is set for a page that the block does not have.
-    """
+    """Return how many of the pages are in the file. Raises InvalidImage for bits after them."""
     count = 0
     for first, bits in chunks(fd, block):
         count += bits.count()
@@ -99,7 +91,6 @@ class RunHistogram:
 
     @property
     def total(self) -> int:
-        """How many runs of used pages there are."""
         return sum(self.runs)
 
 

@@ -78,7 +78,6 @@ class Cursor:
         return self.peek(1, what)[0]
 
     def u8(self, what: str) -> int:
-        """Read one byte."""
         return self.take(1, what)[0]
 
     def u32(self, what: str) -> int:

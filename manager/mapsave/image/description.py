@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import TYPE_CHECKING, Any
 
 from mapsave import errors, units
-
-if TYPE_CHECKING:
-    from mapsave.image.mapped_ram import Stream
+from mapsave.image.mapped_ram import Stream
 
 # 45 KiB for a q35 of one CPU, some 8 KiB for each more (QEMU 10.0). What is longer than this is not
 # read, for a guest of a thousand CPUs is a good one: its account is just not compared.
@@ -22,10 +19,7 @@ MAX_COMPARED = 4 * units.MIB
 
 
 def check(fd: int, stream: Stream) -> None:
-    """Compare the description, if the stream has one of at most 4 MiB, with what the stream holds.
-
-    Raises InvalidImage where it is not JSON or names other devices than the stream holds.
-    """
+    """Raise InvalidImage where the description is not JSON, or names others than the devices."""
     if not 0 < stream.description_length <= MAX_COMPARED:
         return
     raw = os.pread(fd, stream.description_length, stream.description_offset)
@@ -44,7 +38,7 @@ def check(fd: int, stream: Stream) -> None:
         )
 
 
-def _only_names(pairs: list[tuple[str, Any]]) -> Any:
+def _only_names(pairs: list[tuple[str, object]]) -> object:
     """Make of a device its name and of the whole the list of its devices.
 
     Everything else is dropped at once: as Python's objects it would take many times its length.

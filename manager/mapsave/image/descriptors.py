@@ -19,13 +19,11 @@ import fcntl
 import mmap
 import os
 import stat
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from mapsave import errors
 from mapsave.image import syscalls
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _FORBIDDEN = {os.O_APPEND: "O_APPEND", os.O_SYNC: "O_SYNC", os.O_DSYNC: "O_DSYNC"}
 # Why an open may fail though the file is there, and good.
@@ -86,35 +84,35 @@ def _same_description(one: int, other: int) -> bool:
 
 
 @contextlib.contextmanager
-def opened(directory: int, name: str, flags: int, mode: int = 0) -> Iterator[int]:
-    """Open ``name`` beneath ``directory``, no symbolic links followed; close it at the end."""
-    fd = syscalls.open_beneath(directory, name, flags, mode)
+def closing(fd: int) -> Iterator[int]:
+    """Close ``fd`` at the end."""
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def reopened(fd: int, flags: int) -> Iterator[int]:
+def opened(
+    directory: int, name: str, flags: int, mode: int = 0
+) -> contextlib.AbstractContextManager[int]:
+    """Open ``name`` beneath ``directory``, no symbolic links followed; close it at the end."""
+    return closing(syscalls.open_beneath(directory, name, flags, mode))
+
+
+def reopened(fd: int, flags: int) -> contextlib.AbstractContextManager[int]:
     """Open a second description of the very file behind ``fd``, whatever its name is by now.
 
     Raises OSError: EINVAL where ``flags`` has O_DIRECT and the file system refuses it.
     """
-    other = os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
-    try:
-        yield other
-    finally:
-        os.close(other)
+    return closing(os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC))
 
 
 @contextlib.contextmanager
 def paired(fd: int, access: int, *, direct_io: bool) -> Iterator[Pair]:
     """Make the pair for the file behind ``fd``, which stays the caller's; checked.
 
-    ``fd`` may have any access mode: both descriptors of the pair are reopened.
-
-    Raises NoDirectIO where the file system refuses O_DIRECT.
+    ``fd`` may have any access mode: both descriptors of the pair are reopened. Raises NoDirectIO
+    where the file system refuses O_DIRECT.
     """
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(reopened(fd, access))
@@ -125,8 +123,7 @@ def paired(fd: int, access: int, *, direct_io: bool) -> Iterator[Pair]:
             if error.errno != errno.EINVAL or not direct_io:
                 raise
             raise errors.NoDirectIO(
-                "the image's file system refuses O_DIRECT",
-                hint="set direct_io to auto or off",
+                "the image's file system refuses O_DIRECT", hint="set direct_io to auto or off"
             ) from None
         pair = Pair(first, second, direct_io)
         pair.check(access)
@@ -137,9 +134,8 @@ def probe_direct_io(directory: int) -> str | None:
     """Tell why files in this directory cannot take QEMU's direct writes; None if they can.
 
     Writes one page to an unnamed (or at once unlinked) file: some file systems accept the flag and
-    refuse the write. QEMU writes at multiples of 4 KiB; a device that needs more is refused.
-
-    Raises OSError where no file can be made at all.
+    refuse the write. QEMU writes at multiples of 4 KiB; a device that needs more is refused. Raises
+    OSError where no file can be made at all.
     """
     with _probe_file(directory) as fd:
         try:
@@ -157,8 +153,7 @@ def probe_direct_io(directory: int) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _probe_file(directory: int) -> Iterator[int]:
+def _probe_file(directory: int) -> contextlib.AbstractContextManager[int]:
     try:
         fd = os.open(f"/proc/self/fd/{directory}", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -167,10 +162,7 @@ def _probe_file(directory: int) -> Iterator[int]:
         name = f".mapsave-probe-{os.urandom(8).hex()}"
         fd = syscalls.open_beneath(directory, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(name, dir_fd=directory)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return closing(fd)
 
 
 def takes_direct_io(fd: int, wish: Literal["auto", "on", "off"]) -> bool:
@@ -203,10 +195,7 @@ def unreadable(name: str, error: OSError) -> errors.UnreadableImage:
 
 @contextlib.contextmanager
 def opened_for_reading(name: str) -> Iterator[int]:
-    """Open a regular file for reading.
-
-    Raises ImageNotFound, NotPermitted, NotAnImage, UnreadableImage.
-    """
+    """Open a regular file. Raises ImageNotFound, NotPermitted, NotAnImage, UnreadableImage."""
     try:
         # O_NONBLOCK: a FIFO of that name must not hold us; it is refused below.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -217,9 +206,7 @@ def opened_for_reading(name: str) -> Iterator[int]:
             raise unreadable(name, error) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.ImageNotFound(f"cannot open {name!r}: {reason}") from None
-    try:
+    with closing(fd):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise errors.NotAnImage(f"{name!r} is not a regular file")
         yield fd
-    finally:
-        os.close(fd)

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
 
 from mapsave import errors
-
-if TYPE_CHECKING:
-    from mapsave.image.libvirt_header import LibvirtHeader
-    from mapsave.image.metadata import Metadata
+from mapsave.image.libvirt_header import LibvirtHeader
+from mapsave.image.metadata import Metadata
 
 
 def of(header: LibvirtHeader) -> str:

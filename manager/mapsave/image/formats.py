@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import uuid as uuids
-from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import digests, libvirt_format, libvirt_header, superblock
+from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+from mapsave.image.metadata import Metadata
 from mapsave.image.superblock import State, Superblock
-
-if TYPE_CHECKING:
-    from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
-    from mapsave.image.metadata import Metadata
 
 
 def new(
@@ -34,10 +31,7 @@ def new(
 
 
 def slots(fd: int) -> tuple[Superblock | None, LibvirtHeader | None]:
-    """Return what mapsave's own slots say, and libvirt's header; at least one of them is there.
-
-    Raises InvalidImage or one of its kin.
-    """
+    """Return mapsave's slots and libvirt's header, at least one of them. Raises InvalidImage."""
     if not libvirt_header.is_one(fd):
         return superblock.read(fd), None
     header = libvirt_header.read(fd)
@@ -45,10 +39,7 @@ def slots(fd: int) -> tuple[Superblock | None, LibvirtHeader | None]:
 
 
 def read(fd: int, name: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
-    """Return superblock, metadata and libvirt's header of the image ``name``; errors name it.
-
-    Raises NotAnImage, UnsupportedImage, InvalidImage or one of their kin.
-    """
+    """Return superblock, metadata and libvirt's header. Raises InvalidImage, which has ``name``."""
     try:
         header = None
         if libvirt_header.is_one(fd):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import struct
 
 _CHUNK = 1 << 20
 # Behind it are the states of devices, and QEMU's description of them in JSON.
@@ -19,7 +18,6 @@ _SECTION = re.compile(
     rb"\x04.{4}\x0bglobalstate\x00{4}\x00\x00\x00\x01(?P<length>.{4})(?P<word>[a-z\-]{1,31}\x00)",
     re.DOTALL,
 )
-_LENGTH = struct.Struct(">I")
 _WORD = 32
 _LONGEST = 5 + 12 + 8 + 4 + _WORD + 2
 
@@ -55,6 +53,6 @@ def parse(data: bytes) -> GlobalState | None:
     for match in _SECTION.finditer(data):
         word = match["word"]
         after = match.start("word") + _WORD
-        if _LENGTH.unpack(match["length"])[0] == len(word) and len(data) >= after + 2:
+        if int.from_bytes(match["length"], "big") == len(word) and len(data) >= after + 2:
             return GlobalState(word[:-1].decode("ascii"), data[after : after + 2] == b"\x01\x01")
     return None

@@ -12,16 +12,14 @@ import errno
 import itertools
 import operator
 import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mapsave.image import bitmaps
+from mapsave.image.mapped_ram import RamBlock, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from bitarray import bitarray
-
-    from mapsave.image.mapped_ram import RamBlock, Stream
 
 # Pages that QEMU's channels write by one call at most (10.0: MULTIFD_PACKET_SIZE, 512 KiB).
 JOB_PAGES = 128
@@ -41,10 +39,7 @@ def are_known(fd: int, size: int) -> bool:
 
 
 def extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the data between ``start`` and ``end``: its first byte, and the one after its last.
-
-    Raises OSError.
-    """
+    """Yield each extent of data from ``start`` to ``end``, as such a pair. Raises OSError."""
     while start < end:
         try:
             first = os.lseek(fd, start, os.SEEK_DATA)
@@ -90,10 +85,7 @@ class Missing:
 
 
 def find(fd: int, stream: Stream) -> Missing | None:
-    """Return what ``missing`` finds over all RAM blocks; None where nothing is missing.
-
-    Raises OSError, TruncatedImage.
-    """
+    """Return what ``missing`` finds in all RAM blocks, if any. Raises OSError, TruncatedImage."""
     count, hole = 0, None
     for block in stream.blocks:
         for first, bits in missing(fd, block):
@@ -132,8 +124,9 @@ def write_ends(fd: int, block: RamBlock, granule: int, zero_pages: str) -> Itera
         run_ends = bits & ~(bits << 1)
         suspects = run_ends.copy()
         if zero_pages == "legacy":
-            for page in _job_ends(bits, sent):
-                suspects[page] = 1
+            # Each page that fills a job of set ones, ``sent`` pages having been sent before.
+            to_fill = -(sent + 1) % JOB_PAGES
+            suspects[list(itertools.islice(bits.search(1), to_fill, None, JOB_PAGES))] = 1
             sent += bits.count(1, 0, bitmaps.CHUNK_PAGES)
         else:
             suspects |= bits & _every(JOB_PAGES, JOB_PAGES - 1, len(bits))
@@ -165,8 +158,3 @@ def _spread(
         into = into & shift(into, by)
         by *= 2
     return bits
-
-
-def _job_ends(bits: bitarray, sent: int) -> Iterator[int]:
-    """Return each page that fills a job of set ones, ``sent`` pages having been sent before."""
-    return itertools.islice(bits.search(1), -(sent + 1) % JOB_PAGES, None, JOB_PAGES)

@@ -16,6 +16,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from mapsave import errors, file_lock
@@ -30,17 +31,15 @@ from mapsave.image import (
     syscalls,
     validation,
 )
+from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+from mapsave.image.metadata import Metadata
 from mapsave.image.superblock import State, Superblock
 
 if TYPE_CHECKING:
     import uuid as uuids
-    from collections.abc import Container, Iterator
-
-    from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
-    from mapsave.image.metadata import Metadata
 
 PARTIAL_SUFFIX = ".partial"
-_NAME_MAX = 255
+NAME_MAX = 255  # bytes
 _BLANK_AT_MOST = 60.0  # seconds; ``creating`` takes microseconds from open to superblock
 _FOREIGN_AT_MOST = 3600.0  # seconds without a write; libvirt locks no image that it writes
 
@@ -50,10 +49,10 @@ def partial_name(name: str) -> str:
 
     Where the suffix would make it longer than a file name may be, the end is a digest instead.
     """
-    if len(os.fsencode(name + PARTIAL_SUFFIX)) <= _NAME_MAX:
+    if len(os.fsencode(name + PARTIAL_SUFFIX)) <= NAME_MAX:
         return name + PARTIAL_SUFFIX
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    room = _NAME_MAX - len(digest) - len(PARTIAL_SUFFIX) - 1
+    room = NAME_MAX - len(digest) - len(PARTIAL_SUFFIX) - 1
     head = os.fsencode(name)[:room].decode(errors="ignore")
     return f"{head}.{digest}{PARTIAL_SUFFIX}"
 
@@ -67,7 +66,8 @@ def is_partial_name(name: str) -> bool:
 class Partial:
     """An image being written: ``fd`` is read-write and stays ours; QEMU gets the pair.
 
-    ``is_left``: it was to be removed at the end, which failed."""
+    ``is_left``: it was to be removed at the end, which failed. ``has_its_name``: ``commit`` has
+    come as far as the rename, and others find an image."""
 
     directory: int
     name: str
@@ -75,17 +75,11 @@ class Partial:
     block: Superblock
     libvirt: LibvirtHeader | None = None
     is_left: bool = False
+    has_its_name: bool = False
     _keep: bool = False
-    _has_its_name: bool = False
-
-    @property
-    def has_its_name(self) -> bool:
-        """Whether ``commit`` has come as far as the rename: others find an image then."""
-        return self._has_its_name
 
     @property
     def partial(self) -> str:
-        """The file's present name within its directory."""
         return partial_name(self.name)
 
     def keep(self) -> None:
@@ -93,7 +87,6 @@ class Partial:
         self._keep = True
 
     def remove(self) -> None:
-        """Delete the partial file."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.partial, dir_fd=self.directory)
 
@@ -106,10 +99,7 @@ class Partial:
         os.fsync(self.fd)
 
     def validate(self) -> validation.Contents:
-        """Read back what QEMU wrote, and take the digest of it.
-
-        Raises InvalidImage or one of its kin, OSError.
-        """
+        """Read back what QEMU wrote, and take the digest of it. Raises InvalidImage, OSError."""
         size = os.fstat(self.fd).st_size
         if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
             raise errors.InvalidImage("libvirt's header has changed since it was written")
@@ -120,11 +110,10 @@ class Partial:
     def commit(self, metadata: Metadata, *, replace: bool) -> None:
         """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
 
-        Data is synced already. Each of the four is on stable storage before the next.
-
-        Raises OSError; FileExistsError where ``NAME`` exists and ``replace`` is false. Where
-        ``has_its_name`` is true after that, it is the image: only that a crash of the host
-        leaves it is not certain.
+        Data is synced already. Each of the four is on stable storage before the next. Raises
+        OSError; FileExistsError where ``NAME`` exists and ``replace`` is false. Where
+        ``has_its_name`` is true after that, it is the image: only that a crash of the host leaves
+        it is not certain.
         """
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
@@ -144,9 +133,9 @@ class Partial:
             # name be left. By its name it is the image.
             if not self._is_named():
                 raise
-            self._keep = self._has_its_name = True
+            self._keep = self.has_its_name = True
             self.remove()
-        self._keep = self._has_its_name = True
+        self._keep = self.has_its_name = True
 
     def _is_named(self) -> bool:
         with contextlib.suppress(OSError):
@@ -155,10 +144,7 @@ class Partial:
         return False
 
     def mark_stale(self) -> None:
-        """Say in the committed image that its guest was resumed: a restore refuses it then.
-
-        Raises OSError, InvalidImage.
-        """
+        """Mark it: its guest was resumed, so a restore refuses it. Raises OSError, InvalidImage."""
         self.block = _write_stale(self.fd, self.block, self.metadata())
 
 
@@ -194,10 +180,9 @@ def creating(
     header and metadata need more: ``Partial.block.stream_offset`` says where.
 
     Nothing beyond the metadata is written, so the file stays shorter than M: preallocation with
-    KEEP_SIZE survives QEMU's ftruncate(M) only then.
-
-    Raises Busy where the partial file exists: its owner lives, or ``mapsave recover`` is due;
-    ValueError where metadata, XML or cookie cannot be written.
+    KEEP_SIZE survives QEMU's ftruncate(M) only then. Raises Busy where the partial file exists: its
+    owner lives, or ``mapsave recover`` is due; ValueError where metadata, XML or cookie cannot be
+    written.
     """
     first, header = formats.new(metadata, stream_offset, libvirt)
     partial = partial_name(name)
@@ -287,7 +272,6 @@ class Image:
 
     @property
     def format(self) -> Literal["native", "libvirt"]:
-        """The format of the image."""
         return "native" if self.libvirt is None else "libvirt"
 
     @property
@@ -338,10 +322,9 @@ class Image:
     def mark(self, state: State) -> None:
         """Record ``state`` in the superblock, durably.
 
-        An image that libvirt saved gets its first superblock thereby.
-
-        Raises OSError: EROFS, EACCES where the image cannot be written, ENOSPC where libvirt left
-        no room, EINVAL where it has been damaged since it was opened.
+        An image that libvirt saved gets its first superblock thereby. Raises OSError: EROFS, EACCES
+        where the image cannot be written, ENOSPC where libvirt left no room, EINVAL where it has
+        been damaged since it was opened.
         """
         if self.libvirt is not None:
             try:
@@ -360,18 +343,12 @@ class Image:
             self.block = _write_stale(writable, self.block, known)
 
     def reread(self) -> None:
-        """Read header, superblock and metadata again, as they are now under the caller's lock.
-
-        Raises InvalidImage or one of its kin.
-        """
+        """Read all but the stream again, as it is under the caller's lock. Raises InvalidImage."""
         self.block, self.metadata, self.libvirt = _read(self.fd, self.path)
 
 
 def _read(fd: int, path: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
-    """Read header, superblock and metadata; the name decides whether the image is partial.
-
-    Raises InvalidImage or one of its kin.
-    """
+    """Read as ``formats.read`` does; by its name an image is partial. Raises InvalidImage."""
     with descriptors.reading(path):
         block, metadata, header = formats.read(fd, path)
     if is_partial_name(path) or is_partial_name(os.path.realpath(path)):
@@ -383,9 +360,8 @@ def _read(fd: int, path: str) -> tuple[Superblock, Metadata, LibvirtHeader | Non
 def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
     """Open the image at ``path`` for reading; its superblock and metadata are checked.
 
-    A partial image opens too, so that it can be looked at; ``Image.validate`` refuses it.
-
-    Raises ImageNotFound, NotPermitted, NotAnImage, InvalidImage or one of their kin.
+    A partial image opens too, so that it can be looked at; ``Image.validate`` refuses it. Raises
+    ImageNotFound, NotPermitted, NotAnImage, InvalidImage or one of their kin.
     """
     name = os.fspath(path)
     with descriptors.opened_for_reading(name) as fd:

@@ -19,23 +19,16 @@ import hashlib
 import json
 import os
 import uuid as uuids
-from typing import TYPE_CHECKING
 
-from mapsave import domain_xml, errors
+from mapsave import domain_xml, errors, units
 from mapsave.image import libvirt_header, superblock
+from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
+from mapsave.image.metadata import Metadata
 from mapsave.image.superblock import METADATA_START, SLOT_SIZE, Place, State, Superblock
-
-if TYPE_CHECKING:
-    from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
-    from mapsave.image.metadata import Metadata
 
 # What a save adds to the metadata when it ends: RAM blocks, label, times.
 _METADATA_GROWS = 32 << 10
 UNWRITTEN = 0  # sequence number of a superblock that is in no slot
-
-
-def _up(offset: int) -> int:
-    return -(-offset // SLOT_SIZE) * SLOT_SIZE
 
 
 def place(header: LibvirtHeader) -> Place | None:
@@ -43,7 +36,7 @@ def place(header: LibvirtHeader) -> Place | None:
     slots = header.stream_offset - METADATA_START
     if slots < header.padding_offset:
         return None
-    return Place(slots, _up(header.padding_offset), header.stream_offset)
+    return Place(slots, units.round_up(header.padding_offset, SLOT_SIZE), header.stream_offset)
 
 
 def stream_offset(new: NewLibvirtHeader, metadata: Metadata, at_least: int) -> int:
@@ -52,16 +45,16 @@ def stream_offset(new: NewLibvirtHeader, metadata: Metadata, at_least: int) -> i
     So much room is also left for a later ``virsh save-image-edit``: 64 KiB, as libvirt leaves, and
     more. Raises ValueError where XML or cookie cannot be written.
     """
-    area = _up(2 * len(json.dumps(metadata)) + _METADATA_GROWS)
-    return max(at_least, _up(libvirt_header.text_length(new)) + 2 * area + METADATA_START)
+    texts = units.round_up(libvirt_header.text_length(new), SLOT_SIZE)
+    area = units.round_up(2 * len(json.dumps(metadata)) + _METADATA_GROWS, SLOT_SIZE)
+    return max(at_least, texts + 2 * area + METADATA_START)
 
 
 def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
     """Return superblock and metadata: ours where they are, else what libvirt's header says.
 
-    As long as the header calls the image incomplete, its state is partial.
-
-    Raises InvalidImage or one of its kin.
+    As long as the header calls the image incomplete, its state is partial. Raises InvalidImage or
+    one of its kin.
     """
     block = read_slots(fd, header)
     if block is None:
@@ -70,14 +63,15 @@ def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
         block = dataclasses.replace(block, state=State.PARTIAL)
     if block.metadata_length:
         return block, superblock.read_metadata(fd, block)
-    return block, _derived_metadata(header)
+    identity = domain_xml.identity(header.xml)
+    return block, {
+        "guest": {"name": identity.name, "qemu_name": identity.name, "uuid": identity.uuid},
+        "run_state": "running" if header.was_running else "paused",
+    }
 
 
 def read_slots(fd: int, header: LibvirtHeader) -> Superblock | None:
-    """Return the superblock that mapsave wrote into the padding; None where it never did.
-
-    Raises InvalidImage or one of its kin.
-    """
+    """Return the superblock that mapsave wrote into the padding, if any. Raises InvalidImage."""
     where = place(header)
     if where is None or superblock.is_torn_first(fd, where):
         return None
@@ -98,14 +92,6 @@ def _told_block(fd: int, header: LibvirtHeader) -> Superblock:
         file_length=os.fstat(fd).st_size,
         place=place(header) or superblock.NATIVE,
     )
-
-
-def _derived_metadata(header: LibvirtHeader) -> Metadata:
-    identity = domain_xml.identity(header.xml)
-    return {
-        "guest": {"name": identity.name, "qemu_name": identity.name, "uuid": identity.uuid},
-        "run_state": "running" if header.was_running else "paused",
-    }
 
 
 def check_markable(fd: int, header: LibvirtHeader, block: Superblock) -> None:

@@ -23,6 +23,7 @@ import shlex
 import struct
 
 from mapsave import errors, units
+from mapsave.image import syscalls
 
 SIZE = 92
 VERSION = 2
@@ -69,7 +70,6 @@ class LibvirtHeader:
 
     @property
     def stream_offset(self) -> int:
-        """The offset of QEMU's stream in the file."""
         return SIZE + self.data_length
 
     @property
@@ -100,9 +100,8 @@ def is_one(fd: int) -> bool:
 def read(fd: int) -> LibvirtHeader:
     """Return the header of the file open as ``fd``; its format may be any that libvirt has.
 
-    The file of an incomplete image may be shorter than its ``stream_offset``.
-
-    Raises NotAnImage, TruncatedImage, UnsupportedImage, InvalidImage.
+    The file of an incomplete image may be shorter than its ``stream_offset``. Raises NotAnImage,
+    TruncatedImage, UnsupportedImage, InvalidImage.
     """
     raw = os.pread(fd, SIZE, 0)
     if not raw.startswith((_SAVE, _PART)):
@@ -231,10 +230,7 @@ def text_length(new: NewLibvirtHeader) -> int:
 
 
 def laid_out(new: NewLibvirtHeader, stream_offset: int) -> LibvirtHeader:
-    """Return ``new`` as the header of an incomplete sparse image with its stream at that offset.
-
-    Raises ValueError where it does not fit.
-    """
+    """Return the header of an incomplete sparse image. Raises ValueError where it does not fit."""
     padding_offset = text_length(new)
     if not padding_offset <= stream_offset < SIZE + (1 << 32):
         raise ValueError(f"{padding_offset} bytes of header before a stream at {stream_offset}")
@@ -253,9 +249,7 @@ def laid_out(new: NewLibvirtHeader, stream_offset: int) -> LibvirtHeader:
 
 def write(fd: int, header: LibvirtHeader) -> None:
     """Write header, XML and cookie; the padding is left as it is. Raises OSError."""
-    data, at = header.pack(), 0
-    while at < len(data):
-        at += os.pwrite(fd, data[at:], at)
+    syscalls.write_all(fd, header.pack(), 0)
 
 
 def write_complete(fd: int, header: LibvirtHeader) -> LibvirtHeader:

@@ -43,7 +43,6 @@ class RamBlock:
 
     @property
     def pages(self) -> int:
-        """How many pages the block has."""
         return -(-self.used_length // self.page_size)
 
     @property
@@ -157,7 +156,11 @@ class _Reader:
                 raise errors.InvalidImage(f"subsection {name!r} appears twice in the configuration")
             known.add(name)
             if name == fmt.SUBSECTION_CAPABILITIES:
-                self._capabilities = self._capability_names()
+                count = self._at.u32("capability count")
+                if count > MAX_CAPABILITIES:
+                    raise errors.InvalidImage(f"{count} capabilities in the configuration")
+                lengths = (self._at.u8("capability length") for _ in range(count))
+                self._capabilities = tuple(self._at.text(each, "capability") for each in lengths)
             elif name == fmt.SUBSECTION_PAGE_BITS:
                 self._page_bits = self._at.u32("target page bits")
                 if self._page_bits not in PAGE_BITS:
@@ -166,14 +169,6 @@ class _Reader:
                 self._uuid = uuids.UUID(bytes=self._at.take(16, "guest uuid"))
             else:
                 raise errors.UnsupportedImage(f"configuration has an unknown subsection {name!r}")
-
-    def _capability_names(self) -> tuple[str, ...]:
-        count = self._at.u32("capability count")
-        if count > MAX_CAPABILITIES:
-            raise errors.InvalidImage(f"{count} capabilities in the configuration")
-        return tuple(
-            self._at.text(self._at.u8("capability length"), "capability") for _ in range(count)
-        )
 
     def _sections(self) -> None:
         for _ in range(MAX_SECTIONS):
@@ -186,7 +181,8 @@ class _Reader:
             elif kind == fmt.SECTION_PART:
                 self._iteration()
             elif kind == fmt.SECTION_END:
-                self._ram_end()
+                self._end_of_part(self._started())
+                self._ram_section, self._ram_ended = None, True
             elif kind == fmt.SECTION_FULL:
                 self._device()
             elif kind == fmt.COMMAND:
@@ -308,10 +304,6 @@ class _Reader:
         self._iterations += count
         if self._iterations > MAX_ITERATIONS:
             raise errors.InvalidImage(f"more than {MAX_ITERATIONS} iterations")
-
-    def _ram_end(self) -> None:
-        self._end_of_part(self._started())
-        self._ram_section, self._ram_ended = None, True
 
     def _started(self) -> int:
         section = self._at.u32("section id")

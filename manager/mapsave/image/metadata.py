@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Annotated, Any, TypedDict, cast
+from collections.abc import Mapping
+from typing import Annotated, TypedDict, cast
 
 import msgspec
 from msgspec import Meta
@@ -33,8 +34,6 @@ class GuestPart(TypedDict, total=False):
 
 
 class QemuPart(TypedDict, total=False):
-    """What saved it."""
-
     version: Word
     package: str
 
@@ -62,16 +61,12 @@ class HardwarePart(TypedDict, total=False):
 
 
 class CommandPart(TypedDict, total=False):
-    """The command line of the QEMU that was saved."""
-
     argv: list[Word]
     cwd: Word | None
     executable: Word
 
 
 class DomainPart(TypedDict, total=False):
-    """The libvirt domain that was saved."""
-
     uri: Word
     name: Word
     uuid: Word
@@ -125,17 +120,17 @@ class Metadata(TypedDict, total=False):
     memory: MemoryPart
     command: CommandPart | None
     domain: DomainPart | None
-    strategy: dict[str, Any]
+    strategy: Mapping[str, object]
     live: bool
     then: str
     job: Word | None
     operation: Word | None
-    host: dict[str, Any]
+    host: dict[str, object]
     started: Time
     ended: Time
     ram_blocks: list[BlockPart]
     data_bytes: Size
-    label: dict[str, Any] | None
+    label: dict[str, object] | None
     paused_at: Seconds | None
     duration_s: Seconds
     recovered: bool
@@ -143,7 +138,7 @@ class Metadata(TypedDict, total=False):
     digests: DigestsPart
     structure_digest: Word
     written: WrittenPart
-    recovery: dict[str, Any]  # of a partial image: see ``operations.interrupted``
+    recovery: dict[str, object]  # of a partial image: see ``operations.interrupted``
 
 
 def parse(raw: bytes) -> Metadata:
@@ -157,7 +152,7 @@ def parse(raw: bytes) -> Metadata:
     return check(found)
 
 
-def check(found: dict[str, Any]) -> Metadata:
+def check(found: dict[str, object]) -> Metadata:
     """Return ``found`` where it is what metadata must be. Raises InvalidImage naming the key."""
     try:
         msgspec.convert(found, Metadata)
@@ -173,8 +168,10 @@ def check(found: dict[str, Any]) -> Metadata:
     return cast("Metadata", found)
 
 
-def _is_time(value: str | None) -> bool:
+def _is_time(value: object) -> bool:
     try:
-        return value is None or (0 <= datetime.datetime.fromisoformat(value).timestamp() < _LATEST)
+        return (
+            value is None or 0 <= datetime.datetime.fromisoformat(str(value)).timestamp() < _LATEST
+        )
     except (ValueError, OverflowError, OSError):
         return False

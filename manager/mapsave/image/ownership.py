@@ -16,10 +16,7 @@ import errno
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 
 _MOST_LINKS = 40  # as the kernel follows (path_resolution(7))
 _ACL = "system.posix_acl_access"  # xattr(7); linux/posix_acl_xattr.h
@@ -36,17 +33,14 @@ def of_file(path: str, fd: int, trusted: Collection[int]) -> list[str]:
     empty list means that no one can. Never raises for what it finds: a path that cannot be
     walked, or leads to another file by now, is an item as well.
     """
+
+    def at_the_end(last: _Step) -> list[str]:
+        if os.path.samestat(last.stats, os.fstat(fd)):
+            return []
+        return [f"{path!r} leads to a different file than the one that was opened"]
+
     problems = [f"{path!r} {who}" for who in _writers(fd, os.fstat(fd), trusted)]
-    try:
-        with contextlib.closing(_steps(path)) as steps:
-            for step in steps:
-                problems += step.problems(trusted)
-                last = step
-            if not os.path.samestat(last.stats, os.fstat(fd)):
-                problems.append(f"{path!r} leads to a different file than the one that was opened")
-    except OSError as error:
-        problems.append(f"{path!r} cannot be followed: {error.strerror}")
-    return list(dict.fromkeys(problems))
+    return _followed(path, trusted, problems, at_the_end)
 
 
 def of_directory(path: str, trusted: Collection[int]) -> list[str]:
@@ -54,17 +48,31 @@ def of_directory(path: str, trusted: Collection[int]) -> list[str]:
 
     The file is a trusted user's own. Items are as those of ``of_file``.
     """
-    found: list[str] = []
+
+    def at_the_end(last: _Step) -> list[str]:
+        if last.stats.st_mode & stat.S_ISVTX and last.stats.st_uid in trusted:
+            return []
+        return [f"{last.path!r} {who}" for who in _writers(last.fd, last.stats, trusted)]
+
+    return _followed(path, trusted, [], at_the_end)
+
+
+def _followed(
+    path: str,
+    trusted: Collection[int],
+    problems: list[str],
+    at_the_end: Callable[[_Step], list[str]],
+) -> list[str]:
+    """Return ``problems`` and those of each step to ``path``, and of the last, each once."""
     try:
         with contextlib.closing(_steps(path)) as steps:
             for step in steps:
-                found += step.problems(trusted)
+                problems += step.problems(trusted)
                 last = step
-            if not last.stats.st_mode & stat.S_ISVTX or last.stats.st_uid not in trusted:
-                found += [f"{last.path!r} {who}" for who in _writers(last.fd, last.stats, trusted)]
+            problems += at_the_end(last)
     except OSError as error:
-        found.append(f"{path!r} cannot be followed: {error.strerror}")
-    return list(dict.fromkeys(found))
+        problems.append(f"{path!r} cannot be followed: {error.strerror}")
+    return list(dict.fromkeys(problems))
 
 
 class _Step:

@@ -10,16 +10,13 @@ end.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Container
 
 from mapsave.image import stream_format as fmt
+from mapsave.image.cursor import Cursor
 
-if TYPE_CHECKING:
-    from collections.abc import Container
-
-    from mapsave.image.cursor import Cursor
-
-_SWITCHOVER = bytes([fmt.COMMAND]) + fmt.COMMAND_HEAD.pack(fmt.COMMAND_SWITCHOVER_START, 0)
+# The command that informs a destination that the last phase begins.
+SWITCHOVER = bytes([fmt.COMMAND]) + fmt.COMMAND_HEAD.pack(fmt.COMMAND_SWITCHOVER_START, 0)
 _SECTION_ID = 5  # bytes of type and section id, with which every section begins
 _NUMBERS = 8  # bytes of instance and version, which end a section's head
 _VERSION_LIMIT = 1 << 16  # versions of devices are small numbers
@@ -48,7 +45,7 @@ def may_follow_device(at: Cursor, seen: Container[int], ram_section: int | None)
     if kind in (fmt.SECTION_PART, fmt.SECTION_END):
         return ram_section is not None and at.stands_here(ram_part(ram_section, kind))
     if kind == fmt.COMMAND:
-        return at.stands_here(_SWITCHOVER)
+        return at.stands_here(SWITCHOVER)
     return kind == fmt.EOF and _is_end(at)
 
 

@@ -6,19 +6,16 @@ import contextlib
 import dataclasses
 import enum
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Iterator
+from typing import TYPE_CHECKING
 
 from mapsave import errors
-from mapsave.image import image, ownership
+from mapsave.image import descriptors, image, ownership
+from mapsave.image.metadata import Metadata
+from mapsave.image.superblock import Superblock
 
 if TYPE_CHECKING:
     import uuid as uuids
-    from collections.abc import Container, Iterator
-
-    from mapsave.image.metadata import Metadata
-    from mapsave.image.superblock import Superblock
-
-_NAME_MAX = 255
 
 
 def check_name(name: str) -> None:
@@ -28,10 +25,10 @@ def check_name(name: str) -> None:
     """
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         raise errors.UsageError(f"{name!r} cannot be the name of an image")
-    if len(os.fsencode(name)) > _NAME_MAX:
+    if len(os.fsencode(name)) > image.NAME_MAX:
         raise errors.UsageError(
             f"the image's name has {len(os.fsencode(name))} bytes; a file name may have at most "
-            f"{_NAME_MAX}"
+            f"{image.NAME_MAX}"
         )
     if image.is_partial_name(name):
         raise errors.UsageError(
@@ -58,13 +55,6 @@ class Directory:
             return False
         return True
 
-    def is_same_as(self, path: str) -> bool:
-        """Return whether ``path`` still leads to this directory (it may have been moved away)."""
-        try:
-            return os.path.samestat(os.stat(path), os.fstat(self.fd))
-        except OSError:
-            return False
-
     def free_bytes(self, *, with_reserved: bool = False) -> int:
         """Bytes free on this file system, with those that only root may use if asked for."""
         stats = os.fstatvfs(self.fd)
@@ -75,9 +65,8 @@ class Directory:
 def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator[Directory]:
     """Open the image directory at ``path``, which the operator trusts: links on the way are his.
 
-    With ``create`` a missing directory is made, mode 0700 (images hold guests' memory).
-
-    Raises BadDirectory, NotPermitted.
+    With ``create`` a missing directory is made, mode 0700 (images hold guests' memory). Raises
+    BadDirectory, NotPermitted.
     """
     name = os.fspath(path)
     try:
@@ -94,10 +83,8 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
             f"cannot open the image directory {name!r}: {reason}",
             hint="create it, or choose another with 'images:' or --image",
         ) from None
-    try:
+    with descriptors.closing(fd):
         yield Directory(os.path.realpath(f"/proc/self/fd/{fd}"), fd, os.path.abspath(name))
-    finally:
-        os.close(fd)
 
 
 class EntryState(enum.StrEnum):
@@ -122,15 +109,14 @@ class Entry:
     file_bytes: int
     allocated_bytes: int
     modified: float
-    block: Superblock | None
-    metadata: Metadata
-    error: errors.MapsaveError | None
+    block: Superblock | None = None
+    metadata: Metadata = dataclasses.field(default_factory=lambda: Metadata())
+    error: errors.MapsaveError | None = None
     format: str | None = None
     writable_by: tuple[str, ...] = ()
 
     @property
     def guest(self) -> str | None:
-        """The name of the guest that was saved, where the metadata says."""
         return self.metadata.get("guest", {}).get("name")
 
     @property
@@ -159,42 +145,29 @@ def entries(
         path = os.path.join(held.path, name)
         try:
             with image.opened(path) as opened:
-                stats = os.fstat(opened.fd)
-                entry = Entry(
-                    **_facts(name, path, stats),
+                who = () if trusted is None else ownership.of_file(path, opened.fd, trusted)
+                entry = dataclasses.replace(
+                    _entry(path, os.fstat(opened.fd)),
                     block=opened.block_as_used(restored),
                     metadata=opened.metadata,
-                    error=None,
                     format=opened.format,
-                    writable_by=()
-                    if trusted is None
-                    else tuple(ownership.of_file(path, opened.fd, trusted)),
+                    writable_by=tuple(who),
                 )
         except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
             continue
         except (errors.InvalidImage, OSError) as error:
             try:
-                stats = os.stat(path)
+                entry = _entry(path, os.stat(path))
             except OSError:  # a partial image that was removed while we looked
                 continue
-            bad = _as_invalid(error, path)
-            entry = Entry(**_facts(name, path, stats), block=None, metadata={}, error=bad)
+            if isinstance(error, OSError):
+                error = errors.InvalidImage(f"{path!r} cannot be read: {error.strerror}")
+            entry = dataclasses.replace(entry, error=error)
         listed.append(entry)
     return sorted(listed, key=lambda entry: -entry.modified)
 
 
-def _as_invalid(error: Exception, path: str) -> errors.InvalidImage:
-    if isinstance(error, errors.InvalidImage):
-        return error
-    reason = error.strerror if isinstance(error, OSError) else error
-    return errors.InvalidImage(f"{path!r} cannot be read: {reason}")
-
-
-def _facts(name: str, path: str, stats: os.stat_result) -> dict[str, Any]:
-    return {
-        "name": name,
-        "path": path,
-        "file_bytes": stats.st_size,
-        "allocated_bytes": stats.st_blocks * 512,
-        "modified": stats.st_mtime,
-    }
+def _entry(path: str, stats: os.stat_result) -> Entry:
+    """Return what is known of a file without opening it."""
+    allocated = stats.st_blocks * 512
+    return Entry(os.path.basename(path), path, stats.st_size, allocated, stats.st_mtime)

@@ -6,18 +6,14 @@ the device state restores another device. Both look valid to a reader of the str
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from mapsave import errors, units
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.image.mapped_ram import Stream
+from mapsave.image import bitmaps
+from mapsave.image.mapped_ram import Stream
 
 _CHUNK = 64 * units.KIB
 _PLACE = struct.Struct("<QQ")
@@ -28,9 +24,8 @@ def digest(fd: int, stream: Stream) -> str:
 
     Of each stretch between pages: its first and last offset in the file, then each piece of 64 KiB,
     counted from its beginning, that is not all zeros, with offset and length. So a hole counts as
-    zeros, and costs nothing.
-
-    Raises TruncatedImage where the file has shrunk since it was read, OSError.
+    zeros, and costs nothing. Raises TruncatedImage where the file has shrunk since it was read,
+    OSError.
     """
     hashed = hashlib.sha256()
     for first, last in _stretches(stream):
@@ -66,7 +61,7 @@ def _stretches(stream: Stream) -> Iterator[tuple[int, int]]:
 def _pieces(fd: int, first: int, last: int) -> Iterator[tuple[int, bytes]]:
     at = first
     while at < last:
-        at += (_data_from(fd, at, last) - at) // _CHUNK * _CHUNK
+        at += (min(bitmaps.data_from(fd, at), last) - at) // _CHUNK * _CHUNK
         wanted = min(_CHUNK, last - at)
         if wanted <= 0:
             return
@@ -76,11 +71,3 @@ def _pieces(fd: int, first: int, last: int) -> Iterator[tuple[int, bytes]]:
         if data.strip(b"\0"):
             yield at, data
         at += wanted
-
-
-def _data_from(fd: int, at: int, last: int) -> int:
-    """Return where the file has data from ``at`` on; ``last`` where it has none (lseek(2))."""
-    try:
-        return min(os.lseek(fd, at, os.SEEK_DATA), last)
-    except OSError as error:
-        return last if error.errno == errno.ENXIO else at

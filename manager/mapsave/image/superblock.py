@@ -24,13 +24,11 @@ import hashlib
 import os
 import struct
 import uuid as uuids
-from typing import TYPE_CHECKING
 
 from mapsave import errors, strict_json, units
 from mapsave.image import metadata as metadata_area
-
-if TYPE_CHECKING:
-    from mapsave.image.metadata import Metadata
+from mapsave.image import syscalls
+from mapsave.image.metadata import Metadata
 
 SLOT_SIZE = 4096
 SLOTS = 2
@@ -44,24 +42,24 @@ MAX_METADATA = 1 * units.MIB  # parsed, JSON takes many times its length
 MAX_SEQUENCE = (1 << 63) - 1
 KNOWN_FEATURES = 0  # the "must understand" feature flags that this version understands
 
-# magic, format version, state, sequence, must-understand flags, optional flags, stream offset,
-# image uuid, file length, metadata offset and length, digest area offset and length,
-# SHA-256 of the metadata.
+# magic, format version, and these fields of Superblock.
 _FIELDS = struct.Struct("<8sIIQQQQ16sQQQQQ32s")
+_NAMES = (
+    *("state", "sequence", "must_understand", "optional", "stream_offset", "uuid", "file_length"),
+    *("metadata_offset", "metadata_length", "digest_offset", "digest_length", "metadata_sha256"),
+)
+_NEWER = "use the mapsave that saved it, or a newer one"
 _CHECKSUM = hashlib.sha256
 _CHECKSUM_SIZE = 32
 
 
 class State(enum.IntEnum):
-    """What an image is good for."""
-
     PARTIAL = 1
     SAVED = 2
     RESTORED = 3
 
     @property
     def word(self) -> str:
-        """The state as users read it."""
         return self.name.lower()
 
 
@@ -78,7 +76,6 @@ class Place:
     stream_offset: int | None = None
 
     def slot(self, index: int) -> int:
-        """Return the offset of a slot."""
         return self.slots + index * SLOT_SIZE
 
     def area(self, stream_offset: int) -> tuple[int, int]:
@@ -109,22 +106,9 @@ class Superblock:
 
     def pack(self) -> bytes:
         """Return the slot as it is on disk, checksum included."""
-        fields = _FIELDS.pack(
-            MAGIC,
-            FORMAT_VERSION,
-            self.state,
-            self.sequence,
-            self.must_understand,
-            self.optional,
-            self.stream_offset,
-            self.uuid.bytes,
-            self.file_length,
-            self.metadata_offset,
-            self.metadata_length,
-            self.digest_offset,
-            self.digest_length,
-            self.metadata_sha256,
-        )
+        named = {name: getattr(self, name) for name in _NAMES}
+        values = {**named, "uuid": self.uuid.bytes}.values()
+        fields = _FIELDS.pack(MAGIC, FORMAT_VERSION, *values)
         body = fields.ljust(SLOT_SIZE - _CHECKSUM_SIZE, b"\0")
         return body + _CHECKSUM(body).digest()
 
@@ -137,52 +121,23 @@ def _unpack(slot: bytes, place: Place) -> Superblock | None:
     body, checksum = slot[:-_CHECKSUM_SIZE], slot[-_CHECKSUM_SIZE:]
     if not slot.startswith(MAGIC) or _CHECKSUM(body).digest() != checksum:
         return None
-    (
-        _,
-        version,
-        state,
-        sequence,
-        must_understand,
-        optional,
-        stream_offset,
-        uuid,
-        file_length,
-        metadata_offset,
-        metadata_length,
-        digest_offset,
-        digest_length,
-        metadata_sha256,
-    ) = _FIELDS.unpack_from(body)
+    _, version, *values = _FIELDS.unpack_from(body)
     if version > FORMAT_VERSION:
         raise errors.UnsupportedImage(
             f"the image has format version {version}; this mapsave reads up to {FORMAT_VERSION}",
-            hint="use the mapsave that saved it, or a newer one",
+            hint=_NEWER,
         )
-    if must_understand & ~KNOWN_FEATURES:
+    named = dict(zip(_NAMES, values, strict=True))
+    if unknown := named["must_understand"] & ~KNOWN_FEATURES:
         raise errors.UnsupportedImage(
-            f"the image needs features 0x{must_understand & ~KNOWN_FEATURES:x}, which this "
-            "mapsave does not support",
-            hint="use the mapsave that saved it, or a newer one",
+            f"the image needs features 0x{unknown:x}, which this mapsave does not support",
+            hint=_NEWER,
         )
     try:
-        known_state = State(state)
+        named["state"] = State(named["state"])
     except ValueError:
-        raise errors.InvalidImage(f"superblock: unknown state {state}") from None
-    return Superblock(
-        state=known_state,
-        sequence=sequence,
-        stream_offset=stream_offset,
-        uuid=uuids.UUID(bytes=uuid),
-        file_length=file_length,
-        metadata_offset=metadata_offset,
-        metadata_length=metadata_length,
-        metadata_sha256=metadata_sha256,
-        digest_offset=digest_offset,
-        digest_length=digest_length,
-        must_understand=must_understand,
-        optional=optional,
-        place=place,
-    )
+        raise errors.InvalidImage(f"superblock: unknown state {named['state']}") from None
+    return Superblock(**{**named, "uuid": uuids.UUID(bytes=named["uuid"])}, place=place)
 
 
 def check_stream_offset(stream_offset: int) -> None:
@@ -280,10 +235,7 @@ def is_torn_first(fd: int, place: Place) -> bool:
 
 
 def read_metadata(fd: int, block: Superblock) -> Metadata:
-    """Return the metadata that ``block`` points to.
-
-    Raises InvalidImage where its checksum is wrong or it is not what metadata must be.
-    """
+    """Return the metadata that ``block`` points to. Raises InvalidImage where they are damaged."""
     raw = os.pread(fd, block.metadata_length, block.metadata_offset)
     if hashlib.sha256(raw).digest() != block.metadata_sha256:
         raise errors.InvalidImage(
@@ -299,7 +251,6 @@ def write(
 
     With ``durable``, metadata is on stable storage before the slot that points to it is written,
     and the slot before this returns. ``fd`` must not be O_APPEND. Nothing is written from M on.
-
     Raises ValueError where the metadata does not fit, OSError where writing fails.
     """
     block = dataclasses.replace(block, sequence=block.sequence + 1)
@@ -318,16 +269,10 @@ def write(
             metadata_length=len(raw),
             metadata_sha256=hashlib.sha256(raw).digest(),
         )
-        _write_all(fd, raw, block.metadata_offset)
+        syscalls.write_all(fd, raw, block.metadata_offset)
         if durable:
             os.fdatasync(fd)
-    _write_all(fd, block.pack(), block.place.slot(block.sequence % SLOTS))
+    syscalls.write_all(fd, block.pack(), block.place.slot(block.sequence % SLOTS))
     if durable:
         os.fsync(fd)
     return block
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ctypes
@@ -32,7 +32,14 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _call(name: str, *args: Any) -> int:
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write ``data`` at ``offset``, in pieces if need be. Raises OSError."""
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _call(name: str, *args: object) -> int:
     """Call a function of libc; raise OSError with its errno where it returns -1."""
     import ctypes
 
@@ -46,9 +53,8 @@ def _call(name: str, *args: Any) -> int:
 def open_beneath(directory: int, name: str, flags: int, mode: int = 0) -> int:
     """Open ``name`` beneath the directory descriptor, never through a symbolic link.
 
-    Kernels before 5.6 have no openat2; there a single component with O_NOFOLLOW is as safe.
-
-    Raises OSError as open(2) does; ELOOP or EXDEV where a link or ``..`` would lead out.
+    Kernels before 5.6 have no openat2; there a single component with O_NOFOLLOW is as safe. Raises
+    OSError as open(2) does; ELOOP or EXDEV where a link or ``..`` would lead out.
     """
     import ctypes
 
@@ -74,10 +80,7 @@ def open_beneath(directory: int, name: str, flags: int, mode: int = 0) -> int:
 
 
 def rename(directory: int, source: str, target: str, *, replace: bool) -> None:
-    """Rename within a directory; without ``replace`` an existing target is never overwritten.
-
-    Raises OSError; FileExistsError where the target exists and ``replace`` is false.
-    """
+    """Rename within a directory. Raises OSError; FileExistsError unless it may ``replace`` one."""
     import ctypes
 
     if replace:
@@ -103,18 +106,12 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def preallocate(fd: int, offset: int, length: int) -> None:
-    """Reserve ``length`` bytes of disk from ``offset`` without changing the file's size.
-
-    Raises OSError: ENOSPC, EOPNOTSUPP where the file system cannot.
-    """
+    """Reserve bytes of disk, the file's size unchanged. Raises OSError: ENOSPC, EOPNOTSUPP."""
     _fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give ``length`` bytes from ``offset`` back to the file system; they read as zeros.
-
-    Raises OSError: EOPNOTSUPP where the file system cannot.
-    """
+    """Give bytes back to the file system; they read as zeros. Raises OSError: EOPNOTSUPP."""
     _fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length)
 
 

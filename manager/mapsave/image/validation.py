@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from mapsave.image import bitmaps, description, mapped_ram
-
-if TYPE_CHECKING:
-    from mapsave.image.mapped_ram import Stream
+from mapsave.image.mapped_ram import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +29,7 @@ class Contents:
 
 
 def validate_stream(fd: int, offset: int, size: int) -> Contents:
-    """Read the stream at ``offset`` whole: structure, bitmaps, JSON description.
-
-    Raises InvalidImage or one of its kin.
-    """
+    """Read the stream whole: structure, bitmaps, JSON description. Raises InvalidImage."""
     stream = mapped_ram.read(fd, offset, size)
     description.check(fd, stream)
     used = tuple(bitmaps.used_pages(fd, block) for block in stream.blocks)
