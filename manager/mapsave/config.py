@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field, structs
 
@@ -29,9 +29,6 @@ from mapsave.key_types import (
 )
 from mapsave.keys import Check, Keys, help
 from mapsave.service_settings import Hooks, Service, Webhook
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SYSTEM_FILE = Path("/etc/mapsave/manager.yaml")
 VARIABLE = "MAPSAVE_CONFIG"
@@ -211,9 +208,8 @@ class Config(Keys, frozen=True):
     def guest(self, address: str) -> Guest:
         """Return the guest of a name, ``qmp:SOCKET``, ``libvirt:DOMAIN`` or ``libvirt+URI#DOMAIN``.
 
-        A guest that is given by its address has that as its name.
-
-        Raises UnknownGuest; UsageError where the address is no text that could name one.
+        A guest that is given by its address has that as its name. Raises UnknownGuest; UsageError
+        where the address is no text that could name one.
         """
         found = self.guests.get(address) or _by_address(address)
         if found is None:
@@ -230,9 +226,8 @@ def load(explicit: Path | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration that is in force.
 
     The first of: ``explicit`` (``--config``), the file that ``$MAPSAVE_CONFIG`` names,
-    ``/etc/mapsave/manager.yaml`` if it exists, built-in defaults.
-
-    Raises ConfigMissing if the file cannot be read, ConfigError if something in it is wrong.
+    ``/etc/mapsave/manager.yaml`` if it exists, built-in defaults. Raises ConfigMissing if the file
+    cannot be read, ConfigError if something in it is wrong.
     """
     built_in = defaults(environ)
     named = explicit or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
@@ -248,7 +243,7 @@ def load(explicit: Path | None, environ: Mapping[str, str]) -> Config:
     return structs.replace(found, **unsaid, guests=guests, source=path)
 
 
-def place_from(path: Path) -> Callable[[Any, Any], Any]:
+def place_from(path: Path) -> keys.Hook:
     """Return what reads a path within the file at ``path``: as relative to its directory."""
     directory = Path(os.path.abspath(path)).parent
     return lambda _, value: directory / os.path.expanduser(value)
@@ -319,7 +314,7 @@ def _check_text(address: str, *, is_path: bool) -> None:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return keys as dicts without what is None or empty, paths as text."""
     if isinstance(value, Keys):
         pairs = ((key, getattr(value, it.name)) for key, it in keys.fields(type(value)).items())

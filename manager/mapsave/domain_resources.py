@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 
 from mapsave import domain_xml, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from xml.etree.ElementTree import Element
 
 Kind = Literal["program", "path", "device", "other"]

@@ -51,9 +51,8 @@ class _Finder:
 def identity(xml: str) -> Identity:
     """Return name and uuid of the domain that ``xml`` describes.
 
-    Takes hostile input: time and memory are bounded by the length of ``xml``.
-
-    Raises InvalidImage where it is no domain XML, too long, or lacks one of the two.
+    Takes hostile input: time and memory are bounded by the length of ``xml``. Raises InvalidImage
+    where it is no domain XML, too long, or lacks one of the two.
     """
     from xml.etree import ElementTree  # slow to import, and native images hold no XML
 

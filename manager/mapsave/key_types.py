@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -47,7 +47,7 @@ def check_text(value: str) -> str:
     return value
 
 
-def _argument(value: Any) -> Any:
+def _argument(value: object) -> object:
     if isinstance(value, str) and "\0" in value:
         raise ValueError("must not contain a NUL")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -59,7 +59,7 @@ def _variable(name: str) -> str:
     return name
 
 
-def _size(value: Any) -> Any:
+def _size(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         return value
     if len(str(value)) > 40:
@@ -69,9 +69,10 @@ def _size(value: Any) -> Any:
     return found
 
 
-def _time(value: Any) -> Any:
-    is_time = isinstance(value, (int, float, str)) and not isinstance(value, bool)
-    return units.parse_duration(value) if is_time else value
+def _time(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return value
+    return units.parse_duration(value)
 
 
 def _positive(seconds: float) -> float:
@@ -115,11 +116,7 @@ Switch = Annotated[
     Parse(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
     written(None, {"enum": ["auto", "on", "off", True, False]}),
 ]
-Size = Annotated[
-    int,
-    Parse(_size),
-    written("a size, such as 64M", {"type": ["integer", "string"]}),
-]
+Size = Annotated[int, Parse(_size), written("a size, such as 64M", {"type": ["integer", "string"]})]
 # Seconds; 0 is refused.
 Duration = Annotated[
     float,

@@ -12,18 +12,17 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 Loc = tuple[str | int, ...]  # the path of keys and indexes to a value
 T = TypeVar("T")
+Hook = Callable[[type, Any], object]  # msgspec's ``dec_hook``: reads types that it does not know
 
 _NOTHING = type(None)
+_Mapping = dict[str, object]
 _WRITTEN = "x-written"
 _ABOUT = ("title", "description", "default")  # of a key, beside its type
 
@@ -41,13 +40,13 @@ class Parse(msgspec.Struct, frozen=True):
     What it does not know it returns, or raises ValueError with what is wrong.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[[Any], object]
 
 
 class Check(msgspec.Struct, frozen=True):
     """Annotates a type: returns the value of that type, or raises ValueError."""
 
-    function: Callable[[Any], Any]
+    function: Callable[[Any], object]
 
 
 class Mistake(msgspec.Struct, frozen=True):
@@ -59,8 +58,6 @@ class Mistake(msgspec.Struct, frozen=True):
 
 
 class Mistakes(Exception):
-    """All that is wrong with some data."""
-
     def __init__(self, found: list[Mistake]) -> None:
         super().__init__("; ".join(each.message for each in found))
         self.found = found
@@ -71,12 +68,12 @@ def help(text: str) -> msgspec.Meta:
     return msgspec.Meta(description=text)
 
 
-def written(title: str | None, schema: dict[str, Any] | None = None) -> msgspec.Meta:
+def written(title: str | None, schema: Mapping[str, object] | None = None) -> msgspec.Meta:
     """Return what people write for a type, in words and, if given, as a JSON Schema."""
     return msgspec.Meta(title=title, extra_json_schema={_WRITTEN: schema} if schema else None)
 
 
-def read(data: Any, kind: type[T], hook: Callable[[Any, Any], Any] | None = None) -> T:
+def read(data: object, kind: type[T], hook: Hook | None = None) -> T:
     """Return ``data``, plain dicts, lists and scalars, as an instance of ``kind``.
 
     ``hook`` is msgspec's ``dec_hook``, for types that it does not know. Raises Mistakes with all
@@ -90,37 +87,36 @@ def read(data: Any, kind: type[T], hook: Callable[[Any, Any], Any] | None = None
 
 
 @functools.cache
-def fields(kind: type[Any]) -> dict[str, msgspec.structs.FieldInfo]:
+def fields(kind: type) -> dict[str, msgspec.structs.FieldInfo]:
     """Return the keys of a class of ``Keys``, by the name they have in a file."""
     found = msgspec.structs.fields(kind)
     return {each.encode_name: each for each in found if described(each.type, "description")}
 
 
-def described(kind: Any, attribute: str) -> Any:
+def described(kind: object, attribute: str) -> object:
     """Return the ``attribute`` of ``msgspec.Meta`` that a type has, None if it has none."""
     metas = [each for each in peel(kind)[1] if isinstance(each, msgspec.Meta)]
     found = [getattr(each, attribute) for each in metas]
     return next((each for each in reversed(found) if each is not None), None)
 
 
-def peel(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+def peel(kind: object) -> tuple[object, tuple[object, ...]]:
     """Return the type within ``Annotated`` and ``| None``, and the annotations, innermost first."""
-    notes: tuple[Any, ...] = ()
+    notes: tuple[object, ...] = ()
     while True:
         if typing.get_origin(kind) is Annotated:
-            notes = (*kind.__metadata__, *notes)
-            kind = kind.__origin__
+            kind, *found = typing.get_args(kind)
+            notes = (*found, *notes)
         elif len(choices := _choices(kind)) == 1 and choices[0] is not kind:
             kind = choices[0]
         else:
             return kind, notes
 
 
-def expected(kind: Any) -> str:
+def expected(kind: object) -> str:
     """Return in words what a value of ``kind`` is: ``a number from 1 to 255``."""
-    title: str | None = described(kind, "title")
-    if title:
-        return title
+    if title := described(kind, "title"):
+        return str(title)
     core, _ = peel(kind)
     origin = typing.get_origin(core) or core
     if origin is typing.Literal:
@@ -132,7 +128,7 @@ def expected(kind: Any) -> str:
         return "a number" + ("" if least is None else f" from {least} to {most}")
     if origin in (list, tuple):
         return "a list" + (" that is not empty" if described(kind, "min_length") else "")
-    return {str: "text", bool: "true or false"}.get(origin, "a mapping")
+    return "text" if origin is str else "true or false" if origin is bool else "a mapping"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -155,7 +151,7 @@ def path(loc: Loc) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def schema(kind: type[Any]) -> dict[str, Any]:
+def schema(kind: type) -> dict[str, Any]:
     """Return the JSON Schema of a mapping, for editors."""
     found = msgspec.json.schema(kind, schema_hook=lambda _: {"type": "string"})
     parts = tidy(found["$defs"])
@@ -202,11 +198,11 @@ def _or_null(part: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Reader:
-    def __init__(self, hook: Callable[[Any, Any], Any] | None) -> None:
+    def __init__(self, hook: Hook | None) -> None:
         self.mistakes: list[Mistake] = []
         self._hook = hook
 
-    def value(self, value: Any, kind: Any, loc: Loc, *, at_key: bool = False) -> Any:
+    def value(self, value: object, kind: object, loc: Loc, *, at_key: bool = False) -> object:
         """Return ``value`` as an instance of ``kind``, or something else and note a mistake."""
         core, notes = peel(kind)
         before = len(self.mistakes)
@@ -216,7 +212,7 @@ class _Reader:
             found = self._inside(value, core, loc)
             if len(self.mistakes) == before:
                 if not isinstance(found, msgspec.Struct):
-                    found = msgspec.convert(found, kind, dec_hook=self._hook)
+                    found = msgspec.convert(found, typing.cast("type", kind), dec_hook=self._hook)
                 for each in notes:
                     found = each.function(found) if isinstance(each, Check) else found
         except msgspec.ValidationError:
@@ -232,14 +228,18 @@ class _Reader:
         self.mistakes.append(Mistake(loc, f"{name}: {message}" if name else message, at_key))
         return value
 
-    def _inside(self, value: Any, core: Any, loc: Loc) -> Any:
+    def _inside(self, value: object, core: object, loc: Loc) -> object:
         """Return a container with what is in it read, anything else as it is."""
         arguments = typing.get_args(core)
         if isinstance(value, list) and typing.get_origin(core) in (list, tuple):
             return [self.value(each, arguments[0], (*loc, n)) for n, each in enumerate(value)]
         if not isinstance(value, dict):
             return value
-        structs = [each for each in _choices(core) if isinstance(each, msgspec.StructMeta)]
+        structs = [
+            each
+            for each in _choices(core)
+            if isinstance(each, type) and issubclass(each, msgspec.Struct)
+        ]
         if len(structs) == 1:
             return self._keys(value, structs[0], loc)
         if structs:
@@ -253,9 +253,9 @@ class _Reader:
             }
         return value
 
-    def _tagged(self, data: dict[str, Any], structs: list[Any], loc: Loc) -> Any:
+    def _tagged(self, data: _Mapping, structs: list[type[msgspec.Struct]], loc: Loc) -> object:
         """Return the one of ``structs`` that the data says by its tag it is."""
-        field: str = structs[0].__struct_config__.tag_field
+        field = str(structs[0].__struct_config__.tag_field)
         tags = {each.__struct_config__.tag: each for each in structs}
         if isinstance(tag := data.get(field), str) and tag in tags:
             return self._keys(data, tags[tag], loc)
@@ -267,13 +267,14 @@ class _Reader:
             self.mistakes.append(Mistake((*loc, field), message))
         return data
 
-    def _keys(self, data: dict[str, Any], kind: Any, loc: Loc) -> Any:
+    def _keys(self, data: _Mapping, kind: type[msgspec.Struct], loc: Loc) -> object:
         known = fields(kind)
         tag = kind.__struct_config__.tag_field
         before = len(self.mistakes)
+        others = f" (known: {', '.join(sorted(known))})"
         for key in data:
             if key not in known and key != tag:
-                message = f"unknown key {key!r}{_guess(key, sorted(known))}"
+                message = f"unknown key {key!r}{nearest(key, known) or others}"
                 self.mistakes.append(Mistake((*loc, key), message, at_key=True))
         values = {}
         for key, field in known.items():
@@ -292,15 +293,11 @@ class _Reader:
         self.mistakes.append(Mistake((*loc, key), f"the key {key!r} is missing{inside}"))
 
 
-def _choices(kind: Any) -> list[Any]:
+def _choices(kind: object) -> list[object]:
     """Return the types of a union without None, or the type alone."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return [each for each in typing.get_args(kind) if each is not _NOTHING]
     return [kind]
-
-
-def _guess(key: str, known: list[str]) -> str:
-    return nearest(key, known) or f" (known: {', '.join(known)})"
 
 
 def _either(words: list[str]) -> str:
@@ -308,7 +305,7 @@ def _either(words: list[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, (dict, list)):

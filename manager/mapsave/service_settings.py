@@ -84,8 +84,7 @@ class Hooks(Keys, frozen=True):
 
     def of(self, moment: Moment) -> tuple[str, ...]:
         """Return the names of the executables that run at ``moment``."""
-        found: tuple[str, ...] = getattr(self, moment)
-        return found
+        return tuple(getattr(self, moment))
 
 
 class Webhook(Keys, frozen=True):

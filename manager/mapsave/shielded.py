@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -29,7 +27,7 @@ def decided() -> None:
         decision.is_made = True
 
 
-async def until_decided(work: Coroutine[Any, Any, T]) -> T:
+async def until_decided(work: Awaitable[T]) -> T:
     """Run ``work``; a cancellation reaches it until it calls ``decided``, and is dropped then.
 
     What is closed after a commit waits as well, and must not turn it into an interruption.
@@ -40,6 +38,20 @@ async def until_decided(work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.ensure_future(work)
     finally:
         _decision.reset(token)
+    return await _finished(task, decision)
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Run ``work`` to its end even where we are cancelled in the meantime; the cancellation is
+    dropped.
+
+    For what must not stop half-way and ends soon: the steps after a commit.
+    """
+    return await _finished(asyncio.ensure_future(work), None)
+
+
+async def _finished(task: asyncio.Future[T], decision: _Decision | None) -> T:
+    """Return what ``task`` returns; without a decision to wait for, cancellations are dropped."""
     current = asyncio.current_task()
     assert current is not None
     dropped = 0
@@ -49,6 +61,9 @@ async def until_decided(work: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError:
             if task.cancelled():
                 raise
+            if decision is None:
+                current.uncancel()
+                continue
             dropped += 1
             if not decision.is_made:
                 task.cancel()
@@ -60,7 +75,26 @@ async def until_decided(work: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+async def whole(work: Awaitable[T]) -> T:
+    """Run ``work``, which puts something back, to its end; only then be cancelled.
+
+    A signal or a time limit cancels wherever the operation happens to wait, and that may be in the
+    midst of undoing. What ``work`` raises comes before the cancellation.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     """Run a blocking function (an fsync may take long) off the event loop.
 
     Cancelled, it still waits for the function, which uses descriptors that the caller closes next.
@@ -71,24 +105,3 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end even where we are cancelled in the meantime; the cancellation is
-    dropped.
-
-    For what must not stop half-way and ends soon: the steps after a commit.
-    """
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            current = asyncio.current_task()
-            assert current is not None
-            current.uncancel()
-        except BaseException:
-            break  # the task's own; raised below
-    return task.result()

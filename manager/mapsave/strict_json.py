@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_DEPTH = 32  # what we write has five levels; each level costs those who walk it a call
 _MAX_DIGITS = 20  # a 64-bit number has no more, and no size or time needs one
@@ -20,9 +20,8 @@ _BROKEN = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 def loads(raw: bytes | str, *, max_depth: int = MAX_DEPTH, whole: bool = False) -> Any:
     """Return what ``raw`` holds: numbers that are finite and of at most 64 bits, whole texts.
 
-    With ``whole`` 1.0 is the integer 1, as JSON has but one kind of number.
-
-    Raises ValueError, which says what is wrong.
+    With ``whole`` 1.0 is the integer 1, as JSON has but one kind of number. Raises ValueError,
+    which says what is wrong.
     """
     try:
         found = json.loads(
@@ -38,15 +37,12 @@ def loads(raw: bytes | str, *, max_depth: int = MAX_DEPTH, whole: bool = False) 
     return found
 
 
-def dumps(data: Any, **options: Any) -> str:
-    """Return ``data`` as JSON; ``options`` are those of ``json.dumps``.
-
-    Raises ValueError for a number that JSON cannot hold.
-    """
+def dumps(data: object, **options: Any) -> str:
+    """Return JSON; ``options`` are those of ``json.dumps``. Raises ValueError for an infinity."""
     return json.dumps(data, allow_nan=False, **options)
 
 
-def _check(value: Any, left: int, most: int) -> None:
+def _check(value: object, left: int, most: int) -> None:
     """Raise ValueError where ``value`` has more than ``left`` levels, or a text is broken."""
     if isinstance(value, str):
         if _BROKEN.search(value):
@@ -85,11 +81,11 @@ def _whole(word: str) -> float:
     return int(found) if found.is_integer() else found
 
 
-def _constant(word: str) -> Any:
+def _constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number in JSON")
 
 
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is given more than once")

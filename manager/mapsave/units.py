@@ -18,9 +18,8 @@ _DURATION_FACTOR = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 def parse_size(text: str | int) -> int:
     """Return the bytes that ``text`` means: ``4096``, ``"64K"``, ``"1.5GiB"``.
 
-    Letters are powers of 1024, as QEMU's ``-m`` has them.
-
-    Raises ValueError for anything else, negative numbers and fractions of a byte included.
+    Letters are powers of 1024, as QEMU's ``-m`` has them. Raises ValueError for anything else,
+    negative numbers and fractions of a byte included.
     """
     match = _SIZE.fullmatch(str(text))
     if match is None:
@@ -46,10 +45,7 @@ def format_size(size: int | float) -> str:
 
 
 def parse_duration(text: str | int | float) -> float:
-    """Return the seconds that ``text`` means: ``90``, ``"15m"``, ``"1h30m"``, ``"250ms"``.
-
-    Raises ValueError for anything else.
-    """
+    """Return the seconds of ``90``, ``"15m"``, ``"1h30m"``, ``"250ms"``. Raises ValueError."""
     bare = str(text).strip()
     try:
         seconds = float(bare)

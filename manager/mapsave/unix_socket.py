@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
 
 _LONGEST = 107
 
 
-@contextlib.contextmanager
-def to_connect(path: str | os.PathLike[str]) -> Iterator[str]:
+def to_connect(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[str]:
     """Yield an address that reaches the socket at ``path``. Raises OSError."""
-    name = os.fspath(path)
-    if len(os.fsencode(name)) <= _LONGEST:
-        yield name
-        return
-    fd = os.open(name, os.O_PATH | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
+    return _short(os.fspath(path), os.fspath(path))
 
 
-@contextlib.contextmanager
-def to_bind(path: str | os.PathLike[str]) -> Iterator[str]:
+def to_bind(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[str]:
     """Yield an address under which a socket can be made at ``path``. Raises OSError."""
     directory, name = os.path.split(os.fspath(path))
+    return _short(os.fspath(path), directory or ".", f"/{name}")
+
+
+@contextlib.contextmanager
+def _short(path: str, through: str, rest: str = "") -> Iterator[str]:
+    """Yield ``path``, or where it is too long one ``through`` a descriptor."""
     if len(os.fsencode(path)) <= _LONGEST:
-        yield os.fspath(path)
+        yield path
         return
-    fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(through, os.O_PATH | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}/{name}"
+        yield f"/proc/self/fd/{fd}{rest}"
     finally:
         os.close(fd)

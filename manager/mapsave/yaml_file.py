@@ -10,6 +10,8 @@ keys, foreign tags and a second document are refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
@@ -17,9 +19,6 @@ import yaml
 from mapsave import errors, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
     from mapsave.keys import Loc
 
 T = TypeVar("T")
@@ -31,7 +30,6 @@ MAX_VALUES = 100_000  # counted with every alias expanded, because a reader of t
 
 _BASE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
-_CONTAINERS = {"sequence": _TAG + "seq", "mapping": _TAG + "map"}
 _SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
 
@@ -59,7 +57,7 @@ class Document:
     def __init__(
         self,
         path: Path,
-        data: dict[str, Any],
+        data: dict[str, object],
         values: Mapping[Loc, Mark] | None = None,
         keys: Mapping[Loc, Mark] | None = None,
     ) -> None:
@@ -87,7 +85,7 @@ class Document:
         mark = self._values.get(known)
         return _error(self.path, self._keys.get(known, mark) if at_key else mark, message, hint)
 
-    def validate(self, kind: type[T], hook: Callable[[Any, Any], Any] | None = None) -> T:
+    def validate(self, kind: type[T], hook: keys.Hook | None = None) -> T:
         """Return the data as an instance of ``kind``, as ``keys.read`` does.
 
         Raises ConfigError naming the first thing wrong; ``data["errors"]`` lists them all.
@@ -120,10 +118,7 @@ def read(path: Path) -> Document:
 
 
 def parse(raw: bytes, path: Path) -> Document:
-    """Return the YAML document in ``raw``; ``path`` is the file's name for messages.
-
-    Raises ConfigError as ``read`` does.
-    """
+    """Return the document in ``raw``; messages name the file ``path``. Raises as ``read`` does."""
     if len(raw) > MAX_BYTES:
         raise _error(path, None, f"larger than {MAX_BYTES} bytes")
     text = _decode(raw, path)
@@ -186,7 +181,7 @@ class _Builder:
         self._count = 0
         self._scalars = yaml.constructor.SafeConstructor()
 
-    def value(self, node: Any, loc: Loc, holder: Any) -> Any:
+    def value(self, node: yaml.Node, loc: Loc, holder: Any) -> object:
         """Return the data of ``node``; ``holder`` is the mark of the key that it belongs to."""
         self._count += 1
         if self._count > MAX_VALUES:
@@ -199,7 +194,8 @@ class _Builder:
         self.values[loc] = _mark(holder if elsewhere else node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
-        if node.tag != _CONTAINERS[node.id]:
+        is_mapping = isinstance(node, yaml.MappingNode)
+        if node.tag != _TAG + ("map" if is_mapping else "seq"):
             raise self._unknown_tag(node)
         self._open.add(id(node))
         data = (
@@ -213,7 +209,7 @@ class _Builder:
         self._open.remove(id(node))
         return data
 
-    def _pairs(self, node: Any, loc: Loc) -> Iterator[tuple[str, Any]]:
+    def _pairs(self, node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[str, object]]:
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             mark = key_node.start_mark
@@ -231,7 +227,7 @@ class _Builder:
             self.keys[(*loc, key)] = _mark(mark)
             yield key, self.value(value_node, (*loc, key), mark)
 
-    def _scalar(self, node: Any) -> Any:
+    def _scalar(self, node: yaml.ScalarNode) -> object:
         """Return the text, number, truth value or None of a scalar."""
         if node.tag not in _SCALARS:
             raise self._unknown_tag(node)
@@ -246,7 +242,7 @@ class _Builder:
             raise self._error(node.start_mark, "the number is too large")
         return value
 
-    def _unknown_tag(self, node: Any) -> errors.ConfigError:
+    def _unknown_tag(self, node: yaml.Node) -> errors.ConfigError:
         tag = str(node.tag).replace(_TAG, "!!")
         return self._error(node.start_mark, f"the tag {tag[:80]!a} is not supported here")
 

@@ -7,12 +7,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.image.global_state import GlobalState
 from mapsave.migration import run_states
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import Status
-from mapsave.monitor import undoing
 from mapsave.monitor.session import Events, Session
 
 _SETTLE_TIMEOUT = 60.0
@@ -137,4 +136,4 @@ async def put_back_at_end(session: Session, *, was_running: bool) -> AsyncIterat
     finally:
         # A QEMU that is gone cannot be resumed; the code that lost it reports so.
         with contextlib.suppress(errors.MonitorLost):
-            await undoing.whole(state.put_back(session))
+            await shielded.whole(state.put_back(session))

@@ -8,12 +8,11 @@ import time
 
 import msgspec
 
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.migration import guest_state
 from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import IDLE, OVER, Status
-from mapsave.monitor import undoing
 from mapsave.monitor.session import Events, Session
 
 # How often QEMU is asked for figures while nothing happens, in seconds.
@@ -83,7 +82,7 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
             errors.SaveStalled,
         ):
             with contextlib.suppress(errors.MonitorLost):
-                await undoing.whole(cancel(session))
+                await shielded.whole(cancel(session))
             raise
         except errors.MonitorTimeout:
             # QEMU may begin to save at any moment; its descriptors taken from it then, it dies.

@@ -22,8 +22,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 
-from mapsave import errors
-from mapsave.monitor import fdset, undoing
+from mapsave import errors, shielded
+from mapsave.monitor import fdset
 from mapsave.monitor.session import Session
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ async def configured(
         yield
     finally:
         with contextlib.suppress(errors.MonitorLost):
-            await undoing.whole(put_back(session, found, number))
+            await shielded.whole(put_back(session, found, number))
 
 
 async def put_back(session: Session, found: Settings, number: int | None = None) -> None:

@@ -7,10 +7,9 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
 
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.migration import run_states
 from mapsave.migration.run_states import RunState
-from mapsave.monitor import undoing
 from mapsave.operations import ending
 from mapsave.operations.save_transfer import SaveJob
 
@@ -37,12 +36,12 @@ async def reported(job: SaveJob, aftermath: Aftermath) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        aftermath.words = await undoing.whole(_words(job))
+        aftermath.words = await shielded.whole(_words(job))
         raise
     except errors.MapsaveError as error:
         if isinstance(error, _SAY_SO) or "image" in error.data:
             raise
-        words = await undoing.whole(_words(job))
+        words = await shielded.whole(_words(job))
         if words is None:
             raise
         if words.startswith(_GONE):

@@ -15,14 +15,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.config import Config, Guest
 from mapsave.image import page_size
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import process as processes
-from mapsave.monitor import qmp, ram_blocks, undoing
+from mapsave.monitor import qmp, ram_blocks
 from mapsave.monitor.session import Session
 from mapsave.operations import attach, ending, facts, hardware, launch, limits, modes, stale_memory
 
@@ -155,7 +155,7 @@ async def _connected(
         if destination is None or not destination.is_kept:
             process.kill()
             # Storage that hangs keeps a killed process as well.
-            if not await undoing.whole(ending.ended(process.pid, ending.KILL_TIMEOUT)):
+            if not await shielded.whole(ending.ended(process.pid, ending.KILL_TIMEOUT)):
                 _log.warning(
                     "%r (pid %d) was killed, but has not exited", process.args, process.pid
                 )
