@@ -5,7 +5,6 @@ import contextlib
 import os
 import resource
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from mapsave import errors
@@ -32,18 +31,16 @@ def dropped(words: str) -> errors.LabelRefused:
 
 async def ids(session: Session) -> set[int]:
     """Return the ids of QEMU's sets."""
-    return {entry["fdset-id"] for entry in await fdset.query(session)}
+    return {entry.id for entry in await fdset.query(session)}
 
 
 async def test_explicit_id_opaque_and_order(session: Session, pair: tuple[int, int]) -> None:
-    number = await fdset.choose_id(session)
+    number = fdset.free_id(await fdset.query(session))
     assert number == FIRST
     async with fdset.handed_over(session, pair, number, dropped) as path:
         assert path == f"/dev/fdset/{FIRST}"
         (found,) = await fdset.query(session)
-        assert found["fdset-id"] == FIRST
-        assert [fd["opaque"] for fd in found["fds"]] == ["mapsave-0", "mapsave-1"]
-        assert fdset.ours([found]) == [FIRST]
+        assert found == fdset.FdSet(FIRST, ("mapsave-0", "mapsave-1"))
     assert await fdset.query(session) == []
 
 
@@ -53,26 +50,11 @@ async def test_sets_of_others_are_neither_used_nor_touched(
     for taken in (0, 1, 7, FIRST, FIRST + 1, FIRST + 3):
         await session.pass_descriptor(pair[0], taken, "somebody else")
     before = await fdset.query(session)
-    assert fdset.ours(before) == []
-    number = await fdset.choose_id(session)
+    number = fdset.free_id(await fdset.query(session))
     assert number == FIRST + 2
     async with fdset.handed_over(session, pair, number, dropped):
-        assert fdset.ours(await fdset.query(session)) == [number]
+        assert await ids(session) == {0, 1, 7, FIRST, FIRST + 1, FIRST + 2, FIRST + 3}
     assert await fdset.query(session) == before
-
-
-def test_sets_without_opaque_or_descriptors_are_not_ours() -> None:
-    def entry(number: int, *fds: dict[str, Any]) -> dict[str, Any]:
-        return {"fdset-id": number, "fds": list(fds)}
-
-    found = [
-        entry(FIRST, {"fd": 3}),
-        entry(FIRST + 1),
-        entry(FIRST + 2, {"fd": 4, "opaque": "libvirt"}),
-        entry(3, {"fd": 5, "opaque": "mapsave-0"}),
-        entry(FIRST + 4, {"fd": 6}, {"fd": 7, "opaque": "mapsave-1"}),
-    ]
-    assert fdset.ours(found) == [FIRST + 4]
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError, KeyboardInterrupt])

@@ -58,23 +58,18 @@ class Activity:
 
 def _bytes_moved(pid: int) -> int | None:
     """Return the bytes that it has read and had written; None where that may not be seen."""
-    try:
-        with open(f"/proc/{pid}/io", "rb") as file:
-            fields = dict(line.split(b": ") for line in file.read().splitlines())
-    except OSError:
+    raw = process.read(f"{pid}/io")
+    if raw is None:
         return None
+    fields = dict(line.split(b": ") for line in raw.splitlines())
     # rchar is of calls that have returned; read_bytes grows while a long one is under way.
     return sum(int(fields[name]) for name in (b"rchar", b"read_bytes", b"write_bytes"))
 
 
 def _faults(pid: int) -> int | None:
     """Return how many page faults it has had, minor and major (fields 10 and 12 of stat)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
-    except OSError:
-        return None
-    return int(fields[7]) + int(fields[9])
+    fields = process.stat(pid)
+    return None if fields is None else int(fields[7]) + int(fields[9])
 
 
 def _switches(pid: int) -> list[tuple[str, bytes]]:
@@ -82,18 +77,12 @@ def _switches(pid: int) -> list[tuple[str, bytes]]:
     switches = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with (
-                contextlib.suppress(OSError),  # it has ended
-                open(f"/proc/{pid}/task/{thread}/status", "rb") as file,
-            ):
-                counts = [line for line in file if line.startswith(b"voluntary_ctxt_switches")]
-                switches.append((thread, b"".join(counts)))
+            status = process.read(f"{pid}/task/{thread}/status")
+            if status is not None:  # else it has ended
+                count = status.partition(b"\nvoluntary_ctxt_switches:")[2].partition(b"\n")[0]
+                switches.append((thread, count))
     return switches
 
 
 def _is_in_disk_sleep(pid: int, thread: str) -> bool:
-    try:
-        with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2].startswith(b"D")
-    except OSError:
-        return False
+    return (process.stat(f"{pid}/task/{thread}") or [b""])[0] == b"D"

@@ -11,9 +11,25 @@ import dataclasses
 import re
 from pathlib import Path
 
-from mapsave.monitor.limit import Limit
-
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # in mountinfo: space, tab, newline and backslash
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A limit by the name that users know it by, and how much of it is used.
+
+    ``file`` is where it is set, if that is a file.
+    """
+
+    name: str
+    most: int
+    used: int
+    file: str = ""
+
+    @property
+    def left(self) -> int:
+        """How much may still be taken."""
+        return max(self.most - self.used, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +68,12 @@ def _mounts() -> list[_Mount]:
     text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     for line in text.splitlines():
         place, _, kind = line.partition(" - ")
-        root, point = (_ESCAPED.sub(_unescaped, field) for field in place.split()[3:5])
+        fields = place.split()[3:5]
+        root, point = (_ESCAPED.sub(lambda match: chr(int(match[1], 8)), it) for it in fields)
         name, _, options = kind.split(" ", 2)
         if name == "cgroup2" or (name == "cgroup" and "pids" in options.split(",")):
             mounts.append(_Mount(Path(point), root, name == "cgroup2"))
     return mounts
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    return chr(int(match[1], 8))
 
 
 def _chain(path: str, mounts: list[_Mount], unknown: list[str]) -> list[Limit]:

@@ -72,9 +72,8 @@ def without_incoming(xml: str) -> str:
 def waiting(xml: str, image_cookie: str | None) -> str:
     """Return the definition of a domain that waits for a guest to come in (``-incoming defer``).
 
-    With the cookie's CPU in it, for a host may expand the definition's to another one.
-
-    Raises InvalidImage where one of the two is no XML, or deeper than libvirt's.
+    With the cookie's CPU in it, for a host may expand the definition's to another one. Raises
+    InvalidImage where one of the two is no XML, or deeper than libvirt's.
     """
     plain = without_incoming(xml)
     _parsed(plain)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from mapsave.monitor import definition
+
+if TYPE_CHECKING:
+    from libvirt import virDomain
 
 
 class DomainState(enum.StrEnum):
@@ -72,20 +76,20 @@ _STOPPED = {
 _OPERATIONS = "VIR_DOMAIN_JOB_OPERATION_"
 
 
-def state_word(libvirt: Any, state: int) -> str:
+def state_word(libvirt: ModuleType, state: int) -> str:
     """Return the word of ``virsh domstate`` for a state of libvirt."""
     states = {getattr(libvirt, f"VIR_DOMAIN_{word.name}"): word for word in DomainState}
     return states.get(state, f"state {state}")
 
 
-def how_stopped(libvirt: Any, detail: int) -> str:
+def how_stopped(libvirt: ModuleType, detail: int) -> str:
     """Return what became of a domain, from the detail of its lifecycle event STOPPED."""
     prefix = "VIR_DOMAIN_EVENT_STOPPED_"
     reasons = {getattr(libvirt, prefix + name): word for name, word in _STOPPED.items()}
     return reasons.get(detail, f"stopped ({detail})")
 
 
-def describe(libvirt: Any, handle: Any) -> Domain:
+def describe(libvirt: ModuleType, handle: virDomain) -> Domain:
     """Ask libvirt about the active domain ``handle``. Blocks; raises libvirt's own error."""
     migratable = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
     inactive = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
@@ -99,13 +103,13 @@ def describe(libvirt: Any, handle: Any) -> Domain:
         live_xml=live,
         persistent_xml=handle.XMLDesc(inactive) if handle.isPersistent() else None,
         job=_job(libvirt, handle),
-        block_jobs=_block_jobs(handle, live),
+        block_jobs=tuple(disk for disk in definition.disks(live) if handle.blockJobInfo(disk, 0)),
         has_managed_save=bool(handle.hasManagedSaveImage()),
         host_devices=tuple(definition.host_devices(live)),
     )
 
 
-def _job(libvirt: Any, handle: Any) -> str | None:
+def _job(libvirt: ModuleType, handle: virDomain) -> str | None:
     """Return what job libvirt has under way on the domain; None without one."""
     stats = handle.jobStats()
     if stats["type"] == libvirt.VIR_DOMAIN_JOB_NONE:
@@ -116,8 +120,3 @@ def _job(libvirt: Any, handle: Any) -> str | None:
         if name.startswith(_OPERATIONS)
     }
     return str(names.get(stats.get("operation"), "unknown"))
-
-
-def _block_jobs(handle: Any, live_xml: str) -> tuple[str, ...]:
-    """Return the names of the disks that have a block job under way."""
-    return tuple(disk for disk in definition.disks(live_xml) if handle.blockJobInfo(disk, 0))

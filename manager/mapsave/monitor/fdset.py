@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mapsave import errors
-from mapsave.monitor import undoing
+from mapsave import errors, shielded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-    from typing import Any
-
     from mapsave.monitor.session import Session
 
 # Far from the ids that QEMU and libvirt give (from 0 upwards), so that sets never collide.
@@ -25,30 +23,29 @@ DROPPED = "No file descriptor supplied via SCM_RIGHTS"
 GONE_WITHIN = 10.0  # seconds
 
 
-async def query(session: Session) -> list[dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class FdSet:
+    """A set of QEMU's: its id, and what was said of each descriptor in it as it was added."""
+
+    id: int
+    opaques: tuple[str, ...] = ()
+
+    def is_of(self, prefix: str) -> bool:
+        """Return whether a descriptor in it was added with a text that begins so."""
+        return any(opaque.startswith(prefix) for opaque in self.opaques)
+
+
+async def query(session: Session) -> list[FdSet]:
     """Return QEMU's fdsets as ``query-fdsets`` lists them."""
-    found: list[dict[str, Any]] = await session.execute("query-fdsets")
-    return found
-
-
-def ours(fdsets: Sequence[dict[str, Any]]) -> list[int]:
-    """Return the ids of the sets that a mapsave handed over."""
     return [
-        int(fdset["fdset-id"])
-        for fdset in fdsets
-        if int(fdset["fdset-id"]) >= FIRST_ID
-        and any(str(fd.get("opaque", "")).startswith(OPAQUE) for fd in fdset["fds"])
+        FdSet(int(found["fdset-id"]), tuple(str(fd.get("opaque", "")) for fd in found["fds"]))
+        for found in await session.execute("query-fdsets")
     ]
 
 
-async def choose_id(session: Session) -> int:
-    """Return an id that no set of this QEMU has."""
-    return free_id(await query(session))
-
-
-def free_id(fdsets: Sequence[dict[str, Any]]) -> int:
+def free_id(fdsets: Sequence[FdSet]) -> int:
     """Return an id that none of these sets has."""
-    taken = {int(fdset["fdset-id"]) for fdset in fdsets}
+    taken = {found.id for found in fdsets}
     return next(i for i in range(FIRST_ID, FIRST_ID + len(taken) + 1) if i not in taken)
 
 
@@ -62,11 +59,9 @@ async def handed_over(
     """Add ``descriptors`` to set ``fdset`` and yield its path; remove the set at the end.
 
     Each reply is awaited before the next descriptor is sent. ``on_dropped`` makes the error for a
-    descriptor that a security module took away, from QEMU's message.
-
-    Raises Busy where another client has taken the id since it was chosen, CommandRefused,
-    MonitorLost, KeptByQemu where QEMU does not let go at the end, or what ``on_dropped``
-    returns.
+    descriptor that a security module took away, from QEMU's message. Raises Busy where another
+    client has taken the id since it was chosen, CommandRefused, MonitorLost, KeptByQemu where QEMU
+    does not let go at the end, or what ``on_dropped`` returns.
     """
     # Else the removal at the end would take away the descriptors of the client that made that set.
     if is_listed(await query(session), fdset):
@@ -82,28 +77,26 @@ async def handed_over(
                 if error.desc == DROPPED:
                     raise on_dropped(error.desc) from None
                 raise
-        await _expect(session, fdset, len(descriptors))
+        if not any(
+            found.id == fdset and len(found.opaques) == len(descriptors)
+            for found in await query(session)
+        ):
+            raise errors.MapsaveError(
+                f"{session.address}: fdset {fdset} does not hold what was passed"
+            )
         yield f"/dev/fdset/{fdset}"
     finally:
         # A QEMU that is gone holds nothing of ours any more.
         with contextlib.suppress(errors.MonitorLost):
-            await undoing.whole(take_back(session, fdset))
-
-
-async def _expect(session: Session, fdset: int, count: int) -> None:
-    for found in await query(session):
-        if found["fdset-id"] == fdset and len(found["fds"]) == count:
-            return
-    raise errors.MapsaveError(f"{session.address}: fdset {fdset} does not hold what was passed")
+            await shielded.whole(take_back(session, fdset))
 
 
 async def take_back(session: Session, fdset: int) -> None:
     """Remove the set and wait until QEMU has closed its duplicates too.
 
     A migration is said to have completed, or failed, before they are closed, so the set may stay
-    listed for a moment.
-
-    Raises KeptByQemu where it is still listed after ten seconds, in all of which QEMU answered.
+    listed for a moment. Raises KeptByQemu where it is still listed after ten seconds, in all of
+    which QEMU answered.
     """
     # Refused where it was never made, or is gone already.
     with contextlib.suppress(errors.CommandRefused):
@@ -120,15 +113,11 @@ async def take_back(session: Session, fdset: int) -> None:
         delay = min(delay * 2, 0.1)
 
 
-def is_listed(fdsets: Sequence[dict[str, Any]], fdset: int) -> bool:
+def is_listed(fdsets: Sequence[FdSet], fdset: int) -> bool:
     """Return whether QEMU still has the set ``fdset``, be it emptied."""
-    return any(int(found["fdset-id"]) == fdset for found in fdsets)
+    return any(found.id == fdset for found in fdsets)
 
 
-def kept(fdsets: Sequence[dict[str, Any]]) -> list[int]:
+def kept(fdsets: Sequence[FdSet]) -> list[int]:
     """Return the ids of sets of a mapsave that were taken back, and that QEMU still holds."""
-    return [
-        int(fdset["fdset-id"])
-        for fdset in fdsets
-        if int(fdset["fdset-id"]) >= FIRST_ID and not fdset["fds"]
-    ]
+    return [found.id for found in fdsets if found.id >= FIRST_ID and not found.opaques]

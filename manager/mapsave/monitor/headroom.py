@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from pathlib import Path
 
-from mapsave.monitor import control_groups
-from mapsave.monitor.limit import Limit
+from mapsave.monitor import control_groups, process
+from mapsave.monitor.control_groups import Limit
 
 _LIMIT_LINE = re.compile(r"^(Max [a-z ]+?)\s{2,}(\S+)", re.MULTILINE)
 _STATUS_LINE = re.compile(r"^(\w+):\s+(.*)$", re.MULTILINE)
@@ -22,7 +23,7 @@ _STATUS_LINE = re.compile(r"^(\w+):\s+(.*)$", re.MULTILINE)
 _STACK = 2 << 20
 # Who has one of these is not held to RLIMIT_NPROC: CAP_SYS_ADMIN, CAP_SYS_RESOURCE.
 _EXEMPT = 1 << 21 | 1 << 24
-_WHOLE_UID_MAP = ["0", "0", "4294967295"]
+_WHOLE_UID_MAP = [b"0", b"0", b"4294967295"]
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # the kernel's include/linux/proc_ns.h
 
 
@@ -108,11 +109,7 @@ def _user(
 
 def _has_whole_uid_map(pid: int) -> bool:
     """Return whether the process is in the first user namespace, or one that maps as it does."""
-    try:
-        with open(f"/proc/{pid}/uid_map", encoding="utf-8") as file:
-            return file.read().split() == _WHOLE_UID_MAP
-    except OSError:
-        return False
+    return (process.read(f"{pid}/uid_map") or b"").split() == _WHOLE_UID_MAP
 
 
 def _threads_of(user: str) -> int:
@@ -130,10 +127,10 @@ def _threads_of(user: str) -> int:
 
 def _system_wide() -> tuple[Limit, ...]:
     try:
-        used = int(_read("/proc/loadavg").split()[3].partition("/")[2])
+        used = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
         names = {"kernel.threads-max": "threads-max", "kernel.pid_max": "pid_max"}
         return tuple(
-            Limit(name, int(_read(f"/proc/sys/kernel/{file}")), used)
+            Limit(name, int(Path("/proc/sys/kernel", file).read_text()), used)
             for name, file in names.items()
         )
     except (OSError, ValueError, IndexError):
@@ -153,8 +150,3 @@ def _memory(limits: dict[str, int | None], status: dict[str, str]) -> tuple[Limi
         if most is not None and counts:
             found.append(Limit(name, most, used))
     return tuple(found)
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read()

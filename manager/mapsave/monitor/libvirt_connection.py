@@ -12,16 +12,19 @@ import asyncio
 import collections
 import contextlib
 import functools
+import importlib
 import math
 import queue
 import shlex
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 from mapsave import errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from libvirt import libvirtError, virConnect, virDomain
 
 T = TypeVar("T")
 
@@ -36,18 +39,15 @@ CALL_TIMEOUT = 60.0
 _CLOSE_TIMEOUT = 2.0
 # Connections to daemons that hang: when the last reference to one goes, libvirt-python closes it
 # once more, in the thread that drops it, which may be that of the event loop.
-_hanging: list[Any] = []
+_hanging: list[virConnect] = []
 _loop_lock = threading.Lock()
 _loop_runs = False
 
 
-def library() -> Any:
-    """Return the module ``libvirt``, its event loop running.
-
-    Raises Unsupported where libvirt-python is not installed.
-    """
+def library() -> ModuleType:
+    """Return the module ``libvirt``, its event loop running. Raises Unsupported without it."""
     try:
-        import libvirt
+        libvirt = importlib.import_module("libvirt")
     except ImportError:
         raise errors.Unsupported(
             "libvirt guests need libvirt-python, which is not installed", hint=INSTALL
@@ -56,7 +56,12 @@ def library() -> Any:
     return libvirt
 
 
-def _run_event_loop(libvirt: Any) -> None:
+def monitor_library() -> ModuleType:
+    """Return the module ``libvirt_qemu``, which is part of libvirt-python: its monitor calls."""
+    return importlib.import_module("libvirt_qemu")
+
+
+def _run_event_loop(libvirt: ModuleType) -> None:
     """Start the thread of libvirt's event loop, once: it must exist before the first connection."""
     global _loop_runs
     with _loop_lock:
@@ -104,7 +109,7 @@ def _idle_worker() -> _Worker:
 
 async def call(
     function: Callable[..., T],
-    *arguments: Any,
+    *arguments: object,
     grace: float | None = None,
     timeout: float | None = math.inf,
 ) -> T:
@@ -149,7 +154,7 @@ async def call(
         raise
 
 
-async def connect(uri: str) -> Any:
+async def connect(uri: str) -> virConnect:
     """Return a ``virConnect`` to ``uri``, whose driver is QEMU's.
 
     Raises Unsupported, Unreachable, NotPermitted; UsageError where the URI is none, or of another
@@ -185,7 +190,7 @@ async def connect(uri: str) -> Any:
     return connection
 
 
-def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
+def _not_reached(libvirt: ModuleType, uri: str, error: libvirtError) -> errors.MapsaveError:
     message = f"cannot connect to libvirt at {uri!r}: {error}"
     code = error.get_error_code()
     denied = _codes(libvirt, "AUTH_FAILED", "AUTH_UNAVAILABLE", "AUTH_CANCELLED")
@@ -198,12 +203,12 @@ def _not_reached(libvirt: Any, uri: str, error: Any) -> errors.MapsaveError:
     return errors.Unreachable(message, hint="is libvirtd (or virtqemud) running?")
 
 
-def _codes(libvirt: Any, *names: str) -> set[int]:
+def _codes(libvirt: ModuleType, *names: str) -> set[int]:
     return {getattr(libvirt, f"VIR_ERR_{name}") for name in names}
 
 
 @contextlib.asynccontextmanager
-async def connected(uri: str) -> AsyncIterator[Any]:
+async def connected(uri: str) -> AsyncIterator[virConnect]:
     """Connect to ``uri`` for as long as the context lasts. Raises as ``connect`` does."""
     connection = await connect(uri)
     try:
@@ -212,7 +217,7 @@ async def connected(uri: str) -> AsyncIterator[Any]:
         await close(connection)
 
 
-async def close(connection: Any) -> None:
+async def close(connection: virConnect) -> None:
     """Close a connection, alive or not."""
     try:
         await call(connection.close, timeout=_CLOSE_TIMEOUT)
@@ -222,13 +227,10 @@ async def close(connection: Any) -> None:
         pass
 
 
-async def find_domain(connection: Any, uri: str, named: str) -> Any:
-    """Return the ``virDomain`` that ``named`` names: by its name, else its uuid, else its id.
-
-    Raises UnknownGuest, Unreachable.
-    """
+async def find_domain(connection: virConnect, uri: str, named: str) -> virDomain:
+    """Return a ``virDomain`` by its name, else uuid, else id. Raises UnknownGuest, Unreachable."""
     libvirt = library()
-    lookups: list[Callable[[], Any]] = [
+    lookups: list[Callable[[], virDomain]] = [
         functools.partial(connection.lookupByName, named),
         functools.partial(connection.lookupByUUIDString, named),
     ]

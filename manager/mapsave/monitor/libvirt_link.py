@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from mapsave import errors
 from mapsave.monitor import domain, libvirt_connection, process
@@ -22,14 +23,16 @@ from mapsave.monitor.listening import is_set_within, next_unless_lost
 from mapsave.monitor.session import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from libvirt import libvirtError, virConnect, virDomain
 
+T = TypeVar("T")
 # Seconds that a libvirtd may take to come back: a restart, or an update of its package.
 RECONNECT_TIMEOUT = 60.0
 # An event that says why a domain ended comes about as soon as the end itself.
 _REASON_TIMEOUT = 0.2
 # libvirt takes a domain for ended once the host's init has reaped its QEMU.
 _NOTICE_TIMEOUT = 3.0
+_QUESTION = '{"execute": "query-version"}'
 # What may not be repeated: it would be done twice where the first one had come through.
 _ONCE = frozenset(("migrate", "migrate-incoming", "add-fd"))
 
@@ -57,10 +60,11 @@ class Link:
     and start time of its QEMU, where they are known.
     """
 
-    def __init__(self, uri: str, connection: Any, handle: Any) -> None:
+    def __init__(self, uri: str, connection: virConnect, handle: virDomain) -> None:
         self.uri = uri
         self.name: str = handle.name()
         self.uuid: str = handle.UUIDString()
+        self.address = f"libvirt+{uri}#{self.name}"
         self.process: tuple[int, int] | None = None
         self.libvirt = libvirt_connection.library()
         self.ended = asyncio.Event()
@@ -69,28 +73,21 @@ class Link:
         self._how_ended: str | None = None
         self._loop = asyncio.get_running_loop()
         self._listeners: list[DomainEvents] = []
-        self._deregister: list[Callable[[], Any]] = []
+        self._deregister: list[Callable[[], object]] = []
         self._reconnecting = asyncio.Lock()
         self._given_up = False
         self._is_silent = False
-
-    @property
-    def address(self) -> str:
-        """The domain as users name it."""
-        return f"libvirt+{self.uri}#{self.name}"
 
     def lost(self) -> errors.MonitorLost:
         """Return the error that says that the domain runs no more, and why as far as is known."""
         how = self._how_ended or "is no longer running"
         return errors.MonitorLost(f"{self.address}: the domain {how}", how=self._how_ended)
 
-    def live(self) -> Any:
+    def live(self) -> virDomain:
         """Return the ``virDomain``, which is still in the life that it was in at first. Blocks.
 
         Between this and the call on it the domain may be ended and started again: no call of
-        libvirt names an id.
-
-        Raises MonitorLost where that life is over, and libvirt's own errors.
+        libvirt names an id. Raises MonitorLost where that life is over, and libvirt's own errors.
         """
         # By the uuid: to look for the id, libvirt would wait for the locks of all other domains.
         handle = self._connection.lookupByUUIDString(self.uuid)
@@ -108,34 +105,36 @@ class Link:
         finally:
             self._listeners.remove(listener)
 
-    async def wait_ended(self, timeout: float) -> bool:
+    async def wait_lost(self, timeout: float) -> bool:
         """Wait until the domain runs no more; False after ``timeout`` seconds."""
         return await is_set_within(self.ended, timeout)
+
+    def abandon(self) -> None:
+        """Raise MonitorLost for every call from now on."""
+        self.ended.set()
 
     async def listen(self) -> None:
         """Begin to listen to libvirt. Raises what ``repeatedly`` raises."""
         await self.repeatedly("listen", self._register)
 
     async def close(self) -> None:
-        """Deregister from events, and close the connection."""
         await libvirt_connection.call(self._unregister)
         await libvirt_connection.close(self._connection)
 
     async def repeatedly(
         self,
         command: str,
-        function: Callable[[], Any],
+        function: Callable[[], T],
         *,
         timeout: float | None = None,
         grace: float | None = None,
-    ) -> Any:
+    ) -> T:
         """Call ``function``, again after a reconnection where ``command`` may be repeated.
 
-        It gets the domain from ``live``. Cancelled, it still waits ``grace`` seconds for it.
-
-        Raises MonitorTimeout after ``timeout`` seconds, or where the daemon stays away;
-        MonitorLost where the domain has ended; MonitorBroken where the daemon was lost and
-        ``command`` must not be repeated; CommandRefused, NotPermitted with libvirt's message.
+        It gets the domain from ``live``. Cancelled, it still waits ``grace`` seconds for it. Raises
+        MonitorTimeout after ``timeout`` seconds, or where the daemon stays away; MonitorLost where
+        the domain has ended; MonitorBroken where the daemon was lost and ``command`` must not be
+        repeated; CommandRefused, NotPermitted with libvirt's message.
         """
         timeout = limits.COMMAND_TIMEOUT if timeout is None else timeout
         while True:
@@ -158,15 +157,13 @@ class Link:
 
     async def _asked_first(self) -> None:
         """Raise MonitorTimeout unless QEMU answers now: it would do later what it is told now."""
-        import libvirt_qemu
-
-        def ask() -> None:
-            libvirt_qemu.qemuMonitorCommand(self.live(), '{"execute": "query-version"}', 0)
-
+        send, text = libvirt_connection.monitor_library().qemuMonitorCommand, _QUESTION
         with contextlib.suppress(self.libvirt.libvirtError):
-            await libvirt_connection.call(ask, timeout=limits.SILENT_TIMEOUT)
+            await libvirt_connection.call(
+                lambda: send(self.live(), text, 0), timeout=limits.SILENT_TIMEOUT
+            )
 
-    def refused(self, command: str, error: Any) -> errors.MapsaveError:
+    def refused(self, command: str, error: libvirtError) -> errors.MapsaveError:
         """Return our error for one of libvirt's."""
         code = error.get_error_code()
         if code == self.libvirt.VIR_ERR_OPERATION_TIMEOUT:
@@ -175,7 +172,7 @@ class Link:
             return errors.NotPermitted(f"{self.address}: libvirt does not allow {command}: {error}")
         return errors.CommandRefused(command, "libvirt", str(error), by="libvirt")
 
-    def is_over(self, error: Any) -> bool:
+    def is_over(self, error: libvirtError) -> bool:
         """Return whether ``error`` came because the domain runs no more. Blocks."""
         if error.get_error_code() == self.libvirt.VIR_ERR_NO_DOMAIN:
             return True
@@ -189,11 +186,11 @@ class Link:
 
     async def _over(self) -> errors.MonitorLost:
         """Return what ``lost`` does, for a life that is over, once libvirt has said why."""
-        await self.wait_ended(_REASON_TIMEOUT)
+        await self.wait_lost(_REASON_TIMEOUT)
         self.ended.set()
         return self.lost()
 
-    async def _judge(self, command: str, error: Any) -> None:
+    async def _judge(self, command: str, error: libvirtError) -> None:
         """Return where the daemon was lost and is back, and ``command`` may be repeated."""
         if await libvirt_connection.call(self._is_connected):
             if await libvirt_connection.call(self.is_over, error):
@@ -201,7 +198,7 @@ class Link:
             # A monitor that cannot be read, or that ends, is that of a QEMU which died: libvirt
             # says so once it has noticed (the codes are those of qemu_monitor.c).
             broken = (self.libvirt.VIR_ERR_SYSTEM_ERROR, self.libvirt.VIR_ERR_INTERNAL_ERROR)
-            if error.get_error_code() in broken and await self.wait_ended(_NOTICE_TIMEOUT):
+            if error.get_error_code() in broken and await self.wait_lost(_NOTICE_TIMEOUT):
                 raise self.lost() from None
             raise self.refused(command, error) from None
         await self._reconnect(error)
@@ -216,7 +213,7 @@ class Link:
         except self.libvirt.libvirtError:
             return False
 
-    async def _reconnect(self, reason: Any) -> None:
+    async def _reconnect(self, reason: libvirtError) -> None:
         """Wait for the daemon to come back, and find the domain again."""
         async with self._reconnecting:
             if await libvirt_connection.call(self._is_connected):
@@ -231,7 +228,7 @@ class Link:
                 reraise=True,
             )
             try:
-                connection: Any = await attempts(libvirt_connection.connect, self.uri)
+                connection: virConnect = await attempts(libvirt_connection.connect, self.uri)
             except errors.Unreachable as error:
                 self._given_up = True
                 # Not MonitorLost: QEMU lives, and what it was told is still in force.
@@ -252,8 +249,7 @@ class Link:
 
     def _register(self) -> None:
         """Register for QEMU's events and for those of the domain's life. Blocks."""
-        import libvirt_qemu
-
+        events = libvirt_connection.monitor_library()
         handle = self.live()
         lifecycle = self._connection.domainEventRegisterAny(
             handle,
@@ -261,7 +257,7 @@ class Link:
             lambda _c, _d, event, detail, _o: self._soon(self._lived, event, detail),
             None,
         )
-        monitor = libvirt_qemu.qemuMonitorEventRegister(
+        monitor = events.qemuMonitorEventRegister(
             self._connection,
             handle,
             None,
@@ -271,7 +267,7 @@ class Link:
         )
         self._deregister = [
             functools.partial(self._connection.domainEventDeregisterAny, lifecycle),
-            functools.partial(libvirt_qemu.qemuMonitorEventDeregister, self._connection, monitor),
+            functools.partial(events.qemuMonitorEventDeregister, self._connection, monitor),
         ]
 
     def _unregister(self) -> None:
@@ -282,7 +278,7 @@ class Link:
 
     # Events, from libvirt's thread to our loop.
 
-    def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _soon(self, function: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # our loop has ended in the meantime
             self._loop.call_soon_threadsafe(function, *arguments)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
 async def next_unless_lost(
-    arrival: Coroutine[Any, Any, T],
+    arrival: Awaitable[T],
     lost: asyncio.Event,
     error: Callable[[], Exception],
     timeout: float | None,

@@ -13,7 +13,8 @@ import contextlib
 import json
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from mapsave import errors
 from mapsave.monitor import domain, libvirt_connection, process
@@ -21,63 +22,36 @@ from mapsave.monitor import session as limits
 from mapsave.monitor.libvirt_link import Link
 from mapsave.monitor.session import Version
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from contextlib import AbstractContextManager
-
-    from mapsave.monitor.session import Events
-
 # libvirt looks every 0.2 s whether a process that it ends is gone (util/virprocess.c).
 _NOTICE_TIMEOUT = 0.5
 # An init that waits for its children reaps within a few milliseconds.
 _REAP_TIMEOUT = 0.02
 
 
-class LibvirtSession:
+class LibvirtSession(Link):
     """A session with one active domain. Make one with ``connected``."""
 
-    def __init__(self, uri: str, connection: Any, handle: Any) -> None:
-        self._link = Link(uri, connection, handle)
-        self._version = Version(0, 0, 0, "")
-        self._pid: int | None = None
-
-    @property
-    def address(self) -> str:
-        return self._link.address
-
-    @property
-    def uuid(self) -> str:
-        """The domain's uuid."""
-        return self._link.uuid
-
-    @property
-    def version(self) -> Version:
-        return self._version
-
-    @property
-    def pid(self) -> int | None:
-        return self._pid
+    version = Version(0, 0, 0, "")  # until it has begun
+    pid: int | None = None
 
     async def begin(self) -> None:
         """Listen to events, and learn QEMU's version and process."""
-        await self._link.listen()
-        self._version = _version(await self.execute("query-version"))
-        self._pid = await self._find_pid()
-        self._link.process = process.identity(self._pid)
+        await self.listen()
+        self.version = Version.of(await self.execute("query-version"))
+        self.pid = await self._find_pid()
+        self.process = process.identity(self.pid)
 
     async def execute(
         self,
         command: str,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, object] | None = None,
         *,
         timeout: float | None = None,
     ) -> Any:
         message = {"execute": command, **({"arguments": dict(arguments)} if arguments else {})}
         text = json.dumps(message)
-        send = _library().qemuMonitorCommand
-        reply = await self._link.repeatedly(
-            command, lambda: send(self._link.live(), text, 0), timeout=timeout
-        )
+        send = libvirt_connection.monitor_library().qemuMonitorCommand
+        reply = await self.repeatedly(command, lambda: send(self.live(), text, 0), timeout=timeout)
         return _value(command, reply)
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
@@ -87,33 +61,24 @@ class LibvirtSession:
 
         def add() -> str:
             try:
-                send = _library().qemuMonitorCommandWithFiles
-                reply, _ = send(self._link.live(), text, [kept], 0)
+                send = libvirt_connection.monitor_library().qemuMonitorCommandWithFiles
+                reply, _ = send(self.live(), text, [kept], 0)
                 return str(reply)
             finally:
                 os.close(kept)
 
-        return int(_value("add-fd", await self._link.repeatedly("add-fd", add))["fd"])
-
-    def events(self, *names: str) -> AbstractContextManager[Events]:
-        return self._link.events(*names)
-
-    def abandon(self) -> None:
-        self._link.ended.set()
-
-    async def wait_lost(self, timeout: float) -> bool:
-        return await self._link.wait_ended(timeout)
+        return int(_value("add-fd", await self.repeatedly("add-fd", add))["fd"])
 
     async def pause(self) -> None:
-        await self._link.repeatedly(
-            "suspend", lambda: self._link.live().suspend(), timeout=limits.DRAIN_TIMEOUT
+        await self.repeatedly(
+            "suspend", lambda: self.live().suspend(), timeout=limits.DRAIN_TIMEOUT
         )
 
     async def resume(self) -> None:
         """Let the guest run on; libvirt takes the locks of its disks again before it does."""
         try:
-            await self._link.repeatedly(
-                "resume", lambda: self._link.live().resume(), timeout=limits.DRAIN_TIMEOUT
+            await self.repeatedly(
+                "resume", lambda: self.live().resume(), timeout=limits.DRAIN_TIMEOUT
             )
         except errors.CommandRefused:
             if (await self.execute("query-status"))["status"] != "running":
@@ -128,7 +93,7 @@ class LibvirtSession:
         the domain has ended by itself; one that was restarted is left alone.
         """
         destroying = asyncio.ensure_future(
-            self._link.repeatedly("destroy", self._destroy, timeout=timeout, grace=0)
+            self.repeatedly("destroy", self._destroy, timeout=timeout, grace=0)
         )
         gone = asyncio.ensure_future(self._process_gone())
         try:
@@ -137,7 +102,7 @@ class LibvirtSession:
             )
             if gone.done():
                 await asyncio.wait((destroying,), timeout=_REAP_TIMEOUT)
-            if gone.done() and not process.is_zombie(self._pid):
+            if gone.done() and not process.is_zombie(self.pid):
                 await asyncio.wait((destroying,), timeout=_NOTICE_TIMEOUT)
             if destroying.done():
                 destroying.result()
@@ -148,22 +113,14 @@ class LibvirtSession:
             gone.cancel()
 
     async def domain(self) -> domain.Domain:
-        """Return what libvirt reports about the domain."""
-        found: domain.Domain = await self._link.repeatedly(
-            "describe", lambda: domain.describe(self._link.libvirt, self._link.live())
-        )
-        return found
-
-    async def close(self) -> None:
-        """Deregister from events, and close the connection."""
-        await self._link.close()
+        return await self.repeatedly("describe", lambda: domain.describe(self.libvirt, self.live()))
 
     def _destroy(self) -> None:
-        handle = self._link.live()
+        handle = self.live()
         try:
             handle.destroy()
-        except self._link.libvirt.libvirtError as error:
-            if not self._link.is_over(error):
+        except self.libvirt.libvirtError as error:
+            if not self.is_over(error):
                 raise
 
     async def _find_pid(self) -> int | None:
@@ -180,16 +137,10 @@ class LibvirtSession:
         return pid if ours else None
 
     async def _process_gone(self) -> None:
-        if self._link.process is None:
+        if self.process is None:
             await asyncio.Event().wait()  # not to be seen: libvirt has to report it
         else:
-            await process.ended(*self._link.process)
-
-
-def _library() -> Any:
-    import libvirt_qemu
-
-    return libvirt_qemu
+            await process.ended(*self.process)
 
 
 def _value(command: str, reply: str) -> Any:
@@ -201,13 +152,6 @@ def _value(command: str, reply: str) -> Any:
     return answer["return"]
 
 
-def _version(reply: dict[str, Any]) -> Version:
-    number = reply["qemu"]
-    return Version(
-        int(number["major"]), int(number["minor"]), int(number["micro"]), reply.get("package", "")
-    )
-
-
 @contextlib.asynccontextmanager
 async def connected(uri: str, named: str) -> AsyncIterator[LibvirtSession]:
     """Connect to the daemon at ``uri`` and to its active domain ``named``; disconnect at the end.
@@ -215,7 +159,7 @@ async def connected(uri: str, named: str) -> AsyncIterator[LibvirtSession]:
     Raises Unsupported, Unreachable, NotPermitted, UnknownGuest; WrongRunState where the domain is
     shut off.
     """
-    connection: Any = await libvirt_connection.connect(uri)
+    connection = await libvirt_connection.connect(uri)
     try:
         handle = await libvirt_connection.find_domain(connection, uri, named)
         session = LibvirtSession(uri, connection, handle)

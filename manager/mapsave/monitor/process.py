@@ -11,6 +11,24 @@ _SYS_RESOURCE = 24  # capabilities(7), linux/capability.h
 _MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
 
+def read(path: str) -> bytes | None:
+    """Return what is in a file of /proc; None where its process is gone, or it may not be read."""
+    try:
+        with open(f"/proc/{path}", "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def stat(task: int | str | None) -> list[bytes] | None:
+    """Return the fields of a task's ``stat`` from its state, the third, on; None as for ``read``.
+
+    The second is the command in parentheses and may hold anything, so they count from its end.
+    """
+    raw = read(f"{task}/stat")
+    return None if raw is None else raw.rpartition(b") ")[2].split()
+
+
 def start_time(pid: int) -> int | None:
     """Return when the process started, in clock ticks since boot; None if it is gone.
 
@@ -18,13 +36,9 @@ def start_time(pid: int) -> int | None:
     A process is gone when its last thread is: its first one is a zombie before that, while the
     others may still hold the guest's disks and memory.
     """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except OSError:
+    fields = stat(pid)
+    if fields is None:
         return None
-    # The second field is the command in parentheses and may hold anything, so count from its end.
-    fields = stat[stat.rindex(b")") + 2 :].split()
     state, threads, started = fields[0], int(fields[17]), int(fields[19])
     return None if state in (b"Z", b"X") and threads <= 1 else started
 
@@ -82,21 +96,12 @@ def with_argument(argument: str) -> int | None:
 
 def is_zombie(pid: int | None) -> bool:
     """Return whether the process has ended but its parent has not asked for it yet."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except OSError:
-        return False
-    return stat[stat.rindex(b")") + 2 :].startswith(b"Z")
+    return (stat(pid) or [b""])[0] == b"Z"
 
 
 def of_thread(thread: int) -> int | None:
     """Return the pid of the process that a thread is of; None where there is no such thread."""
-    try:
-        with open(f"/proc/{thread}/status", "rb") as file:
-            match = re.search(rb"^Tgid:\s+(\d+)$", file.read(), re.MULTILINE)
-    except OSError:
-        return None
+    match = re.search(rb"^Tgid:\s+(\d+)$", read(f"{thread}/status") or b"", re.MULTILINE)
     return int(match[1]) if match else None
 
 
@@ -106,23 +111,16 @@ def has_thread(pid: int, thread: int) -> bool:
     Within a pid namespace of its own it knows it by another one than we do (NSpid, proc(5)).
     """
     try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/status", "rb") as file:
-                match = re.search(rb"^NSpid:.*?(\d+)$", file.read(), re.MULTILINE)
-            if match is not None and int(match[1]) == thread:
-                return True
+        tasks = os.listdir(f"/proc/{pid}/task")
     except OSError:
-        pass
-    return False
+        return False
+    number = re.compile(rb"^NSpid:(?:.*\s)?%d$" % thread, re.MULTILINE)
+    return any(number.search(read(f"{pid}/task/{task}/status") or b"") for task in tasks)
 
 
 def command_line(pid: int) -> list[str]:
     """Return the arguments the process was started with; empty where they cannot be read."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            raw = file.read()
-    except OSError:
-        return []
+    raw = read(f"{pid}/cmdline") or b""
     return [os.fsdecode(argument) for argument in raw.split(b"\0")[:-1]]
 
 
@@ -167,9 +165,5 @@ def resident_bytes(pid: int) -> int | None:
 
     A page of RAM that was never touched is zero and costs an image nothing.
     """
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            fields = dict(_MEMORY_FIELD.findall(file.read()))
-    except OSError:
-        return None
+    fields = dict(_MEMORY_FIELD.findall(read(f"{pid}/status") or b""))
     return sum(int(value) for value in fields.values()) * 1024 if fields else None

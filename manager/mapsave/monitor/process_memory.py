@@ -11,11 +11,11 @@ import errno
 import functools
 import itertools
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Sequence
 
 _IOV_MAX = 1024  # spans of one call (limits.h)
 

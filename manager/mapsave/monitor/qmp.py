@@ -15,7 +15,8 @@ import logging
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
 
 import qemu.qmp
 from qemu.qmp.error import QMPError
@@ -25,9 +26,6 @@ from mapsave import errors, unix_socket
 from mapsave.monitor import session as limits
 from mapsave.monitor.listening import is_set_within, next_unless_lost
 from mapsave.monitor.session import Event, Version
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
 
 GREETING_TIMEOUT = 10.0
 _TRIES = 4
@@ -55,8 +53,9 @@ class _Events:
         return errors.MonitorLost(f"{self._address}: QEMU closed the monitor")
 
 
-def _event(message: Mapping[str, Any]) -> Event:
-    return Event(str(message["event"]), message.get("data") or {})
+def _event(message: Mapping[str, object]) -> Event:
+    data = message.get("data")
+    return Event(str(message["event"]), data if isinstance(data, dict) else {})
 
 
 class QmpSession:
@@ -65,31 +64,19 @@ class QmpSession:
     def __init__(
         self, client: qemu.qmp.QMPClient, path: str, version: Version, pid: int | None
     ) -> None:
+        self.address = f"qmp:{path}"
+        self.version = version
+        self.pid = pid
         self._client = client
-        self._path = path
-        self._version = version
-        self._pid = pid
         self._descriptor_lock = asyncio.Lock()
         self._lost = asyncio.Event()
         self._is_abandoned = False
         self._is_silent = False
 
-    @property
-    def address(self) -> str:
-        return f"qmp:{self._path}"
-
-    @property
-    def version(self) -> Version:
-        return self._version
-
-    @property
-    def pid(self) -> int | None:
-        return self._pid
-
     async def execute(
         self,
         command: str,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, object] | None = None,
         *,
         timeout: float | None = None,
     ) -> Any:
@@ -100,7 +87,9 @@ class QmpSession:
             command, arguments, limits.COMMAND_TIMEOUT if timeout is None else timeout
         )
 
-    async def _ask(self, command: str, arguments: Mapping[str, Any] | None, timeout: float) -> Any:
+    async def _ask(
+        self, command: str, arguments: Mapping[str, object] | None, timeout: float
+    ) -> Any:
         if self._is_abandoned:
             raise errors.MonitorLost(f"{self.address}: QEMU did not answer and was left as it is")
         try:
@@ -183,9 +172,7 @@ async def connected(path: str, *, timeout: float | None = None) -> AsyncIterator
     """Connect to the QMP socket at ``path`` and negotiate; disconnect at the end.
 
     A QMP socket serves one client at a time; a further one gets no greeting, which after
-    ``timeout`` seconds (GREETING_TIMEOUT) is reported as such.
-
-    Raises Unreachable, NotPermitted.
+    ``timeout`` seconds (GREETING_TIMEOUT) is reported as such. Raises Unreachable, NotPermitted.
     """
     sock, client = await _opened(path, GREETING_TIMEOUT if timeout is None else timeout)
     with contextlib.closing(sock):
@@ -223,57 +210,45 @@ async def _opened(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QM
 
 
 async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QMPClient]:
-    sock = await connect(path, timeout)
     client = qemu.qmp.QMPClient(path)
-    try:
-        await _negotiate(client, sock, path, timeout)
-    except BaseException:
-        sock.close()
-        raise
+    with contextlib.ExitStack() as on_error:
+        sock = await connect(path, timeout)
+        on_error.callback(sock.close)
+        try:
+            async with asyncio.timeout(timeout):
+                await client.connect(sock)
+        except TimeoutError:
+            raise errors.Unreachable(
+                f"qmp:{path}: no greeting within {timeout:g} s",
+                hint="another client is connected to this monitor (one at a time), or QEMU hangs; "
+                "give the guest a separate monitor for mapsave",
+            ) from None
+        except (QMPError, OSError, EOFError) as error:
+            raise errors.Unreachable(f"qmp:{path}: no QMP monitor answered: {error}") from error
+        on_error.pop_all()
     return sock, client
 
 
 async def connect(path: str, timeout: float) -> socket.socket:
-    """Return a socket connected to ``path``, of any length; nothing is said yet.
-
-    Raises Unreachable, NotPermitted.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.setblocking(False)
-    try:
-        async with asyncio.timeout(timeout):
-            with unix_socket.to_connect(path) as address:
-                await asyncio.get_running_loop().sock_connect(sock, address)
-    except PermissionError as error:
-        sock.close()
-        raise errors.NotPermitted(f"cannot connect to qmp:{path}: {error.strerror}") from None
-    except (OSError, ValueError) as error:
-        sock.close()
-        reason = getattr(error, "strerror", None) or str(error) or "timed out"
-        raise errors.Unreachable(
-            f"cannot connect to qmp:{path}: {reason}",
-            hint="is the guest running, with -qmp unix:PATH,server=on,wait=off?",
-        ) from None
-    except BaseException:
-        sock.close()
-        raise
+    """Return a socket connected to ``path``, of any length. Raises Unreachable, NotPermitted."""
+    with contextlib.ExitStack() as on_error:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        on_error.callback(sock.close)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(timeout):
+                with unix_socket.to_connect(path) as address:
+                    await asyncio.get_running_loop().sock_connect(sock, address)
+        except PermissionError as error:
+            raise errors.NotPermitted(f"cannot connect to qmp:{path}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "timed out"
+            raise errors.Unreachable(
+                f"cannot connect to qmp:{path}: {reason}",
+                hint="is the guest running, with -qmp unix:PATH,server=on,wait=off?",
+            ) from None
+        on_error.pop_all()
     return sock
-
-
-async def _negotiate(
-    client: qemu.qmp.QMPClient, sock: socket.socket, path: str, timeout: float
-) -> None:
-    try:
-        async with asyncio.timeout(timeout):
-            await client.connect(sock)
-    except TimeoutError:
-        raise errors.Unreachable(
-            f"qmp:{path}: no greeting within {timeout:g} s",
-            hint="another client is connected to this monitor (one at a time), or QEMU hangs; "
-            "give the guest a separate monitor for mapsave",
-        ) from None
-    except (QMPError, OSError, EOFError) as error:
-        raise errors.Unreachable(f"qmp:{path}: no QMP monitor answered: {error}") from error
 
 
 def _peer_pid(sock: socket.socket) -> int | None:
@@ -291,12 +266,4 @@ def _peer_pid(sock: socket.socket) -> int | None:
 def _version(client: qemu.qmp.QMPClient) -> Version:
     greeting = client.greeting
     assert greeting is not None
-    qemu_version = greeting.QMP.version
-    number = qemu_version["qemu"]
-    assert isinstance(number, dict)
-    return Version(
-        int(number["major"]),
-        int(number["minor"]),
-        int(number["micro"]),
-        str(qemu_version.get("package", "")),
-    )
+    return Version.of(greeting.QMP.version)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import AbstractContextManager
-
     from mapsave.monitor.domain import Domain
 
 # Seconds until a command that QEMU should answer at once counts as unanswered. QEMU's main loop
@@ -30,9 +29,16 @@ class Version:
     micro: int
     package: str
 
+    @classmethod
+    def of(cls, reply: Mapping[str, object]) -> Version:
+        """Return the version in the greeting, or in a reply of ``query-version``."""
+        number = reply["qemu"]
+        assert isinstance(number, dict)
+        package = str(reply.get("package", ""))
+        return cls(int(number["major"]), int(number["minor"]), int(number["micro"]), package)
+
     @property
     def release(self) -> tuple[int, int, int]:
-        """The version for comparison."""
         return (self.major, self.minor, self.micro)
 
     def __str__(self) -> str:
@@ -44,17 +50,14 @@ class Event:
     """An event of QEMU: its name and data (``docs/interop/qmp-spec.rst``)."""
 
     name: str
-    data: Mapping[str, Any]
+    data: Mapping[str, object]
 
 
 class Events(Protocol):
     """Events as they come in."""
 
     async def next(self, timeout: float | None = None) -> Event | None:
-        """Return the next event; None after ``timeout`` seconds without one.
-
-        Raises MonitorLost where the connection broke and no event is left.
-        """
+        """Return the next event; None after ``timeout`` seconds. At the end raises MonitorLost."""
 
 
 class Session(Protocol):
@@ -75,7 +78,7 @@ class Session(Protocol):
     async def execute(
         self,
         command: str,
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, object] | None = None,
         *,
         timeout: float | None = None,
     ) -> Any:
@@ -87,25 +90,16 @@ class Session(Protocol):
         """
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
-        """Add a descriptor to an fdset; return its number within QEMU. ``fd`` stays ours.
-
-        Raises as ``execute`` does.
-        """
+        """Add ``fd``, which stays ours, to a set; return its number in QEMU. Raises as above."""
 
     async def pause(self) -> None:
         """Stop the guest's processors; QEMU drains its disks before it answers."""
 
     async def resume(self) -> None:
-        """Resume the guest.
-
-        Raises CommandRefused where QEMU, or what manages the guest, refuses.
-        """
+        """Resume the guest. Raises CommandRefused where QEMU, or what manages it, refuses."""
 
     async def end(self, timeout: float) -> None:
-        """End QEMU; return when it has taken notice.
-
-        Raises MonitorLost where it was gone already, CommandRefused, MonitorTimeout.
-        """
+        """End QEMU; return once it is gone. Raises MonitorLost, CommandRefused, MonitorTimeout."""
 
     async def domain(self) -> Domain | None:
         """Return the guest as libvirt describes it; None for a guest that is not of libvirt."""

@@ -14,11 +14,11 @@ import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from mapsave import domain_xml, errors
+from mapsave import domain_xml, errors, shielded
 from mapsave.image import descriptors
 from mapsave.image.image import Image
 from mapsave.migration import parameters, stall
-from mapsave.monitor import definition, fdset, libvirt_connection, passthrough, process, undoing
+from mapsave.monitor import definition, fdset, libvirt_connection, passthrough, process
 from mapsave.operations import domain_trust
 from mapsave.operations.destination import Destination
 from mapsave.operations.restore_request import Request
@@ -133,8 +133,8 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
 
     async with _started(asked, start, asked.watch(opened.allocated)) as target:
         for each in await fdset.query(target.session):
-            if any(str(fd.get("opaque", "")).startswith(_LIBVIRTS) for fd in each["fds"]):
-                await fdset.take_back(target.session, int(each["fdset-id"]))
+            if each.is_of(_LIBVIRTS):
+                await fdset.take_back(target.session, each.id)
         left = (await parameters.query(target.session)).of_libvirt()
         fresh = parameters.Settings(left.capabilities, {**left.parameters, **_FRESH})
         await parameters.put_back(target.session, fresh)
@@ -154,7 +154,7 @@ async def _started(
         handle = await _start(connection, asked, start, watch)
         session = passthrough.LibvirtSession(asked.uri, connection, handle)
     except BaseException:
-        await undoing.whole(libvirt_connection.close(connection))
+        await shielded.whole(libvirt_connection.close(connection))
         raise
     target = None
     try:
@@ -165,12 +165,12 @@ async def _started(
     finally:
         if target is None or not target.is_kept:
             try:
-                await undoing.whole(session.end(_END_TIMEOUT))
+                await shielded.whole(session.end(_END_TIMEOUT))
             except errors.MonitorLost:
                 pass  # it has ended by itself
             except errors.MonitorError:
                 asked.on_left()
-        await undoing.whole(session.close())
+        await shielded.whole(session.close())
 
 
 def _pid(uri: str, uuid: str) -> int | None:
@@ -192,7 +192,7 @@ async def _start(
             hint="see libvirt's log of the domain; --xml sets another definition",
         ) from None
     except (asyncio.CancelledError, errors.RestoreStalled):
-        if not await undoing.whole(_end_started(connection, asked, starting)):
+        if not await shielded.whole(_end_started(connection, asked, starting)):
             asked.on_left()
         raise
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from mapsave import errors, units
 from mapsave.image import superblock
 from mapsave.monitor import headroom, process
+from mapsave.monitor.control_groups import Limit
 from mapsave.monitor.headroom import Headroom
-from mapsave.monitor.limit import Limit
 from mapsave.monitor.ram_blocks import RamBlock
 from mapsave.monitor.session import Session
 from mapsave.plan import limits as plan

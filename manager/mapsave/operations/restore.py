@@ -242,7 +242,7 @@ async def _transfer(job: _Job, target: destination.Destination) -> None:
         "direct-io": descriptors.takes_direct_io(opened.fd, job.request.direct_io),
         "multifd-channels": channels,
     }
-    number = await fdset.choose_id(session)
+    number = fdset.free_id(await fdset.query(session))
 
     def dropped(words: str) -> errors.LabelRefused:
         return labelling.describe_refusal(words, opened.fd, opened.path, session.pid)

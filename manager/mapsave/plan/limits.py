@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 
 from mapsave import units
+from mapsave.monitor.control_groups import Limit
 from mapsave.monitor.headroom import Headroom
-from mapsave.monitor.limit import Limit
 from mapsave.plan.strategy import MAX_CHANNELS
 
 HANDED_OVER = 2
