@@ -9,13 +9,11 @@ import dataclasses
 import errno
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import NotRequired, TypedDict
 
 from mapsave.emulator import faults, schema
 from mapsave.emulator.faults import QmpError
-
-if TYPE_CHECKING:
-    from mapsave.emulator.migration_options import Capabilities
+from mapsave.emulator.migration_options import Capabilities
 
 _OFFSET = ",offset="
 _SIZE = re.compile(r"\s*([+-]?)(?:(0x[0-9a-f]+)|(\d+(?:\.\d*)?|\.\d+)([bkmgtpe]?))", re.IGNORECASE)
@@ -28,6 +26,16 @@ _OTHER_PROTOCOLS = {
     "fd:": "socket",
 }
 _SOCKET = {"type": schema.anything, "path": schema.anything}
+
+
+class Addr(TypedDict):
+    transport: str
+    filename: NotRequired[str]
+    offset: NotRequired[int]
+
+
+# One entry of the argument ``channels``.
+Channel = TypedDict("Channel", {"channel-type": str, "addr": Addr})
 CHANNELS = schema.array(
     schema.struct(
         channel_type=schema.enum("main", "cpr"),
@@ -54,11 +62,10 @@ class Address:
     multi_channel: bool = False
 
 
-def outgoing(arguments: dict[str, Any]) -> Address:
+def outgoing(uri: str | None, channels: list[Channel] | None) -> Address:
     """Return the address that ``migrate`` was given. Raises QmpError."""
-    uri, channels = _either(arguments)
-    if uri is not None:
-        return parse_uri(uri)
+    if not (channels := _channels(uri, channels)):
+        return parse_uri(uri or "")
     mains = [one["addr"] for one in channels if one["channel-type"] == "main"]
     if len(mains) > 1:
         raise QmpError("Channel list has more than one main entry")
@@ -67,28 +74,24 @@ def outgoing(arguments: dict[str, Any]) -> Address:
     return _from_addr(mains[0])
 
 
-def incoming(arguments: dict[str, Any]) -> Address:
+def incoming(uri: str | None, channels: list[Channel] | None) -> Address:
     """Return the address that ``migrate-incoming`` was given. Raises QmpError."""
-    uri, channels = _either(arguments)
-    if uri is not None:
-        return parse_uri(uri)
+    if not (channels := _channels(uri, channels)):
+        return parse_uri(uri or "")
     if len(channels) > 1:
         raise QmpError("Channel list must have only one entry, for type 'main'")
     return _from_addr(channels[0]["addr"])
 
 
-def _either(arguments: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]]]:
-    uri: str | None = arguments.get("uri")
-    channels = arguments.get("channels") or []
+def _channels(uri: str | None, channels: list[Channel] | None) -> list[Channel]:
     if (uri is None) == (not channels):
         raise QmpError("need either 'uri' or 'channels' argument")
-    return uri, channels
+    return channels or []
 
 
-def _from_addr(addr: dict[str, Any]) -> Address:
-    if addr["transport"] == "file":
-        return Address("file", addr["filename"], addr["offset"])
-    return Address(addr["transport"], multi_channel=addr["transport"] == "socket")
+def _from_addr(addr: Addr) -> Address:
+    transport, filename, offset = addr["transport"], addr.get("filename", ""), addr.get("offset", 0)
+    return Address(transport, filename, offset, multi_channel=transport == "socket")
 
 
 def parse_uri(uri: str) -> Address:
@@ -112,9 +115,9 @@ def _parse_offset(text: str) -> int:
     if match is None:
         raise bad(errno.EINVAL)
     sign, hexadecimal, decimal, suffix = match.groups()
+    value: float
     if hexadecimal:
-        value = float(int(hexadecimal, 16))
-        exact = int(hexadecimal, 16)
+        value = exact = int(hexadecimal, 16)
     else:
         factor = 1024 ** ("bkmgtpe".index(suffix.lower()) if suffix else 0)
         if "." in decimal and factor == 1:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
 
@@ -20,7 +18,6 @@ class Channels(Generic[Job]):
     """One thread for each of ``fds``; ``work(fd, job)`` runs in them and may raise OSError."""
 
     def __init__(self, fds: list[int], work: Callable[[int, Job], None]) -> None:
-        self.fds = fds
         self._work = work
         self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=len(fds))
         self.error: Exception | None = None
@@ -36,7 +33,6 @@ class Channels(Generic[Job]):
         self._jobs.put(job)
 
     def sync(self) -> None:
-        """Wait until every job is done."""
         self._jobs.join()
 
     def close(self) -> None:

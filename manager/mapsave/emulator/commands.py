@@ -8,25 +8,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from mapsave.emulator import schema
-from mapsave.emulator.faults import COMMAND_NOT_FOUND, DEVICE_NOT_FOUND, QmpError
+from mapsave.emulator.faults import DEVICE_NOT_FOUND, QmpError
+from mapsave.emulator.incoming import Incoming
+from mapsave.emulator.machine import Machine
+from mapsave.emulator.outgoing import Outgoing
 
-if TYPE_CHECKING:
-    from mapsave.emulator.incoming import Incoming
-    from mapsave.emulator.machine import Machine
-    from mapsave.emulator.outgoing import Outgoing
-
-PACKAGE = "mapsave emulator"
-VERSION = {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": PACKAGE}
+VERSION = {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "mapsave emulator"}
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
 @dataclasses.dataclass(frozen=True)
 class Emulated:
-    """A machine and its two migrations."""
-
     machine: Machine
     outgoing: Outgoing
     incoming: Incoming
@@ -34,20 +28,22 @@ class Emulated:
 
 @dataclasses.dataclass(frozen=True)
 class Request(Emulated):
-    """What a handler gets: the machine, checked arguments, and how to take the pending fd."""
+    """What a handler gets: the machine, and how to take the pending descriptor."""
 
-    arguments: dict[str, Any]
-    take_fd: Callable[[], int | None]
+    take_fd: Callable[[], int]
 
 
-Handler = Callable[[Request], Any]
+# Gets the request and, by name, the arguments that were given, ``a_b`` being ``a-b``; they are as
+# the schema says. Returns the reply; None is an empty one.
+Handler = Callable[..., object]
+NO_ARGUMENTS = schema.struct()
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A command: ``arguments`` is an object schema; ``oob`` ones may be executed out of band."""
 
-    arguments: schema.Type
+    arguments: schema.Checked[dict[str, object]]
     handler: Handler
     oob: bool = False
 
@@ -56,77 +52,67 @@ TABLE: dict[str, Command] = {}
 
 
 def command(
-    name: str, arguments: schema.Type | None = None, *, oob: bool = False
+    name: str, arguments: schema.Checked[dict[str, object]] = NO_ARGUMENTS, *, oob: bool = False
 ) -> Callable[[Handler], Handler]:
     """Register the decorated handler as the command ``name``."""
 
     def register(handler: Handler) -> Handler:
-        TABLE[name] = Command(arguments or schema.struct(), handler, oob)
+        TABLE[name] = Command(arguments, handler, oob)
         return handler
 
     return register
 
 
-def find(name: str) -> Command:
-    """Return the command ``name``. Raises QmpError if there is none."""
-    if name not in TABLE:
-        raise QmpError(f"The command {name} has not been found", COMMAND_NOT_FOUND)
-    return TABLE[name]
+def refusing(desc: str) -> Handler:
+    """Return a handler that always answers with an error."""
+
+    def handler(request: Request, **_: object) -> object:
+        raise QmpError(desc)
+
+    return handler
 
 
-def constant(name: str, reply: Any) -> None:
-    """Register a command without arguments that always answers ``reply``."""
-    TABLE[name] = Command(schema.struct(), lambda _: reply)
-
-
-constant("query-version", VERSION)
-constant("query-kvm", {"enabled": True, "present": True})
-constant("query-replay", {"mode": "none", "icount": 0})
-constant("query-target", {"arch": "x86_64"})
-constant("query-current-machine", {"wakeup-suspend-support": False})
-for _name in ("query-memory-devices", "query-block", "query-blockstats", "query-cpus-fast"):
-    constant(_name, [])
-for _name in ("query-named-block-nodes", "query-iothreads", "query-pci"):
-    constant(_name, [])
-for _name in ("query-block-jobs", "query-block-exports", "query-jobs"):
-    constant(_name, [])
-
-
-@command("query-commands")
-def _query_commands(request: Request) -> Any:
-    return [{"name": name} for name in reversed(TABLE)]
+command("query-version")(lambda _: VERSION)
+command("query-kvm")(lambda _: {"enabled": True, "present": True})
+command("query-replay")(lambda _: {"mode": "none", "icount": 0})
+command("query-target")(lambda _: {"arch": "x86_64"})
+command("query-current-machine")(lambda _: {"wakeup-suspend-support": False})
+for _name in (
+    *("query-memory-devices", "query-block", "query-blockstats", "query-cpus-fast"),
+    *("query-named-block-nodes", "query-iothreads", "query-pci"),
+    *("query-block-jobs", "query-block-exports", "query-jobs"),
+):
+    command(_name)(lambda _: [])
+command("query-commands")(lambda _: [{"name": name} for name in reversed(TABLE)])
+command("query-uuid")(lambda request: {"UUID": request.machine.options.uuid or _NO_UUID})
+command("query-fdsets")(lambda request: request.machine.fdsets.listing())
+command("query-memory-size-summary")(
+    lambda request: {"base-memory": request.machine.memory.size, "plugged-memory": 0}
+)
+command("query-status")(
+    lambda request: {"status": request.machine.run_state, "running": request.machine.running}
+)
+command("stop")(lambda request: request.machine.command_stop())
+command("cont")(lambda request: request.machine.command_cont())
+# What a machine of type none lacks: a guest that wakes up, or acts on the power button.
+command("system_wakeup")(refusing("wake-up from suspend is not supported by this guest"))
+command("system_powerdown")(lambda request: request.machine.monitor.emit("POWERDOWN"))
 
 
 @command("query-name")
-def _query_name(request: Request) -> Any:
+def _query_name(request: Request) -> object:
     name = request.machine.options.name
     return {} if name is None else {"name": name}
 
 
-@command("query-uuid")
-def _query_uuid(request: Request) -> Any:
-    return {"UUID": request.machine.options.uuid or _NO_UUID}
-
-
-@command("query-status")
-def _query_status(request: Request) -> Any:
-    machine = request.machine
-    return {"status": machine.run_state.value, "running": machine.running}
-
-
 @command("query-chardev")
-def _query_chardev(request: Request) -> Any:
+def _query_chardev(request: Request) -> object:
     filename = f"unix:{request.machine.options.qmp},server=on"
     return [{"frontend-open": True, "filename": filename, "label": "compat_monitor0"}]
 
 
-@command("query-memory-size-summary")
-def _query_memory_size(request: Request) -> Any:
-    return {"base-memory": request.machine.memory.size, "plugged-memory": 0}
-
-
 @command("query-memdev")
-def _query_memdev(request: Request) -> Any:
+def _query_memdev(request: Request) -> object:
     return [
         {
             "share": False,
@@ -143,7 +129,7 @@ def _query_memdev(request: Request) -> Any:
 
 
 @command("x-query-ramblock")
-def _query_ramblock(request: Request) -> Any:
+def _query_ramblock(request: Request) -> object:
     memory = request.machine.memory
     head = f"{'Block Name':>24} {'PSize':>8}  {'Offset':>18} {'Used':>18} {'Total':>18} "
     row = f"{'ram':>24} {'4 KiB':>8}  0x{0:016x} 0x{memory.size:016x} 0x{memory.size:016x} "
@@ -152,106 +138,60 @@ def _query_ramblock(request: Request) -> Any:
 
 
 @command("qom-get", schema.struct(path=schema.string, property=schema.string))
-def _qom_get(request: Request) -> Any:
-    path, name = request.arguments["path"], request.arguments["property"]
+def _qom_get(request: Request, path: str, property: str) -> object:
     if path not in ("/machine", "machine"):
         raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
-    if name != "type":
-        raise QmpError(f"Property 'none-machine.{name}' not found")
+    if property != "type":
+        raise QmpError(f"Property 'none-machine.{property}' not found")
     return "none-machine"
 
 
-@command("stop")
-def _stop(request: Request) -> Any:
-    request.machine.command_stop()
-    return {}
-
-
-@command("cont")
-def _cont(request: Request) -> Any:
-    request.machine.command_cont()
-    return {}
-
-
 @command("quit")
-def _quit(request: Request) -> Any:
+def _quit(request: Request) -> None:
     request.machine.monitor.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
     request.machine.monitor.shut_down(0)
-    return {}
-
-
-@command("system_wakeup")
-def _wakeup(request: Request) -> Any:
-    raise QmpError("wake-up from suspend is not supported by this guest")  # of -machine none
-
-
-@command("system_powerdown")
-def _powerdown(request: Request) -> Any:
-    request.machine.monitor.emit("POWERDOWN")  # -machine none has nothing that would act on it
-    return {}
-
-
-def _taken(request: Request) -> int:
-    fd = request.take_fd()
-    if fd is None:
-        raise QmpError("No file descriptor supplied via SCM_RIGHTS")
-    return fd
 
 
 @command("add-fd", schema.struct(fdset_id_=schema.integer, opaque_=schema.string))
-def _add_fd(request: Request) -> Any:
-    fd = _taken(request)
-    arguments = request.arguments
-    return request.machine.fdsets.add(fd, arguments.get("fdset-id"), arguments.get("opaque"))
+def _add_fd(request: Request, fdset_id: int | None = None, opaque: str | None = None) -> object:
+    return request.machine.fdsets.add(request.take_fd(), fdset_id, opaque)
 
 
 @command("remove-fd", schema.struct(fdset_id=schema.integer, fd_=schema.integer))
-def _remove_fd(request: Request) -> Any:
-    request.machine.fdsets.remove(request.arguments["fdset-id"], request.arguments.get("fd"))
-    return {}
-
-
-@command("query-fdsets")
-def _query_fdsets(request: Request) -> Any:
-    return request.machine.fdsets.listing()
+def _remove_fd(request: Request, fdset_id: int, fd: int | None = None) -> None:
+    request.machine.fdsets.remove(fdset_id, fd)
 
 
 @command("getfd", schema.struct(fdname=schema.string))
-def _getfd(request: Request) -> Any:
-    fd = _taken(request)
-    name = request.arguments["fdname"]
-    if name[:1].isdigit():
+def _getfd(request: Request, fdname: str) -> None:
+    fd = request.take_fd()
+    if fdname[:1].isdigit():
         os.close(fd)
         raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
-    old = request.machine.named_fds.pop(name, None)
+    old = request.machine.named_fds.pop(fdname, None)
     if old is not None:
         os.close(old)
-    request.machine.named_fds[name] = fd
-    return {}
+    request.machine.named_fds[fdname] = fd
 
 
 @command("closefd", schema.struct(fdname=schema.string))
-def _closefd(request: Request) -> Any:
-    name = request.arguments["fdname"]
-    fd = request.machine.named_fds.pop(name, None)
+def _closefd(request: Request, fdname: str) -> None:
+    fd = request.machine.named_fds.pop(fdname, None)
     if fd is None:
-        raise QmpError(f"File descriptor named '{name}' not found")
+        raise QmpError(f"File descriptor named '{fdname}' not found")
     os.close(fd)
-    return {}
 
 
 @command("pmemsave", schema.struct(val=schema.uint64, size=schema.uint64, filename=schema.string))
-def _pmemsave(request: Request) -> Any:
+def _pmemsave(request: Request, val: int, size: int, filename: str) -> None:
     """Guest physical memory: RAM from address 0 on, and nothing, read as zero, after it."""
-    address, size, filename = (request.arguments[name] for name in ("val", "size", "filename"))
     memory = request.machine.memory
     try:
         with open(filename, "wb") as target:
-            if address < memory.size:
-                target.write(memory.view[address : min(address + size, memory.size)])
+            if val < memory.size:
+                target.write(memory.view[val : min(val + size, memory.size)])
             target.truncate(size)
     except OSError as error:
         raise QmpError(f"Could not open '{filename}': {os.strerror(error.errno or 0)}") from None
     except OverflowError:
         raise QmpError("An IO error has occurred") from None
-    return {}

@@ -6,15 +6,15 @@ Source: QEMU's ``monitor/fds.c`` and ``util/osdep.c`` of 10.0, observed.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import os
 import re
 import threading
-from typing import Any
 
 from mapsave.emulator.faults import QmpError
 
-PREFIX = "/dev/fdset/"
+_PREFIX = "/dev/fdset/"
 _ACCESS = os.O_RDONLY | os.O_WRONLY | os.O_RDWR | os.O_DIRECT
 # What F_SETFL can change (fcntl(2)): a description with one of the other flags cannot be matched.
 _SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
@@ -24,6 +24,10 @@ _SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYN
 class _Descriptor:
     fd: int
     opaque: str | None
+
+    def described(self) -> dict[str, object]:
+        opaque = {} if self.opaque is None else {"opaque": self.opaque}
+        return {"fd": self.fd, **opaque}
 
 
 @dataclasses.dataclass
@@ -55,31 +59,26 @@ class FdSets:
         """Close one descriptor of a set or all. Raises QmpError if there is no such."""
         name = f"fdset-id:{fdset_id}" + ("" if fd is None else f", fd:{fd}")
         with self._lock:
-            target = self._sets.get(fdset_id)
-            if target is None:
-                raise QmpError(f"File descriptor named '{name}' not found")
-            gone = [one for one in target.descriptors if fd is None or one.fd == fd]
-            if fd is not None and not gone:
+            target = self._sets.get(fdset_id, _Set())
+            gone = [one for one in target.descriptors if fd in (None, one.fd)]
+            if fdset_id not in self._sets or (fd is not None and not gone):
                 raise QmpError(f"File descriptor named '{name}' not found")
             for one in gone:
                 target.descriptors.remove(one)
                 os.close(one.fd)
             self._forget_empty(fdset_id)
 
-    def listing(self) -> list[dict[str, Any]]:
+    def listing(self) -> list[dict[str, object]]:
         """Return what ``query-fdsets`` answers: highest id first, descriptors as added."""
         with self._lock:
             return [
-                {"fdset-id": fdset_id, "fds": [_describe(one) for one in target.descriptors]}
+                {"fdset-id": fdset_id, "fds": [one.described() for one in target.descriptors]}
                 for fdset_id, target in sorted(self._sets.items(), reverse=True)
             ]
 
     def open(self, path: str, flags: int) -> int:
-        """Duplicate the newest descriptor of the set whose access mode and O_DIRECT match.
-
-        Raises QmpError if there is no set or none that matches.
-        """
-        match = re.fullmatch(r"\d+", path.removeprefix(PREFIX))
+        """Duplicate the newest descriptor of that access mode and O_DIRECT. Raises QmpError."""
+        match = re.fullmatch(r"\d+", path.removeprefix(_PREFIX))
         if match is None:
             raise QmpError(f"Could not parse fdset {path}")
         fdset_id = int(match[0])
@@ -94,6 +93,19 @@ class FdSets:
                     return dup
         raise QmpError(f"Failed to find file descriptor with matching flags=0x{flags:x}")
 
+    def open_file(self, filename: str, flags: int) -> int:
+        """Open a file, or from its fdset, as ``qemu_open_internal`` does. Raises QmpError."""
+        if filename.startswith(_PREFIX):
+            return self.open(filename, flags)
+        try:
+            return os.open(filename, flags | os.O_CLOEXEC, 0o600 if flags & os.O_CREAT else 0o777)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            if error.errno == errno.EINVAL and flags & os.O_DIRECT:
+                reason = "filesystem does not support O_DIRECT"
+            verb = "create" if flags & os.O_CREAT else "open"
+            raise QmpError(f"Could not {verb} '{filename}': {reason}") from None
+
     def close(self, fd: int) -> None:
         """Close ``fd``, one of :meth:`open` or any other; an empty set without dups vanishes."""
         with self._lock:
@@ -107,12 +119,6 @@ class FdSets:
         target = self._sets[fdset_id]
         if not target.descriptors and not target.dups:
             del self._sets[fdset_id]
-
-
-def _describe(descriptor: _Descriptor) -> dict[str, Any]:
-    if descriptor.opaque is None:
-        return {"fd": descriptor.fd}
-    return {"fd": descriptor.fd, "opaque": descriptor.opaque}
 
 
 def _duplicate(fd: int, flags: int) -> int:

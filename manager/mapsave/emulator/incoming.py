@@ -9,25 +9,17 @@ Sources: QEMU's ``migration/migration.c`` and ``migration/savevm.c`` of 10.0, ob
 from __future__ import annotations
 
 import os
-import re
-from typing import TYPE_CHECKING, Any
 
-from mapsave.emulator import faults, files, migration_options, stream
+from mapsave.emulator import faults, migration_options, stream
+from mapsave.emulator.address import Address
 from mapsave.emulator.faults import QmpError, StreamError
+from mapsave.emulator.machine import Machine, RunState
 from mapsave.emulator.ram_load import RamLoad
-from mapsave.emulator.run_state import RunState
 from mapsave.emulator.stream_reader import StreamReader
+from mapsave.image import global_state
 from mapsave.image import stream_format as fmt
 
-if TYPE_CHECKING:
-    from mapsave.emulator.address import Address
-    from mapsave.emulator.machine import Machine
-
 _EINVAL, _EIO, _ENOTSUP = (os.strerror(number) for number in (22, 5, 95))
-# The head of the section every guest has: name, instance 0, version 1.
-_GLOBAL_STATE = re.compile(
-    rb"\x04....\x0bglobalstate\x00{7}\x01....(?=([a-z-]+)\x00).{32}(..)", re.DOTALL
-)
 _SUSPENDED = b"\x01\x01"  # has_vm_was_suspended, vm_was_suspended
 
 
@@ -41,7 +33,7 @@ class Incoming:
         self._started = False
         self._exit_on_error = True
         self._fds: list[int] = []
-        self._stored_state = RunState.RUNNING.value
+        self._stored_state: str = RunState.RUNNING
         self._was_suspended = False
 
     def check_possible(self) -> None:
@@ -68,23 +60,22 @@ class Incoming:
         self._started = True
         self._machine.monitor.defer(self._load)
 
-    def query(self) -> dict[str, Any]:
-        """Return what ``query-migrate`` answers on a destination."""
+    def query(self) -> dict[str, object]:
         if self.status == "none":
             return {}
-        result: dict[str, Any] = {"status": self.status}
+        result: dict[str, object] = {"status": self.status}
         if self.status == "failed" and self.error is not None:
             result["error-desc"] = self.error
         return result
 
     def _open(self, address: Address) -> None:
         machine = self._machine
-        self._fds.append(files.open_file(machine.fdsets, address.filename, os.O_RDONLY))
+        self._fds.append(machine.fdsets.open_file(address.filename, os.O_RDONLY))
         os.lseek(self._fds[0], min(address.offset, (1 << 63) - 1), os.SEEK_SET)
         if machine.capabilities["multifd"]:
             flags = os.O_RDONLY | (os.O_DIRECT if machine.uses_direct_io else 0)
             for _ in range(machine.parameters["multifd-channels"]):
-                self._fds.append(files.open_file(machine.fdsets, address.filename, flags))
+                self._fds.append(machine.fdsets.open_file(address.filename, flags))
 
     def _load(self) -> None:
         on = self._machine.capabilities
@@ -130,8 +121,7 @@ class Incoming:
         if reader.u8() != fmt.CONFIGURATION:
             raise StreamError(_EINVAL, "Configuration section missing")
         machine = reader.read(min(reader.u32(), 4096)).decode("utf-8", "replace")
-        if reader.failed:
-            raise StreamError(_EIO, "Failed to load configuration:name")
+        reader.require("Failed to load configuration:name")
         received: set[str] = set()
         while reader.peek_type(fmt.SUBSECTION):
             reader.u8()
@@ -141,8 +131,7 @@ class Incoming:
             if here != there:
                 state, other = ("on", "off") if here else ("off", "on")
                 raise StreamError(
-                    _EINVAL,
-                    f"Capability {name} is {state}, but received capability is {other}",
+                    _EINVAL, f"Capability {name} is {state}, but received capability is {other}"
                 )
         return machine
 
@@ -177,16 +166,14 @@ class Incoming:
     def _section(self, reader: StreamReader, ram: RamLoad) -> bool:
         """Load one section; return True if it was the last that matters. Raises StreamError."""
         kind = reader.u8()
-        if reader.failed:
-            raise StreamError(_EIO)
+        reader.require()
         if kind == fmt.EOF:
             return True
         if kind in (fmt.SECTION_START, fmt.SECTION_FULL):
             return self._new_section(reader, ram, kind)
         if kind in (fmt.SECTION_PART, fmt.SECTION_END):
             section_id = reader.u32()
-            if reader.failed:
-                raise StreamError(_EIO)
+            reader.require()
             if section_id != self._ram_id:
                 raise StreamError(_EINVAL, f"Unknown savevm section {section_id}")
             ram.section(f"section id {section_id}(ram)")
@@ -202,17 +189,17 @@ class Incoming:
     def _new_section(self, reader: StreamReader, ram: RamLoad, kind: int) -> bool:
         section_id, name = reader.u32(), reader.counted()
         instance, version = reader.u32(), reader.u32()
-        if reader.failed:
-            raise StreamError(
-                _EIO, "qemu_loadvm_section_start_full: Failed to read instance/version ID: -5"
-            )
+        reader.require("qemu_loadvm_section_start_full: Failed to read instance/version ID: -5")
         if name == fmt.RAM_SECTION:
             self._ram_id = section_id
             ram.section("for instance 0x0 of device 'ram'")
             self._footer(reader, name, section_id)
             return False
         if ram.foreign:
-            self._foreign_devices(stream.section(kind, section_id, name, version) + reader.rest())
+            # Devices of another machine type are skipped; only the run state is of interest.
+            rest = stream.section(kind, section_id, name, version) + reader.rest()
+            if (state := global_state.parse(rest)) is not None:
+                self._stored_state, self._was_suspended = state.run_state, state.was_suspended
             return True
         self._device(reader, name, instance)
         self._footer(reader, name, section_id)
@@ -233,19 +220,10 @@ class Incoming:
                 f"Unknown savevm section or instance '{name}' {instance}. Make sure that your"
                 " current VM setup matches your saved VM setup, including any hotplugged devices",
             )
-        if reader.failed:
-            raise StreamError(
-                _EIO,
-                f"Failed to load {name}:{field}",
-                f"error while loading state for instance 0x{instance:x} of device '{name}'",
-            )
-
-    def _foreign_devices(self, rest: bytes) -> None:
-        """Skip the devices of another machine type; only its run state is of interest."""
-        match = _GLOBAL_STATE.search(rest)
-        if match is not None:
-            self._stored_state = match[1].decode()
-            self._was_suspended = match[2] == _SUSPENDED
+        reader.require(
+            f"Failed to load {name}:{field}",
+            f"error while loading state for instance 0x{instance:x} of device '{name}'",
+        )
 
     @staticmethod
     def _footer(reader: StreamReader, name: str, section_id: int) -> None:
@@ -269,14 +247,14 @@ class Incoming:
         """Set the run state: the stored one, or running if the machine may start by itself."""
         machine = self._machine
         machine.was_suspended = self._was_suspended
-        if self._stored_state in (RunState.RUNNING.value, RunState.SUSPENDED.value):
+        if self._stored_state in (RunState.RUNNING, RunState.SUSPENDED):
             if machine.autostart:
                 machine.start()
             else:
                 machine.run_state = RunState.PAUSED
         else:
-            known = {state.value: state for state in RunState}
-            machine.run_state = known.get(self._stored_state, RunState.PAUSED)
+            is_known = self._stored_state in RunState.__members__.values()
+            machine.run_state = RunState(self._stored_state) if is_known else RunState.PAUSED
         self._enter("completed")
 
     def _enter(self, status: str) -> None:

@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
 
 # After a stray character the lexer skips up to one that can stand between tokens.
-_RECOVERY = re.compile(rb"[^\x00-\x1f\xfe\xff:,\[\]{}]*")
-_SPACE = re.compile(rb"[ \t\r\n]*")
+_RECOVERY = re.compile(rb"\A[^\x00-\x1f\xfe\xff:,\[\]{}]*")
 _STRING = re.compile(
     rb'"(?:[^"\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*|' rb"'(?:[^'\\\x00-\x1f\xfe\xff]|\\[\x20-\xfd])*"
 )
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _NUMBER_PREFIX = re.compile(rb"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?)?")
 _KEYWORD = re.compile(rb"[a-z]+")
-_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", **{c: c for c in "\"'\\/"}}
 _KEYWORDS = {"true": True, "false": False, "null": None}
 _PUNCTUATION = b"{}[]:,"
 
@@ -53,7 +49,7 @@ class JsonStream:
         self._brackets = 0
         self._recovering = False
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes) -> Iterator[object]:
         """Yield each complete value in ``data`` and what came before, JsonError for a bad one."""
         self._buffer += data
         while True:
@@ -63,9 +59,9 @@ class JsonStream:
                     return
                 if not self._complete(token):
                     continue
-                tokens, self._tokens = self._tokens, []
+                tokens = self._tokens
                 self._reset()
-                yield _Parser(tokens).parse()
+                yield _Parser(tokens).value()
             except JsonError as error:
                 self._reset()
                 yield error
@@ -78,19 +74,15 @@ class JsonStream:
         self._braces += {"{": 1, "}": -1}.get(token.kind, 0)
         self._brackets += {"[": 1, "]": -1}.get(token.kind, 0)
         self._tokens.append(token)
-        if self._braces < 0 or self._brackets < 0:
-            return True
-        return not (self._braces or self._brackets)
+        left = (self._braces, self._brackets)
+        return min(left) < 0 or not any(left)
 
     def _next_token(self) -> _Token | None:
         """Return the next whole token; None if it is still coming. Raises JsonError."""
         if self._recovering:
-            skipped = _RECOVERY.match(self._buffer)
-            self._buffer = self._buffer[skipped.end() if skipped else 0 :]
+            self._buffer = _RECOVERY.sub(b"", self._buffer, count=1)
             self._recovering = not self._buffer
-        space = _SPACE.match(self._buffer)
-        self._buffer = self._buffer[space.end() if space else 0 :]
-        buffer = self._buffer
+        buffer = self._buffer = self._buffer.lstrip(b" \t\r\n")
         if not buffer:
             return None
         first = buffer[:1]
@@ -112,9 +104,7 @@ class JsonStream:
         end = match.end()
         if buffer[end : end + 1] == quote:
             return self._take("string", end + 1)
-        if buffer[end : end + 1] == b"\\" and len(buffer) < end + 2:
-            return None
-        if end == len(buffer):
+        if end == len(buffer) or (buffer[end:] == b"\\"):
             return None
         raise self._stray(end + (2 if buffer[end : end + 1] == b"\\" else 1))
 
@@ -143,14 +133,9 @@ class JsonStream:
 
 
 class _Parser:
-    """Recursive descent over the tokens of one message."""
-
     def __init__(self, tokens: list[_Token]) -> None:
         self._tokens = tokens
         self._at = 0
-
-    def parse(self) -> Any:
-        return self._value()
 
     def _peek(self) -> str:
         return self._tokens[self._at].kind if self._at < len(self._tokens) else ""
@@ -162,60 +147,54 @@ class _Parser:
         self._at += 1
         return token
 
-    def _value(self) -> Any:
+    def value(self) -> object:
         token = self._next()
-        if token.kind == "{":
-            return self._object()
-        if token.kind == "[":
-            return self._array()
-        if token.kind == "string":
-            return _unescape(token.text)
-        if token.kind == "number":
-            text = token.text.decode()
-            return float(text) if any(mark in text for mark in ".eE") else int(text)
-        if token.kind == "keyword":
-            word = token.text.decode()
-            if word not in _KEYWORDS:
-                raise JsonError(f"invalid keyword '{word}'")
-            return _KEYWORDS[word]
+        match token.kind:
+            case "{":
+                return self._object()
+            case "[":
+                return self._array()
+            case "string":
+                return _unescape(token.text)
+            case "number":
+                text = token.text.decode()
+                return float(text) if any(mark in text for mark in ".eE") else int(text)
+            case "keyword":
+                word = token.text.decode()
+                if word not in _KEYWORDS:
+                    raise JsonError(f"invalid keyword '{word}'")
+                return _KEYWORDS[word]
         raise JsonError("expecting value")
 
-    def _object(self) -> dict[str, Any]:
-        members: dict[str, Any] = {}
-        if self._peek() == "}":
+    def _elements(self, end: str, kind: str) -> Iterator[None]:
+        """Yield at each place where an element begins, up to the bracket ``end``."""
+        if self._peek() == end:
             self._next()
-            return members
+            return
         while True:
-            self._pair(members)
+            yield
             token = self._next()
-            if token.kind == "}":
-                return members
+            if token.kind == end:
+                return
             if token.kind != ",":
-                raise JsonError("expected separator in dict")
+                raise JsonError(f"expected separator in {kind}")
 
-    def _pair(self, members: dict[str, Any]) -> None:
-        key = self._value()
-        if not isinstance(key, str):
-            raise JsonError("key is not a string in object")
-        if self._next().kind != ":":
-            raise JsonError("missing : in object pair")
-        value = self._value()
-        if key in members:
-            raise JsonError("duplicate key")
-        members[key] = value
+    def _object(self) -> dict[str, object]:
+        members: dict[str, object] = {}
+        for _ in self._elements("}", "dict"):
+            key = self.value()
+            if not isinstance(key, str):
+                raise JsonError("key is not a string in object")
+            if self._next().kind != ":":
+                raise JsonError("missing : in object pair")
+            value = self.value()
+            if key in members:
+                raise JsonError("duplicate key")
+            members[key] = value
+        return members
 
-    def _array(self) -> list[Any]:
-        items: list[Any] = []
-        if self._peek() == "]":
-            self._next()
-            return items
-        while True:
-            items.append(self._value())
-            token = self._next()
-            if token.kind == "]":
-                return items
-            if token.kind != ",":
-                raise JsonError("expected separator in list")
+    def _array(self) -> list[object]:
+        return [self.value() for _ in self._elements("]", "list")]
 
 
 def _unescape(literal: bytes) -> str:
@@ -236,7 +215,9 @@ def _unescape(literal: bytes) -> str:
             out.append(chr(code))
             at += len(escape)
         else:
-            out.append(_simple_escape(text[at + 1]))
+            if text[at + 1] not in _ESCAPES:
+                raise JsonError("invalid escape sequence in string")
+            out.append(_ESCAPES[text[at + 1]])
             at += 2
     return "".join(out)
 
@@ -254,11 +235,3 @@ def _unicode_escape(text: str, at: int) -> tuple[str, int]:
 def _code_unit(text: str, at: int) -> int:
     digits = text[at + 2 : at + 6]
     return int(digits, 16) if re.fullmatch("[0-9a-fA-F]{4}", digits) else -1
-
-
-def _simple_escape(letter: str) -> str:
-    if letter in "\"'\\/":
-        return letter
-    if letter in _ESCAPES:
-        return _ESCAPES[letter]
-    raise JsonError("invalid escape sequence in string")

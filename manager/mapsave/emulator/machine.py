@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import enum
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from mapsave.emulator import faults
 from mapsave.emulator.faults import QmpError
 from mapsave.emulator.fdset import FdSets
 from mapsave.emulator.memory import GuestMemory
 from mapsave.emulator.migration_options import Capabilities, Parameters
-from mapsave.emulator.run_state import LIVE, NEED_RESET, RunState
+from mapsave.emulator.options import EmulatorOptions
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from mapsave.emulator.options import EmulatorOptions
+class RunState(enum.StrEnum):
+    """What ``query-status`` names (``qapi/run-state.json``)."""
+
+    PRELAUNCH = "prelaunch"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISH_MIGRATE = "finish-migrate"
+    POSTMIGRATE = "postmigrate"
+    INMIGRATE = "inmigrate"
+    # A guest comes into these only by an image of a QEMU in which it was in them.
+    SUSPENDED = "suspended"
+    IO_ERROR = "io-error"
+    WATCHDOG = "watchdog"
+    SHUTDOWN = "shutdown"
+    GUEST_PANICKED = "guest-panicked"
+    INTERNAL_ERROR = "internal-error"
+
+
+# QEMU takes a guest in one of these for one that goes on: `stop` stops it, a failed save does not.
+LIVE = frozenset((RunState.RUNNING, RunState.SUSPENDED))
+NEED_RESET = frozenset((RunState.SHUTDOWN, RunState.INTERNAL_ERROR))
 
 
 class Monitor(Protocol):
     """What the machine needs of the QMP server. All three may be called from any thread."""
 
-    def emit(self, event: str, data: dict[str, Any] | None = None) -> None:
+    def emit(self, event: str, data: dict[str, object] | None = None) -> None:
         """Send an event to the client."""
 
     def defer(self, work: Callable[[], None]) -> None:
@@ -55,7 +75,6 @@ class Machine:
 
     @property
     def running(self) -> bool:
-        """True if the guest runs."""
         return self.run_state is RunState.RUNNING
 
     @property
@@ -73,14 +92,13 @@ class Machine:
         """Let the guest run, or be suspended again, if it does not do so already."""
         if self.run_state in LIVE:
             return
+        if self.was_suspended and self.run_state is RunState.POSTMIGRATE:
+            reason = "invalid runstate transition: 'postmigrate' -> 'suspended'"
+            faults.die(reason, signal.SIGABRT)
+        self.monitor.emit("RESUME")
         if self.was_suspended:
-            if self.run_state is RunState.POSTMIGRATE:
-                reason = "invalid runstate transition: 'postmigrate' -> 'suspended'"
-                faults.die(reason, signal.SIGABRT)
-            self.monitor.emit("RESUME")
             self.run_state = RunState.SUSPENDED
             return
-        self.monitor.emit("RESUME")
         self.run_state = RunState.RUNNING
         self.memory.resume()
 
@@ -95,7 +113,6 @@ class Machine:
             self.monitor.emit("STOP")
 
     def command_stop(self) -> None:
-        """The QMP command ``stop``."""
         if self.run_state is RunState.INMIGRATE:
             self.autostart = False
         else:

@@ -8,13 +8,12 @@ import os
 import random
 import struct
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mapsave.emulator.options import PAGE, EmulatorOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from bitarray import bitarray
 
 _ZERO_PAGE = bytearray(PAGE)
@@ -67,13 +66,11 @@ class GuestMemory:
         page_bytes = self.view[page * PAGE : (page + 1) * PAGE]
         return _ZERO_PAGE == page_bytes  # noqa: SIM300 (the other way round takes 100 times longer)
 
-    def collect_dirty(self, into: bitarray) -> int:
-        """Move the dirty log into ``into``; return how many bits that added."""
+    def collect_dirty(self, into: bitarray) -> None:
+        """Move the dirty log into ``into``."""
         with self._gate:
-            before = into.count()
             into[list(self._dirty)] = 1
             self._dirty.clear()
-            return into.count() - before
 
     def _write_forever(self, seed: int) -> None:
         generator = random.Random(seed)  # noqa: S311 (to be repeated)
@@ -81,14 +78,11 @@ class GuestMemory:
             self._wake.wait()
             with self._gate:
                 if self._running:
-                    for _ in range(_WRITER_BURST):
-                        self._touch(generator.randrange(self.pages))
+                    for page in (generator.randrange(self.pages) for _ in range(_WRITER_BURST)):
+                        (count,) = _COUNTER.unpack_from(self.view, page * PAGE)
+                        _COUNTER.pack_into(self.view, page * PAGE, (count + 1) % (1 << 64))
+                        self._dirty.add(page)
             threading.Event().wait(_WRITER_PAUSE)
-
-    def _touch(self, page: int) -> None:
-        (count,) = _COUNTER.unpack_from(self.view, page * PAGE)
-        _COUNTER.pack_into(self.view, page * PAGE, (count + 1) % (1 << 64))
-        self._dirty.add(page)
 
 
 def fill(ram: memoryview, pattern: str, seed: int) -> None:

@@ -6,60 +6,29 @@ every text observed on 10.0.2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 from mapsave.emulator import schema
 from mapsave.emulator.faults import QmpError, report
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
+Value = int | str | list[object]  # of a parameter; a switch is 0 or 1
+_ZERO_COPY = "Zero copy only available for non-compressed non-TLS multifd migration"
 NAMES = (
-    "xbzrle",
-    "rdma-pin-all",
-    "auto-converge",
-    "zero-blocks",
-    "events",
-    "postcopy-ram",
-    "x-colo",
-    "release-ram",
-    "return-path",
-    "pause-before-switchover",
-    "multifd",
-    "dirty-bitmaps",
-    "postcopy-blocktime",
-    "late-block-activate",
-    "x-ignore-shared",
-    "validate-uuid",
-    "background-snapshot",
-    "zero-copy-send",
-    "postcopy-preempt",
-    "switchover-ack",
-    "dirty-limit",
-    "mapped-ram",
+    *("xbzrle", "rdma-pin-all", "auto-converge", "zero-blocks", "events", "postcopy-ram"),
+    *("x-colo", "release-ram", "return-path", "pause-before-switchover", "multifd"),
+    *("dirty-bitmaps", "postcopy-blocktime", "late-block-activate", "x-ignore-shared"),
+    *("validate-uuid", "background-snapshot", "zero-copy-send", "postcopy-preempt"),
+    *("switchover-ack", "dirty-limit", "mapped-ram"),
 )
 
 _NOT_WITH_SNAPSHOT = (
-    "postcopy-ram",
-    "dirty-bitmaps",
-    "postcopy-blocktime",
-    "late-block-activate",
-    "return-path",
-    "multifd",
-    "pause-before-switchover",
-    "auto-converge",
-    "release-ram",
-    "rdma-pin-all",
-    "xbzrle",
-    "x-colo",
-    "validate-uuid",
-    "zero-copy-send",
+    *("postcopy-ram", "dirty-bitmaps", "postcopy-blocktime", "late-block-activate"),
+    *("return-path", "multifd", "pause-before-switchover", "auto-converge", "release-ram"),
+    *("rdma-pin-all", "xbzrle", "x-colo", "validate-uuid", "zero-copy-send"),
 )
 
 
 class Capabilities:
-    """The switches, all off at the start."""
-
     def __init__(self) -> None:
         self._on: dict[str, bool] = dict.fromkeys(NAMES, False)
 
@@ -67,7 +36,6 @@ class Capabilities:
         return self._on[name]
 
     def listing(self) -> list[dict[str, object]]:
-        """Return what ``query-migrate-capabilities`` answers."""
         return [{"state": state, "capability": name} for name, state in self._on.items()]
 
     def change(self, wanted: Mapping[str, bool], parameters: Parameters) -> None:
@@ -90,26 +58,24 @@ def check(on: Mapping[str, bool], parameters: Parameters) -> None:
     if on["zero-copy-send"] and (
         not on["multifd"] or on["xbzrle"] or parameters.compressed or parameters.encrypted
     ):
-        raise QmpError("Zero copy only available for non-compressed non-TLS multifd migration")
+        raise QmpError(_ZERO_COPY)
     if on["postcopy-preempt"]:
         _refuse(not on["postcopy-ram"], "Postcopy preempt requires postcopy-ram")
     if on["multifd"]:
         _refuse(on["xbzrle"], "Multifd is not compatible with xbzrle")
-    if on["switchover-ack"] and not on["return-path"]:
-        raise QmpError("Capability 'switchover-ack' requires capability 'return-path'")
+    if on["switchover-ack"]:
+        _refuse(
+            not on["return-path"], "Capability 'switchover-ack' requires capability 'return-path'"
+        )
     if on["dirty-limit"]:
-        _check_dirty_limit(on)
+        _refuse(
+            on["auto-converge"],
+            "dirty-limit conflicts with auto-converge either of then available currently",
+        )
+        raise QmpError("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")
     if on["mapped-ram"]:
         _refuse(on["xbzrle"], "Mapped-ram migration is incompatible with xbzrle")
         _refuse(on["postcopy-ram"], "Mapped-ram migration is incompatible with postcopy")
-
-
-def _check_dirty_limit(on: Mapping[str, bool]) -> None:
-    _refuse(
-        on["auto-converge"],
-        "dirty-limit conflicts with auto-converge either of then available currently",
-    )
-    raise QmpError("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")
 
 
 def _refuse(condition: bool, desc: str) -> None:
@@ -119,8 +85,9 @@ def _refuse(condition: bool, desc: str) -> None:
 
 MAX_DOWNTIME = 2000 * 1000  # milliseconds
 _U8 = schema.unsigned(8)
+_CACHE = "xbzrle-cache-size"
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Value] = {
     "announce-initial": 50,
     "announce-max": 550,
     "announce-rounds": 5,
@@ -137,7 +104,7 @@ DEFAULTS: dict[str, Any] = {
     "downtime-limit": 300,
     "x-checkpoint-delay": 20000,
     "multifd-channels": 2,
-    "xbzrle-cache-size": 64 << 20,
+    _CACHE: 64 << 20,
     "max-postcopy-bandwidth": 0,
     "max-cpu-throttle": 99,
     "multifd-compression": "none",
@@ -177,41 +144,24 @@ TYPES: dict[str, schema.Type] = {
 }
 
 
-def _percent(low: int, high: int) -> tuple[Callable[[int], bool], str]:
-    text = f"expects an integer in the range of {low} to {high}"
-    return (lambda value: low <= value <= high), text
-
-
-def _between(low: int, high: int) -> tuple[Callable[[int], bool], str]:
-    return (lambda value: low <= value <= high), f"expects a value between {low} and {high}"
-
-
-def _is_cache_size(value: int) -> bool:
-    return value >= 4096 and value & (value - 1) == 0
-
-
-# Name and limits, in the order in which QEMU looks at them. Its texts spell most with underscores.
-_LIMITS: dict[str, tuple[Callable[[int], bool], str]] = {
-    "throttle-trigger-threshold": _percent(1, 100),
-    "cpu-throttle-initial": _percent(1, 99),
-    "cpu-throttle-increment": _percent(1, 99),
-    "downtime-limit": (
-        lambda value: value <= MAX_DOWNTIME,
-        "expects an integer in the range of 0 to (2000 * 1000) ms",
-    ),
-    "multifd-channels": _between(1, 255),
-    "multifd-zlib-level": _between(0, 9),
-    "multifd-qatzip-level": _between(1, 9),
-    "multifd-zstd-level": _between(0, 20),
-    "xbzrle-cache-size": (
-        _is_cache_size,
-        "expects a power of two no less than the target page size",
-    ),
-    "announce-initial": _between(0, 100000),
-    "announce-max": _between(0, 100000),
-    "announce-rounds": _between(0, 1000),
-    "announce-step": (lambda value: 1 <= value <= 10000, "expects a value between 0 and 10000"),
-    "vcpu-dirty-limit": (lambda value: value >= 1, "must be greater than 1 MB/s"),
+_PERCENT = "expects an integer in the range of {} to {}"
+_BETWEEN = "expects a value between {} and {}"
+# Least and most, and what is said of others, in the order in which QEMU looks at them.
+_LIMITS: dict[str, tuple[int, int, str]] = {
+    "throttle-trigger-threshold": (1, 100, _PERCENT),
+    "cpu-throttle-initial": (1, 99, _PERCENT),
+    "cpu-throttle-increment": (1, 99, _PERCENT),
+    "downtime-limit": (0, MAX_DOWNTIME, _PERCENT.format(0, "(2000 * 1000) ms")),
+    "multifd-channels": (1, 255, _BETWEEN),
+    "multifd-zlib-level": (0, 9, _BETWEEN),
+    "multifd-qatzip-level": (1, 9, _BETWEEN),
+    "multifd-zstd-level": (0, 20, _BETWEEN),
+    _CACHE: (4096, schema.U64, "expects a power of two no less than the target page size"),
+    "announce-initial": (0, 100000, _BETWEEN),
+    "announce-max": (0, 100000, _BETWEEN),
+    "announce-rounds": (0, 1000, _BETWEEN),
+    "announce-step": (1, 10000, _BETWEEN.format(0, 10000)),  # as QEMU has it
+    "vcpu-dirty-limit": (1, schema.U64, "must be greater than 1 MB/s"),
 }
 
 
@@ -219,52 +169,58 @@ class Parameters:
     """The parameters' values, by their names on the wire."""
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = dict(DEFAULTS)
+        self._values = dict(DEFAULTS)
 
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
+    def __getitem__(self, name: str) -> int:
+        """Return a number, or whether a switch is on."""
+        return _number(self._values, name)
+
+    @property
+    def zero_page_detection(self) -> str:
+        """Who looks for zero pages: ``none``, ``legacy`` or ``multifd``."""
+        return str(self._values["zero-page-detection"])
 
     @property
     def compressed(self) -> bool:
-        """True if the channels would compress."""
-        return bool(self._values["multifd-compression"] != "none")
+        return self._values["multifd-compression"] != "none"
 
     @property
     def encrypted(self) -> bool:
-        """True if the channels would use TLS."""
         return bool(self._values["tls-creds"])
 
-    def listing(self) -> dict[str, Any]:
-        """Return what ``query-migrate-parameters`` answers."""
+    def listing(self) -> dict[str, Value]:
         return dict(self._values)
 
-    def change(self, wanted: Mapping[str, Any], capabilities: Capabilities) -> None:
+    def change(self, wanted: Mapping[str, Value], capabilities: Capabilities) -> None:
         """Set ``wanted``, checked by type before. Raises QmpError and sets nothing.
 
         As in QEMU 10.0.2 compression is not looked at in ``wanted`` but in what is in force: with
         mapped-ram it can be set once, and from then on every change is refused.
         """
         new = {**self._values, **wanted}
-        self._check_limits(new)
+        _check_limits(new)
         if capabilities["zero-copy-send"] and (
             new["multifd-compression"] != "none" or new["tls-creds"]
         ):
-            raise QmpError("Zero copy only available for non-compressed non-TLS multifd migration")
+            raise QmpError(_ZERO_COPY)
         if capabilities["mapped-ram"] and (self.compressed or self.encrypted):
             raise QmpError("Mapped-ram only available for non-compressed non-TLS multifd migration")
         self._values = new
 
-    @staticmethod
-    def _check_limits(new: Mapping[str, Any]) -> None:
-        for name, (allowed, text) in _LIMITS.items():
-            if not allowed(new[name]):
-                raise QmpError(f"Parameter '{name.replace('-', '_')}' {text}")
-        if not new["cpu-throttle-initial"] <= new["max-cpu-throttle"] <= 99:
-            raise QmpError(
-                "Parameter 'max_cpu_throttle' expects an integer in the range of"
-                " cpu_throttle_initial to 99"
-            )
-        if not 1 <= new["x-vcpu-dirty-limit-period"] <= 1000:
-            raise QmpError(
-                "Parameter 'x-vcpu-dirty-limit-period' expects a value between 1 and 1000"
-            )
+
+def _number(values: Mapping[str, Value], name: str) -> int:
+    value = values[name]
+    assert isinstance(value, int)
+    return value
+
+
+def _check_limits(new: Mapping[str, Value]) -> None:
+    for name, (least, most, text) in _LIMITS.items():
+        value = _number(new, name)
+        if not least <= value <= most or (name == _CACHE and value & (value - 1)):
+            raise QmpError(f"Parameter '{name.replace('-', '_')}' {text.format(least, most)}")
+    if not _number(new, "cpu-throttle-initial") <= _number(new, "max-cpu-throttle") <= 99:
+        text = _PERCENT.format("cpu_throttle_initial", 99)
+        raise QmpError(f"Parameter 'max_cpu_throttle' {text}")
+    if not 1 <= _number(new, "x-vcpu-dirty-limit-period") <= 1000:
+        raise QmpError(f"Parameter 'x-vcpu-dirty-limit-period' {_BETWEEN.format(1, 1000)}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal, get_args
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Literal, get_args
 
 Pattern = Literal["zero", "random", "sparse", "fragmented", "linux"]
 PATTERNS: tuple[str, ...] = get_args(Pattern)
@@ -20,9 +18,8 @@ class EmulatorOptions:
     ``memory`` is in bytes, ``throttle`` in bytes of guest pages a second (0: as fast as the file
     takes them), so that a test can catch a save half way. ``writer`` starts a thread that dirties
     pages while the guest is running. ``paused`` is QEMU's ``-S``. ``stale`` fills RAM by
-    ``pattern`` even if it awaits a restore, as a memory backend file that was used before.
-
-    Raises ValueError if the memory is not a positive number of whole pages.
+    ``pattern`` even if it awaits a restore, as a memory backend file that was used before. Raises
+    ValueError if the memory is not a positive number of whole pages.
     """
 
     qmp: Path

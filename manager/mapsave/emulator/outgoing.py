@@ -10,17 +10,14 @@ import signal
 import threading
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
 
-from mapsave.emulator import faults, files, rate, stream
+from mapsave.emulator import faults, rate, stream
+from mapsave.emulator.address import Address
 from mapsave.emulator.faults import ChannelError, QmpError, StreamError
+from mapsave.emulator.machine import LIVE, Machine, RunState
 from mapsave.emulator.ram_save import MappedRamSave, PlainRamSave, RamSave, Throttle
-from mapsave.emulator.run_state import LIVE, RunState
+from mapsave.image import sections
 from mapsave.image import stream_format as fmt
-
-if TYPE_CHECKING:
-    from mapsave.emulator.address import Address
-    from mapsave.emulator.machine import Machine
 
 IN_PROGRESS = ("setup", "active", "pre-switchover", "device", "cancelling")
 _CANCELLABLE = ("setup", "active", "pre-switchover", "device")
@@ -99,26 +96,15 @@ class Outgoing:
         if state == "pre-switchover":
             self._proceed.set()
 
-    def query(self) -> dict[str, Any]:
-        """Return what ``query-migrate`` answers on a source."""
+    def query(self) -> dict[str, object]:
         if self.status == "none":
             return {}
-        result: dict[str, Any] = {"status": self.status}
-        if (
-            self._ram is not None
-            and self._writer is not None
-            and self.status
-            not in (
-                "setup",
-                "failed",
-                "cancelled",
-            )
-        ):
-            done = self.status == "completed"
+        result: dict[str, object] = {"status": self.status}
+        ram, writer, done = self._ram, self._writer, self.status == "completed"
+        if ram and writer and self.status not in ("setup", "failed", "cancelled"):
             result |= self._pace.report(self._machine.parameters["downtime-limit"], done=done)
-            result["ram"] = self._pace.ram(
-                self._ram, self._writer.written, self._machine.memory.size, done=done
-            )
+            total = self._machine.memory.size
+            result["ram"] = self._pace.ram(ram, writer.written, total, done=done)
         if self.error is not None:
             result["error-desc"] = self.error
         return result
@@ -168,12 +154,23 @@ class Outgoing:
         writer.write(
             stream.section(fmt.SECTION_START, stream.RAM_SECTION, fmt.RAM_SECTION, fmt.RAM_VERSION)
         )
-        ram = self._new_ram(writer)
+        machine = self._machine
+        ram: RamSave
+        if not on["mapped-ram"]:
+            ram = PlainRamSave(machine.memory, writer, self._throttle)
+        else:
+            ram = MappedRamSave(
+                machine.memory,
+                writer,
+                self._throttle,
+                channels=self._channel_fds,
+                detection=machine.parameters.zero_page_detection,
+            )
         if not on["background-snapshot"]:
             self._sync(ram)
         try:
             ram.setup(ignore_shared=on["x-ignore-shared"])
-            writer.write(stream.end_of_ram())
+            writer.write(stream.END_OF_RAM)
             writer.flush()
         except StreamError:
             raise StreamError("ram_save_setup failed: Input/output error") from None
@@ -199,7 +196,7 @@ class Outgoing:
                 pace_.idle()
             self._writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
             self._send_slice(ram)
-            self._writer.write(stream.end_of_ram())
+            self._writer.write(stream.END_OF_RAM)
             self._writer.flush()
             pace_.rest(self._sent(ram), self._machine.parameters)
 
@@ -208,8 +205,7 @@ class Outgoing:
         while self.status == "active" and time.monotonic() < until:
             if self._pace.exhausted(self._sent(ram)):
                 return
-            pages = ram.take()
-            if not len(pages):
+            if not (pages := ram.take()):
                 return
             ram.send(pages)
             if self._pace.limit:
@@ -227,15 +223,15 @@ class Outgoing:
         if not self._switch_over():
             return
         with machine.lock:
-            writer.write(stream.switchover_start())
+            writer.write(sections.SWITCHOVER)
             self._sync(ram)
             writer.write(stream.section(fmt.SECTION_END, stream.RAM_SECTION))
-            while len(pages := ram.take()):
+            while pages := ram.take():
                 ram.send(pages)
                 ram.check()
             ram.finish()
-            writer.write(stream.end_of_ram())
-            self._write_devices(stream.devices(state.value, was_suspended=machine.was_suspended))
+            writer.write(stream.END_OF_RAM)
+            self._write_devices(stream.devices(state, was_suspended=machine.was_suspended))
             if self.error is not None:
                 raise StreamError(self.error)
             self._pace.finished(self._sent(ram))
@@ -258,12 +254,12 @@ class Outgoing:
                 reason = "invalid runstate transition: 'prelaunch' -> 'paused'"
                 faults.die(reason, signal.SIGABRT)
             self._pace.stopped()
-            devices = stream.devices(state.value, was_suspended=machine.was_suspended)
+            devices = stream.devices(state, was_suspended=machine.was_suspended)
             machine.stop(RunState.PAUSED)
         while self.status == "active" and ram.bytes_left:
             writer.write(stream.section(fmt.SECTION_PART, stream.RAM_SECTION))
             self._send_slice(ram)
-            writer.write(stream.end_of_ram())
+            writer.write(stream.END_OF_RAM)
             self._pace.rest(self._sent(ram), machine.parameters)
         with machine.lock:
             if state is RunState.RUNNING and self.status == "active":
@@ -319,18 +315,6 @@ class Outgoing:
         assert self._writer is not None
         return self._writer.written + ram.counters.multifd_bytes + ram.counters.page_bytes
 
-    def _new_ram(self, writer: stream.StreamWriter) -> RamSave:
-        machine = self._machine
-        if not machine.capabilities["mapped-ram"]:
-            return PlainRamSave(machine.memory, writer, self._throttle)
-        return MappedRamSave(
-            machine.memory,
-            writer,
-            self._throttle,
-            channels=self._channel_fds,
-            detection=machine.parameters["zero-page-detection"],
-        )
-
     def _uuid(self) -> bytes | None:
         if not self._machine.capabilities["validate-uuid"] or self._machine.options.uuid is None:
             return None
@@ -338,7 +322,7 @@ class Outgoing:
 
     def _open_main(self, address: Address) -> int:
         flags = os.O_WRONLY | os.O_CREAT
-        fd = files.open_file(self._machine.fdsets, address.filename, flags)
+        fd = self._machine.fdsets.open_file(address.filename, flags)
         try:
             os.ftruncate(fd, address.offset)
             os.lseek(fd, address.offset, os.SEEK_SET)
@@ -356,12 +340,10 @@ class Outgoing:
         if self._left_fds:
             reason = "multifd was switched off before the save before this one was cleaned up"
             faults.die(reason, signal.SIGABRT)
-        flags = os.O_WRONLY
-        if machine.uses_direct_io:
-            flags |= os.O_DIRECT
+        flags = os.O_WRONLY | (os.O_DIRECT if machine.uses_direct_io else 0)
         try:
             for _ in range(machine.parameters["multifd-channels"]):
-                fd = files.open_file(machine.fdsets, address.filename, flags)
+                fd = machine.fdsets.open_file(address.filename, flags)
                 self._fds.append(fd)
                 self._channel_fds.append(fd)
         except QmpError as error:

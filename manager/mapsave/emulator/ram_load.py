@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 from mapsave.emulator import faults, stream
 from mapsave.emulator.channels import Channels
 from mapsave.emulator.faults import StreamError
+from mapsave.emulator.memory import GuestMemory
 from mapsave.emulator.options import PAGE
+from mapsave.emulator.stream_reader import StreamReader
 from mapsave.image import bitmaps
 from mapsave.image import stream_format as fmt
 
 if TYPE_CHECKING:
     from bitarray import bitarray
-
-    from mapsave.emulator.memory import GuestMemory
-    from mapsave.emulator.stream_reader import StreamReader
 
 _READ = 1 << 20  # bytes a channel reads in one go
 _MAX_BITMAP = 1 << 30  # bytes; larger ones are not believed
@@ -55,7 +54,6 @@ class RamLoad:
         self._channels = Channels(fds, _read_job)
 
     def close(self) -> None:
-        """End the channels."""
         if self._channels is not None:
             self._channels.close()
 
@@ -70,8 +68,7 @@ class RamLoad:
     def _section(self) -> None:
         while True:
             word = self._reader.u64()
-            if self._reader.failed:
-                raise StreamError(os.strerror(5), "Getting RAM address failed")
+            self._reader.require("Getting RAM address failed")
             address, flags = word & ~fmt.RAM_FLAG_MASK, word & fmt.RAM_FLAG_MASK
             if flags == fmt.RAM_FLAG_EOS:
                 if self._channels is not None:
@@ -81,8 +78,7 @@ class RamLoad:
                 self._blocks(address)
             elif not self._mapped and flags & (stream.RAM_FLAG_ZERO | stream.RAM_FLAG_PAGE):
                 self._page(address, flags)
-                if self._reader.failed:
-                    raise StreamError(os.strerror(5))
+                self._reader.require()
             else:
                 raise invalid(f"Unexpected RAM flags: {flags}")
 

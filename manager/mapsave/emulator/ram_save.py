@@ -15,7 +15,7 @@ import itertools
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from bitarray.util import ones, zeros
 
@@ -23,13 +23,9 @@ from mapsave import units
 from mapsave.emulator import stream
 from mapsave.emulator.channels import Channels
 from mapsave.emulator.faults import ChannelError, StreamError
+from mapsave.emulator.memory import GuestMemory
 from mapsave.emulator.options import PAGE
 from mapsave.image import stream_format as fmt
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from mapsave.emulator.memory import GuestMemory
 
 JOB_PAGES = 128  # pages in a job: QEMU's MULTIFD_PACKET_SIZE of 512 KiB
 
@@ -80,7 +76,6 @@ class RamSave(abc.ABC):
 
     @property
     def bytes_left(self) -> int:
-        """How much RAM is still to be sent."""
         return self.left.count() * PAGE
 
     def sync(self) -> None:
@@ -122,6 +117,13 @@ class RamSave(abc.ABC):
     def close(self) -> None:  # noqa: B027 (see check)
         """Let the channels end."""
 
+    def _list_block(self, *, ignore_shared: bool) -> None:
+        size = self.memory.size
+        out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
+        out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
+        # The block's guest physical address.
+        self.writer.write(out + (fmt.U64.pack(0) if ignore_shared else b""))
+
     @abc.abstractmethod
     def setup(self, *, ignore_shared: bool) -> None:
         """Write what the RAM section begins with."""
@@ -157,11 +159,7 @@ class MappedRamSave(RamSave):
     def setup(self, *, ignore_shared: bool) -> None:
         """Write block record and mapped-ram header, and go on after the pages' place."""
         size = self.memory.size
-        out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
-        out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
-        if ignore_shared:
-            out += fmt.U64.pack(0)  # the block's guest physical address
-        self.writer.write(out)
+        self._list_block(ignore_shared=ignore_shared)
         self._bitmap_offset = self.writer.position + fmt.MAPPED_RAM_HEADER.size
         behind = self._bitmap_offset + fmt.bitmap_bytes(size, PAGE)
         self._pages_offset = units.round_up(behind, fmt.PAGES_ALIGNMENT)
@@ -210,7 +208,6 @@ class MappedRamSave(RamSave):
         self.count(len(pages), 0, multifd=self._multifd)
 
     def settle(self) -> None:
-        """Wait for the channels."""
         self._channels.sync()
 
     def wrap(self) -> None:
@@ -219,7 +216,6 @@ class MappedRamSave(RamSave):
         super().wrap()
 
     def check(self) -> None:
-        """Raise StreamError if a channel could not write."""
         error = self._channels.error
         if isinstance(error, OSError):
             raise ChannelError(stream.unable_to_write(error).desc)
@@ -238,7 +234,6 @@ class MappedRamSave(RamSave):
         self.writer.written += len(bits)
 
     def close(self) -> None:
-        """End the channels' threads."""
         self._channels.close()
 
 
@@ -248,14 +243,9 @@ class PlainRamSave(RamSave):
     _named = False  # the block's name came already in this section
 
     def setup(self, *, ignore_shared: bool) -> None:
-        """Write the list of blocks."""
-        size = self.memory.size
-        out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
-        out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
-        self.writer.write(out + (fmt.U64.pack(0) if ignore_shared else b""))
+        self._list_block(ignore_shared=ignore_shared)
 
     def send(self, pages: Sequence[int]) -> None:
-        """Write ``pages`` to the stream."""
         zero = [self.memory.is_zero(page) for page in pages]
         duplicate = sum(zero)
         self.throttle.wait((len(pages) - duplicate) * PAGE)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
 
+from mapsave.emulator.migration_options import Parameters
 from mapsave.emulator.options import PAGE
-
-if TYPE_CHECKING:
-    from mapsave.emulator.migration_options import Parameters
-    from mapsave.emulator.ram_save import RamSave
+from mapsave.emulator.ram_save import RamSave
 
 WINDOW = 0.1  # seconds over which the limit holds and the bandwidth is measured
 
@@ -72,7 +69,6 @@ class Pace:
         self._window_start, self._window_sent = time.monotonic(), sent
 
     def report(self, downtime_limit: int, *, done: bool) -> dict[str, int]:
-        """Return the times that ``query-migrate`` reports."""
         end = self._finished if done else time.monotonic()
         times = {
             "total-time": int((end - self._started) * 1000),
@@ -82,8 +78,7 @@ class Pace:
             return {**times, "downtime": int((self._finished - self._stopped) * 1000)}
         return {**times, "expected-downtime": downtime_limit}
 
-    def ram(self, ram: RamSave, stream_bytes: int, total: int, *, done: bool) -> dict[str, Any]:
-        """Return the ``ram`` object of ``query-migrate``."""
+    def ram(self, ram: RamSave, stream_bytes: int, total: int, *, done: bool) -> dict[str, float]:
         count = ram.counters
         transferred = stream_bytes + count.multifd_bytes + count.page_bytes
         rate = self._rate

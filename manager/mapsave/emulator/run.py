@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from mapsave.emulator import faults
 from mapsave.emulator.commands import Emulated
 from mapsave.emulator.incoming import Incoming
 from mapsave.emulator.machine import Machine
+from mapsave.emulator.options import EmulatorOptions
 from mapsave.emulator.outgoing import Outgoing
 from mapsave.emulator.server import Server, listening
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.emulator.options import EmulatorOptions
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -26,9 +22,8 @@ def run(options: EmulatorOptions) -> int:
     """Be a QEMU with ``options`` until ``quit`` or a signal; return the exit code.
 
     0 after ``quit`` or SIGTERM, 1 if a restore failed with ``exit-on-error``. It may not return at
-    all: where QEMU 10.0.2 crashes the process is ended by SIGSEGV or SIGFPE.
-
-    Raises OSError if the socket cannot be made, or the RAM cannot be had.
+    all: where QEMU 10.0.2 crashes the process is ended by SIGSEGV or SIGFPE. Raises OSError if the
+    socket cannot be made, or the RAM cannot be had.
     """
     with listening(options.qmp) as listener:
         server = Server(listener)

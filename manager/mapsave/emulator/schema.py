@@ -10,11 +10,13 @@ Source: QEMU's ``qapi/qobject-input-visitor.c`` and ``qapi/qapi-visit-core.c`` o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 from mapsave.emulator.faults import QmpError
 
-Type = Callable[[Any, str, str], Any]
+T = TypeVar("T")
+Checked = Callable[[object, str, str], T]
+Type = Checked[object]
 U64 = 1 << 64
 
 
@@ -22,50 +24,44 @@ def _wrong(path: str, expected: str) -> QmpError:
     return QmpError(f"Invalid parameter type for '{path or 'null'}', expected: {expected}")
 
 
-def string(value: Any, path: str, name: str) -> str:
-    """A string."""
-    if not isinstance(value, str):
-        raise _wrong(path, "string")
-    return value
+def _of(kind: type[T], expected: str) -> Checked[T]:
+    def check(value: object, path: str, name: str) -> T:
+        if not isinstance(value, kind):
+            raise _wrong(path, expected)
+        return value
+
+    return check
 
 
-def boolean(value: Any, path: str, name: str) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise _wrong(path, "boolean")
-    return value
+string = _of(str, "string")
+boolean = _of(bool, "boolean")
+anything = _of(object, "any")
+_object = _of(dict, "object")
+_array = _of(list, "array")
 
 
-def string_or_null(value: Any, path: str, name: str) -> str:
+def string_or_null(value: object, path: str, name: str) -> str:
     """A string, or null, which means the empty string."""
     if value is not None and not isinstance(value, str):
         raise _wrong(path, "StrOrNull")
     return value or ""
 
 
-def anything(value: Any, path: str, name: str) -> Any:
-    """Any value, unchecked."""
-    return value
-
-
-def integer(value: Any, path: str, name: str) -> int:
-    """A signed integer of 64 bits."""
+def integer(value: object, path: str, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < 1 << 63:
         raise _wrong(path, "integer")
     return value
 
 
-def uint64(value: Any, path: str, name: str) -> int:
+def uint64(value: object, path: str, name: str) -> int:
     """An unsigned integer of 64 bits; a negative one wraps around, as in QEMU."""
     if not isinstance(value, int) or isinstance(value, bool) or not -(1 << 63) <= value < U64:
         raise QmpError(f"Parameter '{path}' expects uint64")
     return value % U64
 
 
-def unsigned(bits: int) -> Type:
-    """An unsigned integer of ``bits`` bits."""
-
-    def check(value: Any, path: str, name: str) -> int:
+def unsigned(bits: int) -> Checked[int]:
+    def check(value: object, path: str, name: str) -> int:
         number = uint64(value, path, name)
         if number >= 1 << bits:
             raise QmpError(f"Parameter '{name}' expects uint{bits}_t")
@@ -74,10 +70,10 @@ def unsigned(bits: int) -> Type:
     return check
 
 
-def enum(*values: str) -> Type:
+def enum(*values: str) -> Checked[str]:
     """One of the strings ``values``."""
 
-    def check(value: Any, path: str, name: str) -> str:
+    def check(value: object, path: str, name: str) -> str:
         text = string(value, path, name)
         if text not in values:
             raise QmpError(f"Parameter '{name or 'null'}' does not accept value '{text}'")
@@ -86,36 +82,32 @@ def enum(*values: str) -> Type:
     return check
 
 
-def array(item: Type) -> Type:
-    """A list whose every element is an ``item``."""
-
-    def check(value: Any, path: str, name: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise _wrong(path, "array")
-        return [item(element, f"{path}[{index}]", "") for index, element in enumerate(value)]
+def array(item: Checked[T]) -> Checked[list[T]]:
+    def check(value: object, path: str, name: str) -> list[T]:
+        elements = enumerate(_array(value, path, name))
+        return [item(element, f"{path}[{index}]", "") for index, element in elements]
 
     return check
 
 
-def struct(**members: Type) -> Type:
+def struct(**members: Type) -> Checked[dict[str, object]]:
     """An object. ``a_b`` is the member ``a-b``; a name that ends in ``_`` is optional."""
     fields = {name.rstrip("_").replace("_", "-"): kind for name, kind in members.items()}
-    optional = {name.rstrip("_").replace("_", "-") for name in members if name.endswith("_")}
-    return _struct(fields, optional)
+    needed = {name.replace("_", "-") for name in members if not name.endswith("_")}
+    return _struct(fields, needed)
 
 
-def _struct(fields: Mapping[str, Type], optional: set[str]) -> Type:
-    def check(value: Any, path: str, name: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _wrong(path, "object")
+def _struct(fields: Mapping[str, Type], needed: set[str]) -> Checked[dict[str, object]]:
+    def check(value: object, path: str, name: str) -> dict[str, object]:
+        members = _object(value, path, name)
         prefix = f"{path}." if path else ""
-        result: dict[str, Any] = {}
+        result: dict[str, object] = {}
         for field, kind in fields.items():
-            if field in value:
-                result[field] = kind(value[field], prefix + field, field)
-            elif field not in optional:
+            if field in members:
+                result[field] = kind(members[field], prefix + field, field)
+            elif field in needed:
                 raise QmpError(f"Parameter '{prefix}{field}' is missing")
-        for field in value:
+        for field in members:
             if field not in fields:
                 raise QmpError(f"Parameter '{prefix}{field}' is unexpected")
         return result
@@ -123,23 +115,20 @@ def _struct(fields: Mapping[str, Type], optional: set[str]) -> Type:
     return check
 
 
-def optional(fields: Mapping[str, Type]) -> Type:
+def optional(fields: Mapping[str, Type]) -> Checked[dict[str, object]]:
     """An object whose members are all optional and named as they are on the wire."""
-    return _struct(fields, set(fields))
+    return _struct(fields, set())
 
 
 def union(tag: str, variants: Mapping[str, Mapping[str, Type]]) -> Type:
     """An object whose member ``tag`` says which other members it has."""
     tags = enum(*variants)
 
-    def check(value: Any, path: str, name: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _wrong(path, "object")
-        if tag not in value:
+    def check(value: object, path: str, name: str) -> dict[str, object]:
+        members = _object(value, path, name)
+        if tag not in members:
             raise QmpError(f"Parameter '{path}.{tag}' is missing")
-        chosen = tags(value[tag], f"{path}.{tag}", tag)
-        fields: dict[str, Type] = {tag: tags, **variants[chosen]}
-        result: dict[str, Any] = _struct(fields, set())(value, path, name)
-        return result
+        fields = {tag: tags, **variants[tags(members[tag], f"{path}.{tag}", tag)]}
+        return _struct(fields, set(fields))(value, path, name)
 
     return check

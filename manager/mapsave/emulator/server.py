@@ -16,16 +16,12 @@ import socket
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from mapsave import unix_socket
+from mapsave.emulator.commands import Emulated
 from mapsave.emulator.session import GREETING, Session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from mapsave.emulator.commands import Emulated
 
 _ANCILLARY = socket.CMSG_SPACE(253 * 4)  # bytes; SCM_MAX_FD of the kernel is 253
 _OOB_QUEUE = 8  # requests that QEMU's monitor thread reads ahead once OOB is enabled
@@ -41,15 +37,15 @@ class Server:
         self._out = bytearray()
         self._client: socket.socket | None = None
         self._session: Session | None = None
-        self._requests: deque[Any] = deque()
+        self._requests: deque[object] = deque()
         self._deferred: deque[Callable[[], None]] = deque()
         self._exit_code: int | None = None
 
-    def emit(self, event: str, data: dict[str, Any] | None = None) -> None:
+    def emit(self, event: str, data: dict[str, object] | None = None) -> None:
         """Queue an event for the client, if there is one that has negotiated."""
         now = time.time_ns() // 1000
         stamp = {"seconds": now // 1_000_000, "microseconds": now % 1_000_000}
-        message: dict[str, Any] = {"timestamp": stamp, "event": event}
+        message: dict[str, object] = {"timestamp": stamp, "event": event}
         if data is not None:
             message["data"] = data
         with self._lock:
@@ -58,12 +54,10 @@ class Server:
         self.wake()
 
     def defer(self, work: Callable[[], None]) -> None:
-        """Run ``work`` in the main loop, after what is queued has been sent."""
         self._deferred.append(work)
         self.wake()
 
     def shut_down(self, exit_code: int) -> None:
-        """End :meth:`serve`, which returns ``exit_code``."""
         self._exit_code = exit_code
         self.wake()
 
@@ -92,12 +86,8 @@ class Server:
         """Sleep until there is something to read, to write or to do."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
-            events = selectors.EVENT_READ
-            if self._client is None:
-                selector.register(self._listener, events)
-            else:
-                events |= selectors.EVENT_WRITE if self._out else 0
-                selector.register(self._client, events)
+            writes = selectors.EVENT_WRITE if self._client and self._out else 0
+            selector.register(self._client or self._listener, selectors.EVENT_READ | writes)
             selector.select()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
@@ -171,7 +161,7 @@ class Server:
                 fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         return data, fds.tolist()
 
-    def _queue(self, message: dict[str, Any]) -> None:
+    def _queue(self, message: dict[str, object]) -> None:
         self._out += encode(message) + b"\r\n"
 
     def _flush(self) -> None:
@@ -198,23 +188,19 @@ class Server:
             self._out.clear()
 
 
-def encode(message: dict[str, Any]) -> bytes:
+def encode(message: dict[str, object]) -> bytes:
     """Return ``message`` as QEMU writes it: ASCII, with escapes in capital digits."""
     text = json.dumps(message)
-    return re.sub(r"\\(u[0-9a-f]{4}|.)", _capital, text).encode()
+    return re.sub(r"\\u[0-9a-f]{4}|\\.", _capital, text).encode()
 
 
 def _capital(match: re.Match[str]) -> str:
-    escape = match[1]
-    return f"\\u{escape[1:].upper()}" if len(escape) > 1 else match[0]
+    return match[0][:2] + match[0][2:].upper()
 
 
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """Listen at ``path``, in place of a stale socket; unlink it at the end, as QEMU does.
-
-    Raises OSError if the path cannot be bound.
-    """
+    """Listen at ``path``, in place of a stale socket; unlink it at the end. Raises OSError."""
     with socket.socket(socket.AF_UNIX) as listener:
         if path.is_socket():
             path.unlink()

@@ -6,24 +6,23 @@ Source: QEMU's ``docs/interop/qmp-spec.rst``, ``monitor/qmp.c`` and ``qapi/qmp-d
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
-from mapsave.emulator import commands, migration_commands, schema
+from mapsave.emulator import (
+    commands,
+    migration_commands,  # noqa: F401 (registers its commands)
+    schema,
+)
+from mapsave.emulator.commands import Emulated
 from mapsave.emulator.faults import COMMAND_NOT_FOUND, QmpError
 from mapsave.emulator.json_stream import JsonError, JsonStream
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mapsave.emulator.commands import Emulated
-
-GREETING = {"QMP": {"version": commands.VERSION, "capabilities": ["oob"]}}
+GREETING: dict[str, object] = {"QMP": {"version": commands.VERSION, "capabilities": ["oob"]}}
 NEGOTIATE = "qmp_capabilities"
 _NEGOTIATION = schema.struct(enable_=schema.array(schema.enum("oob")))
-_MEMBERS = ("execute", "exec-oob", "arguments", "id")
 
-migration_commands.register()
 commands.TABLE[NEGOTIATE] = commands.Command(_NEGOTIATION, lambda _: {})
 
 
@@ -41,7 +40,7 @@ class Session:
         """The client is gone; a descriptor that was not used is closed."""
         self._replace_fd(None)
 
-    def receive(self, data: bytes, fds: list[int]) -> Iterator[Any]:
+    def receive(self, data: bytes, fds: list[int]) -> Iterator[object]:
         """Yield the requests that ``data`` completes.
 
         Of ``fds`` the first becomes the pending one, in place of an older; the rest are closed.
@@ -53,22 +52,18 @@ class Session:
             self._replace_fd(fds[0])
         yield from self._json.feed(data)
 
-    def answer(self, request: Any) -> dict[str, Any]:
-        """Execute ``request`` and return the reply."""
-        identifier: dict[str, Any] = {}
-        if isinstance(request, dict) and "id" in request:
-            identifier = {"id": request["id"]}
+    def answer(self, request: object) -> dict[str, object]:
+        members = request if isinstance(request, dict) else {}
+        identifier = {"id": members["id"]} if "id" in members else {}
         try:
             if isinstance(request, JsonError):
                 raise QmpError(str(request))
             return {"return": self._execute(_check_shape(request, oob=self.oob)), **identifier}
         except QmpError as error:
-            problem = {"class": error.error_class, "desc": error.desc}
-            return {**identifier, "error": problem}
+            return {**identifier, "error": {"class": error.error_class, "desc": error.desc}}
 
-    def _execute(self, request: dict[str, Any]) -> Any:
-        out_of_band = "exec-oob" in request
-        name = request["exec-oob" if out_of_band else "execute"]
+    def _execute(self, request: _Shape) -> object:
+        name = request.name
         if not self.negotiated and (name != NEGOTIATE or name not in commands.TABLE):
             raise QmpError(
                 f"Expecting capabilities negotiation with '{NEGOTIATE}'", COMMAND_NOT_FOUND
@@ -77,27 +72,25 @@ class Session:
             raise QmpError(
                 "Capabilities negotiation is already complete, command ignored", COMMAND_NOT_FOUND
             )
-        entry = commands.find(name)
-        if out_of_band and not entry.oob:
+        entry = commands.TABLE.get(name)
+        if entry is None:
+            raise QmpError(f"The command {name} has not been found", COMMAND_NOT_FOUND)
+        if request.out_of_band and not entry.oob:
             raise QmpError(f"The command {name} does not support OOB")
-        arguments = entry.arguments(request.get("arguments", {}), "", "")
+        arguments = entry.arguments(request.arguments, "", "")
         if name == NEGOTIATE:
-            self.negotiated, self.oob = True, "oob" in arguments.get("enable", [])
+            self.negotiated, self.oob = True, bool(arguments.get("enable"))
             return {}
-        emulated = self._emulated
-        with emulated.machine.lock:
-            return entry.handler(
-                commands.Request(
-                    machine=emulated.machine,
-                    outgoing=emulated.outgoing,
-                    incoming=emulated.incoming,
-                    arguments=arguments,
-                    take_fd=self._take_fd,
-                )
-            )
+        named = {name.replace("-", "_"): value for name, value in arguments.items()}
+        with self._emulated.machine.lock:
+            asked = commands.Request(**vars(self._emulated), take_fd=self._take_fd)
+            reply = entry.handler(asked, **named)
+        return {} if reply is None else reply
 
-    def _take_fd(self) -> int | None:
+    def _take_fd(self) -> int:
         fd, self._fd = self._fd, None
+        if fd is None:
+            raise QmpError("No file descriptor supplied via SCM_RIGHTS")
         return fd
 
     def _replace_fd(self, fd: int | None) -> None:
@@ -106,8 +99,17 @@ class Session:
         self._fd = fd
 
 
-def _check_shape(request: Any, *, oob: bool) -> dict[str, Any]:
-    """Return ``request`` if it has the members that a request has. Raises QmpError."""
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """The members that a request has; the arguments are not looked at yet."""
+
+    name: str
+    out_of_band: bool
+    arguments: object
+
+
+def _check_shape(request: object, *, oob: bool) -> _Shape:
+    """Return the members of ``request`` if it has those that it must have. Raises QmpError."""
     if not isinstance(request, dict):
         raise QmpError("QMP input must be a JSON object")
     verb = ""
@@ -125,4 +127,4 @@ def _check_shape(request: Any, *, oob: bool) -> dict[str, Any]:
             raise QmpError(f"QMP input member '{member}' is unexpected")
     if not verb:
         raise QmpError("QMP input lacks member 'execute'")
-    return request
+    return _Shape(request[verb], verb == "exec-oob", request.get("arguments", {}))

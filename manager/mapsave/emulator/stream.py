@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+from collections.abc import Sequence
 
 from mapsave.emulator.faults import StreamError
+from mapsave.image import sections
 from mapsave.image import stream_format as fmt
 
 MACHINE = "none"
@@ -21,8 +22,23 @@ TIMER_SECTION, RAM_SECTION, GLOBAL_STATE_SECTION = 0, 1, 3
 RAM_FLAG_ZERO = 0x02
 RAM_FLAG_PAGE = 0x08
 RAM_FLAG_CONTINUE = 0x20
+END_OF_RAM = fmt.U64.pack(fmt.RAM_FLAG_EOS) + sections.footer(RAM_SECTION)
 _BUFFER = 32 << 10  # bytes; QEMU's QEMUFile has the same
 _RUN_STATE_BYTES = 32
+_Described = dict[str, object]  # of a device, or of a part of it
+_Field = tuple[str, str, int]  # its name, type and size in bytes
+_TIMER: Sequence[_Field] = (
+    ("cpu_ticks_offset", "int64", 8),
+    ("unused", "unused_buffer", 8),
+    ("cpu_clock_offset", "int64", 8),
+)
+_GLOBAL_STATE: Sequence[_Field] = (
+    ("size", "uint32", 4),
+    ("runstate", "buffer", _RUN_STATE_BYTES),
+    ("has_vm_was_suspended", "uint8", 1),
+    ("vm_was_suspended", "uint8", 1),
+    ("unused", "buffer", 66),
+)
 
 
 class StreamWriter:
@@ -76,7 +92,6 @@ def counted(text: str) -> bytes:
 
 
 def header(capabilities: list[str], uuid: bytes | None) -> bytes:
-    """Return file header and configuration section."""
     out = fmt.HEADER.pack(fmt.MAGIC, fmt.VERSION) + bytes([fmt.CONFIGURATION])
     out += fmt.U32.pack(len(MACHINE)) + MACHINE.encode()
     if capabilities:
@@ -99,21 +114,6 @@ def section(kind: int, section_id: int, name: str = "", version: int = 0) -> byt
     return out
 
 
-def footer(section_id: int) -> bytes:
-    """Return the foot of a section."""
-    return bytes([fmt.SECTION_FOOTER]) + fmt.U32.pack(section_id)
-
-
-def end_of_ram(section_id: int = RAM_SECTION) -> bytes:
-    """Return the mark after the RAM of one section, and its foot."""
-    return fmt.U64.pack(fmt.RAM_FLAG_EOS) + footer(section_id)
-
-
-def switchover_start() -> bytes:
-    """Return the command that informs a destination that the last phase begins."""
-    return bytes([fmt.COMMAND]) + fmt.COMMAND_HEAD.pack(fmt.COMMAND_SWITCHOVER_START, 0)
-
-
 def devices(run_state: str, *, was_suspended: bool = False) -> bytes:
     """Return the device sections of ``-machine none``: clock, and the run state at the save."""
     ticks = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -125,10 +125,10 @@ def devices(run_state: str, *, was_suspended: bool = False) -> bytes:
     return (
         section(fmt.SECTION_FULL, TIMER_SECTION, "timer", 2)
         + timer
-        + footer(TIMER_SECTION)
+        + sections.footer(TIMER_SECTION)
         + section(fmt.SECTION_FULL, GLOBAL_STATE_SECTION, "globalstate", 1)
         + stored
-        + footer(GLOBAL_STATE_SECTION)
+        + sections.footer(GLOBAL_STATE_SECTION)
     )
 
 
@@ -138,49 +138,29 @@ def description(capabilities: list[str], uuid: bytes | None) -> bytes:
         {
             "configuration": _described_configuration(capabilities, uuid),
             "page_size": 4096,
-            "devices": [
-                _device(
-                    "timer",
-                    2,
-                    _field("cpu_ticks_offset", "int64", 8),
-                    _field("unused", "unused_buffer", 8),
-                    _field("cpu_clock_offset", "int64", 8),
-                ),
-                _device(
-                    "globalstate",
-                    1,
-                    _field("size", "uint32", 4),
-                    _field("runstate", "buffer", _RUN_STATE_BYTES),
-                    _field("has_vm_was_suspended", "uint8", 1),
-                    _field("vm_was_suspended", "uint8", 1),
-                    _field("unused", "buffer", 66),
-                ),
-            ],
+            "devices": [_device("timer", 2, _TIMER), _device("globalstate", 1, _GLOBAL_STATE)],
         }
     ).encode()
     return bytes([fmt.EOF, fmt.VMDESCRIPTION]) + fmt.U32.pack(len(text)) + text
 
 
-def _described_configuration(capabilities: list[str], uuid: bytes | None) -> dict[str, Any]:
-    subsections: list[dict[str, Any]] = []
+def _described_configuration(capabilities: list[str], uuid: bytes | None) -> _Described:
+    subsections: list[_Described] = []
     if capabilities:
-        fields = [_field("caps_count", "uint32", 4)]
-        fields += [_field("capabilities", "capability", 1 + len(name)) for name in capabilities]
+        names = [("capabilities", "capability", 1 + len(name)) for name in capabilities]
+        fields = [("caps_count", "uint32", 4), *names]
         subsections.append(_vmsd(fmt.SUBSECTION_CAPABILITIES, 1, fields))
     if uuid is not None:
-        subsections.append(_vmsd(fmt.SUBSECTION_UUID, 1, [_field("uuid", "uint8", 16)]))
-    fields = [_field("len", "uint32", 4), _field("name", "buffer", len(MACHINE))]
-    described = _vmsd("configuration", 1, fields)
+        subsections.append(_vmsd(fmt.SUBSECTION_UUID, 1, [("uuid", "uint8", 16)]))
+    own = [("len", "uint32", 4), ("name", "buffer", len(MACHINE))]
+    described = _vmsd("configuration", 1, own)
     return {**described, "subsections": subsections} if subsections else described
 
 
-def _vmsd(name: str, version: int, fields: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"vmsd_name": name, "version": version, "fields": fields}
+def _vmsd(name: str, version: int, fields: Sequence[_Field]) -> _Described:
+    listed = [{"name": name, "type": kind, "size": size} for name, kind, size in fields]
+    return {"vmsd_name": name, "version": version, "fields": listed}
 
 
-def _field(name: str, kind: str, size: int) -> dict[str, Any]:
-    return {"name": name, "type": kind, "size": size}
-
-
-def _device(name: str, version: int, *fields: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "instance_id": 0, **_vmsd(name, version, list(fields))}
+def _device(name: str, version: int, fields: Sequence[_Field]) -> _Described:
+    return {"name": name, "instance_id": 0, **_vmsd(name, version, fields)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
-from mapsave.image import stream_format as fmt
+from mapsave.emulator.faults import StreamError
 
 _BUFFER = 32 << 10  # bytes
 
@@ -37,19 +38,19 @@ class StreamReader:
         self.last_read = size - missing
         return b"".join(pieces).ljust(size, b"\0")
 
+    def require(self, *reports: str) -> None:
+        """Raise StreamError, with lines for stderr, if the stream has ended too early."""
+        if self.failed:
+            raise StreamError(os.strerror(errno.EIO), *reports)
+
     def u8(self) -> int:
-        """Return the next byte."""
         return self.read(1)[0]
 
     def u32(self) -> int:
-        """Return the next four bytes as a number."""
-        value: int = fmt.U32.unpack(self.read(4))[0]
-        return value
+        return int.from_bytes(self.read(4), "big")
 
     def u64(self) -> int:
-        """Return the next eight bytes as a number."""
-        value: int = fmt.U64.unpack(self.read(8))[0]
-        return value
+        return int.from_bytes(self.read(8), "big")
 
     def counted(self) -> str:
         """Return a string after its length in one byte; to QEMU it ends at a NUL."""
