@@ -54,8 +54,6 @@ TABLE: dict[str, Command] = {}
 def command(
     name: str, arguments: schema.Checked[dict[str, object]] = NO_ARGUMENTS, *, oob: bool = False
 ) -> Callable[[Handler], Handler]:
-    """Register the decorated handler as the command ``name``."""
-
     def register(handler: Handler) -> Handler:
         TABLE[name] = Command(arguments, handler, oob)
         return handler

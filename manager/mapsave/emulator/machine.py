@@ -84,7 +84,6 @@ class Machine:
         return bool(self.parameters["direct-io"] and on["mapped-ram"] and on["multifd"])
 
     def migration_event(self, status: str) -> None:
-        """Send MIGRATION, if the capability ``events`` is on."""
         if self.capabilities["events"]:
             self.monitor.emit("MIGRATION", {"status": status})
 

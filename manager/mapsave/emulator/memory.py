@@ -62,7 +62,6 @@ class GuestMemory:
             self._running = False
 
     def is_zero(self, page: int) -> bool:
-        """Return whether a page has no byte that is not zero."""
         page_bytes = self.view[page * PAGE : (page + 1) * PAGE]
         return _ZERO_PAGE == page_bytes  # noqa: SIM300 (the other way round takes 100 times longer)
 

@@ -74,7 +74,6 @@ class Outgoing:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Begin to cancel, if there is anything to cancel."""
         before = self.status
         if before not in _CANCELLABLE:
             return

@@ -71,8 +71,6 @@ def unsigned(bits: int) -> Checked[int]:
 
 
 def enum(*values: str) -> Checked[str]:
-    """One of the strings ``values``."""
-
     def check(value: object, path: str, name: str) -> str:
         text = string(value, path, name)
         if text not in values:

@@ -83,7 +83,6 @@ class Server:
         return self._exit_code
 
     def _wait(self) -> None:
-        """Sleep until there is something to read, to write or to do."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             writes = selectors.EVENT_WRITE if self._client and self._out else 0

@@ -28,7 +28,6 @@ _ALIGNMENT = 16
 
 
 def empty(pages: int) -> bitarray:
-    """Return a bitmap of ``pages`` clear bits."""
     return zeros(pages, "little")
 
 

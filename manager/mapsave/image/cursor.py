@@ -58,7 +58,6 @@ class Cursor:
         return self.peek_up_to(len(pattern)) == pattern
 
     def take(self, length: int, what: str) -> bytes:
-        """Return the next ``length`` bytes and move after them."""
         data = self.peek(length, what)
         self.offset += length
         return data

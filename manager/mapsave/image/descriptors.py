@@ -85,7 +85,6 @@ def _same_description(one: int, other: int) -> bool:
 
 @contextlib.contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """Close ``fd`` at the end."""
     try:
         yield fd
     finally:

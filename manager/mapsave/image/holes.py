@@ -142,7 +142,6 @@ def write_ends(fd: int, block: RamBlock, granule: int, zero_pages: str) -> Itera
 
 
 def _every(step: int, first: int, pages: int) -> bitarray:
-    """Return a bitmap in which each ``step``-th bit from ``first`` on is set."""
     bits = bitmaps.empty(pages)
     bits[first::step] = 1
     return bits

@@ -88,8 +88,6 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
 
 
 class EntryState(enum.StrEnum):
-    """What a file of an image directory is good for, as users read it."""
-
     PARTIAL = "partial"
     SAVED = "saved"
     RESTORED = "restored"

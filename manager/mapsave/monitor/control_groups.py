@@ -28,7 +28,6 @@ class Limit:
 
     @property
     def left(self) -> int:
-        """How much may still be taken."""
         return max(self.most - self.used, 0)
 
 

@@ -36,7 +36,6 @@ class FdSet:
 
 
 async def query(session: Session) -> list[FdSet]:
-    """Return QEMU's fdsets as ``query-fdsets`` lists them."""
     return [
         FdSet(int(found["fdset-id"]), tuple(str(fd.get("opaque", "")) for fd in found["fds"]))
         for found in await session.execute("query-fdsets")
@@ -44,7 +43,6 @@ async def query(session: Session) -> list[FdSet]:
 
 
 def free_id(fdsets: Sequence[FdSet]) -> int:
-    """Return an id that none of these sets has."""
     taken = {found.id for found in fdsets}
     return next(i for i in range(FIRST_ID, FIRST_ID + len(taken) + 1) if i not in taken)
 

@@ -79,8 +79,6 @@ def _run_event_loop(libvirt: ModuleType) -> None:
 
 
 class _Worker:
-    """A daemon thread that does one thing after the other."""
-
     def __init__(self) -> None:
         self._given: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._turn, name="libvirt-call", daemon=True).start()

@@ -46,7 +46,6 @@ class DomainEvents:
         self._link = link
 
     async def next(self, timeout: float | None = None) -> Event | None:
-        """Return the next event; None after ``timeout`` seconds. Raises MonitorLost."""
         if not self.queue.empty():
             return self.queue.get_nowait()
         link = self._link
@@ -97,7 +96,6 @@ class Link:
 
     @contextlib.contextmanager
     def events(self, *names: str) -> Iterator[DomainEvents]:
-        """Listen to QEMU's events of these names from now on."""
         listener = DomainEvents(self, names)
         self._listeners.append(listener)
         try:
@@ -110,7 +108,6 @@ class Link:
         return await is_set_within(self.ended, timeout)
 
     def abandon(self) -> None:
-        """Raise MonitorLost for every call from now on."""
         self.ended.set()
 
     async def listen(self) -> None:
@@ -164,7 +161,6 @@ class Link:
             )
 
     def refused(self, command: str, error: libvirtError) -> errors.MapsaveError:
-        """Return our error for one of libvirt's."""
         code = error.get_error_code()
         if code == self.libvirt.VIR_ERR_OPERATION_TIMEOUT:
             return errors.MonitorTimeout(f"{self.address}: {command}: {error}", command=command)
@@ -214,7 +210,6 @@ class Link:
             return False
 
     async def _reconnect(self, reason: libvirtError) -> None:
-        """Wait for the daemon to come back, and find the domain again."""
         async with self._reconnecting:
             if await libvirt_connection.call(self._is_connected):
                 return  # another call has done it in the meantime

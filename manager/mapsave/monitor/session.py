@@ -54,15 +54,11 @@ class Event:
 
 
 class Events(Protocol):
-    """Events as they come in."""
-
     async def next(self, timeout: float | None = None) -> Event | None:
         """Return the next event; None after ``timeout`` seconds. At the end raises MonitorLost."""
 
 
 class Session(Protocol):
-    """A connection to one QEMU's monitor."""
-
     @property
     def address(self) -> str:
         """The monitor as users name it: ``qmp:/path``."""
