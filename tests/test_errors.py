@@ -45,6 +45,7 @@ EXIT_CODES = {
     "check.image_exists": 3,
     "check.limits": 3,
     "check.mode": 3,
+    "check.no_descriptors": 3,
     "check.no_destination": 3,
     "check.not_migratable": 3,
     "check.older_qemu": 3,

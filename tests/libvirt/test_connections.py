@@ -109,3 +109,25 @@ def test_embedded_driver(embedded_uri: str, site: cli.Site, tmp_path: Path) -> N
         # Another mapsave finds the guest again.
         saved = site.run("save", address, "--then", "leave", "--json", check=0).json()
         site.run("verify", saved["image"], check=0)
+
+
+@pytest.mark.parametrize(
+    "uri", ["qemu+tcp://localhost/system", "qemu+ssh://host/system", "qemu://host/system"]
+)
+def test_remote_ones_are_refused_with_the_reason(site: cli.Site, uri: str) -> None:
+    """libvirt would take the connection, and QEMU miss the descriptors once it is to save."""
+    result = site.run("check", f"libvirt+{uri}#guest", "--json", check=3)
+    error = result.json()["error"]
+    assert error["id"] == "check.no_descriptors"
+    assert "only through a socket of the same host" in error["message"]
+
+
+def test_an_image_goes_back_to_the_libvirt_that_it_is_of(
+    daemon: Daemon, site: cli.Site, tmp_path: Path
+) -> None:
+    with domain.running(daemon, ram=patterns.sparse) as guest:
+        before = guest.snapshot_ram(tmp_path / "before")
+        site.run("save", guest.address, "-o", "image", check=0)
+        restored = site.run("restore", "image", "--json", check=0).json()
+        assert restored["monitor"] == guest.address
+        ram.assert_same(before, guest.ram)

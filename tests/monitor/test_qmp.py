@@ -254,3 +254,10 @@ async def test_error_of_the_body_is_not_hidden_by_a_lost_monitor(emulator: Emula
         async with qmp.connected(emulator.path):
             emulator.kill()
             _ = 1 / 0
+
+
+@pytest.mark.parametrize("path", ["localhost:4444", "tcp:[::1]:4444,server=on", "/run/host:4444"])
+async def test_addresses_of_tcp_are_refused_with_the_reason(path: str) -> None:
+    with pytest.raises(errors.NoDescriptors, match="not over TCP"):
+        async with qmp.connected(path):
+            pass

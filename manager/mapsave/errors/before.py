@@ -132,6 +132,10 @@ class AlreadyRestored(Refused, id="check.already_restored"):
     """The image has been restored before; a second restore needs ``--again``."""
 
 
+class NoDescriptors(Refused, id="check.no_descriptors"):
+    """The guest's monitor is not at a socket of this host, so no descriptors can be passed."""
+
+
 class NoDestination(Refused, id="check.no_destination"):
     """Nothing says how to start the destination: ``launch``, ``--into`` or a trusted command."""
 

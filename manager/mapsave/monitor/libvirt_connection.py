@@ -17,6 +17,7 @@ import math
 import queue
 import shlex
 import threading
+import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -155,10 +156,11 @@ async def call(
 async def connect(uri: str) -> virConnect:
     """Return a ``virConnect`` to ``uri``, whose driver is QEMU's.
 
-    Raises Unsupported, Unreachable, NotPermitted; UsageError where the URI is none, or of another
-    driver.
+    Raises Unsupported, Unreachable, NotPermitted; NoDescriptors where it is remote; UsageError
+    where the URI is none, or of another driver.
     """
     libvirt = library()
+    _check_local(uri, uri)
     try:
         connection = await call(libvirt.open, uri)
     except errors.MonitorTimeout as error:
@@ -182,10 +184,35 @@ async def connect(uri: str) -> virConnect:
             f"libvirt at {uri!r} uses the driver {driver!r}, whose guests have no QEMU monitor",
             hint=_EXPECTED,
         )
+    try:
+        _check_local(uri, await call(connection.getURI))  # ``uri`` may be an alias of libvirt.conf
+    except errors.NoDescriptors:
+        await close(connection)
+        raise
     # Not every driver has it (embed): then a daemon that hangs is noticed by time limits only.
     with contextlib.suppress(libvirt.libvirtError):
         connection.setKeepAlive(*_KEEPALIVE)
     return connection
+
+
+def _check_local(uri: str, real: str) -> None:
+    """Raise NoDescriptors unless ``real``, which ``uri`` stands for, leads to a socket here.
+
+    libvirt passes descriptors over unix sockets only (``rpc/virnetclient.c``); the transport is in
+    the URI's scheme, and without one a host name means a remote daemon (libvirt's ``uri.html``).
+    """
+    try:
+        parts = urllib.parse.urlsplit(real)
+        transport, is_remote = parts.scheme.partition("+")[2], bool(parts.netloc)
+    except ValueError:
+        return  # libvirt says what is wrong with it
+    if is_remote or transport not in ("", "unix"):
+        raise errors.NoDescriptors(
+            f"libvirt at {uri!r} is remote, and descriptors are passed only through a socket of "
+            "the same host",
+            hint="run mapsave on the host of the guest, with a URI such as qemu:///system",
+            uri=uri,
+        )
 
 
 def _not_reached(libvirt: ModuleType, uri: str, error: libvirtError) -> errors.MapsaveError:

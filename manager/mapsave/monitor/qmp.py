@@ -13,6 +13,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -56,6 +57,10 @@ class _Events:
 def _event(message: Mapping[str, object]) -> Event:
     data = message.get("data")
     return Event(str(message["event"]), data if isinstance(data, dict) else {})
+
+
+# As -qmp takes it: tcp:HOST:PORT,OPTIONS. Relative paths have been made absolute.
+_HOST_AND_PORT = re.compile(r"(?:^|/)(?:tcp:|telnet:)?[^/]*:\d+(?:,[^/]*)?$")
 
 
 class QmpSession:
@@ -230,7 +235,10 @@ async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.q
 
 
 async def connect(path: str, timeout: float) -> socket.socket:
-    """Return a socket connected to ``path``, of any length. Raises Unreachable, NotPermitted."""
+    """Return a socket connected to ``path``, of any length.
+
+    Raises Unreachable, NotPermitted; NoDescriptors where it looks like an address of TCP.
+    """
     with contextlib.ExitStack() as on_error:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         on_error.callback(sock.close)
@@ -242,6 +250,11 @@ async def connect(path: str, timeout: float) -> socket.socket:
         except PermissionError as error:
             raise errors.NotPermitted(f"cannot connect to qmp:{path}: {error.strerror}") from None
         except (OSError, ValueError) as error:
+            if _HOST_AND_PORT.search(path) and not os.path.lexists(path):
+                raise errors.NoDescriptors(
+                    f"qmp:{path}: descriptors are passed only through a unix socket, not over TCP",
+                    hint="start the guest with -qmp unix:PATH,server=on,wait=off as well",
+                ) from None
             reason = getattr(error, "strerror", None) or str(error) or "timed out"
             raise errors.Unreachable(
                 f"cannot connect to qmp:{path}: {reason}",

@@ -9,16 +9,21 @@ from mapsave import config as configuration
 from mapsave import domain_xml, errors
 from mapsave.config import Config, Guest
 from mapsave.image.image import Image
-from mapsave.operations import attach, destination, journal, launch, locks, origin, trust
+from mapsave.operations import (
+    attach,
+    destination,
+    journal,
+    launch,
+    locks,
+    origin,
+    recorded_uri,
+    trust,
+)
 from mapsave.operations.destination import Destination
 from mapsave.operations.restore_request import Request
 from mapsave.operations.steps import Step
 
 _Choice = tuple[attach.Monitor, contextlib.AbstractAsyncContextManager[Destination]]
-
-
-# What an image says of where its domain was is followed only so far: other URIs can run commands.
-_PLAIN_URIS = ("qemu:///system", "qemu:///session")
 
 
 @contextlib.asynccontextmanager
@@ -70,11 +75,10 @@ def _by_libvirt(
             hint="pass it with --xml FILE, or restore --into qmp:PATH",
         )
     recorded = opened.metadata.get("domain") or {}
-    uri = configuration.LIBVIRT_URI
     if guest.libvirt is not None:
         uri = guest.libvirt.uri
-    elif recorded.get("uri") in _PLAIN_URIS:
-        uri = recorded["uri"]
+    else:
+        uri = recorded_uri.followed(recorded.get("uri"))
     try:
         identity = domain_xml.identity(xml)
     except errors.InvalidImage as error:
