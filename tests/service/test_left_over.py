@@ -76,7 +76,7 @@ def test_what_qemu_still_does_for_the_service_before_counts_as_under_way(site: c
             assert 'mapsave_operations_running{kind="save"} 1.0' in metrics
             refused = mapsaved.request("POST", f"/v1/operations/{adopted}/cancel")
             assert (refused.status, refused.error) == (409, "operation.not_cancellable")
-            assert "is being recovered" in refused.error()["message"]
+            assert "is being recovered" in refused.json()["error"]["message"]
             second = mapsaved.begin(kind="save", guest="other", save={"then": "resume"})["id"]
             assert mapsaved.get(f"/v1/operations/{second}")["state"] == "pending"
             ended = mapsaved.ended(adopted)
