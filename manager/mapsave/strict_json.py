@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
+
+Facts = Mapping[str, object]  # an object of JSON that is passed on
 
 MAX_DEPTH = 32  # what we write has five levels; each level costs those who walk it a call
 _MAX_DIGITS = 20  # a 64-bit number has no more, and no size or time needs one

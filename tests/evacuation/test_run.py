@@ -1,13 +1,13 @@
 """A save-all whose saver is not the usual one, as the service's: what it may do, and what then."""
 
 import asyncio
-from typing import Any
 
 from mapsave import config, errors
 from mapsave.config import Config, Guest
 from mapsave.evacuation import save_all, save_run
 from mapsave.hooks import around
 from mapsave.migration.progress import Progress, Report
+from mapsave.operations.results import SaveResult
 from mapsave.operations.save_request import Request
 
 from tests.kit import cli, emulated, wait
@@ -21,7 +21,7 @@ async def test_what_is_being_committed_at_the_deadline_is_finished(site: cli.Sit
     with emulated.guest(site, "web"), emulated.guest(site, "late", size=16 * emulated.MIB) as late:
         found = load(site)
 
-        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             report(Progress("commit"))
             await asyncio.sleep(1.5)
             return await around.save(guest, found, request, report)
@@ -37,10 +37,10 @@ async def test_what_hangs_before_that_is_given_up(site: cli.Site) -> None:
     with emulated.guest(site, "web") as socket:
         found = load(site)
 
-        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             report(Progress("sync"))
             await asyncio.sleep(60)
-            return {}
+            raise AssertionError("the deadline was before this")
 
         done = await save_all.save_all(found, save_run.Request(deadline=1.0), saver=saver)
         assert emulated.status(socket) == "running"
@@ -52,7 +52,7 @@ async def test_a_bug_costs_one_guest_its_save(site: cli.Site) -> None:
     with emulated.guest(site, "bug", priority=1), emulated.guest(site, "web"):
         found = load(site)
 
-        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             if guest.name == "bug":
                 raise ZeroDivisionError("by zero")
             return await around.save(guest, found, request, report)
@@ -69,7 +69,7 @@ async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.
     with emulated.guest(site, "web"), emulated.guest(site, "other"):
         found = load(site)
 
-        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             came.append(guest.name)
             if came.count("web") == 1 and guest.name == "web":
                 raise errors.Busy("guest 'web' is being saved by another mapsave process")
@@ -86,7 +86,7 @@ async def test_a_guest_that_others_always_come_to_first_is_given_up(site: cli.Si
     with emulated.guest(site, "web") as socket:
         found = load(site)
 
-        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             raise errors.Busy("guest 'web' is being saved by another mapsave process")
 
         done = await save_all.save_all(found, save_run.Request(), saver=saver)
@@ -98,7 +98,7 @@ async def test_a_guest_that_ends_while_it_waits_is_no_failure(site: cli.Site) ->
     with emulated.guest(site, "first", priority=1), emulated.guest(site, "second") as second:
         found = load(site)
 
-        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             if guest.name == "first":
                 await asyncio.to_thread(emulated.end, second)
             return await around.save(guest, found, request, report)
@@ -115,7 +115,7 @@ async def test_an_image_of_a_guest_that_somebody_continued_is_not_brought_back(
     with emulated.guest(site, "web"):
         found = load(site)
 
-        async def saver(guest: Guest, request: Request, report: Report) -> dict[str, Any]:
+        async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             await around.save(guest, found, request, report)
             raise errors.GuestContinued("another client resumed the guest")
 

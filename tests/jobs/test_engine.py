@@ -15,6 +15,7 @@ from mapsave import config, errors
 from mapsave.image import store
 from mapsave.jobs import engine, job
 from mapsave.operations import save, save_request
+from mapsave.operations.results import SaveResult
 
 from tests.image import build
 from tests.kit import cli, inject, processes, qmp, state, wait
@@ -356,11 +357,11 @@ async def test_whoever_runs_a_job_may_save_in_its_own_way(site: cli.Site, socket
             site, save={"image": "{guest}", "then": "resume"}, timeout="1m", keep={"last": 1}
         )
 
-        async def saver(guest: config.Guest, request: save_request.Request) -> dict[str, Any]:
+        async def saver(guest: config.Guest, request: save_request.Request) -> SaveResult:
             asked.append(request)
             if guest.name == "poor":
                 raise ZeroDivisionError("a bug")
-            return (await save.save(guest, configured, request)).as_dict()
+            return await save.save(guest, configured, request)
 
         done = await engine.run(job.load(path), configured, saver=saver)
     assert [(each.image, each.job, each.timeout) for each in asked] == [

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import os
 import socket
 import tempfile
@@ -13,8 +14,10 @@ from typing import Any
 from mapsave.history import states
 from mapsave.history.rows import Record
 from mapsave.service.api import requests
+from mapsave.service.log import setup
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources
+from mapsave.service_settings import LogFormat
 from prometheus_client import parser
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
@@ -144,3 +147,34 @@ def receiving() -> Iterator[Receiver]:
         made = Receiver(Path(directory) / "socket")
         with made.socket:
             yield made
+
+
+@contextlib.contextmanager
+def configured(form: LogFormat = "auto", **how: Any) -> Iterator[None]:
+    """Log as ``setup.configure`` does, and as before at the end."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    loud = [logging.getLogger(name) for name in ("qemu.qmp", "aiohttp.access", "asyncio")]
+    levels = [each.level for each in loud]
+    try:
+        setup.configure(form, **how)
+        yield
+    finally:
+        for each in [each for each in root.handlers if each not in handlers]:
+            root.removeHandler(each)
+            each.close()
+        for each in [each for each in handlers if each not in root.handlers]:
+            root.addHandler(each)
+        root.setLevel(level)
+        for logger, was in zip(loud, levels, strict=True):
+            logger.setLevel(was)
+
+
+@contextlib.contextmanager
+def bound(**facts: object) -> Iterator[None]:
+    """Do as ``setup.bind`` does for what is inside."""
+    token = setup.bind(**facts)
+    try:
+        yield
+    finally:
+        token.var.reset(token)

@@ -15,7 +15,7 @@ from mapsave.service.log import setup
 from mapsave.service_settings import LogFormat
 
 from tests.kit import tree
-from tests.service.observing import Receiver, receiving
+from tests.service.observing import Receiver, bound, configured, receiving
 
 DOCUMENT = tree.ROOT / "docs/metrics.md"
 plain = logging.getLogger("mapsave.labels.test")
@@ -31,7 +31,7 @@ def receiver() -> Iterator[Receiver]:
 def written(form: LogFormat, message: str = "done", **fields: Any) -> str:
     """Return the line that is written about ``message`` and ``fields``."""
     stream = io.StringIO()
-    with setup.configured(form, stream=stream), setup.bound(**fields):
+    with configured(form, stream=stream), bound(**fields):
         plain.warning(message)
     (line,) = stream.getvalue().split("\n")[:-1]
     return line
@@ -70,11 +70,11 @@ async def test_tasks_have_contexts_of_their_own() -> None:
     stream = io.StringIO()
 
     async def one(name: str) -> None:
-        with setup.bound(guest=name):
+        with bound(guest=name):
             await asyncio.sleep(0)
             await asyncio.to_thread(plain.info, "in a thread")
 
-    with setup.configured("json", stream=stream):
+    with configured("json", stream=stream):
         await asyncio.gather(*(one(str(number)) for number in range(5)))
         plain.info("outside")
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -84,7 +84,7 @@ async def test_tasks_have_contexts_of_their_own() -> None:
 
 def test_fields_can_be_given_with_a_line() -> None:
     stream = io.StringIO()
-    with setup.configured("json", stream=stream):
+    with configured("json", stream=stream):
         plain.info("took %d", 3, extra={"step": "rules", "other": 5})
     (found,) = map(json.loads, stream.getvalue().splitlines())
     assert (found["event"], found["step"]) == ("took 3", "rules")
@@ -118,7 +118,7 @@ def test_bytes_of_a_file_name_that_are_no_text() -> None:
 def test_a_traceback_is_one_line_too() -> None:
     for form in ("text", "json"):
         stream = io.StringIO()
-        with setup.configured(form, stream=stream):  # type: ignore[arg-type]
+        with configured(form, stream=stream):  # type: ignore[arg-type]
             try:
                 raise ValueError("what\nhappened")
             except ValueError:
@@ -142,11 +142,11 @@ def test_levels() -> None:
         lines = [json.loads(line) for line in stream.getvalue().splitlines()]
         return {(line["logger"], line["level"]) for line in lines}
 
-    with setup.configured("json", stream=stream):
+    with configured("json", stream=stream):
         usual = {("aiohttp.server", "info"), ("mapsave.x", "info")}
         errors = {(name, "error") for name in others if not name.startswith("qemu")}
         assert all_say() == usual | errors
-    with setup.configured("json", stream=stream, level=logging.DEBUG):
+    with configured("json", stream=stream, level=logging.DEBUG):
         every = {(name, level) for name in others for level in ("debug", "info", "error")}
         assert all_say() == every - {("asyncio", "debug"), ("asyncio", "info")}
 
@@ -156,7 +156,7 @@ def test_all_is_as_before_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     other = logging.StreamHandler(io.StringIO())
     monkeypatch.setattr(root, "handlers", [*root.handlers, other])
     before = (list(root.handlers), root.level)
-    with setup.configured("text", stream=io.StringIO(), level=logging.DEBUG):
+    with configured("text", stream=io.StringIO(), level=logging.DEBUG):
         assert other not in root.handlers  # or each line would come twice
         first = root.handlers[-1]
         setup.configure("json", stream=io.StringIO())  # a reload
@@ -179,10 +179,10 @@ def test_what_cannot_be_written_raises_nothing_and_is_told(
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own raise
     stream = io.StringIO()
-    with setup.configured(form, stream=stream):
+    with configured(form, stream=stream):
         plain.info("%d of %d", "three")
         plain.info("%s", Unprintable())
-        with setup.bound(guest=Unprintable()):
+        with bound(guest=Unprintable()):
             plain.info("inside")
         plain.info("after")
     lines = stream.getvalue().splitlines()
@@ -199,8 +199,8 @@ def test_what_cannot_be_written_raises_nothing_and_is_told(
 def test_entries_have_fields(receiver: Receiver) -> None:
     stream = io.StringIO()
     with (
-        setup.configured("journald", stream=stream, journal=receiver.path),
-        setup.bound(operation="6f1c0a9be2d4", guest="a\nPRIORITY=0", job="nightly", step="commit"),
+        configured("journald", stream=stream, journal=receiver.path),
+        bound(operation="6f1c0a9be2d4", guest="a\nPRIORITY=0", job="nightly", step="commit"),
     ):
         plain.error("cannot write\nit")
     assert stream.getvalue() == ""
@@ -219,7 +219,7 @@ def test_entries_have_fields(receiver: Receiver) -> None:
 
 
 def test_a_traceback_has_lines_in_the_journal(receiver: Receiver) -> None:
-    with setup.configured("journald", stream=io.StringIO(), journal=receiver.path):
+    with configured("journald", stream=io.StringIO(), journal=receiver.path):
         try:
             raise ValueError("esc \x1b[31m")
         except ValueError:
@@ -235,8 +235,8 @@ def test_without_journald_stderr_has_priorities(receiver: Receiver) -> None:
     receiver.socket.close()
     stream = io.StringIO()
     with (
-        setup.configured("journald", stream=stream, journal=receiver.path, level=logging.DEBUG),
-        setup.bound(guest="a\n<0>b"),
+        configured("journald", stream=stream, journal=receiver.path, level=logging.DEBUG),
+        bound(guest="a\n<0>b"),
     ):
         for level in ("debug", "info", "warning", "error", "critical"):
             getattr(plain, level)(level)
@@ -253,7 +253,7 @@ def test_auto_is_the_journal_where_stderr_is(
     with (tmp_path / "a").open("w") as stream:
         stats = os.fstat(stream.fileno())
         environ = {"JOURNAL_STREAM": f"{stats.st_dev}:{stats.st_ino + (not is_journal)}"}
-        with setup.configured("auto", stream=stream, environ=environ, journal=receiver.path):
+        with configured("auto", stream=stream, environ=environ, journal=receiver.path):
             plain.info("words")
     lines = (tmp_path / "a").read_text().splitlines()
     assert (len(lines), len(receiver.entries())) == ((0, 1) if is_journal else (1, 0))
@@ -263,8 +263,8 @@ def test_auto_is_the_journal_where_stderr_is(
 def test_each_key_of_the_log_is_documented(receiver: Receiver) -> None:
     context = {"operation": "6f1c0a9be2d4", "guest": "db", "job": "nightly", "step": "commit"}
     with (
-        setup.configured("journald", stream=io.StringIO(), journal=receiver.path),
-        setup.bound(**context),
+        configured("journald", stream=io.StringIO(), journal=receiver.path),
+        bound(**context),
     ):
         plain.error("x", exc_info=ValueError("x"))
     (entry,) = receiver.entries()

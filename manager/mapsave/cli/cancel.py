@@ -26,5 +26,5 @@ def command(context: click.Context, /, operation: str) -> None:
         raise errors.NotCancellable(
             f"operation {number} could not be cancelled any more: it is done"
         )
-    error = found["error"]
-    output.result(given, found, f"operation {number} {found['state']}: {error['message']}")
+    words = f"operation {number} {found['state']}: {found['error']['message']}"
+    output.result(given, found, words)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mapsave import errors
-from mapsave.cli import hosts, output
+from mapsave.cli import hosts, inspect, output
+from mapsave.cli.here import Options
 from mapsave.cli.options import Command, Globals, of
 from mapsave.key_types import ADDRESSES
 
@@ -48,7 +49,7 @@ def _is_guest(given: Globals, config: Config, target: str) -> bool:
     return True
 
 
-def _check_guest(given: Globals, config: Config, target: str, chosen: dict[str, Any]) -> int:
+def _check_guest(given: Globals, config: Config, target: str, chosen: Options) -> int:
     guest = config.guest(target)
     host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])
     found, error = host.check(guest, chosen)
@@ -76,10 +77,10 @@ def _check_image(given: Globals, config: Config, target: str) -> int:
         + ("" if startable else "; no 'launch:' configured: restore --into a waiting QEMU")
     ]
     if known["has_domain_xml"] and known["names"]:
-        lines += ["its domain XML names", *output.names(known)]
+        lines += ["its domain XML names", *inspect.names(known)]
     data = {**found, "guest": guest, "launch": startable}
     data |= {key: known[key] for key in ("names", "writable_by")}
     refused = known["writable_by"] != []
     verdict = ["a restore needs --trust-image [image.untrusted]"] if refused else []
-    output.result(given, data, "\n".join([*lines, *output.warnings(found), *verdict]))
+    output.result(given, data, "\n".join([*lines, *output.warnings(found["warnings"]), *verdict]))
     return errors.UntrustedImage.exit_code if refused else 0

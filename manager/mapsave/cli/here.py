@@ -13,8 +13,14 @@ from mapsave.migration.progress import Report
 
 if TYPE_CHECKING:
     from mapsave.config import Config, Guest
-    from mapsave.evacuation import restore_all
+    from mapsave.evacuation.restore_all import Request, RestoredAll
+    from mapsave.jobs.engine import Run
     from mapsave.jobs.job import Job
+    from mapsave.jobs.retention import Pruned
+    from mapsave.operations.images import Listing
+    from mapsave.operations.preview import Preview
+    from mapsave.operations.recover import Recovered
+    from mapsave.operations.results import RestoreResult, SaveResult
 
 # What the command prints with --json.
 Result = dict[str, Any]
@@ -36,21 +42,21 @@ class Here:
         self._given = given
         self._config = config
 
-    def save(self, guest: Guest, options: Options, report: Report) -> Result:
+    def save(self, guest: Guest, options: Options, report: Report) -> SaveResult:
         from mapsave.hooks import around
         from mapsave.operations import save_request
 
         request = save_request.request(self._config, guest, **options)
         return self._run(around.save(guest, self._config, request, report))
 
-    def restore(self, image: str, options: Options, report: Report) -> Result:
+    def restore(self, image: str, options: Options, report: Report) -> RestoreResult:
         from mapsave.hooks import around
         from mapsave.operations import restore_request
 
         request = restore_request.Request(image=image, **options)
         return self._run(around.restore(self._config, request, report))
 
-    def check(self, guest: Guest, options: Options) -> tuple[Result, errors.MapsaveError | None]:
+    def check(self, guest: Guest, options: Options) -> tuple[Preview, errors.MapsaveError | None]:
         from mapsave.operations import preview, save_request
 
         request = save_request.request(self._config, guest, **options)
@@ -74,7 +80,7 @@ class Here:
 
         return discard.discard(self._config, self._path(image), unrestored=unrestored)
 
-    def images(self, directory: Path | None = None) -> Result:
+    def images(self, directory: Path | None = None) -> Listing:
         """Return the images of ``directory``, without one those of the image directory."""
         from mapsave.image import store
         from mapsave.operations import images, restored_notes
@@ -83,27 +89,27 @@ class Here:
         with store.directory(directory or self._config.images, create=directory is None) as held:
             return images.listing(held, noted)
 
-    def recover(self, *, dry_run: bool) -> Result:
+    def recover(self, *, dry_run: bool) -> Recovered:
         from mapsave.hooks import recover
 
         return self._run(recover.recover(self._config, dry_run=dry_run))
 
-    def restore_all(self, request: restore_all.Request, report: Report) -> Result:
+    def restore_all(self, request: Request, report: Report) -> RestoredAll:
         from mapsave.evacuation import restore_all
 
         return self._run(restore_all.restore_all(self._config, request, report))
 
-    def run_job(self, job: str) -> Result:
+    def run_job(self, job: str) -> Run:
         from mapsave.jobs import engine
 
         return self._run(engine.run(load_job(self._config, job), self._config))
 
-    def check_job(self, job: str) -> Result:
+    def check_job(self, job: str) -> Run:
         from mapsave.jobs import engine
 
         return self._run(engine.check(load_job(self._config, job), self._config))
 
-    def prune(self, job: str, *, dry_run: bool) -> tuple[Result, bool]:
+    def prune(self, job: str, *, dry_run: bool) -> tuple[Pruned, bool]:
         from mapsave.jobs import retention
 
         loaded = load_job(self._config, job)
@@ -120,7 +126,7 @@ class Here:
             "broken": [broken.line() for broken in found.broken],
         }
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, work: Coroutine[object, object, T]) -> T:
         from mapsave.cli import local
 
         return local.run(work, self._given)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
 from mapsave import units
 from mapsave.cli import hosts, output
+from mapsave.cli.here import Result
 from mapsave.cli.options import Command, of
 
 
@@ -44,7 +44,7 @@ def _printable(xml: str) -> str:
     return safe.encode(coding, "xmlcharrefreplace").decode(coding)
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: Result) -> str:
     """Return an image's contents for people."""
     size = units.format_size
     qemu = found["qemu"] or {}
@@ -52,22 +52,22 @@ def text(found: dict[str, Any]) -> str:
         f"{found['image']}: {found['state']}, {found['format']} format",
         f"  guest      {found['guest']} ({found['run_state']})"
         + (f", saved {found['started']}" if found["started"] else ""),
-        *(
-            [f"  QEMU       {qemu['version']} {qemu.get('package', '')}"]
-            if "version" in qemu
-            else []
-        ),
-        f"  file       {size(found['file_bytes'])}, {size(found['allocated_bytes'])} on disk",
     ]
+    if "version" in qemu:
+        lines.append(f"  QEMU       {qemu['version']} {qemu.get('package', '')}")
+    on_disk = size(found["allocated_bytes"])
+    lines.append(f"  file       {size(found['file_bytes'])}, {on_disk} on disk")
     if "ram_blocks" not in found:
-        return "\n".join([*lines, "  partial: the save has not finished", *output.warnings(found)])
+        return "\n".join(
+            [*lines, "  partial: the save has not finished", *output.warnings(found["warnings"])]
+        )
     lines += [
         f"  machine    {found['machine']}, {found['cpu'] or 'no processor'}",
         f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
         f"  devices    {len(found['devices'])}",
         f"  written    {_written(found.get('written'))}",
         *_used(found),
-        *output.warnings(found),
+        *output.warnings(found["warnings"]),
         "",
     ]
     blocks = [
@@ -76,11 +76,11 @@ def text(found: dict[str, Any]) -> str:
     ]
     lines.append(output.table(blocks, ("RAM block", "size", "used pages", "zero pages")))
     if found["runs"]["total"]:
-        lines += ["", _histogram(found["runs"])]
+        lines += ["", _histogram(found["runs"]["by_length"])]
     return "\n".join(lines)
 
 
-def _written(record: dict[str, Any] | None) -> str:
+def _written(record: Result | None) -> str:
     if record is None:
         return "not recorded whether every used page is in data"
     where = "every used page is in data" if record.get("holes") == "checked" else "holes unknown"
@@ -89,24 +89,29 @@ def _written(record: dict[str, Any] | None) -> str:
     return f"{where}; {compared} ends of writes compared with the guest's RAM{rest}"
 
 
-def _used(found: dict[str, Any]) -> list[str]:
+def names(found: Result) -> list[str]:
+    """Return a line for each program, path and device that the restore of an image would use."""
+    return [f"  {each['kind']:<10} {each['name']}" for each in found["names"] or ()]
+
+
+def _used(found: Result) -> list[str]:
     """Return the lines about what a restore would run and open."""
     if not found["names"]:
         return []
     if found["has_domain_xml"]:
-        return ["", "its domain XML names", *output.names(found)]
+        return ["", "its domain XML names", *names(found)]
     (program,) = (each["name"] for each in found["names"])
     return [f"  command    {program}; run only with --trust-recorded-command"]
 
 
-def _histogram(runs: dict[str, Any]) -> str:
-    most = max(each["runs"] for each in runs["by_length"])
+def _histogram(lengths: list[dict[str, int]]) -> str:
+    most = max(each["runs"] for each in lengths)
     rows = [
-        (f"{each['pages_from']}-{each['pages_to']}", str(each["runs"]), _bar(each["runs"], most))
-        for each in runs["by_length"]
+        (
+            f"{each['pages_from']}-{each['pages_to']}",
+            str(each["runs"]),
+            "#" * max(1, round(40 * each["runs"] / most)),
+        )
+        for each in lengths
     ]
     return output.table(rows, ("run of pages", "runs", ""))
-
-
-def _bar(count: int, most: int) -> str:
-    return "#" * max(1, round(40 * count / most))

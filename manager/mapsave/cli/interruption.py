@@ -18,9 +18,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mapsave import errors
+from mapsave.strict_json import Facts
 
 T = TypeVar("T")
 
@@ -145,12 +146,12 @@ def _report(name: str) -> errors.Interrupted:
     return errors.Interrupted(f"interrupted by {name}; nothing is left to undo")
 
 
-def _left() -> list[dict[str, Any]]:
+def _left() -> list[Facts]:
     journal = sys.modules.get(_JOURNAL)  # without it no operation was begun
     return journal.unfinished() if journal is not None else []
 
 
-def _with(words: str, left: list[dict[str, Any]]) -> errors.Interrupted:
+def _with(words: str, left: list[Facts]) -> errors.Interrupted:
     """Return the error that names what is left for ``mapsave recover``."""
     return errors.Interrupted(
         f"{words}; left: {'; '.join(map(_sentence, left))}",
@@ -160,7 +161,7 @@ def _with(words: str, left: list[dict[str, Any]]) -> errors.Interrupted:
     )
 
 
-def _sentence(left: dict[str, Any]) -> str:
+def _sentence(left: Facts) -> str:
     words = f"{left['operation']} of {left['guest'] or left['image']!r} at step {left['step']!r}"
     if left["guest"] and left["image"]:
         words += f", image {left['image']!r}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from mapsave import units
 from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, Group, of
+from mapsave.service.api import responses
+
+if TYPE_CHECKING:
+    from mapsave.jobs.engine import Run
+    from mapsave.jobs.retention import Pruned
 
 
 @click.group("job", cls=Group)
@@ -74,84 +79,71 @@ def list_jobs(context: click.Context, /) -> None:
     """
     given = of(context)
     found = hosts.choose(given, given.config()).jobs()
-    output.result(given, found, list_text(found))
+    output.result(given, found, list_text(msgspec.convert(found, responses.Jobs)))
 
 
-def text(done: dict[str, Any]) -> str:
+def text(done: Run) -> str:
     """Return the summary of a job's run for people."""
     rows = []
     for each in done["guests"]:
-        error, saved, tries = each["error"], each["result"], len(each["tries"])
+        tries, saved = len(each.get("tries", ())), each["result"] or {}
         often = f" ({tries} tries)" if tries > 1 else ""
-        if error:
-            words = f"{error['message']} [{error['id']}]"
-            rows.append((each["guest"], f"FAILED{often}", "", words))
+        if each["error"]:
+            rows.append((each["guest"], f"FAILED{often}", "", output.described(each["error"])))
         else:
-            seconds = units.format_duration(saved["duration_s"])
-            rows.append((each["guest"], f"saved{often}", seconds, saved["image"]))
+            time, image = output.duration(saved), str(saved["image"])
+            rows.append((each["guest"], f"saved{often}", time, image))
     summary = f"job {done['job']}: {done['saved']} saved, {done['failed']} failed"
     if removed := sum(not line["kept"] for line in done["pruned"]):
         summary += f", {removed} old images removed"
-    failed = [line["error"] for line in done["pruned"] if line["error"]]
-    failed += [done["prune_error"]] if done["prune_error"] else []
-    told = [f"old images: {error['message']} [{error['id']}]" for error in failed]
+    failed = [*(line["error"] for line in done["pruned"]), done["prune_error"]]
+    told = [f"old images: {output.described(error)}" for error in failed if error]
     return "\n".join([output.table(rows, ("guest", "outcome", "time", "image")), *told, summary])
 
 
-def prune_text(done: dict[str, Any], *, keeps_all: bool) -> str:
+def prune_text(done: Pruned, *, keeps_all: bool) -> str:
     """Return for people what was, or would be, removed."""
     if keeps_all:
         return f"job {done['job']}: keeps all its images, because it has no 'keep:'"
+    if not done["images"]:
+        return f"job {done['job']}: no images"
     rows = []
     would = done["dry_run"]
     for line in done["images"]:
-        error = line["error"]
         outcome = "kept" if line["kept"] else "would go" if would else "removed"
         why = ", ".join(line["reasons"]) or "-"
-        if error:
-            outcome, why = "FAILED", f"{error['message']} [{error['id']}]"
+        if line["error"]:
+            outcome, why = "FAILED", output.described(line["error"])
         rows.append((line["guest"], outcome, Path(line["image"]).name, why))
     freed = units.format_size(done["freed_bytes"])
     removed = f"{done['removed']} {'would be removed' if would else 'removed'} ({freed})"
     summary = f"job {done['job']}: {done['kept']} kept, {removed}"
-    if not rows:
-        return f"job {done['job']}: no images"
     return output.table(rows, ("guest", "outcome", "image", "why")) + "\n" + summary
 
 
-def check_text(done: dict[str, Any]) -> str:
+def check_text(done: Run) -> str:
     """Return the outcome of a job's check for people."""
-    lines = []
-    for each in done["guests"]:
-        error = each["error"]
-        lines.append(
-            f"{each['guest']}: "
-            + ("can be saved" if not error else f"FAIL {error['message']} [{error['id']}]")
-        )
+    lines = [
+        f"{each['guest']}: "
+        + (f"FAIL {output.described(each['error'])}" if each["error"] else "can be saved")
+        for each in done["guests"]
+    ]
     return "\n".join([*lines, f"job {done['job']}: {done['failed']} would fail"])
 
 
-def list_text(found: dict[str, Any]) -> str:
+def list_text(found: responses.Jobs) -> str:
     """Return the jobs for people, what is wrong last."""
     header = ("job", "guests", "schedule", "last run", "next run", "file")
-    rows = []
-    for each in found["jobs"]:
-        last, schedule = each["last_run"], each["schedule"]
-        rows.append(
-            (
-                each["name"],
-                str(len(each["guests"])),
-                schedule["cron"] if schedule else "-",
-                f"{_time(last['created'])} {last['state']}" if last else "-",
-                each["next_run"] or "-",
-                each["file"],
-            )
+    rows = [
+        (
+            each.name,
+            str(len(each.guests)),
+            str(each.schedule["cron"]) if each.schedule else "-",
+            f"{output.moment(last.created)} {last.state}" if (last := each.last_run) else "-",
+            each.next_run or "-",
+            each.file,
         )
+        for each in found.jobs
+    ]
     lines = [output.table(rows, header) if rows else "no jobs"]
-    broken = (each["error"] for each in found["broken"])
-    lines += [f"INVALID: {error['message']} [{error['id']}]" for error in broken]
-    return "\n".join(lines)
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return "\n".join([*lines, *(f"INVALID: {output.described(e.error)}" for e in found.broken)])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 
 from mapsave import errors, units
 from mapsave.cli import here, hosts, output
 from mapsave.cli.options import Command, Globals, of
+from mapsave.service.api import responses
 
 
 @click.command("list", cls=Command)
@@ -62,19 +62,19 @@ def _list_images(given: Globals, directory: Path | None) -> None:
         found = hosts.choose(given, config).images()
     else:
         found = here.Here(given, config).images(directory)
-    rows = [_row(line) for line in found["images"]]
+    rows = [_row(line) for line in msgspec.convert(found, responses.Images).images]
     header = ("saved", "guest", "state", "format", "size", "on disk", "image")
     text = output.table(rows, header) if rows else f"no images in {found['directory']}"
     output.result(given, found, text)
 
 
-def _row(line: dict[str, Any]) -> tuple[str, ...]:
+def _row(line: responses.Image) -> tuple[str, ...]:
     return (
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["modified"])),
-        str(line["guest"] or "-"),
-        line["state"] + (", untrusted" if line["writable_by"] else ""),
-        line["format"] or "-",
-        units.format_size(line["file_bytes"]),
-        units.format_size(line["allocated_bytes"]),
-        line["name"],
+        output.moment(line.modified),
+        line.guest or "-",
+        line.state + (", untrusted" if line.writable_by else ""),
+        line.format or "-",
+        units.format_size(line.file_bytes),
+        units.format_size(line.allocated_bytes),
+        line.name,
     )

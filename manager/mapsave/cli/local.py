@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mapsave import units
 from mapsave.cli import interruption, output
@@ -21,7 +21,7 @@ _BAR = 30  # characters
 _COLUMNS = 80
 
 
-def run(work: Coroutine[Any, Any, T], given: Globals) -> T:
+def run(work: Coroutine[object, object, T], given: Globals) -> T:
     """Run ``work`` to its end. Ctrl-C and SIGTERM cancel it once, and it undoes what it did.
 
     Raises Interrupted after that, or what ``work`` raises.
@@ -30,7 +30,7 @@ def run(work: Coroutine[Any, Any, T], given: Globals) -> T:
     return asyncio.run(_cancellable(work, given.stop))
 
 
-async def _cancellable(work: Coroutine[Any, Any, T], stop: interruption.Stop) -> T:
+async def _cancellable(work: Coroutine[object, object, T], stop: interruption.Stop) -> T:
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     is_cancelled = False

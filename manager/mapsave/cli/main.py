@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = options.Globals()
     words = sys.argv[1:] if arguments is None else arguments
 
-    def work() -> Any:
+    def work() -> object:
         return mapsave.main(words, prog_name="mapsave", standalone_mode=False, obj=given)
 
     try:

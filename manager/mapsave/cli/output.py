@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterable
-from typing import Any
 
 import click
 
-from mapsave import errors, strict_json
+from mapsave import errors, strict_json, units
 from mapsave.cli.options import Globals
+from mapsave.strict_json import Facts
 
 
-def result(given: Globals, data: dict[str, Any], text: str) -> None:
+def result(given: Globals, data: Facts, text: str) -> None:
     """Print the outcome: ``data`` as JSON or ``text`` for people."""
     if given.json:
         say(strict_json.dumps(data, indent=2) + "\n")
@@ -89,20 +90,30 @@ def _as_ours(error: BaseException) -> errors.MapsaveError:
         return errors.UsageError(error.format_message(), hint=f"see '{help_for} --help'")
     if isinstance(error, click.ClickException):
         return errors.UsageError(error.format_message())
-    return errors.MapsaveError(
-        f"unexpected {type(error).__name__}: {error}",
-        hint="this is a bug in mapsave; please report it with the traceback above",
-    )
+    ours = errors.as_ours(error)
+    ours.hint = "this is a bug in mapsave; please report it with the traceback above"
+    return ours
 
 
-def warnings(found: dict[str, Any]) -> list[str]:
+def warnings(words: Iterable[str]) -> list[str]:
     """Return a line for each of the warnings of a result."""
-    return [f"warning: {words}" for words in found["warnings"]]
+    return [f"warning: {each}" for each in words]
 
 
-def names(found: dict[str, Any]) -> list[str]:
-    """Return a line for each program, path and device that the restore of an image would use."""
-    return [f"  {each['kind']:<10} {each['name']}" for each in found["names"] or ()]
+def described(error: errors.ErrorDict) -> str:
+    """Return an error of a result in words."""
+    return f"{error['message']} [{error['id']}]"
+
+
+def moment(seconds: float) -> str:
+    """Return a time, in seconds since the epoch, as people read it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def duration(result: Facts | None) -> str:
+    """Return how long the operation of ``result`` took; without one, a dash."""
+    seconds = (result or {}).get("duration_s")
+    return units.format_duration(seconds) if isinstance(seconds, int | float) else "-"
 
 
 def table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
+import msgspec
 
 from mapsave import units
 from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
+from mapsave.service.api import responses
 
 
 @click.command("ps", cls=Command)
@@ -26,36 +27,34 @@ def command(
     client = hosts.needed_service(given)
     active = None if ended else "true"
     wanted = {"active": active, "guest": guest, "job": job, "limit": limit}
-    found = client.get("/v1/operations", **wanted)["operations"]
+    found = client.get("/v1/operations", **wanted)
     header = ("operation", "kind", "guest", "state", "since", "time", "how far")
-    rows = [_row(each) for each in found]
-    text = output.table(rows, header) if rows else "no operations"
-    output.result(given, {"operations": found}, text)
+    rows = [_row(each) for each in msgspec.convert(found, responses.Operations).operations]
+    output.result(given, found, output.table(rows, header) if rows else "no operations")
     for problem in client.get("/v1/health").get("problems", ()):
         click.echo(f"the service is degraded: {problem}", err=True)
 
 
-def _row(each: dict[str, Any]) -> tuple[str, ...]:
-    begun = each["started"] or each["created"]
-    seconds = (each["ended"] or time.time()) - begun
+def _row(each: responses.Operation) -> tuple[str, ...]:
+    begun = each.started or each.created
+    seconds = (each.ended or time.time()) - begun
     return (
-        each["id"],
-        each["kind"],
-        each["guest"] or each["job"] or "-",
-        each["state"],
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun)),
+        each.id,
+        each.kind,
+        each.guest or each.job or "-",
+        each.state,
+        output.moment(begun),
         units.format_duration(max(seconds, 0)),
         _how_far(each),
     )
 
 
-def _how_far(each: dict[str, Any]) -> str:
-    if each["error"]:
-        return f"{each['error']['message']} [{each['error']['id']}]"
-    now = each["progress"]
-    if now is None:
-        return str(each["image"] or each["step"] or "")
-    if not now["total_bytes"]:
-        return str(now["phase"])
+def _how_far(each: responses.Operation) -> str:
+    if each.error:
+        return output.described(each.error)
+    if (now := each.progress) is None:
+        return each.image or each.step or ""
+    if not now.total_bytes:
+        return now.phase
     size = units.format_size
-    return f"{now['phase']}: {size(now['done_bytes'])} of {size(now['total_bytes'])}"
+    return f"{now.phase}: {size(now.done_bytes)} of {size(now.total_bytes)}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
+
+if TYPE_CHECKING:
+    from mapsave.operations.recover import Recovered
 
 
 @click.command("recover", cls=Command)
@@ -28,15 +31,18 @@ def command(context: click.Context, /, dry_run: bool) -> int:
     return int(failed[0]) if failed else 0
 
 
-def text(done: dict[str, Any]) -> str:
+def text(done: Recovered) -> str:
     """Return what was done for people."""
-    lines = [
-        f"{line['operation']} of {line['guest']}, interrupted at {line['interrupted_at']!r}: "
-        + (line["outcome"] or f"cannot be recovered yet: {line['error']['message']}")
-        for line in done["operations"]
-    ]
-    lines += [f"warning: {words}" for line in done["operations"] for words in line["warnings"]]
-    lines += [f"warning: {words}" for words in done["warnings"]]
+    lines = []
+    for line in done["operations"]:
+        words = line["outcome"]
+        if line["error"]:
+            words = f"cannot be recovered yet: {line['error']['message']}"
+        at = line["interrupted_at"]
+        lines.append(f"{line['operation']} of {line['guest']}, interrupted at {at!r}: {words}")
+    for line in done["operations"]:
+        lines += output.warnings(line["warnings"])
+    lines += output.warnings(done["warnings"])
     lines += [f"damaged journal: {path}; inspect it, then remove it" for path in done["damaged"]]
     verb = "would be removed" if done["dry_run"] else "removed"
     lines += [f"partial image without an owner {verb}: {path}" for path in done["swept"]]

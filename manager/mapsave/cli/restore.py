@@ -12,6 +12,7 @@ from mapsave import errors, units
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
 from mapsave.cli.save import Channels, Duration, rate
+from mapsave.operations.results import RestoreResult
 
 
 @click.command("restore", cls=Command)
@@ -80,7 +81,7 @@ def command(
     host = hosts.choose(given, config, image=image, policy=chosen["policy"])
     with local.reporting(given, "restoring") as report:
         done = host.restore(image, chosen, report)
-    output.result(given, done, summary(done))
+    output.result(given, done.as_dict(), summary(done))
 
 
 def _socket(into: str | None) -> str | None:
@@ -108,12 +109,11 @@ def _text(file: Path | None, *, trusted: bool) -> str | None:
         raise errors.UsageError(f"--xml {str(file)!r}: {error}") from None
 
 
-def summary(done: dict[str, Any]) -> str:
+def summary(done: RestoreResult) -> str:
     """Return one sentence about a restore."""
     return (
-        f"restored {done['guest']} from {done['image']}: "
-        f"{units.format_size(done['data_bytes'])} in "
-        f"{units.format_duration(done['duration_s'])}{rate(done)}, "
-        f"now {done['run_state']} at {done['monitor']}"
-        + "".join(f"\n{line}" for line in output.warnings(done))
+        f"restored {done.guest} from {done.image}: {units.format_size(done.data_bytes)} in "
+        f"{units.format_duration(done.duration_s)}{rate(done)}, "
+        f"now {done.run_state} at {done.monitor}"
+        + "".join(f"\n{line}" for line in output.warnings(done.warnings))
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mapsave import units
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
+
+if TYPE_CHECKING:
+    from mapsave.evacuation.restore_all import RestoredAll
 
 _WORDS = {
     "planned": "would be restored",
@@ -17,7 +19,6 @@ _WORDS = {
     "skipped": "skipped",
     "not_saved": "not saved",
 }
-_COUNTED = ("restored", "failed", "skipped", "not_saved")
 
 
 @click.command("restore-all", cls=Command)
@@ -47,23 +48,26 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     return int(done["exit_code"])
 
 
-def text(done: dict[str, Any]) -> str:
+def text(done: RestoredAll) -> str:
     """Return the summary of a restore-all for people."""
     lines = [
         f"recovered: {each['operation']} of {each['guest']}: "
-        + (each["outcome"] or each["error"]["message"])
+        f"{each['error']['message'] if each['error'] else each['outcome']}"
         for each in done["recovered"]
     ]
-    rows = []
-    for each in done["guests"]:
-        error, result = each["error"], each["result"]
-        seconds = units.format_duration(result["duration_s"]) if result else "-"
-        detail = f"{error['message']} [{error['id']}]" if error else each["note"] or each["image"]
-        rows.append(
-            (each["guest"], str(each["priority"]), seconds, _WORDS[each["outcome"]], detail)
+    rows = [
+        (
+            each["guest"],
+            str(each["priority"]),
+            output.duration(each["result"]),
+            _WORDS[each["outcome"]],
+            output.described(each["error"]) if each["error"] else each["note"] or each["image"],
         )
+        for each in done["guests"]
+    ]
     if not rows:
         return "\n".join([*lines, f"nothing to restore: {done['record']!r} lists no guest"])
     lines.append(output.table(rows, ("guest", "priority", "time", "outcome", "image")))
-    words = [f"{done[key]} {_WORDS[key].lower()}" for key in _COUNTED if done[key]]
+    counted = {key: done[key] for key in ("restored", "failed", "skipped", "not_saved")}
+    words = [f"{count} {_WORDS[key].lower()}" for key, count in counted.items() if count]
     return "\n".join([*lines, "restore-all: " + (", ".join(words) or "nothing was touched")])

@@ -9,6 +9,7 @@ import click
 from mapsave import units
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
+from mapsave.operations.results import RestoreResult, SaveResult
 
 _WORTH_A_RATE = 64 * units.MIB
 _SWITCH = click.Choice(["auto", "on", "off"])
@@ -96,22 +97,22 @@ def command(context: click.Context, /, guest: str, **chosen: Any) -> None:
     host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])
     with local.reporting(given, f"saving {target.name}") as report:
         done = host.save(target, chosen, report)
-    output.result(given, done, summary(done))
+    output.result(given, done.as_dict(), summary(done))
 
 
-def summary(done: dict[str, Any]) -> str:
+def summary(done: SaveResult) -> str:
     """Return one sentence about a save."""
-    ending = {"quit": "shut down", "resume": "resumed", "leave": "left paused"}[done["then"]]
+    ending = {"quit": "shut down", "resume": "resumed"}.get(str(done.then), "left paused")
     size = units.format_size
     return (
-        f"saved {done['guest']} to {done['image']}: {size(done['data_bytes'])} of "
-        f"{size(done['ram_bytes'])} RAM in {units.format_duration(done['duration_s'])}"
+        f"saved {done.guest} to {done.image}: {size(done.data_bytes)} of "
+        f"{size(done.ram_bytes)} RAM in {units.format_duration(done.duration_s)}"
         f"{rate(done)}, guest {ending}"
     )
 
 
-def rate(done: dict[str, Any]) -> str:
+def rate(done: SaveResult | RestoreResult) -> str:
     """Return the rate in parentheses; empty where so little was moved that it says nothing."""
-    if done["data_bytes"] < _WORTH_A_RATE:
+    if done.data_bytes < _WORTH_A_RATE:
         return ""
-    return f" ({units.format_size(done['bytes_per_s'])}/s)"
+    return f" ({units.format_size(done.bytes_per_s)}/s)"

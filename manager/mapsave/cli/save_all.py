@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,10 @@ from mapsave import errors, units
 from mapsave.cli import local, output
 from mapsave.cli.options import Command, of
 from mapsave.cli.save import Duration
+from mapsave.strict_json import Facts
+
+if TYPE_CHECKING:
+    from mapsave.evacuation.save_all import SavedAll
 
 _WORDS = {
     "saved": "saved",
@@ -59,14 +63,8 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     from mapsave.evacuation import save_run
 
     given = of(context)
-    request = save_run.Request(
-        names=chosen["guests"],
-        libvirt=_uri(chosen["libvirt"], chosen["uri"]),
-        deadline=chosen["deadline"],
-        then=chosen["then"],
-        parallel=chosen["parallel"],
-        dry_run=chosen["dry_run"],
-    )
+    chosen["libvirt"] = _uri(chosen["libvirt"], chosen.pop("uri"))
+    request = save_run.Request(**chosen)
     with local.reporting(given, "saving") as report:
         done = shutdown.save_all(given, request, report)
     output.result(given, done, text(done))
@@ -81,16 +79,16 @@ def _uri(libvirt: bool, uri: str | None) -> str | None:
     return (uri or LIBVIRT_URI) if libvirt else None
 
 
-def text(done: dict[str, Any]) -> str:
+def text(done: SavedAll) -> str:
     """Return the summary of a save-all for people."""
     rows = [
         (
             each["guest"],
             str(each["priority"]),
             units.format_size(each["size_bytes"]) if each["size_bytes"] else "-",
-            _time(each),
+            output.duration(each["result"] or {"duration_s": each["estimate_s"]}),
             _UNTOUCHED[each["outcome"]],
-            _detail(each),
+            output.described(each["error"]) if each["error"] else each["image"] or "-",
         )
         for each in done["guests"]
     ]
@@ -99,30 +97,18 @@ def text(done: dict[str, Any]) -> str:
     return "\n".join([*lines, *_figures(done)])
 
 
-def _time(each: dict[str, Any]) -> str:
-    seconds = each["result"]["duration_s"] if each["result"] else each["estimate_s"]
-    return "-" if seconds is None else units.format_duration(seconds)
-
-
-def _detail(each: dict[str, Any]) -> str:
-    error = each["error"]
-    return f"{error['message']} [{error['id']}]" if error else each["image"] or "-"
-
-
-def _figures(done: dict[str, Any]) -> list[str]:
+def _figures(done: SavedAll) -> list[str]:
     size, lines = units.format_size, []
     free = done["free_bytes"]
     if done["dry_run"]:
         rate = done["rate_bytes_per_s"]
-        how = (
-            f"at the recent rate of {size(rate)}/s"
-            if rate
-            else "no saved image to estimate the rate from"
-        )
+        unknown = "no saved image to estimate the rate from"
+        how = f"at the recent rate of {size(rate)}/s" if rate else unknown
         lines.append(f"to write: {size(done['needed_bytes'])}, {how}")
         if free is not None and free < done["needed_bytes"]:
             lines.append(f"but only {size(free)} of free space for images")
-    words = [f"{done[key]} {word}" for key, word in _WORDS.items() if done[key]]
+    counts: Facts = {**done}
+    words = [f"{counts[key]} {word}" for key, word in _WORDS.items() if counts[key]]
     if not done["dry_run"]:
         words.append(f"in {units.format_duration(done['duration_s'])}")
     return [*lines, "save-all: " + (", ".join(words) or "all would fit")]

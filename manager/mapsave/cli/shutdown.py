@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.cli import hosts, local, output
@@ -23,6 +23,7 @@ from mapsave.migration.progress import Report
 
 if TYPE_CHECKING:
     from mapsave.config import Config
+    from mapsave.evacuation.save_all import SavedAll
     from mapsave.evacuation.save_run import Request
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class _Clock:
         return time.monotonic() - self._began < limit
 
 
-def save_all(given: Globals, request: Request, report: Report) -> dict[str, Any]:
+def save_all(given: Globals, request: Request, report: Report) -> SavedAll:
     """Save all guests and return the summary.
 
     A service that does not answer within seconds, is stopping, or is lost is reported on standard
@@ -89,7 +90,7 @@ def save_all(given: Globals, request: Request, report: Report) -> dict[str, Any]
     return local.run(_here(config, clock, report), given)
 
 
-def _by_service(client: Client, config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
+def _by_service(client: Client, config: Config, clock: _Clock, report: Report) -> SavedAll:
     """Have the service do it. Raises ServiceLost also where it came back without it."""
     client.timeout = _ANSWER
     try:
@@ -102,7 +103,7 @@ def _by_service(client: Client, config: Config, clock: _Clock, report: Report) -
 
 def _by_what_is_in_force(
     given: Globals, broken: errors.UsageError, clock: _Clock, report: Report
-) -> dict[str, Any]:
+) -> SavedAll:
     """Have the service do it that has the configuration as it was before it became wrong.
 
     It is looked for at the default socket. Raises ``broken`` where there is none.
@@ -135,7 +136,7 @@ def _with_configuration(given: Globals, path: str, file: str | Path) -> Client |
 
 async def _here(
     config: Config, clock: _Clock, report: Report, *, behind_service: bool = False
-) -> dict[str, Any]:
+) -> SavedAll:
     """Recover what a mapsave that died has left, and save.
 
     ``behind_service`` waits for the save-all of a service that still has it locked.
@@ -154,13 +155,13 @@ async def _here(
         await asyncio.wait({recovering})
 
 
-async def _save(config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
+async def _save(config: Config, clock: _Clock, report: Report) -> SavedAll:
     from mapsave.evacuation import save_all
 
     return await save_all.interruptible(config, clock.request(), report)
 
 
-async def _once_free(config: Config, clock: _Clock, report: Report) -> dict[str, Any]:
+async def _once_free(config: Config, clock: _Clock, report: Report) -> SavedAll:
     """Save as soon as no other save-all is at it. Raises Busy where the time is up before."""
     while True:
         try:
@@ -180,5 +181,5 @@ async def _recover(config: Config) -> None:
         _log.warning("cannot recover interrupted operations yet: %s", error)
         return
     for line in done["operations"]:
-        words = line["outcome"] or (line["error"] or {}).get("message")
+        words = line["outcome"] or (line["error"] and line["error"]["message"])
         _log.warning("recovered: %s of %s: %s", line["operation"], line["guest"], words)

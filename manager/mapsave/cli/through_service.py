@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
+
+import msgspec
 
 from mapsave import errors
 from mapsave.cli import here
@@ -15,10 +17,18 @@ from mapsave.client.connection import Client
 from mapsave.client.delegate import Patience
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
+from mapsave.operations.results import RestoreResult, SaveResult
 
 if TYPE_CHECKING:
     from mapsave.config import Config, Guest
     from mapsave.evacuation import restore_all, save_run
+    from mapsave.evacuation.restore_all import RestoredAll
+    from mapsave.evacuation.save_all import SavedAll
+    from mapsave.jobs.engine import Run
+    from mapsave.jobs.retention import Pruned
+    from mapsave.operations.images import Listing
+    from mapsave.operations.preview import Preview
+    from mapsave.operations.recover import Recovered
 
 _PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 
@@ -30,18 +40,20 @@ class ThroughService:
         self._client = client
         self._config = config
 
-    def save(self, guest: Guest, options: Options, report: Report) -> Result:
-        return self._perform("save", report, guest=_address(guest), save=self._save(options))
+    def save(self, guest: Guest, options: Options, report: Report) -> SaveResult:
+        done = self._perform("save", report, guest=_address(guest), save=self._save(options))
+        return msgspec.convert(done, SaveResult)
 
-    def restore(self, image: str, options: Options, report: Report) -> Result:
+    def restore(self, image: str, options: Options, report: Report) -> RestoreResult:
         into = options["into"] and os.path.abspath(options["into"])
         asked = _given({**options, "into": into})
-        return self._perform("restore", report, image=self._name(image), restore=asked)
+        done = self._perform("restore", report, image=self._name(image), restore=asked)
+        return msgspec.convert(done, RestoreResult)
 
-    def check(self, guest: Guest, options: Options) -> tuple[Result, errors.MapsaveError | None]:
+    def check(self, guest: Guest, options: Options) -> tuple[Preview, errors.MapsaveError | None]:
         found = self._perform("check", guest=_address(guest), check=self._save(options))
         error = found.pop("error")
-        return found, None if error is None else errors.from_dict(error)
+        return cast("Preview", found), None if error is None else errors.from_dict(error)
 
     def has_image(self, image: str) -> bool:
         with contextlib.suppress(errors.ImageNotFound):
@@ -58,36 +70,36 @@ class ThroughService:
     def discard(self, image: str, *, unrestored: bool) -> Result:
         return self._perform("discard", image=self._name(image), unrestored=unrestored)
 
-    def images(self) -> Result:
-        return self._client.get("/v1/images")
+    def images(self) -> Listing:
+        return cast("Listing", self._client.get("/v1/images"))
 
-    def recover(self, *, dry_run: bool) -> Result:
-        return self._perform("recover", dry_run=dry_run)
+    def recover(self, *, dry_run: bool) -> Recovered:
+        return cast("Recovered", self._perform("recover", dry_run=dry_run))
 
-    def save_all(self, request: save_run.Request, report: Report, patience: Patience) -> Result:
+    def save_all(self, request: save_run.Request, report: Report, patience: Patience) -> SavedAll:
         """Save all guests. Raises as ``delegate.perform`` does."""
+        body = {"kind": "save-all", **_given(dataclasses.asdict(request))}
+        return cast("SavedAll", delegate.perform(self._client, body, report, patience))
+
+    def restore_all(self, request: restore_all.Request, report: Report) -> RestoredAll:
         asked = _given(dataclasses.asdict(request))
-        body = {"kind": "save-all", "guests": list(asked.pop("names")), **asked}
-        return delegate.perform(self._client, body, report, patience)
+        return cast("RestoredAll", self._perform("restore-all", report, **asked))
 
-    def restore_all(self, request: restore_all.Request, report: Report) -> Result:
-        return self._perform("restore-all", report, **_given(dataclasses.asdict(request)))
+    def run_job(self, job: str) -> Run:
+        return cast("Run", self._perform("job", job=self._job(job)["name"]))
 
-    def run_job(self, job: str) -> Result:
-        return self._perform("job", job=self._job(job)["name"])
+    def check_job(self, job: str) -> Run:
+        return cast("Run", self._perform("check", job=self._job(job)["name"]))
 
-    def check_job(self, job: str) -> Result:
-        return self._perform("check", job=self._job(job)["name"])
-
-    def prune(self, job: str, *, dry_run: bool) -> tuple[Result, bool]:
+    def prune(self, job: str, *, dry_run: bool) -> tuple[Pruned, bool]:
         known = self._job(job)
         done = self._perform("prune", job=known["name"], dry_run=dry_run)
-        return done, known["keep"] is None
+        return cast("Pruned", done), known["keep"] is None
 
     def jobs(self) -> Result:
         return self._client.get("/v1/jobs")
 
-    def _perform(self, kind: str, report: Report = progress.silent, /, **asked: Any) -> Result:
+    def _perform(self, kind: str, report: Report = progress.silent, /, **asked: object) -> Result:
         return delegate.perform(self._client, {"kind": kind, **asked}, report)
 
     def _name(self, image: str) -> str:
@@ -95,11 +107,11 @@ class ThroughService:
         assert name is not None, "the service was chosen for an image that it does not know"
         return name
 
-    def _save(self, options: Options) -> dict[str, Any]:
+    def _save(self, options: Options) -> Result:
         image = options["image"] and name_to_be(self._config, options["image"])
         return _given({**options, "image": image})
 
-    def _job(self, job: str) -> dict[str, Any]:
+    def _job(self, job: str) -> Result:
         """Return what the service says of a job. Raises UnknownJob, and what is wrong with it."""
         if not here.is_job_file(job):
             return self._client.get(f"/v1/jobs/{connection.quoted(job)}")
@@ -158,5 +170,5 @@ def _address(guest: Guest) -> str:
     return f"qmp:{os.path.abspath(path)}" if kind == "qmp" and path else guest.name
 
 
-def _given(options: Options) -> dict[str, Any]:
+def _given(options: Options) -> Result:
     return {name: value for name, value in options.items() if value is not None}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from mapsave import errors, units
 from mapsave.cli import hosts, output
+from mapsave.cli.here import Result
 from mapsave.cli.options import Command, of
 
 
@@ -23,7 +22,7 @@ def command(context: click.Context, /, images: tuple[str, ...]) -> int:
 
     given = of(context)
     config = given.config()
-    found: list[dict[str, Any]] = []
+    found: list[Result] = []
     code = 0
     for name in images:
         path = resolve(name, config)
@@ -39,12 +38,11 @@ def command(context: click.Context, /, images: tuple[str, ...]) -> int:
     return code
 
 
-def _line(found: dict[str, Any]) -> str:
+def _line(found: Result) -> str:
     if not found["valid"]:
-        error = found["error"]
-        return f"{found['image']}: INVALID: {error['message']} [{error['id']}]"
+        return f"{found['image']}: INVALID: {output.described(found['error'])}"
     size = units.format_size(found["data_bytes"])
     lines = [
         f"{found['image']}: valid ({found['state']}, {found['format']}, {size} of RAM contents)"
     ]
-    return "\n".join([*lines, *output.warnings(found)])
+    return "\n".join([*lines, *output.warnings(found["warnings"])])

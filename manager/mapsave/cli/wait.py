@@ -25,18 +25,11 @@ def command(context: click.Context, /, operations: tuple[str, ...]) -> int:
         with local.reporting(given, f"operation {number}") as report:
             ended = delegate.follow(client, number, report)
         found.append(ended)
-        code = code or _code(ended)
+        code = code or (ended["error"] or ended["result"] or {}).get("exit_code", 0)
     lines = (
         f"operation {each['id']} {each['state']}"
-        + (f": {each['error']['message']} [{each['error']['id']}]" if each["error"] else "")
+        + (f": {output.described(each['error'])}" if each["error"] else "")
         for each in found
     )
     output.result(given, {"operations": found}, "\n".join(lines))
     return code
-
-
-def _code(ended: dict[str, object]) -> int:
-    error, result = ended["error"], ended["result"]
-    if isinstance(error, dict):
-        return int(error["exit_code"])
-    return int(result.get("exit_code", 0)) if isinstance(result, dict) else 0

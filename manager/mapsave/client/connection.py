@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mapsave import errors, unix_socket
+from mapsave.strict_json import Facts
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -20,6 +21,9 @@ _TIMEOUT = 90.0  # seconds for one answer; the service lets us wait for at most 
 _RECONNECT = 60.0  # seconds that a service may take to come back while we wait for an operation
 _BUSY = 10.0  # seconds that a service may take to accept a connection
 _SOCKET = "mapsaved"
+
+
+Answer = dict[str, Any]  # what the service has answered
 
 
 class Stop(Protocol):
@@ -66,7 +70,7 @@ class Client:
         """Take requests again after ``interrupt``."""
         self._is_interrupted = False
 
-    def get(self, path: str, **query: Any) -> dict[str, Any]:
+    def get(self, path: str, **query: object) -> Answer:
         """Return what the service answers. Raises its errors, ServiceUnreachable, NotPermitted."""
         given = {name: value for name, value in query.items() if value is not None}
         if given:
@@ -78,9 +82,9 @@ class Client:
     def post(
         self,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Facts | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Post ``body`` and return what the service answers. Raises as ``get`` does."""
         return self._ask("POST", path, body, headers)
 
@@ -93,9 +97,9 @@ class Client:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Facts | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         import json
 
         with self._answer(method, path, body, headers) as answer:
@@ -113,7 +117,7 @@ class Client:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None,
+        body: Facts | None,
         headers: Mapping[str, str] | None,
     ) -> Iterator[HTTPResponse]:
         import http.client
@@ -220,14 +224,14 @@ def needed(config: Config, stop: Stop) -> Client:
     return Client(path, stop)
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one: object, other: object) -> bool:
     """Return whether two paths lead to the same place."""
     return os.path.realpath(str(one)) == os.path.realpath(str(other))
 
 
 def reconnecting(
-    client: Client, path: str, patience: float = _RECONNECT, **query: Any
-) -> dict[str, Any]:
+    client: Client, path: str, patience: float = _RECONNECT, **query: object
+) -> Answer:
     """Return what ``client.get`` does; wait for a service that ended in the meantime to come back.
 
     It has ``patience`` seconds for that.

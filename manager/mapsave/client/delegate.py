@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from mapsave import errors
 from mapsave.client import connection
-from mapsave.client.connection import Client
+from mapsave.client.connection import Answer, Client
 from mapsave.history.states import ENDED
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
+from mapsave.strict_json import Facts
 
 _WAIT = 30.0
 _RECONNECT = 60.0
@@ -32,10 +32,10 @@ _USUAL = Patience()
 
 def perform(
     client: Client,
-    body: Mapping[str, Any],
+    body: Facts,
     report: Report = progress.silent,
     patience: Patience | None = None,
-) -> dict[str, Any]:
+) -> Answer:
     """Begin the operation ``body``, follow it, and return its result.
 
     Ctrl-C and SIGTERM cancel it; it rolls everything back first, for which we wait as long as a
@@ -47,7 +47,7 @@ def perform(
     patience = patience or _USUAL
     with client.stop.cancels(client.interrupt, lambda name: _unfinished(number, name)):
         try:
-            _begin(client, number, body)
+            client.post("/v1/operations", body, {"Mapsave-Operation": number})
             found = _follow(client, number, report, patience)
         except connection.RequestInterrupted:
             client.go_on()
@@ -58,15 +58,11 @@ def perform(
                 raise
     if found["error"] is not None:
         raise errors.from_dict(found["error"])
-    result: dict[str, Any] = found["result"] or {}
+    result: Answer = found["result"] or {}
     return result
 
 
-def _begin(client: Client, number: str, body: Mapping[str, Any]) -> None:
-    client.post("/v1/operations", body, {"Mapsave-Operation": number})
-
-
-def follow(client: Client, number: str, report: Report = progress.silent) -> dict[str, Any]:
+def follow(client: Client, number: str, report: Report = progress.silent) -> Answer:
     """Wait for the end of an operation that is under way already; return it.
 
     Ctrl-C ends the waiting, not the operation. Raises UnknownOperation, Interrupted, ServiceLost.
@@ -80,7 +76,7 @@ def follow(client: Client, number: str, report: Report = progress.silent) -> dic
             ) from None
 
 
-def _follow(client: Client, number: str, report: Report, patience: Patience) -> dict[str, Any]:
+def _follow(client: Client, number: str, report: Report, patience: Patience) -> Answer:
     since = -1
     while True:
         path = f"/v1/operations/{number}"
@@ -95,13 +91,12 @@ def _follow(client: Client, number: str, report: Report, patience: Patience) -> 
             report(progress.Progress(**{name: found["progress"][name] for name in names}))
 
 
-def _cancelled(client: Client, number: str, report: Report, patience: Patience) -> dict[str, Any]:
+def _cancelled(client: Client, number: str, report: Report, patience: Patience) -> Answer:
     """Cancel the operation and wait for its end, whatever that is."""
     try:
-        client.post(f"/v1/operations/{number}/cancel")
+        with contextlib.suppress(errors.NotCancellable):  # it has ended, or is past the point
+            client.post(f"/v1/operations/{number}/cancel")
         return _follow(client, number, report, patience)
-    except errors.NotCancellable:
-        return _follow(client, number, report, patience)  # it has ended, or is past the point
     except errors.UnknownOperation:
         raise errors.Interrupted("interrupted before anything was started") from None
 

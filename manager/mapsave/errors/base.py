@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
+
+
+class ErrorDict(TypedDict):
+    """An error as ``--json`` and the service print it."""
+
+    id: str
+    exit_code: int
+    message: str
+    hint: str | None
+    data: dict[str, Any]
 
 
 class MapsaveError(Exception):
@@ -29,7 +39,7 @@ class MapsaveError(Exception):
     def __str__(self) -> str:
         return self.message  # which a caller that knows the file or guest may have completed
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> ErrorDict:
         """Return the error as the object that ``--json`` and the service print."""
         return {
             "id": self.id,
@@ -38,6 +48,13 @@ class MapsaveError(Exception):
             "hint": self.hint,
             "data": self.data,
         }
+
+
+def as_ours(error: BaseException) -> MapsaveError:
+    """Return ``error`` if it is one of ours, else one that reports it as a bug."""
+    if isinstance(error, MapsaveError):
+        return error
+    return MapsaveError(f"unexpected {type(error).__name__}: {error}")
 
 
 class OutputFailed(MapsaveError, id="output.failed"):

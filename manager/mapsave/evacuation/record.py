@@ -17,7 +17,8 @@ import os
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from mapsave import errors, shielded, strict_json
 from mapsave.image import image
@@ -55,6 +56,11 @@ class Entry:
         directory, name = os.path.split(self.image)
         partial = os.path.join(directory, image.partial_name(name))
         return os.path.lexists(self.image) or os.path.lexists(partial)
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    version: int
+    guests: tuple[Entry, ...]
 
 
 class Record:
@@ -131,32 +137,20 @@ def load(state: Path) -> Record:
     """
     path = state / NAME
     try:
-        return Record(path, _parsed(strict_json.loads(path.read_bytes())))
+        found = msgspec.convert(strict_json.loads(path.read_bytes()), _File)
+        if found.version != _VERSION:
+            raise ValueError(f"version {found.version!r}, not {_VERSION}")
+        return Record(path, found.guests)
     except FileNotFoundError:
         return Record(path, ())
     except PermissionError as error:
         raise errors.NotPermitted(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:  # msgspec.ValidationError is one
         raise errors.Refused(
             f"{str(path)!r} is not a save-all record that this version can read: {error}",
             hint="'mapsave list' shows the images, 'mapsave restore' restores them one by one; "
             "then remove the file",
         ) from None
-
-
-def _parsed(found: Any) -> tuple[Entry, ...]:
-    """Return the entries of a record; raise ValueError, TypeError or KeyError if it is none."""
-    if found["version"] != _VERSION:
-        raise ValueError(f"version {found['version']!r}, not {_VERSION}")
-    entries = tuple(Entry(**entry) for entry in found["guests"])
-    for entry in entries:
-        if not (isinstance(entry.guest, str) and isinstance(entry.image, str)):
-            raise TypeError(f"not a guest and its image: {entry}")
-        if not isinstance(entry.priority, int):
-            raise TypeError(f"not a priority: {entry.priority!r}")
-        if not isinstance(entry.uuid, str | None) or not isinstance(entry.time, float | int | None):
-            raise TypeError(f"not an image's uuid and time: {entry}")
-    return entries
 
 
 def _replace(path: Path, entries: tuple[Entry, ...]) -> None:

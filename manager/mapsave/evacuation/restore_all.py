@@ -6,10 +6,11 @@ The record says which guests and images; the images themselves say whether they 
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TypedDict
 
 from mapsave import errors
 from mapsave.config import Config
@@ -20,14 +21,15 @@ from mapsave.hooks import around, recover
 from mapsave.jobs import outcome
 from mapsave.migration.progress import Progress, Report, silent
 from mapsave.operations import discard, restore_request
+from mapsave.operations.recover import Line as Recovered
+from mapsave.operations.results import RestoreResult
 
-Restorer = Callable[[restore_request.Request, Report], Awaitable[dict[str, Any]]]
+Restorer = Callable[[restore_request.Request, Report], Awaitable[RestoreResult]]
 
 PARALLEL = 2
 
 _log = logging.getLogger(__name__)
 
-_COUNTED = ("restored", "failed", "skipped", "not_saved")
 _DROPPED = frozenset(("restored", "skipped", "not_saved"))
 
 
@@ -43,14 +45,29 @@ class Request:
     dry_run: bool = False
 
 
+class RestoredAll(TypedDict):
+    """What ``mapsave restore-all --json`` prints."""
+
+    guests: list[restore_targets.Line]
+    dry_run: bool
+    restored: int
+    failed: int
+    skipped: int
+    not_saved: int
+    recovered: list[Recovered]
+    duration_s: float
+    record: str
+    exit_code: int
+
+
 async def restore_all(
     config: Config,
     request: Request,
     report: Report = silent,
     *,
     restorer: Restorer | None = None,
-) -> dict[str, Any]:
-    """Restore what the record holds, and return the summary ``mapsave restore-all --json`` prints.
+) -> RestoredAll:
+    """Restore what the record holds, and return the summary.
 
     What an interrupted mapsave left is finished or undone first. A guest that is back leaves the
     record, one that fails stays in it. ``restorer`` restores one image.
@@ -64,10 +81,14 @@ async def restore_all(
         for line in lines:
             await restore_targets.look(config, line)
         return _summary(config, lines, [], began, dry_run=True)
+
+    async def usual(wanted: restore_request.Request, told: Report) -> RestoreResult:
+        return await around.restore(config, wanted, told)
+
     with record.hold(config.state) as kept:
         recovered = (await recover.recover(config))["operations"] if kept.entries else []
         lines = restore_targets.planned(kept)
-        run = _Run(config, request, lines, kept, restorer or _restorer(config), report)
+        run = _Run(config, request, lines, kept, restorer or usual, report)
         try:
             await run.to_the_end()
         except asyncio.CancelledError:
@@ -88,31 +109,16 @@ def _interrupted(lines: Sequence[Return]) -> errors.Interrupted:
     )
 
 
-def _restorer(config: Config) -> Restorer:
-    async def one(request: restore_request.Request, report: Report) -> dict[str, Any]:
-        return await around.restore(config, request, report)
-
-    return one
-
-
+@dataclasses.dataclass
 class _Run:
     """The restores of one restore-all."""
 
-    def __init__(
-        self,
-        config: Config,
-        request: Request,
-        lines: Sequence[Return],
-        kept: Record,
-        restorer: Restorer,
-        report: Report,
-    ) -> None:
-        self._config = config
-        self._request = request
-        self._lines = lines
-        self._kept = kept
-        self._restorer = restorer
-        self._report = report
+    _config: Config
+    _request: Request
+    _lines: Sequence[Return]
+    _kept: Record
+    _restorer: Restorer
+    _report: Report
 
     async def to_the_end(self) -> None:
         slots = asyncio.Semaphore(self._request.parallel or PARALLEL)
@@ -147,11 +153,9 @@ class _Run:
             line.outcome = "restored"
             if self._request.discard:
                 await asyncio.to_thread(self._discard, line)
-        except errors.MapsaveError as error:
-            line.fail(error)
         except Exception as error:
-            # A bug in one restore must not cost the others theirs.
-            line.fail(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
+            # Not even a bug in one restore must cost the others theirs.
+            line.fail(errors.as_ours(error))
 
     def _discard(self, line: Return) -> None:
         """Delete the image of a guest that is back, which it is even where that fails."""
@@ -169,15 +173,19 @@ class _Run:
 def _summary(
     config: Config,
     lines: Sequence[Return],
-    recovered: list[dict[str, Any]],
+    recovered: list[Recovered],
     began: float,
     *,
     dry_run: bool,
-) -> dict[str, Any]:
+) -> RestoredAll:
+    counts = collections.Counter(line.outcome for line in lines)
     return {
-        "guests": [line.as_dict() for line in lines],
+        "guests": [line.line() for line in lines],
         "dry_run": dry_run,
-        **{word: sum(line.outcome == word for line in lines) for word in _COUNTED},
+        "restored": counts["restored"],
+        "failed": counts["failed"],
+        "skipped": counts["skipped"],
+        "not_saved": counts["not_saved"],
         "recovered": recovered,
         "duration_s": round(asyncio.get_running_loop().time() - began, 6),
         "record": str(config.state / record.NAME),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from mapsave import errors
 from mapsave.config import Config, Guest
@@ -14,11 +14,27 @@ from mapsave.evacuation.record import Entry, Record
 from mapsave.image import image
 from mapsave.image.superblock import State
 from mapsave.operations import restored_notes
+from mapsave.operations.results import RestoreResult
+from mapsave.strict_json import Facts
 
 Outcome = Literal["planned", "restored", "failed", "skipped", "not_saved"]
 
 # With QEMU in these the guest does not run: it waits for its memory, or has left it in an image.
 _NOT_ALIVE = frozenset((None, "inmigrate", "postmigrate"))
+
+
+class Line(TypedDict):
+    """One guest of a restore-all, as its summary has it."""
+
+    guest: str
+    image: str
+    outcome: Outcome
+    note: str | None
+    result: Facts | None
+    error: errors.ErrorDict | None
+    discarded: bool
+    ran: bool
+    priority: int
 
 
 @dataclasses.dataclass
@@ -28,7 +44,7 @@ class Return:
     entry: Entry
     outcome: Outcome = "planned"
     note: str | None = None
-    result: dict[str, Any] | None = None
+    result: RestoreResult | None = None
     error: errors.MapsaveError | None = None
     discarded: bool = False
 
@@ -40,14 +56,14 @@ class Return:
         """Record that there is nothing to restore, and why."""
         self.outcome, self.note = how, note
 
-    def as_dict(self) -> dict[str, Any]:
+    def line(self) -> Line:
         """Return the entry's line in the summary."""
         return {
             "guest": self.entry.guest,
             "image": self.entry.image,
             "outcome": self.outcome,
             "note": self.note,
-            "result": self.result,
+            "result": self.result.as_dict() if self.result else None,
             "error": self.error.as_dict() if self.error else None,
             "discarded": self.discarded,
             "ran": self.entry.ran,

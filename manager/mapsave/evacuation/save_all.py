@@ -9,8 +9,9 @@ them.
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from mapsave import config as configuration
 from mapsave import errors
@@ -23,14 +24,32 @@ from mapsave.image import store
 from mapsave.jobs import outcome
 from mapsave.migration.progress import Report, silent
 from mapsave.operations import save_request
+from mapsave.operations.results import SaveResult
 
-_COUNTED = ("saved", "failed", "no_time", "not_running", "skipped")
+
+class SavedAll(TypedDict):
+    """What ``mapsave save-all --json`` prints; sizes in bytes, times in seconds."""
+
+    guests: list[save_targets.Line]
+    dry_run: bool
+    saved: int
+    failed: int
+    no_time: int
+    not_running: int
+    skipped: int
+    duration_s: float
+    bytes_per_s: int
+    needed_bytes: int
+    free_bytes: int | None
+    record: str
+    exit_code: int
+    rate_bytes_per_s: float | None
 
 
 async def save_all(
     config: Config, request: Request, report: Report = silent, *, saver: Saver | None = None
-) -> dict[str, Any]:
-    """Save the guests, and return the summary that ``mapsave save-all --json`` prints.
+) -> SavedAll:
+    """Save the guests, and return the summary.
 
     One guest's failure is a line of the summary. ``saver`` saves one guest. Cancelled, the saves
     under way put their guests back first; what is committed stays in the record.
@@ -41,27 +60,31 @@ async def save_all(
     """
     started = asyncio.get_running_loop().time()
     patience = save_targets.patience_for(request.deadline)
-    found, unreached = await guests.chosen(config, request.names, request.libvirt, patience)
+    found, unreached = await guests.chosen(config, request.guests, request.libvirt, patience)
     away = [_away(request.libvirt, unreached)] if request.libvirt and unreached else []
     if request.dry_run:
         lines = [*await save_targets.examined(config, found, request.then, None), *away]
         rate = await asyncio.to_thread(forecast.known_rate, config)
         forecast.foretell(lines, request.deadline, rate)
-        return {**_summary(config, request, lines, started), "rate_bytes_per_s": rate}
+        return _summary(config, request, lines, started, rate)
+
+    async def usual(guest: Guest, wanted: save_request.Request, told: Report) -> SaveResult:
+        return await around.save(guest, config, wanted, told)
+
     with record.hold(config.state, set_aside=True) as kept:
         lines = await save_targets.examined(config, found, request.then, request.deadline)
         lines += away
         saved_before = {each.guest: each.image for each in kept.entries}
         for line in lines:
             line.image = line.image or saved_before.get(line.name)
-        saves = save_run.Run(config, request, lines, kept, saver or _saver(config), report, started)
+        saves = save_run.Run(config, request, lines, kept, saver or usual, report, started)
         await saves.to_the_end()
-        return {**_summary(config, request, lines, started), "rate_bytes_per_s": saves.pace.rate}
+        return _summary(config, request, lines, started, saves.pace.rate)
 
 
 async def interruptible(
     config: Config, request: Request, report: Report = silent, *, saver: Saver | None = None
-) -> dict[str, Any]:
+) -> SavedAll:
     """Do as ``save_all``; cancelled, name the guests already saved, which are not resumed.
 
     Raises Interrupted in place of a cancellation.
@@ -85,30 +108,29 @@ def _away(uri: str, error: errors.MapsaveError) -> Target:
     return target
 
 
-def _saver(config: Config) -> Saver:
-    async def one(guest: Guest, request: save_request.Request, report: Report) -> dict[str, Any]:
-        return await around.save(guest, config, request, report)
-
-    return one
-
-
 def _summary(
-    config: Config, request: Request, lines: Sequence[Target], started: float
-) -> dict[str, Any]:
+    config: Config, request: Request, lines: Sequence[Target], started: float, rate: float | None
+) -> SavedAll:
     seconds = asyncio.get_running_loop().time() - started
-    written = sum(line.result["data_bytes"] for line in lines if line.result)
-    order = {"not_running": 1}  # after those that there was something to do with
-    ordered = sorted(lines, key=lambda line: order.get(line.outcome, 0))
+    written = sum(line.result.data_bytes for line in lines if line.result)
+    # Those that do not run come after those that there was something to do with.
+    ordered = sorted(lines, key=lambda line: line.outcome == "not_running")
+    counts = collections.Counter(line.outcome for line in lines)
     return {
-        "guests": [line.as_dict() for line in ordered],
+        "guests": [line.line() for line in ordered],
         "dry_run": request.dry_run,
-        **{word: sum(line.outcome == word for line in lines) for word in _COUNTED},
+        "saved": counts["saved"],
+        "failed": counts["failed"],
+        "no_time": counts["no_time"],
+        "not_running": counts["not_running"],
+        "skipped": counts["skipped"],
         "duration_s": round(seconds, 6),
         "bytes_per_s": round(written / seconds) if seconds else 0,
         "needed_bytes": sum(line.size for line in lines if line.outcome in ("planned", "saved")),
         "free_bytes": _free(config),
         "record": str(config.state / record.NAME),
         "exit_code": outcome.worst(line.error.exit_code for line in lines if line.error),
+        "rate_bytes_per_s": rate,
     }
 
 

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
 
 from mapsave import errors
 from mapsave.config import Config, Guest, Then
@@ -16,8 +15,9 @@ from mapsave.evacuation.save_targets import Target
 from mapsave.hooks import around
 from mapsave.migration.progress import Progress, Report
 from mapsave.operations import save_request
+from mapsave.operations.results import SaveResult
 
-Saver = Callable[[Guest, save_request.Request, Report], Awaitable[dict[str, Any]]]
+Saver = Callable[[Guest, save_request.Request, Report], Awaitable[SaveResult]]
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +34,13 @@ _MAY_BE_GONE = (errors.Unreachable, errors.WrongRunState, errors.UnknownGuest)
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of save-all: all guests that are configured, or those of ``names``.
+    """What is asked of save-all: all guests that are configured, or those of ``guests``.
 
     ``libvirt`` is the URI of a daemon whose active domains are added. ``deadline`` is in seconds
     from now; ``parallel`` None finds out how many saves at once the disk takes.
     """
 
-    names: tuple[str, ...] = ()
+    guests: tuple[str, ...] = ()
     libvirt: str | None = None
     deadline: float | None = None
     then: Then = "quit"
@@ -153,7 +153,7 @@ class Run:
                 ]
             )
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[object, object, None]) -> None:
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -220,7 +220,8 @@ class Run:
             if not saving.is_recorded:
                 self._commit(saving)
                 await self._write()
-        except errors.MapsaveError as error:
+        except Exception as error:
+            # Not even a bug in one save must cost the others theirs.
             if isinstance(error, _MAY_BE_GONE) and await self._is_gone(target):
                 target.outcome = "not_running"  # it has ended while it waited for its turn
                 return
@@ -228,12 +229,9 @@ class Run:
                 target.tries += 1  # another mapsave came first
                 self._begin(self._await_turn(target))
                 return
-            target.fail(error)
+            target.fail(errors.as_ours(error))
             if isinstance(error, errors.GuestContinued):
                 self._kept.forget({target.name})  # its image, if there is one, is stale
-        except Exception as error:
-            # A bug in one save must not cost the others theirs.
-            target.fail(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
 
     async def _is_gone(self, target: Target) -> bool:
         try:
@@ -267,7 +265,7 @@ class Run:
         self._look()
         self._changed.set()
 
-    async def _saved(self, target: Target, saving: _Saving) -> dict[str, Any]:
+    async def _saved(self, target: Target, saving: _Saving) -> SaveResult:
         """Save one guest within the deadline. Raises SaveTimeout, and as a save does."""
         assert target.request is not None
         try:

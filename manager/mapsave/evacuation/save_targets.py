@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from mapsave import errors
 from mapsave.config import Config, Guest, Then
 from mapsave.evacuation import guests
 from mapsave.image import store
+from mapsave.image.metadata import ProcessPart
 from mapsave.operations import attach, locks, preview, restored_notes, save_request
+from mapsave.operations.preview import Preview
+from mapsave.operations.results import SaveResult
+from mapsave.strict_json import Facts
 
 Outcome = Literal["planned", "saved", "failed", "no_time", "not_running", "skipped"]
 
@@ -21,6 +25,19 @@ _PATIENCE = 15.0
 _LEAST_PATIENCE = 1.0
 _RUNNING = frozenset(("running", "suspended"))
 _LEFT = "postmigrate"
+
+
+class Line(TypedDict):
+    """One guest of a save-all, as its summary has it."""
+
+    guest: str
+    outcome: Outcome
+    result: Facts | None
+    error: errors.ErrorDict | None
+    size_bytes: int
+    priority: int
+    image: str | None
+    estimate_s: float | None
 
 
 @dataclasses.dataclass
@@ -45,7 +62,7 @@ class Target:
     ram: int = 0
     image: str | None = None
     seconds: float | None = None
-    result: dict[str, Any] | None = None
+    result: SaveResult | None = None
     error: errors.MapsaveError | None = None
 
     @property
@@ -62,12 +79,12 @@ class Target:
         """Record what stood against the save."""
         self.outcome, self.error = outcome, error
 
-    def as_dict(self) -> dict[str, Any]:
+    def line(self) -> Line:
         """Return the guest's line in the summary."""
         return {
             "guest": self.name,
             "outcome": self.outcome,
-            "result": self.result,
+            "result": self.result.as_dict() if self.result else None,
             "error": self.error.as_dict() if self.error else None,
             "size_bytes": self.size,
             "priority": self.guest.priority,
@@ -119,11 +136,9 @@ async def look(target: Target, config: Config, then: Then, patience: float) -> N
     """Look at a guest for at most ``patience`` seconds, and set what is found."""
     try:
         await _examine(target, config, then, patience)
-    except errors.MapsaveError as error:
-        target.fail(error)
     except Exception as error:
-        # A bug with one guest must not cost the others their save.
-        target.fail(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
+        # Not even a bug with one guest must cost the others their save.
+        target.fail(errors.as_ours(error))
 
 
 async def _examine(target: Target, config: Config, then: Then, patience: float) -> None:
@@ -179,7 +194,7 @@ def _monitor_lock(guest: Guest, config: Config) -> str:
     return attach.Monitor.at(attach.socket_path(guest, config)).key
 
 
-def _locks(guest: Guest, found: dict[str, Any]) -> list[str]:
+def _locks(guest: Guest, found: Preview) -> list[str]:
     """Return the keys of the locks that only a guest that answers reveals."""
     keys = []
     if guest.libvirt is not None:
@@ -195,7 +210,7 @@ def _is_locked(target: Target, config: Config, *keys: str) -> bool:
     return bool(target.locks)
 
 
-def _image_of(guest: Guest, config: Config, process: dict[str, Any] | None) -> str:
+def _image_of(guest: Guest, config: Config, process: ProcessPart | None) -> str:
     """Return the image that a guest lies in whose save left it paused.
 
     That is the newest one of just this QEMU: an older one, or one after which it kept running,

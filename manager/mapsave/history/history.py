@@ -22,8 +22,9 @@ from typing import TypeVar
 from mapsave import errors, shielded
 from mapsave.history import rows, schema, writer
 from mapsave.history.reader import Reader
-from mapsave.history.rows import Facts, Record, Step
+from mapsave.history.rows import Record, Step
 from mapsave.history.states import ENDED, State
+from mapsave.strict_json import Facts
 
 __all__ = ["History", "Record", "Step", "opened"]
 
@@ -112,7 +113,7 @@ class History(Reader):
         *,
         ended: float | None = None,
         result: Facts | None = None,
-        error: Facts | None = None,
+        error: errors.ErrorDict | None = None,
     ) -> None:
         """Enter the outcome of an operation: on stable storage when this returns.
 
@@ -122,7 +123,7 @@ class History(Reader):
         """
         if state not in ENDED:
             raise ValueError(f"an operation does not finish as {state!r}")
-        outcome: Facts = {"state": state, "ended": ended or time.time()}
+        outcome: dict[str, object] = {"state": state, "ended": ended or time.time()}
         outcome |= {"result": result, "error": error}
         query = rows.update(operation, outcome)
         await self._update(operation, query, f"the end of operation {operation}: {outcome}")

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mapsave.errors import ErrorDict
 from mapsave.history.states import State
+from mapsave.strict_json import Facts
 
 Row = tuple[Any, ...]  # what SQLite returns
 Bound = bytes | float | None  # what SQLite is given
-Facts = dict[str, object]  # an object of JSON
 
 _NEWEST = 2**63 - 1  # the highest rowid there can be, sqlite.org/autoinc.html
 
@@ -25,7 +26,7 @@ _NEWEST = 2**63 - 1  # the highest rowid there can be, sqlite.org/autoinc.html
 class Record:
     """One operation. Times are in seconds since the epoch; ``ended`` is None while under way.
 
-    ``parent`` is the id of the operation it is part of; ``error`` is ``MapsaveError.as_dict()``.
+    ``parent`` is the id of the operation it is part of.
     """
 
     id: str
@@ -42,9 +43,9 @@ class Record:
     ended: float | None = None
     step: str | None = None
     result: Facts | None = None
-    error: Facts | None = None
+    error: ErrorDict | None = None
 
-    def as_dict(self) -> Facts:
+    def as_dict(self) -> dict[str, object]:
         """Return the operation as the service's API shows one that is not under way there."""
         return {**vars(self), "progress": None, "revision": 0}
 

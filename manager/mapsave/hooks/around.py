@@ -10,26 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import json
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from mapsave import errors
 from mapsave.config import Config, Guest
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
 from mapsave.operations import journal
+from mapsave.operations.results import RestoreResult, SaveResult
 from mapsave.operations.steps import Step
 from mapsave.service_settings import Moment
+from mapsave.strict_json import Facts
 
 if TYPE_CHECKING:
     from mapsave.operations import restore_request, save_request
-    from mapsave.operations.results import RestoreResult, SaveResult
 
 More = Mapping[str, tuple[str, ...]]
+R = TypeVar("R", SaveResult, RestoreResult)
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ async def save(
     report: Report = progress.silent,
     *,
     more: More = _NO_MORE,
-) -> dict[str, Any]:
+) -> SaveResult:
     """Save ``guest`` as ``operations.save`` does, with the hooks of the configuration and ``more``.
 
     ``more`` are names of hooks by moment, run after those of the configuration. The time limit of
@@ -82,10 +85,7 @@ async def save(
     if image is not None:
         image = os.path.abspath(image if "/" in image else config.images / image)
     facts = {"guest": guest.name, "job": request.job, "image": image}
-
-    def work() -> Awaitable[SaveResult]:
-        return saving.save(guest, config, request, report)
-
+    work = functools.partial(saving.save, guest, config, request, report)
     return await _around("save", config, more, facts, work, report)
 
 
@@ -95,17 +95,14 @@ async def restore(
     report: Report = progress.silent,
     *,
     more: More = _NO_MORE,
-) -> dict[str, Any]:
+) -> RestoreResult:
     """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``."""
     from mapsave.operations import images
     from mapsave.operations import restore as restoring
 
     image = images.resolve(request.image, config)
     facts = {"guest": request.guest, "job": None, "image": image}
-
-    def work() -> Awaitable[RestoreResult]:
-        return restoring.restore(config, request, report)
-
+    work = functools.partial(restoring.restore, config, request, report)
     return await _around("restore", config, more, facts, work, report)
 
 
@@ -113,22 +110,24 @@ async def _around(
     kind: Literal["save", "restore"],
     config: Config,
     more: More,
-    facts: dict[str, Any],
-    work: Callable[[], Awaitable[SaveResult | RestoreResult]],
-    report: Report = progress.silent,
-) -> dict[str, Any]:
+    facts: Facts,
+    work: Callable[[], Awaitable[R]],
+    report: Report,
+) -> R:
     before, after = MOMENTS[kind]
     hooks = config.hooks
     if not any(hooks.of(each) or more.get(each) for each in (before, after, "on_failure")):
-        return (await work()).as_dict()
+        return await work()
     from mapsave.hooks import runner as running
 
-    async def run(moment: Moment, **outcome_facts: Any) -> None:
-        document = {"outcome": None, "result": None, "error": None, **facts, **outcome_facts}
-        document = {"operation": journal.watching(), **document}
-        await running.run(hooks, moment, document, tuple(more.get(moment, ())))
+    async def run(moment: Moment, **outcome_facts: object) -> None:
+        document = {"operation": journal.watching(), "outcome": None, "result": None, "error": None}
+        await running.run(hooks, moment, {**document, **facts, **outcome_facts}, more_of(moment))
 
-    async def run_behind(moment: Moment, **outcome_facts: Any) -> None:
+    def more_of(moment: Moment) -> tuple[str, ...]:
+        return tuple(more.get(moment, ()))
+
+    async def run_behind(moment: Moment, **outcome_facts: object) -> None:
         _note(log, moment, outcome_facts)
         if not (hooks.of(moment) or more.get(moment)):
             return
@@ -145,20 +144,20 @@ async def _around(
             current.uncancel()
             _log.warning("the hooks of %s were cancelled; the outcome does not change", moment)
 
-    log = None
+    log: journal.Journal | None = None
     with contextlib.ExitStack() as stack:
         try:
             begun = {**facts, "of": kind, "more": more, "began": time.time()}
             log = stack.enter_context(journal.around(config.state, begun))
             await run(before)
-            result = (await work()).as_dict()
+            result = await work()
         except (Exception, asyncio.CancelledError) as error:
             cancelled = isinstance(error, (asyncio.CancelledError, errors.Interrupted))
             outcome = "cancelled" if cancelled else "failure"
-            await run_behind("on_failure", outcome=outcome, error=_as_dict(error))
+            await run_behind("on_failure", outcome=outcome, error=_described(error))
             raise
-        outcome_facts = {"guest": result["guest"], "image": result["image"]}
-        await run_behind(after, outcome="success", result=result, **outcome_facts)
+        known = {"guest": result.guest, "image": result.image}
+        await run_behind(after, outcome="success", result=result.as_dict(), **known)
     return result
 
 
@@ -170,7 +169,7 @@ def _end() -> float | None:
     return max(deadline, asyncio.get_running_loop().time()) + _GRACE
 
 
-def _note(log: journal.Journal | None, moment: Moment, facts: dict[str, Any]) -> None:
+def _note(log: journal.Journal | None, moment: Moment, facts: Facts) -> None:
     """Write down what the hooks of ``moment`` receive, for one who finds that we died of it."""
     if log is None:
         return
@@ -181,9 +180,7 @@ def _note(log: journal.Journal | None, moment: Moment, facts: dict[str, Any]) ->
         _log.warning("cannot record the hooks of %s in the journal: %s", moment, error.strerror)
 
 
-def _as_dict(error: BaseException) -> dict[str, Any]:
+def _described(error: BaseException) -> errors.ErrorDict:
     if isinstance(error, asyncio.CancelledError):
         error = errors.Interrupted("cancelled; everything was rolled back")
-    if isinstance(error, errors.MapsaveError):
-        return error.as_dict()
-    return errors.MapsaveError(f"unexpected {type(error).__name__}: {error}").as_dict()
+    return errors.as_ours(error).as_dict()

@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from mapsave import errors
 from mapsave.config import Config
@@ -21,22 +20,21 @@ from mapsave.image.store import Entry
 from mapsave.operations import journal, journal_facts, recover_restore, recover_result, results
 from mapsave.operations import recover as recovering
 from mapsave.operations.journal import Orphan
-from mapsave.operations.recover import Line
+from mapsave.operations.recover import Line, Recovered
 from mapsave.operations.results import RestoreResult, SaveResult
 from mapsave.operations.steps import Step
+from mapsave.strict_json import Facts
 
-Told = Callable[[dict[str, Any]], Awaitable[None]]
+Told = Callable[[Line], Awaitable[None]]
 
 _RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
 _TOLD = ("guest", "job", "image", "outcome", "result", "error")
-_UNTOUCHED = "nothing was in progress any more"
+UNTOUCHED = "nothing was in progress any more"
 _MOVE = "the hooks of that operation were not run; move the journal away"
 _HOOKS_RUN = "its hooks were run"
 
 
-async def recover(
-    config: Config, *, dry_run: bool = False, told: Told | None = None
-) -> dict[str, Any]:
+async def recover(config: Config, *, dry_run: bool = False, told: Told | None = None) -> Recovered:
     """Do as ``operations.recover.recover``, and run the hooks after each operation once.
 
     An operation that died in its hooks alone is one of the ``operations`` as well. ``told`` gets
@@ -51,20 +49,20 @@ async def recover(
                 outer = left.pop(name)
                 line["warnings"] += await _run_behind(config, outer, line, orphan)
             if told is not None:
-                await told({**line})
+                await told(line)
 
         report = await recovering.recover(config, dry_run=dry_run, told=tell)
         waiting = journal_facts.within(config.state)
         alone = [orphan for name, orphan in left.items() if name not in waiting]
         works = [_alone(config, orphan, dry_run=dry_run) for orphan in alone]
-        lines = await asyncio.gather(*works)
-    return {**report, "operations": [*report["operations"], *lines]}
+        report["operations"] += await asyncio.gather(*works)
+    return report
 
 
-def _line(outer: Orphan, *, dry_run: bool) -> Line:
-    """Return the entry of an operation that died in its hooks."""
+async def _alone(config: Config, outer: Orphan, *, dry_run: bool) -> Line:
+    """Run the hooks of an operation that died in them; return its entry."""
     facts = outer.facts
-    return {
+    line: Line = {
         "operation": facts.get("of"),
         "id": facts.get("operation"),
         "guest": facts.get("guest"),
@@ -75,25 +73,20 @@ def _line(outer: Orphan, *, dry_run: bool) -> Line:
         "warnings": [],
         "error": None,
     }
-
-
-async def _alone(config: Config, outer: Orphan, *, dry_run: bool) -> Line:
-    """Run the hooks of an operation that died in them; return its entry."""
-    line = _line(outer, dry_run=dry_run)
     try:
         _check(outer)
         if not dry_run:
             line["warnings"] += await _run_alone(config, outer)
-        return line
     except errors.MapsaveError as error:
-        failed = error
+        line |= {"outcome": None, "error": error.as_dict()}
         if isinstance(error, errors.JournalLost) and not dry_run:
             line["warnings"] += filter(None, [journal.forget(outer)])
     except Exception as error:
         # A journal that is not as we write them must not keep the others from being recovered.
         message = f"{str(outer.path)!r}: unexpected {type(error).__name__}: {error}"
         failed = errors.JournalUnusable(message, hint=_MOVE)
-    return {**line, "outcome": None, "error": failed.as_dict()}
+        line |= {"outcome": None, "error": failed.as_dict()}
+    return line
 
 
 def _check(outer: Orphan) -> None:
@@ -111,7 +104,7 @@ async def _run_behind(config: Config, outer: Orphan, line: Line, orphan: Orphan)
     """Run the hooks after an operation that was recovered; return what went wrong."""
     try:
         _check(outer)
-        return await _run(config, outer, await _ending(config, outer, line, orphan))
+        return await _run(config, outer, await _ending(outer, line, orphan))
     except errors.JournalLost as error:
         return [error.message, *filter(None, [journal.forget(outer)])]
     except Exception as error:
@@ -125,10 +118,10 @@ async def _run_alone(config: Config, outer: Orphan) -> list[str]:
     entry = await asyncio.to_thread(_saved, config, outer) if facts.get("of") == "save" else None
     if entry is not None:
         return await _run(config, outer, _success(results.recovered_save(entry)))
-    return await _run(config, outer, _cancelled(_UNTOUCHED, None))
+    return await _run(config, outer, _cancelled(UNTOUCHED, None))
 
 
-async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> dict[str, Any]:
+async def _ending(outer: Orphan, line: Line, orphan: Orphan) -> Facts:
     """Return what became of an operation that recovery has dealt with, as hooks receive it."""
     outcome, path = str(line["outcome"]), str(line["image"])
     if orphan.kind == "save" and recover_result.holds_guest(outcome):
@@ -140,17 +133,17 @@ async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> 
     return _cancelled(outcome, str(line["interrupted_at"]))
 
 
-def _success(result: SaveResult | RestoreResult) -> dict[str, Any]:
+def _success(result: SaveResult | RestoreResult) -> Facts:
     where = {"guest": result.guest, "image": result.image}
     return {"outcome": "success", "result": result.as_dict(), **where}
 
 
-def _cancelled(outcome: str, step: str | None) -> dict[str, Any]:
+def _cancelled(outcome: str, step: str | None) -> Facts:
     error = recover_result.interrupted("mapsave", outcome, step)
     return {"outcome": "cancelled", "error": error.as_dict()}
 
 
-async def _run(config: Config, outer: Orphan, ending: dict[str, Any]) -> list[str]:
+async def _run(config: Config, outer: Orphan, ending: Facts) -> list[str]:
     """Run the hooks after an operation, and forget its journal; cancelled, they are run again.
 
     Returns what is to be reported of the journal.
@@ -199,16 +192,16 @@ def _saved(config: Config, outer: Orphan) -> Entry | None:
         for entry in entries
         if entry.guest == facts.get("guest") and recover_result.is_saved(entry)
     )
-    return next((entry for entry in mine if _is_of(entry, facts)), None)
+    return next((entry for entry in mine if _is_of(entry, outer)), None)
 
 
-def _is_of(entry: Entry, facts: dict[str, Any]) -> bool:
+def _is_of(entry: Entry, outer: Orphan) -> bool:
     """Return whether an image is of that save: by its id, or made since by one that had none."""
-    operation = facts.get("operation")
+    operation = outer.facts.get("operation")
     if entry.metadata.get("operation") != operation:
         return False
     try:
         started = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))
     except ValueError:
         return False
-    return operation is not None or started.timestamp() >= float(facts["began"])
+    return operation is not None or started.timestamp() >= float(outer.facts["began"])

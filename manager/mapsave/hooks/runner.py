@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping
-from typing import Any
 
 import mapsave
 from mapsave import errors, strict_json
 from mapsave.hooks import process
 from mapsave.hooks.process import Ended
 from mapsave.service_settings import Hooks, Moment
+from mapsave.strict_json import Facts
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _IN_ENVIRONMENT = ("operation", "guest", "job", "image", "outcome")
 async def run(
     hooks: Hooks,
     moment: Moment,
-    facts: Mapping[str, Any],
+    facts: Facts,
     more: tuple[str, ...] = (),
     *,
     grace: float = GRACE,
@@ -58,7 +58,7 @@ async def run(
             _log.warning("%s%s; the outcome does not change", error.message, hint)
 
 
-def environment(moment: Moment, facts: Mapping[str, Any]) -> dict[str, str]:
+def environment(moment: Moment, facts: Facts) -> dict[str, str]:
     """Return the whole environment of a hook; a fact that is not known is empty."""
     variables = {f"MAPSAVE_{key.upper()}": str(facts.get(key) or "") for key in _IN_ENVIRONMENT}
     return {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/", "MAPSAVE_HOOK": moment, **variables}

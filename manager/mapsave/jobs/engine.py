@@ -7,7 +7,7 @@ import datetime
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from mapsave import errors
 from mapsave.config import Config, Guest
@@ -17,10 +17,14 @@ from mapsave.jobs.job import Job
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
 from mapsave.operations import preview, save_request
+from mapsave.operations.results import SaveResult
 from mapsave.operations.save_request import Request
+from mapsave.strict_json import Facts
 
-Line = dict[str, Any]
-Saver = Callable[[Guest, Request], Awaitable[dict[str, Any]]]
+if TYPE_CHECKING:
+    import tenacity
+
+Saver = Callable[[Guest, Request], Awaitable[SaveResult]]
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +34,37 @@ _MAY_PASS = (errors.Unreachable, errors.NoRoom, errors.Busy)
 _WILL_NOT = (errors.ServiceStopping, errors.ServiceRunning, errors.NotCancellable)
 
 
+class Try(TypedDict):
+    """One try of a save, which began at ``started`` (seconds since the epoch)."""
+
+    started: float
+    error: errors.ErrorDict | None
+
+
+class Line(TypedDict):
+    """What came of one guest."""
+
+    guest: str
+    result: Facts | None
+    error: errors.ErrorDict | None
+    tries: NotRequired[list[Try]]
+
+
+class Run(TypedDict):
+    """What came of a job: what ``mapsave job run|check --json`` print."""
+
+    job: str
+    guests: list[Line]
+    saved: int
+    failed: int
+    exit_code: int
+    pruned: NotRequired[list[retention.Line]]
+    prune_error: NotRequired[errors.ErrorDict | None]
+
+
 async def run(
     job: Job, config: Config, *, saver: Saver | None = None, report: Report = progress.silent
-) -> dict[str, Any]:
+) -> Run:
     """Save every guest of the job, at most ``concurrency`` at once; return the summary.
 
     ``saver`` saves one guest, ``around.save`` if not given, which calls ``report``. A save that
@@ -46,37 +78,37 @@ async def run(
     """
     now = datetime.datetime.now(datetime.UTC)
     slots = asyncio.Semaphore(job.concurrency)
+    saved: dict[str, SaveResult] = {}
 
-    async def hooks_around(guest: Guest, request: Request) -> dict[str, Any]:
-        return await around.save(guest, config, request, report, more=job.hooks)
-
-    save = saver or hooks_around
-
-    async def one(guest: Guest, line: Line) -> dict[str, Any]:
-        line["tries"] = []
+    async def one(guest: Guest, line: Line) -> Facts:
+        tries = line["tries"] = []
         request = _request(job, config, guest, now)
 
-        async def attempt() -> dict[str, Any]:
+        async def attempt() -> SaveResult:
             async with slots:
-                tried: Line = {"started": time.time(), "error": None}
-                line["tries"].append(tried)
+                tried: Try = {"started": time.time(), "error": None}
+                tries.append(tried)
                 try:
-                    return await save(guest, request)
+                    if saver is not None:
+                        return await saver(guest, request)
+                    return await around.save(guest, config, request, report, more=job.hooks)
                 except errors.MapsaveError as error:
                     tried["error"] = error.as_dict()
                     raise
 
-        return await _tried(job, guest, attempt)
+        saved[guest.name] = await _tried(job, guest, attempt)
+        return saved[guest.name].as_dict()
 
-    lines = _lines(job, config)
     try:
-        results = await _each(job, config, one, lines)
-        return {**results, **await _prune(job, config, results)}
+        done = await _each(job, config, one)
+        await _prune(job, config, done, saved)
+        return done
     except asyncio.CancelledError:
-        raise _interrupted(job, lines) from None
+        ordered = [saved[name] for name in job.resolve(config) if name in saved]
+        raise _interrupted(job, ordered) from None
 
 
-async def check(job: Job, config: Config) -> dict[str, Any]:
+async def check(job: Job, config: Config) -> Run:
     """Check every guest of the job as its save would; return the summary.
 
     Raises ConfigError where the job names no guest or ambiguous images.
@@ -84,7 +116,7 @@ async def check(job: Job, config: Config) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC)
     slots = asyncio.Semaphore(job.concurrency)
 
-    async def one(guest: Guest, _: Line) -> dict[str, Any]:
+    async def one(guest: Guest, _: Line) -> Facts:
         async with slots:
             request = _request(job, config, guest, now)
             found, error = await preview.preview(guest, config, request)
@@ -92,7 +124,7 @@ async def check(job: Job, config: Config) -> dict[str, Any]:
             raise error
         return found
 
-    return await _each(job, config, one, _lines(job, config))
+    return await _each(job, config, one)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -101,20 +133,14 @@ def may_pass(error: BaseException) -> bool:
 
 
 async def _tried(
-    job: Job, guest: Guest, attempt: Callable[[], Awaitable[dict[str, Any]]]
-) -> dict[str, Any]:
+    job: Job, guest: Guest, attempt: Callable[[], Awaitable[SaveResult]]
+) -> SaveResult:
     """Do ``attempt`` until it succeeds, fails for good, or has failed as often as it may."""
     import tenacity  # slow to import
 
     def log_retry(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        _log.warning(
-            "job %s: guest %s: %s; retrying in %g s",
-            job.name,
-            guest.name,
-            error,
-            job.retries.wait,
-        )
+        error, wait = state.outcome and state.outcome.exception(), job.retries.wait
+        _log.warning("job %s: guest %s: %s; retrying in %g s", job.name, guest.name, error, wait)
 
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(may_pass),
@@ -126,24 +152,21 @@ async def _tried(
     return await retrying(attempt)
 
 
-async def _prune(job: Job, config: Config, done: dict[str, Any]) -> dict[str, Any]:
-    """Remove what the job does not keep of the guests that it saved; return what to report about
-    it."""
-    saved = [line for line in done["guests"] if line["error"] is None]
-    names = [line["guest"] for line in saved]
-    images = [line["result"]["image"] for line in saved]
-    told: dict[str, Any] = {"pruned": [], "prune_error": None}
+async def _prune(job: Job, config: Config, done: Run, saved: dict[str, SaveResult]) -> None:
+    """Remove what the job does not keep of the guests that it saved, and report it in ``done``."""
+    names = [line["guest"] for line in done["guests"] if line["guest"] in saved]
+    images = [str(saved[name].image) for name in names]
+    done["pruned"], done["prune_error"] = [], None
+    codes = [done["exit_code"]]
     try:
-        told["pruned"] = await retention.prune(job, config, guests=names, made=images)
-    except errors.MapsaveError as error:
-        told["prune_error"] = error.as_dict()
+        done["pruned"] = await retention.prune(job, config, guests=names, made=images)
+        codes += retention.exit_codes(done["pruned"])
     except Exception as error:
-        # Nor must one here cost the saves their summary.
-        told["prune_error"] = _bug(error).as_dict()
-    codes = [done["exit_code"], *retention.exit_codes(told["pruned"])]
-    if told["prune_error"]:
-        codes.append(told["prune_error"]["exit_code"])
-    return {**told, "exit_code": outcome.worst(codes)}
+        # Not even a bug here must cost the saves their summary.
+        failed = errors.as_ours(error)
+        done["prune_error"] = failed.as_dict()
+        codes.append(failed.exit_code)
+    done["exit_code"] = outcome.worst(codes)
 
 
 def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> Request:
@@ -158,54 +181,40 @@ def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> 
     )
 
 
-def _lines(job: Job, config: Config) -> list[Line]:
-    return [{"guest": name, "result": None, "error": None} for name in job.resolve(config)]
-
-
-async def _each(
-    job: Job,
-    config: Config,
-    work: Callable[[Guest, Line], Awaitable[dict[str, Any]]],
-    lines: list[Line],
-) -> dict[str, Any]:
-    """Do ``work`` for the guest of each line, and note there what came of it."""
+async def _each(job: Job, config: Config, work: Callable[[Guest, Line], Awaitable[Facts]]) -> Run:
+    """Do ``work`` for each guest of the job, and return what came of them."""
+    lines: list[Line] = [
+        {"guest": name, "result": None, "error": None} for name in job.resolve(config)
+    ]
 
     async def one(line: Line) -> None:
         try:
             line["result"] = await work(config.guest(line["guest"]), line)
-        except errors.MapsaveError as error:
-            line["error"] = error.as_dict()
         except Exception as error:
-            # A bug in one save must not cost the others theirs.
-            line["error"] = _bug(error).as_dict()
+            # Not even a bug in one save must cost the others theirs.
+            line["error"] = errors.as_ours(error).as_dict()
 
     async with asyncio.TaskGroup() as group:
         for line in lines:
             group.create_task(one(line))
+    failed = [line["error"]["exit_code"] for line in lines if line["error"] is not None]
     return {
         "job": job.name,
         "guests": lines,
-        "saved": sum(line["error"] is None for line in lines),
-        "failed": sum(line["error"] is not None for line in lines),
-        "exit_code": outcome.worst(line["error"]["exit_code"] for line in lines if line["error"]),
+        "saved": len(lines) - len(failed),
+        "failed": len(failed),
+        "exit_code": outcome.worst(failed),
     }
 
 
-def _interrupted(job: Job, lines: list[Line]) -> errors.Interrupted:
+def _interrupted(job: Job, results: list[SaveResult]) -> errors.Interrupted:
     """Return the error for a cancelled run; guests already saved are not resumed."""
-    results = [line["result"] for line in lines if line["result"]]
-    saved = [result["guest"] for result in results]
+    saved = [str(result.guest) for result in results]
     so_far = f"saved before that: {', '.join(saved)}" if saved else "no guest had been saved"
-    ended = any(result["then"] == "quit" for result in results)
+    hint = "'mapsave restore' restores what was saved, 'mapsave list' lists the images"
     return errors.Interrupted(
         f"job {job.name} was interrupted; the saves in progress were rolled back, {so_far}",
-        hint="'mapsave restore' restores what was saved, 'mapsave list' lists the images"
-        if ended
-        else None,
+        hint=hint if any(result.then == "quit" for result in results) else None,
         saved=saved,
-        images=[result["image"] for result in results],
+        images=[result.image for result in results],
     )
-
-
-def _bug(error: Exception) -> errors.MapsaveError:
-    return errors.MapsaveError(f"unexpected {type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ import datetime
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from mapsave import errors, shielded
 from mapsave.config import Config
@@ -39,6 +39,29 @@ class Decision:
     entry: Entry
     kept: bool
     reasons: tuple[str, ...] = ()
+
+
+class Line(TypedDict):
+    """One image: its path, whether it is kept and why, and its ``bytes`` on disk."""
+
+    image: str
+    guest: str
+    kept: bool
+    reasons: list[str]
+    bytes: int
+    error: errors.ErrorDict | None
+
+
+class Pruned(TypedDict):
+    """What ``mapsave job prune --json`` prints."""
+
+    job: str
+    dry_run: bool
+    images: list[Line]
+    kept: int
+    removed: int
+    freed_bytes: int
+    exit_code: int
 
 
 def plan(
@@ -133,13 +156,12 @@ async def prune(
     dry_run: bool = False,
     guests: Iterable[str] | None = None,
     made: Iterable[str] = (),
-) -> list[dict[str, Any]]:
+) -> list[Line]:
     """Remove what ``job`` does not keep of its images; return a line for each image looked at.
 
     ``guests`` are those of the job if not given; ``made`` are paths of images that a run has just
-    made, which are kept. A line has ``image`` (path), ``guest``, ``kept``,
-    ``reasons``, ``bytes`` (on disk) and ``error``. With ``dry_run`` nothing is removed. An image
-    that is in use is kept until the next time. A job that keeps all has no lines.
+    made, which are kept. With ``dry_run`` nothing is removed. An image that is in use is kept until
+    the next time. A job that keeps all has no lines.
 
     Raises ConfigError, BadDirectory, NotPermitted.
     """
@@ -149,7 +171,7 @@ async def prune(
     return await shielded.in_thread(_prune, job, job.keep, config, names, list(made), dry_run)
 
 
-def summary(job: Job, lines: list[dict[str, Any]], *, dry_run: bool) -> dict[str, Any]:
+def summary(job: Job, lines: list[Line], *, dry_run: bool) -> Pruned:
     """Return what ``mapsave job prune --json`` prints of the lines of ``prune``."""
     removed = [line for line in lines if not line["kept"]]
     return {
@@ -163,28 +185,28 @@ def summary(job: Job, lines: list[dict[str, Any]], *, dry_run: bool) -> dict[str
     }
 
 
-def exit_codes(lines: list[dict[str, Any]]) -> list[int]:
+def exit_codes(lines: list[Line]) -> list[int]:
     """Return the exit codes of what could not be removed."""
     return [line["error"]["exit_code"] for line in lines if line["error"]]
 
 
 def _prune(
     job: Job, keep: Keep, config: Config, guests: list[str], made: list[str], dry_run: bool
-) -> list[dict[str, Any]]:
+) -> list[Line]:
     if not config.images.is_dir():
         return []
     with store.directory(config.images) as held:
         entries = store.entries(held, restored=restored_notes.noted(config.state))
     new = {os.path.realpath(path) for path in made}
     now = datetime.datetime.now(datetime.UTC)
-    lines = []
+    lines: list[Line] = []
     for guest in guests:
 
         def planned(images: list[Entry], guest: str = guest) -> list[Decision]:
             return plan(images, job.name, guest, keep, job.zone, now=now, made=new)
 
         for decision in _proven(entries, planned):
-            line = {
+            line: Line = {
                 "image": decision.entry.path,
                 "guest": guest,
                 "kept": decision.kept,
@@ -193,7 +215,7 @@ def _prune(
                 "error": None,
             }
             if not decision.kept and not dry_run:
-                line.update(_remove(config, decision.entry))
+                _remove(config, decision.entry, line)
             lines.append(line)
     return lines
 
@@ -219,20 +241,20 @@ def _proven(
         entries = [damaged if each.path == newest.path else each for each in entries]
 
 
-def _remove(config: Config, entry: Entry) -> dict[str, Any]:
-    """Remove an image, and return what its line is to say."""
+def _remove(config: Config, entry: Entry, line: Line) -> None:
+    """Remove an image; note in its line what became of it otherwise."""
     try:
         with image.opened(entry.path) as opened:
             if entry.block is None or opened.block.uuid != entry.block.uuid:
-                return {"kept": True, "reasons": ["another image has taken its name since"]}
+                line |= {"kept": True, "reasons": ["another image has taken its name since"]}
+                return
         discard.discard(config, entry.path, unrestored=True)
     except errors.ImageNotFound:
-        return {"reasons": ["another process has removed it"]}
+        line["reasons"] = ["another process has removed it"]
     except errors.Busy as error:
-        return {"kept": True, "reasons": [f"in use: {error.message}"]}
+        line |= {"kept": True, "reasons": [f"in use: {error.message}"]}
     except errors.MapsaveError as error:
-        return {"kept": True, "error": error.as_dict()}
+        line |= {"kept": True, "error": error.as_dict()}
     except OSError as error:
         failed = errors.BadDirectory(f"cannot delete {entry.path!r}: {error.strerror}")
-        return {"kept": True, "error": failed.as_dict()}
-    return {}
+        line |= {"kept": True, "error": failed.as_dict()}

@@ -11,6 +11,7 @@ import os
 import shlex
 import stat
 from collections.abc import Callable
+from typing import TypedDict
 
 from mapsave import errors, units
 from mapsave.config import Config
@@ -335,9 +336,18 @@ def all_pass(found: Preflight) -> strategy.Strategy:
     return found.strategy()
 
 
-def report(found: Preflight) -> tuple[list[dict[str, object]], errors.MapsaveError | None]:
+class Line(TypedDict):
+    """The outcome of one check."""
+
+    check: str
+    ok: bool
+    detail: str
+    error: errors.ErrorDict | None
+
+
+def report(found: Preflight) -> tuple[list[Line], errors.MapsaveError | None]:
     """Run every check; return a line for each, and the first error."""
-    lines: list[dict[str, object]] = []
+    lines: list[Line] = []
     first: errors.MapsaveError | None = None
     for check in _checks(found):
         name = check.__name__
@@ -345,6 +355,7 @@ def report(found: Preflight) -> tuple[list[dict[str, object]], errors.MapsaveErr
             lines.append({"check": name, "ok": True, "detail": check(found), "error": None})
         except errors.MapsaveError as error:
             first = first or error
-            line = {"check": name, "ok": False, "detail": error.message, "error": error.as_dict()}
-            lines.append(line)
+            lines.append(
+                {"check": name, "ok": False, "detail": error.message, "error": error.as_dict()}
+            )
     return lines, first

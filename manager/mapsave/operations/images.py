@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import uuid as uuids
 from collections.abc import Container
+from typing import TypedDict
 
 from mapsave.config import Config
 from mapsave.image import store
 from mapsave.operations import trust
+from mapsave.strict_json import Facts
 
 
 def resolve(name: str, config: Config) -> str:
@@ -18,12 +20,17 @@ def resolve(name: str, config: Config) -> str:
     return str(config.images / name)
 
 
-def listing(
-    held: store.Directory, restored: Container[uuids.UUID] = frozenset()
-) -> dict[str, object]:
+class Listing(TypedDict):
+    """The images of a directory."""
+
+    directory: str
+    images: list[Facts]
+
+
+def listing(held: store.Directory, restored: Container[uuids.UUID] = frozenset()) -> Listing:
     """Return the directory and a line for each image, newest first; see ``store.entries``."""
     found = store.entries(held, trust.users(), restored)
-    lines = [
+    lines: list[Facts] = [
         {
             "image": entry.path,
             "name": entry.name,

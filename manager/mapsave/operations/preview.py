@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from mapsave import errors, open_files
 from mapsave.config import Config, Guest
+from mapsave.image.metadata import ProcessPart
 from mapsave.monitor import process
 from mapsave.operations import attach, check, facts, metadata, save_request
 
 
+class Preview(TypedDict):
+    """What ``mapsave check GUEST --json`` prints; sizes in bytes."""
+
+    guest: str
+    can_save: bool
+    uuid: str | None
+    process: ProcessPart | None
+    run_state: str
+    machine: str
+    qemu: str
+    memory_bytes: int
+    resident_bytes: int | None
+    image: str
+    checks: list[check.Line]
+    strategy: dict[str, bool | int | str]
+    reasons: dict[str, str]
+
+
 async def preview(
     guest: Guest, config: Config, request: save_request.Request
-) -> tuple[dict[str, Any], errors.MapsaveError | None]:
+) -> tuple[Preview, errors.MapsaveError | None]:
     """Check everything that a save would, touching nothing; return it with the first error.
 
     Raises Unreachable and its like where there is nothing to check.

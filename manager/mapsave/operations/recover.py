@@ -42,7 +42,7 @@ class Line(TypedDict):
     interrupted_at: str | None
     outcome: str | None
     warnings: list[str]
-    error: dict[str, object] | None
+    error: errors.ErrorDict | None
 
 
 class Recovered(TypedDict):

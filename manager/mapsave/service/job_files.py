@@ -10,11 +10,11 @@ from msgspec import structs
 
 from mapsave import errors, keys
 from mapsave.config import Config
-from mapsave.history.rows import Facts
 from mapsave.image import ownership
 from mapsave.jobs import job as jobs
 from mapsave.jobs.job import Job
 from mapsave.operations import trust
+from mapsave.strict_json import Facts
 
 
 @dataclasses.dataclass(frozen=True)

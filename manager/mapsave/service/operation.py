@@ -8,9 +8,11 @@ import dataclasses
 import secrets
 import time
 
-from mapsave.history.rows import Facts, Record
+from mapsave import errors
+from mapsave.history.rows import Record
 from mapsave.history.states import ENDED, State
 from mapsave.migration.progress import Progress
+from mapsave.strict_json import Facts
 
 ID_BYTES = 6
 # From this step of a save on its image is about to be valid: it is finished, not cancelled.
@@ -36,7 +38,7 @@ class Operation:
     step: str | None = None
     progress: Progress | None = None
     result: Facts | None = None
-    error: Facts | None = None
+    error: errors.ErrorDict | None = None
     revision: int = 0
     task: asyncio.Task[None] | None = dataclasses.field(default=None, repr=False)
     cancel_requested: bool = False

@@ -14,7 +14,6 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mapsave import errors
 from mapsave.service_settings import Listen, Service
@@ -24,6 +23,9 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _FEW_GROUPS = 64
 _NAME_AGE = 300.0  # seconds that a user's name is known before it is looked up again
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+Names = Sequence[Sequence[tuple[str, str]]]  # as ssl.SSLSocket.getpeercert returns them
 
 
 class Role(enum.IntEnum):
@@ -98,7 +100,9 @@ class Roles:
             self._names[uid] = (now, name)
         return name
 
-    def of_certificate(self, certificate: Mapping[str, Any] | None) -> Peer:
+    def of_certificate(
+        self, certificate: Mapping[str, Sequence[Sequence[tuple[str, str]]]] | None
+    ) -> Peer:
         """Return who holds a certificate that the CA of the clients has signed."""
         names = [
             value

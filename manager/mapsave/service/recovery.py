@@ -7,12 +7,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
 
 from mapsave import errors
 from mapsave.config import Config
 from mapsave.history.history import History
-from mapsave.history.rows import Facts, Record
+from mapsave.history.rows import Record
 from mapsave.history.states import State
 from mapsave.hooks import recover
 from mapsave.image import store
@@ -24,10 +23,10 @@ from mapsave.operations import (
     restored_notes,
     results,
 )
+from mapsave.operations.recover import Line, Recovered
 from mapsave.service.registry import Operations
 from mapsave.service.slots import Slots
-
-Line = dict[str, Any]
+from mapsave.strict_json import Facts
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ class Recovery:
                 await asyncio.sleep(pause)
             pause = min(pause * 2, _LATER)
 
-    async def once(self) -> Line:
+    async def once(self) -> Recovered:
         """Recover once; return what ``mapsave recover --json`` prints. Raises Refused, OSError."""
         async with self._one_at_a_time:
             config = self._config()
@@ -195,7 +194,7 @@ class Recovery:
         if result is not None:
             await operations.settle(record, State.DONE, result=result)
         else:
-            outcome = line["outcome"] if line else "nothing was in progress any more"
+            outcome = str(line["outcome"]) if line else recover.UNTOUCHED
             error = recover_result.interrupted("the service", outcome, record.step)
             await operations.settle(record, State.CANCELLED, error=error.as_dict())
         self._give_slot_back(record.id)
@@ -228,7 +227,7 @@ class Recovery:
             if line is not None and recover_result.holds_guest(outcome):
                 return results.gone(line).as_dict()
         if record.kind == "restore":
-            path = line["image"] if line else self._config().images / str(record.image)
+            path = str(line["image"] if line else self._config().images / str(record.image))
             entry = images.get(os.path.realpath(path))
             over = (
                 line is None

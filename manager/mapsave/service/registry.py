@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from mapsave import errors, shielded
 from mapsave.history.history import History
-from mapsave.history.rows import Facts, Record, Step
+from mapsave.history.rows import Record, Step
 from mapsave.history.states import State
 from mapsave.migration.progress import Progress
 from mapsave.operations import journal as steps
@@ -20,6 +20,7 @@ from mapsave.service.events import Hub
 from mapsave.service.log import setup as logs
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.operation import Operation, progress_as_dict
+from mapsave.strict_json import Facts
 
 Work = Callable[[Operation], Awaitable[Facts]]
 Ended = Callable[[Operation], None]
@@ -127,11 +128,8 @@ class Operations:
     def progressed(self, active: Operation, progress: Progress) -> None:
         """Note how far an operation is."""
         active.change(progress=progress)
-        self._hub.publish(
-            "progress",
-            {"id": active.id, "progress": progress_as_dict(progress)},
-            active.id,
-        )
+        facts = {"id": active.id, "progress": progress_as_dict(progress)}
+        self._hub.publish("progress", facts, active.id)
 
     def cancel(self, active: Operation) -> None:
         """Tell an operation to stop; it rolls everything back first. Raises NotCancellable."""
@@ -274,14 +272,12 @@ class Operations:
         except asyncio.CancelledError:
             error = errors.Interrupted("cancelled; everything was rolled back")
             end = self._end(active, State.CANCELLED, error=error.as_dict())
-        except errors.MapsaveError as found:
+        except Exception as found:
+            if not isinstance(found, errors.MapsaveError):
+                _log.exception("operation %s: a bug in mapsave", active.id)
             over = isinstance(found, errors.Interrupted)
             state = State.CANCELLED if over else State.FAILED
-            end = self._end(active, state, error=found.as_dict())
-        except Exception as found:
-            _log.exception("operation %s: a bug in mapsave", active.id)
-            bug = errors.MapsaveError(f"unexpected {type(found).__name__}: {found}")
-            end = self._end(active, State.FAILED, error=bug.as_dict())
+            end = self._end(active, state, error=errors.as_ours(found).as_dict())
         # A cancel that comes now is too late, and must not keep it from ending.
         await shielded.to_the_end(end)
 
@@ -290,7 +286,7 @@ class Operations:
         active: Operation,
         state: State,
         result: Facts | None = None,
-        error: Facts | None = None,
+        error: errors.ErrorDict | None = None,
     ) -> None:
         """Record the outcome, then publish it: its readers find it recorded."""
         ended = time.time()
@@ -324,7 +320,7 @@ class Operations:
         record: Record,
         state: State,
         result: Facts | None = None,
-        error: Facts | None = None,
+        error: errors.ErrorDict | None = None,
     ) -> None:
         """End an operation of a service before us. Raises Refused."""
         image = (result or {}).get("image", record.image)

@@ -15,7 +15,6 @@ from msgspec import structs
 from mapsave import errors
 from mapsave.config import Config
 from mapsave.history.history import History
-from mapsave.history.rows import Facts
 from mapsave.history.states import State
 from mapsave.jobs.job import Job
 from mapsave.operations import launch
@@ -31,6 +30,7 @@ from mapsave.service.registry import Operations
 from mapsave.service.scheduler import Scheduler
 from mapsave.service.slots import Slots
 from mapsave.service.tls import Tls
+from mapsave.strict_json import Facts
 
 StartJob = Callable[["Service", Job], Awaitable[str | None]]
 

@@ -14,7 +14,6 @@ import msgspec
 
 from mapsave.config import Config, Guest
 from mapsave.evacuation import restore_all, save_all, save_run
-from mapsave.history.rows import Facts
 from mapsave.hooks import around, recover
 from mapsave.hooks.around import More
 from mapsave.image import store
@@ -22,13 +21,16 @@ from mapsave.jobs import engine, retention
 from mapsave.jobs.job import Job
 from mapsave.migration.progress import Progress, Report, silent
 from mapsave.operations import discard, inspect, preview, restore_request, save_request
+from mapsave.operations.results import RestoreResult, SaveResult
 from mapsave.service import permission
 from mapsave.service.api import requests
 from mapsave.service.operation import Operation
 from mapsave.service.peers import Peer, Role
 from mapsave.service.service import Service
+from mapsave.strict_json import Facts
 
 R = TypeVar("R", bound=requests.Request)
+D = TypeVar("D", SaveResult, RestoreResult)
 
 _SCHEDULER = "the schedule"
 _NO_MORE: More = {}
@@ -75,35 +77,23 @@ class Task:
         request: save_request.Request,
         whole: Report = silent,
         more: More = _NO_MORE,
-    ) -> Facts:
+    ) -> SaveResult:
         """Save a guest, with the hooks of the configuration and ``more``; return the result."""
         done = await around.save(guest, self.config, request, self.report(whole), more=more)
-        await self.service.operations.note_image(self.active, done["image"])
+        await self.service.operations.note_image(self.active, str(done.image))
         return done
 
-    async def part(
-        self,
-        kind: str,
-        request: Facts,
-        work: Callable[[Task], Awaitable[Facts]],
-        *,
-        guest: str | None,
-        job: str | None = None,
-        image: str | None = None,
-    ) -> Facts:
+    async def part(self, new: Operation, work: Callable[[Task], Awaitable[D]]) -> D:
         """Do ``work`` in an operation that is part of this one; return its result."""
-        new = Operation(
-            kind,
-            self.active.user,
-            request,
-            guest=guest,
-            job=job,
-            image=image,
-            parent=self.active.id,
-        )
-        return await self.service.operations.perform(
-            new, lambda child: work(Task(self.service, child, self.peer))
-        )
+        new.user, new.parent = self.active.user, self.active.id
+        results: list[D] = []
+
+        async def perform(child: Operation) -> Facts:
+            results.append(await work(Task(self.service, child, self.peer)))
+            return results[0].as_dict()
+
+        await self.service.operations.perform(new, perform)
+        return results[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,12 +172,12 @@ async def _save(task: Task, request: requests.Save) -> Facts:
         # Checked again once it is this save's turn: `allow` looked at what was there before.
         replace_only=guest.name if task.for_operator else None,
     )
-    return await _save_in_turn(task, guest, wanted)
+    return (await _save_in_turn(task, guest, wanted)).as_dict()
 
 
 async def _save_in_turn(
     task: Task, guest: Guest, request: save_request.Request, more: More = _NO_MORE
-) -> Facts:
+) -> SaveResult:
     """Save a guest once there is a slot for it."""
     with store.directory(task.config.images, create=True) as held:
         device = os.fstat(held.fd).st_dev
@@ -201,18 +191,13 @@ async def _run_job(task: Task, request: requests.RunJob) -> Facts:
     return await _run_loaded(task, task.service.jobs.get(request.job))
 
 
-async def _run_loaded(task: Task, job: Job) -> Facts:
+async def _run_loaded(task: Task, job: Job) -> engine.Run:
     """Run a job: each of its saves is an operation of its own, and part of this one."""
 
-    async def saver(guest: Guest, request: save_request.Request) -> Facts:
-        return await task.part(
-            "save",
-            {"job": job.name},
-            lambda child: _save_in_turn(child, guest, request, job.hooks),
-            guest=guest.name,
-            job=job.name,
-            image=request.image,
-        )
+    async def saver(guest: Guest, request: save_request.Request) -> SaveResult:
+        asked = {"job": job.name}
+        new = Operation("save", "", asked, guest=guest.name, job=job.name, image=request.image)
+        return await task.part(new, lambda child: _save_in_turn(child, guest, request, job.hooks))
 
     return await engine.run(job, task.config, saver=saver)
 
@@ -224,7 +209,7 @@ async def _restore(task: Task, request: requests.Restore) -> Facts:
     wanted = restore_request.Request(
         image=task.path_of(request.image), for_operator=task.for_operator, **chosen
     )
-    return await around.restore(task.config, wanted, task.report())
+    return (await around.restore(task.config, wanted, task.report())).as_dict()
 
 
 async def _check(task: Task, request: requests.Check) -> Facts:
@@ -263,43 +248,31 @@ async def _prune(task: Task, request: requests.Prune) -> Facts:
 async def _save_all(task: Task, request: requests.SaveAll) -> Facts:
     """Save all guests; no slots and no bandwidth: the host is about to go down."""
 
-    async def saver(guest: Guest, wanted: save_request.Request, whole: Report) -> Facts:
-        async def work(child: Task) -> Facts:
+    async def saver(guest: Guest, wanted: save_request.Request, whole: Report) -> SaveResult:
+        async def work(child: Task) -> SaveResult:
             await child.begins()
             return await child.save(guest, wanted, whole)
 
-        return await task.part("save", {"save-all": task.active.id}, work, guest=guest.name)
+        new = Operation("save", "", {"save-all": task.active.id}, guest=guest.name)
+        return await task.part(new, work)
 
-    wanted = save_run.Request(
-        names=request.guests,
-        libvirt=request.libvirt,
-        deadline=request.deadline,
-        then=request.then,
-        parallel=request.parallel,
-        dry_run=request.dry_run,
-    )
+    wanted = save_run.Request(**msgspec.structs.asdict(request))
     return await save_all.interruptible(task.config, wanted, saver=saver, report=task.report())
 
 
 async def _restore_all(task: Task, request: requests.RestoreAll) -> Facts:
     """Restore what save-all saved; each restore is an operation of its own."""
 
-    async def restorer(wanted: restore_request.Request, whole: Report) -> Facts:
-        async def work(child: Task) -> Facts:
+    async def restorer(wanted: restore_request.Request, whole: Report) -> RestoreResult:
+        async def work(child: Task) -> RestoreResult:
             await child.begins()
             return await around.restore(child.config, wanted, child.report(whole))
 
-        return await task.part(
-            "restore",
-            {"restore-all": task.active.id},
-            work,
-            guest=wanted.guest,
-            image=os.path.basename(wanted.image),
-        )
+        asked, image = {"restore-all": task.active.id}, os.path.basename(wanted.image)
+        new = Operation("restore", "", asked, guest=wanted.guest, image=image)
+        return await task.part(new, work)
 
-    wanted = restore_all.Request(
-        parallel=request.parallel, discard=request.discard, dry_run=request.dry_run
-    )
+    wanted = restore_all.Request(**msgspec.structs.asdict(request))
     return await restore_all.restore_all(task.config, wanted, task.report(), restorer=restorer)
 
 

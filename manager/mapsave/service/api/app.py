@@ -12,13 +12,13 @@ from typing import Any
 from aiohttp import http_exceptions, web
 
 from mapsave import errors, strict_json
-from mapsave.history.rows import Facts
 from mapsave.service import tls
 from mapsave.service.api import queries
 from mapsave.service.api.connections import Connections, Patience
 from mapsave.service.api.responses import Answer
 from mapsave.service.peers import Peer, Role
 from mapsave.service.service import Service
+from mapsave.strict_json import Facts
 
 Handler = Callable[["Call"], Awaitable[Facts | web.StreamResponse]]
 
@@ -198,7 +198,7 @@ async def _errors_as_json(
         if request.transport is None or request.transport.is_closing():
             return web.Response()  # the client is gone, which is its right
         _log.exception("%s %s: a bug in mapsave", request.method, request.path)
-        return failure(errors.MapsaveError(f"unexpected {type(error).__name__}: {error}"))
+        return failure(errors.as_ours(error))
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from mapsave.errors import ErrorDict
 from mapsave.history.states import State
 from mapsave.keys import help
 
@@ -19,14 +20,8 @@ class Answer(msgspec.Struct):
     """An object of an answer."""
 
 
-class Error(Answer):
-    """What is wrong, where, and what to do; ``id`` is stable."""
-
-    id: str
-    exit_code: Annotated[int, help("Exit code of the command line.")]
-    message: str
-    hint: str | None
-    data: Facts
+class Error(ErrorDict):
+    """What is wrong, where, and what to do; ``id`` is stable, ``exit_code`` the command line's."""
 
 
 class Failure(Answer):
@@ -112,8 +107,11 @@ class Image(Answer):
     name: str
     guest: str | None
     state: str
+    format: str | None
+    modified: Annotated[float, help("Seconds since the epoch.")]
     file_bytes: int
     allocated_bytes: int
+    writable_by: Annotated[list[str], help("Others who could have written it.")]
 
 
 class Images(Answer):
@@ -137,6 +135,7 @@ class Job(Answer):
     name: str
     file: str
     guests: list[str]
+    schedule: Facts | None
     next_run: str | None
     last_run: Operation | None
 

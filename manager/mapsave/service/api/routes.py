@@ -10,13 +10,14 @@ import msgspec
 from aiohttp import web
 
 from mapsave import errors
-from mapsave.history.rows import Facts, Record
+from mapsave.history.rows import Record
 from mapsave.operations import inspect
 from mapsave.service import permission, work
 from mapsave.service.api import openapi, queries, requests, responses, views
 from mapsave.service.api.app import Call, Header, Route, as_json
 from mapsave.service.operation import Operation
 from mapsave.service.peers import Role
+from mapsave.strict_json import Facts
 
 _OWN_ID = re.compile(r"[0-9a-f]{12}")
 OWN_ID_HEADER = "Mapsave-Operation"

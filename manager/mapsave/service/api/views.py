@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mapsave import errors
 from mapsave.config import Guest
-from mapsave.history.rows import Facts
 from mapsave.image import store
 from mapsave.jobs.job import Job
 from mapsave.operations import images, restored_notes
 from mapsave.service import job_files
 from mapsave.service.scheduler import as_time
 from mapsave.service.service import Service
+from mapsave.strict_json import Facts
 
 
 def guests(service: Service) -> list[Facts]:
@@ -58,13 +56,13 @@ def _guest(guest: Guest, busy: str | None) -> Facts:
     }
 
 
-async def image_listing(service: Service) -> dict[str, Any]:
+async def image_listing(service: Service) -> images.Listing:
     """Return the images of the image directory, as ``mapsave list --json`` does.
 
     Raises ServiceBusy, BadDirectory.
     """
 
-    def look() -> dict[str, Any]:
+    def look() -> images.Listing:
         with store.directory(service.config.images, create=True) as held:
             return images.listing(held, restored_notes.noted(service.config.state))
 

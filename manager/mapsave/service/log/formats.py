@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from mapsave.service.log import journald
+from mapsave.strict_json import Facts
 
 # First in the text, in this order; whose names journald's fields follow.
 CONTEXT = ("operation", "guest", "job", "step")
@@ -22,12 +21,12 @@ _BARE = re.compile(r"[^\s\"'=\\]+")
 _IDENTIFIER = "mapsaved"
 
 
-def as_json(entry: Mapping[str, Any]) -> str:
+def as_json(entry: Facts) -> str:
     """Return the entry as one object on one line, in ASCII."""
     return json.dumps({key: entry[key] for key in _ordered(entry)}, default=str)
 
 
-def as_text(entry: Mapping[str, Any]) -> str:
+def as_text(entry: Facts) -> str:
     """Return ``TIME LEVEL EVENT key=value ...``."""
     return f"{entry['time']} {entry['level']} {_line(entry, *_TAIL)}"
 
@@ -41,9 +40,9 @@ class ForJournald:
     def __init__(self, journal: journald.Journald) -> None:
         self._journal = journal
 
-    def __call__(self, entry: Mapping[str, Any]) -> str:
+    def __call__(self, entry: Facts) -> str:
         """Return the empty text where journald has taken the entry."""
-        priority = journald.PRIORITIES.get(entry["level"], journald.PRIORITIES["info"])
+        priority = journald.PRIORITIES.get(str(entry["level"]), journald.PRIORITIES["info"])
         fields = {"PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER}
         for key, value in entry.items():
             if key not in _HEAD and value is not None:
@@ -58,13 +57,13 @@ class ForJournald:
         return f"<{priority}>{_line(entry, *_TAIL)}"
 
 
-def _ordered(entry: Mapping[str, Any]) -> list[str]:
+def _ordered(entry: Facts) -> list[str]:
     first = [key for key in (*_HEAD, *CONTEXT) if key in entry]
     last = [key for key in _TAIL if key in entry]
     return first + [key for key in entry if key not in first and key not in last] + last
 
 
-def _line(entry: Mapping[str, Any], *tail: str) -> str:
+def _line(entry: Facts, *tail: str) -> str:
     """Return ``EVENT key=value ...`` with the keys of ``tail`` at the end, others of _TAIL not."""
     event = str(entry["event"])
     # An event is words; one that has a "key=" in it must not look like a field.
@@ -76,7 +75,7 @@ def _line(entry: Mapping[str, Any], *tail: str) -> str:
     return " ".join(words)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, (bool, dict, list)):

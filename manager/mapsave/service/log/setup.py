@@ -1,6 +1,6 @@
 """The service's log: the standard library's loggers, in one form.
 
-What is bound to the context (``bound``) is on every line that is logged inside, whichever module
+What is bound to the context (``bind``) is on every line that is logged inside, whichever module
 logs it.
 """
 
@@ -14,11 +14,12 @@ import os
 import select
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from typing import TextIO
 
 from mapsave.service.log import formats, journald
 from mapsave.service_settings import LogFormat
+from mapsave.strict_json import Facts
 
 _CHUNK = select.PIPE_BUF  # pipe(7): where poll says there is room, so much does not block
 _PATIENCE_MS = 200
@@ -28,7 +29,7 @@ _LOUD = {
     "qemu.qmp": logging.CRITICAL,
     "aiohttp.access": logging.WARNING,
 }
-_FACTS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+_FACTS: contextvars.ContextVar[Facts] = contextvars.ContextVar(
     "facts", default=types.MappingProxyType({})
 )
 
@@ -63,41 +64,11 @@ def configure(
     logging.getLogger("asyncio").setLevel(logging.WARNING)  # below it describes its selector
 
 
-@contextlib.contextmanager
-def configured(form: LogFormat = "auto", **how: Any) -> Iterator[None]:
-    """Log as ``configure`` does, and as before at the end."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in (*_LOUD, "asyncio")}
-    try:
-        configure(form, **how)
-        yield
-    finally:
-        for each in [each for each in root.handlers if each not in handlers]:
-            root.removeHandler(each)
-            each.close()
-        for each in [each for each in handlers if each not in root.handlers]:
-            root.addHandler(each)
-        root.setLevel(level)
-        for name, was in levels.items():
-            logging.getLogger(name).setLevel(was)
-
-
-def bind(**facts: Any) -> contextvars.Token[Mapping[str, Any]]:
+def bind(**facts: object) -> contextvars.Token[Facts]:
     """Put those ``facts`` (operation, guest, job, step) that are not None on every later line of
     this task."""
     known = {key: value for key, value in facts.items() if value is not None}
     return _FACTS.set({**_FACTS.get(), **known})
-
-
-@contextlib.contextmanager
-def bound(**facts: Any) -> Iterator[None]:
-    """Do as ``bind`` does for what is inside."""
-    token = bind(**facts)
-    try:
-        yield
-    finally:
-        _FACTS.reset(token)
 
 
 class _Handler(logging.Handler):
@@ -107,7 +78,7 @@ class _Handler(logging.Handler):
         super().__init__()
         self._output = output
         self._journald = journald.Journald(journal) if form == "journald" else None
-        self._write: Callable[[Mapping[str, Any]], str] = formats.as_text
+        self._write: Callable[[Facts], str] = formats.as_text
         if self._journald is not None:
             self._write = formats.ForJournald(self._journald)
         elif form == "json":

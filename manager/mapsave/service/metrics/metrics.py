@@ -16,7 +16,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import CollectorRegistry
 
 import mapsave
-from mapsave import key_types
+from mapsave import errors, key_types
 from mapsave.history.rows import Record
 from mapsave.history.states import ENDED, State
 from mapsave.service.metrics import textfile
@@ -116,8 +116,8 @@ class Metrics:
         """Count an operation that has ended."""
         self._ended.labels(record.kind, record.state).inc()
         if record.state == State.FAILED:
-            error = record.error or {}
-            self._failures.labels(record.kind, str(error.get("id") or "internal")).inc()
+            error = record.error["id"] if record.error else errors.MapsaveError.id
+            self._failures.labels(record.kind, error).inc()
         if record.kind == "job":
             self._job_ended(record)
         elif record.state == State.DONE and record.kind == "save":
