@@ -31,9 +31,8 @@ def choose(
     """Return the service where one runs that can do it; otherwise this process.
 
     The service works with the images of the image directory, label policies by name, and jobs of
-    the jobs directory: ``image`` is to be read, ``image_to_be`` to be made.
-
-    Raises NotPermitted, ServiceUnreachable.
+    the jobs directory: ``image`` is to be read, ``image_to_be`` to be made. Raises NotPermitted,
+    ServiceUnreachable.
     """
     if (
         (image is None or through_service.image_name(config, image) is not None)

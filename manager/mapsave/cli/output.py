@@ -26,10 +26,7 @@ def result(given: Globals, data: Facts, text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print ``text`` on stdout; where the reader is gone, nothing is done.
-
-    Raises OutputFailed.
-    """
+    """Print ``text`` on stdout; where the reader is gone, nothing is done. Raises OutputFailed."""
     if sys.stdout is None:  # the process was started without
         return
     try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
+import os
 import sys
+from collections.abc import Iterator
 
 import click
 
@@ -23,10 +26,28 @@ def command(context: click.Context, /) -> None:
     given.in_main_thread = functools.partial(run, given)
 
 
+@contextlib.contextmanager
+def _without_certificates() -> Iterator[None]:
+    """Have OpenSSL find no CA certificates (SSL_CERT_FILE, see SSL_CTX_load_verify_locations(3)).
+
+    aiohttp reads those of the host when it is imported, 20 ms of a start; ``webhooks``, which alone
+    needs them, reads them itself.
+    """
+    before = os.environ.get("SSL_CERT_FILE")
+    os.environ["SSL_CERT_FILE"] = os.devnull
+    try:
+        yield
+    finally:
+        del os.environ["SSL_CERT_FILE"]
+        if before is not None:
+            os.environ["SSL_CERT_FILE"] = before
+
+
 def run(given: Globals) -> None:
     """Run the service until it is told to stop. Raises as ``server.serve`` does."""
     config = given.config()  # a mistake in it is reported before anything heavy is loaded
-    from mapsave.service import server
+    with _without_certificates():
+        from mapsave.service import server
     from mapsave.service.log import setup
 
     level = logging.DEBUG if given.debug else logging.INFO

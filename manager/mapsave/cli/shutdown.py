@@ -69,9 +69,8 @@ def save_all(given: Globals, request: Request, report: Report) -> SavedAll:
 
     A service that does not answer within seconds, is stopping, or is lost is reported on standard
     error; what it left is recovered, and the guests are saved here. Where the configuration is
-    wrong, a service that has it in force from before saves by that.
-
-    Raises ConfigError, ConfigMissing where there is no such service, and as ``save_all`` does.
+    wrong, a service that has it in force from before saves by that. Raises ConfigError,
+    ConfigMissing where there is no such service, and as ``save_all`` does.
     """
     clock = _Clock(request)
     try:

@@ -184,9 +184,7 @@ def service(config: Config, stop: Stop, timeout: float | None = None) -> Client 
     """Return the client of the service that works with this configuration; None without one.
 
     A service that has another state directory is not about the same guests. ``timeout`` is in
-    seconds, for one answer.
-
-    Raises NotPermitted, ServiceUnreachable.
+    seconds, for one answer. Raises NotPermitted, ServiceUnreachable.
     """
     path = str(config.socket)
     if not listens(path, timeout):
@@ -234,9 +232,7 @@ def reconnecting(
 ) -> Answer:
     """Return what ``client.get`` does; wait for a service that ended in the meantime to come back.
 
-    It has ``patience`` seconds for that.
-
-    Raises ServiceLost where it does not.
+    It has ``patience`` seconds for that. Raises ServiceLost where it does not.
     """
     deadline = time.monotonic() + patience
     while True:

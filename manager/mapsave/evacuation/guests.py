@@ -26,7 +26,6 @@ async def chosen(
 
     ``libvirt`` is the URI of a daemon whose active domains are added, but for those configured.
     Where it cannot be asked within ``patience`` seconds the others are returned, and why it cannot.
-
     Raises UnknownGuest, UsageError where nothing is meant; where there are no others Unsupported,
     Unreachable, NotPermitted.
     """

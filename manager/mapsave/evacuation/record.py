@@ -111,9 +111,8 @@ class Record:
 def hold(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
     """Yield the record of ``state``; no one else works with it in the meantime.
 
-    With ``set_aside`` a record that cannot be read is renamed and ignored.
-
-    Raises Busy, NotPermitted, ConfigMissing, and as ``load`` does.
+    With ``set_aside`` a record that cannot be read is renamed and ignored. Raises Busy,
+    NotPermitted, ConfigMissing, and as ``load`` does.
     """
     with locks.held(state, "the fleet of guests", f"fleet:{os.path.realpath(state)}"):
         try:

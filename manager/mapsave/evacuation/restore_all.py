@@ -70,10 +70,9 @@ async def restore_all(
     """Restore what the record holds, and return the summary.
 
     What an interrupted mapsave left is finished or undone first. A guest that is back leaves the
-    record, one that fails stays in it. ``restorer`` restores one image.
-
-    Raises Busy, and Refused or NotPermitted where the record cannot be read; nothing is touched.
-    Cancelled, it raises Interrupted, which names the guests that are back.
+    record, one that fails stays in it. ``restorer`` restores one image. Raises Busy, and Refused or
+    NotPermitted where the record cannot be read; nothing is touched. Cancelled, it raises
+    Interrupted, which names the guests that are back.
     """
     began = asyncio.get_running_loop().time()
     if request.dry_run:

@@ -52,11 +52,9 @@ async def save_all(
     """Save the guests, and return the summary.
 
     One guest's failure is a line of the summary. ``saver`` saves one guest. Cancelled, the saves
-    under way put their guests back first; what is committed stays in the record.
-
-    Raises UnknownGuest, UsageError, Unsupported, Unreachable or NotPermitted where it is not known
-    which guests there are, Busy, and Refused where the record cannot be written: nothing is touched
-    then.
+    under way put their guests back first; what is committed stays in the record. Raises
+    UnknownGuest, UsageError, Unsupported, Unreachable or NotPermitted where it is not known which
+    guests there are, Busy, and Refused where the record cannot be written: nothing is touched then.
     """
     started = asyncio.get_running_loop().time()
     patience = save_targets.patience_for(request.deadline)

@@ -213,9 +213,8 @@ def _is_locked(target: Target, config: Config, *keys: str) -> bool:
 def _image_of(guest: Guest, config: Config, process: ProcessPart | None) -> str:
     """Return the image that a guest lies in whose save left it paused.
 
-    That is the newest one of just this QEMU: an older one, or one after which it kept running,
-    is not where the guest is. Raises WrongRunState where there is none, BadDirectory,
-    NotPermitted.
+    That is the newest one of just this QEMU: an older one, or one after which it kept running, is
+    not where the guest is. Raises WrongRunState where there is none, BadDirectory, NotPermitted.
     """
     with store.directory(config.images) as held:
         entries = store.entries(held, restored=restored_notes.noted(config.state))

@@ -198,10 +198,9 @@ class History(Reader):
 async def opened(path: Path) -> AsyncIterator[History]:
     """Open the history at ``path``, made (mode 0600) or migrated if it must be.
 
-    At the end everything queued is written, and both threads are gone, cancelled or not.
-
-    Raises Unsupported for a history of a newer mapsave, Refused for one that is damaged or cannot
-    be written, NotPermitted; the file is left as it was.
+    At the end everything queued is written, and both threads are gone, cancelled or not. Raises
+    Unsupported for a history of a newer mapsave, Refused for one that is damaged or cannot be
+    written, NotPermitted; the file is left as it was.
     """
     loop = asyncio.get_running_loop()
     stack = contextlib.ExitStack()

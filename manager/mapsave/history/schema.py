@@ -78,10 +78,8 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
     """Yield the connection that writes; the database is made, or migrated, if it must be.
 
     It is durable: a transaction is on stable storage when COMMIT returns (sqlite.org/pragma.html,
-    synchronous=FULL). Any thread may use it, one at a time.
-
-    Raises Unsupported for a database of a newer mapsave, Refused for one that is damaged or cannot
-    be written, NotPermitted.
+    synchronous=FULL). Any thread may use it, one at a time. Raises Unsupported for a database of a
+    newer mapsave, Refused for one that is damaged or cannot be written, NotPermitted.
     """
     locks.state_directory(path.parent, ".")
     with contextlib.ExitStack() as stack:

@@ -75,9 +75,7 @@ async def save(
     ``more`` are names of hooks by moment, run after those of the configuration. The time limit of
     the request does not count the hooks' time, which have their own. ``report`` is informed of
     hooks after the save by a phase of the moment's name: the image is committed, or the save has
-    failed.
-
-    Raises HookRefused or NotPermitted where a hook refuses it, and what the save raises.
+    failed. Raises HookRefused or NotPermitted where a hook refuses it, and what the save raises.
     """
     from mapsave.operations import save as saving
 

@@ -48,9 +48,8 @@ async def run(
     """Run the hook ``name`` of ``directory`` with ``facts`` on its standard input.
 
     ``say`` gets each line that it prints. After ``timeout`` seconds, or where we are cancelled, its
-    process group is told to end, and killed ``grace`` seconds later.
-
-    Raises NotPermitted if others could have written it, OSError or ValueError if it cannot run.
+    process group is told to end, and killed ``grace`` seconds later. Raises NotPermitted if others
+    could have written it, OSError or ValueError if it cannot run.
     """
     with contextlib.ExitStack() as stack:
         executable = stack.enter_context(_checked(directory, name))

@@ -39,9 +39,8 @@ async def run(
     Each gets ``facts`` as a JSON object on its standard input. One that is over its time is told to
     end, and killed ``grace`` seconds later; so it is where we are cancelled.
 
-    Before an operation the first that says no, or fails, is the last. Raises HookRefused then,
-    or NotPermitted where others than root could have written the hook; after an operation
-    nothing.
+    Before an operation the first that says no, or fails, is the last. Raises HookRefused then, or
+    NotPermitted where others than root could have written the hook; after an operation nothing.
     """
     if not (names := hooks.of(moment) + more):
         return

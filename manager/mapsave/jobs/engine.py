@@ -71,10 +71,8 @@ async def run(
     could not begin is tried again as ``retries`` says; in the meantime another guest has its place.
     One guest's failure is a line of the summary, not the end of the job. Images that ``keep`` does
     not keep are removed afterwards, those of guests that were saved now. Cancelled, the saves under
-    way put their guests back first.
-
-    Raises ConfigError where the job names no guest or ambiguous images, Interrupted in place of a
-    cancellation: it names the guests that were saved by then.
+    way put their guests back first. Raises ConfigError where the job names no guest or ambiguous
+    images, Interrupted in place of a cancellation: it names the guests that were saved by then.
     """
     now = datetime.datetime.now(datetime.UTC)
     slots = asyncio.Semaphore(job.concurrency)

@@ -161,9 +161,8 @@ async def prune(
 
     ``guests`` are those of the job if not given; ``made`` are paths of images that a run has just
     made, which are kept. With ``dry_run`` nothing is removed. An image that is in use is kept until
-    the next time. A job that keeps all has no lines.
-
-    Raises ConfigError, BadDirectory, NotPermitted.
+    the next time. A job that keeps all has no lines. Raises ConfigError, BadDirectory,
+    NotPermitted.
     """
     if job.keep is None:
         return []

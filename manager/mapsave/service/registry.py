@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import re
@@ -100,7 +99,7 @@ class Operations:
             await new.wait_end()
         except asyncio.CancelledError:
             self._cancel(new)
-            await _to_the_end(new)
+            await shielded.to_the_end(new.wait_end())
             if new.error is not None:
                 raise
             current = asyncio.current_task()
@@ -202,10 +201,14 @@ class Operations:
             )
         return found.pop()
 
+    async def look_up(self, operation: str) -> Operation | Record | None:
+        """Return an operation; None where there is none of that id."""
+        found = self._known(operation) or await self._history.get(operation)
+        return found or self._known(operation)  # it may have begun while the history was asked
+
     async def get(self, operation: str) -> Operation | Record:
         """Return an operation. Raises UnknownOperation."""
-        found = self._known(operation) or await self._history.get(operation)
-        if found is None:
+        if (found := await self.look_up(operation)) is None:
             raise errors.UnknownOperation(f"no operation {operation!r}")
         return found
 
@@ -344,10 +347,3 @@ class Operations:
 
     def _publish(self, active: Operation) -> None:
         self._hub.publish("operation", active.as_dict(), active.id)
-
-
-async def _to_the_end(active: Operation) -> None:
-    """Wait for the end although we are cancelled ourselves."""
-    while not active.is_over:
-        with contextlib.suppress(asyncio.CancelledError):
-            await active.wait_end()

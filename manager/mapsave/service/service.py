@@ -67,9 +67,8 @@ class Service:
         """``load`` reads the configuration again; ``problems`` are what makes it degraded.
 
         ``notifying`` says for each kind of operation whether webhooks are sent its outcome.
-        ``start_job`` begins a run of a job that is due.
-
-        Raises ConfigError where a group is missing.
+        ``start_job`` begins a run of a job that is due. Raises ConfigError where a group is
+        missing.
         """
         self.problems = list(problems)
         self._load = load

@@ -24,8 +24,7 @@ _LONGEST_STATUS = 500  # characters: systemctl shows one line
 class Notifier:
     """Reports the service's state to systemd, at ``address``; does nothing where that is None.
 
-    It never waits and never raises: a service does not fail because its state cannot be
-    reported.
+    It never waits and never raises: a service does not fail because its state cannot be reported.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -112,9 +111,8 @@ def listen_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
     """Return the listening sockets that systemd passed to this process, in its order.
 
     They do not block, and children do not inherit them. $LISTEN_PID, $LISTEN_FDS and
-    $LISTEN_FDNAMES are taken out of ``environ``.
-
-    Raises ConfigError where one is not a unix stream socket that listens; then all are closed.
+    $LISTEN_FDNAMES are taken out of ``environ``. Raises ConfigError where one is not a unix stream
+    socket that listens; then all are closed.
     """
     pid, count, names = (
         environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")

@@ -85,15 +85,20 @@ async def send(
     if not wanted:
         return
     body = strict_json.dumps(dict(message), default=str).encode("ascii")
-    async with _session() as session, asyncio.TaskGroup() as group:
+    async with await _session() as session, asyncio.TaskGroup() as group:
         for number, webhook in wanted:
             group.create_task(_send_one(session, number, webhook, body, pace))
 
 
-def _session() -> aiohttp.ClientSession:
+async def _session() -> aiohttp.ClientSession:
+    import ssl
+
     import aiohttp
 
+    # aiohttp's own has no certificates: see ``mapsave serve``. In a thread, for it reads files.
+    secured = await asyncio.to_thread(ssl.create_default_context)
     return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=secured),
         headers={
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from mapsave.config import Config, Guest
-from mapsave.evacuation import restore_all, save_all, save_run
 from mapsave.hooks import around, recover
 from mapsave.hooks.around import More
 from mapsave.image import store
@@ -247,6 +246,7 @@ async def _prune(task: Task, request: requests.Prune) -> Facts:
 
 async def _save_all(task: Task, request: requests.SaveAll) -> Facts:
     """Save all guests; no slots and no bandwidth: the host is about to go down."""
+    from mapsave.evacuation import save_all, save_run
 
     async def saver(guest: Guest, wanted: save_request.Request, whole: Report) -> SaveResult:
         async def work(child: Task) -> SaveResult:
@@ -262,6 +262,7 @@ async def _save_all(task: Task, request: requests.SaveAll) -> Facts:
 
 async def _restore_all(task: Task, request: requests.RestoreAll) -> Facts:
     """Restore what save-all saved; each restore is an operation of its own."""
+    from mapsave.evacuation import restore_all
 
     async def restorer(wanted: restore_request.Request, whole: Report) -> RestoreResult:
         async def work(child: Task) -> RestoreResult:

@@ -20,7 +20,8 @@ from mapsave.service.peers import Peer, Role
 from mapsave.service.service import Service
 from mapsave.strict_json import Facts
 
-Handler = Callable[["Call"], Awaitable[Facts | web.StreamResponse]]
+Answered = Facts | web.StreamResponse
+Handler = Callable[["Call"], Answered | Awaitable[Answered]]
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +107,9 @@ def _handler(
         query = queries.parse(route.query, request.query, _repeated(request))
         patience = connections.patience
         body = await _body(request, patience.body) if route.takes_body else None
-        found = await route.handler(Call(service, request, peer, query, body, patience))
+        found = route.handler(Call(service, request, peer, query, body, patience))
+        if isinstance(found, Awaitable):
+            found = await found
         if isinstance(found, web.StreamResponse):
             return found
         return as_json(found, status=route.status)

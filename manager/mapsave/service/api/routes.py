@@ -24,14 +24,6 @@ OWN_ID_HEADER = "Mapsave-Operation"
 _OWN_ID_WORDS = "An id chosen by the client: a repeated request starts nothing twice."
 
 
-async def _health(call: Call) -> Facts:
-    return call.service.health()
-
-
-async def _openapi(call: Call) -> Facts:
-    return _document()
-
-
 @functools.cache
 def _document() -> Facts:
     """Return the OpenAPI document, which takes long enough to make that others would notice."""
@@ -43,33 +35,12 @@ async def _metrics(call: Call) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": kind})
 
 
-async def _guests(call: Call) -> Facts:
-    return {"guests": views.guests(call.service)}
-
-
-async def _guest(call: Call) -> Facts:
-    return await views.guest(call.service, call.part("guest"))
-
-
-async def _images(call: Call) -> Facts:
-    return await views.image_listing(call.service)
-
-
 async def _image(call: Call) -> Facts:
     request = requests.parse({"kind": "verify", "image": call.part("image")})
     path = permission.path_of(call.service.config, str(request.image))
     found = await call.service.looking.run(inspect.inspect, path, call.service.config)
-    if call.peer.role < Role.OPERATOR:
-        found["command"] = found["names"] = None  # their arguments may hold passwords
-    return found
-
-
-async def _jobs(call: Call) -> Facts:
-    return await views.jobs(call.service)
-
-
-async def _job(call: Call) -> Facts:
-    return await views.job(call.service, call.service.jobs.get(call.part("job")))
+    # Their arguments may hold passwords.
+    return found if call.peer.role >= Role.OPERATOR else {**found, "command": None, "names": None}
 
 
 async def _operations(call: Call) -> Facts:
@@ -95,8 +66,7 @@ async def _begin(call: Call) -> web.Response:
     if own is not None:
         if not _OWN_ID.fullmatch(own):
             raise errors.RequestInvalid(f"{OWN_ID_HEADER}: must be 12 hexadecimal digits")
-        # Another request of that id may have begun while the history was asked.
-        known = await _known(call, own) or service.operations.find_active(own)
+        known = await service.operations.look_up(own)
         if known is not None:
             if known.user != call.peer.name:
                 raise errors.Busy(f"{OWN_ID_HEADER}: operation {known.id} already exists")
@@ -106,14 +76,6 @@ async def _begin(call: Call) -> web.Response:
         new, lambda active: work.perform(service, active, request, call.peer)
     )
     return _accepted(begun)
-
-
-async def _known(call: Call, own: str) -> Operation | Record | None:
-    """Return the operation of an id that the client has chosen; None where it is a new one."""
-    try:
-        return await call.service.operations.get(own)
-    except errors.UnknownOperation:
-        return None
 
 
 def _accepted(operation: Operation | Record) -> web.Response:
@@ -185,17 +147,32 @@ async def _reload(call: Call) -> Facts:
 _ONE = "/v1/operations/{operation}"
 
 ROUTES: tuple[Route, ...] = (
-    Route("/v1/health", "State of the service", _health, responses.Health),
-    Route("/v1/openapi.json", "This document", _openapi),
+    Route("/v1/health", "State of the service", lambda c: c.service.health(), responses.Health),
+    Route("/v1/openapi.json", "This document", lambda _: _document()),
     Route("/metrics", "Metrics for Prometheus", _metrics),
-    Route("/v1/guests", "The guests of the configuration", _guests, responses.Guests),
-    Route("/v1/guests/{guest}", "One guest, its images and operations", _guest, responses.Guest),
-    Route("/v1/images", "The images", _images, responses.Images),
+    Route(
+        "/v1/guests",
+        "The guests of the configuration",
+        lambda call: {"guests": views.guests(call.service)},
+        responses.Guests,
+    ),
+    Route(
+        "/v1/guests/{guest}",
+        "One guest, its images and operations",
+        lambda call: views.guest(call.service, call.part("guest")),
+        responses.Guest,
+    ),
+    Route("/v1/images", "The images", lambda c: views.image_listing(c.service), responses.Images),
     Route(
         "/v1/images/{image}", "Contents of an image", _image, responses.ImageContents, errors=(422,)
     ),
-    Route("/v1/jobs", "The save jobs", _jobs, responses.Jobs),
-    Route("/v1/jobs/{job}", "One save job", _job, responses.Job),
+    Route("/v1/jobs", "The save jobs", lambda call: views.jobs(call.service), responses.Jobs),
+    Route(
+        "/v1/jobs/{job}",
+        "One save job",
+        lambda call: views.job(call.service, call.service.jobs.get(call.part("job"))),
+        responses.Job,
+    ),
     Route(
         "/v1/operations",
         "Operations, newest first",
