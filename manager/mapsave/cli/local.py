@@ -26,7 +26,12 @@ def run(work: Coroutine[object, object, T], given: Globals) -> T:
 
     Raises Interrupted after that, or what ``work`` raises.
     """
-    _log_to_stderr(given)
+    level = logging.DEBUG if given.debug else logging.WARNING
+    form = f"{output.clear_line()}mapsave: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level, format=form)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # Its errors are about connections that ended, which operations report themselves.
+    logging.getLogger("qemu.qmp").setLevel(logging.DEBUG if given.debug else logging.CRITICAL)
     return asyncio.run(_cancellable(work, given.stop))
 
 
@@ -50,15 +55,6 @@ async def _cancellable(work: Coroutine[object, object, T], stop: interruption.St
             return await task
         except asyncio.CancelledError:
             raise interruption.undone(stop.name or "cancellation") from None
-
-
-def _log_to_stderr(given: Globals) -> None:
-    level = logging.DEBUG if given.debug else logging.WARNING
-    form = f"{output.clear_line()}mapsave: %(message)s"
-    logging.basicConfig(stream=sys.stderr, level=level, format=form)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    # Its errors are about connections that ended, which operations report themselves.
-    logging.getLogger("qemu.qmp").setLevel(logging.DEBUG if given.debug else logging.CRITICAL)
 
 
 @contextlib.contextmanager

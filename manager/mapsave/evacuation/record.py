@@ -159,18 +159,15 @@ def _replace(path: Path, entries: tuple[Entry, ...]) -> None:
         if entries:
             guests = [dataclasses.asdict(other) for other in entries]
             text = json.dumps({"version": _VERSION, "guests": guests}, indent=1) + "\n"
-            _write_durably(path.with_name(path.name + ".new"), text)
-            os.rename(path.with_name(path.name + ".new"), path)
+            new = path.with_name(path.name + ".new")
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(fd)
+            os.rename(new, path)
         else:
             path.unlink(missing_ok=True)
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(fd)

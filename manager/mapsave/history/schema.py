@@ -65,10 +65,9 @@ _QUERIES = (
     "SELECT number, operation, time, step, data FROM steps LIMIT 1",
     "SELECT job, time FROM runs LIMIT 1",
 )
-_PASSING = (
-    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
-)
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_SPACE_HINT = "free some space there, or set 'state:' in the configuration"
 # Never change one that was released: append another.
 MIGRATIONS = (_FIRST, _PARTS_OF_OTHERS)
 
@@ -112,9 +111,9 @@ def failure(path: Path, doing: str, error: Exception) -> errors.Refused:
     primary = code & 0xFF if code is not None else None  # sqlite.org/rescode.html
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or isinstance(error, ValueError):
         hint = "move it and its -wal file away; only the history is lost, no guest and no image"
-    elif primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        hint = "free some space there, or set 'state:' in the configuration"
-    elif primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    elif primary in _NO_ROOM:
+        hint = _SPACE_HINT
+    elif primary in _LOCKED:
         hint = "another program has locked it; find it with fuser(1)"
     else:
         hint = None
@@ -122,17 +121,15 @@ def failure(path: Path, doing: str, error: Exception) -> errors.Refused:
     return errors.Refused(
         f"cannot {doing} the history {str(path)!r}: {error}",
         hint=hint,
-        **({"may_pass": True} if primary in _PASSING else {}),
+        **({"may_pass": True} if primary in (*_NO_ROOM, *_LOCKED) else {}),
     )
 
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    hint = "free some space there, or set 'state:' in the configuration"
+    doing = f"open the history {str(path)!r}"
     try:
-        with locks.state_errors(
-            f"open the history {str(path)!r}", failure=errors.Refused, hint=hint
-        ):
+        with locks.state_errors(doing, failure=errors.Refused, hint=_SPACE_HINT):
             yield
     except sqlite3.Error as error:
         raise failure(path, "open", error) from None

@@ -131,7 +131,8 @@ async def _around(
             return
         report(progress.Progress(moment))
         try:
-            async with asyncio.timeout_at(_end()):
+            end, now = _until.get(), asyncio.get_running_loop().time()
+            async with asyncio.timeout_at(None if end is None else max(end, now) + _GRACE):
                 await run(moment, **outcome_facts)
         except TimeoutError:
             _log.warning("the hooks of %s were stopped: no time left", moment)
@@ -157,14 +158,6 @@ async def _around(
         known = {"guest": result.guest, "image": result.image}
         await run_behind(after, outcome="success", result=result.as_dict(), **known)
     return result
-
-
-def _end() -> float | None:
-    """Return when the hooks after an operation have to end, by the event loop's clock."""
-    deadline = _until.get()
-    if deadline is None:
-        return None
-    return max(deadline, asyncio.get_running_loop().time()) + _GRACE
 
 
 def _note(log: journal.Journal | None, moment: Moment, facts: Facts) -> None:

@@ -171,11 +171,7 @@ def _entry(path: str, uuid: str | None = None) -> Entry | None:
     except errors.MapsaveError:
         return None
     good = (entry for entry in entries if recover_result.is_good(entry))
-    return next((entry for entry in good if uuid in (None, _uuid(entry))), None)
-
-
-def _uuid(entry: Entry) -> str | None:
-    return str(entry.block.uuid) if entry.block is not None else None
+    return next((e for e in good if uuid in (None, str(e.block.uuid) if e.block else None)), None)
 
 
 def _saved(config: Config, outer: Orphan) -> Entry | None:

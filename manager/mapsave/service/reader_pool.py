@@ -11,7 +11,6 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent import futures
-from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from mapsave import errors
@@ -38,13 +37,8 @@ class Looking:
             threading.Thread(target=self._work, name=name, daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for _ in range(self._threads):
+    def __exit__(self, *_: object) -> None:
+        for _number in range(self._threads):
             self._queue.put(None)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

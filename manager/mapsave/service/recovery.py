@@ -40,17 +40,12 @@ _HANDED_OVER = ("mark", "run")
 class Recovery:
     """Recovers at the start, and whenever an operation has left something to it.
 
-    What cannot be dealt with yet is tried again.
+    What cannot be dealt with yet is tried again. ``config`` returns the configuration in force.
     """
 
     def __init__(
-        self,
-        operations: Operations,
-        slots: Slots,
-        history: History,
-        config: Callable[[], Config],
+        self, operations: Operations, slots: Slots, history: History, config: Callable[[], Config]
     ) -> None:
-        """``config`` returns the configuration in force."""
         self._operations = operations
         self._save_slots = slots
         self._history = history
@@ -73,14 +68,9 @@ class Recovery:
 
     async def _hold_slots(self) -> None:
         """Hold the slots of the saves that QEMU may still be doing."""
-        saves = [
-            each
-            for each in self._interrupted.values()
-            if each.kind == "save" and each.state != State.PENDING
-        ]
-        if not saves:
-            return
-        device = await self._device()
+        under_way = [e for e in self._interrupted.values() if e.state != State.PENDING]
+        saves = [each for each in under_way if each.kind == "save"]
+        device = await self._device() if saves else 0
         for each in saves:
             stack = self._slots[each.id] = contextlib.ExitStack()
             stack.enter_context(self._save_slots.hold(device))
@@ -229,11 +219,8 @@ class Recovery:
         if record.kind == "restore":
             path = str(line["image"] if line else self._config().images / str(record.image))
             entry = images.get(os.path.realpath(path))
-            over = (
-                line is None
-                and record.step in _HANDED_OVER
-                and (entry is not None and entry.state is store.EntryState.RESTORED)
-            )
+            used = entry is not None and entry.state is store.EntryState.RESTORED
+            over = line is None and record.step in _HANDED_OVER and used
             if over or outcome in (recover_restore.RUNS, recover_restore.ENDED_SINCE):
                 return results.recovered_restore(entry, line, record.guest).as_dict()
         return None

@@ -60,10 +60,12 @@ class Scheduler:
             if known is not None and known.schedule == job.schedule and job.name in self._next:
                 found[job.name] = self._next[job.name]
                 continue
-            last = await self._last_run(job.name)
-            if last is None:
+            ran = await self._history.last_run(job.name)
+            if ran is None:
                 await self._history.ran(job.name, now.timestamp())  # counts from now on
-            elif schedules.missed(job.schedule, last, now):
+            elif schedules.missed(
+                job.schedule, datetime.datetime.fromtimestamp(ran, datetime.UTC), now
+            ):
                 _log.info("job %s: a run was missed, starting it now", job.name)
                 found[job.name] = now
                 continue
@@ -90,11 +92,9 @@ class Scheduler:
                 if (job := self._jobs.get(name)) is not None and name in self._next:
                     await self._due(job, now)
             waits = [(when - self._now()).total_seconds() for when in self._next.values()]
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(min([_LOOK, *waits]), 0)):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
 
     def _set_back(self, now: datetime.datetime) -> None:
         """Compute the times again: those of a clock that was ahead may be years away."""
@@ -122,10 +122,6 @@ class Scheduler:
     def _after(self, job: Job, now: datetime.datetime) -> datetime.datetime:
         assert job.schedule is not None
         return schedules.next_run(job.schedule, now) + schedules.jitter(job.schedule, self._random)
-
-    async def _last_run(self, job: str) -> datetime.datetime | None:
-        last = await self._history.last_run(job)
-        return None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC)
 
 
 def as_time(seconds: float | None) -> str | None:

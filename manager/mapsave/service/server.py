@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from aiohttp import web
 
@@ -42,7 +42,8 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
     Raises ServiceRunning, ConfigError, NotPermitted.
     """
     notifier = systemd.Notifier.from_environment(os.environ)
-    _raise_descriptor_limit()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each connection is a descriptor
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     running: Service | None = None
@@ -56,8 +57,9 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with contextlib.AsyncExitStack() as stack:
         # First of all, for both go on until everything else has ended.
-        stack.callback(_task(systemd.beat(notifier, systemd.watchdog_interval(os.environ))).cancel)
-        stack.callback(_task(_extend(notifier, stop, limit)).cancel)
+        interval = systemd.watchdog_interval(os.environ)
+        stack.callback(asyncio.create_task(systemd.beat(notifier, interval)).cancel)
+        stack.callback(asyncio.create_task(_extend(notifier, stop, limit)).cancel)
         stack.enter_context(sockets.only_one(config.state))
         opening = history_opening.opened(config.state / "journal.db")
         kept, problems = await stack.enter_async_context(opening)
@@ -65,7 +67,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
         notifier.ready()
         notifier.status(_summary(running))
         _log.info("serving at %s", config.socket)
-        reloading = _task(_reload_when(reload, running, notifier))
+        reloading = asyncio.create_task(_reload_when(reload, running, notifier))
         await stop.wait()
         reloading.cancel()
         _end_at_last(limit())
@@ -155,10 +157,6 @@ def _ending(running: Service) -> str:
     return "finished" if running.config.service.on_stop == "finish" else "cancelled"
 
 
-def _task(work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-    return asyncio.create_task(work)
-
-
 async def _extend(notifier: Notifier, stop: asyncio.Event, limit: Callable[[], float]) -> None:
     """Ask systemd for more time once we stop, while there may be saves to finish.
 
@@ -192,12 +190,6 @@ def _end_at_last(limit: float) -> None:
     timer = threading.Timer(limit + _UNDOING, end)
     timer.daemon = True
     timer.start()
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as we may have: each connection is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.asynccontextmanager

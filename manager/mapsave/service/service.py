@@ -47,10 +47,6 @@ _FIXED = ("state", "socket")
 _FIXED_OF_SERVICE = ("group", "listen", "log")
 
 
-def _nothing() -> None:
-    """Do nothing: no connections yet."""
-
-
 class Service:
     """The service of one host. Make one with ``server.started``."""
 
@@ -90,7 +86,8 @@ class Service:
         self.verifying = Looking(_LOOKING, registry.MOST)
         listen = config.service.listen
         self.tls = None if listen is None else Tls(listen)
-        self.retire: Callable[[], None] = _nothing  # closes connections of older certificates
+        # Closes connections of older certificates, once there are any.
+        self.retire: Callable[[], None] = lambda: None
         self._reloading = asyncio.Lock()
 
     async def reload(self) -> list[str]:
@@ -164,17 +161,11 @@ class Service:
 
     def _has_ended(self, ended: Operation) -> None:
         self.recovery.ended(ended.id)
-        self._notify(ended)
-
-    def _notify(self, ended: Operation) -> None:
-        """Tell the webhooks of an operation that is part of no other."""
-        if not self._notifying[ended.kind] or not self.config.notify or ended.parent is not None:
-            return
-        found = ended.as_dict()
-        telling = webhooks.send(
-            self.config.notify, webhooks.message_of(found), webhooks.outcome_of(found)
-        )
-        self.spawn(f"notification of {ended.kind} {ended.id}", telling)
+        webhook = self.config.notify
+        if self._notifying[ended.kind] and webhook and ended.parent is None:
+            found = ended.as_dict()
+            telling = webhooks.send(webhook, webhooks.message_of(found), webhooks.outcome_of(found))
+            self.spawn(f"notification of {ended.kind} {ended.id}", telling)
 
     def _sources(self, history: History) -> Sources:
         def pending() -> int:

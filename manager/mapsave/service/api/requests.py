@@ -40,8 +40,7 @@ def _guest(value: str) -> str:
 
 
 def _xml(value: str) -> str:
-    if not value.isascii():
-        value.encode()  # raises a ValueError where it is no text
+    value.encode()  # raises a ValueError where it is no text
     return value
 
 

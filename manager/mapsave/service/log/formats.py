@@ -31,30 +31,22 @@ def as_text(entry: Facts) -> str:
     return f"{entry['time']} {entry['level']} {_line(entry, *_TAIL)}"
 
 
-class ForJournald:
-    """Sends entries to journald; returns those that it does not take as lines for stderr.
+def to_journald(journal: journald.Journald, entry: Facts) -> str:
+    """Send the entry; return the empty text where journald has taken it, else a line for stderr.
 
-    These have the prefixes by which systemd knows their priority, see sd-daemon(3).
+    That has the prefix by which systemd knows its priority, see sd-daemon(3).
     """
-
-    def __init__(self, journal: journald.Journald) -> None:
-        self._journal = journal
-
-    def __call__(self, entry: Facts) -> str:
-        """Return the empty text where journald has taken the entry."""
-        priority = journald.PRIORITIES.get(str(entry["level"]), journald.PRIORITIES["info"])
-        fields = {"PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER}
-        for key, value in entry.items():
-            if key not in _HEAD and value is not None:
-                fields[journald.field_name("MAPSAVE_", key)] = _plain(value)
-        fields["MESSAGE"] = _line(entry)
-        if "exception" in entry:
-            # A field may have lines, and journalctl shows them; only they are left as they are.
-            lines = str(entry["exception"]).split("\n")
-            fields["MESSAGE"] += "\n" + "\n".join(map(_escaped, lines))
-        if self._journal.send(fields):
-            return ""
-        return f"<{priority}>{_line(entry, *_TAIL)}"
+    priority = journald.PRIORITIES.get(str(entry["level"]), journald.PRIORITIES["info"])
+    fields = {"PRIORITY": str(priority), "SYSLOG_IDENTIFIER": _IDENTIFIER}
+    for key, value in entry.items():
+        if key not in _HEAD and value is not None:
+            fields[journald.field_name("MAPSAVE_", key)] = _plain(value)
+    fields["MESSAGE"] = _line(entry)
+    if "exception" in entry:
+        # A field may have lines, and journalctl shows them; only they are left as they are.
+        lines = str(entry["exception"]).split("\n")
+        fields["MESSAGE"] += "\n" + "\n".join(map(_escaped, lines))
+    return "" if journal.send(fields) else f"<{priority}>{_line(entry, *_TAIL)}"
 
 
 def _ordered(entry: Facts) -> list[str]:
@@ -71,7 +63,9 @@ def _line(entry: Facts, *tail: str) -> str:
     for key in _ordered(entry):
         if key not in _HEAD and (key in tail or key not in _TAIL) and entry[key] is not None:
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", str(key))
-            words.append(f"{name}={_value(_plain(entry[key]))}")
+            text = _plain(entry[key])
+            is_bare = _BARE.fullmatch(text) and text.isprintable()
+            words.append(f"{name}={text if is_bare else _quoted(text)}")
     return " ".join(words)
 
 
@@ -81,12 +75,6 @@ def _plain(value: object) -> str:
     if isinstance(value, (bool, dict, list)):
         return json.dumps(value, default=str)
     return str(value)
-
-
-def _value(text: str) -> str:
-    if _BARE.fullmatch(text) and text.isprintable():
-        return text
-    return _quoted(text)
 
 
 def _quoted(text: str) -> str:

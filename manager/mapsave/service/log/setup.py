@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import datetime
+import functools
 import logging
 import os
 import select
@@ -80,7 +81,7 @@ class _Handler(logging.Handler):
         self._journald = journald.Journald(journal) if form == "journald" else None
         self._write: Callable[[Facts], str] = formats.as_text
         if self._journald is not None:
-            self._write = formats.ForJournald(self._journald)
+            self._write = functools.partial(formats.to_journald, self._journald)
         elif form == "json":
             self._write = formats.as_json
 
