@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,9 @@ from mapsave import errors, units
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
 from mapsave.cli.save import Channels, Duration, rate
-from mapsave.operations.results import RestoreResult
+
+if TYPE_CHECKING:
+    from mapsave.operations.results import RestoreResult
 
 
 @click.command("restore", cls=Command)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mapsave import units
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
-from mapsave.operations.results import RestoreResult, SaveResult
+
+if TYPE_CHECKING:
+    from mapsave.operations.results import RestoreResult, SaveResult
 
 _WORTH_A_RATE = 64 * units.MIB
 _SWITCH = click.Choice(["auto", "on", "off"])

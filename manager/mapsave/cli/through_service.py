@@ -7,8 +7,6 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, cast
 
-import msgspec
-
 from mapsave import errors
 from mapsave.cli import here
 from mapsave.cli.here import Options, Result
@@ -17,7 +15,6 @@ from mapsave.client.connection import Client
 from mapsave.client.delegate import Patience
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
-from mapsave.operations.results import RestoreResult, SaveResult
 
 if TYPE_CHECKING:
     from mapsave.config import Config, Guest
@@ -29,6 +26,7 @@ if TYPE_CHECKING:
     from mapsave.operations.images import Listing
     from mapsave.operations.preview import Preview
     from mapsave.operations.recover import Recovered
+    from mapsave.operations.results import RestoreResult, SaveResult
 
 _PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 
@@ -41,14 +39,22 @@ class ThroughService:
         self._config = config
 
     def save(self, guest: Guest, options: Options, report: Report) -> SaveResult:
+        import msgspec
+
+        from mapsave.operations import results
+
         done = self._perform("save", report, guest=_address(guest), save=self._save(options))
-        return msgspec.convert(done, SaveResult)
+        return msgspec.convert(done, results.SaveResult)
 
     def restore(self, image: str, options: Options, report: Report) -> RestoreResult:
+        import msgspec
+
+        from mapsave.operations import results
+
         into = options["into"] and os.path.abspath(options["into"])
         asked = _given({**options, "into": into})
         done = self._perform("restore", report, image=self._name(image), restore=asked)
-        return msgspec.convert(done, RestoreResult)
+        return msgspec.convert(done, results.RestoreResult)
 
     def check(self, guest: Guest, options: Options) -> tuple[Preview, errors.MapsaveError | None]:
         found = self._perform("check", guest=_address(guest), check=self._save(options))
