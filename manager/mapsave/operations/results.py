@@ -11,17 +11,19 @@ import dataclasses
 import datetime
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mapsave.image.image import Partial
-from mapsave.image.metadata import Metadata
-from mapsave.image.store import Entry
-from mapsave.image.validation import Contents
-from mapsave.labels.label import Label
-from mapsave.migration.guest_state import Paused
 from mapsave.migration.run_states import RunState
-from mapsave.operations.save_transfer import SaveJob
-from mapsave.operations.written import Written
+
+if TYPE_CHECKING:  # who only reads a result, as the commands do, needs none of these
+    from mapsave.image.image import Partial
+    from mapsave.image.metadata import Metadata
+    from mapsave.image.store import Entry
+    from mapsave.image.validation import Contents
+    from mapsave.labels.label import Label
+    from mapsave.migration.guest_state import Paused
+    from mapsave.operations.save_transfer import SaveJob
+    from mapsave.operations.written import Written
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -143,7 +145,7 @@ def recovered_restore(
     entry: Entry | None, line: Mapping[str, Any] | None, guest: str | None
 ) -> RestoreResult:
     """Return the result of a restore whose guest was resumed; ``line`` is what recovery did."""
-    known = entry.metadata if entry is not None else Metadata()
+    known: Metadata = entry.metadata if entry is not None else {}
     reported = line or {}
     return RestoreResult(
         image=reported.get("image") or (entry.path if entry is not None else None),
