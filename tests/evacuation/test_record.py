@@ -1,6 +1,5 @@
 """The record: replaced whole, never read wrong, and only one at it."""
 
-import dataclasses
 import json
 import stat
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from mapsave import errors
 from mapsave.evacuation import record
 from mapsave.evacuation.record import Entry
+from msgspec import structs
 
 ONE = Entry("web", "/images/web.mapsave", True, 3, "uuid-1", 17.5)
 TWO = Entry("db", "/images/db.mapsave", False)
@@ -71,7 +71,7 @@ def test_what_was_not_saved_is_tidied_away(tmp_path: Path) -> None:
     assert [each.guest for each in kept.entries] == ["web", "a", "b"]
 
 
-_GOOD = dataclasses.asdict(ONE)
+_GOOD = structs.asdict(ONE)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ import contextlib
 import email.utils
 import json
 import logging
+import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import mapsave
@@ -20,6 +23,7 @@ from mapsave.service import webhooks
 from mapsave.service_settings import Outcome, Webhook
 
 from tests.kit import wait
+from tests.service.authority import Authority
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,15 +56,17 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def served(*answers: Answer | int) -> AsyncIterator[Server]:
+async def served(
+    *answers: Answer | int, secured: ssl.SSLContext | None = None
+) -> AsyncIterator[Server]:
     server = Server(*answers)
     application = web.Application()
     application.router.add_post("/{tail:.*}", server.answer)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=secured).start()
+        server.url = f"http{'s' if secured else ''}://127.0.0.1:{runner.addresses[0][1]}/"
         yield server
     finally:
         await runner.cleanup()
@@ -96,6 +102,20 @@ def test_message(operation: dict[str, Any], outcome: Outcome) -> None:
         "outcome": outcome,
         "operation": operation,
     }
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
+async def test_https_is_verified_by_the_certificates_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """By those of now: what aiohttp read when it was imported is of no account."""
+    authority = Authority(tmp_path / "ca")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*map(str, authority.issue("/CN=webhook", "serverAuth")))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate) if is_known else os.devnull)
+    async with served(204, secured=context) as server:
+        await tell(server.url)
+    assert len(server.requests) == is_known
 
 
 async def test_a_webhook_gets_the_message(caplog: pytest.LogCaptureFixture) -> None:

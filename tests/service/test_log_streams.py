@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mapsave.service.log import journald, setup
+from mapsave.service.log import journald
 
 from tests.kit import tree
-from tests.service.observing import Receiver, receiving
+from tests.service.observing import Receiver, configured, receiving
 
 plain = logging.getLogger("mapsave.labels.test")
 
@@ -72,7 +72,7 @@ def pipe() -> Iterator[tuple[int, Any]]:
 def test_nobody_waits_for_a_reader_that_hangs(pipe: tuple[int, Any]) -> None:
     """The pipe blocks: only whoever asks before can go on."""
     reading, stream = pipe
-    with setup.configured("json", stream=stream):
+    with configured("json", stream=stream):
         for number in range(2000):
             plain.info("x" * 200, extra={"step": number})
         data = os.read(reading, 1 << 20)
@@ -87,7 +87,7 @@ def test_nobody_waits_for_a_reader_that_hangs(pipe: tuple[int, Any]) -> None:
 
 def test_a_line_longer_than_the_pipe_is_cut_and_the_next_is_whole(pipe: tuple[int, Any]) -> None:
     reading, stream = pipe
-    with setup.configured("json", stream=stream):
+    with configured("json", stream=stream):
         plain.info("x" * 300_000)
         assert 0 < len(os.read(reading, 1 << 20)) < 300_000
         plain.info("next")
@@ -98,7 +98,7 @@ def test_a_line_longer_than_the_pipe_is_cut_and_the_next_is_whole(pipe: tuple[in
 
 def test_a_reader_that_is_gone_is_no_error(pipe: tuple[int, Any]) -> None:
     reading, stream = pipe
-    with setup.configured("text", stream=stream):
+    with configured("text", stream=stream):
         other = os.dup(os.open(os.devnull, os.O_RDONLY))
         os.dup2(other, reading)
         os.close(other)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from mapsave import errors, shielded, strict_json
 from mapsave.image import image
@@ -30,8 +30,7 @@ NAME = "save-all.json"
 _VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A guest that was saved, or is about to be: then without ``uuid`` and ``time``.
 
     ``ran`` is whether it ran, ``uuid`` is the image's, ``time`` when the image was committed, in
@@ -58,7 +57,7 @@ class Entry:
         return os.path.lexists(self.image) or os.path.lexists(partial)
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _File(msgspec.Struct):
     version: int
     guests: tuple[Entry, ...]
 
@@ -80,9 +79,7 @@ class Record:
         with image.opened(path) as opened:
             uuid = str(opened.block.uuid)
         self.entries = tuple(
-            dataclasses.replace(entry, uuid=uuid, time=time.time())
-            if entry.image == path
-            else entry
+            structs.replace(entry, uuid=uuid, time=time.time()) if entry.image == path else entry
             for entry in self.entries
             if entry.guest != guest or entry.image == path
         )
@@ -157,7 +154,7 @@ def _replace(path: Path, entries: tuple[Entry, ...]) -> None:
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if entries:
-            guests = [dataclasses.asdict(other) for other in entries]
+            guests = [structs.asdict(other) for other in entries]
             text = json.dumps({"version": _VERSION, "guests": guests}, indent=1) + "\n"
             new = path.with_name(path.name + ".new")
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

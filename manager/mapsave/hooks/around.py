@@ -110,7 +110,7 @@ async def _around(
     more: More,
     facts: Facts,
     work: Callable[[], Awaitable[R]],
-    report: Report,
+    report: Report = progress.silent,
 ) -> R:
     before, after = MOMENTS[kind]
     hooks = config.hooks
