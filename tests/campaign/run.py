@@ -1,5 +1,6 @@
 """One seed, from its beginning to its end."""
 
+import os
 import random
 import shutil
 import signal
@@ -153,7 +154,8 @@ def _left_over(scene: Scene) -> None:
         partial.write_bytes(judge.FOREIGN)
         return
     # A save that dies before it has touched the guest leaves a partial image with a superblock.
-    struck.run(scene.site, "before", "label", "KILL", "save", scene.world.address, "--image", IMAGE)
+    words = ("save", scene.world.address, "--image", IMAGE, "--replace")
+    struck.run(scene.site, "before", "hand-over", "KILL", *words)
     if before == "partial that says saved":
         for path in struck.journals(scene.site):
             path.unlink()
@@ -168,7 +170,10 @@ def _say_saved(partial: Path) -> None:
     with partial.open("r+b") as file:
         block, _ = formats.slots(file.fileno())
         assert block is not None
-        superblock.write(file.fileno(), dataclasses.replace(block, state=superblock.State.SAVED))
+        size = max(os.fstat(file.fileno()).st_size, block.stream_offset)
+        file.truncate(size)
+        said = dataclasses.replace(block, state=superblock.State.SAVED, file_length=size)
+        superblock.write(file.fileno(), said)
 
 
 def _save(scene: Scene) -> None:

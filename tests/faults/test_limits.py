@@ -46,7 +46,8 @@ def saved(
     contents = guest.snapshot_ram(tmp_path / "ram")
     saving = ("save", guest.address, "--image", "x", "--then", "leave", *arguments)
     site.run(*saving, check=0, under=under)
-    with qemu.running(incoming=True) as destination:
+    accel = guest.argv[guest.argv.index("-accel") + 1]  # KVM and TCG differ in what the guest sees
+    with qemu.running(incoming=True, accel=accel) as destination:
         site.run("restore", "x", "--into", destination.address, check=0)
         ram.assert_same(contents, destination.ram)
     with images.opened(str(site.images / "x")) as opened:
