@@ -77,6 +77,22 @@ def test_a_save_whose_journal_is_damaged(
         assert _states(site) == {IMAGE: "saved"}
 
 
+@pytest.mark.parametrize("fill", [b"", b"\0"])
+def test_a_paused_guest_whose_last_line_lost_its_end(
+    site: cli.Site, guest: qemu.Qemu, fill: bytes
+) -> None:
+    """A line that is cut may be of a step that was not taken, or was taken and has rotten since."""
+    struck.run(site, "after", "pause", "KILL", *SAVE)
+    (journal,) = struck.journals(site)
+    whole = journal.read_bytes()
+    assert guest.status() == "paused"
+    journal.write_bytes(whole[:-1000] + 1000 * fill)
+    (line,) = site.run("recover", "--json", check=0).json()["operations"]
+    assert line["outcome"] == "save rolled back"
+    assert guest.status() == "running"
+    assert struck.journals(site) == []
+
+
 @pytest.mark.parametrize("length", [0, 30])
 def test_a_journal_cut_to_its_beginning(site: cli.Site, guest: qemu.Qemu, length: int) -> None:
     """As if its manager had died before the first step; but there is its partial image."""

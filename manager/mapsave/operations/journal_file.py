@@ -93,8 +93,10 @@ def parse(data: bytes, *, is_sealed: bool) -> Contents:
     if len(data) > _MOST:
         return Contents(facts, steps, is_damaged=True, is_unsure=True)
     if is_damaged and _is_torn(data, is_sealed=is_sealed):
-        # A crash of the host left a piece of the last line, whose step was not taken then.
-        return parse(data[: data.rfind(b"\n") + 1], is_sealed=is_sealed)
+        # A crash of the host, or a kill amid the write, left a piece of the last line, whose step
+        # was not taken then. But it may also have been whole, and rotten since.
+        whole = parse(data[: data.rfind(b"\n") + 1], is_sealed=is_sealed)
+        return dataclasses.replace(whole, is_unsure=bool(whole.steps))
     return Contents(facts, steps, is_damaged, is_unsure)
 
 
