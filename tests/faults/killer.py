@@ -9,6 +9,7 @@ then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid 
 destination of a restore. The file that MAPSAVE_TEST_MET names gets a line when it happens.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -59,7 +60,8 @@ def strike(signals: str) -> None:
                 # Sent to the process, another thread may take it, and this one goes on until then.
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             else:
-                os.kill(target, signal.Signals[f"SIG{name}"])
+                with contextlib.suppress(ProcessLookupError):  # a guest may have ended by then
+                    os.kill(target, signal.Signals[f"SIG{name}"])
     if pid:
         time.sleep(_SETTLE)
 

@@ -82,7 +82,7 @@ def test_a_paused_guest_whose_last_line_lost_its_end(
     site: cli.Site, guest: qemu.Qemu, fill: bytes
 ) -> None:
     """A line that is cut may be of a step that was not taken, or was taken and has rotten since."""
-    struck.run(site, "after", "pause", "KILL", *SAVE)
+    struck.run(site, "before", "migrate", "KILL", *SAVE)
     (journal,) = struck.journals(site)
     whole = journal.read_bytes()
     assert guest.status() == "paused"
