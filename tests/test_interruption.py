@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from mapsave.cli import interruption
+from mapsave.operations import journal
 
 
 def interrupt(number: signal.Signals = signal.SIGINT) -> None:
@@ -50,8 +51,9 @@ def test_one_that_comes_when_all_is_done_does_not_spoil_the_report() -> None:
     assert interruption.run(work, stop) == "done"
 
 
-def test_signal_that_another_thread_gets() -> None:
+def test_signal_that_another_thread_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The main thread is the one that has to notice."""
+    monkeypatch.setattr(journal, "_unfinished", {})  # of other tests in this process
     stop = interruption.Stop()
 
     def work() -> None:

@@ -101,10 +101,10 @@ def test_what_is_not_proved_fails(checkout: Path, break_it: str, complaint: str)
 
 
 def test_failing_command_fails_it(checkout: Path) -> None:
-    (checkout / "manager/mapsave/cli/inspect.py").write_text("raise SystemExit(6)\n")
+    (checkout / "manager/mapsave/cli/restore.py").write_text("raise SystemExit(6)\n")
     done = quickstart(checkout, MAPSAVE_GUEST="emulator")
     assert done.returncode == 1
-    assert "mapsave inspect demo.mapsave: exit code" in done.stderr
+    assert "mapsave restore demo.mapsave: exit code 6" in done.stderr
 
 
 def test_python_without_pip_is_explained(checkout: Path) -> None:

@@ -120,7 +120,7 @@ class Journal:
         except OSError as error:
             raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
         path = str(self.path)
-        _unfinished[path] = {**_unfinished.get(path, {}), **data, "step": step}
+        _unfinished[path] = {**_unfinished.get(path, {}), **data, "step": str(step)}
 
     def show(self, step: Step, data: Mapping[str, object]) -> None:
         """Show a recorded step to the watcher, which is of the event loop's thread."""
