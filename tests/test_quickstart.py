@@ -104,7 +104,7 @@ def test_failing_command_fails_it(checkout: Path) -> None:
     (checkout / "manager/mapsave/cli/restore.py").write_text("raise SystemExit(6)\n")
     done = quickstart(checkout, MAPSAVE_GUEST="emulator")
     assert done.returncode == 1
-    assert "mapsave restore demo.mapsave: exit code 6" in done.stderr
+    assert "mapsave restore demo.mapsave --json: exit code 6" in done.stderr
 
 
 def test_python_without_pip_is_explained(checkout: Path) -> None:
