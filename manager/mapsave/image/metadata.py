@@ -106,6 +106,13 @@ class BlockPart(TypedDict, total=False):
     used_pages: Size
 
 
+class DiskPart(TypedDict):
+    """The file of a disk, and when it was last changed: see ``operations.disks``."""
+
+    path: Word
+    modified_ns: Size  # since the epoch
+
+
 class Metadata(TypedDict, total=False):
     """All that mapsave reads from an image's metadata. ``duration_s`` in seconds."""
 
@@ -138,6 +145,7 @@ class Metadata(TypedDict, total=False):
     digests: DigestsPart
     structure_digest: Word
     written: WrittenPart
+    disks: list[DiskPart]
     recovery: dict[str, object]  # of a partial image: see ``operations.interrupted``
 
 

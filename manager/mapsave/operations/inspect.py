@@ -10,7 +10,7 @@ from mapsave.config import Config
 from mapsave.image import bitmaps, holes, image
 from mapsave.image.superblock import State
 from mapsave.image.validation import Contents
-from mapsave.operations import origin, restored_notes
+from mapsave.operations import disks, origin, restored_notes
 
 
 def inspect(path: str, config: Config | None = None) -> dict[str, object]:
@@ -129,7 +129,7 @@ def verify(path: str, config: Config | None = None) -> dict[str, object]:
             "ram_bytes": contents.stream.ram_bytes,
             "data_bytes": contents.data_bytes,
             "written": opened.metadata.get("written"),
-            "warnings": [*warnings, *warnings_of_holes(opened, contents)],
+            "warnings": [*warnings, *warnings_of_holes(opened, contents), *disks.changes(opened)],
         }
 
 

@@ -16,6 +16,8 @@ from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import process
 from mapsave.monitor.session import Session
 from mapsave.operations import (
+    disks,
+    drives,
     ending,
     journal_facts,
     kept,
@@ -291,8 +293,12 @@ async def _commit(
         return
     with recover_image.adopted(begun, held) as partial:
         contents, found = await _check(begun, partial, session)
+        known = partial.metadata()
+        if session is not None and begun.then != "resume":
+            opened = await drives.query(session)
+            known["disks"] = await shielded.in_thread(disks.record, begun.pid, opened)
         final = metadata.after(
-            partial.metadata(),
+            known,
             contents,
             begun.label,
             found,

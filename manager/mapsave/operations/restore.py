@@ -30,6 +30,7 @@ from mapsave.operations import (
     bounds,
     destination,
     destination_choice,
+    disks,
     giving_up,
     handing,
     hardware,
@@ -121,6 +122,7 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
             if not request.again and restored_notes.is_used(config.state, opened):
                 raise _used_up(opened)
             warnings = await shielded.in_thread(inspect.warnings_of_holes, opened, contents)
+            warnings += await shielded.in_thread(disks.changes, opened)
             for text in warnings:
                 _log.warning("%s", text)
             phases.enter("read" if request.through_libvirt else "start")

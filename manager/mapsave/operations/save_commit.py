@@ -18,7 +18,16 @@ from mapsave.labels.labelling import Applied
 from mapsave.migration import guest_state
 from mapsave.migration.outgoing import Outcome
 from mapsave.migration.run_states import RunState
-from mapsave.operations import check, ending, journal, metadata, restored_notes, results, written
+from mapsave.operations import (
+    check,
+    disks,
+    ending,
+    journal,
+    metadata,
+    restored_notes,
+    results,
+    written,
+)
 from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.steps import Step
 
@@ -253,8 +262,12 @@ async def commit(
     """Make the image valid under its name; only then may the guest go. ``proven``: as proved."""
     contents, found = proven
     job.phases.enter("commit")
+    known = job.metadata
+    if job.then != "resume":
+        recorded = await shielded.in_thread(disks.record, job.facts.pid, job.facts.drives)
+        known = {**known, "disks": recorded}
     final = metadata.after(
-        job.metadata,
+        known,
         contents,
         applied.label,
         found,
