@@ -1,10 +1,7 @@
 """The command line itself: help, usage errors, configuration, and that it starts quickly."""
 
-import configparser
 import io
 import json
-import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -155,56 +152,11 @@ def test_no_progress_where_it_is_not_wanted(
     assert terminal.getvalue() == ""
 
 
-# How the process ends: main.command() leaves without Python's own end.
-
-
-@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["config", "show"]])
-def test_readers_that_have_gone_are_no_failure(site: cli.Site, arguments: list[str]) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "w") as gone:
-        done = subprocess.run(
-            [*cli.COMMAND, "--config", str(site.config), *arguments],
-            cwd=tree.ROOT,
-            stdout=gone,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=30,
-        )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_all_of_a_long_output_arrives(site: cli.Site) -> None:
     site.guests = {f"guest-{n}": {"qmp": f"/run/{n}"} for n in range(5_000)}
     site.write()
     shown = site.run("config", "show", "--json", check=0)
     assert len(shown.json()["guests"]) == 5_000
-
-
-def test_command_without_standard_streams_keeps_its_exit_code(site: cli.Site) -> None:
-    for arguments, code in (("config show", 0), ("discard nosuch", 2)):
-        line = f"{shlex.join([*cli.COMMAND, '--config', str(site.config)])} {arguments}"
-        with processes.running(["sh", "-c", f"exec {line} >&- 2>&-"], cwd=tree.ROOT) as process:
-            assert process.wait(timeout=30) == code, arguments
-
-
-def test_installed_command_is_the_one_that_leaves_at_once() -> None:
-    configured = configparser.ConfigParser()
-    configured.read(tree.ROOT / "setup.cfg")
-    scripts = configured["options.entry_points"]["console_scripts"].split("\n")
-    assert "mapsave = mapsave.cli.main:command" in scripts
-    program = "import atexit; atexit.register(print, 'late'); from mapsave.cli import main; {}"
-    said = {}
-    for call in ("main.main(['--version'])", "main.command()"):
-        with processes.running(
-            [sys.executable, "-c", program.format(call), "--version"],
-            cwd=tree.ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            said[call] = process.communicate(timeout=30)[0]
-    version = cli.mapsave("--version").stdout
-    assert list(said.values()) == [version + "late\n", version]
 
 
 @pytest.mark.parametrize(
@@ -348,20 +300,3 @@ def test_without_a_service_its_commands_say_so(site: cli.Site, command: tuple[st
     failed = site.run(*command, check=3)
     assert "[service.unreachable]" in failed.stderr
     assert "mapsave serve" in failed.stderr
-
-
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_output_without_room_is_told_and_is_no_bug(options: list[str]) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*cli.COMMAND, "config", "show", *options],
-            env={**os.environ, "PYTHONPATH": tree.PYTHONPATH},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert "[output.failed]" in done.stderr
-    assert "Traceback" not in done.stderr

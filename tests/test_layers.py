@@ -171,7 +171,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str, foun
     [
         ("cli/a.py", "from mapsave import emulator, service, jobs, errors"),
         ("cli/a.py", "from . import b\nfrom mapsave.cli.c import d"),
-        ("__main__.py", "from mapsave.cli.main import command"),
+        ("__main__.py", "from mapsave.cli.start import command"),
         ("emulator/a.py", "from mapsave.image import stream_format\nfrom mapsave import units"),
         ("operations/a.py", "from mapsave.plan import x\nfrom mapsave.labels import y"),
         ("config.py", "from mapsave import units, errors"),

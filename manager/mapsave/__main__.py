@@ -1,5 +1,5 @@
 """``python -m mapsave``: the command line."""
 
-from mapsave.cli.main import command
+from mapsave.cli.start import command
 
 command()

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-MAPSAVE = [sys.executable, "-m", "mapsave.cli.main"]
+MAPSAVE = [sys.executable, "-m", "mapsave"]
 # An installation has bytecode beside its modules, whatever the environment of this process says.
 _BYTECODE = tempfile.TemporaryDirectory(prefix="mapsave-bytecode-")
 

@@ -17,9 +17,7 @@ def slow_guest(site: cli.Site) -> Iterator[Path]:
     """Run an emulated guest that takes ten seconds to save, and yield the path of its monitor."""
     path = site.directory / "slow.qmp"
     size = ("--memory", "64M", "--pattern", "random", "--throttle", "6M")
-    with processes.running(
-        [sys.executable, "-m", "mapsave.cli.main", "emulate", "--qmp", str(path), *size]
-    ):
+    with processes.running([sys.executable, "-m", "mapsave", "emulate", "--qmp", str(path), *size]):
         wait.until(path.exists, what="the emulated guest's monitor")
         site.add_guest(NAME, path)
         yield path

@@ -15,7 +15,7 @@ import yaml
 
 from tests.kit import processes, tree, wait
 
-COMMAND = [sys.executable, "-m", "mapsave.cli.main"]
+COMMAND = [sys.executable, "-m", "mapsave"]
 
 
 @dataclass(frozen=True)

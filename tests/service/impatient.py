@@ -12,8 +12,8 @@ from tests.kit import service
 def command(**patience: float) -> list[str]:
     """Return what runs ``mapsave`` with that patience; see ``connections.Patience``."""
     code = (
-        "from mapsave.cli import main; from mapsave.service.api import connections;"
-        f"connections.USUAL = connections.Patience(**{patience!r}); main.command()"
+        "from mapsave.cli import start; from mapsave.service.api import connections;"
+        f"connections.USUAL = connections.Patience(**{patience!r}); start.command()"
     )
     return [sys.executable, "-c", code]
 
@@ -54,6 +54,6 @@ def hanging_until(place: Path) -> list[str]:
         "        return look(*given)\n"
         "    return hang\n"
         "inspect.inspect, inspect.verify = hanging(inspect.inspect), hanging(inspect.verify)\n"
-        "from mapsave.cli import main; main.command()"
+        "from mapsave.cli import start; start.command()"
     )
     return [sys.executable, "-c", code]

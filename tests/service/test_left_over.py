@@ -19,7 +19,7 @@ def _soon_weary() -> list[str]:
     """Return what runs ``mapsave`` with a monitor that has three seconds to answer."""
     code = (
         "from mapsave.monitor import session; session.COMMAND_TIMEOUT = 3.0;"
-        "from mapsave.cli import main; main.command()"
+        "from mapsave.cli import start; start.command()"
     )
     return [sys.executable, "-c", code]
 

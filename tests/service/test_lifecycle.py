@@ -325,7 +325,7 @@ def test_a_socket_that_systemd_holds_is_served_and_left(site: cli.Site) -> None:
         held.bind(str(site.socket))
         held.listen()
         command = [sys.executable, "-c", _AS_SYSTEMD, str(held.fileno())]
-        command += ["-m", "mapsave.cli.main"]
+        command += ["-m", "mapsave"]
         with service.running(site, command=command, pass_fds=[held.fileno()]) as mapsaved:
             assert mapsaved.get("/v1/health")["pid"] == mapsaved.pid
             assert mapsaved.stop() == 0

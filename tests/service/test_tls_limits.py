@@ -21,8 +21,8 @@ from tests.service.users import SOCKET, UID
 
 # The limits of accepting.py, less patient.
 _CODE = (
-    "from mapsave.cli import main; from mapsave.service import accepting;"
-    "accepting.USUAL = accepting.Limits(handshake=0.5, of_address=4, open=3); main.command()"
+    "from mapsave.cli import start; from mapsave.service import accepting;"
+    "accepting.USUAL = accepting.Limits(handshake=0.5, of_address=4, open=3); start.command()"
 )
 IMPATIENT = [sys.executable, "-c", _CODE]
 REFUSED = r"certificate|reset|closed|EOF|alert|CERTIFICATE"

@@ -261,7 +261,7 @@ def bound(names: list[str]) -> None:
     several = ",".join(["-all", *(f"+{name}" for name in names)])
     cli.COMMAND[:] = [
         *("setpriv", "--bounding-set", several, "--inh-caps", "-all", "--no-new-privs", "--"),
-        *(sys.executable, "-m", "mapsave.cli.main"),
+        *(sys.executable, "-m", "mapsave"),
     ]
 
 

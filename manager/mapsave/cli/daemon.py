@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from mapsave.cli import main as mapsave
+from mapsave.cli import start
 
 
 def main() -> NoReturn:
     """Run the service with the global options of ``mapsave``, and exit as ``mapsave`` does."""
-    mapsave.main(["serve", *sys.argv[1:]])
+    start.run(["serve", *sys.argv[1:]])

@@ -31,7 +31,7 @@ def command(context: click.Context, /, image: str, xml: bool) -> None:
         if given.json:
             output.result(given, {"image": path, "xml": held}, "")
         else:
-            sys.stdout.write(_printable(held).rstrip("\n") + "\n")
+            output.say(_printable(held).rstrip("\n") + "\n")
         return
     found = hosts.choose(given, config, image=image).inspect(image)
     output.result(given, found, text(found))

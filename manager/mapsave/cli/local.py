@@ -75,9 +75,8 @@ def reporting(given: Globals, title: str) -> Iterator[Report]:
 
 
 def _write(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # a terminal that is gone
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _width() -> int:

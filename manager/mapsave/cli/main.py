@@ -1,17 +1,14 @@
-"""``mapsave``: the entry point, its list of commands, and how errors become exit codes."""
+"""``mapsave``: its list of commands, and how errors become exit codes; ``start`` runs it."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import os
 import sys
 from typing import NoReturn
 
 import click
 
 from mapsave import __version__, errors, open_files
-from mapsave.cli import interruption, options, output
+from mapsave.cli import interruption, options, output, streams
 
 _COMMANDS = {
     "save": "Save a running guest to an image.",
@@ -40,7 +37,6 @@ _MODULES = {
     "save-all": "save_all",
     "restore-all": "restore_all",
 }
-_NEW_OBJECTS = 50_000
 
 
 @click.group(
@@ -64,30 +60,6 @@ def mapsave() -> None:
     """
 
 
-def command() -> NoReturn:
-    """Run the command line as this process, and leave without taking Python's modules down.
-
-    That would take some 15 ms. By then every operation has rolled back and closed what it
-    opened, its threads were joined (``asyncio.run``), and nothing here leaves work to the end of
-    the process.
-    """
-    # Loading modules makes many objects and no garbage: looking for it after every 700 new ones, as
-    # Python would, took a tenth of the time until QEMU is first asked.
-    gc.set_threshold(_NEW_OBJECTS)
-    try:
-        main()
-    except SystemExit as ended:
-        _leave(ended.code if isinstance(ended.code, int) else 1)
-
-
-def _leave(code: int) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
-        # None or closed: the process was started so. Else: told already, or no one to tell.
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            stream.flush()
-    os._exit(code)
-
-
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and raise SystemExit; see ``interruption`` for what signals do."""
     given = options.Globals()
@@ -104,14 +76,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             code = given.in_main_thread()
     except interruption.Abandoned as abandoned:
         interruption.end_soon(abandoned.error.exit_code)
-        _leave(output.failure(abandoned.error, given))
+        streams.leave(output.failure(abandoned.error, given))
     except BaseException as error:
         if isinstance(error, click.UsageError | errors.TooLittleLeft):
             # A command line that was not parsed, or cannot be, may have set no option yet.
             given.json = given.json or "--json" in words
         code = output.failure(error, given)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-if __name__ == "__main__":
-    command()

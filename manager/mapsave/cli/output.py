@@ -26,30 +26,21 @@ def result(given: Globals, data: Facts, text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print ``text`` on stdout; where the reader is gone, nothing is done. Raises OutputFailed."""
-    if sys.stdout is None:  # the process was started without
-        return
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return
-    except OSError as error:
-        raise errors.OutputFailed(
-            f"cannot print the result: {error.strerror}", hint="what was done remains done"
-        ) from None
+    """Print ``text`` on stdout. Raises OutputFailed."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def printable(text: str) -> str:
     """Return ``text`` without what a terminal would act upon, and without broken characters."""
     clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    coding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    coding = sys.stdout.encoding or "utf-8"
     return clean.encode(coding, "replace").decode(coding)
 
 
 def clear_line() -> str:
     """Return what wipes the line of progress off a terminal; empty where stderr is not one."""
-    return "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""
+    return "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
 def note(text: str) -> None:

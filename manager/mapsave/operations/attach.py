@@ -154,7 +154,7 @@ async def start_emulator(
     arguments = [
         sys.executable,
         *(["-B"] if sys.dont_write_bytecode else []),
-        *["-m", "mapsave.cli.main", "emulate", "--qmp", path, "--name", guest.name],
+        *["-m", "mapsave", "emulate", "--qmp", path, "--name", guest.name],
         *["--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern],
         *(["--writer"] if guest.emulator.writer else []),
         *(["--incoming", "defer"] if incoming else []),

@@ -30,7 +30,7 @@ KILLER = [
 _SHIPPED = Path(mapsave.__file__).parent / "policies"
 # As pip writes it.
 _SCRIPT = (
-    "#!/usr/bin/python3\nimport sys\nfrom mapsave.cli.main import command\nsys.exit(command())\n"
+    "#!/usr/bin/python3\nimport sys\nfrom mapsave.cli.start import command\nsys.exit(command())\n"
 )
 # Where the cases have what an operator has in one place.
 _PLACES = """
