@@ -74,6 +74,7 @@ EXIT_CODES = {
     "restore.timeout": 5,
     "image.corrupt": 6,
     "image.empty_ram": 6,
+    "image.metadata_lost": 6,
     "image.pages_missing": 6,
     "image.not_an_image": 6,
     "image.partial": 6,

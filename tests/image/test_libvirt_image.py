@@ -112,7 +112,8 @@ def test_order_of_the_commit(held: int, tmp_path: Path, monkeypatch: pytest.Monk
         partial.commit(METADATA, replace=False)
     slots = ["slot", "fsync"] * 2
     magic = ["magic", "fsync"]
-    assert steps == ["metadata", "fsync", *slots, *magic, "rename", "fsync directory"]
+    metadata = ["metadata", "fsync"]
+    assert steps == [*metadata, *slots, *metadata, *magic, "rename", "fsync directory"]
 
 
 @pytest.mark.parametrize("crash_at", ["write_complete", "rename"])

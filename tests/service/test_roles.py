@@ -179,6 +179,7 @@ def test_an_operator_cancels_what_others_began(mapsaved: service.Service, operat
         {"kind": "restore", "image": "one", "restore": {"into": "/run/other.qmp"}},
         {"kind": "restore", "image": "one", "restore": {"xml": "<domain/>"}},
         {"kind": "restore", "image": "one", "restore": {"trust_recorded_command": True}},
+        {"kind": "restore", "image": "one", "restore": {"without_metadata": True}},
         {"kind": "restore", "image": "one", "restore": {"trust_image": True}},
         {"kind": "restore", "image": "one", "restore": {"guest": "other"}},
         {"kind": "save", "guest": "bound", "save": {"policy": "none"}},

@@ -54,6 +54,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Accept an older QEMU, or another processor or machine, than was saved.",
 )
+@click.option(
+    "--without-metadata",
+    is_flag=True,
+    help="Restore an image whose metadata are damaged, to --into or --guest; compares less.",
+)
 @click.option("--direct-io", type=click.Choice(["auto", "on", "off"]), default="auto")
 @click.option("--channels", type=Channels())
 @click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")

@@ -11,6 +11,11 @@ class InvalidImage(MapsaveError, id="image.corrupt", exit_code=6, http_status=42
     """The file is damaged: a field, checksum or structure is invalid."""
 
 
+class MetadataLost(InvalidImage, id="image.metadata_lost"):
+    """Both copies of an image's metadata are damaged; ``restore --without-metadata`` does without
+    them."""
+
+
 class NotAnImage(InvalidImage, id="image.not_an_image"):
     """The file does not begin with an image header."""
 

@@ -38,18 +38,26 @@ def slots(fd: int) -> tuple[Superblock | None, LibvirtHeader | None]:
     return libvirt_format.read_slots(fd, header), header
 
 
-def read(fd: int, name: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
-    """Return superblock, metadata and libvirt's header. Raises InvalidImage, which has ``name``."""
+def read(
+    fd: int, name: str, *, without_metadata: bool = False
+) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
+    """Return superblock, metadata and libvirt's header. Raises InvalidImage, which has ``name``.
+
+    With ``without_metadata`` an image whose metadata are lost has those that it would without.
+    """
     try:
         header = None
         if libvirt_header.is_one(fd):
             header = libvirt_header.read(fd)
             libvirt_header.require_sparse(header, name)
-            block, metadata = libvirt_format.read(fd, header)
+            block, metadata = libvirt_format.read(fd, header, without_metadata=without_metadata)
             header = digests.checked(header, metadata)
         else:
             block = superblock.read(fd)
-            metadata = superblock.read_metadata(fd, block) if block.metadata_length else {}
+            is_lost = without_metadata and superblock.has_lost_metadata(fd, block)
+            metadata = {}
+            if block.metadata_length and not is_lost:
+                metadata = superblock.read_metadata(fd, block)
     except errors.InvalidImage as error:
         error.message = f"{name!r}: {error.message}"
         raise

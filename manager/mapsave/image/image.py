@@ -118,8 +118,7 @@ class Partial:
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
         known = digests.added(self.libvirt, metadata)
-        self.block = superblock.write(self.fd, saved, known)
-        self.block = superblock.write(self.fd, self.block)  # else the other would say partial
+        self.block = superblock.write_twice(self.fd, saved, known)
         if self.libvirt is not None:
             self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
         self._rename(replace=replace)
@@ -151,7 +150,7 @@ class Partial:
 def _write_stale(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
     stale = dataclasses.replace(block, state=State.RESTORED)
     try:
-        return superblock.write(fd, stale, {**metadata, "continued": True})
+        return superblock.write_twice(fd, stale, {**metadata, "continued": True})
     except ValueError:  # no room for the reason; a restore refuses it by its state
         return superblock.write(fd, stale)
 
@@ -262,13 +261,17 @@ def is_abandoned(directory: int, partial: str) -> bool:
 
 @dataclasses.dataclass
 class Image:
-    """A committed image open for reading; ``libvirt`` is the header of one of libvirt's format."""
+    """A committed image open for reading; ``libvirt`` is the header of one of libvirt's format.
+
+    With ``without_metadata`` it is open though both copies of its metadata may be damaged.
+    """
 
     path: str
     fd: int
     block: Superblock
     metadata: Metadata
     libvirt: LibvirtHeader | None = None
+    without_metadata: bool = False
 
     @property
     def format(self) -> Literal["native", "libvirt"]:
@@ -288,7 +291,20 @@ class Image:
     @property
     def undigested(self) -> str | None:
         """Why rot in header and domain XML would not be noticed; None where it would be."""
+        if self.has_lost_metadata:
+            return None  # which says it all
         return digests.missing(self.libvirt, written=self.block.metadata_length > 0)
+
+    @property
+    def has_lost_metadata(self) -> bool:
+        """Whether both copies of the metadata are damaged."""
+        return superblock.has_lost_metadata(self.fd, self.block)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with it that does not keep it from being restored."""
+        damage = superblock.damage(self.fd, self.block)
+        return [text for text in (damage, self.undigested) if text is not None]
 
     @property
     def has_structure_digest(self) -> bool:
@@ -344,25 +360,32 @@ class Image:
 
     def reread(self) -> None:
         """Read all but the stream again, as it is under the caller's lock. Raises InvalidImage."""
-        self.block, self.metadata, self.libvirt = _read(self.fd, self.path)
+        self.block, self.metadata, self.libvirt = _read(
+            self.fd, self.path, without_metadata=self.without_metadata
+        )
 
 
-def _read(fd: int, path: str) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
+def _read(
+    fd: int, path: str, *, without_metadata: bool
+) -> tuple[Superblock, Metadata, LibvirtHeader | None]:
     """Read as ``formats.read`` does; by its name an image is partial. Raises InvalidImage."""
     with descriptors.reading(path):
-        block, metadata, header = formats.read(fd, path)
+        block, metadata, header = formats.read(fd, path, without_metadata=without_metadata)
     if is_partial_name(path) or is_partial_name(os.path.realpath(path)):
         block = dataclasses.replace(block, state=State.PARTIAL)
     return block, metadata, header
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Image]:
+def opened(path: str | os.PathLike[str], *, without_metadata: bool = False) -> Iterator[Image]:
     """Open the image at ``path`` for reading; its superblock and metadata are checked.
 
-    A partial image opens too, so that it can be looked at; ``Image.validate`` refuses it. Raises
-    ImageNotFound, NotPermitted, NotAnImage, InvalidImage or one of their kin.
+    A partial image opens too, so that it can be looked at; ``Image.validate`` refuses it. With
+    ``without_metadata`` one whose metadata are damaged, both copies, opens with what else says who
+    it is of, if anything. Raises ImageNotFound, NotPermitted, NotAnImage, InvalidImage or one of
+    their kin.
     """
     name = os.fspath(path)
     with descriptors.opened_for_reading(name) as fd:
-        yield Image(name, fd, *_read(fd, name))
+        found = _read(fd, name, without_metadata=without_metadata)
+        yield Image(name, fd, *found, without_metadata)

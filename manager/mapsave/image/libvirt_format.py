@@ -50,8 +50,12 @@ def stream_offset(new: NewLibvirtHeader, metadata: Metadata, at_least: int) -> i
     return max(at_least, texts + 2 * area + METADATA_START)
 
 
-def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
+def read(
+    fd: int, header: LibvirtHeader, *, without_metadata: bool = False
+) -> tuple[Superblock, Metadata]:
     """Return superblock and metadata: ours where they are, else what libvirt's header says.
+
+    With ``without_metadata`` also where ours are lost.
 
     As long as the header calls the image incomplete, its state is partial. Raises InvalidImage or
     one of its kin.
@@ -61,7 +65,8 @@ def read(fd: int, header: LibvirtHeader) -> tuple[Superblock, Metadata]:
         block = _told_block(fd, header)
     if not header.complete:
         block = dataclasses.replace(block, state=State.PARTIAL)
-    if block.metadata_length:
+    is_lost = without_metadata and superblock.has_lost_metadata(fd, block)
+    if block.metadata_length and not is_lost:
         return block, superblock.read_metadata(fd, block)
     identity = domain_xml.identity(header.xml)
     return block, {

@@ -13,7 +13,9 @@ In an image in libvirt format slots and areas lie in the padding of libvirt's he
 directly before M (``libvirt_format``). ``Place`` says where.
 
 Updates go to the slot, and new metadata to the area, that is not in force: a torn write costs the
-update, never the image. The valid slot with the highest sequence number counts. Little endian.
+update, never the image. The valid slot with the highest sequence number counts. Once both slots
+point to the same metadata, the other area gets a copy of it, for the case that they rot. Little
+endian.
 """
 
 from __future__ import annotations
@@ -81,6 +83,12 @@ class Place:
     def area(self, stream_offset: int) -> tuple[int, int]:
         """Return beginning and end of both metadata areas together."""
         return self.metadata, stream_offset if self.stream_offset is None else self.slots
+
+    def areas(self, stream_offset: int) -> tuple[int, int, int]:
+        """Return where each of the two metadata areas begins, and the length of each."""
+        low, high = self.area(stream_offset)
+        room = max(0, high - low) // 2
+        return low, low + room, room
 
 
 NATIVE = Place()
@@ -235,13 +243,55 @@ def is_torn_first(fd: int, place: Place) -> bool:
 
 
 def read_metadata(fd: int, block: Superblock) -> Metadata:
-    """Return the metadata that ``block`` points to. Raises InvalidImage where they are damaged."""
-    raw = os.pread(fd, block.metadata_length, block.metadata_offset)
-    if hashlib.sha256(raw).digest() != block.metadata_sha256:
-        raise errors.InvalidImage(
-            f"metadata at {block.metadata_offset} is damaged (checksum does not match)"
+    """Return the metadata in force, or their copy where they are damaged.
+
+    Raises MetadataLost where both are, InvalidImage where they are not what metadata must be.
+    """
+    raw = _metadata_bytes(fd, block)
+    if raw is None:
+        raise errors.MetadataLost(
+            f"metadata at {block.metadata_offset} is damaged (checksum does not match), and there "
+            "is no good copy of it",
+            hint="restore from another copy of the image; or 'mapsave restore --without-metadata', "
+            "which compares less",
         )
     return metadata_area.parse(raw)
+
+
+def has_lost_metadata(fd: int, block: Superblock) -> bool:
+    """Return whether both copies of the metadata are damaged."""
+    return block.metadata_length > 0 and _metadata_bytes(fd, block) is None
+
+
+def damage(fd: int, block: Superblock) -> str | None:
+    """Return what is damaged of the metadata; None where nothing is."""
+    offset, copy = block.metadata_offset, _copy_offset(block)
+    if not block.metadata_length or _metadata_at(fd, block, offset) is not None:
+        return None
+    if has_lost_metadata(fd, block):
+        return "both copies of its metadata are damaged"
+    return (
+        f"its metadata at {offset} are damaged (checksum does not match), and their copy at {copy} "
+        "is used: copy the image from elsewhere, or save the guest again"
+    )
+
+
+def _metadata_bytes(fd: int, block: Superblock) -> bytes | None:
+    """Return the metadata in force, or their copy where they are damaged."""
+    found = _metadata_at(fd, block, block.metadata_offset)
+    return found if found is not None else _metadata_at(fd, block, _copy_offset(block))
+
+
+def _metadata_at(fd: int, block: Superblock, offset: int) -> bytes | None:
+    """Return the bytes at ``offset`` if they are the metadata in force."""
+    raw = os.pread(fd, block.metadata_length, offset)
+    return raw if hashlib.sha256(raw).digest() == block.metadata_sha256 else None
+
+
+def _copy_offset(block: Superblock) -> int:
+    """Return where the area begins that is not in force."""
+    first, second, _ = block.place.areas(block.stream_offset)
+    return second if block.metadata_offset == first else first
 
 
 def write(
@@ -255,17 +305,15 @@ def write(
     """
     block = dataclasses.replace(block, sequence=block.sequence + 1)
     if metadata is not None:
-        # ASCII, so that names which are not UTF-8 (surrogates in Python) survive as escapes.
-        raw = strict_json.dumps(metadata, sort_keys=True).encode("ascii")
-        low, high = block.place.area(block.stream_offset)
-        room = max(0, high - low) // 2
+        raw = _dumped(metadata)
+        room = block.place.areas(block.stream_offset)[2]
         if len(raw) > min(room, MAX_METADATA):
             raise ValueError(
                 f"metadata of {len(raw)} bytes does not fit the {min(room, MAX_METADATA)} reserved"
             )
         block = dataclasses.replace(
             block,
-            metadata_offset=low + (room if block.metadata_offset == low else 0),
+            metadata_offset=_copy_offset(block),
             metadata_length=len(raw),
             metadata_sha256=hashlib.sha256(raw).digest(),
         )
@@ -276,3 +324,20 @@ def write(
     if durable:
         os.fsync(fd)
     return block
+
+
+def write_twice(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
+    """Write ``block`` and ``metadata`` into both slots and both areas, durably; return it.
+
+    Raises as ``write`` does.
+    """
+    block = write(fd, block, metadata)
+    block = write(fd, block)  # else the other slot would say what was before, and need its area
+    syscalls.write_all(fd, _dumped(metadata), _copy_offset(block))
+    os.fdatasync(fd)
+    return block
+
+
+def _dumped(metadata: Metadata) -> bytes:
+    # ASCII, so that names which are not UTF-8 (surrogates in Python) survive as escapes.
+    return strict_json.dumps(metadata, sort_keys=True).encode("ascii")

@@ -31,8 +31,7 @@ def describe(opened: Image, config: Config | None = None) -> Origin:
         names = _names(opened)
     except errors.InvalidImage as error:
         warnings.append(error.message)
-    if opened.undigested is not None:
-        warnings.append(opened.undigested)
+    warnings += opened.warnings
     return {"writable_by": strangers, "names": names, "warnings": warnings}
 
 

@@ -132,7 +132,7 @@ def _image_held(restore: _Restore) -> Iterator[Image | None]:
     with contextlib.ExitStack() as stack:
         opened = None
         try:
-            opened = stack.enter_context(image.opened(restore.begun.image))
+            opened = stack.enter_context(image.opened(restore.begun.image, without_metadata=True))
         except errors.UnreadableImage:
             raise  # it may have to be marked, once it can be read again
         except (errors.ImageNotFound, errors.InvalidImage):

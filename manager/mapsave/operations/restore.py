@@ -40,6 +40,7 @@ from mapsave.operations import (
     kept,
     limits,
     locks,
+    lost,
     restored_notes,
     save_request,
     trust,
@@ -105,11 +106,13 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
     phases.enter("validate")
     open_files.check()
     path = images.resolve(request.image, config)
-    with image.opened(path) as opened:
+    with image.opened(path, without_metadata=request.without_metadata) as opened:
         key = f"image:{opened.block.uuid}"
         with locks.held(config.state, f"image {opened.path!r}", key):
             # Another restore may have marked it between our reading and our lock.
             opened.reread()
+            if opened.has_lost_metadata:
+                lost.check(opened, request)
             name = request.guest or bounds.owner(opened.metadata) or "guest"
             if request.for_operator:
                 bounds.check_clone(config, opened.metadata, request.guest, opened.path)
@@ -162,7 +165,9 @@ def _used_up(opened: image.Image) -> errors.AlreadyRestored:
 async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
-    undigested = [*filter(None, [opened.undigested])]  # asked before the image is marked
+    about = opened.warnings  # asked before the image is marked
+    if opened.has_lost_metadata:
+        about += lost.not_compared(opened, runs=job.runs)
     left: list[Problem] = []
     if target.is_loaded:
         pid, started = _process(session)
@@ -197,7 +202,7 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
         phases=seconds,
         monitor=session.address,
         pid=session.pid,
-        warnings=[*(problem.text for problem in left), *undigested, *target.warnings],
+        warnings=[*(problem.text for problem in left), *about, *target.warnings],
     )
 
 

@@ -15,7 +15,8 @@ class Request:
     ``into`` is the path of a waiting QEMU's QMP socket, ``xml`` a domain XML that takes the place
     of the image's. With ``trust_image`` it does not matter who could have written the image, nor
     what its XML names. ``for_operator``: what root has set of guests and policies is binding.
-    With ``through_libvirt`` libvirt reads the image by its path itself.
+    With ``through_libvirt`` libvirt reads the image by its path itself. ``without_metadata``
+    restores an image whose metadata are lost by its stream and by what is asked.
     """
 
     image: str
@@ -32,4 +33,5 @@ class Request:
     policy: str | None = None
     again: bool = False
     force: bool = False
+    without_metadata: bool = False
     timeout: float | None = None

@@ -26,7 +26,8 @@ def check(peer: Peer, request: Request, config: Config) -> None:
             if owner not in (None, request.guest):
                 peer.require(Role.ADMIN, f"replace an image of another guest, {owner!r}")
         case Restore():
-            for field in ("into", "xml", "trust_image", "trust_recorded_command"):
+            admins = ("into", "xml", "trust_image", "trust_recorded_command", "without_metadata")
+            for field in admins:
                 if getattr(request.restore, field):
                     peer.require(Role.ADMIN, f"set {field!r} of a restore")
         case SaveAll() if request.libvirt is not None:

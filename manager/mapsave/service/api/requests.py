@@ -149,6 +149,9 @@ class RestoreOptions(Keys, frozen=True):
     trust_recorded_command: Annotated[
         Truth, help("Whether to start the recorded command line (root only).")
     ] = False
+    without_metadata: Annotated[
+        Truth, help("Whether to restore an image whose metadata are damaged (root only).")
+    ] = False
 
 
 class Restore(Request, frozen=True, tag="restore"):
