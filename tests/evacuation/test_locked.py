@@ -10,7 +10,7 @@ import pytest
 import yaml
 from mapsave.image import image as opening
 from mapsave.monitor.process import identity
-from mapsave.operations import locks
+from mapsave.operations import attach, locks
 
 from tests.kit import cli, emulated, qmp, wait
 
@@ -153,3 +153,57 @@ def test_a_paused_guest_is_left_by_a_resume_as_well(site: cli.Site) -> None:
     assert emulated.outcomes(done) == {"web": "skipped"}
     assert done["guests"][0]["image"] == image
     assert (known["then"], known["process"]["pid"]) == ("leave", pid)
+
+
+def test_a_paused_guest_that_a_job_has_left_comes_back_paused(
+    site: cli.Site, tmp_path: Path
+) -> None:
+    with emulated.guest(site, "web", paused=True, priority=3) as socket:
+        before = emulated.ram_of(socket, tmp_path / "ram")
+        path = site.directory / "nightly.yaml"
+        path.write_text(
+            yaml.safe_dump({"job": "nightly", "guests": ["web"], "save": {"then": "resume"}})
+        )
+        (line,) = site.run("job", "run", path, "--json", check=0).json()["guests"]
+        for _ in range(2):  # the second finds it in the record
+            done = site.run("save-all", "--json", check=0).json()
+            assert emulated.outcomes(done) == {"web": "skipped"}
+            (entry,) = emulated.recorded(site)
+            assert (entry["guest"], entry["ran"], entry["priority"]) == ("web", False, 3)
+            assert entry["image"] == line["result"]["image"]
+        emulated.end(socket)  # the host goes down
+        done = site.run("restore-all", "--json", check=0).json()
+        assert emulated.outcomes(done) == {"web": "restored"}
+        assert emulated.status(socket) == "prelaunch"  # which has not run since it was loaded
+        assert emulated.ram_of(socket, tmp_path / "ram") == before
+        assert emulated.recorded(site) == []
+
+
+@pytest.mark.parametrize("then", ["quit", "resume"])
+def test_one_that_ran_and_was_left_by_hand_stays_where_it_is(site: cli.Site, then: str) -> None:
+    with emulated.guest(site, "web"):
+        save(site, "leave")
+        done = site.run("save-all", "--then", then, "--json", check=0).json()
+        assert emulated.outcomes(done) == {"web": "skipped"}
+        assert emulated.recorded(site) == []
+
+
+def test_a_restore_waits_for_a_guest_that_another_mapsave_is_at(site: cli.Site) -> None:
+    """As a job may be that has missed its run while the host was down."""
+    sockets = {name: emulated.socket_of(site, name) for name in ("web", "other")}
+    with emulated.guest(site, "web"), emulated.guest(site, "other"):
+        site.run("save-all", check=0)
+    key = attach.Monitor.at(str(sockets["web"])).key
+    try:
+        with contextlib.ExitStack() as held:
+            held.enter_context(locks.held(site.state, "web", key))
+            with site.start("restore-all", "--parallel", "1", "--json") as process:
+                wait.until(lambda: emulated.answers(sockets["other"]), what="the other guest")
+                wait.until(lambda: emulated.committed(site) == {"web"}, what="its leaving")
+                assert process.poll() is None
+                held.close()
+                done = cli.ended(process, check=0).json()
+        assert emulated.outcomes(done) == {"web": "restored", "other": "restored"}
+    finally:
+        for socket in sockets.values():
+            emulated.end(socket)

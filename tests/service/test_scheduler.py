@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from mapsave import config as configuration
+from mapsave.evacuation import record
 from mapsave.history import history
 from mapsave.history.history import History
 from mapsave.jobs.job import Job
-from mapsave.service import job_files
+from mapsave.service import job_files, restore_first
 from mapsave.service.scheduler import Scheduler
+
+from tests.kit import wait
 
 NOON = datetime.datetime(2026, 5, 4, 12, 0, 30, tzinfo=datetime.UTC)
 _GUEST = {"db": {"emulator": {"memory": "8M"}}}
@@ -34,7 +38,8 @@ class Host:
         self.busy: set[str] = set()
         self.failing: set[str] = set()
         self.kept = kept
-        self.scheduler = Scheduler(kept, self._start, lambda: self.now)
+        self.held: str | None = None
+        self.scheduler = Scheduler(kept, self._start, lambda: self.held, lambda: self.now)
         self._jobs = directory / "jobs.d"
         self._jobs.mkdir()
         file = directory / "manager.yaml"
@@ -219,3 +224,44 @@ async def test_a_clock_that_is_corrected_a_little_runs_nothing_twice(host: Host)
     await host.turn(due - datetime.timedelta(seconds=2))
     await host.turn(due + datetime.timedelta(seconds=1))
     assert [name for name, _ in host.started] == ["hourly"]
+
+
+async def test_a_missed_run_waits_until_guests_are_restored(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.write("hourly", "0 * * * *")
+    await host.read()
+    host.held = "guests come back first"
+    await host.turn(_after(hours=3))
+    await asyncio.to_thread(wait.until, lambda: host.held in caplog.text, what="the log")
+    await host.turn(_after(hours=3, seconds=5))
+    assert host.started == []
+    assert caplog.text.count("waiting: job hourly: guests come back first") == 1
+    host.held = None
+    await host.turn(_after(hours=3, seconds=10))
+    await asyncio.to_thread(wait.until, lambda: host.started, what="the run")
+    assert host.started == [("hourly", _after(hours=3, seconds=10))]
+
+
+def test_a_record_is_waited_for_ten_minutes(tmp_path: Path) -> None:
+    """The image of its guest is there; a guest that was not saved is not waited for."""
+    clock = [50.0]
+    first = restore_first.RestoreFirst(tmp_path, lambda: clock[0])
+    path = tmp_path / record.NAME
+
+    def write(image: Path) -> None:
+        entry = {"guest": "web", "image": str(image), "ran": True}
+        path.write_text(json.dumps({"version": 1, "guests": [entry]}))
+
+    assert first.reason() is None
+    write(tmp_path / "nosuch")
+    assert first.reason() is None
+    write(path)
+    for clock[0], waits in ((100.0, True), (699.0, True), (700.0, False), (9000.0, False)):
+        assert (first.reason() is not None) is waits
+    path.unlink()
+    assert first.reason() is None
+    write(path)
+    assert "10 minutes" in str(first.reason())
+    path.write_text("not a record")
+    assert first.reason() is None

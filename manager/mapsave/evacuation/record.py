@@ -21,7 +21,7 @@ import msgspec
 from msgspec import structs
 
 from mapsave import errors, shielded, strict_json
-from mapsave.image import image
+from mapsave.image import image, store
 from mapsave.operations import locks
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,20 @@ class Record:
     def plan(self, entries: list[Entry]) -> None:
         """Add guests that are about to be saved."""
         self.entries += tuple(entries)
+
+    def keep(self, guest: str, image: store.Entry, priority: int) -> None:
+        """Add a paused guest that an earlier save has left in ``image``, if it is not there."""
+        if image.block is None or any(entry.image == image.path for entry in self.entries):
+            return
+        added = Entry(
+            guest=guest,
+            image=image.path,
+            ran=False,
+            priority=priority,
+            uuid=str(image.block.uuid),
+            time=image.modified,
+        )
+        self.entries = (*(entry for entry in self.entries if entry.guest != guest), added)
 
     def commit(self, guest: str, path: str) -> None:
         """Note that the image of ``guest`` at ``path`` is committed; older ones of it go."""

@@ -30,6 +30,12 @@ PARALLEL = 2
 
 _log = logging.getLogger(__name__)
 
+# Seconds for which another mapsave may be at a guest, and between two looks.
+_PATIENCE = 600.0
+_AGAIN = 0.2
+# How often another mapsave may come first between the look at a guest and its restore.
+_TRIES = 5
+
 _DROPPED = frozenset(("restored", "skipped", "not_saved"))
 
 
@@ -119,6 +125,9 @@ class _Run:
     _restorer: Restorer
     _report: Report
 
+    def __post_init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
     async def to_the_end(self) -> None:
         slots = asyncio.Semaphore(self._request.parallel or PARALLEL)
         async with asyncio.TaskGroup() as group:
@@ -126,18 +135,52 @@ class _Run:
                 group.create_task(self._one(line, slots))
 
     async def _one(self, line: Return, slots: asyncio.Semaphore) -> None:
-        async with slots:
-            await restore_targets.look(self._config, line)
-            if line.outcome == "planned":
-                await self._restore(line)
-            if line.outcome in _DROPPED:
-                self._kept.drop(line.entry)
-                try:
-                    await self._kept.write()
-                except OSError as error:
-                    # The image is marked as restored, so the next try passes it over.
-                    _log.warning("cannot write %s: %s", self._kept.path, error.strerror)
-            self._report_progress()
+        tries, deadline = 0, self._loop.time() + _PATIENCE
+        while True:
+            async with slots:
+                if not await self._is_locked(line):
+                    await restore_targets.look(self._config, line)
+                    if line.outcome == "planned":
+                        await self._restore(line)
+                    tries += 1
+                    if type(line.error) is not errors.Busy or tries == _TRIES:
+                        await self._settle(line)
+                        return
+                    line.plan_again()  # another mapsave came first
+            if not await self._await_turn(line, deadline):
+                line.fail(
+                    errors.Busy(
+                        f"guest {line.entry.guest!r} was being saved, restored or recovered by "
+                        f"another mapsave process for {_PATIENCE / 60:g} minutes",
+                        hint="check its state with 'mapsave ps' or 'mapsave list'; the next "
+                        "'mapsave restore-all' tries again",
+                    )
+                )
+                self._report_progress()
+                return
+
+    async def _await_turn(self, line: Return, deadline: float) -> bool:
+        """Wait until no other mapsave is at the guest; return whether that was before the
+        deadline."""
+        while self._loop.time() < deadline:
+            await asyncio.sleep(_AGAIN)
+            if not await self._is_locked(line):
+                return True
+        return False
+
+    async def _is_locked(self, line: Return) -> bool:
+        return await asyncio.to_thread(restore_targets.is_locked, self._config, line.entry)
+
+    async def _settle(self, line: Return) -> None:
+        """Have an entry that is dealt with leave the record."""
+        if line.outcome in _DROPPED:
+            self._kept.drop(line.entry)
+            try:
+                await self._kept.write()
+            except OSError as error:
+                # The image is marked as restored, so the next try passes it over.
+                _log.warning("cannot write %s: %s", self._kept.path, error.strerror)
+        self._report_progress()
 
     async def _restore(self, line: Return) -> None:
         name = line.entry.guest

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Literal, TypedDict
 
 from mapsave import errors
@@ -13,7 +15,7 @@ from mapsave.evacuation import guests
 from mapsave.evacuation.record import Entry, Record
 from mapsave.image import image
 from mapsave.image.superblock import State
-from mapsave.operations import restored_notes
+from mapsave.operations import attach, locks, restored_notes
 from mapsave.operations.results import RestoreResult
 from mapsave.strict_json import Facts
 
@@ -47,6 +49,10 @@ class Return:
     result: RestoreResult | None = None
     error: errors.MapsaveError | None = None
     discarded: bool = False
+
+    def plan_again(self) -> None:
+        """Take a failure back, for another try."""
+        self.outcome, self.error = "planned", None
 
     def fail(self, error: errors.MapsaveError) -> None:
         """Record what stood against the restore."""
@@ -92,6 +98,27 @@ async def look(config: Config, line: Return) -> None:
             line.pass_over("skipped", "the image has been restored before")
     except errors.MapsaveError as error:
         line.fail(error)
+
+
+def is_locked(config: Config, entry: Entry) -> bool:
+    """Return whether another mapsave is at the guest of an entry, or at its image. Blocks.
+
+    What cannot be found out is no lock: the restore says what is wrong.
+    """
+    try:
+        return any(locks.is_held(config.state, key) for key in _keys(config, entry))
+    except (OSError, errors.MapsaveError):
+        return False
+
+
+def _keys(config: Config, entry: Entry) -> Iterator[str]:
+    guest = configured(config, entry.guest)
+    if guest is not None and (guest.qmp is not None or guest.emulator is not None):
+        yield attach.Monitor.at(attach.socket_path(guest, config)).key
+    with contextlib.suppress(errors.MapsaveError), image.opened(entry.image) as opened:
+        yield locks.image_key(opened.block.uuid)
+        if uuid := opened.metadata.get("guest", {}).get("uuid"):
+            yield attach.Monitor(domain=uuid).key  # of a libvirt guest
 
 
 def configured(config: Config, name: str) -> Guest | None:

@@ -152,6 +152,10 @@ class Run:
                     for each in planned
                 ]
             )
+            for each in seen:
+                # One that ran was left on purpose, perhaps to be restored elsewhere.
+                if each.lies_in is not None and not save_targets.ran_before(each.lies_in):
+                    self._kept.keep(each.name, each.lies_in, each.guest.priority)
 
     def _begin(self, work: Coroutine[object, object, None]) -> None:
         task = self._group.create_task(work)

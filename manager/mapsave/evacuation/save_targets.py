@@ -48,7 +48,8 @@ class Target:
     the path that it gets, ``seconds`` how long that will likely take. ``is_alive`` returns
     whether it is running beside whatever image there is of it, which is stale then. ``locks``
     are the keys of those of its locks that another mapsave holds: it is to be looked at once
-    they are free. ``tries`` is how often its save was begun in vain for that.
+    they are free. ``tries`` is how often its save was begun in vain for that. ``lies_in`` is the
+    image that an earlier save has left it paused for.
     """
 
     guest: Guest
@@ -58,6 +59,7 @@ class Target:
     locks: tuple[str, ...] = ()
     tries: int = 0
     is_alive: bool = False
+    lies_in: store.Entry | None = None
     size: int = 0
     ram: int = 0
     image: str | None = None
@@ -165,7 +167,8 @@ async def _examine(target: Target, config: Config, then: Then, patience: float) 
     if found["strategy"]["zero_pages"] == "none":
         target.size = target.ram
     if target.run_state == _LEFT:
-        target.image = await asyncio.to_thread(_image_of, guest, config, found["process"])
+        target.lies_in = await asyncio.to_thread(_image_of, guest, config, found["process"])
+        target.image = target.lies_in.path
         target.outcome = "skipped"
         return
     target.request, target.image = request, found["image"]
@@ -210,7 +213,12 @@ def _is_locked(target: Target, config: Config, *keys: str) -> bool:
     return bool(target.locks)
 
 
-def _image_of(guest: Guest, config: Config, process: ProcessPart | None) -> str:
+def ran_before(image: store.Entry) -> bool:
+    """Return whether the guest of an image ran until it was saved."""
+    return image.metadata.get("run_state") in _RUNNING
+
+
+def _image_of(guest: Guest, config: Config, process: ProcessPart | None) -> store.Entry:
     """Return the image that a guest lies in whose save left it paused.
 
     That is the newest one of just this QEMU: an older one, or one after which it kept running, is
@@ -226,7 +234,7 @@ def _image_of(guest: Guest, config: Config, process: ProcessPart | None) -> str:
         and newest.state is store.EntryState.SAVED
         and newest.metadata.get("then") != "resume"
     ):
-        return newest.path
+        return newest
     raise errors.WrongRunState(
         f"guest {guest.name!r} is paused after an earlier save or migration, and no known image "
         f"in {str(config.images)!r} contains it",

@@ -40,7 +40,7 @@ def _look(config: Config, path: str) -> tuple[str, State | None, int]:
     try:
         with image.opened(path) as opened:
             block = opened.block_as_used(restored_notes.noted(config.state))
-            return f"image:{block.uuid}", block.state, opened.allocated
+            return locks.image_key(block.uuid), block.state, opened.allocated
     except errors.NotAnImage:
         raise
     except errors.InvalidImage:

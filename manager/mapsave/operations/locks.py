@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import time
+import uuid as uuids
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,11 @@ def process_held(state: Path, what: str, process: tuple[int, int] | None) -> Ite
 def process_key(pid: int, started: int) -> str:
     """Return the key of a QEMU process, which ``process_held`` locks."""
     return f"process:{pid}:{started}"
+
+
+def image_key(uuid: uuids.UUID) -> str:
+    """Return the key of an image of that uuid, wherever it or a copy of it is."""
+    return f"image:{uuid}"
 
 
 def is_held(state: Path, key: str) -> bool:

@@ -138,7 +138,7 @@ def _image_held(restore: _Restore) -> Iterator[Image | None]:
         except (errors.ImageNotFound, errors.InvalidImage):
             pass
         if opened is not None:
-            key = f"image:{opened.block.uuid}"
+            key = locks.image_key(opened.block.uuid)
             what = f"image {opened.path!r}"
             stack.enter_context(locks.held(restore.config.state, what, key))
             opened.reread()  # as it is now that nothing changes it

@@ -107,7 +107,7 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
     open_files.check()
     path = images.resolve(request.image, config)
     with image.opened(path, without_metadata=request.without_metadata) as opened:
-        key = f"image:{opened.block.uuid}"
+        key = locks.image_key(opened.block.uuid)
         with locks.held(config.state, f"image {opened.path!r}", key):
             # Another restore may have marked it between our reading and our lock.
             opened.reread()

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 # The clock of the host may be set, or the host suspended: look at it again at least this often.
 _LOOK = 20.0
+# How often it is looked whether jobs that wait for something may begin.
+_LOOK_HELD = 2.0
 # A clock that went back by less was corrected, and what has just run must not run again.
 _SET_BACK = datetime.timedelta(minutes=1)
 
@@ -31,17 +33,21 @@ class Scheduler:
     """When each job runs next, and the loop that waits for it.
 
     ``start`` begins a job, and returns None; or why it did not, and then the run counts as missed.
-    ``now`` is the clock, in UTC.
+    While ``held`` returns a reason no job begins; those that are due wait. ``now`` is the clock, in
+    UTC.
     """
 
     def __init__(
         self,
         history: History,
         start: Callable[[Job], Awaitable[str | None]],
+        held: Callable[[], str | None] = lambda: None,
         now: Callable[[], datetime.datetime] = _now,
     ) -> None:
         self._history = history
         self._start = start
+        self._held = held
+        self._held_for: str | None = None
         self._now = now
         self._looked = now()
         self._next: dict[str, datetime.datetime] = {}
@@ -66,7 +72,7 @@ class Scheduler:
             elif schedules.missed(
                 job.schedule, datetime.datetime.fromtimestamp(ran, datetime.UTC), now
             ):
-                _log.info("job %s: a run was missed, starting it now", job.name)
+                _log.info("job %s: a run was missed, it is due now", job.name)
                 found[job.name] = now
                 continue
             found[job.name] = self._after(job, now)
@@ -87,14 +93,26 @@ class Scheduler:
             if now < self._looked - _SET_BACK:
                 self._set_back(now)
             self._looked = now
-            for name in [name for name, when in self._next.items() if when <= now]:
-                # The jobs may be others by now.
-                if (job := self._jobs.get(name)) is not None and name in self._next:
-                    await self._due(job, now)
-            waits = [(when - self._now()).total_seconds() for when in self._next.values()]
+            due = [name for name, when in self._next.items() if when <= now]
+            if due and await self._is_held(due):
+                waits = [_LOOK_HELD]
+            else:
+                for name in due:
+                    # The jobs may be others by now.
+                    if (job := self._jobs.get(name)) is not None and name in self._next:
+                        await self._due(job, now)
+                waits = [(when - self._now()).total_seconds() for when in self._next.values()]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(min([_LOOK, *waits]), 0)):
                     await self._changed.wait()
+
+    async def _is_held(self, due: list[str]) -> bool:
+        """Return whether the jobs that are due have to wait, which is logged once."""
+        reason = await asyncio.to_thread(self._held)
+        if reason is not None and reason != self._held_for:
+            _log.warning("waiting: %s: %s", ", ".join(f"job {name}" for name in due), reason)
+        self._held_for = reason
+        return reason is not None
 
     def _set_back(self, now: datetime.datetime) -> None:
         """Compute the times again: those of a clock that was ahead may be years away."""

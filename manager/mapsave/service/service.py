@@ -18,7 +18,7 @@ from mapsave.history.history import History
 from mapsave.history.states import State
 from mapsave.jobs.job import Job
 from mapsave.operations import launch
-from mapsave.service import job_files, registry, webhooks
+from mapsave.service import job_files, registry, restore_first, webhooks
 from mapsave.service.events import Hub
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources
@@ -77,7 +77,8 @@ class Service:
         self.hub = Hub()
         limits = config.service
         self.slots = Slots(limits.concurrency, limits.per_file_system, limits.bandwidth)
-        self.scheduler = Scheduler(history, functools.partial(start_job, self))
+        first = restore_first.RestoreFirst(config.state)
+        self.scheduler = Scheduler(history, functools.partial(start_job, self), first.reason)
         self.metrics = Metrics(self._sources(history))
         self.operations = Operations(history, self.hub, self.metrics, self._has_ended)
         self.recovery = Recovery(self.operations, self.slots, history, lambda: self.config)
