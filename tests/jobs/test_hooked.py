@@ -51,6 +51,9 @@ async def test_hooks_of_a_save(scene: Scene) -> None:
         "guest": "web01",
         "job": "nightly",
         "image": str(scene.site.images / "one"),
+        "domain": None,
+        "uri": None,
+        "socket": str(scene.site.directory / "web01.qmp"),
         "outcome": None,
         "result": None,
         "error": None,
@@ -87,6 +90,7 @@ def test_commands_run_the_hooks(scene: Scene) -> None:
         assert (before["image"], before["guest"]) == (saved["image"], None)
         assert (after["image"], after["guest"]) == (saved["image"], "web01")
         assert after["result"] == done
+        assert (before["socket"], f"qmp:{after['socket']}") == (None, done["monitor"])
     finally:
         processes.end(done["pid"])
 

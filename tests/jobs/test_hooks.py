@@ -24,7 +24,15 @@ from mapsave.service_settings import Hooks, Moment
 
 from tests.kit import processes, wait
 
-FACTS = {"operation": "0123456789ab", "guest": "web01", "job": None, "image": "/i/web01.mapsave"}
+FACTS = {
+    "operation": "0123456789ab",
+    "guest": "web01",
+    "job": None,
+    "image": "/i/web01.mapsave",
+    "domain": "web",
+    "uri": "qemu:///system",
+    "socket": None,
+}
 AFTER: tuple[Moment, ...] = ("after_save", "on_failure", "after_restore")
 
 
@@ -96,6 +104,9 @@ async def test_a_hook_gets_the_facts_and_nothing_else(directory: Path, tmp_path:
         "MAPSAVE_GUEST": "web01",
         "MAPSAVE_JOB": "",
         "MAPSAVE_IMAGE": "/i/web01.mapsave",
+        "MAPSAVE_DOMAIN": "web",
+        "MAPSAVE_URI": "qemu:///system",
+        "MAPSAVE_SOCKET": "",
         "MAPSAVE_OUTCOME": "",
     }
     assert (found["cwd"], found["leads"]) == ("/", True)

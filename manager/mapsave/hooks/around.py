@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from mapsave import errors
 from mapsave.config import Config, Guest
+from mapsave.hooks import monitor
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
 from mapsave.operations import journal
@@ -82,7 +83,12 @@ async def save(
     image = request.image
     if image is not None:
         image = os.path.abspath(image if "/" in image else config.images / image)
-    facts = {"guest": guest.name, "job": request.job, "image": image}
+    facts = {
+        "guest": guest.name,
+        "job": request.job,
+        "image": image,
+        **monitor.facts(config, guest.name),
+    }
     work = functools.partial(saving.save, guest, config, request, report)
     return await _around("save", config, more, facts, work, report)
 
@@ -99,7 +105,13 @@ async def restore(
     from mapsave.operations import restore as restoring
 
     image = images.resolve(request.image, config)
-    facts = {"guest": request.guest, "job": None, "image": image}
+    address = request.guest if request.into is None else f"qmp:{request.into}"
+    facts = {
+        "guest": request.guest,
+        "job": None,
+        "image": image,
+        **monitor.facts(config, address),
+    }
     work = functools.partial(restoring.restore, config, request, report)
     return await _around("restore", config, more, facts, work, report)
 
@@ -155,7 +167,9 @@ async def _around(
             outcome = "cancelled" if cancelled else "failure"
             await run_behind("on_failure", outcome=outcome, error=_described(error))
             raise
-        known = {"guest": result.guest, "image": result.image}
+        known: Facts = {"guest": result.guest, "image": result.image}
+        if isinstance(result, RestoreResult):
+            known = {**known, **monitor.facts(config, result.monitor)}
         await run_behind(after, outcome="success", result=result.as_dict(), **known)
     return result
 

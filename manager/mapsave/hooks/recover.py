@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from mapsave import errors
 from mapsave.config import Config
-from mapsave.hooks import around
+from mapsave.hooks import around, monitor
 from mapsave.image import store
 from mapsave.image.store import Entry
 from mapsave.operations import journal, journal_facts, recover_restore, recover_result, results
@@ -28,7 +28,7 @@ from mapsave.strict_json import Facts
 Told = Callable[[Line], Awaitable[None]]
 
 _RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
-_TOLD = ("guest", "job", "image", "outcome", "result", "error")
+_TOLD = ("guest", "job", "image", "domain", "uri", "socket", "outcome", "result", "error")
 UNTOUCHED = "nothing was in progress any more"
 _MOVE = "the hooks of that operation were not run; move the journal away"
 _HOOKS_RUN = "its hooks were run"
@@ -104,7 +104,7 @@ async def _run_behind(config: Config, outer: Orphan, line: Line, orphan: Orphan)
     """Run the hooks after an operation that was recovered; return what went wrong."""
     try:
         _check(outer)
-        return await _run(config, outer, await _ending(outer, line, orphan))
+        return await _run(config, outer, await _ending(config, outer, line, orphan))
     except errors.JournalLost as error:
         return [error.message, *filter(None, [journal.forget(outer)])]
     except Exception as error:
@@ -121,7 +121,7 @@ async def _run_alone(config: Config, outer: Orphan) -> list[str]:
     return await _run(config, outer, _cancelled(UNTOUCHED, None))
 
 
-async def _ending(outer: Orphan, line: Line, orphan: Orphan) -> Facts:
+async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> Facts:
     """Return what became of an operation that recovery has dealt with, as hooks receive it."""
     outcome, path = str(line["outcome"]), str(line["image"])
     if orphan.kind == "save" and recover_result.holds_guest(outcome):
@@ -129,7 +129,9 @@ async def _ending(outer: Orphan, line: Line, orphan: Orphan) -> Facts:
         return _success(results.gone(line) if entry is None else results.recovered_save(entry))
     if orphan.kind == "restore" and outcome in _RESTORED:
         entry = await asyncio.to_thread(_entry, path)
-        return _success(results.recovered_restore(entry, line, outer.facts.get("guest")))
+        result = results.recovered_restore(entry, line, outer.facts.get("guest"))
+        place = line["monitor"] and monitor.address(line["monitor"])
+        return {**_success(result), **monitor.facts(config, place)}
     return _cancelled(outcome, str(line["interrupted_at"]))
 
 

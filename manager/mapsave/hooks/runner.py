@@ -23,7 +23,7 @@ ABORT = 62  # as in barman's hook scripts; sysexits.h and shells leave it free
 GRACE = 2.0  # a command ends within five seconds of a signal
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The facts that a hook also finds in its environment, so that a shell script needs no JSON.
-_IN_ENVIRONMENT = ("operation", "guest", "job", "image", "outcome")
+_IN_ENVIRONMENT = ("operation", "guest", "job", "image", "domain", "uri", "socket", "outcome")
 
 
 async def run(
