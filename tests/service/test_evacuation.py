@@ -147,3 +147,30 @@ async def test_only_what_really_saves_keeps_jobs_from_running(
         assert (running == ["nightly"]) == dry_run
         over.set()
         await ours.operations.stop(finish=True)
+
+
+async def test_a_missed_run_begins_after_the_guests_are_back(site: cli.Site) -> None:
+    """The host was down since the run before; save-all was the last thing that it did."""
+    jobs = site.directory / "jobs.d"
+    jobs.mkdir()
+    site.settings["jobs"] = str(jobs)
+    site.add_guest("web", emulator={"memory": "4M"}, policy="none")
+    job = {"job": "hourly", "guests": ["web"], "schedule": {"cron": "0 * * * *"}}
+    (jobs / "hourly.yaml").write_text(yaml.safe_dump({**job, "save": {"then": "resume"}}))
+    with service.emulated_ended(site):
+        site.run("check", "web", check=0)  # starts it
+        site.run("save-all", check=0)
+    async with history.opened(site.state / "journal.db") as kept:
+        await kept.ran("hourly", time.time() - 86400)
+    with service.running(site) as mapsaved:
+        mapsaved.await_log("waiting: job hourly: 'mapsave restore-all' has not restored")
+        assert mapsaved.get("/v1/operations?job=hourly")["operations"] == []
+        done = site.run("restore-all", "--json", check=0).json()
+        assert emulated.outcomes(done) == {"web": "restored"}
+
+        def runs() -> Any:
+            found = mapsaved.get("/v1/operations?job=hourly")["operations"]
+            return [each["id"] for each in found if each["kind"] == "job"]
+
+        (run,) = await asyncio.to_thread(wait.until, runs, what="the run")
+        assert mapsaved.ended(run)["result"]["saved"] == 1
