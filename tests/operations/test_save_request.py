@@ -40,6 +40,7 @@ def domain(label: str | None) -> Domain:
         job=None,
         block_jobs=(),
         has_managed_save=False,
+        libvirt=(11, 3, 0),
         host_devices=(),
     )
 

@@ -33,7 +33,8 @@ class Domain:
     ``xml``: its live definition as libvirt itself would write it into a save image: migratable,
     passwords included. ``live_xml``: with what libvirt has added at its start (expanded CPU,
     security labels). ``persistent_xml``: what it will be started from next; None if transient.
-    ``job`` and ``block_jobs``: what libvirt is doing with it just now.
+    ``job`` and ``block_jobs``: what libvirt is doing with it just now. ``libvirt``: the daemon's
+    version.
     """
 
     uri: str
@@ -47,6 +48,7 @@ class Domain:
     block_jobs: tuple[str, ...]
     has_managed_save: bool
     host_devices: tuple[str, ...]
+    libvirt: tuple[int, int, int]
 
     @property
     def is_transient(self) -> bool:
@@ -106,7 +108,13 @@ def describe(libvirt: ModuleType, handle: virDomain) -> Domain:
         block_jobs=tuple(disk for disk in definition.disks(live) if handle.blockJobInfo(disk, 0)),
         has_managed_save=bool(handle.hasManagedSaveImage()),
         host_devices=tuple(definition.host_devices(live)),
+        libvirt=_release(handle.connect().getLibVersion()),
     )
+
+
+def _release(number: int) -> tuple[int, int, int]:
+    """Return the parts of a version that libvirt tells as one number, such as 11003000."""
+    return number // 1_000_000, number // 1000 % 1000, number % 1000
 
 
 def _job(libvirt: ModuleType, handle: virDomain) -> str | None:

@@ -18,15 +18,15 @@ from mapsave.config import Config
 from mapsave.image import descriptors, image, store
 from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
-from mapsave.migration.status import IDLE, Status
+from mapsave.migration.status import IDLE
 from mapsave.monitor import process
+from mapsave.monitor.session import Version
 from mapsave.operations import drives, kept, modes, save_request, trust
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
 from mapsave.plan import strategy
 
-_MIGRATING: frozenset[str] = frozenset(Status) - IDLE
 # Every RAM block starts at a multiple of 1 MiB after its bitmap, and there is device state.
 _OVERHEAD = 64 * units.MIB
 
@@ -78,7 +78,8 @@ def run_state(found: Preflight) -> str:
 
 def migration(found: Preflight) -> str:
     """QEMU is not migrating or saving already."""
-    if found.facts.migration in _MIGRATING:
+    # A status that is not known to us is one of a migration in progress: QEMU 11 has new ones.
+    if found.facts.migration not in IDLE:
         raise errors.AlreadyMigrating(
             f"QEMU is already migrating ({found.facts.migration}) for another client",
             hint="wait until it has finished; if a mapsave process died, run 'mapsave recover'",
@@ -301,9 +302,26 @@ def domain(found: Preflight) -> str:
             hint=f"virsh managedsave-remove {shlex.quote(known.name)}",
         )
     devices = f", host devices {', '.join(known.host_devices)}" if known.host_devices else ""
-    if known.is_transient:
-        return f"transient: it disappears from libvirt when it shuts down{devices}"
-    return f"persistent, no active job{devices}"
+    alone = "transient: it disappears from libvirt when it shuts down"
+    what = alone if known.is_transient else "persistent, no active job"
+    return f"{what}{devices}{_not_by_libvirt(known.libvirt, found.facts.version)}"
+
+
+# libvirt before 11.4 passes `detach` to QEMU's `migrate`, which dropped it in 11.0 (its
+# removed-features.rst; tried with libvirt 11.3.0 and QEMU 11.1.3). mapsave passes none.
+_LIBVIRT_WITHOUT_DETACH = (11, 4, 0)
+_QEMU_WITHOUT_DETACH = (11, 0, 0)
+
+
+def _not_by_libvirt(libvirt: tuple[int, int, int], qemu: Version) -> str:
+    """Return what libvirt itself cannot do with a guest of this QEMU; empty if it can save it."""
+    if libvirt >= _LIBVIRT_WITHOUT_DETACH or qemu.release < _QEMU_WITHOUT_DETACH:
+        return ""
+    return (
+        f"; mapsave can save it, libvirt {'.'.join(map(str, libvirt))} itself cannot with QEMU "
+        f"{qemu}, which no longer accepts the argument 'detach' of 'migrate': virsh save, "
+        "managedsave, dump, migrate and snapshots of memory fail; update libvirt to 11.4 or later"
+    )
 
 
 CHECKS: tuple[Callable[[Preflight], str], ...] = (
