@@ -205,6 +205,10 @@ def test_defaults_of_an_ordinary_user() -> None:
         ("guests:\n  a: {libvirt: {uri: x}}", "2:16: the key 'domain' is missing in guests.a.lib"),
         ("guests:\n  a: {emulator: {memory: much}}", "2:26: guests.a.emulator.memory: not a size"),
         (f"guests:\n  a: {{emulator: {{memory: {'9' * 400}.5K}}}}", "memory: not a size"),
+        (
+            "guests:\n  a: {emulator: {memory: 1M, version: 12.0}}",
+            "guests.a.emulator.version:",
+        ),
         ("guests:\n  a: {emulator: {memory: 0}}", "guests.a.emulator.memory: must not be 0"),
         (
             "guests:\n  a: {emulator: {memory: true}}",

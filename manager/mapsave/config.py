@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, field, structs
 
@@ -27,7 +27,7 @@ from mapsave.key_types import (
     Truth,
     Variable,
 )
-from mapsave.keys import Check, Keys, help
+from mapsave.keys import Check, Keys, Parse, help, written
 from mapsave.service_settings import Hooks, Service, Webhook
 
 SYSTEM_FILE = Path("/etc/mapsave/manager.yaml")
@@ -39,6 +39,7 @@ Format = Literal["auto", "native", "libvirt"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
 Pattern = Literal["random", "sparse", "fragmented", "linux"]
 Clones = Literal["admin", "operator"]
+EmulatedVersion = Literal["10.0", "11.1"]  # of QEMU
 
 _XDG = ("images", "state", "socket", "jobs")  # keys whose default depends on the user
 
@@ -82,12 +83,21 @@ class LibvirtDomain(Keys, frozen=True):
     uri: Annotated[Text, help("URI of the libvirt daemon.")] = LIBVIRT_URI
 
 
+# Without quotes it is a number to YAML.
+Emulated = Annotated[
+    EmulatedVersion,
+    Parse(lambda value: str(value) if isinstance(value, float) else value),
+    written(None, {"enum": [*get_args(EmulatedVersion), *map(float, get_args(EmulatedVersion))]}),
+]
+
+
 class EmulatedGuest(Keys, frozen=True):
     """An emulated guest, started on demand, for trying things out."""
 
     memory: Annotated[Size, help("Size of its RAM.")]
     pattern: Annotated[Pattern, help("The contents of its RAM.")] = "fragmented"
     writer: Annotated[Truth, help("Whether it changes its RAM while it runs.")] = False
+    version: Annotated[Emulated, help("The version of QEMU to emulate.")] = "10.0"
 
 
 class Guest(Keys, frozen=True):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mapsave.config import EmulatedVersion
+
 from tests.kit import files, need, qemu, qmp, wait
 
 MIB = 1 << 20
@@ -97,11 +99,19 @@ def _started(command: list[str], path: Path, stderr: Path, *, negotiate: bool) -
 
 
 def emulator(
-    directory: Path, *arguments: str, memory: str = "33M", negotiate: bool = True
+    directory: Path,
+    *arguments: str,
+    memory: str = "33M",
+    negotiate: bool = True,
+    version: EmulatedVersion | None = None,
 ) -> contextlib.AbstractContextManager[Qmp]:
-    """Run an emulator; its stderr is in ``directory/emulator.stderr``."""
+    """Run an emulator of the QEMU that is there; its stderr is in ``directory/emulator.stderr``.
+
+    ``version``: another one.
+    """
     path = directory / "emulator.qmp"
     command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(path), "--memory", memory]
+    command += ["--as", version or qemu.emulated_version()]
     stderr = directory / "emulator.stderr"
     return _started([*command, *arguments], path, stderr, negotiate=negotiate)
 

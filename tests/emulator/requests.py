@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-FILE = {"transport": "file", "filename": "/nonexistent/x", "offset": 0}
+FILE = {"transport": "file", "filename": "/proc/nonexistent/x", "offset": 0}
 
 
 def request(name: str, **arguments: Any) -> str:
@@ -79,6 +79,19 @@ SYNTAX = [
     "1.\n",
     "1e\n",
     '{"execute":"query-status","execute":"stop"}',
+    '{"a":1,"a":{"b":[1,2]}}',
+    '{"a":\n\t1 2}',
+    '  {"\u00e4\u00e4":1 2}',
+    "[1:2]",
+    '{"a":1:2}',
+    '{"a",1}',
+    '{"a":,}',
+    '{"a":1]}',
+    "[1}]",
+    '{"\\q":1}',
+    "{nul:1}",
+    "{[1]:2}",
+    '{"a":"\\q","b":"\\q"}',
     '{"execute":1}',
     '{"execute":null}',
     '{"execute":"stop","foo":1}',
@@ -138,7 +151,7 @@ QUERIES = [
     request("qom-get", path="/machine", property="nope"),
     request("qom-get", path="/nope", property="type"),
     request("qom-get", path="", property="type"),
-    request("pmemsave", val=0, size=10, filename="/nonexistent/x"),
+    request("pmemsave", val=0, size=10, filename="/proc/nonexistent/x"),
     request("pmemsave", val=0, size=10),
     request("pmemsave", val=0, filename="a"),
     request("pmemsave", val="a", size=1, filename="a"),
@@ -273,11 +286,23 @@ _NUMBERS = (
     "multifd-qatzip-level",
     "vcpu-dirty-limit",
     "x-vcpu-dirty-limit-period",
+    "x-rdma-chunk-size",
 )
 _VALUES = [0, -1, 1, 9, 10, 20, 21, 99, 100, 255, 256, 1000, 1001, 4096, 100001, 2000001]
 _VALUES += [10**12, 1 << 63, 1 << 64]
 _OTHER: list[Any] = ["a", "", 1.5, True, None, [], {}]
-_WORDS = ["none", "legacy", "zlib", "zstd", "qpl", "multifd", "normal", "cpr-reboot", "nope"]
+_WORDS = [
+    "none",
+    "legacy",
+    "zlib",
+    "zstd",
+    "qpl",
+    "multifd",
+    "normal",
+    "cpr-reboot",
+    "cpr-exec",
+    "nope",
+]
 
 PARAMETERS = [
     *(
@@ -301,6 +326,11 @@ PARAMETERS = [
         for value in [*_WORDS, 1, None, "none", "normal"]
     ),
     request("migrate-set-parameters"),
+    *(
+        request("migrate-set-parameters", cpr_exec_command=value)
+        for value in ([], ["a"], [1], "a", None)
+    ),
+    request("migrate-set-parameters", x_rdma_chunk_size=3 << 20),
     request("migrate-set-parameters", nosuch=1),
     request("migrate-set-parameters", multifd_channels=0, nosuch=1),
     request("migrate-set-parameters", multifd_channels=0, direct_io=0),
@@ -309,19 +339,21 @@ PARAMETERS = [
 ]
 
 COMPRESSION_TRAP = [
+    request("migrate", uri="file:/proc/nonexistent/x"),
+    request("query-migrate"),
     capabilities("mapped-ram", "multifd"),
     request("migrate-set-parameters", multifd_compression="zlib"),
     request("migrate-set-parameters"),
     request("migrate-set-parameters", multifd_compression="none"),
-    request("migrate", uri="file:/nonexistent/x"),
+    request("migrate", uri="file:/proc/nonexistent/x"),
     request("query-migrate"),
     capabilities(off=("mapped-ram",)),
     request("migrate-set-parameters", multifd_compression="none", tls_creds="a"),
-    request("migrate", uri="file:/nonexistent/x"),
+    request("migrate", uri="file:/proc/nonexistent/x"),
     capabilities("mapped-ram"),
     capabilities("zero-copy-send"),
     request("migrate-set-parameters", tls_creds=""),
-    request("migrate", uri="file:/nonexistent/x"),
+    request("migrate", uri="file:/proc/nonexistent/x"),
     request("query-migrate"),
     request("query-migrate-parameters"),
 ]
@@ -334,7 +366,7 @@ def migrations(verb: str) -> list[str]:
         "nope:1",
         "",
         "file:",
-        "file:/nonexistent/x",
+        "file:/proc/nonexistent/x",
         1,
         "file:/dev/fdset/7",
         "file:/dev/fdset/x",
@@ -349,9 +381,9 @@ def migrations(verb: str) -> list[str]:
         "file:/tmp/x,offset=16E",
         "file:/tmp/x,offset=1P1",
         "file:/tmp/x,offset=99999999999999999999",
-        "file:/nonexistent/x,offset=1.5M",
-        "file:/nonexistent/x,offset=5,offset=6",
-        "file:/nonexistent/x,foo=6",
+        "file:/proc/nonexistent/x,offset=1.5M",
+        "file:/proc/nonexistent/x,offset=5,offset=6",
+        "file:/proc/nonexistent/x,foo=6",
     ]
     channels: list[Any] = [
         1,
@@ -359,7 +391,7 @@ def migrations(verb: str) -> list[str]:
         [{}],
         [],
         main_channel(transport="file"),
-        main_channel(transport="file", filename="/nonexistent/x"),
+        main_channel(transport="file", filename="/proc/nonexistent/x"),
         main_channel(**FILE),
         main_channel(**{**FILE, "offset": "1M"}),
         main_channel(**{**FILE, "foo": 1}),
@@ -373,12 +405,12 @@ def migrations(verb: str) -> list[str]:
         request(verb),
         *(request(verb, uri=uri) for uri in uris),
         *(request(verb, channels=value) for value in channels),
-        request(verb, uri="file:/nonexistent/x", channels=main_channel(**FILE)),
-        request(verb, uri="file:/nonexistent/x", channels=[]),
-        request(verb, uri="file:/nonexistent/x", foo=1),
-        request(verb, uri="file:/nonexistent/x", detach=1),
-        request(verb, uri="file:/nonexistent/x", resume=True),
-        request(verb, uri="file:/nonexistent/x", exit_on_error=1),
+        request(verb, uri="file:/proc/nonexistent/x", channels=main_channel(**FILE)),
+        request(verb, uri="file:/proc/nonexistent/x", channels=[]),
+        request(verb, uri="file:/proc/nonexistent/x", foo=1),
+        request(verb, uri="file:/proc/nonexistent/x", detach=1),
+        request(verb, uri="file:/proc/nonexistent/x", resume=True),
+        request(verb, uri="file:/proc/nonexistent/x", exit_on_error=1),
         request("query-migrate"),
     ]
 

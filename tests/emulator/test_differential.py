@@ -232,16 +232,16 @@ def test_save_of_an_empty_guest(
     assert heard[0] == heard[1]
 
 
-def test_switchover_ack_never_completes(tmp_path: Path) -> None:
+def test_switchover_ack_is_never_given(tmp_path: Path) -> None:
     heard = []
     for start in (helpers.emulator, helpers.real_qemu):
         with start(tmp_path) as qmp:
             qmp.capabilities("mapped-ram", "multifd", "return-path", "switchover-ack")
             told: list[Any] = [qmp.ask("migrate", uri=f"file:{tmp_path}/image")]
-            qmp.wait("active")
+            qmp.wait("active", "failed")
             time.sleep(0.3)
             told += [qmp("query-migrate")["error-desc"], qmp.status(), qmp.ask("migrate_cancel")]
-            qmp.wait("cancelled")
+            qmp.wait("cancelled", "failed")  # QEMU 11.1 fails at its end, older ones go on forever
             heard.append([*told, *_ending(qmp)])
     assert heard[0] == heard[1]
 
@@ -282,7 +282,16 @@ def _damages(good: bytes) -> dict[str, bytes]:
     end = 34 * MIB
     at = helpers.OFFSET
     cuts = [at, at + 4, at + 14, at + 60, at + 75, at + 100, at + 0x86, end, end + 0x20, end + 0x36]
-    cuts += [end + 0x50, end + 0x90, end + 0xF2, end + 0x400]
+    cuts += [
+        at + 10,
+        at + 0x33,
+        end + 8,
+        end + 0x0F,
+        end + 0x50,
+        end + 0x90,
+        end + 0xF2,
+        end + 0x400,
+    ]
     damaged = {f"cut-{cut - at:#x}": good[:cut] for cut in cuts}
     patches: dict[str, tuple[int, bytes]] = {
         "magic": (at, b"X"),
@@ -298,6 +307,11 @@ def _damages(good: bytes) -> dict[str, bytes]:
         "flags": (end + 7, b"\x08"),
         "footer": (end + 8, b"\x7d"),
         "device-name": (end + 0x3C, b"x"),
+        "configuration": (at + 8, b"\1"),
+        "subsection-name": (at + 0x24, b"x"),
+        "part-id": (end + 0x11, b"\x09"),
+        "footer-id": (end + 0x0C, b"\x09"),
+        "page-size": (at + 0x73, b"\2"),
     }
     for name, (place, new) in patches.items():
         damaged[name] = good[:place] + new + good[place + len(new) :]

@@ -1,4 +1,4 @@
-"""Where QEMU 10.0.2 crashes, hangs or loses data the emulator does the same, shown side by side."""
+"""Where QEMU crashes, hangs or loses data the emulator does the same, shown side by side."""
 
 import contextlib
 import os
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mapsave.emulator.versions import VERSIONS
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
-from tests.kit import files, storage
+from tests.kit import files, qemu, storage
 from tests.kit.qmp import QmpClosed
 
 Start = Callable[..., AbstractContextManager[helpers.Qmp]]
@@ -74,7 +75,7 @@ def test_missing_direct_descriptor_at_save_kills(tmp_path: Path, start: Start) -
             assert qmp("migrate", uri="file:/dev/fdset/1") == {}
         assert death(qmp) == -signal.SIGSEGV
     if start is helpers.emulator:
-        assert "QEMU 10.0.2 would crash here: a multifd channel" in stderr_of(tmp_path)
+        assert "QEMU would crash here: a multifd channel" in stderr_of(tmp_path)
 
 
 @both
@@ -121,15 +122,15 @@ def test_truncated_pages_fail_without_multifd(
     with start(tmp_path, "-incoming", "defer") as qmp:
         result = helpers.restore(qmp, f"{tmp_path}/image", *capabilities)
     errno_text = "Invalid argument" if capabilities is MAPPED else "Input/output error"
-    assert result == {"status": "failed", "error-desc": f"load of migration failed: {errno_text}"}
+    assert result["status"] == "failed"
+    assert result["error-desc"].startswith(f"load of migration failed: {errno_text}")
     log = tmp_path / ("emulator.stderr" if start is helpers.emulator else "qemu.stderr")
-    assert ("Partial read of size 100, expected 1048576" in log.read_text()) == (
-        capabilities is MAPPED
-    )
+    partial = VERSIONS[qemu.emulated_version()].partial_read.format(got=100, expected=1048576)
+    assert (partial in log.read_text()) == (capabilities is MAPPED)
 
 
 @both
-def test_page_size_zero_kills(tmp_path: Path, start: Start, image: Path) -> None:
+def test_page_size_zero_kills_or_is_refused(tmp_path: Path, start: Start, image: Path) -> None:
     with image.open("r+b") as file:
         at = image.read_bytes().index(b"\x03ram", 0x50) + 4 + 8 + 4
         file.seek(at)
@@ -139,7 +140,10 @@ def test_page_size_zero_kills(tmp_path: Path, start: Start, image: Path) -> None
     with start(tmp_path, "-incoming", "defer") as qmp:
         qmp.capabilities(*MULTIFD)
         qmp("migrate-incoming", uri=f"file:{image}", exit_on_error=False)
-        assert death(qmp) == -signal.SIGFPE
+        if VERSIONS[qemu.emulated_version()].checks_page_size:
+            assert qmp.wait("failed")["error-desc"].startswith("load of migration failed: Invalid")
+        else:
+            assert death(qmp) == -signal.SIGFPE
 
 
 @both
@@ -157,7 +161,7 @@ def test_changing_channels_and_cancelling_kills(tmp_path: Path, start: Start) ->
 
 @both
 def test_no_main_channel_kills(tmp_path: Path, start: Start) -> None:
-    addr = {"transport": "file", "filename": "/nonexistent/x", "offset": 0}
+    addr = {"transport": "file", "filename": "/proc/nonexistent/x", "offset": 0}
     with start(tmp_path) as qmp:
         channels = [{"channel-type": "cpr", "addr": addr}]
         assert death(qmp, lambda: qmp.ask("migrate", channels=channels)) == -signal.SIGSEGV
@@ -244,6 +248,8 @@ def test_full_disk(
         assert qmp("query-status")["status"] == ("prelaunch" if arguments else "running")
         until = time.monotonic() + 5
         expected = ["setup", "pass 1", "active", *["failed"] * times]
+        if VERSIONS[qemu.emulated_version()].fails_in_two_steps:
+            expected = ["setup", "active", *["failing"] * times, "failed"]
         while qmp.trace() != expected and time.monotonic() < until:
             time.sleep(0.01)
         assert qmp.trace() == expected

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mapsave.config import EmulatedVersion
+
 from tests.kit import cli, processes, qmp, tree, wait
 
 MIB = 1 << 20
@@ -39,9 +41,12 @@ class Emulated:
 
 
 @contextmanager
-def emulated(socket_path: Path, *arguments: str, memory: str = "4M") -> Iterator[Emulated]:
+def emulated(
+    socket_path: Path, *arguments: str, memory: str = "4M", version: EmulatedVersion = "10.0"
+) -> Iterator[Emulated]:
     """Run an emulator that listens at ``socket_path``; it is gone at the end."""
     command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket_path)]
+    command += ["--as", version]
     with processes.running(
         [*command, "--memory", memory, *arguments], env={"PYTHONPATH": tree.PYTHONPATH}
     ) as process:

@@ -8,7 +8,9 @@ Each QEMU has two monitors, since a QMP socket serves one client at a time: ``gu
 mapsave, ``guest.control`` is the test's own.
 """
 
+import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from mapsave.config import EmulatedVersion
 
 from tests.kit import need, patterns, processes, state, wait
 from tests.kit import ram as guest_ram
@@ -209,6 +213,27 @@ def directory_for(user: int | None = None) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory)
+
+
+@functools.cache
+def version(binary: str) -> tuple[int, ...]:
+    """Return the version of a QEMU: (11, 1, 3)."""
+    text = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", text)
+    assert match is not None, text
+    return tuple(map(int, match.groups()))
+
+
+def emulated_version() -> EmulatedVersion:
+    """Return the version that the emulator must play to be like ``BINARY``.
+
+    Of those that it knows, the newest that is not newer; without a QEMU its default.
+    """
+    known: tuple[EmulatedVersion, ...] = get_args(EmulatedVersion)
+    if unavailable():
+        return known[0]
+    fitting = [each for each in known if tuple(map(int, each.split("."))) <= version(BINARY)]
+    return (fitting or list(known))[-1]
 
 
 def unavailable() -> str | None:

@@ -1,20 +1,32 @@
 """One save and one restore driven: completed, failed, cancelled, lost; and what is reported."""
 
 import asyncio
+import functools
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from mapsave import errors
+from mapsave import config, errors
 from mapsave.migration import guest_state, incoming, outgoing, parameters, progress, stall
 from mapsave.monitor import qmp
 from mapsave.monitor.session import Session
 
-from tests.kit.emulated import emulated
+from tests.kit.emulated import Emulated
+from tests.kit.emulated import emulated as kit_emulated
+
+Start = Callable[..., AbstractContextManager[Emulated]]
 
 M = 1 << 20
 SLOW = ("--pattern", "random", "--throttle", str(M))
+
+
+@pytest.fixture(params=get_args(config.EmulatedVersion))
+def emulated(request: pytest.FixtureRequest) -> Start:
+    """Start an emulator: of each version."""
+    return functools.partial(kit_emulated, version=request.param)
 
 
 async def save(session: Session, path: Path, *, live: bool = False, **more: Any) -> Any:
@@ -38,7 +50,7 @@ async def restore(session: Session, path: Path) -> None:
         await incoming.restore(session, str(path), M, stall.Watch(30.0, 0, lambda: None))
 
 
-async def test_saved_and_restored(tmp_path: Path) -> None:
+async def test_saved_and_restored(tmp_path: Path, emulated: Start) -> None:
     with emulated(tmp_path / "s", "--pattern", "random") as source:
         async with qmp.connected(source.path) as session:
             await session.pause()
@@ -54,7 +66,7 @@ async def test_saved_and_restored(tmp_path: Path) -> None:
             assert await guest_state.left(session, "inmigrate") == "paused"
 
 
-async def test_refused_at_once(tmp_path: Path) -> None:
+async def test_refused_at_once(tmp_path: Path, emulated: Start) -> None:
     with emulated(tmp_path / "s") as source:
         async with qmp.connected(source.path) as session:
             with pytest.raises(errors.CommandRefused, match="No such file"):
@@ -62,7 +74,7 @@ async def test_refused_at_once(tmp_path: Path) -> None:
             assert await guest_state.run_state(session) == "running"
 
 
-async def test_failed_later(tmp_path: Path) -> None:
+async def test_failed_later(tmp_path: Path, emulated: Start) -> None:
     """The capability return-path lets a file save fail at its very end."""
     with emulated(tmp_path / "s") as source:
         async with qmp.connected(source.path) as session:
@@ -77,7 +89,7 @@ async def test_failed_later(tmp_path: Path) -> None:
             assert await guest_state.left(session, "finish-migrate") == "running"
 
 
-async def test_cancelled(tmp_path: Path) -> None:
+async def test_cancelled(tmp_path: Path, emulated: Start) -> None:
     with emulated(tmp_path / "s", *SLOW, memory="32M") as source:
         async with qmp.connected(source.path) as session:
             task = asyncio.ensure_future(save(session, tmp_path / "image"))
@@ -90,7 +102,7 @@ async def test_cancelled(tmp_path: Path) -> None:
             assert (await outgoing.cancel(session)).status == "cancelled"
 
 
-async def test_qemu_lost_while_it_saves(tmp_path: Path) -> None:
+async def test_qemu_lost_while_it_saves(tmp_path: Path, emulated: Start) -> None:
     with emulated(tmp_path / "s", *SLOW, memory="32M") as source:
         async with qmp.connected(source.path) as session:
             task = asyncio.ensure_future(save(session, tmp_path / "image"))
@@ -100,7 +112,7 @@ async def test_qemu_lost_while_it_saves(tmp_path: Path) -> None:
                 await asyncio.wait_for(task, 10)
 
 
-async def test_following_a_save_that_somebody_else_began(tmp_path: Path) -> None:
+async def test_following_a_save_that_somebody_else_began(tmp_path: Path, emulated: Start) -> None:
     reports: list[progress.Progress] = []
     throttle = ("--pattern", "random", "--throttle", str(16 * M))
     with emulated(tmp_path / "s", *throttle, memory="16M") as source:
@@ -116,7 +128,7 @@ async def test_following_a_save_that_somebody_else_began(tmp_path: Path) -> None
 
 
 async def test_live_save_of_a_busy_guest_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, emulated: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer dirties faster than the disk takes it, so it is paused after some passes."""
     monkeypatch.setattr(outgoing, "LIVE_PASSES", 2)
@@ -129,19 +141,21 @@ async def test_live_save_of_a_busy_guest_ends(
             assert await guest_state.run_state(session) == "postmigrate"
 
 
-async def test_restore_of_what_is_no_image(tmp_path: Path) -> None:
+async def test_restore_of_what_is_no_image(tmp_path: Path, emulated: Start) -> None:
     (tmp_path / "image").write_bytes(bytes(2 * M))
     with emulated(tmp_path / "d", "--incoming", "defer") as destination:
         async with qmp.connected(destination.path) as session:
             with pytest.raises(errors.RestoreFailed, match="could not load the image") as caught:
                 await restore(session, tmp_path / "image")
-            assert caught.value.data["qemu_error"].startswith("load of migration failed")
+            told = caught.value.data["qemu_error"]
+            assert told.startswith("load of migration failed")
+            assert told in caught.value.message
             # It lives, but is of no further use.
             with pytest.raises(errors.MapsaveError):
                 await asyncio.wait_for(restore(session, tmp_path / "image"), 5)
 
 
-async def test_qemu_lost_while_it_loads(tmp_path: Path) -> None:
+async def test_qemu_lost_while_it_loads(tmp_path: Path, emulated: Start) -> None:
     with emulated(tmp_path / "s", "--pattern", "random") as source:
         async with qmp.connected(source.path) as session:
             await save(session, tmp_path / "image")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from mapsave import errors, units
 from mapsave.cli.options import Command, of
+from mapsave.config import EmulatedVersion
 
 
 class Size(click.ParamType[int]):
@@ -39,6 +40,13 @@ class Size(click.ParamType[int]):
 @click.option("--name", help="The guest's name.")
 @click.option("--uuid", help="The guest's uuid.")
 @click.option("--seed", type=int, default=0, help="Another seed gives other contents.")
+@click.option(
+    "--as",
+    "version",
+    type=click.Choice(get_args(EmulatedVersion)),
+    default="10.0",
+    help="The version of QEMU to emulate.",
+)
 @click.option("--throttle", type=Size(), default=0, help="Bytes of pages saved per second.")
 @click.pass_context
 def command(context: click.Context, /, **chosen: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mapsave import units
 from mapsave.emulator.options import PATTERNS, EmulatorOptions
 from mapsave.emulator.run import run
+from mapsave.emulator.versions import VERSIONS
 
 
 def main() -> int:
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--uuid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--throttle", type=units.parse_size, default=0)
+    parser.add_argument("--as", dest="version", choices=VERSIONS, default="10.0")
     try:
         options = EmulatorOptions(**vars(parser.parse_args()))
     except ValueError as error:

@@ -1,6 +1,7 @@
 """The QMP commands: name, argument schema, handler.
 
-Source of names, argument types and replies: QEMU's ``qapi/*.json`` of 10.0, observed.
+Source of names, argument types and replies: QEMU's ``qapi/*.json`` of 10.0, observed; where 11.1
+differs is in ``versions``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from mapsave.emulator.faults import DEVICE_NOT_FOUND, QmpError
 from mapsave.emulator.incoming import Incoming
 from mapsave.emulator.machine import Machine
 from mapsave.emulator.outgoing import Outgoing
+from mapsave.emulator.versions import Version
 
-VERSION = {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "mapsave emulator"}
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -36,14 +37,15 @@ class Request(Emulated):
 # Gets the request and, by name, the arguments that were given, ``a_b`` being ``a-b``; they are as
 # the schema says. Returns the reply; None is an empty one.
 Handler = Callable[..., object]
+Arguments = schema.Checked[dict[str, object]]  # of an object
 NO_ARGUMENTS = schema.struct()
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command: ``arguments`` is an object schema; ``oob`` ones may be executed out of band."""
+    """A command: ``arguments`` returns a version's schema; ``oob``: may be executed out of band."""
 
-    arguments: schema.Checked[dict[str, object]]
+    arguments: Callable[[Version], Arguments]
     handler: Handler
     oob: bool = False
 
@@ -52,10 +54,14 @@ TABLE: dict[str, Command] = {}
 
 
 def command(
-    name: str, arguments: schema.Checked[dict[str, object]] = NO_ARGUMENTS, *, oob: bool = False
+    name: str,
+    arguments: Arguments = NO_ARGUMENTS,
+    *,
+    by_version: Callable[[Version], Arguments] | None = None,
+    oob: bool = False,
 ) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
-        TABLE[name] = Command(arguments, handler, oob)
+        TABLE[name] = Command(by_version or (lambda _: arguments), handler, oob)
         return handler
 
     return register
@@ -70,7 +76,7 @@ def refusing(desc: str) -> Handler:
     return handler
 
 
-command("query-version")(lambda _: VERSION)
+command("query-version")(lambda request: request.machine.version.reply)
 command("query-kvm")(lambda _: {"enabled": True, "present": True})
 command("query-replay")(lambda _: {"mode": "none", "icount": 0})
 command("query-target")(lambda _: {"arch": "x86_64"})

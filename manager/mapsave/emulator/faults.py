@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 GENERIC = "GenericError"
@@ -36,6 +37,17 @@ class ChannelError(StreamError):
     """A multifd channel of a save broke; QEMU reports that twice."""
 
 
+class LoadError(StreamError):
+    """A load broke: errno ``number``, and the ``causes`` that ``error-desc`` adds to its text."""
+
+    def __init__(
+        self, number: int, causes: Sequence[str] = (), reports: Sequence[str] = ()
+    ) -> None:
+        super().__init__(": ".join([os.strerror(number), *causes]), *reports)
+        self.number = number
+        self.causes = causes
+
+
 def report(line: str) -> None:
     """Write one line to stderr, as QEMU's ``error_report`` does."""
     sys.stderr.write(f"mapsave-emulator: {line}\n")
@@ -43,8 +55,8 @@ def report(line: str) -> None:
 
 
 def die(reason: str, number: signal.Signals = signal.SIGSEGV) -> NoReturn:
-    """End the process by ``number``, where QEMU 10.0.2 would; ``reason`` goes to stderr."""
-    report(f"QEMU 10.0.2 would crash here: {reason}")
+    """End the process by ``number``, where QEMU would; ``reason`` goes to stderr."""
+    report(f"QEMU would crash here: {reason}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.kill(os.getpid(), number)
     while True:  # the signal reaches some thread of the process within this call or soon after

@@ -1,25 +1,25 @@
 """Restoring: the destination side of migration, for a machine started with ``-incoming defer``.
 
-As in QEMU 10.0.2 the image is loaded in the main loop, so that QMP does not answer in the meantime,
-and what went wrong is reported on stderr only; ``error-desc`` has the errno's text.
+As in QEMU the image is loaded in the main loop, so that QMP does not answer in the meantime. What
+went wrong first is on stderr; ``error-desc`` has the errno's text, and in 11.1 causes after it.
 
 Sources: QEMU's ``migration/migration.c`` and ``migration/savevm.c`` of 10.0, observed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
-from mapsave.emulator import faults, migration_options, stream
+from mapsave.emulator import faults, stream
 from mapsave.emulator.address import Address
-from mapsave.emulator.faults import QmpError, StreamError
+from mapsave.emulator.faults import LoadError, QmpError
 from mapsave.emulator.machine import Machine, RunState
 from mapsave.emulator.ram_load import RamLoad
 from mapsave.emulator.stream_reader import StreamReader
 from mapsave.image import global_state
 from mapsave.image import stream_format as fmt
 
-_EINVAL, _EIO, _ENOTSUP = (os.strerror(number) for number in (22, 5, 95))
 _SUSPENDED = b"\x01\x01"  # has_vm_was_suspended, vm_was_suspended
 
 
@@ -28,6 +28,7 @@ class Incoming:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._version = machine.version
         self.status = "none"
         self.error: str | None = None
         self._started = False
@@ -46,7 +47,7 @@ class Incoming:
     def start(self, address: Address, *, exit_on_error: bool) -> None:
         """Open the file; it is loaded once the reply is sent. Raises QmpError.
 
-        After an error the status stays ``setup``, and another try is refused, as in QEMU 10.0.2.
+        After an error the status stays ``setup``, and another try is refused, as in QEMU.
         """
         if self.status != "none":
             raise QmpError(f"Illegal migration incoming state: {self.status}")
@@ -84,6 +85,7 @@ class Incoming:
         ram = RamLoad(
             self._machine.memory,
             reader,
+            self._version,
             mapped=on["mapped-ram"],
             ignore_shared=on["x-ignore-shared"],
         )
@@ -91,8 +93,8 @@ class Incoming:
             ram.use_channels(self._fds[1:])
         try:
             self._load_stream(reader, ram)
-        except (StreamError, OSError) as error:
-            self._fail(error if isinstance(error, StreamError) else StreamError(_EIO))
+        except (LoadError, OSError) as error:
+            self._fail(error if isinstance(error, LoadError) else LoadError(errno.EIO))
         else:
             self._finish()
         finally:
@@ -108,20 +110,22 @@ class Incoming:
         try:
             magic, version = reader.u32(), reader.u32()
         except OSError:  # a directory
-            raise StreamError(_EINVAL, "Not a migration stream") from None
+            magic = version = 0
         if magic != fmt.MAGIC:
-            raise StreamError(_EINVAL, "Not a migration stream")
+            raise self._version.load_error("magic", found=magic)
         if version != fmt.VERSION:
-            raise StreamError(_ENOTSUP, "Unsupported migration stream version")
+            raise self._version.load_error("version", found=version)
         ram.foreign = self._configuration(reader) != stream.MACHINE
         while not self._section(reader, ram):
             pass
 
     def _configuration(self, reader: StreamReader) -> str:
-        if reader.u8() != fmt.CONFIGURATION:
-            raise StreamError(_EINVAL, "Configuration section missing")
-        machine = reader.read(min(reader.u32(), 4096)).decode("utf-8", "replace")
-        reader.require("Failed to load configuration:name")
+        if (found := reader.u8()) != fmt.CONFIGURATION:
+            raise self._version.load_error("no-configuration", found=found)
+        size = reader.u32()
+        reader.require(self._version.load_error("configuration-ended", field="len"))
+        machine = reader.read(min(size, 4096)).decode("utf-8", "replace")
+        reader.require(self._version.load_error("configuration-ended", field="name"))
         received: set[str] = set()
         while reader.peek_type(fmt.SUBSECTION):
             reader.u8()
@@ -130,8 +134,8 @@ class Incoming:
             here, there = self._machine.capabilities[name], name in received
             if here != there:
                 state, other = ("on", "off") if here else ("off", "on")
-                raise StreamError(
-                    _EINVAL, f"Capability {name} is {state}, but received capability is {other}"
+                raise self._version.load_error(
+                    "capabilities-differ", name=name, here=state, there=other
                 )
         return machine
 
@@ -145,43 +149,42 @@ class Incoming:
         elif name == fmt.SUBSECTION_PAGE_BITS:
             reader.u32()
         else:
-            raise StreamError(_EINVAL, f"Unknown subsection '{name}' of configuration")
+            raise self._version.load_error("unknown-subsection", name=name)
         return set()
 
-    @staticmethod
-    def _received_capabilities(reader: StreamReader) -> set[str]:
+    def _received_capabilities(self, reader: StreamReader) -> set[str]:
         names: set[str] = set()
-        for _ in range(min(reader.u32(), len(migration_options.NAMES))):
+        known = self._version.capabilities
+        count = reader.u32()
+        reader.require(self._version.load_error("capabilities-ended"))
+        for _ in range(min(count, len(known))):
             size = reader.u8()
             name = reader.read(size)[: reader.last_read].decode("utf-8", "replace")
-            if name not in migration_options.NAMES:
-                raise StreamError(
-                    _EINVAL,
-                    f"Received unknown capability {name}",
-                    "Failed to load configuration/capabilities:capabilities",
-                )
+            if name not in known:
+                raise self._version.load_error("unknown-capability", name=name)
             names.add(name)
         return names
 
     def _section(self, reader: StreamReader, ram: RamLoad) -> bool:
         """Load one section; return True if it was the last that matters. Raises StreamError."""
         kind = reader.u8()
-        reader.require()
+        reader.require(self._version.load_error("section-ended"))
         if kind == fmt.EOF:
             return True
         if kind in (fmt.SECTION_START, fmt.SECTION_FULL):
             return self._new_section(reader, ram, kind)
         if kind in (fmt.SECTION_PART, fmt.SECTION_END):
             section_id = reader.u32()
-            reader.require()
+            reader.require(self._version.load_error("part-ended"))
             if section_id != self._ram_id:
-                raise StreamError(_EINVAL, f"Unknown savevm section {section_id}")
-            ram.section(f"section id {section_id}(ram)")
+                raise self._version.load_error("unknown-part", id=section_id)
+            ram.section("ram-part", section_id)
             self._footer(reader, "ram", section_id)
         elif kind == fmt.COMMAND:
             reader.u32()
+            reader.require(self._version.load_error("command-ended"))
         else:
-            raise StreamError(_EINVAL, f"Unknown savevm section type {kind}")
+            raise self._version.load_error("unknown-type", kind=kind)
         return False
 
     _ram_id = -1
@@ -189,10 +192,10 @@ class Incoming:
     def _new_section(self, reader: StreamReader, ram: RamLoad, kind: int) -> bool:
         section_id, name = reader.u32(), reader.counted()
         instance, version = reader.u32(), reader.u32()
-        reader.require("qemu_loadvm_section_start_full: Failed to read instance/version ID: -5")
+        reader.require(self._version.load_error("head-ended"))
         if name == fmt.RAM_SECTION:
             self._ram_id = section_id
-            ram.section("for instance 0x0 of device 'ram'")
+            ram.section("ram", section_id)
             self._footer(reader, name, section_id)
             return False
         if ram.foreign:
@@ -215,26 +218,25 @@ class Incoming:
             self._was_suspended = reader.read(68)[:2] == _SUSPENDED
             field = "runstate"
         else:
-            raise StreamError(
-                _EINVAL,
-                f"Unknown savevm section or instance '{name}' {instance}. Make sure that your"
-                " current VM setup matches your saved VM setup, including any hotplugged devices",
-            )
-        reader.require(
-            f"Failed to load {name}:{field}",
-            f"error while loading state for instance 0x{instance:x} of device '{name}'",
-        )
+            raise self._version.load_error("unknown-section", name=name, instance=instance)
+        ended = self._version.load_error("device-ended", name=name, field=field, instance=instance)
+        reader.require(ended)
 
-    @staticmethod
-    def _footer(reader: StreamReader, name: str, section_id: int) -> None:
-        if reader.u8() != fmt.SECTION_FOOTER:
-            raise StreamError(
-                _EIO if reader.failed else _EINVAL, f"Missing section footer for {name}"
-            )
-        if reader.u32() != section_id and not reader.failed:
-            raise StreamError(_EINVAL, f"Mismatched section id in footer for {name}")
+    def _footer(self, reader: StreamReader, name: str, section_id: int) -> None:
+        mark = reader.u8()
+        if reader.failed:
+            wrong = "check_section_footer: Read section footer failed: -5"
+        elif mark != fmt.SECTION_FOOTER:
+            wrong = f"Missing section footer for {name}"
+        elif (found := reader.u32()) != section_id:
+            ids = f"read 0x{found:x} expected 0x{section_id:x}"
+            wrong = f"Mismatched section id in footer for {name} - {ids}"
+        else:
+            return
+        inner = LoadError(errno.EINVAL, reports=[wrong])
+        raise self._version.load_error("footer", inner, id=section_id)
 
-    def _fail(self, error: StreamError) -> None:
+    def _fail(self, error: LoadError) -> None:
         for line in error.reports:
             faults.report(line)
         self.error = f"load of migration failed: {error.desc}"

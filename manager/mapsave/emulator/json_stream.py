@@ -4,14 +4,17 @@ QMP is a stream of JSON objects without separators: a message ends where its bra
 QEMU's dialect also takes strings in single quotes. After an error the parser starts afresh after
 the offending character, so one bad message can give several errors.
 
-Source: QEMU's ``qobject/json-lexer.c``, ``json-streamer.c``, ``json-parser.c`` of 10.0, observed.
+Source: QEMU's ``qobject/json-lexer.c``, ``json-streamer.c``, ``json-parser.c`` of 10.0, observed;
+where 11.1 differs is in ``versions``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+
+from mapsave.emulator.versions import Json
 
 # After a stray character the lexer skips up to one that can stand between tokens.
 _RECOVERY = re.compile(rb"\A[^\x00-\x1f\xfe\xff:,\[\]{}]*")
@@ -29,25 +32,33 @@ _PUNCTUATION = b"{}[]:,"
 class JsonError(Exception):
     """The bytes are not JSON as QEMU reads it; the text is QEMU's."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(f"JSON parse error, {detail}")
+    def __init__(self, detail: str, at: tuple[int, int] | None = None) -> None:
+        where = "" if at is None else f"{at[0]}:{at[1]}: "
+        super().__init__(f"{where}JSON parse error, {detail}")
+
+
+Position = tuple[int, int]  # line and column, both from 1 on; a column is a byte
+# Takes one token after the other, and returns the value that they are.
+_Parse = Generator[None, "_Token", object]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Token:
     kind: str  # one of the punctuation characters, "string", "number", "keyword"
     text: bytes
+    at: Position
 
 
 class JsonStream:
     """Collects bytes and yields the values, or errors, that are complete."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: Json) -> None:
+        self._version = version
         self._buffer = b""
-        self._tokens: list[_Token] = []
-        self._braces = 0
-        self._brackets = 0
+        self._at: Position = (1, 1)  # of the buffer
         self._recovering = False
+        self._twice_at: Position | None = None
+        self._reset()
 
     def feed(self, data: bytes) -> Iterator[object]:
         """Yield each complete value in ``data`` and what came before, JsonError for a bad one."""
@@ -55,34 +66,62 @@ class JsonStream:
         while True:
             try:
                 token = self._next_token()
-                if token is None:
-                    return
-                if not self._complete(token):
-                    continue
-                tokens = self._tokens
-                self._reset()
-                yield _Parser(tokens).value()
             except JsonError as error:
+                is_known = self._error is not None and self._version.has_positions
                 self._reset()
-                yield error
+                if not is_known:
+                    yield error
+                continue
+            if token is None:
+                return
+            was_good = self._error is None
+            done = self._parsed(token)
+            error_now = self._error if was_good else None
+            if error_now is not None and self._version.has_positions:
+                yield error_now
+            if self._is_balanced(token):
+                if self._error is None:
+                    yield done[0] if done else self._wrong(token, "premature EOI")
+                elif not self._version.has_positions:
+                    yield self._error
+                self._reset()
 
     def _reset(self) -> None:
-        self._tokens = []
         self._braces = self._brackets = 0
+        self._error: JsonError | None = None  # of the message under way, whose rest is skipped
+        self._parse = _Parser(self._version).value()
+        next(self._parse)
 
-    def _complete(self, token: _Token) -> bool:
+    def _parsed(self, token: _Token) -> list[object]:
+        """Give ``token`` to the parser; return the value if it is complete."""
+        if self._error is None:
+            try:
+                self._parse.send(token)
+            except StopIteration as complete:
+                return [complete.value]
+            except _Bad as bad:
+                self._error = self._wrong(token, str(bad))
+        return []
+
+    def _wrong(self, token: _Token, detail: str) -> JsonError:
+        return JsonError(detail, token.at if self._version.has_positions else None)
+
+    def _is_balanced(self, token: _Token) -> bool:
         self._braces += {"{": 1, "}": -1}.get(token.kind, 0)
         self._brackets += {"[": 1, "]": -1}.get(token.kind, 0)
-        self._tokens.append(token)
         left = (self._braces, self._brackets)
         return min(left) < 0 or not any(left)
 
     def _next_token(self) -> _Token | None:
         """Return the next whole token; None if it is still coming. Raises JsonError."""
         if self._recovering:
-            self._buffer = _RECOVERY.sub(b"", self._buffer, count=1)
+            skipped = _RECOVERY.match(self._buffer)
+            assert skipped is not None
+            self._drop(skipped.end())
             self._recovering = not self._buffer
-        buffer = self._buffer = self._buffer.lstrip(b" \t\r\n")
+            self._twice_at = self._at
+        self._drop(len(self._buffer) - len(self._buffer.lstrip(b" \t\r\n")))
+        buffer = self._buffer
         if not buffer:
             return None
         first = buffer[:1]
@@ -121,39 +160,54 @@ class JsonStream:
         return self._take("number", match.end())
 
     def _take(self, kind: str, length: int) -> _Token:
-        token = _Token(kind, self._buffer[:length])
-        self._buffer = self._buffer[length:]
+        token = _Token(kind, self._buffer[:length], self._position())
+        self._drop(length)
+        if kind in ("number", "keyword"):
+            self._twice_at = self._at
         return token
 
     def _stray(self, length: int) -> JsonError:
-        text = self._buffer[:length].decode("utf-8", "replace")
-        self._buffer = self._buffer[length:]
+        at = self._position()
+        text = self._drop(length).decode("utf-8", "replace")
         self._recovering = True
-        return JsonError(f"stray '{text}'")
+        return JsonError(f"stray '{text}'", at if self._version.has_positions else None)
+
+    def _position(self) -> Position:
+        """Return where the next token is, one further if QEMU has looked at its first byte already.
+
+        It has where that byte ended a number or a word, or what is skipped after an error.
+        """
+        line, column = self._at
+        return (line, column + (self._at == self._twice_at))
+
+    def _drop(self, length: int) -> bytes:
+        text, self._buffer = self._buffer[:length], self._buffer[length:]
+        line, column = self._at
+        if newlines := text.count(b"\n"):
+            line, column = line + newlines, length - text.rindex(b"\n")
+        else:
+            column += length
+        self._at = (line, column)
+        return text
+
+
+class _Bad(Exception):
+    """The token that came last has no place there, or completes what has none."""
 
 
 class _Parser:
-    def __init__(self, tokens: list[_Token]) -> None:
-        self._tokens = tokens
-        self._at = 0
+    def __init__(self, version: Json) -> None:
+        self._version = version
 
-    def _peek(self) -> str:
-        return self._tokens[self._at].kind if self._at < len(self._tokens) else ""
+    def value(self) -> _Parse:
+        return (yield from self._value((yield)))
 
-    def _next(self) -> _Token:
-        if self._at == len(self._tokens):
-            raise JsonError("premature EOI")
-        token = self._tokens[self._at]
-        self._at += 1
-        return token
-
-    def value(self) -> object:
-        token = self._next()
+    def _value(self, token: _Token) -> _Parse:
         match token.kind:
             case "{":
-                return self._object()
+                return (yield from self._object())
             case "[":
-                return self._array()
+                return (yield from self._array())
             case "string":
                 return _unescape(token.text)
             case "number":
@@ -162,46 +216,55 @@ class _Parser:
             case "keyword":
                 word = token.text.decode()
                 if word not in _KEYWORDS:
-                    raise JsonError(f"invalid keyword '{word}'")
+                    raise _Bad(f"invalid keyword '{word}'")
                 return _KEYWORDS[word]
-        raise JsonError("expecting value")
+        raise _Bad("expecting value")
 
-    def _elements(self, end: str, kind: str) -> Iterator[None]:
-        """Yield at each place where an element begins, up to the bracket ``end``."""
-        if self._peek() == end:
-            self._next()
-            return
-        while True:
-            yield
-            token = self._next()
-            if token.kind == end:
-                return
-            if token.kind != ",":
-                raise JsonError(f"expected separator in {kind}")
+    def _is_last(self, token: _Token, end: str) -> bool:
+        """Return whether ``token``, after an element, is the bracket ``end``. Raises _Bad."""
+        if token.kind not in (end, ","):
+            raise _Bad(self._version.expected_separators[end])
+        return token.kind == end
 
-    def _object(self) -> dict[str, object]:
+    def _object(self) -> _Parse:
         members: dict[str, object] = {}
-        for _ in self._elements("}", "dict"):
-            key = self.value()
+        token = yield
+        if token.kind == "}":
+            return members
+        while True:
+            if self._version.expecting_key and token.kind != "string":
+                raise _Bad(self._version.expecting_key)
+            key = yield from self._value(token)
             if not isinstance(key, str):
-                raise JsonError("key is not a string in object")
-            if self._next().kind != ":":
-                raise JsonError("missing : in object pair")
-            value = self.value()
+                raise _Bad("key is not a string in object")
+            token = yield
+            if token.kind != ":":
+                raise _Bad(self._version.expecting_colon)
+            token = yield
+            value = yield from self._value(token)
             if key in members:
-                raise JsonError("duplicate key")
+                raise _Bad("duplicate key")
             members[key] = value
-        return members
+            if self._is_last((yield), "}"):
+                return members
+            token = yield
 
-    def _array(self) -> list[object]:
-        return [self.value() for _ in self._elements("]", "list")]
+    def _array(self) -> _Parse:
+        elements: list[object] = []
+        token = yield
+        while token.kind != "]" or elements:
+            elements.append((yield from self._value(token)))
+            if self._is_last((yield), "]"):
+                break
+            token = yield
+        return elements
 
 
 def _unescape(literal: bytes) -> str:
     try:
         text = literal.decode("utf-8")
     except UnicodeDecodeError:
-        raise JsonError("invalid UTF-8 sequence in string") from None
+        raise _Bad("invalid UTF-8 sequence in string") from None
     out: list[str] = []
     at = 1
     while at < len(text) - 1:
@@ -211,12 +274,12 @@ def _unescape(literal: bytes) -> str:
         elif text[at + 1] == "u":
             escape, code = _unicode_escape(text, at)
             if code == 0 or code < 0 or 0xD800 <= code < 0xE000:
-                raise JsonError(f"{escape} is not a valid Unicode character")
+                raise _Bad(f"{escape} is not a valid Unicode character")
             out.append(chr(code))
             at += len(escape)
         else:
             if text[at + 1] not in _ESCAPES:
-                raise JsonError("invalid escape sequence in string")
+                raise _Bad("invalid escape sequence in string")
             out.append(_ESCAPES[text[at + 1]])
             at += 2
     return "".join(out)

@@ -14,6 +14,7 @@ from mapsave.emulator.fdset import FdSets
 from mapsave.emulator.memory import GuestMemory
 from mapsave.emulator.migration_options import Capabilities, Parameters
 from mapsave.emulator.options import EmulatorOptions
+from mapsave.emulator.versions import VERSIONS
 
 
 class RunState(enum.StrEnum):
@@ -60,8 +61,9 @@ class Machine:
         self.monitor = monitor
         self.lock = threading.RLock()
         self.memory = GuestMemory(options)
-        self.capabilities = Capabilities()
-        self.parameters = Parameters()
+        self.version = VERSIONS[options.version]
+        self.capabilities = Capabilities(self.version)
+        self.parameters = Parameters(self.version)
         self.fdsets = FdSets()
         self.named_fds: dict[str, int] = {}
         self.autostart = not options.paused

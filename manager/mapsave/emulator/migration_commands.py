@@ -7,24 +7,29 @@ from __future__ import annotations
 
 from mapsave.emulator import address, migration_options, schema
 from mapsave.emulator.address import Address, Channel
-from mapsave.emulator.commands import Request, command, refusing
+from mapsave.emulator.commands import Arguments, Request, command, refusing
 from mapsave.emulator.faults import QmpError
 from mapsave.emulator.machine import RunState
 from mapsave.emulator.migration_options import Value
+from mapsave.emulator.versions import Version
 
 _STATUSES = (
     *("none", "setup", "cancelling", "cancelled", "active", "postcopy-device"),
     *("postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover"),
     *("completed", "failed", "colo", "pre-switchover", "device", "wait-unplug"),
 )
-_CAPABILITY = schema.struct(capability=schema.enum(*migration_options.NAMES), state=schema.boolean)
 
 command("query-migrate")(lambda request: request.incoming.query() | request.outgoing.query())
 command("query-migrate-capabilities")(lambda request: request.machine.capabilities.listing())
 command("query-migrate-parameters")(lambda request: request.machine.parameters.listing())
 
 
-@command("migrate-set-capabilities", schema.struct(capabilities=schema.array(_CAPABILITY)))
+def _capabilities(version: Version) -> Arguments:
+    one = schema.struct(capability=schema.enum(*version.capabilities), state=schema.boolean)
+    return schema.struct(capabilities=schema.array(one))
+
+
+@command("migrate-set-capabilities", by_version=_capabilities)
 def _set_capabilities(request: Request, capabilities: list[dict[str, object]]) -> None:
     machine = request.machine
     if request.outgoing.in_progress:
@@ -33,21 +38,22 @@ def _set_capabilities(request: Request, capabilities: list[dict[str, object]]) -
     machine.capabilities.change(wanted, machine.parameters)
 
 
-@command("migrate-set-parameters", schema.optional(migration_options.TYPES))
+@command(
+    "migrate-set-parameters",
+    by_version=lambda version: schema.optional(migration_options.types(version)),
+)
 def _set_parameters(request: Request, **values: Value) -> None:
     wanted = {name.replace("_", "-"): value for name, value in values.items()}
     request.machine.parameters.change(wanted, request.machine.capabilities)
 
 
-@command(
-    "migrate",
-    schema.struct(
-        uri_=schema.string,
-        channels_=address.CHANNELS,
-        detach_=schema.boolean,
-        resume_=schema.boolean,
-    ),
-)
+def _destination(version: Version) -> Arguments:
+    detach = {"detach": schema.boolean} if version.has_detach else {}
+    members = {"uri": schema.string, "channels": address.CHANNELS, **detach}
+    return schema.optional({**members, "resume": schema.boolean})
+
+
+@command("migrate", by_version=_destination)
 def _migrate(
     request: Request,
     uri: str | None = None,
@@ -98,9 +104,10 @@ def _migrate_incoming(
 
 
 command("migrate_cancel")(lambda request: request.outgoing.cancel())
-command("migrate-continue", schema.struct(state=schema.enum(*_STATUSES)))(
-    lambda request, state: request.outgoing.proceed(state)
-)
+command(
+    "migrate-continue",
+    by_version=lambda version: schema.struct(state=schema.enum(*_STATUSES, *version.statuses)),
+)(lambda request, state: request.outgoing.proceed(state))
 command("migrate-pause", oob=True)(
     refusing(
         "migrate-pause is currently only supported during postcopy-active or postcopy-recover state"

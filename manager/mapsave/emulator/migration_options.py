@@ -1,7 +1,7 @@
 """Migration capabilities and parameters: names, defaults, limits, and which of them go together.
 
 Source: QEMU's ``migration/options.c`` (``migrate_caps_check``, ``migrate_params_check``) of 10.0;
-every text observed on 10.0.2.
+every text observed on 10.0.2; where 11.1 differs is in ``versions``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,10 @@ from collections.abc import Mapping
 
 from mapsave.emulator import schema
 from mapsave.emulator.faults import QmpError, report
+from mapsave.emulator.versions import Version
 
 Value = int | str | list[object]  # of a parameter; a switch is 0 or 1
 _ZERO_COPY = "Zero copy only available for non-compressed non-TLS multifd migration"
-NAMES = (
-    *("xbzrle", "rdma-pin-all", "auto-converge", "zero-blocks", "events", "postcopy-ram"),
-    *("x-colo", "release-ram", "return-path", "pause-before-switchover", "multifd"),
-    *("dirty-bitmaps", "postcopy-blocktime", "late-block-activate", "x-ignore-shared"),
-    *("validate-uuid", "background-snapshot", "zero-copy-send", "postcopy-preempt"),
-    *("switchover-ack", "dirty-limit", "mapped-ram"),
-)
 
 _NOT_WITH_SNAPSHOT = (
     *("postcopy-ram", "dirty-bitmaps", "postcopy-blocktime", "late-block-activate"),
@@ -29,8 +23,9 @@ _NOT_WITH_SNAPSHOT = (
 
 
 class Capabilities:
-    def __init__(self) -> None:
-        self._on: dict[str, bool] = dict.fromkeys(NAMES, False)
+    def __init__(self, version: Version) -> None:
+        self._version = version
+        self._on: dict[str, bool] = dict.fromkeys(version.capabilities, False)
 
     def __getitem__(self, name: str) -> bool:
         return self._on[name]
@@ -41,17 +36,20 @@ class Capabilities:
     def change(self, wanted: Mapping[str, bool], parameters: Parameters) -> None:
         """Set ``wanted`` all at once, or none. Raises QmpError if they do not go together."""
         new = {**self._on, **wanted}
-        check(new, parameters)
+        check(new, parameters, self._version)
         if wanted.get("zero-blocks"):
             report("warning: zero-blocks capability is deprecated")
         self._on = new
 
 
-def check(on: Mapping[str, bool], parameters: Parameters) -> None:
-    """Raise QmpError for the first pair in ``on`` that QEMU 10.0.2 does not allow."""
+def check(on: Mapping[str, bool], parameters: Parameters, version: Version) -> None:
+    """Raise QmpError for the first pair in ``on`` that QEMU does not allow."""
+    if version.colo_needs_return_path and on["x-colo"] and not on["return-path"]:
+        raise QmpError("Capability 'x-colo' requires capability 'return-path'")
     if on["postcopy-ram"]:
         _refuse(on["x-ignore-shared"], "Postcopy is not compatible with ignore-shared")
-        _refuse(on["multifd"], "Postcopy is not yet compatible with multifd")
+        if not version.has_multifd_postcopy:
+            _refuse(on["multifd"], "Postcopy is not yet compatible with multifd")
     if on["background-snapshot"]:
         for name in _NOT_WITH_SNAPSHOT:
             _refuse(on[name], f"Background-snapshot is not compatible with {name}")
@@ -86,6 +84,7 @@ def _refuse(condition: bool, desc: str) -> None:
 MAX_DOWNTIME = 2000 * 1000  # milliseconds
 _U8 = schema.unsigned(8)
 _CACHE = "xbzrle-cache-size"
+_CHUNK = "x-rdma-chunk-size"
 
 DEFAULTS: dict[str, Value] = {
     "announce-initial": 50,
@@ -138,13 +137,22 @@ TYPES: dict[str, schema.Type] = {
     "x-checkpoint-delay": schema.unsigned(32),
     # Debian's 10.0.2 is built with zlib and zstd; qatzip, qpl and uadk are not there.
     "multifd-compression": schema.enum("none", "zlib", "zstd"),
-    "mode": schema.enum("normal", "cpr-reboot", "cpr-transfer"),
     "zero-page-detection": schema.enum("none", "legacy", "multifd"),
     "block-bitmap-mapping": schema.array(schema.anything),
+    "cpr-exec-command": schema.array(schema.string),
+    _CHUNK: schema.uint64,
 }
 
 
+def types(version: Version) -> dict[str, schema.Type]:
+    """Return the types of the parameters that ``version`` has."""
+    there = {*DEFAULTS, *version.parameters, "block-bitmap-mapping"}
+    known = {name: kind for name, kind in TYPES.items() if name in there}
+    return {**known, "mode": schema.enum(*version.modes)}
+
+
 _PERCENT = "expects an integer in the range of {} to {}"
+_TOO_LOW = "Parameter '{}' {}"
 _BETWEEN = "expects a value between {} and {}"
 # Least and most, and what is said of others, in the order in which QEMU looks at them.
 _LIMITS: dict[str, tuple[int, int, str]] = {
@@ -168,8 +176,9 @@ _LIMITS: dict[str, tuple[int, int, str]] = {
 class Parameters:
     """The parameters' values, by their names on the wire."""
 
-    def __init__(self) -> None:
-        self._values = dict(DEFAULTS)
+    def __init__(self, version: Version) -> None:
+        self._version = version
+        self._values: dict[str, Value] = {**DEFAULTS, **version.parameters}
 
     def __getitem__(self, name: str) -> int:
         """Return a number, or whether a switch is on."""
@@ -194,11 +203,11 @@ class Parameters:
     def change(self, wanted: Mapping[str, Value], capabilities: Capabilities) -> None:
         """Set ``wanted``, checked by type before. Raises QmpError and sets nothing.
 
-        As in QEMU 10.0.2 compression is not looked at in ``wanted`` but in what is in force: with
+        As in QEMU compression is not looked at in ``wanted`` but in what is in force: with
         mapped-ram it can be set once, and from then on every change is refused.
         """
         new = {**self._values, **wanted}
-        _check_limits(new)
+        _check_limits(new, self._version)
         if capabilities["zero-copy-send"] and (
             new["multifd-compression"] != "none" or new["tls-creds"]
         ):
@@ -214,13 +223,23 @@ def _number(values: Mapping[str, Value], name: str) -> int:
     return value
 
 
-def _check_limits(new: Mapping[str, Value]) -> None:
-    for name, (least, most, text) in _LIMITS.items():
+def _check_limits(new: Mapping[str, Value], version: Version) -> None:
+    def written(name: str) -> str:
+        return name.replace("-", "_") if version.underscored else name
+
+    for name, (least, most, expects) in _LIMITS.items():
         value = _number(new, name)
         if not least <= value <= most or (name == _CACHE and value & (value - 1)):
-            raise QmpError(f"Parameter '{name.replace('-', '_')}' {text.format(least, most)}")
+            text = _TOO_LOW if name == "vcpu-dirty-limit" else version.out_of_range
+            raise QmpError(text.format(written(name), expects.format(least, most)))
     if not _number(new, "cpu-throttle-initial") <= _number(new, "max-cpu-throttle") <= 99:
-        text = _PERCENT.format("cpu_throttle_initial", 99)
-        raise QmpError(f"Parameter 'max_cpu_throttle' {text}")
-    if not 1 <= _number(new, "x-vcpu-dirty-limit-period") <= 1000:
-        raise QmpError(f"Parameter 'x-vcpu-dirty-limit-period' {_BETWEEN.format(1, 1000)}")
+        expects = _PERCENT.format(written("cpu-throttle-initial"), 99)
+        raise QmpError(version.out_of_range.format(written("max-cpu-throttle"), expects))
+    name = "x-vcpu-dirty-limit-period"  # with hyphens in all versions
+    if not 1 <= _number(new, name) <= 1000:
+        raise QmpError(version.out_of_range.format(name, _BETWEEN.format(1, 1000)))
+    if _CHUNK in new:
+        chunk = _number(new, _CHUNK)
+        if not 1 << 20 <= chunk <= 1 << 30 or chunk & (chunk - 1):
+            expects = "expects a power of 2 in the range 1MiB to 1024MiB"
+            raise QmpError(version.out_of_range.format(_CHUNK.replace("-", "_"), expects))

@@ -1,6 +1,7 @@
 """Saving: QEMU's migration thread, its states and its events.
 
-Source: QEMU's ``migration/migration.c`` and ``migration/file.c`` of 10.0, observed.
+Source: QEMU's ``migration/migration.c`` and ``migration/file.c`` of 10.0, observed; where 11.1
+differs is in ``versions``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mapsave.emulator.ram_save import MappedRamSave, PlainRamSave, RamSave, Thro
 from mapsave.image import sections
 from mapsave.image import stream_format as fmt
 
-IN_PROGRESS = ("setup", "active", "pre-switchover", "device", "cancelling")
+IN_PROGRESS = ("setup", "active", "pre-switchover", "device", "cancelling", "failing")
 _CANCELLABLE = ("setup", "active", "pre-switchover", "device")
 _SLICE = 0.05  # seconds that one iteration sends before it looks around
 
@@ -29,6 +30,7 @@ class Outgoing:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._version = machine.version
         self._status_lock = threading.Lock()
         self.status = "none"
         self.error: str | None = None
@@ -62,7 +64,7 @@ class Outgoing:
             fd = self._open_main(address)
         except QmpError as error:
             self.error = error.desc
-            self._enter("failed")
+            self._enter_failed()
             raise
         self.is_registered = True
         self._fds = [fd]
@@ -81,7 +83,7 @@ class Outgoing:
         if wanted and wanted != self._machine.parameters["multifd-channels"]:
             faults.die("multifd-channels was changed during a save that is now cancelled")
         if before == "pre-switchover":
-            self.error = "Channel error: Input/output error"
+            self.error = self._version.interrupted
             faults.report(self.error)
         self._change(before, "cancelling")
         self._throttle.lifted.set()
@@ -100,8 +102,10 @@ class Outgoing:
             return {}
         result: dict[str, object] = {"status": self.status}
         ram, writer, done = self._ram, self._writer, self.status == "completed"
-        if ram and writer and self.status not in ("setup", "failed", "cancelled"):
+        if ram and writer and self.status not in ("setup", "failing", "failed", "cancelled"):
             result |= self._pace.report(self._machine.parameters["downtime-limit"], done=done)
+            if self._version.reports_remaining and not done:
+                result["remaining"] = ram.bytes_left
             total = self._machine.memory.size
             result["ram"] = self._pace.ram(ram, writer.written, total, done=done)
         if self.error is not None:
@@ -122,6 +126,7 @@ class Outgoing:
             self._fail(error)
         with self._machine.lock:
             self._put_guest_back()
+            self._change("failing", "failed")
             self._clean_up()
 
     def _clean_up(self) -> None:
@@ -165,8 +170,10 @@ class Outgoing:
                 channels=self._channel_fds,
                 detection=machine.parameters.zero_page_detection,
             )
-        if not on["background-snapshot"]:
+        if self._version.tells_first_pass and not on["background-snapshot"]:
             self._sync(ram)
+        elif not self._version.tells_first_pass:
+            ram.sync()
         try:
             ram.setup(ignore_shared=on["x-ignore-shared"])
             writer.write(stream.END_OF_RAM)
@@ -180,15 +187,12 @@ class Outgoing:
         self._pace.begin()
 
     def _iterate(self) -> None:
-        ram, pace_ = self._ram, self._pace
+        ram, pace_, on = self._ram, self._pace, self._machine.capabilities
         assert ram is not None and self._writer is not None
         while self.status == "active":
             ram.check()
-            if pace_.threshold > ram.bytes_left:
-                self._sync(ram)
-            left = ram.bytes_left
-            if left == 0 or left < pace_.threshold:
-                if not self._machine.capabilities["switchover-ack"]:
+            if self._may_complete(ram):
+                if not (on["switchover-ack"] and self._version.waits_for_acknowledgement):
                     self._complete(ram)
                     return
                 # The destination must agree, and a file never will: the save goes on forever.
@@ -198,6 +202,17 @@ class Outgoing:
             self._writer.write(stream.END_OF_RAM)
             self._writer.flush()
             pace_.rest(self._sent(ram), self._machine.parameters)
+
+    def _may_complete(self, ram: RamSave) -> bool:
+        """Return whether what is left can be sent while the guest is stopped."""
+        pace_ = self._pace
+        if not self._version.syncs_before_stop:
+            if pace_.threshold > ram.bytes_left:
+                self._sync(ram)
+        elif ram.bytes_left <= pace_.threshold:
+            self._sync(ram)
+            pace_.foresee(ram.bytes_left)
+        return ram.bytes_left == 0 or ram.bytes_left < pace_.threshold
 
     def _send_slice(self, ram: RamSave) -> None:
         until = time.monotonic() + _SLICE
@@ -223,7 +238,10 @@ class Outgoing:
             return
         with machine.lock:
             writer.write(sections.SWITCHOVER)
-            self._sync(ram)
+            if self._version.syncs_before_stop:
+                ram.sync(counted=False)
+            else:
+                self._sync(ram)
             writer.write(stream.section(fmt.SECTION_END, stream.RAM_SECTION))
             while pages := ram.take():
                 ram.send(pages)
@@ -286,15 +304,23 @@ class Outgoing:
         return self._change("pre-switchover", "device")
 
     def _fail(self, error: StreamError) -> None:
-        for line in (*error.reports, error.desc):
+        is_channel = isinstance(error, ChannelError)
+        lines = self._version.channel_reports if is_channel else error.reports
+        for line in (*lines, error.desc):
             faults.report(line)
         if self.status == "cancelling":
             return
         self.error = self.error or error.desc
+        first = "failing" if self._version.fails_in_two_steps else "failed"
+        self._enter(first)
+        if is_channel:
+            # QEMU reports a failed channel twice: the channel, then the migration thread.
+            self._machine.migration_event(first)
+
+    def _enter_failed(self) -> None:
+        if self._version.fails_in_two_steps:
+            self._enter("failing")
         self._enter("failed")
-        if isinstance(error, ChannelError):
-            # QEMU 10.0.2 reports a failed channel twice: the channel, then the migration thread.
-            self._machine.migration_event("failed")
 
     def _put_guest_back(self) -> None:
         machine, state = self._machine, self._old_state

@@ -7,16 +7,18 @@ Sources: QEMU's ``migration/ram.c`` and ``migration/multifd.c`` of 10.0, observe
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import TYPE_CHECKING
 
 from mapsave.emulator import faults, stream
 from mapsave.emulator.channels import Channels
-from mapsave.emulator.faults import StreamError
+from mapsave.emulator.faults import LoadError
 from mapsave.emulator.memory import GuestMemory
 from mapsave.emulator.options import PAGE
 from mapsave.emulator.stream_reader import StreamReader
+from mapsave.emulator.versions import Version
 from mapsave.image import bitmaps
 from mapsave.image import stream_format as fmt
 
@@ -28,21 +30,32 @@ _MAX_BITMAP = 1 << 30  # bytes; larger ones are not believed
 Read = tuple[int, memoryview]  # file offset, and where the bytes go
 
 
-def invalid(*reports: str) -> StreamError:
+_ENDED = LoadError(errno.EIO)
+_ADDRESS_ENDED = LoadError(errno.EIO, reports=["Getting RAM address failed"])
+
+
+def invalid(*reports: str) -> LoadError:
     """Return the error of a RAM section that QEMU does not take."""
-    return StreamError(os.strerror(22), *reports)
+    return LoadError(errno.EINVAL, reports=reports)
 
 
 class RamLoad:
     """RAM of one restore. Blocks of other machine types that are not RAM land in ``aside``."""
 
     def __init__(
-        self, memory: GuestMemory, reader: StreamReader, *, mapped: bool, ignore_shared: bool
+        self,
+        memory: GuestMemory,
+        reader: StreamReader,
+        version: Version,
+        *,
+        mapped: bool,
+        ignore_shared: bool,
     ) -> None:
+        self._version = version
         self._memory = memory
         self._reader = reader
         self._mapped = mapped
-        self._ignore_shared = ignore_shared
+        self._has_addresses = ignore_shared and (not mapped or version.loads_ignore_shared)
         self._block: memoryview | None = None
         self._loaded_ram = False
         self.foreign = False  # the image is of another machine type
@@ -57,18 +70,17 @@ class RamLoad:
         if self._channels is not None:
             self._channels.close()
 
-    def section(self, name: str) -> None:
-        """Load one RAM section up to its end mark. Raises StreamError, ``name`` in its words."""
+    def section(self, name: str, section_id: int) -> None:
+        """Load one RAM section up to its end mark. Raises the LoadError ``name``."""
         try:
             self._section()
-        except StreamError as error:
-            last = f"error while loading state {name}"
-            raise StreamError(error.desc, *error.reports, last) from None
+        except LoadError as error:
+            raise self._version.load_error(name, error, id=section_id) from None
 
     def _section(self) -> None:
         while True:
             word = self._reader.u64()
-            self._reader.require("Getting RAM address failed")
+            self._reader.require(_ADDRESS_ENDED)
             address, flags = word & ~fmt.RAM_FLAG_MASK, word & fmt.RAM_FLAG_MASK
             if flags == fmt.RAM_FLAG_EOS:
                 if self._channels is not None:
@@ -78,7 +90,7 @@ class RamLoad:
                 self._blocks(address)
             elif not self._mapped and flags & (stream.RAM_FLAG_ZERO | stream.RAM_FLAG_PAGE):
                 self._page(address, flags)
-                self._reader.require()
+                self._reader.require(_ENDED)
             else:
                 raise invalid(f"Unexpected RAM flags: {flags}")
 
@@ -87,7 +99,7 @@ class RamLoad:
             name = self._reader.counted()
             length = self._reader.u64()
             block = self._find(name, length)
-            if self._ignore_shared:
+            if self._has_addresses:
                 self._reader.u64()
             if self._mapped:
                 self._mapped_block(name, length, block)
@@ -128,6 +140,10 @@ class RamLoad:
             )
         if pages_at % PAGE:
             raise invalid(f"Error reading ramblock {name} pages, region has bad alignment")
+        if self._version.checks_page_size and page_size != PAGE:
+            raise invalid(
+                f"Migration mapped-ram header has invalid page_size {page_size} (expected {PAGE})"
+            )
         if page_size == 0:
             faults.die("the page size of a mapped-ram block is 0", signal.SIGFPE)
         bits = self._bitmap(length, page_size, bitmap_at)
@@ -155,7 +171,7 @@ class RamLoad:
             if got != stop - at:
                 raise invalid(
                     f"({name}) failed to read page {at:x}from file offset {base + at:x}:"
-                    f" Partial read of size {got}, expected {stop - at}"
+                    f" {self._version.partial_read.format(got=got, expected=stop - at)}"
                 )
 
     def _page(self, address: int, flags: int) -> None:

@@ -78,10 +78,10 @@ class RamSave(abc.ABC):
     def bytes_left(self) -> int:
         return self.left.count() * PAGE
 
-    def sync(self) -> None:
+    def sync(self, *, counted: bool = True) -> None:
         """Take in what the guest has written since the last call."""
         self.memory.collect_dirty(self.left)
-        self.counters.syncs += 1
+        self.counters.syncs += counted
 
     def take(self) -> list[int]:
         """Return up to a job's pages, in order, and count them as sent; none if none are left."""
@@ -203,7 +203,7 @@ class MappedRamSave(RamSave):
         for first, last in runs(pages):
             start, size = first * PAGE, (last - first + 1) * PAGE
             self.throttle.wait(size)
-            # As in QEMU 10.0.2 a channel looks at errors only: a short write goes unnoticed.
+            # As in QEMU a channel looks at errors only: a short write goes unnoticed.
             os.pwritev(fd, [self.memory.view[start : start + size]], self._pages_offset + start)
         self.count(len(pages), 0, multifd=self._multifd)
 

@@ -1,7 +1,7 @@
 """How fast a save goes: the bandwidth limit, the estimates made of it, and the times reported.
 
 Source: QEMU's ``migration/migration.c`` (``migration_update_counters``, ``migration_rate_limit``)
-of 10.0.
+of 10.0; where 11.1 differs is in ``versions``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from mapsave.emulator.migration_options import Parameters
 from mapsave.emulator.options import PAGE
 from mapsave.emulator.ram_save import RamSave
 
+_FOREVER = (1 << 63) - 1  # milliseconds, where nothing has been sent yet
+
 WINDOW = 0.1  # seconds over which the limit holds and the bandwidth is measured
 
 
@@ -22,6 +24,7 @@ class Pace:
     def __init__(self, limit: int) -> None:
         self.limit = limit  # bytes a second, 0 for none
         self.threshold = 0  # bytes that can be sent within the permitted downtime
+        self._downtime: int | None = None  # milliseconds, as foreseen
         self._started = self._window_start = time.monotonic()
         self._setup_done = self._stopped = self._finished = self._started
         self._window_sent = 0
@@ -68,6 +71,10 @@ class Pace:
         self.threshold = int(bandwidth * parameters["downtime-limit"] / 1000)
         self._window_start, self._window_sent = time.monotonic(), sent
 
+    def foresee(self, left: int) -> None:
+        """Reckon the downtime of a guest with ``left`` bytes to send."""
+        self._downtime = int(left * 1000 / self._rate) if self._rate else _FOREVER
+
     def report(self, downtime_limit: int, *, done: bool) -> dict[str, int]:
         end = self._finished if done else time.monotonic()
         times = {
@@ -76,7 +83,7 @@ class Pace:
         }
         if done:
             return {**times, "downtime": int((self._finished - self._stopped) * 1000)}
-        return {**times, "expected-downtime": downtime_limit}
+        return {**times, "expected-downtime": self._downtime or downtime_limit}
 
     def ram(self, ram: RamSave, stream_bytes: int, total: int, *, done: bool) -> dict[str, float]:
         count = ram.counters

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mapsave import unix_socket
 from mapsave.emulator.commands import Emulated
-from mapsave.emulator.session import GREETING, Session
+from mapsave.emulator.session import Session
 
 _ANCILLARY = socket.CMSG_SPACE(253 * 4)  # bytes; SCM_MAX_FD of the kernel is 253
 _OOB_QUEUE = 8  # requests that QEMU's monitor thread reads ahead once OOB is enabled
@@ -99,7 +99,7 @@ class Server:
         client.setblocking(False)
         with self._lock:
             self._client, self._session = client, Session(emulated)
-            self._queue(GREETING)
+            self._queue(self._session.greeting)
 
     def _receive(self) -> None:
         """Read what is there and answer it.

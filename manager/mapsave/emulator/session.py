@@ -19,11 +19,10 @@ from mapsave.emulator.commands import Emulated
 from mapsave.emulator.faults import COMMAND_NOT_FOUND, QmpError
 from mapsave.emulator.json_stream import JsonError, JsonStream
 
-GREETING: dict[str, object] = {"QMP": {"version": commands.VERSION, "capabilities": ["oob"]}}
 NEGOTIATE = "qmp_capabilities"
 _NEGOTIATION = schema.struct(enable_=schema.array(schema.enum("oob")))
 
-commands.TABLE[NEGOTIATE] = commands.Command(_NEGOTIATION, lambda _: {})
+commands.TABLE[NEGOTIATE] = commands.Command(lambda _: _NEGOTIATION, lambda _: {})
 
 
 class Session:
@@ -31,10 +30,16 @@ class Session:
 
     def __init__(self, emulated: Emulated) -> None:
         self._emulated = emulated
-        self._json = JsonStream()
+        self._version = emulated.machine.version
+        self._json = JsonStream(self._version.json)
         self._fd: int | None = None
         self.negotiated = False
         self.oob = False
+
+    @property
+    def greeting(self) -> dict[str, object]:
+        """What the client is sent first."""
+        return {"QMP": {"version": self._version.reply, "capabilities": ["oob"]}}
 
     def close(self) -> None:
         """The client is gone; a descriptor that was not used is closed."""
@@ -77,7 +82,7 @@ class Session:
             raise QmpError(f"The command {name} has not been found", COMMAND_NOT_FOUND)
         if request.out_of_band and not entry.oob:
             raise QmpError(f"The command {name} does not support OOB")
-        arguments = entry.arguments(request.arguments, "", "")
+        arguments = entry.arguments(self._version)(request.arguments, "", "")
         if name == NEGOTIATE:
             self.negotiated, self.oob = True, bool(arguments.get("enable"))
             return {}

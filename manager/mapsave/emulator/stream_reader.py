@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
-from mapsave.emulator.faults import StreamError
+from mapsave.emulator.faults import LoadError
 
 _BUFFER = 32 << 10  # bytes
 
@@ -38,10 +37,10 @@ class StreamReader:
         self.last_read = size - missing
         return b"".join(pieces).ljust(size, b"\0")
 
-    def require(self, *reports: str) -> None:
-        """Raise StreamError, with lines for stderr, if the stream has ended too early."""
+    def require(self, error: LoadError) -> None:
+        """Raise ``error`` if the stream has ended too early."""
         if self.failed:
-            raise StreamError(os.strerror(errno.EIO), *reports)
+            raise error
 
     def u8(self) -> int:
         return self.read(1)[0]

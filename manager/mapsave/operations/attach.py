@@ -156,6 +156,7 @@ async def start_emulator(
         *(["-B"] if sys.dont_write_bytecode else []),
         *["-m", "mapsave", "emulate", "--qmp", path, "--name", guest.name],
         *["--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern],
+        *["--as", guest.emulator.version],
         *(["--writer"] if guest.emulator.writer else []),
         *(["--incoming", "defer"] if incoming else []),
     ]
