@@ -331,6 +331,25 @@ def test_where_all_but_one_are_damaged_that_one_stays(site: cli.Site) -> None:
     assert names(site) == ["d1", "d2", "d3"]
 
 
+def test_however_many_are_damaged_each_is_looked_at_once(
+    site: cli.Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in range(1, 31):
+        with open(put(site, f"d{day:02}", day), "r+b") as file:
+            file.seek(build.M)
+            file.write(b"JUNK")
+    planned: list[int] = []
+    real = retention.plan
+
+    def counted(*given: Any, **more: Any) -> Any:
+        planned.append(1)
+        return real(*given, **more)
+
+    monkeypatch.setattr(retention, "plan", counted)
+    assert all(line["kept"] for line in pruned(site, write_job(site, keep={"last": 1})))
+    assert len(planned) == 2
+
+
 def test_an_image_that_has_taken_the_name_meanwhile_stays(
     site: cli.Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

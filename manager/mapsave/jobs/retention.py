@@ -196,6 +196,9 @@ def _prune(
         return []
     with store.directory(config.images) as held:
         entries = store.entries(held, restored=restored_notes.noted(config.state))
+    of_guest: dict[str | None, list[Entry]] = {}
+    for entry in entries:
+        of_guest.setdefault(entry.guest, []).append(entry)
     new = {os.path.realpath(path) for path in made}
     now = datetime.datetime.now(datetime.UTC)
     lines: list[Line] = []
@@ -204,7 +207,7 @@ def _prune(
         def planned(images: list[Entry], guest: str = guest) -> list[Decision]:
             return plan(images, job.name, guest, keep, job.zone, now=now, made=new)
 
-        for decision in _proven(entries, planned):
+        for decision in _proven(of_guest.get(guest, []), planned):
             line: Line = {
                 "image": decision.entry.path,
                 "guest": guest,
@@ -224,20 +227,20 @@ def _proven(
 ) -> list[Decision]:
     """Plan so that the newest image, on which all others' removal relies, is read and found good.
 
-    Listed as good is any image whose superblock is.
+    Listed as good is any image whose superblock is; those that are newer and damaged do not count.
     """
-    while True:
-        decisions = planned(entries)
-        if all(each.kept for each in decisions):
-            return decisions
-        newest = decisions[0].entry
+    decisions = planned(entries)
+    if all(each.kept for each in decisions):
+        return decisions
+    damaged: dict[str, Entry] = {}
+    for newest in decisions:
         try:
-            with image.opened(newest.path) as opened:
+            with image.opened(newest.entry.path) as opened:
                 opened.validate()
-            return decisions
+            break
         except errors.MapsaveError as error:
-            damaged = dataclasses.replace(newest, error=error)
-        entries = [damaged if each.path == newest.path else each for each in entries]
+            damaged[newest.entry.path] = dataclasses.replace(newest.entry, error=error)
+    return planned([damaged.get(each.path, each) for each in entries])
 
 
 def _remove(config: Config, entry: Entry, line: Line) -> None:

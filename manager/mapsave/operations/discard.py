@@ -39,7 +39,7 @@ def _look(config: Config, path: str) -> tuple[str, State | None, int]:
     """Return the image's lock key, its state (None where damaged) and its bytes on disk."""
     try:
         with image.opened(path) as opened:
-            block = opened.block_as_used(restored_notes.noted(config.state))
+            block = restored_notes.block_as_used(config.state, opened)
             return locks.image_key(block.uuid), block.state, opened.allocated
     except errors.NotAnImage:
         raise

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import uuid as uuids
-from collections.abc import Container
-
 from mapsave import errors
 from mapsave.config import Config
 from mapsave.image import bitmaps, holes, image
@@ -74,7 +71,7 @@ def _summary(opened: image.Image, config: Config | None) -> dict[str, object]:
     hidden = ("xml", "cookie")
     return {
         "image": opened.path,
-        "state": opened.block_as_used(_noted(config)).state.word,
+        "state": _state(opened, config),
         "format": opened.format,
         "uuid": str(opened.block.uuid),
         "file_bytes": opened.size,
@@ -121,7 +118,7 @@ def verify(path: str, config: Config | None = None) -> dict[str, object]:
         warnings = origin.describe(opened, config)["warnings"]
         return {
             "image": opened.path,
-            "state": opened.block_as_used(_noted(config)).state.word,
+            "state": _state(opened, config),
             "format": opened.format,
             "valid": True,
             "verified": [*areas, "structure", "bitmaps", "description"],
@@ -133,8 +130,8 @@ def verify(path: str, config: Config | None = None) -> dict[str, object]:
         }
 
 
-def _noted(config: Config | None) -> Container[uuids.UUID]:
-    return restored_notes.noted(config.state) if config is not None else frozenset()
+def _state(opened: image.Image, config: Config | None) -> str:
+    return restored_notes.block_as_used(config.state if config else None, opened).state.word
 
 
 def warnings_of_holes(opened: image.Image, contents: Contents) -> list[str]:

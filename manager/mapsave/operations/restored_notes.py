@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mapsave import errors
 from mapsave.image.image import Image
-from mapsave.image.superblock import State
+from mapsave.image.superblock import State, Superblock
 from mapsave.operations import locks
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,18 @@ def is_noted(state: Path, uuid: uuids.UUID) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def block_as_used(state: Path | None, opened: Image) -> Superblock:
+    """Return an image's superblock; its state is restored where that is noted, if it can be read.
+
+    To look up one image costs the same however many notes there are.
+    """
+    uuid = opened.block.uuid
+    with contextlib.suppress(OSError):
+        if state is not None and is_noted(state, uuid):
+            return opened.block_as_used({uuid})
+    return opened.block
 
 
 def is_used(state: Path, opened: Image) -> bool:
