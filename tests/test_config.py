@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -384,3 +385,14 @@ def test_random_files_give_a_configuration_or_a_declared_error(tmp_path: Path, t
         return
     assert loaded.images.is_absolute()
     assert config.show(loaded)
+
+
+def test_as_many_guests_as_a_large_host_has(tmp_path: Path) -> None:
+    path = tmp_path / "manager.yaml"
+    lines = ["guests:"]
+    for number in range(20_000):
+        lines += [f"  guest{number}:", f"    qmp: /run/qemu/guest{number}.qmp", "    priority: 5"]
+    path.write_text("\n".join(lines))
+    begun = time.process_time()
+    assert len(config.load(path, {}).guests) == 20_000
+    assert time.process_time() - begun < 10

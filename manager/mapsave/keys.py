@@ -102,6 +102,17 @@ def described(kind: object, attribute: str) -> object:
 
 def peel(kind: object) -> tuple[object, tuple[object, ...]]:
     """Return the type within ``Annotated`` and ``| None``, and the annotations, innermost first."""
+    # By identity, as not every type can be hashed; held, so that no other gets that identity.
+    known = _PEELED.get(id(kind))
+    if known is None:
+        known = _PEELED[id(kind)] = (kind, *_peel(kind))
+    return known[1:]
+
+
+_PEELED: dict[int, tuple[object, object, tuple[object, ...]]] = {}
+
+
+def _peel(kind: object) -> tuple[object, tuple[object, ...]]:
     notes: tuple[object, ...] = ()
     while True:
         if typing.get_origin(kind) is Annotated:
@@ -271,9 +282,9 @@ class _Reader:
         known = fields(kind)
         tag = kind.__struct_config__.tag_field
         before = len(self.mistakes)
-        others = f" (known: {', '.join(sorted(known))})"
         for key in data:
             if key not in known and key != tag:
+                others = f" (known: {', '.join(sorted(known))})"
                 message = f"unknown key {key!r}{nearest(key, known) or others}"
                 self.mistakes.append(Mistake((*loc, key), message, at_key=True))
         values = {}

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Mark = tuple[int, int]  # line and column, from 1
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024  # room for 20,000 guests and more
 MAX_DEPTH = 32  # composing recurses, in libyaml's binding without any check of the C stack
-MAX_VALUES = 100_000  # counted with every alias expanded, because a reader of the data expands it
+MAX_VALUES = 400_000  # counted with every alias expanded, because a reader of the data expands it
 
 _BASE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
