@@ -192,6 +192,13 @@ def service(bench: Bench) -> Iterator[Row]:
     yield from service_cases.rows(bench)
 
 
+def size(bench: Bench) -> Iterator[Row]:
+    """Many images, many guests, many listeners."""
+    from tests.bench import size_cases
+
+    yield from size_cases.rows(bench)
+
+
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "help": help_,
     "idle": idle,
@@ -200,4 +207,8 @@ CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "inspect": inspect,
 }
 # What is measured only if it is named, and alone.
-NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {"libvirt": libvirt, "service": service}
+NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "libvirt": libvirt,
+    "service": service,
+    "size": size,
+}

@@ -13,7 +13,7 @@ MAPSAVE = [sys.executable, "-m", "mapsave"]
 # An installation has bytecode beside its modules, whatever the environment of this process says.
 _BYTECODE = tempfile.TemporaryDirectory(prefix="mapsave-bytecode-")
 
-# Runs the command and writes its exit code, seconds and peak in KiB to the descriptor.
+# Runs the command and writes its exit code, seconds, peak in KiB and seconds of the processor.
 _PARENT = """
 import os, sys, time
 os.set_inheritable(int(sys.argv[1]), False)
@@ -21,18 +21,23 @@ started = time.perf_counter()
 process = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(process, 0)
 seconds = time.perf_counter() - started
-figures = (os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss)
+busy = usage.ru_utime + usage.ru_stime
+figures = (os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss, busy)
 os.write(int(sys.argv[1]), " ".join(map(str, figures)).encode())
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one process took: seconds from its start to its end, and peak resident bytes."""
+    """What one process took: seconds from its start to its end, and peak resident bytes.
+
+    ``busy`` are the seconds of the processor, which other processes hardly change.
+    """
 
     seconds: float
     peak: int
     output: str
+    busy: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Series:
     @property
     def seconds(self) -> float:
         return statistics.median(run.seconds for run in self.runs)
+
+    @property
+    def busy(self) -> float:
+        return statistics.median(run.busy for run in self.runs)
 
     @property
     def peak(self) -> int:
@@ -73,10 +82,10 @@ def run(command: list[str], root: Path) -> Run:
         output.seek(0)
         said = output.read().decode(errors="replace")
         figures.seek(0)
-        code, seconds, peak = (figures.read() or f"{parent.returncode} 0 0").split()
+        code, seconds, peak, busy = (figures.read() or f"{parent.returncode} 0 0 0").split()
     if code != "0":
         raise RuntimeError(f"{' '.join(command)}: exit code {code}: {said}")
-    return Run(float(seconds), int(peak) * 1024, said)
+    return Run(float(seconds), int(peak) * 1024, said, float(busy))
 
 
 def alternating(

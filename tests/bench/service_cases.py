@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import statistics
 import threading
@@ -50,7 +51,7 @@ def _many_guests(site: cli.Site, count: int) -> Iterator[Row]:
         with _asking(mapsaved) as answers:
             done = mapsaved.ended(number, timeout=1200)["result"]
         seconds = time.monotonic() - begun
-        peak = _memory(mapsaved.pid, "VmHWM")
+        peak = memory(mapsaved.pid, "VmHWM")
         whole = sum(_is_whole(mapsaved, line) for line in done["guests"])
         left = len(list(site.state.glob("emulated/*.qmp")))
     what = f"{count} emulated guests of {_MEMORY}, {_AT_ONCE} at once"
@@ -122,7 +123,7 @@ def _held(mapsaved: Service) -> tuple[int, int, int]:
     time.sleep(1.0)  # connections of the last requests are closed by then
     tasks = mapsaved.get("/v1/health")["tasks"]
     files = len(list(Path(f"/proc/{mapsaved.pid}/fd").iterdir()))
-    return files, tasks, _memory(mapsaved.pid, "VmRSS")
+    return files, tasks, memory(mapsaved.pid, "VmRSS")
 
 
 def _long_journal(site: cli.Site, rounds: int) -> Iterator[Row]:
@@ -194,9 +195,15 @@ def _job(site: cli.Site, job: dict[str, Any], limits: dict[str, Any]) -> None:
     site.write()
 
 
-def _memory(pid: int, field: str) -> int:
+def memory(pid: int, field: str) -> int:
     """Return bytes of a field of /proc/PID/status (proc(5))."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"no {field} of process {pid}")
+
+
+def processor(pid: int) -> float:
+    """Return the seconds of the processor that a process has taken (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
