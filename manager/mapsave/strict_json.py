@@ -12,11 +12,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import msgspec
+
 Facts = Mapping[str, object]  # an object of JSON that is passed on
 
 MAX_DEPTH = 32  # what we write has five levels; each level costs those who walk it a call
 _MAX_DIGITS = 20  # a 64-bit number has no more, and no size or time needs one
 # Bytes of a file name that are no text are kept as these (PEP 383); no other half is meant.
+_ESCAPED = b"\\u"
 _BROKEN = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -36,7 +39,10 @@ def loads(raw: bytes | str, *, max_depth: int = MAX_DEPTH, whole: bool = False) 
         )
     except RecursionError:
         raise ValueError(_too_deep(max_depth)) from None
-    _check(found, max_depth, max_depth)
+    _check_depth(found, max_depth)
+    # Half a pair can only come from an escape, or from a text that is broken already.
+    if not isinstance(raw, bytes) or _ESCAPED in raw:
+        _check_texts(found)
     return found
 
 
@@ -45,21 +51,43 @@ def dumps(data: object, **options: Any) -> str:
     return json.dumps(data, allow_nan=False, **options)
 
 
-def _check(value: object, left: int, most: int) -> None:
-    """Raise ValueError where ``value`` has more than ``left`` levels, or a text is broken."""
+def indented(data: object) -> str:
+    """Return JSON for people, as ``dumps`` with ``indent=2`` does, ten times as fast."""
+    plain = dumps(data)
+    try:
+        return msgspec.json.format(plain, indent=2)
+    except msgspec.DecodeError:  # names that are not text
+        return dumps(data, indent=2)
+
+
+def _check_depth(value: object, most: int) -> None:
+    """Raise ValueError where ``value`` has more than ``most`` levels."""
+    level = [value]
+    for _ in range(most):
+        inside: list[object] = []
+        for each in level:
+            if type(each) is dict:
+                inside += each.values()
+            elif type(each) is list:
+                inside += each
+        level = [each for each in inside if type(each) is dict or type(each) is list]
+        if not level:
+            return
+    raise ValueError(_too_deep(most))
+
+
+def _check_texts(value: object) -> None:
+    """Raise ValueError where a text has half of a surrogate pair."""
     if isinstance(value, str):
         if _BROKEN.search(value):
             raise ValueError("half of a surrogate pair")
-        return
-    if not isinstance(value, dict | list):
-        return
-    if not left:
-        raise ValueError(_too_deep(most))
-    if isinstance(value, dict):
-        for key in value:
-            _check(key, left, most)
-    for inside in value.values() if isinstance(value, dict) else value:
-        _check(inside, left - 1, most)
+    elif isinstance(value, dict):
+        for key, inside in value.items():
+            _check_texts(key)
+            _check_texts(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            _check_texts(inside)
 
 
 def _too_deep(most: int) -> str:

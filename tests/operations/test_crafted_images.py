@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapsave import errors
+from mapsave.config import Config
 from mapsave.evacuation import forecast
 from mapsave.image import store
 from mapsave.jobs import retention
@@ -23,6 +24,7 @@ from tests.image.fuzz import CHANGES, GOOD, NUMBERS, NUMERIC, little_memory, mut
 from tests.kit import cli, qemu
 
 MEMORY = 8 << 20
+_CONFIG = Config(state=Path("/proc/none"))  # nothing is kept from one image to the next
 CRAFTED = {
     "guest is a list": {"guest": []},
     "name is a number": {"guest": {"name": 7}},
@@ -131,7 +133,7 @@ def read_by_all(path: Path) -> None:
         except errors.InvalidImage as error:
             json.dumps(error.as_dict(), allow_nan=False)
     with store.directory(path.parent) as held:
-        json.dumps(images.listing(held), allow_nan=False, indent=2)
+        json.dumps(images.listing(held, _CONFIG), allow_nan=False, indent=2)
         entries = store.entries(held)
     now = datetime.datetime.now(datetime.UTC)
     zone = datetime.timezone(datetime.timedelta(hours=14))

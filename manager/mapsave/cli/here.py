@@ -83,11 +83,10 @@ class Here:
     def images(self, directory: Path | None = None) -> Listing:
         """Return the images of ``directory``, without one those of the image directory."""
         from mapsave.image import store
-        from mapsave.operations import images, restored_notes
+        from mapsave.operations import images
 
-        noted = restored_notes.noted(self._config.state)
         with store.directory(directory or self._config.images, create=directory is None) as held:
-            return images.listing(held, noted)
+            return images.listing(held, self._config)
 
     def recover(self, *, dry_run: bool) -> Recovered:
         from mapsave.hooks import recover

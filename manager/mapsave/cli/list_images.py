@@ -62,7 +62,7 @@ def _list_images(given: Globals, directory: Path | None) -> None:
         found = hosts.choose(given, config).images()
     else:
         found = here.Here(given, config).images(directory)
-    rows = [_row(line) for line in msgspec.convert(found, responses.Images).images]
+    rows = [_row(line) for line in msgspec.convert(found["images"], list[responses.Image])]
     header = ("saved", "guest", "state", "format", "size", "on disk", "image")
     text = output.table(rows, header) if rows else f"no images in {found['directory']}"
     output.result(given, found, text)

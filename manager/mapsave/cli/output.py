@@ -20,7 +20,7 @@ from mapsave.strict_json import Facts
 def result(given: Globals, data: Facts, text: str) -> None:
     """Print the outcome: ``data`` as JSON or ``text`` for people."""
     if given.json:
-        say(strict_json.dumps(data, indent=2) + "\n")
+        say(strict_json.indented(data) + "\n")
     elif text:
         say(printable(text) + "\n")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mapsave.operations.recover import Recovered
     from mapsave.operations.results import RestoreResult, SaveResult
 
+_PAGE = 1000  # images; what the service returns at most
 _PARTIAL = ".partial"  # image.PARTIAL_SUFFIX, without what that module loads
 
 
@@ -77,7 +78,13 @@ class ThroughService:
         return self._perform("discard", image=self._name(image), unrestored=unrestored)
 
     def images(self) -> Listing:
-        return cast("Listing", self._client.get("/v1/images"))
+        """Return all images, page by page."""
+        page = self._client.get("/v1/images", limit=_PAGE)
+        found: Listing = {"directory": page["directory"], "images": page["images"]}
+        while page["next"] is not None:
+            page = self._client.get("/v1/images", limit=_PAGE, before=page["next"])
+            found["images"] += page["images"]
+        return found
 
     def recover(self, *, dry_run: bool) -> Recovered:
         return cast("Recovered", self._perform("recover", dry_run=dry_run))

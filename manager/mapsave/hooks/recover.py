@@ -169,11 +169,12 @@ def _entry(path: str, uuid: str | None = None) -> Entry | None:
     """Return the good image at ``path``, if it is the one of that ``uuid`` where one is given."""
     try:
         with store.directory(os.path.dirname(path)) as held:
-            entries = [entry for entry in store.entries(held) if entry.path == path]
+            found = store.entry(held, os.path.basename(path))
     except errors.MapsaveError:
         return None
-    good = (entry for entry in entries if recover_result.is_good(entry))
-    return next((e for e in good if uuid in (None, str(e.block.uuid) if e.block else None)), None)
+    if found is None or found.path != path or not recover_result.is_good(found):
+        return None
+    return found if uuid in (None, str(found.block.uuid) if found.block else None) else None
 
 
 def _saved(config: Config, outer: Orphan) -> Entry | None:

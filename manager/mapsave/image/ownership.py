@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterable
 
 _MOST_LINKS = 40  # as the kernel follows (path_resolution(7))
 _ACL = "system.posix_acl_access"  # xattr(7); linux/posix_acl_xattr.h
@@ -41,6 +41,41 @@ def of_file(path: str, fd: int, trusted: Collection[int]) -> list[str]:
 
     problems = [f"{path!r} {who}" for who in _writers(fd, os.fstat(fd), trusted)]
     return _followed(path, trusted, problems, at_the_end)
+
+
+class Around:
+    """How others could exchange the files of a directory: asked once for all of them.
+
+    Open: ``fd`` is the directory's.
+    """
+
+    def __init__(self, path: str, fd: int, trusted: Collection[int]) -> None:
+        stats = os.fstat(fd)
+
+        def at_the_end(last: _Step) -> list[str]:
+            if os.path.samestat(last.stats, stats):
+                return []
+            return [f"{path!r} leads to a different directory than the one that was opened"]
+
+        self._trusted = trusted
+        self._way = _followed(path, trusted, [], at_the_end)
+        self._inside = [f"{path!r} {who}" for who in _writers(fd, stats, trusted)]
+        self._is_sticky = bool(stats.st_mode & stat.S_ISVTX) and stats.st_uid in trusted
+
+    def of_file(self, path: str, owner: int, writers: Iterable[str]) -> list[str]:
+        """Return what ``of_file`` does of a file in it that is no link, of the user ``owner``.
+
+        ``writers`` are what ``writers`` returns of it.
+        """
+        problems = [f"{path!r} {who}" for who in writers] + self._way
+        if not (self._is_sticky and owner in self._trusted):
+            problems = problems + self._inside
+        return list(dict.fromkeys(problems))
+
+
+def writers(fd: int, trusted: Collection[int]) -> list[str]:
+    """Return who else than the ``trusted`` can write the file open as ``fd``, whatever its path."""
+    return _writers(fd, os.fstat(fd), trusted)
 
 
 def of_directory(path: str, trusted: Collection[int]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING
 
 from mapsave import errors
-from mapsave.image import descriptors, image, ownership
+from mapsave.image import descriptors, image
 from mapsave.image.metadata import Metadata
 from mapsave.image.superblock import Superblock
 
@@ -98,8 +98,7 @@ class EntryState(enum.StrEnum):
 class Entry:
     """One file of an image directory. ``error`` says why it cannot be read as an image.
 
-    ``format`` is ``native`` or ``libvirt``, None where there is an error. ``writable_by`` says how
-    others could have written it, where that was asked.
+    ``format`` is ``native`` or ``libvirt``, None where there is an error.
     """
 
     name: str
@@ -111,7 +110,6 @@ class Entry:
     metadata: Metadata = dataclasses.field(default_factory=lambda: Metadata())
     error: errors.MapsaveError | None = None
     format: str | None = None
-    writable_by: tuple[str, ...] = ()
 
     @property
     def guest(self) -> str | None:
@@ -127,42 +125,39 @@ class Entry:
         return EntryState(self.block.state.word)
 
 
-def entries(
-    held: Directory,
-    trusted: frozenset[int] | None = None,
-    restored: Container[uuids.UUID] = frozenset(),
-) -> list[Entry]:
+def entries(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> list[Entry]:
     """Return the images of a directory, partial ones included, newest first.
 
-    Files that are no images at all are left out; damaged images are listed with their error. With
-    ``trusted`` users it is looked who else could have written each image. ``restored``: the uuids
-    of those that were restored though they may not say so themselves.
+    Files that are no images at all are left out; damaged images are listed with their error.
+    ``restored``: the uuids of those that were restored though they may not say so themselves.
     """
-    listed = []
-    for name in os.listdir(held.fd):
-        path = os.path.join(held.path, name)
+    found = (entry(held, name, restored) for name in os.listdir(held.fd))
+    return sorted(filter(None, found), key=lambda entry: -entry.modified)
+
+
+def entry(
+    held: Directory, name: str, restored: Container[uuids.UUID] = frozenset()
+) -> Entry | None:
+    """Return the image of that name, damaged or not; None where there is none, as ``entries``."""
+    path = os.path.join(held.path, name)
+    try:
+        with image.opened(path) as opened:
+            return dataclasses.replace(
+                _entry(path, os.fstat(opened.fd)),
+                block=opened.block_as_used(restored),
+                metadata=opened.metadata,
+                format=opened.format,
+            )
+    except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
+        return None
+    except (errors.InvalidImage, OSError) as error:
         try:
-            with image.opened(path) as opened:
-                who = () if trusted is None else ownership.of_file(path, opened.fd, trusted)
-                entry = dataclasses.replace(
-                    _entry(path, os.fstat(opened.fd)),
-                    block=opened.block_as_used(restored),
-                    metadata=opened.metadata,
-                    format=opened.format,
-                    writable_by=tuple(who),
-                )
-        except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
-            continue
-        except (errors.InvalidImage, OSError) as error:
-            try:
-                entry = _entry(path, os.stat(path))
-            except OSError:  # a partial image that was removed while we looked
-                continue
-            if isinstance(error, OSError):
-                error = errors.InvalidImage(f"{path!r} cannot be read: {error.strerror}")
-            entry = dataclasses.replace(entry, error=error)
-        listed.append(entry)
-    return sorted(listed, key=lambda entry: -entry.modified)
+            found = _entry(path, os.stat(path))
+        except OSError:  # a partial image that was removed while we looked
+            return None
+        if isinstance(error, OSError):
+            error = errors.InvalidImage(f"{path!r} cannot be read: {error.strerror}")
+        return dataclasses.replace(found, error=error)
 
 
 def _entry(path: str, stats: os.stat_result) -> Entry:

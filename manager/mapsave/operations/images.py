@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import uuid as uuids
-from collections.abc import Container
 from typing import TypedDict
 
 from mapsave.config import Config
 from mapsave.image import store
-from mapsave.operations import trust
+from mapsave.operations import image_index, restored_notes, trust
 from mapsave.strict_json import Facts
 
 
@@ -27,24 +25,8 @@ class Listing(TypedDict):
     images: list[Facts]
 
 
-def listing(held: store.Directory, restored: Container[uuids.UUID] = frozenset()) -> Listing:
+def listing(held: store.Directory, config: Config) -> Listing:
     """Return the directory and a line for each image, newest first; see ``store.entries``."""
-    found = store.entries(held, trust.users(), restored)
-    lines: list[Facts] = [
-        {
-            "image": entry.path,
-            "name": entry.name,
-            "guest": entry.guest,
-            "job": entry.metadata.get("job"),
-            "state": entry.state,
-            "format": entry.format,
-            "started": entry.metadata.get("started"),
-            "modified": entry.modified,  # seconds since the epoch
-            "file_bytes": entry.file_bytes,
-            "allocated_bytes": entry.allocated_bytes,
-            "writable_by": list(entry.writable_by),
-            "error": entry.error.as_dict() if entry.error else None,
-        }
-        for entry in found
-    ]
-    return {"directory": held.path, "images": lines}
+    found = image_index.look(held, config.state, trust.users())
+    noted = restored_notes.noted(config.state)
+    return {"directory": held.path, "images": [found.line(each, noted) for each in found.listed]}

@@ -20,6 +20,7 @@ from mapsave.jobs.job import Job
 from mapsave.operations import launch
 from mapsave.service import job_files, registry, restore_first, webhooks
 from mapsave.service.events import Hub
+from mapsave.service.image_pages import ImagePages
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources
 from mapsave.service.operation import Operation
@@ -84,6 +85,7 @@ class Service:
         self.recovery = Recovery(self.operations, self.slots, history, lambda: self.config)
         self.history = history
         self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
+        self.pages = ImagePages(lambda: self.config, self.looking)
         self.verifying = Looking(_LOOKING, registry.MOST)
         listen = config.service.listen
         self.tls = None if listen is None else Tls(listen)
@@ -101,8 +103,9 @@ class Service:
             return await self._reload()
 
     async def _reload(self) -> list[str]:
-        config = self._load()
-        jobs = job_files.load(config)
+        # In a thread: thousands of guests take seconds.
+        config = await asyncio.to_thread(self._load)
+        jobs = await asyncio.to_thread(job_files.load, config)
         known = {each.path for each in self.jobs.broken}
         for each in jobs.broken:
             if each.path not in known:  # one that was broken already keeps nothing from changing

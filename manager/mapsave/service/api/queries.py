@@ -30,6 +30,9 @@ def _number(text: str) -> float | str:
 
 
 Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,12}$", title="the id of an operation")]
+Place = Annotated[
+    str, msgspec.Meta(pattern=r"^[0-9]{1,20}\.[0-9]{1,20}$", title="the 'next' of a page")
+]
 Text = Annotated[str, msgspec.Meta(min_length=1, title="text that is not empty")]
 Flag = Annotated[bool, Parse(lambda text: _FLAGS.get(text, text))]
 Count = Annotated[int, Parse(_number)]
@@ -60,6 +63,13 @@ class Find(Query, frozen=True):
     job: Annotated[Text | None, help("Only operations of this job.")] = None
     parent: Annotated[Id | None, help("Only the parts of this operation.")] = None
     before: Annotated[Id | None, help("Only operations older than this one, for paging.")] = None
+    limit: Annotated[Count, msgspec.Meta(ge=1, le=MOST), help("At most this many.")] = 100
+
+
+class Images(Query, frozen=True):
+    """Which images are listed, newest first."""
+
+    before: Annotated[Place | None, help("The 'next' of the page before, for paging.")] = None
     limit: Annotated[Count, msgspec.Meta(ge=1, le=MOST), help("At most this many.")] = 100
 
 

@@ -119,6 +119,7 @@ class Images(Answer):
 
     directory: str
     images: list[Image]
+    next: Annotated[str | None, help("The 'before' of the next page; null on the last one.")]
 
 
 class ImageContents(Answer):

@@ -162,7 +162,13 @@ ROUTES: tuple[Route, ...] = (
         lambda call: views.guest(call.service, call.part("guest")),
         responses.Guest,
     ),
-    Route("/v1/images", "The images", lambda c: views.image_listing(c.service), responses.Images),
+    Route(
+        "/v1/images",
+        "The images, newest first",
+        lambda call: call.service.pages.page(call.query.before, call.query.limit),
+        responses.Images,
+        queries.Images,
+    ),
     Route(
         "/v1/images/{image}", "Contents of an image", _image, responses.ImageContents, errors=(422,)
     ),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from mapsave import errors
 from mapsave.config import Guest
-from mapsave.image import store
 from mapsave.jobs.job import Job
-from mapsave.operations import images, restored_notes
 from mapsave.service import job_files
 from mapsave.service.scheduler import as_time
 from mapsave.service.service import Service
@@ -15,11 +13,7 @@ from mapsave.strict_json import Facts
 
 def guests(service: Service) -> list[Facts]:
     """Return a line for each guest of the configuration; no guest is asked anything."""
-    busy = {
-        each.guest: each.id
-        for each in service.operations.all_under_way()
-        if each.kind in ("save", "restore")
-    }
+    busy = _busy(service)
     return [_guest(guest, busy.get(guest.name)) for guest in service.config.guests.values()]
 
 
@@ -28,15 +22,24 @@ async def guest(service: Service, name: str) -> Facts:
 
     Raises UnknownGuest, ServiceBusy.
     """
-    found = next((line for line in guests(service) if line["name"] == name), None)
+    found = service.config.guests.get(name)
     if found is None:
         raise errors.UnknownGuest(f"no guest {name!r} is configured")
-    listed = await image_listing(service)
+    images = await service.pages.of_guest(name)
     last = await service.operations.find(guest=name, limit=10)
     return {
-        **found,
-        "images": [line for line in listed["images"] if line["guest"] == name],
+        **_guest(found, _busy(service).get(name)),
+        "images": images,
         "operations": [each.as_dict() for each in last],
+    }
+
+
+def _busy(service: Service) -> dict[str | None, str]:
+    """Return the operations that save or restore a guest just now, by its name."""
+    return {
+        each.guest: each.id
+        for each in service.operations.all_under_way()
+        if each.kind in ("save", "restore")
     }
 
 
@@ -54,19 +57,6 @@ def _guest(guest: Guest, busy: str | None) -> Facts:
         "launch": bool(guest.launch) or kind != "qmp",
         "operation": busy,
     }
-
-
-async def image_listing(service: Service) -> images.Listing:
-    """Return the images of the image directory, as ``mapsave list --json`` does.
-
-    Raises ServiceBusy, BadDirectory.
-    """
-
-    def look() -> images.Listing:
-        with store.directory(service.config.images, create=True) as held:
-            return images.listing(held, restored_notes.noted(service.config.state))
-
-    return await service.looking.run(look)
 
 
 async def jobs(service: Service) -> Facts:

@@ -1,0 +1,213 @@
+"""What a listing shows of each image, kept in the state directory: to read tens of thousands of
+headers takes seconds, to see that none has changed a fraction of one.
+
+A file is read again where inode, length, mtime or ctime differ, or where it was changed only just
+before it was read: what follows within one tick of the clock leaves the same times. What decides
+about an image (a restore, a deletion, retention) reads the image itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+import time
+import uuid as uuids
+from collections.abc import Container
+from pathlib import Path
+
+import msgspec
+
+import mapsave
+from mapsave import errors
+from mapsave.errors import ErrorDict
+from mapsave.image import descriptors, image, ownership, store
+from mapsave.image.superblock import State
+from mapsave.operations import locks
+from mapsave.strict_json import Facts
+
+_DIRECTORY = "listings"
+_SETTLED = 2_000_000_000  # nanoseconds; clocks of file systems tick every few milliseconds
+
+_Mark = tuple[int, int, int, int]  # inode, length, mtime and ctime in nanoseconds
+
+
+class _Read(msgspec.Struct, array_like=True, frozen=True):
+    """What was read of a file when it had ``mark``; ``state`` None where it is not an image.
+
+    ``writers`` is as ``ownership.writers`` returns it; of a link as ``ownership.of_file`` does.
+    """
+
+    mark: _Mark
+    state: str | None = None
+    uuid: bytes | None = None
+    guest: str | None = None
+    job: str | None = None
+    format: str | None = None
+    started: str | None = None
+    writers: tuple[str, ...] = ()
+    error: ErrorDict | None = None
+
+
+class _Kept(msgspec.Struct, array_like=True):
+    """An index as it is in its file. Another version of mapsave, or other users, read anew."""
+
+    version: str
+    trusted: frozenset[int]
+    files: dict[bytes, _Read]
+
+
+class Listed(msgspec.Struct, frozen=True, gc=False):
+    """An image of a directory as it is now. Newest first is the order of ``place``."""
+
+    name: str
+    place: tuple[int, int]
+    bytes: int
+    allocated: int
+    owner: int | None  # None of a link
+    read: _Read
+
+
+class Images:
+    """The images of a directory, newest first."""
+
+    def __init__(self, path: str, around: ownership.Around, listed: list[Listed]) -> None:
+        self.path = path
+        self.listed = listed
+        self._around = around
+
+    def line(self, each: Listed, restored: Container[uuids.UUID]) -> Facts:
+        """Return the line of an image; ``restored`` is as ``store.entries`` takes it."""
+        read, path = each.read, os.path.join(self.path, each.name)
+        state = read.state
+        if state == State.SAVED.word and read.uuid and uuids.UUID(bytes=read.uuid) in restored:
+            state = State.RESTORED.word
+        return {
+            "image": path,
+            "name": each.name,
+            "guest": read.guest,
+            "job": read.job,
+            "state": state,
+            "format": read.format,
+            "started": read.started,
+            "modified": -each.place[0] / 1e9,  # seconds since the epoch
+            "file_bytes": each.bytes,
+            "allocated_bytes": each.allocated,
+            "writable_by": self._writable_by(path, each),
+            "error": read.error,
+        }
+
+    def _writable_by(self, path: str, each: Listed) -> list[str]:
+        if each.owner is None:
+            return list(each.read.writers)
+        return self._around.of_file(path, each.owner, each.read.writers)
+
+
+def look(held: store.Directory, state: Path, trusted: frozenset[int]) -> Images:
+    """Return the images of a directory; read are those that the index in ``state`` does not know.
+
+    An index that cannot be read or written costs time only.
+    """
+    stats = os.fstat(held.fd)
+    index = state / _DIRECTORY / f"{stats.st_dev:x}-{stats.st_ino:x}"
+    before = _load(index, trusted)
+    now = time.time_ns()
+    listed: list[Listed] = []
+    known: dict[bytes, _Read] = {}
+    for name in os.listdir(held.fd):
+        try:
+            found = os.stat(name, dir_fd=held.fd, follow_symlinks=False)
+            is_link = stat.S_ISLNK(found.st_mode)
+            found = os.stat(name, dir_fd=held.fd) if is_link else found
+        except OSError:
+            continue
+        key = os.fsencode(name)
+        mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        read = before.get(key)
+        if read is None or read.mark != mark or is_link:
+            read = _read(held, name, mark, trusted, is_link=is_link)
+            if read is None:
+                continue
+        if now - mark[3] > _SETTLED and not is_link and not image.is_partial_name(name):
+            known[key] = read
+        if read.state is not None:
+            place = (-max(0, mark[2]), mark[0])
+            allocated, owner = found.st_blocks * 512, None if is_link else found.st_uid
+            listed.append(Listed(name, place, mark[1], allocated, owner, read))
+    if known != before:
+        _store(index, trusted, known)
+    listed.sort(key=lambda each: each.place)
+    return Images(held.path, ownership.Around(held.path, held.fd, trusted), listed)
+
+
+def _read(
+    held: store.Directory, name: str, mark: _Mark, trusted: frozenset[int], *, is_link: bool
+) -> _Read | None:
+    """Read a file; None where that may be otherwise the next time, and it is not listed."""
+    path = os.path.join(held.path, name)
+    try:
+        entry = store.entry(held, name)
+        fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=held.fd)
+    except OSError:
+        return None
+    with descriptors.closing(fd):
+        if entry is None:
+            readable = os.access(name, os.R_OK, dir_fd=held.fd, effective_ids=True)
+            return _Read(mark) if readable else None
+        if is_link:
+            writers = ownership.of_file(path, fd, trusted)
+        else:
+            writers = ownership.writers(fd, trusted)
+    block, known = entry.block, entry.metadata
+    return _Read(
+        mark=mark,
+        state=entry.state.value,
+        uuid=block.uuid.bytes if block is not None else None,
+        guest=entry.guest,
+        job=known.get("job"),
+        format=entry.format,
+        started=known.get("started"),
+        writers=tuple(writers),
+        error=entry.error.as_dict() if entry.error else None,
+    )
+
+
+def _load(index: Path, trusted: frozenset[int]) -> dict[bytes, _Read]:
+    """Return the files of an index; none where it is not one that we wrote."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        with open(os.open(index, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return {}
+            kept = msgspec.msgpack.decode(file.read(), type=_Kept)
+        if (kept.version, kept.trusted) == (mapsave.__version__, trusted):
+            return kept.files
+    return {}
+
+
+def _store(index: Path, trusted: frozenset[int], files: dict[bytes, _Read]) -> None:
+    try:
+        raw = _encoded(_Kept(mapsave.__version__, trusted, files))
+    except UnicodeEncodeError:  # names that are not UTF-8: these are read each time
+        raw = _encoded(_Kept(mapsave.__version__, trusted, dict(filter(_is_text, files.items()))))
+    with contextlib.suppress(OSError, errors.MapsaveError):
+        locks.state_directory(index.parents[1], index.parent.name)
+        fd, new = tempfile.mkstemp(dir=index.parent)
+        try:
+            with open(fd, "wb") as file:
+                file.write(raw)
+            os.replace(new, index)
+        except BaseException:
+            os.unlink(new)
+            raise
+
+
+_encoded = msgspec.msgpack.encode
+
+
+def _is_text(file: tuple[bytes, _Read]) -> bool:
+    try:
+        _encoded(file)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,91 @@
+"""The images of the image directory, page by page.
+
+The pages after the first are of the same look at the directory, which is kept for a moment: so they
+fit together, and cost no further look. After that the memory is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections.abc import Callable
+from typing import TypedDict
+
+from mapsave.config import Config
+from mapsave.image import store
+from mapsave.operations import image_index, restored_notes, trust
+from mapsave.operations.image_index import Images, Listed
+from mapsave.service.reader_pool import Looking
+from mapsave.strict_json import Facts
+
+_KEPT = 10.0  # seconds from one page to the next
+
+
+class Page(TypedDict):
+    """Some images, and what to ask for the next ones with; see ``api.responses.Images``."""
+
+    directory: str
+    images: list[Facts]
+    next: str | None
+
+
+class ImagePages:
+    """Looks at the images of a directory for clients, in the threads for that."""
+
+    def __init__(self, config: Callable[[], Config], looking: Looking) -> None:
+        self._config = config
+        self._looking = looking
+        self._last: Images | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
+
+    async def page(self, before: str | None, limit: int) -> Page:
+        """Return ``limit`` images, those after the page whose ``next`` is ``before``.
+
+        Raises ServiceBusy, BadDirectory, NotPermitted.
+        """
+        found = self._last if before is not None else None
+        if found is None:
+            found = await self._looking.run(self._look)
+        listed = found.listed
+        start = 0
+        if before is not None:
+            modified, inode = map(int, before.split("."))
+            start = bisect.bisect_right(listed, (-modified, inode), key=_place)
+        end = start + limit
+        while 0 < end < len(listed) and listed[end].place == listed[end - 1].place:
+            end += 1  # two names of one file
+        part, is_last = listed[start:end], end >= len(listed)
+        self._keep(None if is_last else found)
+        lines = await self._looking.run(self._lines, found, part)
+        following = None if is_last else f"{-part[-1].place[0]}.{part[-1].place[1]}"
+        return {"directory": found.path, "images": lines, "next": following}
+
+    async def of_guest(self, name: str) -> list[Facts]:
+        """Return the images of a guest. Raises as ``page`` does."""
+
+        def look() -> list[Facts]:
+            found = self._look()
+            return self._lines(found, [each for each in found.listed if each.read.guest == name])
+
+        return await self._looking.run(look)
+
+    def _keep(self, found: Images | None) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        self._forgetting, self._last = None, found
+        if found is not None:
+            loop = asyncio.get_running_loop()
+            self._forgetting = loop.call_later(_KEPT, self._keep, None)
+
+    def _look(self) -> Images:
+        config = self._config()
+        with store.directory(config.images, create=True) as held:
+            return image_index.look(held, config.state, trust.users())
+
+    def _lines(self, found: Images, part: list[Listed]) -> list[Facts]:
+        noted = restored_notes.noted(self._config().state)
+        return [found.line(each, noted) for each in part]
+
+
+def _place(each: Listed) -> tuple[int, int]:
+    return each.place
