@@ -201,3 +201,31 @@ def test_one_that_ignores_interrupts_still_does() -> None:
         [sys.executable, "-c", program], cwd=tree.ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.communicate(timeout=30)[0].endswith("True\n")
+
+
+# Few open files for mapsave itself.
+
+
+@pytest.mark.parametrize("most", [5, 21, 26])
+def test_with_few_open_files_every_command_ends_as_it_has_to(toy: cli.Site, most: int) -> None:
+    """With less Python itself does not start."""
+    toy.run("check", "toy", check=0)
+    for words, _, _ in LINES:
+        done = toy.run(*words.split(), under=["prlimit", f"--nofile={most}:{most}"])
+        assert done.returncode != 1, done
+        if most == 5:
+            assert (done.returncode, "[check.limits]" in done.stderr) == (3, True), done
+
+
+def test_operations_wait_for_each_others_open_files(toy: cli.Site) -> None:
+    names = [f"toy{number}" for number in range(6)]
+    for name in names:
+        toy.add_guest(name, emulator={"memory": "1M"}, policy="none")
+        toy.run("check", name, check=0)  # starts it
+    path = toy.directory / "all.yaml"
+    job = {"job": "all", "guests": names, "concurrency": 6, "save": {"then": "resume"}}
+    path.write_text(yaml.safe_dump(job))
+    few = ["prlimit", "--nofile=40:40"]
+    assert toy.run("job", "run", path, "--json", under=few, check=0).json()["saved"] == 6
+    words = ("save-all", "--parallel", "6", "--then", "resume", *names, "--json")
+    assert toy.run(*words, under=few, check=0).json()["saved"] == 6

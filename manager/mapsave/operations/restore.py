@@ -86,7 +86,7 @@ async def restore(
     """
     phases = progress.Phases(report)
     try:
-        async with asyncio.timeout(request.timeout):
+        async with asyncio.timeout(request.timeout), open_files.reserved():
             return await shielded.until_decided(_restore(config, request, phases))
     except TimeoutError:
         raise errors.RestoreTimeout(
@@ -104,7 +104,6 @@ async def restore(
 
 async def _restore(config: Config, request: Request, phases: progress.Phases) -> RestoreResult:
     phases.enter("validate")
-    open_files.check()
     path = images.resolve(request.image, config)
     with image.opened(path, without_metadata=request.without_metadata) as opened:
         key = locks.image_key(opened.block.uuid)

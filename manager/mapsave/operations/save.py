@@ -71,8 +71,7 @@ async def _save(
     guest: Guest, config: Config, request: Request, phases: Phases, became: aftermath.Aftermath
 ) -> SaveResult:
     phases.enter("preflight")
-    open_files.check()
-    async with attach.exclusive(guest, config) as (session, monitor):
+    async with open_files.reserved(), attach.exclusive(guest, config) as (session, monitor):
         found = await facts.gather(session)
         with (
             locks.process_held(config.state, f"guest {guest.name!r}", found.process),
