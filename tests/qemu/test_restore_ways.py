@@ -245,6 +245,27 @@ def _rewrite_metadata(image: Path, **changes: Any) -> None:
         superblock.write(fd, block, {**superblock.read_metadata(fd, block), **changes})
 
 
+def test_into_a_qemu_that_waits_without_metadata(site: cli.Site) -> None:
+    """The stream says machine and RAM, which are compared; the rest is said not to be."""
+    with saved(site, launch=False) as scene:
+        with files.opened(scene.image, os.O_RDWR) as fd:
+            block = superblock.read(fd)
+            for offset in block.place.areas(block.stream_offset)[:2]:
+                os.pwrite(fd, b"[", offset)
+        site.run("restore", scene.image, check=6)
+        words = ("restore", scene.image, "--without-metadata", "--json", "--into")
+        with qemu.running(memory="48M", incoming=True) as other:
+            error = site.run(*words, other.address, check=3).error("check.destination")
+            assert "RAM" in error["message"]
+            assert other.status() == "inmigrate"
+        with qemu.running(memory="32M", incoming=True) as waiting:
+            done = site.run(*words, waiting.address, check=0).json()
+            said = " ".join(done["warnings"])
+            for words_of_it in ("both copies", "version of QEMU", "processors and machine options"):
+                assert words_of_it in said
+            ram.assert_same(scene.ram, waiting.ram)
+
+
 def test_stale_memory_of_the_destination_is_refused(site: cli.Site, tmp_path: Path) -> None:
     stale = patterns.write(tmp_path / "ram", 32 << 20)
     backed = memory.from_file(stale, "32M", shared=True)
