@@ -6,6 +6,11 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
+python=${MAPSAVE_VENV:-.venv}/bin/python
+if [ ! -x "$python" ]; then
+    echo "no $python: run 'bash tests/run.sh lint' first, or set MAPSAVE_VENV" >&2
+    exit 1
+fi
 work=$(mktemp -d /tmp/msXXXXXX) # short, for the sockets of QEMUs that are below it
 trap 'rm -rf -- "$work"' EXIT
 root=$(realpath -m -- "${MAPSAVE_NEWER_QEMU:-$work/root}")
@@ -72,4 +77,4 @@ fi
 "$qemu" --version
 [ $# -gt 0 ] || set -- tests/qemu
 export MAPSAVE_TEST_QEMU=$qemu
-"${MAPSAVE_VENV:-.venv}/bin/python" -m pytest -p tests.no_skips --basetemp "$work/t" -n 4 "$@"
+"$python" -m pytest -p tests.no_skips --basetemp "$work/t" -n 4 "$@"
