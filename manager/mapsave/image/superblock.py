@@ -331,9 +331,10 @@ def write_twice(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
 
     Raises as ``write`` does.
     """
+    before = block.metadata_length
     block = write(fd, block, metadata)
     block = write(fd, block)  # else the other slot would say what was before, and need its area
-    syscalls.write_all(fd, _dumped(metadata), _copy_offset(block))
+    syscalls.write_all(fd, _dumped(metadata).ljust(before, b"\0"), _copy_offset(block))
     os.fdatasync(fd)
     return block
 
