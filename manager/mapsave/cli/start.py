@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import errno
 import gc
-import signal
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False  # that of ``typing``, which takes milliseconds to load, as ``signal`` does
+if TYPE_CHECKING:
+    import signal
+    from typing import NoReturn
+else:
+    import _signal as signal
 
 _NEW_OBJECTS = 50_000
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
