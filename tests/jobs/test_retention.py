@@ -355,15 +355,15 @@ def test_an_image_that_has_taken_the_name_meanwhile_stays(
 ) -> None:
     for day in (1, 2):
         put(site, f"d{day}", day)
-    listed = store.entries
+    listed = store.each
 
-    def then_replaced(held: store.Directory, **named: Any) -> list[store.Entry]:
-        found = listed(held, **named)
+    def then_replaced(held: store.Directory, *more: Any) -> list[store.Entry]:
+        found = list(listed(held, *more))
         monkeypatch.setattr(build, "UUID", uuid.uuid4().bytes)
         put(site, "d1", 3)
         return found
 
-    monkeypatch.setattr(store, "entries", then_replaced)
+    monkeypatch.setattr(store, "each", then_replaced)
     lines = pruned(site, write_job(site, keep={"last": 1}))
     assert lines[1]["reasons"] == ["another image has taken its name since"]
     assert names(site) == ["d1", "d2"]
@@ -374,14 +374,14 @@ def test_an_image_that_somebody_else_has_removed_is_no_error(
 ) -> None:
     for day in (1, 2):
         put(site, f"d{day}", day)
-    listed = store.entries
+    listed = store.each
 
-    def then_removed(held: store.Directory, **named: Any) -> list[store.Entry]:
-        found = listed(held, **named)
+    def then_removed(held: store.Directory, *more: Any) -> list[store.Entry]:
+        found = list(listed(held, *more))
         (site.images / "d1").unlink()
         return found
 
-    monkeypatch.setattr(store, "entries", then_removed)
+    monkeypatch.setattr(store, "each", then_removed)
     lines = pruned(site, write_job(site, keep={"last": 1}))
     assert (lines[1]["kept"], lines[1]["error"]) == (False, None)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from concurrent import futures
 
 import pytest
@@ -98,3 +99,16 @@ def test_a_hung_file_system_takes_no_thread_that_a_save_needs(site: cli.Site) ->
             statuses = [each.result().status for each in asked]
             assert set(statuses) == {200, 503}
             assert statuses.count(200) == 18
+
+
+async def test_what_was_returned_is_not_kept() -> None:
+    """An idle thread would hold it until it has other work: the images of a large directory."""
+    with Looking(1, 1) as looking:
+        returned = await looking.run(set)
+        held = weakref.ref(returned)
+        del returned
+        for _ in range(100):
+            if held() is None:
+                break
+            await asyncio.sleep(0.02)
+        assert held() is None

@@ -42,16 +42,19 @@ class Writer:
 
     def run(self) -> None:
         """Write what comes, until the end is asked for, and all that came before that."""
-        ending = False
-        while not ending:
-            found = self._next()
-            ending = None in found
-            writes = [each for each in found if each is not None]
-            self._write([each for each in writes if each.done.set_running_or_notify_cancel()])
+        while self._write_next():
+            pass
 
     def end(self) -> None:
         """Ask for the end; nothing may be put any more."""
         self._queue.put(None)
+
+    def _write_next(self) -> bool:
+        """Write what comes next, and keep nothing of it; return whether more may come."""
+        found = self._next()
+        writes = [each for each in found if each is not None]
+        self._write([each for each in writes if each.done.set_running_or_notify_cancel()])
+        return None not in found
 
     def _next(self) -> list[_Write | None]:
         found = [self._queue.get()]

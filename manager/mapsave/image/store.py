@@ -131,8 +131,14 @@ def entries(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> l
     Files that are no images at all are left out; damaged images are listed with their error.
     ``restored``: the uuids of those that were restored though they may not say so themselves.
     """
-    found = (entry(held, name, restored) for name in os.listdir(held.fd))
-    return sorted(filter(None, found), key=lambda entry: -entry.modified)
+    return sorted(each(held, restored), key=lambda entry: -entry.modified)
+
+
+def each(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> Iterator[Entry]:
+    """Yield the entries one by one in any order, for those who do not need all of all of them."""
+    for name in os.listdir(held.fd):
+        if (found := entry(held, name, restored)) is not None:
+            yield found
 
 
 def entry(

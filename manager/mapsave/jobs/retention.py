@@ -12,11 +12,12 @@ import datetime
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from mapsave import errors, shielded
 from mapsave.config import Config
 from mapsave.image import image, store
+from mapsave.image.metadata import Metadata
 from mapsave.image.store import Entry
 from mapsave.jobs import outcome
 from mapsave.jobs.job import Job, Keep
@@ -194,11 +195,11 @@ def _prune(
 ) -> list[Line]:
     if not config.images.is_dir():
         return []
-    with store.directory(config.images) as held:
-        entries = store.entries(held, restored=restored_notes.noted(config.state))
     of_guest: dict[str | None, list[Entry]] = {}
-    for entry in entries:
-        of_guest.setdefault(entry.guest, []).append(entry)
+    with store.directory(config.images) as held:
+        for entry in store.each(held, restored_notes.noted(config.state)):
+            if entry.metadata.get("job") == job.name:
+                of_guest.setdefault(entry.guest, []).append(_slim(entry))
     new = {os.path.realpath(path) for path in made}
     now = datetime.datetime.now(datetime.UTC)
     lines: list[Line] = []
@@ -220,6 +221,13 @@ def _prune(
                 _remove(config, decision.entry, line)
             lines.append(line)
     return lines
+
+
+def _slim(entry: Entry) -> Entry:
+    """Return an entry with what a plan looks at: of tens of thousands the rest is much memory."""
+    looked_at = ("guest", "job", "started", "then")
+    known = {key: value for key, value in entry.metadata.items() if key in looked_at}
+    return dataclasses.replace(entry, metadata=cast("Metadata", known))
 
 
 def _proven(

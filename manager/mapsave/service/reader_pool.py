@@ -68,3 +68,4 @@ class Looking:
     def _work(self) -> None:
         while (work := self._queue.get()) is not None:
             work()
+            del work  # with its result, which would be kept until there is other work

@@ -221,6 +221,7 @@ async def started(
         ("housekeeping", service.housekeeping()),
         ("metrics", service.write_metrics()),
         ("reaper", service.reap()),
+        ("memory", service.give_memory_back()),
         ("history", service.mend_history()),
     )
     tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import ctypes
 import functools
+import gc
 import logging
+import mmap
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -39,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 _DAY = 86400.0
 _REAP = 2.0  # seconds that a guest which has ended stays a zombie
+# Seconds between two looks whether the service has grown by so many bytes.
+_TRIM, _GROWN = 10.0, 8 << 20
 _TEXTFILE = 15.0  # seconds between two writings of the metrics' file
 _MEND = 5.0  # seconds between two tries to write what the history lacks
 # Threads that look into images, and how many requests may wait for them.
@@ -245,6 +250,22 @@ class Service:
             launch.reap()
             await asyncio.sleep(_REAP)
 
+    async def give_memory_back(self) -> None:
+        """Give the system what a large piece of work has left free, now and then, forever.
+
+        Python looks for cycles the more seldom the more it holds, and the C library keeps free
+        memory between blocks in use (malloc_trim(3)).
+        """
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # of glibc only
+        least = _resident()
+        while True:
+            await asyncio.sleep(_TRIM)
+            if _resident() > least + _GROWN:
+                gc.collect()
+                await asyncio.to_thread(trim, 0)
+                least = _resident()
+            least = min(least, _resident())
+
     async def write_metrics(self) -> None:
         """Write the metrics' file now and then, where the configuration names one."""
         while True:
@@ -275,3 +296,9 @@ class Service:
             "problems": [*self.problems, *self.recovery.problems],
             "broken_jobs": [each.line() for each in self.jobs.broken],
         }
+
+
+def _resident() -> int:
+    """Return the bytes of memory that this process holds (proc(5))."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
