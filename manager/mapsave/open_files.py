@@ -5,7 +5,6 @@ A service with many saves under way, or a shell with a low ``ulimit -n``, would 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import resource
@@ -55,6 +54,8 @@ async def reserved() -> AsyncIterator[None]:
     Where the limit does not allow all of them at once, wait until another has ended. Raises
     TooLittleLeft where there is no other.
     """
+    import asyncio  # which commands that begin no operation do without
+
     global _operations, _others
     if _operations == 0:
         _others = _opened(_most())
