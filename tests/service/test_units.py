@@ -250,10 +250,11 @@ def capabilities() -> list[str]:
 
 
 @pytest.fixture
-def confine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def confine() -> Iterator[None]:
     """Let the commands of a test run with these capabilities; see ``bound``."""
-    monkeypatch.setattr(cli, "COMMAND", cli.COMMAND[:])
+    before = cli.COMMAND[:]
     yield
+    cli.COMMAND[:] = before
 
 
 def bound(names: list[str]) -> None:
