@@ -8,7 +8,6 @@ import ctypes
 import functools
 import gc
 import logging
-import mmap
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -20,6 +19,7 @@ from mapsave.config import Config
 from mapsave.history.history import History
 from mapsave.history.states import State
 from mapsave.jobs.job import Job
+from mapsave.monitor import process
 from mapsave.operations import launch
 from mapsave.service import job_files, registry, restore_first, webhooks
 from mapsave.service.events import Hub
@@ -299,6 +299,5 @@ class Service:
 
 
 def _resident() -> int:
-    """Return the bytes of memory that this process holds (proc(5))."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE
+    """Return the bytes of memory that this process holds."""
+    return process.resident_bytes(os.getpid()) or 0
