@@ -175,6 +175,7 @@ async def connect(uri: str) -> virConnect:
         ) from None
     try:
         driver = await call(connection.getType)
+        real = await call(connection.getURI)
     except libvirt.libvirtError as error:
         await close(connection)
         raise _not_reached(libvirt, uri, error) from None
@@ -185,7 +186,7 @@ async def connect(uri: str) -> virConnect:
             hint=_EXPECTED,
         )
     try:
-        _check_local(uri, await call(connection.getURI))  # ``uri`` may be an alias of libvirt.conf
+        _check_local(uri, real)  # ``uri`` may be an alias of libvirt.conf
     except errors.NoDescriptors:
         await close(connection)
         raise
@@ -196,7 +197,7 @@ async def connect(uri: str) -> virConnect:
 
 
 def _check_local(uri: str, real: str) -> None:
-    """Raise NoDescriptors unless ``real``, which ``uri`` stands for, leads to a socket here.
+    """Raise NoDescriptors unless ``real``, what ``uri`` is an alias of, leads to a socket here.
 
     libvirt passes descriptors over unix sockets only (``rpc/virnetclient.c``); the transport is in
     the URI's scheme, and without one a host name means a remote daemon (libvirt's ``uri.html``).
