@@ -18,7 +18,6 @@ from mapsave.monitor import control_groups, process
 from mapsave.monitor.control_groups import Limit
 
 _LIMIT_LINE = re.compile(r"^(Max [a-z ]+?)\s{2,}(\S+)", re.MULTILINE)
-_STATUS_LINE = re.compile(r"^(\w+):\s+(.*)$", re.MULTILINE)
 # Of a thread of a process without a limit on stacks (pthread_create(3), x86-64).
 _STACK = 2 << 20
 # Who has one of these is not held to RLIMIT_NPROC: CAP_SYS_ADMIN, CAP_SYS_RESOURCE.
@@ -49,7 +48,7 @@ def measure(pid: int | None) -> Headroom:
         return Headroom(unknown=("QEMU's process cannot be seen",))
     try:
         limits = _limits(pid)
-        status = _status(pid)
+        status = process.status(pid)
     except OSError as error:
         return Headroom(unknown=(f"limits of process {pid}: {error.strerror}",))
     unknown: list[str] = []
@@ -72,11 +71,6 @@ def _limits(pid: int) -> dict[str, int | None]:
     with open(f"/proc/{pid}/limits", encoding="utf-8") as file:
         values = dict(_LIMIT_LINE.findall(file.read()))
     return {name: None if value == "unlimited" else int(value) for name, value in values.items()}
-
-
-def _status(pid: int) -> dict[str, str]:
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        return dict(_STATUS_LINE.findall(file.read()))
 
 
 def _descriptors(pid: int, limits: dict[str, int | None], unknown: list[str]) -> tuple[Limit, ...]:
@@ -117,7 +111,7 @@ def _threads_of(user: str) -> int:
     for name in os.listdir("/proc"):
         if name.isdecimal():
             try:
-                status = _status(int(name))
+                status = process.status(int(name))
             except OSError:
                 continue  # it has exited
             if status["Uid"].split()[0] == user:

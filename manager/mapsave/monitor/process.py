@@ -8,6 +8,7 @@ import re
 import signal
 
 _SYS_RESOURCE = 24  # capabilities(7), linux/capability.h
+_STATUS_LINE = re.compile(r"^(\w+):\s+(.*)$", re.MULTILINE)
 _MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
 
@@ -27,6 +28,12 @@ def stat(task: int | str | None) -> list[bytes] | None:
     """
     raw = read(f"{task}/stat")
     return None if raw is None else raw.rpartition(b") ")[2].split()
+
+
+def status(pid: int | None) -> dict[str, str]:
+    """Return the lines of a process's ``status`` by their names. Raises OSError."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return dict(_STATUS_LINE.findall(file.read()))
 
 
 def start_time(pid: int) -> int | None:
@@ -150,14 +157,10 @@ def may_use_reserved_blocks(pid: int | None) -> bool:
     ext4 asks for the file system's uid, or for CAP_SYS_RESOURCE (``fs/ext4/balloc.c``).
     """
     try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            status = file.read()
+        found = status(pid)
     except OSError:
         return False
-    uid = re.search(rb"^Uid:(?:\s+\d+){3}\s+(\d+)$", status, re.MULTILINE)
-    effective = re.search(rb"^CapEff:\s+([0-9a-f]+)$", status, re.MULTILINE)
-    has_capability = bool(effective and int(effective[1], 16) >> _SYS_RESOURCE & 1)
-    return has_capability or bool(uid and int(uid[1]) == 0)
+    return bool(int(found["CapEff"], 16) >> _SYS_RESOURCE & 1) or found["Uid"].split()[3] == "0"
 
 
 def resident_bytes(pid: int) -> int | None:
