@@ -48,7 +48,7 @@ def _many_guests(site: cli.Site, count: int) -> Iterator[Row]:
     with service.running(site) as mapsaved:
         begun = time.monotonic()
         number = mapsaved.begin(kind="job", job="all")["id"]
-        with _asking(mapsaved) as answers:
+        with asking(mapsaved, "/v1/operations?limit=50") as answers:
             done = mapsaved.ended(number, timeout=1200)["result"]
         seconds = time.monotonic() - begun
         peak = memory(mapsaved.pid, "VmHWM")
@@ -167,15 +167,15 @@ async def _fill(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _asking(mapsaved: Service) -> Iterator[list[float]]:
-    """Ask the service again and again in the meantime; yield the seconds that each answer took."""
+def asking(mapsaved: Service, path: str) -> Iterator[list[float]]:
+    """Get ``path`` again and again in the meantime; yield the seconds that each answer took."""
     seconds: list[float] = []
     stop = threading.Event()
 
     def ask() -> None:
         while not stop.wait(_PAUSE):
             begun = time.monotonic()
-            mapsaved.get("/v1/operations?limit=50")
+            mapsaved.get(path)
             seconds.append(time.monotonic() - begun)
 
     asking = threading.Thread(target=ask)

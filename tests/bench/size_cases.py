@@ -7,7 +7,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +70,7 @@ def _listed(site: cli.Site, count: int, rounds: int) -> Iterator[Row]:
         mapsaved.get("/v1/images?limit=1")
         time.sleep(_REST)
         before = service_cases.memory(mapsaved.pid, "VmRSS")
-        with _health(mapsaved) as answers:
+        with service_cases.asking(mapsaved, "/v1/health") as answers:
             words = _command(site, "list")
             through = measure.repeated(rounds, lambda: measure.run(words, tree.ROOT))
             assert through.runs[0].output.count("\n") == count + 1
@@ -93,27 +92,6 @@ def _answers(what: str, answers: list[float]) -> Iterator[Row]:
     yield Row(f"{what}, median of {len(answers)}", f"{median * 1000:.1f} ms")
     target = f"<= {_ANSWER * 1000:.0f} ms"
     yield Row(f"{what}, slowest", f"{worst * 1000:.1f} ms", target=target, met=worst <= _ANSWER)
-
-
-@contextlib.contextmanager
-def _health(mapsaved: Service) -> Iterator[list[float]]:
-    """Ask for the health again and again; yield the seconds that each answer took."""
-    seconds: list[float] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.wait(0.05):
-            begun = time.monotonic()
-            mapsaved.get("/v1/health")
-            seconds.append(time.monotonic() - begun)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        yield seconds
-    finally:
-        stop.set()
-        asking.join()
 
 
 def _job(site: cli.Site) -> Path:
