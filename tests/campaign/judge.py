@@ -147,7 +147,7 @@ def claims(scene: Scene, done: Done) -> None:
     died = done.error_id == "save.qemu_died"
     if died and scene.guest.alive():
         scene.violate(f"the error says that QEMU exited, but it is running: {done}")
-    told = any(word in str(done.error) for word in ("exited", "ended"))
+    told = any(word in str(done.error) for word in ("exited", "now ended"))
     if not died and not scene.guest.alive() and not told:
         scene.violate(f"the guest is gone, and the error does not say so: {done}")
     if not (died and scene.plan.guest_may_die):

@@ -1,5 +1,6 @@
 """The versions of QEMU that the emulator can be, without a QEMU: what mapsave must cope with."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -18,22 +19,19 @@ def test_every_version_of_the_configuration_is_there() -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("10.0", ["setup", "pass 1", "active", "STOP", "device", "completed", "RESUME"]),
-        ("11.1", ["setup", "active", "pass 2", "STOP", "device", "completed", "RESUME"]),
+        ("10.0", r"setup pass_1 active (pass_\d )*STOP device pass_\d completed RESUME"),
+        ("11.1", r"setup active pass_2 (pass_\d )*STOP device completed RESUME"),
     ],
 )
-def test_order_of_events(
-    tmp_path: Path, version: config.EmulatedVersion, expected: list[str]
-) -> None:
+def test_order_of_events(tmp_path: Path, version: config.EmulatedVersion, expected: str) -> None:
     with helpers.emulator(tmp_path, version=version) as qmp:
         assert qmp.greeting["version"]["qemu"]["major"] == int(version.partition(".")[0])
-        # How many passes there are depends on how fast the host was found to be: the first counts.
+        # How many passes there are before it stops depends on how fast the host was found to be.
         assert helpers.save(qmp, f"{tmp_path}/image")["ram"]["dirty-sync-count"] >= 2
         qmp.wait_run_state("postmigrate")
         qmp("cont")
-        trace = qmp.trace()
-        first = next(event for event in trace if event.startswith("pass"))
-        assert [each for each in trace if each == first or "pass" not in each] == expected
+        trace = " ".join(event.replace(" ", "_") for event in qmp.trace())
+        assert re.fullmatch(expected, trace), trace
 
 
 @pytest.mark.parametrize(
