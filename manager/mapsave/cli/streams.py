@@ -1,4 +1,4 @@
-"""The standard streams of the process: such that every command ends as it has to, whoever reads."""
+"""The standard streams of the process: a command ends the same way, be they read or not."""
 
 from __future__ import annotations
 

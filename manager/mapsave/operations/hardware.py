@@ -28,7 +28,7 @@ _PROCESSOR = frozenset(
     ("vendor", "family", "model", "stepping", "model-id", "level", "xlevel", "phys-bits", "kvm")
 ) | frozenset(("l3-cache", "legacy-cache", "pmu", "lmce", "tcg-cpuid", "vmware-cpuid-freq"))
 _HYPERV = "hv-"
-# An option that was not set: what it stands for, the machine decides and does not tell.
+# An option that was not set: the machine decides what it means, and does not report it.
 _UNTOLD = "auto"
 
 

@@ -51,7 +51,7 @@ class _Read(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _Kept(msgspec.Struct, array_like=True):
-    """An index as it is in its file. Another version of mapsave, or other users, read anew."""
+    """An index as it is in its file. With another version, or other users, all is read again."""
 
     version: str
     trusted: frozenset[int]

@@ -1,6 +1,6 @@
 """After a boot the guests that save-all saved come back first: until then no job begins.
 
-A run that was missed while the host was down would find none of its guests, and stand in the way of
+A run that was missed while the host was down would find none of its guests, and delay
 restore-all.
 """
 
