@@ -45,8 +45,10 @@ def test_an_image_that_cannot_be_read_is_reported_as_such(site: cli.Site, comman
 
 def test_it_is_listed_with_its_error(site: cli.Site) -> None:
     with _saved(site):
-        (found,) = site.run("list", "--json", env=_failing("pread"), check=0).json()["images"]
-    assert found["error"]["id"] == "image.unreadable"
+        listed = site.run("list", "--json", env=_failing("pread"), check=6)
+    (found,) = listed.json()["images"]
+    assert (found["state"], found["error"]["id"]) == ("unreadable", "image.unreadable")
+    assert "warning: 1 of 1 images cannot be read" in listed.stderr
 
 
 def test_recovery_waits_for_an_image_that_cannot_be_read(site: cli.Site) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import enum
 import os
+import stat
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING
 
@@ -74,8 +75,8 @@ def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator
             os.makedirs(name, mode=0o700, exist_ok=True)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError as error:
-        raise errors.NotPermitted(
-            f"cannot open the image directory {name!r}: {error.strerror}"
+        raise errors.denied(
+            f"cannot open the image directory {name!r}: {error.strerror}", name
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -92,6 +93,7 @@ class EntryState(enum.StrEnum):
     SAVED = "saved"
     RESTORED = "restored"
     INVALID = "invalid"
+    UNREADABLE = "unreadable"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +119,14 @@ class Entry:
 
     @property
     def state(self) -> EntryState:
-        """The image's state; ``invalid`` where it is not a good image."""
+        """The image's state; ``invalid`` where it is not a good image.
+
+        ``unreadable`` says nothing about the image: it could not be looked at.
+        """
         if image.is_partial_name(self.name):
             return EntryState.PARTIAL
+        if isinstance(self.error, errors.NotPermitted | errors.UnreadableImage):
+            return EntryState.UNREADABLE
         if self.block is None or self.error is not None:
             return EntryState.INVALID
         return EntryState(self.block.state.word)
@@ -128,8 +135,9 @@ class Entry:
 def entries(held: Directory, restored: Container[uuids.UUID] = frozenset()) -> list[Entry]:
     """Return the images of a directory, partial ones included, newest first.
 
-    Files that are no images at all are left out; damaged images are listed with their error.
-    ``restored``: the uuids of those that were restored though they may not say so themselves.
+    Files that are no images at all are left out; damaged images are listed with their error, and so
+    is a regular file that may not be read, which could be one. ``restored``: the uuids of those
+    that were restored though they may not say so themselves.
     """
     return sorted(each(held, restored), key=lambda entry: -entry.modified)
 
@@ -154,16 +162,18 @@ def entry(
                 metadata=opened.metadata,
                 format=opened.format,
             )
-    except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
+    except (errors.NotAnImage, errors.ImageNotFound):
         return None
-    except (errors.InvalidImage, OSError) as error:
+    except (errors.InvalidImage, errors.NotPermitted, OSError) as error:
         try:
-            found = _entry(path, os.stat(path))
+            stats = os.stat(path)
         except OSError:  # a partial image that was removed while we looked
             return None
+        if not stat.S_ISREG(stats.st_mode):
+            return None
         if isinstance(error, OSError):
-            error = errors.InvalidImage(f"{path!r} cannot be read: {error.strerror}")
-        return dataclasses.replace(found, error=error)
+            error = descriptors.unreadable(path, error)
+        return dataclasses.replace(_entry(path, stats), error=error)
 
 
 def _entry(path: str, stats: os.stat_result) -> Entry:

@@ -7,8 +7,10 @@ back since; and what is damaged, not complete or of the future, which counts for
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from mapsave.image.store import Entry
 from mapsave.jobs import outcome
 from mapsave.jobs.job import Job, Keep
 from mapsave.operations import discard, restored_notes
+
+_log = logging.getLogger(__name__)
 
 # The hour that comes twice in autumn is two hours: they differ by their distance from UTC.
 _BUCKETS = (
@@ -193,13 +197,23 @@ def exit_codes(lines: list[Line]) -> list[int]:
 def _prune(
     job: Job, keep: Keep, config: Config, guests: list[str], made: list[str], dry_run: bool
 ) -> list[Line]:
-    if not config.images.is_dir():
-        return []
+    with contextlib.suppress(PermissionError):  # opening it says so
+        if not config.images.is_dir():
+            return []
     of_guest: dict[str | None, list[Entry]] = {}
+    unreadable: list[Entry] = []
     with store.directory(config.images) as held:
         for entry in store.each(held, restored_notes.noted(config.state)):
+            if entry.state is store.EntryState.UNREADABLE:
+                unreadable.append(entry)
             if entry.metadata.get("job") == job.name:
                 of_guest.setdefault(entry.guest, []).append(_slim(entry))
+    if unreadable:
+        _log.warning(
+            "%d images cannot be read, and are neither counted nor removed: %s",
+            len(unreadable),
+            unreadable[0].error,
+        )
     new = {os.path.realpath(path) for path in made}
     now = datetime.datetime.now(datetime.UTC)
     lines: list[Line] = []
@@ -266,5 +280,11 @@ def _remove(config: Config, entry: Entry, line: Line) -> None:
     except errors.MapsaveError as error:
         line |= {"kept": True, "error": error.as_dict()}
     except OSError as error:
-        failed = errors.BadDirectory(f"cannot delete {entry.path!r}: {error.strerror}")
+        failed = errors.of_os_error(
+            error,
+            f"cannot delete {entry.path!r}: {error.strerror}",
+            os.path.dirname(entry.path),
+            os.W_OK | os.X_OK,
+            otherwise=errors.BadDirectory,
+        )
         line |= {"kept": True, "error": failed.as_dict()}

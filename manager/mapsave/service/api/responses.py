@@ -112,6 +112,7 @@ class Image(Answer):
     file_bytes: int
     allocated_bytes: int
     writable_by: Annotated[list[str], help("Others who could have written it.")]
+    error: Annotated[Error | None, help("Why it is invalid or unreadable.")]
 
 
 class Images(Answer):

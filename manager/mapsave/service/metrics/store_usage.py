@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ Usage = Mapping[str, tuple[int, int]]
 
 _log = logging.getLogger(__name__)
 
-STATES = ("saved", "restored", "partial", "invalid")
+STATES = ("saved", "restored", "partial", "invalid", "unreadable")
 FRESH = 15.0
 # What is older than this is not reported any more: the file system does not answer.
 _TOO_OLD = 4 * FRESH
@@ -84,7 +85,7 @@ class StoreUsage:
                     mark = (stats.st_ino, stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns)
                     was, state = self._known.get(file.path, (None, None))
                     if was != mark:
-                        state = _state(file.path)
+                        state = _state(file.path, stats)
                     known[file.path] = (mark, state)
                     if state is not None:
                         count, size = found[state]
@@ -95,12 +96,17 @@ class StoreUsage:
         return found
 
 
-def _state(path: str) -> str | None:
+def _state(path: str, stats: os.stat_result) -> str | None:
     """Return the state of an image as `mapsave list` shows it; None for another file."""
     try:
         with image.opened(path) as opened:
             return opened.block.state.word
-    except (errors.NotAnImage, errors.ImageNotFound, errors.NotPermitted):
+    except (errors.NotAnImage, errors.ImageNotFound):
         return None
-    except (errors.InvalidImage, OSError):
-        return "partial" if image.is_partial_name(path) else "invalid"
+    except (errors.InvalidImage, errors.NotPermitted, OSError) as error:
+        if not stat.S_ISREG(stats.st_mode):
+            return None
+        if image.is_partial_name(path):
+            return "partial"
+        cannot_look = (errors.NotPermitted, errors.UnreadableImage, OSError)
+        return "unreadable" if isinstance(error, cannot_look) else "invalid"
