@@ -1,10 +1,10 @@
 """Read one YAML file and say, for whatever is wrong in it, its line.
 
 What comes out is plain data (dict with text keys, list, str, int, float, bool, None). The input may
-be anything: only ConfigMissing and ConfigError come out. Differences from YAML 1.1, all of them to
-spare the operator a surprise: ``on``, ``off``, ``yes`` and ``no`` stay text (``-sandbox on`` in an
-argument list; a guest named ``no``), and so do times, dates and ``1:30``; keys are text; merge
-keys, foreign tags and a second document are refused.
+be anything: only ConfigMissing, NotPermitted and ConfigError come out. Differences from YAML 1.1,
+all of them to spare the operator a surprise: ``on``, ``off``, ``yes`` and ``no`` stay text
+(``-sandbox on`` in an argument list; a guest named ``no``), and so do times, dates and ``1:30``;
+keys are text; merge keys, foreign tags and a second document are refused.
 """
 
 from __future__ import annotations
@@ -105,12 +105,15 @@ class Document:
 def read(path: Path) -> Document:
     """Return the YAML document in the file at ``path``.
 
-    Raises ConfigMissing if it cannot be read, ConfigError with file, line and column if it is not
-    one YAML mapping of plain data within the limits above. An empty file is an empty mapping.
+    Raises ConfigMissing or NotPermitted if it cannot be read, ConfigError with file, line and
+    column if it is not one YAML mapping of plain data within the limits above. An empty file is an
+    empty mapping.
     """
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
+    except PermissionError as exc:
+        raise errors.denied(f"cannot read {path}: {exc.strerror}", path, file=str(path)) from None
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = getattr(exc, "strerror", None) or str(exc)
         raise errors.ConfigMissing(f"cannot read {path}: {reason}", file=str(path)) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,4 +61,15 @@ def command(context: click.Context, /, **chosen: Any) -> None:
         wanted = options.EmulatorOptions(**chosen)
     except ValueError as error:
         raise errors.UsageError(str(error)) from None
-    of(context).in_main_thread = functools.partial(run.run, wanted)
+
+    def emulate() -> int:
+        try:
+            return run.run(wanted)
+        except PermissionError as error:
+            raise errors.denied(
+                f"cannot listen at {chosen['qmp']!r}: {error.strerror}",
+                os.path.dirname(chosen["qmp"]) or ".",
+                os.W_OK | os.X_OK,
+            ) from None
+
+    of(context).in_main_thread = emulate

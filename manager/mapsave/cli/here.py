@@ -63,7 +63,13 @@ class Here:
         return self._run(preview.preview(guest, self._config, request))
 
     def has_image(self, image: str) -> bool:
-        return os.path.lexists(self._path(image))
+        try:
+            os.lstat(self._path(image))
+        except PermissionError:
+            return True  # who reads it is told so
+        except (OSError, ValueError):
+            return False
+        return True
 
     def inspect(self, image: str) -> Result:
         from mapsave.operations import inspect

@@ -63,7 +63,7 @@ def global_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--config", "config_file"],
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),  # reading it says what refuses
             metavar="FILE",
             expose_value=False,
             callback=_set,

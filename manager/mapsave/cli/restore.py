@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--xml",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Create the domain from this XML instead of the image's.",
 )
 @click.option(
@@ -112,6 +112,8 @@ def _text(file: Path | None, *, trusted: bool) -> str | None:
 
                 trust.check_readable_file(file, opened.fileno(), "the file of --xml")
             return opened.read()
+    except PermissionError as error:
+        raise errors.denied(f"--xml {str(file)!r}: {error.strerror}", file) from None
     except (OSError, UnicodeDecodeError) as error:
         raise errors.UsageError(f"--xml {str(file)!r}: {error}") from None
 

@@ -48,7 +48,8 @@ class UnreadableImage(InvalidImage, id="image.unreadable"):
 
 
 class NotPermitted(MapsaveError, id="permission.denied", exit_code=7, http_status=403):
-    """File permissions do not allow it; the message names path, owner and mode."""
+    """File permissions do not allow it; the message names what refuses, its owner and mode, and
+    mapsave's own user."""
 
 
 class LabelRefused(NotPermitted, id="label.refused"):

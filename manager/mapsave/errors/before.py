@@ -17,7 +17,8 @@ class ConfigError(UsageError, id="config.invalid"):
 
 
 class ConfigMissing(UsageError, id="config.missing"):
-    """A YAML file that was asked for does not exist or cannot be read."""
+    """A YAML file that was asked for does not exist, or its disk fails; without permission to read
+    it, it is permission.denied."""
 
 
 class UnknownGuest(UsageError, id="guest.unknown", http_status=404):

@@ -134,7 +134,8 @@ def hold(state: Path, *, set_aside: bool = False) -> Iterator[Record]:
             aside = state / f"{NAME}.unreadable"
             if aside.is_dir() or (state / NAME).is_dir():  # rename(2) replaces files by files only
                 aside = state / f"{NAME}.unreadable-{time.time_ns()}"
-            (state / NAME).rename(aside)
+            with locks.state_errors(f"rename {str(state / NAME)!r}", state):
+                (state / NAME).rename(aside)
             _log.warning("%s cannot be read; set aside as %s", state / NAME, aside)
             loaded = load(state)
         yield loaded
@@ -154,7 +155,7 @@ def load(state: Path) -> Record:
     except FileNotFoundError:
         return Record(path, ())
     except PermissionError as error:
-        raise errors.NotPermitted(f"cannot read {str(path)!r}: {error.strerror}") from None
+        raise errors.denied(f"cannot read {str(path)!r}: {error.strerror}", path) from None
     except (OSError, ValueError) as error:  # msgspec.ValidationError is one
         raise errors.Refused(
             f"{str(path)!r} is not a save-all record that this version can read: {error}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from mapsave import errors
@@ -132,14 +133,18 @@ class Run:
         """Record what is about to be saved; the older images of guests that live are stale.
 
         A guest that keeps running after its save does not need its image, so there is nothing to
-        restore. Raises Refused.
+        restore. Raises Refused, NotPermitted.
         """
         self._plan(self._lines, self._waiting)
         try:
             await self._kept.write()
         except OSError as error:
-            raise errors.Refused(
+            raise errors.of_os_error(
+                error,
                 f"cannot write the record {str(self._kept.path)!r}: {error.strerror}",
+                self._kept.path.parent,
+                os.W_OK | os.X_OK,
+                otherwise=errors.Refused,
                 hint="free some space there, or set 'state:' in the configuration",
             ) from None
 

@@ -129,7 +129,7 @@ def failure(path: Path, doing: str, error: Exception) -> errors.Refused:
 def _explained(path: Path) -> Iterator[None]:
     doing = f"open the history {str(path)!r}"
     try:
-        with locks.state_errors(doing, failure=errors.Refused, hint=_SPACE_HINT):
+        with locks.state_errors(doing, path, failure=errors.Refused, hint=_SPACE_HINT):
             yield
     except sqlite3.Error as error:
         raise failure(path, "open", error) from None

@@ -7,6 +7,7 @@ too late for that: whatever it does, the outcome stays, and the log says what we
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Mapping
 
@@ -82,6 +83,10 @@ async def _run_one(
     except (OSError, ValueError) as error:
         path = str(hooks.directory / name)
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if isinstance(error, PermissionError):
+            raise errors.denied(
+                f"hook {name!r} of {moment} cannot be run: {reason}", path, os.X_OK, hook=name
+            ) from None
         raise errors.HookRefused(
             f"hook {name!r} of {moment} cannot be run: {reason}",
             hint=f"check that {path!r} exists, and the interpreter its first line names after '#!'",

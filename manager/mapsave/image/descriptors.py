@@ -199,7 +199,7 @@ def opened_for_reading(name: str) -> Iterator[int]:
         # O_NONBLOCK: a FIFO of that name must not hold us; it is refused below.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
-        raise errors.NotPermitted(f"cannot open {name!r}: {error.strerror}") from None
+        raise errors.denied(f"cannot open {name!r}: {error.strerror}", name) from None
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _SAY_NOTHING:
             raise unreadable(name, error) from None

@@ -175,14 +175,19 @@ def load(name_or_path: str, search: Sequence[Path] = ()) -> Policy:
 
     Names are looked up in ``search``, /etc/mapsave/policies, and what comes with mapsave.
 
-    Raises UnknownPolicy if there is none of that name; ConfigMissing, ConfigError for a bad file.
+    Raises UnknownPolicy if there is none of that name; ConfigMissing, ConfigError for a bad file;
+    NotPermitted.
     """
     if is_path(name_or_path):
         return _read(Path(name_or_path))
     shipped_here = shipped_directory()
     for directory in (*search, SYSTEM_DIRECTORY):
         file = directory / (name_or_path + SUFFIX)
-        if file.is_file():
+        try:
+            is_there = file.is_file()
+        except PermissionError as error:
+            raise errors.denied(f"cannot look for {str(file)!r}: {error.strerror}", file) from None
+        if is_there:
             return _read(file)
     if name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]

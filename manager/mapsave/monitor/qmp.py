@@ -248,7 +248,9 @@ async def connect(path: str, timeout: float) -> socket.socket:
                 with unix_socket.to_connect(path) as address:
                     await asyncio.get_running_loop().sock_connect(sock, address)
         except PermissionError as error:
-            raise errors.NotPermitted(f"cannot connect to qmp:{path}: {error.strerror}") from None
+            raise errors.denied(
+                f"cannot connect to qmp:{path}: {error.strerror}", path, os.W_OK
+            ) from None
         except (OSError, ValueError) as error:
             if _HOST_AND_PORT.search(path) and not os.path.lexists(path):
                 raise errors.NoDescriptors(

@@ -210,9 +210,10 @@ def directory(found: Preflight) -> str:
     if os.fstatvfs(held.fd).f_flag & os.ST_RDONLY:
         raise errors.BadDirectory(f"the file system of {held.path!r} is mounted read-only")
     if not os.access(f"/proc/self/fd/{held.fd}", os.W_OK | os.X_OK):
-        raise errors.NotPermitted(
-            f"no permission to write in {held.path!r}",
-            hint="mapsave needs the permission; QEMU does not",
+        raise errors.denied(
+            f"cannot write in {held.path!r}, which mapsave has to, not QEMU",
+            held.path,
+            os.W_OK | os.X_OK,
         )
     return held.path
 
@@ -231,8 +232,13 @@ def direct_io(found: Preflight) -> str:
     try:
         found.direct_io_refusal = descriptors.probe_direct_io(found.directory.fd)
     except OSError as error:
-        raise errors.BadDirectory(
-            f"cannot create a file in {found.directory.path!r}: {error.strerror}"
+        where = found.directory.path
+        raise errors.of_os_error(
+            error,
+            f"cannot create a file in {where!r}: {error.strerror}",
+            where,
+            os.W_OK | os.X_OK,
+            otherwise=errors.BadDirectory,
         ) from None
     if found.direct_io_refusal and found.request.settings.direct_io == "on":
         raise errors.NoDirectIO(

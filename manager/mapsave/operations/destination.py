@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -99,6 +100,16 @@ async def launched(
             hint="it may be the one that was saved; shut it down first, or restore --into another",
         )
     arguments = launch_arguments(argv, socket)
+    if (
+        "/" in arguments[0]
+        and os.path.isfile(arguments[0])
+        and not os.access(arguments[0], os.X_OK)
+    ):
+        raise errors.denied(
+            f"cannot start the destination: {arguments[0]!r} may not be executed",
+            arguments[0],
+            os.X_OK,
+        )
     if shutil.which(arguments[0]) is None:
         raise errors.LaunchFailed(
             f"cannot start the destination: {arguments[0]!r} not found",
@@ -107,8 +118,12 @@ async def launched(
     try:
         process = launch.started(arguments, log, variables, cwd)
     except OSError as error:
-        raise errors.LaunchFailed(
-            f"cannot start the destination {arguments[0]!r}: {error.strerror}"
+        raise errors.of_os_error(
+            error,
+            f"cannot start the destination {arguments[0]!r}: {error.strerror}",
+            shutil.which(arguments[0]) or arguments[0],
+            os.X_OK,
+            otherwise=errors.LaunchFailed,
         ) from None
     async with _connected(process, socket, log) as destination:
         yield destination

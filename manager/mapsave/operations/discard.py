@@ -30,7 +30,9 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]
             try:
                 os.unlink(name, dir_fd=held.fd)
             except PermissionError as error:
-                raise errors.NotPermitted(f"cannot delete {path!r}: {error.strerror}") from None
+                raise errors.denied(
+                    f"cannot delete {path!r}: {error.strerror}", held.path, os.W_OK | os.X_OK
+                ) from None
             os.fsync(held.fd)
     return {"image": path, "freed_bytes": allocated}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable
 
 from mapsave import errors
@@ -77,9 +78,13 @@ def _mark(config: Config, opened: Image, log: journal.Journal) -> Callable[[], N
         # A mark that could not be synced may be read all the same: it is written over.
         with contextlib.suppress(OSError):
             opened.mark(before)
-        raise errors.RestoreFailed(
+        raise errors.of_os_error(
+            error,
             f"{opened.path!r} cannot be marked as restored, {error.strerror}; the guest was not "
             "resumed",
+            opened.path,
+            os.W_OK,
+            otherwise=errors.RestoreFailed,
             hint="make the image or the state directory writable",
         ) from None
     return functools.partial(

@@ -69,10 +69,13 @@ class Interrupted(Generic[_Begun]):
 def known(config: Config, orphan: journal.Orphan) -> journal.Orphan:
     """Return ``orphan`` with all that is known of its operation.
 
-    Raises JournalLost where nothing says what it was about, JournalUnusable if unreadable.
+    Raises JournalLost where nothing says what it was about, JournalUnusable if unreadable,
+    NotPermitted.
     """
     where = str(orphan.path)
     if orphan.problem is not None:
+        if not os.access(where, os.R_OK, effective_ids=True):
+            raise errors.denied(f"cannot read the journal {where!r}", where)
         facts = _of_partial(config, orphan.path.name) if orphan.kind == "save" else None
         if facts is not None:
             return dataclasses.replace(orphan, facts=facts, is_unsure=True)
@@ -127,8 +130,9 @@ def is_kept(config: Config, path: str) -> bool:
 
 def _of_partial(config: Config, name: str) -> dict[str, object] | None:
     """Return the facts of the journal ``name`` from the partial image of its save."""
-    if not config.images.is_dir():
-        return None
+    with contextlib.suppress(PermissionError):  # opening it says so
+        if not config.images.is_dir():
+            return None
     with store.directory(config.images) as held:
         for file in sorted(filter(image.is_partial_name, os.listdir(held.fd))):
             if not image.is_abandoned(held.fd, file):

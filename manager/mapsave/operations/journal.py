@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import dataclasses
 import fcntl
+import fnmatch
 import logging
 import os
 import uuid
@@ -196,8 +197,12 @@ def _begin(
         journal.record(Step.BEGIN, begun)
         locks.sync_directory(directory)
     except OSError as error:
-        raise errors.Refused(
+        raise errors.of_os_error(
+            error,
             f"cannot write the journal in {str(directory)!r}: {error.strerror}",
+            directory,
+            os.R_OK | os.W_OK | os.X_OK,
+            otherwise=errors.Refused,
             hint="free some space there, or set 'state:' in the configuration",
         ) from None
     return journal, begun
@@ -309,9 +314,17 @@ def _unusable(path: Path, problem: str) -> Orphan:
 
 
 def paths(state: Path) -> list[Path]:
-    """Return the journals of a state directory, owned or not, in the order of their names."""
+    """Return the journals of a state directory, owned or not, in the order of their names.
+
+    Raises NotPermitted, ConfigMissing: who cannot look does not know that there are none.
+    """
     directory = state / "journal"
-    return sorted(directory.glob(journal_file.PATTERN)) if directory.is_dir() else []
+    with locks.state_errors(f"read the journals in {str(directory)!r}", directory):
+        try:
+            names = os.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return sorted(directory / each for each in fnmatch.filter(names, journal_file.PATTERN))
 
 
 @contextlib.contextmanager

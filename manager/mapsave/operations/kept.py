@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -68,7 +69,10 @@ async def taken_back(
 
 
 def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
-    """Return what the process ``qemu`` keeps; None where it keeps nothing that we know of."""
+    """Return what the process ``qemu`` keeps; None where it keeps nothing that we know of.
+
+    Raises NotPermitted.
+    """
     _sweep(state)
     if qemu is None:
         return None
@@ -77,6 +81,9 @@ def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
         return str(found["what"])
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        where = str(state / "kept")
+        raise errors.denied(f"cannot read {where!r}: {error.strerror}", where) from None
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown: the record is unreadable"  # that it is there says enough
 
@@ -88,8 +95,10 @@ def _path(state: Path, qemu: tuple[int, int]) -> Path:
 
 
 def _sweep(state: Path) -> None:
-    directory = state / "kept"
-    for path in directory.glob(f"*{_SUFFIX}") if directory.is_dir() else ():
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # it is not there, or closed to us
+        names = os.listdir(state / "kept")
+    for path in (state / "kept" / name for name in names if name.endswith(_SUFFIX)):
         with contextlib.suppress(OSError, ValueError):
             pid, started, boot = path.stem.split("-", 2)
             is_now = boot == (journal.boot_id() or "unknown")

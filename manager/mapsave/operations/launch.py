@@ -21,6 +21,7 @@ from mapsave import errors
 from mapsave.config import Config, Guest
 
 _started: list[subprocess.Popen[bytes]] = []
+_CANNOT = "cannot write the output of QEMU to"
 _MODE = 0o600  # what QEMU prints may name paths, users and guests
 
 
@@ -66,6 +67,8 @@ def _log(path: Path) -> Iterator[int]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, _MODE)
+    except PermissionError as error:
+        raise errors.denied(f"{_CANNOT} {str(path)!r}: {error.strerror}", path, os.W_OK) from None
     except OSError as error:
         raise _refused(path, str(error.strerror)) from None
     try:
@@ -84,7 +87,7 @@ def _log(path: Path) -> Iterator[int]:
 
 def _refused(path: Path, reason: str) -> errors.LaunchFailed:
     return errors.LaunchFailed(
-        f"cannot write the output of QEMU to {str(path)!r}: {reason}",
+        f"{_CANNOT} {str(path)!r}: {reason}",
         hint="remove it, and check who may write to the state directory",
     )
 

@@ -25,7 +25,7 @@ _PAUSES = (0.001, 0.01, 0.0)
 def state_directory(state: Path, part: str) -> Path:
     """Return a directory in the state, made if missing. Raises NotPermitted, ConfigMissing."""
     directory = state / part
-    with state_errors(f"create the state directory {str(directory)!r}"):
+    with state_errors(f"create the state directory {str(directory)!r}", directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()  # one of ours that was made otherwise is closed to others
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077:
@@ -36,20 +36,19 @@ def state_directory(state: Path, part: str) -> Path:
 @contextlib.contextmanager
 def state_errors(
     work: str,
+    path: Path,
     *,
     failure: type[errors.MapsaveError] = errors.ConfigMissing,
     hint: str = "set 'state:' in the configuration",
 ) -> Iterator[None]:
-    """Raise NotPermitted, or ``failure`` with ``hint``, for an OSError of ``work`` in there."""
+    """Raise NotPermitted, or ``failure`` with ``hint``, for an OSError of ``work`` on ``path``."""
     try:
         yield
-    except PermissionError as error:
-        raise errors.NotPermitted(
-            f"cannot {work}: {error.strerror}",
-            hint="run as the user that owns it, or set 'state:' in the configuration",
-        ) from None
     except OSError as error:
-        raise failure(f"cannot {work}: {error.strerror}", hint=hint) from None
+        need = os.R_OK | os.W_OK
+        raise errors.of_os_error(
+            error, f"cannot {work}: {error.strerror}", path, need, otherwise=failure, hint=hint
+        ) from None
 
 
 def sync_directory(directory: Path) -> None:
@@ -96,11 +95,14 @@ def image_key(uuid: uuids.UUID) -> str:
 
 
 def is_held(state: Path, key: str) -> bool:
-    """Return whether another process holds the lock ``key``. Raises OSError."""
+    """Return whether another process holds the lock ``key``. Raises OSError, NotPermitted."""
+    path = _path(state / "locks", key)
     try:
-        fd = os.open(_path(state / "locks", key), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError as error:
+        raise errors.denied(f"cannot open {str(path)!r}: {error.strerror}", path) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -116,7 +118,10 @@ def _path(directory: Path, key: str) -> Path:
 
 @contextlib.contextmanager
 def held(state: Path, what: str, key: str) -> Iterator[None]:
-    """Hold the lock ``key`` of the thing called ``what``. Raises Busy at once, Refused."""
+    """Hold the lock ``key`` of the thing called ``what``.
+
+    Raises Busy at once, Refused, NotPermitted.
+    """
     path = _path(state_directory(state, "locks"), key)
     fd = _opened(path, what)
     try:
@@ -130,7 +135,7 @@ def held(state: Path, what: str, key: str) -> Iterator[None]:
 
 
 def _opened(path: Path, what: str) -> int:
-    """Open a lock's file, made if it is missing. Raises Refused."""
+    """Open a lock's file, made if it is missing. Raises Refused, NotPermitted."""
     try:
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -139,8 +144,12 @@ def _opened(path: Path, what: str) -> int:
                 raise
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough for flock(2)
     except OSError as error:
-        raise errors.Refused(
+        raise errors.of_os_error(
+            error,
             f"cannot lock {what}: {str(path)!r}: {error.strerror}",
+            path,
+            os.R_OK | os.W_OK,
+            otherwise=errors.Refused,
             hint="fix that, or set 'state:' in the configuration",
         ) from None
 

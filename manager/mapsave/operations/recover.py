@@ -122,8 +122,15 @@ async def _deal_with(config: Config, orphan: journal.Orphan, line: Line, *, dry_
             line["warnings"] += filter(None, [journal.forget(orphan)])
         return
     except OSError as error:
-        words = f"{error.filename or orphan.path}: {error.strerror}"
-        line["error"] = errors.SaveFailed(words, hint="fix that, then recover again").as_dict()
+        where = str(error.filename or orphan.path)
+        line["error"] = errors.of_os_error(
+            error,
+            f"{where}: {error.strerror}",
+            where,
+            os.R_OK | os.W_OK,
+            otherwise=errors.SaveFailed,
+            hint="fix that, then recover again",
+        ).as_dict()
         return
     except Exception as error:
         # A journal that is not as we write them must not keep the others from being recovered.

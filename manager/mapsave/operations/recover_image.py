@@ -62,6 +62,9 @@ def is_committed(begun: SaveBegun, held: store.Directory) -> bool:
     except (OSError, errors.MapsaveError) as error:
         if has_partial(begun, held):
             return False
+        if isinstance(error, errors.NotPermitted):
+            error.hint = f"{error.hint}; then run 'mapsave recover' again; {_PAUSED}"
+            raise
         raise errors.CommitFailed(
             f"{begun.image!r} may be the image of this save, but cannot be read: {error}",
             hint=f"run 'mapsave recover' again once it can; {_PAUSED}. If it is damaged: remove "

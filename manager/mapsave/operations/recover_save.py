@@ -94,7 +94,8 @@ def _tidy(save: Interrupted[SaveBegun], outcome: str) -> None:
         error.message = (
             f"{outcome}, but its partial image could not be removed yet: {error.message}"
         )
-        error.hint = "mount it, then recover again"
+        first = "mount it" if isinstance(error, errors.BadDirectory) else error.hint
+        error.hint = f"{first}; then recover again"
         raise
 
 
@@ -157,12 +158,22 @@ async def _with_qemu(save: Interrupted[SaveBegun], session: Session) -> str:
                 return GONE_SINCE  # it may be restored elsewhere: two guests must not run
             await _commit(save, held, session)
     except (errors.BadDirectory, errors.NotPermitted) as error:
+        first = (
+            f"mount {begun.directory!r}" if isinstance(error, errors.BadDirectory) else error.hint
+        )
         error.hint = (
-            f"mount {begun.directory!r}, then run 'mapsave recover', which commits "
-            "the image; the guest is paused until then. If the image is lost: resume the guest "
-            "with 'cont' at its monitor, then recover"
+            f"{first}; then run 'mapsave recover', which commits the image; the guest is paused "
+            "until then. If the image is lost: resume the guest with 'cont' at its monitor, then "
+            "recover"
         )
         raise
+    except PermissionError as error:
+        # Not the image's fault, and by the right user it is committed: nothing is given up.
+        raise errors.denied(
+            f"{begun.image!r} cannot be committed: {error.strerror}",
+            os.path.join(begun.directory, image.partial_name(begun.name)),
+            os.R_OK | os.W_OK,
+        ) from None
     except (errors.InvalidImage, OSError) as error:
         await _put_back(save, session)
         return f"{PUT_BACK}: QEMU had finished, but the image is invalid: {error}"

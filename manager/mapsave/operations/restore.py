@@ -95,9 +95,13 @@ async def restore(
     except errors.MonitorError as error:
         raise errors.RestoreFailed(error.message) from None
     except journal.JournalUnwritable as error:
-        raise errors.RestoreFailed(
+        raise errors.of_os_error(
+            error,
             f"cannot write the journal {error.filename!r}: {error.strerror}; the guest was not "
             "resumed, and the image is as before",
+            error.filename,
+            os.W_OK,
+            otherwise=errors.RestoreFailed,
             hint="free some space there, or set 'state:' in the configuration",
         ) from None
 

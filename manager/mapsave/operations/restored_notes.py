@@ -62,13 +62,19 @@ def block_as_used(state: Path | None, opened: Image) -> Superblock:
 
 
 def is_used(state: Path, opened: Image) -> bool:
-    """Return whether an image, or a copy of it, was restored, or is stale. Raises Refused."""
+    """Return whether an image, or a copy of it, was restored, or is stale.
+
+    Raises Refused, NotPermitted.
+    """
     try:
         return opened.block.state is State.RESTORED or is_noted(state, opened.block.uuid)
     except OSError as error:
-        raise errors.Refused(
+        raise errors.of_os_error(
+            error,
             f"cannot check in {str(state / _DIRECTORY)!r} whether {opened.path!r} was restored: "
             f"{error.strerror}",
+            _path(state, opened.block.uuid),
+            otherwise=errors.Refused,
             hint="fix that, or restore it with --again if you know that it was not",
         ) from None
 
@@ -124,7 +130,10 @@ def _both(
                 "refuses it"
             )
         words = f"neither in the image ({_words(error)}) nor in the state directory"
-        raise OSError(errno.EIO, f"{words} ({_words(unnoted)})") from None
+        both = (error, unnoted)
+        is_denied = all(isinstance(each, PermissionError | errors.NotPermitted) for each in both)
+        number = errno.EACCES if is_denied else errno.EIO
+        raise OSError(number, f"{words} ({_words(unnoted)})") from None
     if unnoted is None:
         return None
     return (

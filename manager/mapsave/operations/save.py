@@ -211,14 +211,23 @@ def _save_failures(job: SaveJob) -> Iterator[None]:
             f"another process created {job.path!r} during the save", hint="choose another name"
         ) from None
     except journal.JournalUnwritable as error:
-        raise errors.SaveFailed(
+        raise errors.of_os_error(
+            error,
             f"cannot write the journal {error.filename!r}: {error.strerror}",
+            error.filename,
+            os.W_OK,
+            otherwise=errors.SaveFailed,
             hint="free some space there, or set 'state:' in the configuration",
             errno=error.errno,
         ) from None
     except OSError as error:
-        raise errors.SaveFailed(
-            f"cannot write {job.partial_path!r}: {error.strerror}", errno=error.errno
+        raise errors.of_os_error(
+            error,
+            f"cannot write {job.partial_path!r}: {error.strerror}",
+            job.partial_path,
+            os.R_OK | os.W_OK,
+            otherwise=errors.SaveFailed,
+            errno=error.errno,
         ) from None
     except errors.GuestNotPutBack:
         job.log.unsettled()  # `mapsave recover` tries again

@@ -66,10 +66,13 @@ def _check_file(
         try:
             stale = _in_memory(pid, fd, block, there)
         except OSError:
-            raise errors.DestinationNotZero(
+            raise errors.of_os_error(
+                error,
                 f"the destination's {where} cannot be checked ({error.strerror}): where the "
                 "image has no page, QEMU would keep what is there",
-                hint="run mapsave as a user who may read the file",
+                backend.path,
+                otherwise=errors.DestinationNotZero,
+                hint="run mapsave on the host, and in the mount namespace, of the file",
                 path=backend.path,
             ) from None
     if stale is not None:

@@ -19,10 +19,19 @@ from mapsave.strict_json import Facts
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """A file that is no job, and why."""
+    """A file that is no job, and why; or the jobs directory itself, which cannot be read.
+
+    ``name`` is that of its job, None where the file does not say it.
+    """
 
     path: Path
     error: errors.MapsaveError
+    name: str | None = None
+    is_directory: bool = False
+
+    def may_be(self, name: str) -> bool:
+        """Return whether the job ``name`` may be in there, by its name or the file's."""
+        return self.is_directory or name in (self.name, self.path.stem)
 
     def line(self) -> Facts:
         """Return it as the API and ``mapsave job list`` show it."""
@@ -43,9 +52,13 @@ class Jobs:
         return len(self._found)
 
     def get(self, name: str) -> Job:
-        """Return a job. Raises UnknownJob."""
+        """Return a job. Raises UnknownJob; for a file that is broken, or a directory that cannot be
+        read, its error."""
         if name in self._found:
             return self._found[name]
+        for broken in self.broken:
+            if broken.may_be(name):
+                raise broken.error
         raise errors.UnknownJob(
             f"no job {name!r}",
             hint=keys.did_you_mean(name, self._found) or "'mapsave job list' lists them",
@@ -65,12 +78,15 @@ def load(config: Config) -> Jobs:
         return Jobs({})
     except OSError as error:
         words = f"cannot read the jobs directory {str(config.jobs)!r}: {error.strerror}"
-        return Jobs({}, (Broken(config.jobs, errors.ConfigMissing(words)),))
+        why = errors.of_os_error(error, words, config.jobs, otherwise=errors.ConfigMissing)
+        return Jobs({}, (Broken(config.jobs, why, is_directory=True),))
     for path in paths:
         if path.name.startswith("."):
             continue
+        name = None
         try:
             job = jobs.load(path)
+            name = job.name
             job.resolve(config)
             if "policy" in job.given:
                 _check_writers(path)
@@ -79,7 +95,7 @@ def load(config: Config) -> Jobs:
                     f"{path}: the job {job.name!r} is already defined in {found[job.name].source}"
                 )
         except errors.MapsaveError as error:
-            broken.append(Broken(path, error))
+            broken.append(Broken(path, error, name))
         else:
             found[job.name] = job
     return Jobs(found, tuple(broken))

@@ -22,7 +22,7 @@ _BACKLOG = 1024
 def only_one(state: Path) -> Iterator[None]:
     """Hold the state directory for this service. Raises ServiceRunning, NotPermitted."""
     path = state / "service.lock"
-    with locks.state_errors(f"use the state directory {str(state)!r}"):
+    with locks.state_errors(f"use the state directory {str(state)!r}", path):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -57,7 +57,7 @@ def unix(path: Path, group: int | None) -> Iterator[socket.socket]:
             stats = path.lstat()
             made = (stats.st_dev, stats.st_ino)
             if group is not None:
-                os.chown(path, -1, group)
+                _give(path, group)
             path.chmod(_MODE)  # only now may the group connect
             listener.listen(_BACKLOG)
         except OSError as error:
@@ -82,6 +82,18 @@ def _masked() -> Iterator[None]:
         os.umask(before)
 
 
+def _give(path: Path, group: int) -> None:
+    """Give the socket to a group. Raises OSError, NotPermitted."""
+    try:
+        os.chown(path, -1, group)
+    except PermissionError as error:
+        raise errors.NotPermitted(
+            f"cannot give {str(path)!r} to group {group}: {error.strerror}",
+            hint="make the service's user a member of the group (SupplementaryGroups= in its "
+            "unit), or run the service as root",
+        ) from None
+
+
 def _remove_stale(path: Path) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -102,15 +114,19 @@ def _remove_stale(path: Path) -> None:
 
 
 def _refused(path: Path, error: OSError) -> errors.MapsaveError:
-    words = f"cannot listen at {str(path)!r}: {error.strerror}"
-    if isinstance(error, PermissionError):
-        return errors.NotPermitted(words)
-    return errors.ConfigError(words, hint="set 'socket:' in the configuration")
+    return errors.of_os_error(
+        error,
+        f"cannot listen at {str(path)!r}: {error.strerror}",
+        path.parent,
+        os.W_OK | os.X_OK,
+        otherwise=errors.ConfigError,
+        hint="set 'socket:' in the configuration",
+    )
 
 
 @contextlib.contextmanager
 def tcp(listen: Listen) -> Iterator[socket.socket]:
-    """Listen on a TCP address. Raises ConfigError."""
+    """Listen on a TCP address. Raises ConfigError, NotPermitted."""
     host, port = service_settings.host_and_port(listen.address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
@@ -118,6 +134,11 @@ def tcp(listen: Listen) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
             listener.listen(_BACKLOG)
+        except PermissionError as error:
+            raise errors.NotPermitted(
+                f"service.listen: cannot listen at {listen.address}: {error.strerror}",
+                hint="choose a port above 1023, or give the service CAP_NET_BIND_SERVICE",
+            ) from None
         except OSError as error:
             raise errors.ConfigError(
                 f"service.listen: cannot listen at {listen.address}: {error.strerror}"

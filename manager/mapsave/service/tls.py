@@ -84,6 +84,10 @@ def _named(key: str, path: Path) -> Iterator[None]:
     """Name the file in the error that says that it cannot be used; ssl.SSLError is an OSError."""
     try:
         yield
+    except PermissionError as error:
+        raise errors.denied(
+            f"service.listen.{key}: {str(path)!r} cannot be read: {error.strerror}", path
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise errors.ConfigError(

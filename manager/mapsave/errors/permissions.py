@@ -1,0 +1,101 @@
+"""What the kernel refuses for want of permission: one error, which names what refuses, and why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from mapsave.errors.access import NotPermitted
+from mapsave.errors.base import MapsaveError
+
+_FITS = (
+    "owner and mode would allow it: see whether a security module (SELinux, AppArmor), an "
+    "immutable file (lsattr) or a sticky directory (mode 1777) forbids it"
+)
+
+
+def denied(
+    message: str,
+    path: str | os.PathLike[str],
+    need: int = os.R_OK,
+    /,
+    *,
+    hint: str | None = None,
+    **data: Any,
+) -> NotPermitted:
+    """Return the error for ``message``, with what refuses the access ``need`` (``os.R_OK``, …).
+
+    ``path`` is looked at now: it, or the directory on the way that may not be searched.
+    """
+    found = _refusing(os.path.abspath(path), need)
+    if found is None:
+        return NotPermitted(message, hint=hint or _FITS, **data)
+    where, owner, mode = found
+    who = owner if owner == "root" else f"{owner} or root"
+    return NotPermitted(
+        f"{message} ({where!r} belongs to {owner}, mode {mode}; mapsave runs as "
+        f"{_name(os.geteuid())})",
+        hint=hint or f"run mapsave as {who}, or change owner or mode of {where!r}",
+        **{"path": where, "owner": owner, "mode": mode, **data},
+    )
+
+
+def of_os_error(
+    error: OSError,
+    message: str,
+    path: str | os.PathLike[str],
+    need: int = os.R_OK,
+    /,
+    *,
+    otherwise: type[MapsaveError],
+    hint: str | None = None,
+    **data: Any,
+) -> MapsaveError:
+    """Return what ``error`` comes to: ``denied`` for EACCES and EPERM, else ``otherwise``.
+
+    ``hint`` and ``data`` are of the latter: space and the like do not help where permission lacks.
+    """
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return denied(message, path, need)
+    return otherwise(message, hint=hint, **data)
+
+
+def _refusing(path: str, need: int) -> tuple[str, str, str] | None:
+    """Return the first component that refuses, its owner and its mode; None where none does.
+
+    Where ``path`` is not there, it is to be made: its directory counts.
+    """
+    steps = path.split("/")
+    for number in range(1, len(steps)):
+        directory = "/".join(steps[:number]) or "/"
+        if not _may(directory, os.X_OK):
+            return _described(directory)
+    if os.path.lexists(path):
+        if not _may(path, need):
+            return _described(path)
+        return None
+    parent = os.path.dirname(path)
+    return None if _may(parent, os.W_OK | os.X_OK) else _described(parent)
+
+
+def _may(path: str, need: int) -> bool:
+    return os.access(path, need, effective_ids=True)
+
+
+def _described(path: str) -> tuple[str, str, str] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return path, _name(found.st_uid), f"{stat.S_IMODE(found.st_mode):04o}"
+
+
+def _name(uid: int) -> str:
+    import pwd  # only where something has failed
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
