@@ -82,24 +82,42 @@ async def tell(*urls: str, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "outcome"),
+    ("facts", "outcome", "summary"),
     [
-        ({"state": "done", "result": {"guest": "web01"}}, "success"),
-        ({"state": "done", "result": {"exit_code": 0}}, "success"),
-        ({"state": "done", "result": None}, "success"),
-        ({"state": "done", "result": {"exit_code": 4}}, "failure"),
-        ({"state": "failed", "result": None}, "failure"),
-        ({"state": "cancelled", "result": None}, "failure"),
+        ({"kind": "save", "guest": "db", "state": "done"}, "success", "save db done"),
+        (
+            {"state": "done", "result": {"saved": 2, "failed": 0, "exit_code": 0}},
+            *("success", "job nightly done: 2 saved"),
+        ),
+        (
+            {"state": "done", "result": {"saved": 4, "failed": 2, "exit_code": 4}},
+            *("failure", "job nightly done: 4 saved, 2 FAILED"),
+        ),
+        (
+            {"state": "failed", "result": {"saved": 0, "failed": 2, "exit_code": 4}},
+            *("failure", "job nightly failed: 0 saved, 2 FAILED"),
+        ),
+        (
+            {"state": "done", "result": {"saved": 4, "failed": 0, "exit_code": 7}},
+            *("failure", "job nightly done: 4 saved, old images NOT removed"),
+        ),
+        (
+            {"state": "cancelled", "error": {"message": "words", "id": "interrupted"}},
+            *("failure", "job nightly cancelled: words [interrupted]"),
+        ),
     ],
 )
-def test_message(operation: dict[str, Any], outcome: Outcome) -> None:
+def test_message(facts: dict[str, Any], outcome: Outcome, summary: str) -> None:
     before = time.time()
+    unsaid = {"kind": "job", "job": "nightly", "guest": None, "result": None, "error": None}
+    operation = {**unsaid, **facts} | ({"job": None} if "guest" in facts else {})
     message = webhooks.message_of(operation)
     assert abs(message.pop("time") - before) < 60
     assert message == {
         "mapsave": mapsave.__version__,
         "host": socket.gethostname(),
         "outcome": outcome,
+        "summary": summary,
         "operation": operation,
     }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 from mapsave import errors
 from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, of
 from mapsave.client import connection, delegate
+from mapsave.service.api import responses
 
 
 @click.command("cancel", cls=Command)
@@ -26,5 +28,6 @@ def command(context: click.Context, /, operation: str) -> None:
         raise errors.NotCancellable(
             f"operation {number} could not be cancelled any more: it is done"
         )
-    words = f"operation {number} {found['state']}: {found['error']['message']}"
+    ended = msgspec.convert(found, responses.Operation)
+    words = f"operation {number} {ended.state}: {output.came_to(ended)}"
     output.result(given, found, words)

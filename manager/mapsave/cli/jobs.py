@@ -11,6 +11,8 @@ import msgspec
 from mapsave import units
 from mapsave.cli import hosts, output
 from mapsave.cli.options import Command, Group, of
+from mapsave.jobs import outcome
+from mapsave.jobs.outcome import Level
 from mapsave.service.api import responses
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
     """Remove the images that a job does not keep.
 
     Never removed are the newest good image of a guest, an image that is the only copy of its
-    guest (saved with 'then: quit' and not restored since), and damaged ones.
+    guest (saved with 'then: quit', not restored since, and with no later image of the guest), and
+    damaged ones.
     """
     given = of(context)
     host = hosts.choose(given, given.config(), job=job)
@@ -89,15 +92,18 @@ def text(done: Run) -> str:
         tries, saved = len(each.get("tries", ())), each["result"] or {}
         often = f" ({tries} tries)" if tries > 1 else ""
         if each["error"]:
-            rows.append((each["guest"], f"FAILED{often}", "", output.described(each["error"])))
+            failed = output.marked(Level.ERROR, f"FAILED{often}")
+            rows.append((each["guest"], failed, "", output.described(each["error"])))
         else:
             time, image = output.duration(saved), str(saved["image"])
             rows.append((each["guest"], f"saved{often}", time, image))
-    summary = f"job {done['job']}: {done['saved']} saved, {done['failed']} failed"
+    whole = outcome.whole("job", {**done})
+    assert whole is not None
+    summary = f"job {done['job']}: {output.marked(whole.level, whole.words)}"
     if removed := sum(not line["kept"] for line in done["pruned"]):
         summary += f", {removed} old images removed"
-    failed = [*(line["error"] for line in done["pruned"]), done["prune_error"]]
-    told = [f"old images: {output.described(error)}" for error in failed if error]
+    kept = [*(line["error"] for line in done["pruned"]), done["prune_error"]]
+    told = [f"old images: {output.described(error)}" for error in kept if error]
     return "\n".join([output.table(rows, ("guest", "outcome", "time", "image")), *told, summary])
 
 
@@ -110,11 +116,11 @@ def prune_text(done: Pruned, *, keeps_all: bool) -> str:
     rows = []
     would = done["dry_run"]
     for line in done["images"]:
-        outcome = "kept" if line["kept"] else "would go" if would else "removed"
+        what = "kept" if line["kept"] else "would go" if would else "removed"
         why = ", ".join(line["reasons"]) or "-"
         if line["error"]:
-            outcome, why = "FAILED", output.described(line["error"])
-        rows.append((line["guest"], outcome, Path(line["image"]).name, why))
+            what, why = output.marked(Level.ERROR, "FAILED"), output.described(line["error"])
+        rows.append((line["guest"], what, Path(line["image"]).name, why))
     freed = units.format_size(done["freed_bytes"])
     removed = f"{done['removed']} {'would be removed' if would else 'removed'} ({freed})"
     summary = f"job {done['job']}: {done['kept']} kept, {removed}"
@@ -125,7 +131,11 @@ def check_text(done: Run) -> str:
     """Return the outcome of a job's check for people."""
     lines = [
         f"{each['guest']}: "
-        + (f"FAIL {output.described(each['error'])}" if each["error"] else "can be saved")
+        + (
+            f"{output.marked(Level.ERROR, 'FAIL')} {output.described(each['error'])}"
+            if each["error"]
+            else "can be saved"
+        )
         for each in done["guests"]
     ]
     return "\n".join([*lines, f"job {done['job']}: {done['failed']} would fail"])
@@ -139,11 +149,19 @@ def list_text(found: responses.Jobs) -> str:
             each.name,
             str(len(each.guests)),
             str(each.schedule["cron"]) if each.schedule else "-",
-            f"{output.moment(last.created)} {last.state}" if (last := each.last_run) else "-",
+            _last_run(each.last_run) if each.last_run else "-",
             each.next_run or "-",
             each.file,
         )
         for each in found.jobs
     ]
     lines = [output.table(rows, header) if rows else "no jobs"]
-    return "\n".join([*lines, *(f"INVALID: {output.described(e.error)}" for e in found.broken)])
+    invalid = output.marked(Level.ERROR, "INVALID")
+    return "\n".join([*lines, *(f"{invalid}: {output.described(e.error)}" for e in found.broken)])
+
+
+def _last_run(last: responses.Operation) -> str:
+    came_to = "" if last.error else output.came_to(last)
+    return f"{output.moment(last.created)} {output.state(last)}" + (
+        f": {came_to}" if came_to else ""
+    )

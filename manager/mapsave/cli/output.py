@@ -6,15 +6,30 @@ With ``--json`` stdout gets exactly one JSON object, errors included: ``{"error"
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
 from mapsave import errors, strict_json, units
 from mapsave.cli.options import Globals
+from mapsave.history.states import State
+from mapsave.jobs import outcome
+from mapsave.jobs.outcome import Level
 from mapsave.strict_json import Facts
+
+if TYPE_CHECKING:
+    from mapsave.service.api import responses
+
+
+# Noncharacters (Unicode, section 23.7), which stand for colours until the text is printed.
+_MARKS = {Level.WARNING: "\ufdd0", Level.ERROR: "\ufdd1"}
+_END = "\ufdd2"
+_COLOURS = {"\ufdd0": "\x1b[33m", "\ufdd1": "\x1b[1;31m", _END: "\x1b[0m"}
+_KEPT = frozenset(("\n", *_COLOURS))
 
 
 def result(given: Globals, data: Facts, text: str) -> None:
@@ -31,11 +46,31 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def marked(level: Level, text: str) -> str:
+    """Return ``text`` so that ``result`` shows it in the colour of ``level`` on a terminal."""
+    return f"{_MARKS[level]}{text}{_END}" if level in _MARKS else text
+
+
+def coloured(text: str) -> str:
+    """Return what ``marked`` has marked in colour, on a terminal; elsewhere without its marks.
+
+    See https://no-color.org for $NO_COLOR.
+    """
+    is_wanted = (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
+    for mark, colour in _COLOURS.items():
+        text = text.replace(mark, colour if is_wanted else "")
+    return text
+
+
 def printable(text: str) -> str:
     """Return ``text`` without what a terminal would act upon, and without broken characters."""
-    clean = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    clean = "".join(c if c.isprintable() or c in _KEPT else ascii(c)[1:-1] for c in text)
     coding = sys.stdout.encoding or "utf-8"
-    return clean.encode(coding, "replace").decode(coding)
+    return coloured(clean).encode(coding, "replace").decode(coding)
 
 
 def clear_line() -> str:
@@ -93,6 +128,21 @@ def described(error: errors.ErrorDict) -> str:
     return f"{error['message']} [{error['id']}]"
 
 
+def came_to(operation: responses.Operation) -> str:
+    """Return what came of an operation of the service: its error, or how many guests fared how."""
+    if operation.error:
+        return described(operation.error)
+    whole = outcome.whole(operation.kind, operation.result)
+    return "" if whole is None else marked(whole.level, whole.words)
+
+
+def state(operation: responses.Operation) -> str:
+    """Return the state of an operation, with its colour where something has failed."""
+    whole = outcome.whole(operation.kind, operation.result)
+    level = Level.INFO if whole is None else whole.level
+    return marked(Level.ERROR if operation.state == State.FAILED else level, operation.state)
+
+
 def moment(seconds: float) -> str:
     """Return a time, in seconds since the epoch, as people read it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
@@ -107,10 +157,13 @@ def duration(result: Facts | None) -> str:
 def table(rows: Iterable[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Return rows as aligned columns, the last one ragged."""
     lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
-    return "\n".join(
-        "  ".join(
-            [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]
-        )
-        for line in lines
-    )
+    widths = [max(_length(line[column]) for line in lines) for column in range(len(header) - 1)]
+    return "\n".join("  ".join([*map(_padded, line[:-1], widths), line[-1]]) for line in lines)
+
+
+def _padded(cell: str, width: int) -> str:
+    return cell + " " * (width - _length(cell))
+
+
+def _length(cell: str) -> int:
+    return sum(c not in _COLOURS for c in cell)

@@ -42,7 +42,7 @@ def _row(each: responses.Operation) -> tuple[str, ...]:
         each.id,
         each.kind,
         each.guest or each.job or "-",
-        each.state,
+        output.state(each),
         output.moment(begun),
         units.format_duration(max(seconds, 0)),
         _how_far(each),
@@ -50,8 +50,8 @@ def _row(each: responses.Operation) -> tuple[str, ...]:
 
 
 def _how_far(each: responses.Operation) -> str:
-    if each.error:
-        return output.described(each.error)
+    if came_to := output.came_to(each):
+        return came_to
     if (now := each.progress) is None:
         return each.image or each.step or ""
     if not now.total_bytes:

@@ -8,6 +8,8 @@ import click
 
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
+from mapsave.jobs import outcome
+from mapsave.jobs.outcome import Level
 
 if TYPE_CHECKING:
     from mapsave.evacuation.restore_all import RestoredAll
@@ -60,7 +62,9 @@ def text(done: RestoredAll) -> str:
             each["guest"],
             str(each["priority"]),
             output.duration(each["result"]),
-            _WORDS[each["outcome"]],
+            output.marked(
+                Level.ERROR if each["outcome"] == "failed" else Level.INFO, _WORDS[each["outcome"]]
+            ),
             output.described(each["error"]) if each["error"] else each["note"] or each["image"],
         )
         for each in done["guests"]
@@ -69,5 +73,7 @@ def text(done: RestoredAll) -> str:
         return "\n".join([*lines, f"nothing to restore: {done['record']!r} lists no guest"])
     lines.append(output.table(rows, ("guest", "priority", "time", "outcome", "image")))
     counted = {key: done[key] for key in ("restored", "failed", "skipped", "not_saved")}
-    words = [f"{count} {_WORDS[key].lower()}" for key, count in counted.items() if count]
-    return "\n".join([*lines, "restore-all: " + (", ".join(words) or "nothing was touched")])
+    words = [f"{count} {_WORDS[key]}" for key, count in counted.items() if count]
+    whole = outcome.whole("restore-all", {**done})
+    summary = output.marked(whole.level if whole else Level.INFO, ", ".join(words))
+    return "\n".join([*lines, "restore-all: " + (summary or "nothing was touched")])

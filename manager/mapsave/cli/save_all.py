@@ -10,6 +10,8 @@ from mapsave import errors, units
 from mapsave.cli import local, output
 from mapsave.cli.options import Command, of
 from mapsave.cli.save import Duration
+from mapsave.jobs import outcome
+from mapsave.jobs.outcome import Level
 from mapsave.strict_json import Facts
 
 if TYPE_CHECKING:
@@ -17,11 +19,12 @@ if TYPE_CHECKING:
 
 _WORDS = {
     "saved": "saved",
-    "failed": "failed",
+    "failed": "FAILED",
     "no_time": "without time",
     "not_running": "not running",
     "skipped": "already saved",
 }
+_LEVELS = {"failed": Level.ERROR, "no_time": Level.ERROR}
 _UNTOUCHED = {
     "planned": "would be saved",
     "no_time": "NO TIME",
@@ -87,7 +90,7 @@ def text(done: SavedAll) -> str:
             str(each["priority"]),
             units.format_size(each["size_bytes"]) if each["size_bytes"] else "-",
             output.duration(each["result"] or {"duration_s": each["estimate_s"]}),
-            _UNTOUCHED[each["outcome"]],
+            output.marked(_LEVELS.get(each["outcome"], Level.INFO), _UNTOUCHED[each["outcome"]]),
             output.described(each["error"]) if each["error"] else each["image"] or "-",
         )
         for each in done["guests"]
@@ -111,4 +114,6 @@ def _figures(done: SavedAll) -> list[str]:
     words = [f"{counts[key]} {word}" for key, word in _WORDS.items() if counts[key]]
     if not done["dry_run"]:
         words.append(f"in {units.format_duration(done['duration_s'])}")
-    return [*lines, "save-all: " + (", ".join(words) or "all would fit")]
+    whole = outcome.whole("save-all", counts)
+    summary = output.marked(whole.level if whole else Level.INFO, ", ".join(words))
+    return [*lines, "save-all: " + (summary or "all would fit")]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, of
 from mapsave.client import connection, delegate
+from mapsave.service.api import responses
 
 
 @click.command("wait", cls=Command)
@@ -26,10 +28,11 @@ def command(context: click.Context, /, operations: tuple[str, ...]) -> int:
             ended = delegate.follow(client, number, report)
         found.append(ended)
         code = code or (ended["error"] or ended["result"] or {}).get("exit_code", 0)
-    lines = (
-        f"operation {each['id']} {each['state']}"
-        + (f": {output.described(each['error'])}" if each["error"] else "")
-        for each in found
-    )
+    lines = map(_line, msgspec.convert(found, list[responses.Operation]))
     output.result(given, {"operations": found}, "\n".join(lines))
     return code
+
+
+def _line(each: responses.Operation) -> str:
+    came_to = output.came_to(each)
+    return f"operation {each.id} {output.state(each)}" + (f": {came_to}" if came_to else "")

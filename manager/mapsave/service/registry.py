@@ -13,6 +13,7 @@ from mapsave import errors, shielded
 from mapsave.history.history import History
 from mapsave.history.rows import Record, Step
 from mapsave.history.states import State
+from mapsave.jobs import outcome
 from mapsave.migration.progress import Progress
 from mapsave.operations import journal as steps
 from mapsave.service.events import Hub
@@ -27,6 +28,11 @@ Ended = Callable[[Operation], None]
 _log = logging.getLogger(__name__)
 
 MOST = 10_000  # operations under way at once
+_LEVELS = {
+    outcome.Level.INFO: logging.INFO,
+    outcome.Level.WARNING: logging.WARNING,
+    outcome.Level.ERROR: logging.ERROR,
+}
 _PREFIX = re.compile(r"[0-9a-f]{1,12}")
 
 
@@ -271,7 +277,10 @@ class Operations:
             if active.cancel_requested:
                 raise asyncio.CancelledError
             with steps.watched(steps.Watch(active.id, note_step)):
-                end = self._end(active, State.DONE, result=await work(active))
+                result = await work(active)
+            whole = outcome.whole(active.kind, result)
+            is_failed = whole is not None and whole.level is outcome.Level.ERROR
+            end = self._end(active, State.FAILED if is_failed else State.DONE, result=result)
         except asyncio.CancelledError:
             error = errors.Interrupted("cancelled; everything was rolled back")
             end = self._end(active, State.CANCELLED, error=error.as_dict())
@@ -340,6 +349,10 @@ class Operations:
         level, words = logging.INFO, ""
         if over.error is not None:
             level, words = logging.WARNING, f": {over.error['message']} [{over.error['id']}]"
+        elif (whole := outcome.whole(over.kind, over.result)) is not None:
+            level, words = _LEVELS[whole.level], f": {whole.words}"
+        if over.state == State.FAILED:
+            level = logging.ERROR
         _log.log(level, "%s %s%s", what, over.state, words)
         self._metrics.ended(over.record())
         self._publish(over)

@@ -12,11 +12,12 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import mapsave
 from mapsave import strict_json
+from mapsave.jobs import outcome as jobs_outcome
 from mapsave.service_settings import Outcome, Webhook
 
 if TYPE_CHECKING:
@@ -46,11 +47,22 @@ class _Refused(Exception):
 def outcome_of(operation: Mapping[str, object]) -> Outcome:
     """Return the outcome of an operation as the API shows it.
 
-    A job of which a guest was not saved is done, and a failure; its result says so.
+    A job of which some guests were not saved is done, and a failure; its result says so.
     """
     result = operation.get("result")
     code = result.get("exit_code", 0) if isinstance(result, dict) else 0
     return "success" if operation["state"] == "done" and code == 0 else "failure"
+
+
+def summary_of(operation: Mapping[str, Any]) -> str:
+    """Return a line about the outcome, for people."""
+    of_it = operation.get("job") or operation.get("guest")
+    what = " ".join(filter(None, (operation["kind"], of_it, operation["state"])))
+    error = operation.get("error")
+    if error is not None:
+        return f"{what}: {error['message']} [{error['id']}]"
+    whole = jobs_outcome.whole(operation["kind"], operation.get("result"))
+    return what if whole is None else f"{what}: {whole.words}"
 
 
 def message_of(operation: Mapping[str, object]) -> dict[str, object]:
@@ -63,6 +75,7 @@ def message_of(operation: Mapping[str, object]) -> dict[str, object]:
         "host": socket.gethostname(),
         "time": round(time.time(), 3),
         "outcome": outcome_of(operation),
+        "summary": summary_of(operation),
         "operation": dict(operation),
     }
 

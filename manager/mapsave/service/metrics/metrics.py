@@ -116,7 +116,7 @@ class Metrics:
         """Count an operation that has ended."""
         self._ended.labels(record.kind, record.state).inc()
         if record.state == State.FAILED:
-            error = record.error["id"] if record.error else errors.MapsaveError.id
+            error = _why(record)
             self._failures.labels(record.kind, error).inc()
         if record.kind == "job":
             self._job_ended(record)
@@ -210,6 +210,17 @@ class _View:
                     each for each in family.samples if not each.name.endswith("_created")
                 ]
                 yield family
+
+
+def _why(record: Record) -> str:
+    """Return the id of the error; of an operation on several guests, that of the first one's."""
+    if record.error is not None:
+        return record.error["id"]
+    lines = (record.result or {}).get("guests")
+    for line in lines if isinstance(lines, list) else ():
+        if line["error"]:
+            return str(line["error"]["id"])
+    return errors.MapsaveError.id
 
 
 def _figure(record: Record, name: str) -> float | None:
