@@ -111,7 +111,14 @@ def test_the_guest_itself_is_never_removed() -> None:
     ]
     assert plan(entries, last=1) == {
         "2026-03-04T00:00": "the newest good image, last 1 of 1",
-        "2026-03-01T00:00": "the only copy of its guest: not restored since",
+    }
+    assert plan(entries[:3], last=1) == {
+        "2026-03-03T00:00": "the newest good image, last 1 of 1",
+    }
+    alone = [entry(days[0], then="leave"), entry(days[1], then="quit", state=State.RESTORED)]
+    assert plan([*alone, entry(days[2], then="quit")], last=1) == {
+        "2026-03-03T00:00": "the newest good image, the only copy of its guest: not restored "
+        "since, last 1 of 1",
     }
 
 
@@ -195,9 +202,15 @@ def test_the_only_good_image_is_never_removed(entries: list[store.Entry], keep: 
     ]
     good.sort(key=lambda each: str(each.metadata["started"]), reverse=True)
     assert {each.entry.path for each in decisions} == {each.path for each in mine}
+    saves = [
+        str(each.metadata["started"])
+        for each in entries
+        if each.guest == "db" and each.state in ("saved", "restored") and "started" in each.metadata
+    ]
     for gone in removed:
         assert gone in good
-        assert gone.state == "restored" or gone.metadata["then"] != "quit"
+        is_guest = gone.state == "saved" and gone.metadata["then"] == "quit"
+        assert not is_guest or str(gone.metadata["started"]) < max(saves)
     left = [each for each in good if each not in removed]
     assert bool(left) == bool(good)
     if good:
@@ -259,22 +272,26 @@ def test_prune_removes_what_is_not_kept(site: cli.Site) -> None:
     assert told[0].split() == ["guest", "outcome", "image", "why"]
     assert told[1].split()[:3] == ["db", "kept", "d5"]
     assert told[3].split() == ["db", "would", "go", "d3", "-"]
-    assert told[-1].startswith("job nightly: 4 kept, 3 would be removed (")
+    assert told[-1].startswith("job nightly: 3 kept, 4 would be removed (")
     everything = names(site)
 
     done = site.run("job", "prune", job_file, "--dry-run", "--json", check=0).json()
     assert names(site) == everything
     really = site.run("job", "prune", job_file, "--json", check=0).json()
-    assert names(site) == ["asleep", "by-hand", "d4", "d5", "half.partial", "notes.txt"]
+    assert names(site) == ["by-hand", "d4", "d5", "half.partial", "notes.txt"]
     assert really == {**done, "dry_run": False}
-    assert (done["job"], done["kept"], done["removed"], done["exit_code"]) == ("nightly", 4, 3, 0)
+    assert (done["job"], done["kept"], done["removed"], done["exit_code"]) == ("nightly", 3, 4, 0)
     lines = {Path(line["image"]).name: line for line in done["images"]}
     assert list(lines) == ["d5", "d4", "d3", "d2", "d1", "asleep", "half.partial"]
     assert lines["d3"]["reasons"] == []
     assert lines["d4"]["reasons"] == ["last 2 of 2"]
-    assert done["freed_bytes"] == sum(lines[name]["bytes"] for name in ("d1", "d2", "d3")) > 0
+    assert (
+        done["freed_bytes"]
+        == sum(lines[name]["bytes"] for name in ("asleep", "d1", "d2", "d3"))
+        > 0
+    )
     again = site.run("job", "prune", job_file, "--json", check=0).json()
-    assert (again["removed"], again["kept"]) == (0, 4)
+    assert (again["removed"], again["kept"]) == (0, 3)
 
 
 def test_a_job_without_keep_keeps_everything(site: cli.Site) -> None:
@@ -402,3 +419,28 @@ def test_what_cannot_be_removed_is_an_error(site: cli.Site) -> None:
     assert error["id"] == "check.directory"
     assert error["message"].endswith("d1': Read-only file system")
     assert "FAILED" in shown
+
+
+def test_guest_that_was_saved_later_is_not_in_an_older_image() -> None:
+    """By any job, or by hand: it ran since, and what it was then is no use to anyone."""
+    days = [START + datetime.timedelta(days=number) for number in range(4)]
+    quit_images = [entry(days[0], then="quit"), entry(days[1], then="quit")]
+    only = "the only copy of its guest: not restored since"
+
+    def reasons(*more: store.Entry) -> dict[str, str]:
+        return plan([*quit_images, entry(days[2]), *more], last=1)
+
+    assert only not in str(reasons())
+    last = entry(days[3], then="quit")
+    assert plan([*quit_images, last], hourly=1) == {
+        "2026-03-04T00:00": f"the newest good image, {only}, hourly 2026-03-04 00:00+0000"
+    }
+    by_hand = plan([*quit_images, entry(days[3], by=None)], last=1)
+    assert by_hand == {"2026-03-02T00:00": "the newest good image, last 1 of 1"}
+    for no_later in (
+        entry(days[3], by=None, damaged=True),
+        entry(days[3], by=None, guest="web"),
+        entry(days[3], by=None, state=State.PARTIAL),
+        entry(NOW + datetime.timedelta(days=1), by=None),
+    ):
+        assert only in plan([*quit_images, no_later], last=1)["2026-03-02T00:00"]

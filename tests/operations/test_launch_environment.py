@@ -65,7 +65,8 @@ def test_the_service_keeps_its_secrets_too(site: cli.Site) -> None:
 def test_an_emulated_guest_gets_as_little(site: cli.Site) -> None:
     site.add_guest("toy", emulator={"memory": "4M"})
     with service.emulated_ended(site):
-        site.run("check", "toy", env={**SECRETS, "LANG": "C.UTF-8"}, check=0)
+        resume = ("--then", "resume")
+        site.run("save", "toy", *resume, env={**SECRETS, "LANG": "C.UTF-8"}, check=0)
         (pid,) = (pid for pid, words in processes.strays().items() if " emulate " in words)
         assert environment_of(pid).keys() == {"PATH", "LANG", "PYTHONPATH", processes.MARK}
 

@@ -24,7 +24,7 @@ def test_all_guests_are_saved_and_come_back_by_the_service(site: cli.Site) -> No
         site.add_guest(name, emulator={"memory": memory})
     with service.running(site) as mapsaved:
         for name in GUESTS:  # starts them
-            mapsaved.done(kind="check", guest=name)
+            mapsaved.done(kind="save", guest=name, save={"then": "resume"})
         saved = site.run("save-all", "--deadline", "2m", "--json", check=0).json()
         assert [line["guest"] for line in saved["guests"]] == ["small", "large"]
         assert saved["saved"] == 2
@@ -34,7 +34,7 @@ def test_all_guests_are_saved_and_come_back_by_the_service(site: cli.Site) -> No
         assert back["restored"] == 2
         for name in GUESTS:
             of_it = mapsaved.get(f"/v1/operations?guest={name}")["operations"]
-            assert [each["kind"] for each in of_it] == ["restore", "save", "check"]
+            assert [each["kind"] for each in of_it] == ["restore", "save", "save"]
             parents = [each["parent"] for each in of_it[:2]]
             kinds = [mapsaved.get(f"/v1/operations/{each}")["kind"] for each in parents]
             assert kinds == ["restore-all", "save-all"]
@@ -53,7 +53,7 @@ def test_interrupted_save_all_tells_who_is_in_an_image(site: cli.Site) -> None:
     waits.chmod(0o755)
     with service.running(site) as mapsaved:
         for name in ("first", "second"):
-            mapsaved.done(kind="check", guest=name)
+            mapsaved.done(kind="save", guest=name, save={"then": "resume"})
         with site.start("save-all", "--parallel", "1", "--json") as process:
             wait.until(
                 lambda: mapsaved.get("/v1/operations?guest=second&kind=save&state=running")[

@@ -149,7 +149,7 @@ def test_a_wrong_configuration_leaves_the_one_in_force() -> None:
             return site.run(*words, "save-all", "--json", command=mine, env=homes)
 
         with service.running(site, command=mine) as mapsaved:
-            mapsaved.done(kind="check", guest="toy")
+            mapsaved.done(kind="save", guest="toy", save={"then": "resume"})
             site.config.write_text("images: [")
             assert save_all("--local").returncode == 2
             done = save_all()

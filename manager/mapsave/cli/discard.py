@@ -16,7 +16,8 @@ from mapsave.cli.options import Command, of
 def command(context: click.Context, /, image: str, yes: bool) -> None:
     """Delete an image.
 
-    An image that was never restored is the only copy of its guest: deleting it needs --yes.
+    Deleting an image that was never restored needs --yes: it is the only copy of its guest, if that
+    was shut down after the save.
     """
     given = of(context)
     done = hosts.choose(given, given.config(), image=image).discard(image, unrestored=yes)

@@ -41,13 +41,17 @@ _MODULES = {
 
 @click.group(
     cls=options.Group,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    no_args_is_help=False,
     lazy={
         name: (f"mapsave.cli.{_MODULES.get(name, name)}", text) for name, text in _COMMANDS.items()
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="mapsave")
-def mapsave() -> None:
+@click.pass_context
+def mapsave(context: click.Context, /) -> None:
     """Save running QEMU guests to disk and restore them.
 
     GUEST is a name from the configuration or qmp:/path/to/socket. IMAGE is a path, or a name in the
@@ -58,6 +62,8 @@ def mapsave() -> None:
     4 save failed (guest as before), 5 restore failed (image as before), 6 image invalid,
     7 not permitted, 8 busy, 9 interrupted (guest as before, or left to 'mapsave recover', as said).
     """
+    if context.invoked_subcommand is None:
+        output.say(context.get_help() + "\n")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -57,9 +57,7 @@ def coloured(text: str) -> str:
     See https://no-color.org for $NO_COLOR.
     """
     is_wanted = (
-        sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
+        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
     for mark, colour in _COLOURS.items():
         text = text.replace(mark, colour if is_wanted else "")

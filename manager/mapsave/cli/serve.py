@@ -12,10 +12,12 @@ from collections.abc import Iterator
 
 import click
 
+from mapsave import __version__
 from mapsave.cli.options import Command, Globals, of
 
 
 @click.command("serve", cls=Command)
+@click.version_option(__version__, prog_name="mapsaved")
 @click.pass_context
 def command(context: click.Context, /) -> None:
     """Run the service: jobs by their schedules, an interface for other programs, recovery.

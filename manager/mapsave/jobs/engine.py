@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 from mapsave import errors
 from mapsave.config import Config, Guest
 from mapsave.hooks import around
-from mapsave.jobs import outcome, retention
+from mapsave.jobs import outcome, retention, template
 from mapsave.jobs.job import Job
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
@@ -172,7 +172,8 @@ def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> 
         config,
         guest,
         **job.given,
-        image=job.image_name(guest.name, now),
+        # The default is what a save without a name takes, which no other image has.
+        image=None if job.save.image == template.DEFAULT else job.image_name(guest.name, now),
         replace=job.save.replace,
         timeout=job.timeout,
         job=job.name,

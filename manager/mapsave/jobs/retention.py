@@ -2,7 +2,8 @@
 
 Looked at are only the images whose metadata name the job and the guest. Never removed: the newest
 good image of the guest; an image that is the guest itself, which was saved to quit and not brought
-back since; and what is damaged, not complete or of the future, which counts for nothing either.
+back since, with no later image of the guest; and what is damaged, not complete or of the future,
+which counts for nothing either.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mapsave.image.metadata import Metadata
 from mapsave.image.store import Entry
 from mapsave.jobs import outcome
 from mapsave.jobs.job import Job, Keep
-from mapsave.operations import discard, restored_notes
+from mapsave.operations import discard, images, restored_notes
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ _BUCKETS = (
     ("weekly", "%G-W%V"),  # ISO 8601
     ("monthly", "%Y-%m"),
 )
-_GONE_ON = ("resume", "leave")  # what ``then`` says where the guest itself outlived the save
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def plan(
     ``zone``; periods without an image do not count. ``made`` are paths of images that are kept
     whatever else holds.
     """
+    entries = list(entries)
+    last = images.last_saved(entries, guest, now)
     reasons: dict[str, list[str]] = {}
     good: list[tuple[datetime.datetime, Entry]] = []
     uncounted: list[Entry] = []
@@ -92,7 +94,7 @@ def plan(
         if entry.metadata.get("job") != job or entry.guest != guest:
             continue
         reasons[entry.path] = []
-        when = saved_at(entry)
+        when = images.saved_at(entry)
         if entry.path in made:
             reasons[entry.path].append("made by this run")
         if why := _why_not_counted(entry, when, now):
@@ -104,7 +106,7 @@ def plan(
     for rank, (_, entry) in enumerate(good, 1):
         if rank == 1:
             reasons[entry.path].append("the newest good image")
-        if is_guest(entry):
+        if images.is_guest(entry, last):
             reasons[entry.path].append("the only copy of its guest: not restored since")
         if rank <= keep.last:
             reasons[entry.path].append(f"last {rank} of {keep.last}")
@@ -123,20 +125,6 @@ def _newest(
     for when, entry in good:
         found.setdefault(when.astimezone(zone).strftime(form), entry)
     return list(found.items())[:count]
-
-
-def saved_at(entry: Entry) -> datetime.datetime | None:
-    """Return when the save of an image began; None where its metadata lack it."""
-    try:
-        found = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))
-    except ValueError:
-        return None
-    return found if found.tzinfo else None
-
-
-def is_guest(entry: Entry) -> bool:
-    """Return whether an image is the guest itself: its QEMU was ended, and nothing was restored."""
-    return entry.state is store.EntryState.SAVED and entry.metadata.get("then") not in _GONE_ON
 
 
 def _why_not_counted(
@@ -206,7 +194,7 @@ def _prune(
         for entry in store.each(held, restored_notes.noted(config.state)):
             if entry.state is store.EntryState.UNREADABLE:
                 unreadable.append(entry)
-            if entry.metadata.get("job") == job.name:
+            if entry.guest in guests:  # those of other jobs too: they say when it was saved last
                 of_guest.setdefault(entry.guest, []).append(_slim(entry))
     if unreadable:
         _log.warning(
@@ -219,8 +207,8 @@ def _prune(
     lines: list[Line] = []
     for guest in guests:
 
-        def planned(images: list[Entry], guest: str = guest) -> list[Decision]:
-            return plan(images, job.name, guest, keep, job.zone, now=now, made=new)
+        def planned(found: list[Entry], guest: str = guest) -> list[Decision]:
+            return plan(found, job.name, guest, keep, job.zone, now=now, made=new)
 
         for decision in _proven(of_guest.get(guest, []), planned):
             line: Line = {

@@ -20,6 +20,7 @@ from mapsave.monitor.session import Session
 from mapsave.operations import launch, locks
 
 EMULATOR_START_TIMEOUT = 20.0
+_END_PATIENCE = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +73,38 @@ def socket_path(guest: Guest, config: Config) -> str:
 
 
 @contextlib.asynccontextmanager
-async def attached(guest: Guest, config: Config) -> AsyncIterator[Session]:
+async def attached(
+    guest: Guest, config: Config, *, only_look: bool = False
+) -> AsyncIterator[Session]:
     """Connect to the guest's monitor; an emulated guest that does not run is started first.
+
+    It stays, unless the caller will ``only_look``: then it is ended with the context.
 
     Raises Unreachable, NotPermitted; for a libvirt guest also Unsupported (no libvirt-python),
     UnknownGuest and WrongRunState (shut off).
     """
-    if guest.libvirt is not None:
-        monitor = Monitor(uri=guest.libvirt.uri, domain=guest.libvirt.domain)
-    else:
-        path = socket_path(guest, config)
-        if guest.emulator is not None and not await answers(path):
-            await start_emulator(guest, config, path)
-        monitor = Monitor(socket=path)
-    async with monitor.connected() as session:
-        yield session
+    with contextlib.ExitStack() as stack:
+        if guest.libvirt is not None:
+            monitor = Monitor(uri=guest.libvirt.uri, domain=guest.libvirt.domain)
+        else:
+            path = socket_path(guest, config)
+            if guest.emulator is not None and not await answers(path):
+                process = await start_emulator(guest, config, path)
+                if only_look:
+                    stack.callback(_end, process)
+            monitor = Monitor(socket=path)
+        async with monitor.connected() as session:
+            yield session
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End an emulated guest, which removes its socket."""
+    process.terminate()
+    try:
+        process.wait(_END_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextlib.asynccontextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 
 from mapsave import errors
 from mapsave.config import Config
 from mapsave.image import image, store
 from mapsave.image.superblock import State
-from mapsave.operations import locks, restored_notes
+from mapsave.operations import images, locks, restored_notes
 
 
 def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]:
@@ -22,8 +23,9 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]
         if state is State.PARTIAL and not image.is_abandoned(held.fd, name):
             raise errors.Busy(f"{path!r} is being written")
         if state is State.SAVED and not unrestored:
+            copy = ": it is the only copy of its guest" if _is_guest(config, held, name) else ""
             raise errors.Refused(
-                f"{path!r} was never restored: it is the only copy of its guest's memory",
+                f"{path!r} was never restored{copy}",
                 hint="'mapsave discard --yes' deletes it anyway",
             )
         with locks.held(config.state, f"image {path!r}", key):
@@ -35,6 +37,16 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]
                 ) from None
             os.fsync(held.fd)
     return {"image": path, "freed_bytes": allocated}
+
+
+def _is_guest(config: Config, held: store.Directory, name: str) -> bool:
+    """Return whether the guest is in that image alone: it was shut down, and not saved later."""
+    entries = store.entries(held, restored=restored_notes.noted(config.state))
+    entry = next((each for each in entries if each.name == name), None)
+    if entry is None:
+        return False
+    now = datetime.datetime.now(datetime.UTC)
+    return images.is_guest(entry, images.last_saved(entries, entry.guest, now))
 
 
 def _look(config: Config, path: str) -> tuple[str, State | None, int]:

@@ -129,7 +129,13 @@ def look(held: store.Directory, state: Path, trusted: frozenset[int]) -> Images:
             read = _read(held, name, mark, trusted, is_link=is_link)
             if read is None:
                 continue
-        if now - mark[3] > _SETTLED and not is_link and not image.is_partial_name(name):
+        is_looked_at = read.state != store.EntryState.UNREADABLE  # which says nothing of the file
+        if (
+            is_looked_at
+            and now - mark[3] > _SETTLED
+            and not is_link
+            and not image.is_partial_name(name)
+        ):
             known[key] = read
         if read.state is not None:
             place = (-max(0, mark[2]), mark[0])

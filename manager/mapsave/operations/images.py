@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+from collections.abc import Iterable
 from typing import TypedDict
 
 from mapsave.config import Config
 from mapsave.image import store
+from mapsave.image.store import Entry, EntryState
 from mapsave.operations import image_index, restored_notes, trust
 from mapsave.strict_json import Facts
+
+_STAYS = ("resume", "leave")  # what ``then`` says where the guest itself outlived the save
 
 
 def resolve(name: str, config: Config) -> str:
@@ -16,6 +21,41 @@ def resolve(name: str, config: Config) -> str:
     if "/" in name or os.path.lexists(name):
         return os.path.abspath(name)
     return str(config.images / name)
+
+
+def saved_at(entry: Entry) -> datetime.datetime | None:
+    """Return when the save of an image began; None where its metadata lack it."""
+    try:
+        found = datetime.datetime.fromisoformat(str(entry.metadata.get("started")))
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def last_saved(
+    entries: Iterable[Entry], guest: str | None, now: datetime.datetime
+) -> datetime.datetime | None:
+    """Return when the guest was last saved to a good image, by whichever job or by hand.
+
+    It was running then, so it is in no image from before that.
+    """
+    good = (
+        saved_at(entry)
+        for entry in entries
+        if entry.guest == guest and entry.state in (EntryState.SAVED, EntryState.RESTORED)
+    )
+    return max((when for when in good if when is not None and when <= now), default=None)
+
+
+def is_guest(entry: Entry, last: datetime.datetime | None) -> bool:
+    """Return whether an image is the guest itself, which was saved ``last`` at that time.
+
+    Its QEMU was shut down by the save, nothing was restored, and no save came after it.
+    """
+    if entry.state is not EntryState.SAVED or entry.metadata.get("then") in _STAYS:
+        return False
+    when = saved_at(entry)
+    return last is None or when is None or when >= last
 
 
 class Listing(TypedDict):

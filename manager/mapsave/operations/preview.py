@@ -36,7 +36,7 @@ async def preview(
 
     Raises Unreachable and its like where there is nothing to check.
     """
-    async with open_files.reserved(), attach.attached(guest, config) as session:
+    async with open_files.reserved(), attach.attached(guest, config, only_look=True) as session:
         found = await facts.gather(session)
         with save_request.place(guest, config, request) as (held, name):
             preflight = check.Preflight.of(config, found, held, name, request)

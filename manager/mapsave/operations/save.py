@@ -75,7 +75,7 @@ async def _save(
         found = await facts.gather(session)
         with (
             locks.process_held(config.state, f"guest {guest.name!r}", found.process),
-            save_request.place(guest, config, request) as (held, name),
+            save_request.place(guest, config, request, reserve=True) as (held, name),
         ):
             preflight = check.Preflight.of(config, found, held, name, request)
             strategy = check.all_pass(preflight)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import structs
 
 from mapsave import errors
 from mapsave.config import Config, Guest, SaveSettings, Then
-from mapsave.image import store, superblock
+from mapsave.image import image, store, superblock
 from mapsave.labels import labelling, policy
+from mapsave.operations import locks
 
 if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
@@ -113,11 +116,16 @@ def policy_labelling(policy: policy.Policy, domain: Domain | None = None) -> lab
 
 
 @contextlib.contextmanager
-def place(guest: Guest, config: Config, request: Request) -> Iterator[tuple[store.Directory, str]]:
-    """Yield directory and name of the image; by default the guest's with the time, made unique."""
+def place(
+    guest: Guest, config: Config, request: Request, *, reserve: bool = False
+) -> Iterator[tuple[store.Directory, str]]:
+    """Yield directory and name of the image; by default the guest's with the time, made unique.
+
+    With ``reserve`` no other save gets such a name in the meantime. Raises as ``locks.held``.
+    """
     if request.image is None:
-        with store.directory(config.images, create=True) as held:
-            yield held, _unused_name(guest, held)
+        with store.directory(config.images, create=True) as held, contextlib.ExitStack() as stack:
+            yield held, _unused_name(guest, held, config.state if reserve else None, stack)
         return
     path, name = os.path.split(request.image)
     store.check_name(name)
@@ -125,7 +133,13 @@ def place(guest: Guest, config: Config, request: Request) -> Iterator[tuple[stor
         yield held, name
 
 
-def _unused_name(guest: Guest, held: store.Directory) -> str:
+def _unused_name(
+    guest: Guest, held: store.Directory, state: Path | None, stack: contextlib.ExitStack
+) -> str:
+    """Return a name that is free; with ``state`` it is locked there until ``stack`` is closed.
+
+    Names of several guests may be alike: those of two libvirt daemons, or ``qmp:/a/b`` and ``a_b``.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     name = (
         guest.libvirt.domain if guest.libvirt and guest.name.startswith("libvirt") else guest.name
@@ -133,5 +147,14 @@ def _unused_name(guest: Guest, held: store.Directory) -> str:
     plain = name.removeprefix("qmp:").replace("/", "_").strip("_")
     if len(raw := os.fsencode(plain)) > _READABLE:
         plain = raw[:_READABLE].decode(errors="ignore")  # the last character may be cut through
-    names = (f"{plain}-{stamp}{suffix}.mapsave" for suffix in ("", *range(-2, -1000, -1)))
-    return next(name for name in names if not held.exists(name))
+    for number in itertools.count(1):
+        name = f"{plain}-{stamp}" + (f"-{number}" if number > 1 else "") + ".mapsave"
+        # A lock a number, not a name: its file stays, and there are only so many a second.
+        key = f"name:{held.path}/{plain}:{number}"
+        with contextlib.ExitStack() as lock, contextlib.suppress(errors.Busy):
+            if state is not None:
+                lock.enter_context(locks.held(state, f"the name {name!r}", key))
+            if not held.exists(name) and not held.exists(image.partial_name(name)):
+                stack.enter_context(lock.pop_all())
+                return name
+    raise AssertionError  # the numbers do not end
