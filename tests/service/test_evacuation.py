@@ -49,11 +49,12 @@ def test_interrupted_save_all_tells_who_is_in_an_image(site: cli.Site) -> None:
     hooks = site.directory / "hooks"
     hooks.mkdir(mode=0o755)
     waits = hooks / "wait"
-    waits.write_text('#!/bin/sh\n[ "$MAPSAVE_GUEST" = first ] || sleep 60\n')
+    waits.write_text("#!/bin/sh\n")
     waits.chmod(0o755)
     with service.running(site) as mapsaved:
-        for name in ("first", "second"):
+        for name in ("first", "second"):  # starts them
             mapsaved.done(kind="save", guest=name, save={"then": "resume"})
+        waits.write_text('#!/bin/sh\n[ "$MAPSAVE_GUEST" = first ] || sleep 60\n')
         with site.start("save-all", "--parallel", "1", "--json") as process:
             wait.until(
                 lambda: mapsaved.get("/v1/operations?guest=second&kind=save&state=running")[
@@ -158,7 +159,7 @@ async def test_a_missed_run_begins_after_the_guests_are_back(site: cli.Site) -> 
     job = {"job": "hourly", "guests": ["web"], "schedule": {"cron": "0 * * * *"}}
     (jobs / "hourly.yaml").write_text(yaml.safe_dump({**job, "save": {"then": "resume"}}))
     with service.emulated_ended(site):
-        site.run("check", "web", check=0)  # starts it
+        site.run("save", "web", "--then", "resume", check=0)  # starts it
         site.run("save-all", check=0)
     async with history.opened(site.state / "journal.db") as kept:
         await kept.ran("hourly", time.time() - 86400)

@@ -351,8 +351,6 @@ class Operations:
             level, words = logging.WARNING, f": {over.error['message']} [{over.error['id']}]"
         elif (whole := outcome.whole(over.kind, over.result)) is not None:
             level, words = _LEVELS[whole.level], f": {whole.words}"
-        if over.state == State.FAILED:
-            level = logging.ERROR
         _log.log(level, "%s %s%s", what, over.state, words)
         self._metrics.ended(over.record())
         self._publish(over)
