@@ -1,5 +1,9 @@
 """What ``mapsave recover`` must not do: end a used guest, wait with one, ask for a policy."""
 
+import errno
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +11,7 @@ import pytest
 
 from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
-from tests.kit import cli, patterns, qemu
+from tests.kit import cli, inject, patterns, qemu
 from tests.kit.outcomes import TAKEN_OVER
 from tests.kit.qemu import Qemu
 
@@ -89,6 +93,57 @@ def test_whole_image_waits_for_its_directory(site: cli.Site) -> None:
         assert _recovered(site, 3)["error"]["id"] == "check.directory"
         assert guest.status() == "postmigrate"
         away.rename(site.images)
+        assert _recovered(site)["outcome"] == COMMITTED
+        guest.wait()
+
+
+@contextmanager
+def _immutable(path: Path) -> Iterator[None]:
+    """Let not even root write or rename ``path``, or what is in it (chattr(1))."""
+    subprocess.run(["chattr", "+i", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
+@pytest.mark.parametrize("step", ["complete", "commit"])
+@pytest.mark.parametrize("what", ["image", "directory"])
+def test_guest_does_not_wait_for_rights(site: cli.Site, what: str, step: str) -> None:
+    """Its image is whole, but may not be opened, or given its name: the guest runs on at once."""
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, step)
+        (partial,) = struck.partials(site)
+        where = partial if what == "image" else site.images
+        with _immutable(where):
+            error = _recovered(site, 7)["error"]
+            assert guest.status() == "running"
+            assert error["id"] == "permission.denied"
+            assert error["message"].startswith(
+                f"{PUT_BACK}: QEMU had finished, but mapsave may not"
+            )
+            assert f"could not be removed yet: '{where}'" in error["message"]
+            assert "an immutable file (lsattr)" in error["hint"]
+            # What its owner does from now on is not undone by the next recovery.
+            guest.control.execute("stop")
+            _recovered(site, 7)
+            assert len(struck.journals(site)) == 1
+        assert _recovered(site)["outcome"].startswith(PUT_BACK)
+        assert guest.status() == "paused"
+        assert not struck.partials(site)
+        assert not struck.journals(site)
+
+
+def test_guest_waits_where_its_image_may_have_its_name(site: cli.Site) -> None:
+    """It may be restored elsewhere: who may not look does not let the guest run beside it."""
+    hidden = inject.environment(inject.Rule("open", "errno", errno.EACCES, f"/{IMAGE}", count=-1))
+    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+        _killed(site, guest, "committed")
+        struck.cut(struck.journals(site)[0], "commit")
+        (line,) = site.run("recover", "--json", env=hidden, check=7).json()["operations"]
+        assert line["error"]["id"] == "permission.denied"
+        assert line["error"]["hint"].count("'mapsave recover'") == 1
+        assert guest.status() == "postmigrate"
         assert _recovered(site)["outcome"] == COMMITTED
         guest.wait()
 

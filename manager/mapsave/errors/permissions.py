@@ -63,7 +63,7 @@ def of_os_error(
 
 
 def _refusing(path: str, need: int) -> tuple[str, str, str] | None:
-    """Return the first component that refuses, its owner and its mode; None where none does.
+    """Return the first component whose mode refuses, its owner and mode; None where none does.
 
     Where ``path`` is not there, it is to be made: its directory counts.
     """
@@ -71,24 +71,27 @@ def _refusing(path: str, need: int) -> tuple[str, str, str] | None:
     for number in range(1, len(steps)):
         directory = "/".join(steps[:number]) or "/"
         if not _may(directory, os.X_OK):
-            return _described(directory)
+            return _described(directory, os.X_OK)
     if os.path.lexists(path):
         if not _may(path, need):
-            return _described(path)
+            return _described(path, need)
         return None
     parent = os.path.dirname(path)
-    return None if _may(parent, os.W_OK | os.X_OK) else _described(parent)
+    need = os.W_OK | os.X_OK
+    return None if _may(parent, need) else _described(parent, need)
 
 
 def _may(path: str, need: int) -> bool:
     return os.access(path, need, effective_ids=True)
 
 
-def _described(path: str) -> tuple[str, str, str] | None:
+def _described(path: str, need: int) -> tuple[str, str, str] | None:
     try:
         found = os.stat(path)
     except OSError:
         return None
+    if found.st_uid == os.geteuid() and not need & ~(found.st_mode >> 6):
+        return None  # what refuses is something else
     return path, _name(found.st_uid), f"{stat.S_IMODE(found.st_mode):04o}"
 
 

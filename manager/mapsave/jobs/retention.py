@@ -188,14 +188,14 @@ def _prune(
     with contextlib.suppress(PermissionError):  # opening it says so
         if not config.images.is_dir():
             return []
-    of_guest: dict[str | None, list[Entry]] = {}
+    of_guest: dict[str | None, list[Entry]] = {guest: [] for guest in guests}
     unreadable: list[Entry] = []
     with store.directory(config.images) as held:
         for entry in store.each(held, restored_notes.noted(config.state)):
             if entry.state is store.EntryState.UNREADABLE:
                 unreadable.append(entry)
-            if entry.guest in guests:  # those of other jobs too: they say when it was saved last
-                of_guest.setdefault(entry.guest, []).append(_slim(entry))
+            if entry.guest in of_guest:  # of other jobs too: they say when it was saved last
+                of_guest[entry.guest].append(_slim(entry))
     if unreadable:
         _log.warning(
             "%d images cannot be read, and are neither counted nor removed: %s",
@@ -210,7 +210,7 @@ def _prune(
         def planned(found: list[Entry], guest: str = guest) -> list[Decision]:
             return plan(found, job.name, guest, keep, job.zone, now=now, made=new)
 
-        for decision in _proven(of_guest.get(guest, []), planned):
+        for decision in _proven(of_guest[guest], planned):
             line: Line = {
                 "image": decision.entry.path,
                 "guest": guest,

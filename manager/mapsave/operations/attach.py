@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import mapsave
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.config import Config, Guest
 from mapsave.monitor import qmp
 from mapsave.monitor.session import Session
@@ -83,7 +83,7 @@ async def attached(
     Raises Unreachable, NotPermitted; for a libvirt guest also Unsupported (no libvirt-python),
     UnknownGuest and WrongRunState (shut off).
     """
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         if guest.libvirt is not None:
             monitor = Monitor(uri=guest.libvirt.uri, domain=guest.libvirt.domain)
         else:
@@ -91,7 +91,7 @@ async def attached(
             if guest.emulator is not None and not await answers(path):
                 process = await start_emulator(guest, config, path)
                 if only_look:
-                    stack.callback(_end, process)
+                    stack.push_async_callback(shielded.in_thread, _end, process)
             monitor = Monitor(socket=path)
         async with monitor.connected() as session:
             yield session

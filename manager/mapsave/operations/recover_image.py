@@ -24,9 +24,21 @@ _PAUSED = "until then the guest is left as it is"
 
 
 @contextlib.contextmanager
+def adopting(begun: SaveBegun, held: store.Directory) -> Iterator[image.Partial]:
+    """Open what has the partial image's name. Raises OSError (with path), Busy, InvalidImage."""
+    with contextlib.ExitStack() as stack:
+        try:
+            partial = stack.enter_context(image.adopting(held.fd, begun.name))
+        except OSError as error:
+            error.filename = os.path.join(held.path, image.partial_name(begun.name))
+            raise
+        yield partial
+
+
+@contextlib.contextmanager
 def adopted(begun: SaveBegun, held: store.Directory) -> Iterator[image.Partial]:
     """Open the partial image of this save. Raises OSError, Busy, InvalidImage."""
-    with image.adopting(held.fd, begun.name) as partial:
+    with adopting(begun, held) as partial:
         if str(partial.block.uuid) != begun.uuid:
             raise errors.InvalidImage(f"{partial.partial!r} belongs to another save")
         yield partial
@@ -49,7 +61,8 @@ def has_its_name(begun: SaveBegun) -> Iterator[None]:
 def is_committed(begun: SaveBegun, held: store.Directory) -> bool:
     """Return whether the image under its final name is the one of this save.
 
-    Raises CommitFailed where it cannot be read, and no partial image is there any more.
+    Raises CommitFailed, or NotPermitted, where it cannot be read, and no partial image is there any
+    more.
     """
     name = begun.name
     try:
@@ -60,10 +73,10 @@ def is_committed(begun: SaveBegun, held: store.Directory) -> bool:
     except (FileNotFoundError, errors.NotAnImage, errors.UnsupportedImage):
         return False
     except (OSError, errors.MapsaveError) as error:
-        if has_partial(begun, held):
-            return False
+        with contextlib.suppress(PermissionError):
+            if has_partial(begun, held):
+                return False
         if isinstance(error, errors.NotPermitted):
-            error.hint = f"{error.hint}; then run 'mapsave recover' again; {_PAUSED}"
             raise
         raise errors.CommitFailed(
             f"{begun.image!r} may be the image of this save, but cannot be read: {error}",

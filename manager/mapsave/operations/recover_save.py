@@ -44,6 +44,8 @@ _STUCK = (
     "the guest suspended or stopped itself during the save, and QEMU could crash when it is resumed"
 )
 GONE_SINCE = f"{COMMITTED}, but no longer in its place; guest left as it is"
+_LEFT = "its partial image could not be removed yet"
+_NOT_PERMITTED = "QEMU had finished, but mapsave may not open the image, or give it its name"
 
 
 async def recover(save: Interrupted[SaveBegun]) -> str:
@@ -91,12 +93,19 @@ def _tidy(save: Interrupted[SaveBegun], outcome: str) -> None:
         with store.directory(save.begun.directory) as held:
             _remove(save, held)
     except (errors.BadDirectory, errors.NotPermitted) as error:
-        error.message = (
-            f"{outcome}, but its partial image could not be removed yet: {error.message}"
-        )
+        error.message = f"{outcome}, but {_LEFT}: {error.message}"
         first = "mount it" if isinstance(error, errors.BadDirectory) else error.hint
         error.hint = f"{first}; then recover again"
         raise
+    except OSError as error:
+        raise errors.of_os_error(
+            error,
+            f"{outcome}, but {_LEFT}: {error.filename!r}: {error.strerror}",
+            error.filename,
+            os.R_OK | os.W_OK,
+            otherwise=errors.SaveFailed,
+            hint="fix that, then recover again",
+        ) from None
 
 
 def _may_live(save: Interrupted[SaveBegun]) -> bool:
@@ -157,23 +166,16 @@ async def _with_qemu(save: Interrupted[SaveBegun], session: Session) -> str:
             if recover_image.is_gone(orphan, begun, held):
                 return GONE_SINCE  # it may be restored elsewhere: two guests must not run
             await _commit(save, held, session)
-    except (errors.BadDirectory, errors.NotPermitted) as error:
-        first = (
-            f"mount {begun.directory!r}" if isinstance(error, errors.BadDirectory) else error.hint
-        )
-        error.hint = (
-            f"{first}; then run 'mapsave recover', which commits the image; the guest is paused "
-            "until then. If the image is lost: resume the guest with 'cont' at its monitor, then "
-            "recover"
-        )
+    except errors.BadDirectory as error:
+        error.hint = _until_recovered(f"mount {begun.directory!r}")
         raise
-    except PermissionError as error:
-        # Not the image's fault, and by the right user it is committed: nothing is given up.
-        raise errors.denied(
-            f"{begun.image!r} cannot be committed: {error.strerror}",
-            os.path.join(begun.directory, image.partial_name(begun.name)),
-            os.R_OK | os.W_OK,
-        ) from None
+    except (errors.NotPermitted, PermissionError) as error:
+        if isinstance(error, errors.NotPermitted) and orphan.may_have_reached(Step.COMMIT):
+            error.hint = _until_recovered(error.hint)  # it may be restored elsewhere
+            raise
+        # Rights do not come by themselves, as a mount does: the guest does not wait for them.
+        await _put_back(save, session)
+        return f"{PUT_BACK}: {_NOT_PERMITTED}"
     except (errors.InvalidImage, OSError) as error:
         await _put_back(save, session)
         return f"{PUT_BACK}: QEMU had finished, but the image is invalid: {error}"
@@ -181,6 +183,13 @@ async def _with_qemu(save: Interrupted[SaveBegun], session: Session) -> str:
     if outcome == TAKEN_OVER:
         recover_image.mark_stale(save)
     return outcome
+
+
+def _until_recovered(first: str | None) -> str:
+    return (
+        f"{first}, then run 'mapsave recover', which commits the image; the guest is paused until "
+        "then. If the image is lost: resume the guest with 'cont' at its monitor, then recover"
+    )
 
 
 async def _complete(save: Interrupted[SaveBegun], session: Session) -> bool:
@@ -330,19 +339,29 @@ def _remove(save: Interrupted[SaveBegun], held: store.Directory) -> None:
     """Delete the partial file, unless another save made it."""
     orphan, begun = save.orphan, save.begun
     try:
-        with image.adopting(held.fd, begun.name) as partial:
+        with recover_image.adopting(begun, held) as partial:
             found = partial.block.uuid
             if str(found) != begun.uuid and (
                 orphan.reached(Step.LABEL) or journal_facts.claimed(save.config.state, found)
             ):
                 return
-            partial.remove()
+            _unlink(held, partial.partial)
     except (errors.Busy, FileNotFoundError):
         return  # ours has no owner any more
     except errors.InvalidImage:
         # Without a superblock no one can have come as far as to use it.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(image.partial_name(begun.name), dir_fd=held.fd)
+        _unlink(held, image.partial_name(begun.name))
+
+
+def _unlink(held: store.Directory, name: str) -> None:
+    """Delete a file. Raises OSError, with the directory, whose rights count."""
+    try:
+        os.unlink(name, dir_fd=held.fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        error.filename = held.path
+        raise
 
 
 def _settle_label(save: Interrupted[SaveBegun], held: store.Directory, fd: int) -> None:

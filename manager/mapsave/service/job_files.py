@@ -58,7 +58,7 @@ class Jobs:
             return self._found[name]
         for broken in self.broken:
             if broken.may_be(name):
-                raise broken.error
+                raise broken.error.with_traceback(None)  # it is raised for each who asks
         raise errors.UnknownJob(
             f"no job {name!r}",
             hint=keys.did_you_mean(name, self._found) or "'mapsave job list' lists them",
