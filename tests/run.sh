@@ -5,6 +5,7 @@
 set -euo pipefail
 
 stages=(lint unit emulator qemu libvirt faults service mac)
+STAGE_LIMIT=1800 # seconds
 
 usage() {
     echo "usage: bash tests/run.sh [STAGE...]"
@@ -126,8 +127,10 @@ run_lint() {
 
 run_pytest() { # PATH or option...
     local code=0
-    "$venv/bin/python" -m pytest -p tests.no_skips --basetemp "$work/t" "$@" || code=$?
+    timeout --foreground --kill-after=30 $STAGE_LIMIT \
+        "$venv/bin/python" -m pytest -p tests.no_skips --basetemp "$work/t" "$@" || code=$?
     [ $code -ne 5 ] || echo "no tests: $*" >&2
+    [ $code -ne 124 ] || echo "the tests did not end within $STAGE_LIMIT s: $*" >&2
     return $code
 }
 
