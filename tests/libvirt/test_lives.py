@@ -155,7 +155,7 @@ def test_started_by_somebody_else_before_our_start(
         def start(connection: Any) -> Any:
             asked.set()
             assert let.wait(30)
-            return connection.createXML(xml, 0)
+            return libvirt_connection.life(connection.createXML(xml, 0))
 
         async def restoring() -> None:
             connection = await libvirt_connection.connect(daemon.uri)

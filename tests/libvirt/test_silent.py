@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,39 @@ _STRIDE = 10
 
 
 @contextlib.contextmanager
+def stopped_daemon(pid: int) -> Iterator[None]:
+    """Stop the daemon; fail where a call of libvirt's holds us up until it goes on."""
+    late: list[bool] = []
+
+    def go_on() -> None:
+        late.append(True)
+        os.kill(pid, signal.SIGCONT)
+
+    # No signal reaches Python in such a call, so no limit of the test's own would end it.
+    timer = threading.Timer(wait.LONG, go_on)
+    timer.start()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        os.kill(pid, signal.SIGCONT)
+    assert not late, "the event loop waited for libvirtd"
+
+
+@contextlib.contextmanager
 def silent(pid: int, at: int) -> Iterator[list[int]]:
     """Have the daemon stop before the ``at``-th call to it; yield the calls, counted."""
     call = libvirt_connection.call
     seen = [0]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
 
         async def counted(*arguments: Any, **named: Any) -> Any:
             if seen[0] == at:
-                os.kill(pid, signal.SIGSTOP)
+                stack.enter_context(stopped_daemon(pid))
                 for module, names in {
                     session: ("COMMAND_TIMEOUT", "SILENT_TIMEOUT"),
-                    libvirt_connection: ("CALL_TIMEOUT", "GRACE", "_CLOSE_TIMEOUT"),
+                    libvirt_connection: ("CALL_TIMEOUT", "GRACE", "CLOSE_TIMEOUT"),
                     libvirt_link: ("RECONNECT_TIMEOUT",),
                     ending: ("QUIT_TIMEOUT", "LOST_TIMEOUT"),
                 }.items():
@@ -50,10 +72,7 @@ def silent(pid: int, at: int) -> Iterator[list[int]]:
         patch.setattr(session, "COMMAND_TIMEOUT", 2.0)
         patch.setattr(session, "DRAIN_TIMEOUT", 2.0)
         patch.setattr(libvirt_connection, "call", counted)
-        try:
-            yield seen
-        finally:
-            os.kill(pid, signal.SIGCONT)
+        yield seen
 
 
 async def test_save(daemon: Daemon, site: cli.Site) -> None:
@@ -88,6 +107,28 @@ async def test_list(daemon: Daemon, site: cli.Site) -> None:
     with small(daemon), silent(daemon.pid, 0), pytest.raises(errors.Unreachable):
         async with asyncio.timeout(60):
             await domains.domains(config, daemon.uri)
+
+
+async def test_connection_that_comes_too_late(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever drops it closes it, which waits for the daemon: that is not the event loop."""
+    monkeypatch.setattr(libvirt_connection, "CALL_TIMEOUT", _SHORT)
+    opened = threading.Event()
+    library = libvirt_connection.library()
+    really = library.open
+
+    def slowly(uri: str) -> Any:
+        connection = really(uri)
+        opened.set()
+        return connection
+
+    monkeypatch.setattr(library, "open", slowly)
+    with stopped_daemon(daemon.pid), pytest.raises(errors.Unreachable):
+        await libvirt_connection.connect(daemon.uri)
+    assert opened.wait(wait.LONG)
+    with stopped_daemon(daemon.pid):
+        await asyncio.sleep(_SHORT)
 
 
 _WAYS = pytest.mark.parametrize("through", [[], ["--through-libvirt"]], ids=["own", "through"])

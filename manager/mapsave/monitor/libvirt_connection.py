@@ -1,8 +1,10 @@
 """A connection to a libvirt daemon, its events bridged into asyncio.
 
 libvirt-python's calls block, so they run in other threads, which are daemons, so that a libvirtd
-that hangs cannot hold us at the end. Events come from libvirt's own loop, which sleeps in
-poll(2) in one thread for the whole process, and are handed over by ``call_soon_threadsafe``.
+that hangs cannot hold us at the end. Whoever drops the last reference to a connection, or to a
+handle of a domain, closes the connection and waits for the daemon: handles stay in those threads,
+and what is dropped is dropped there. Events come from libvirt's own loop, which sleeps in poll(2)
+in one thread for the whole process, and are handed over by ``call_soon_threadsafe``.
 ``libvirtaio`` is not used: it is not safe against calls from other threads than the loop's.
 """
 
@@ -17,8 +19,10 @@ import math
 import queue
 import shlex
 import threading
+import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,12 +41,26 @@ _KEEPALIVE = (5, 6)
 GRACE = 5.0
 # Seconds for a call of libvirt's that neither starts nor ends a guest.
 CALL_TIMEOUT = 60.0
-_CLOSE_TIMEOUT = 2.0
+CLOSE_TIMEOUT = 2.0
 # Connections to daemons that hang: when the last reference to one goes, libvirt-python closes it
 # once more, in the thread that drops it, which may be that of the event loop.
 _hanging: list[virConnect] = []
 _loop_lock = threading.Lock()
 _loop_runs = False
+
+
+@dataclass(frozen=True)
+class Life:
+    """A domain in one of its lives; its id is -1 where it is shut off."""
+
+    name: str
+    uuid: str
+    id: int
+
+
+def life(handle: virDomain) -> Life:
+    """Return the life that a domain was in when its handle was made."""
+    return Life(handle.name(), handle.UUIDString(), handle.ID())
 
 
 def library() -> ModuleType:
@@ -116,33 +134,41 @@ async def call(
 
     Cancelled, it waits ``grace`` seconds (GRACE) for the function, so that what undoes it comes
     after it; then the function runs on without us. Raises MonitorTimeout after ``timeout`` seconds
-    (CALL_TIMEOUT); with None the caller limits it.
+    (CALL_TIMEOUT); with None the caller limits it. What is returned too late is dropped in its
+    thread, and so are the handles that an exception's frames have.
     """
     grace = GRACE if grace is None else grace
     limit = CALL_TIMEOUT if timeout == math.inf else timeout
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
+    returned: list[T] = []
+    is_abandoned = threading.Event()
 
-    def deliver(result: T | None, error: BaseException | None) -> None:
+    def deliver(error: BaseException | None) -> None:
         if done.done():  # the loop is winding up
             return
         if error is None:
-            done.set_result(result)  # type: ignore[arg-type]
+            done.set_result(None)
         else:
             done.set_exception(error)
 
     def work() -> None:
+        raised: BaseException | None = None
         try:
-            outcome: tuple[T | None, BaseException | None] = (function(*arguments), None)
+            returned.append(function(*arguments))
         except BaseException as error:
-            outcome = (None, error)
+            traceback.clear_frames(error.__traceback__)
+            raised = error
+        if is_abandoned.is_set():
+            returned.clear()
         with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
-            loop.call_soon_threadsafe(deliver, *outcome)
+            loop.call_soon_threadsafe(deliver, raised)
 
     _idle_worker().do(work)
     try:
         async with asyncio.timeout(limit):
-            return await asyncio.shield(done)
+            await asyncio.shield(done)
+        return returned.pop()
     except TimeoutError:
         raise errors.MonitorTimeout(f"libvirt has not answered for {limit:g} s") from None
     except asyncio.CancelledError:
@@ -151,6 +177,10 @@ async def call(
         if done.done() and not done.cancelled():
             done.exception()  # no one else will look at it
         raise
+    finally:
+        is_abandoned.set()
+        if returned:
+            _idle_worker().do(returned.clear)
 
 
 async def connect(uri: str) -> virConnect:
@@ -164,9 +194,7 @@ async def connect(uri: str) -> virConnect:
     try:
         connection = await call(libvirt.open, uri)
     except errors.MonitorTimeout as error:
-        raise errors.Unreachable(
-            f"cannot connect to libvirt at {uri!r}: {error.message}", hint="is libvirtd hanging?"
-        ) from None
+        raise _is_silent(uri, error) from None
     except libvirt.libvirtError as error:
         raise _not_reached(libvirt, uri, error) from None
     except ValueError:  # as libvirt-python has it for what is no C string in UTF-8
@@ -175,20 +203,18 @@ async def connect(uri: str) -> virConnect:
         ) from None
     try:
         driver = await call(connection.getType)
-        real = await call(connection.getURI)
-    except libvirt.libvirtError as error:
+        if driver != "QEMU":
+            raise errors.UsageError(
+                f"libvirt at {uri!r} uses the driver {driver!r}, whose guests have no QEMU monitor",
+                hint=_EXPECTED,
+            )
+        _check_local(uri, await call(connection.getURI))  # ``uri`` may be an alias of libvirt.conf
+    except BaseException as error:
         await close(connection)
-        raise _not_reached(libvirt, uri, error) from None
-    if driver != "QEMU":
-        await close(connection)
-        raise errors.UsageError(
-            f"libvirt at {uri!r} uses the driver {driver!r}, whose guests have no QEMU monitor",
-            hint=_EXPECTED,
-        )
-    try:
-        _check_local(uri, real)  # ``uri`` may be an alias of libvirt.conf
-    except errors.NoDescriptors:
-        await close(connection)
+        if isinstance(error, libvirt.libvirtError):
+            raise _not_reached(libvirt, uri, error) from None
+        if isinstance(error, errors.MonitorTimeout):
+            raise _is_silent(uri, error) from None
         raise
     # Not every driver has it (embed): then a daemon that hangs is noticed by time limits only.
     with contextlib.suppress(libvirt.libvirtError):
@@ -214,6 +240,12 @@ def _check_local(uri: str, real: str) -> None:
             hint="run mapsave on the host of the guest, with a URI such as qemu:///system",
             uri=uri,
         )
+
+
+def _is_silent(uri: str, error: errors.MonitorTimeout) -> errors.MapsaveError:
+    return errors.Unreachable(
+        f"cannot connect to libvirt at {uri!r}: {error.message}", hint="is libvirtd hanging?"
+    )
 
 
 def _not_reached(libvirt: ModuleType, uri: str, error: libvirtError) -> errors.MapsaveError:
@@ -246,15 +278,18 @@ async def connected(uri: str) -> AsyncIterator[virConnect]:
 async def close(connection: virConnect) -> None:
     """Close a connection, alive or not."""
     try:
-        await call(connection.close, timeout=_CLOSE_TIMEOUT)
+        await call(connection.close, timeout=CLOSE_TIMEOUT)
     except errors.MonitorTimeout:
         _hanging.append(connection)
+    except asyncio.CancelledError:
+        _hanging.append(connection)
+        raise
     except library().libvirtError:
         pass
 
 
-async def find_domain(connection: virConnect, uri: str, named: str) -> virDomain:
-    """Return a ``virDomain`` by its name, else uuid, else id. Raises UnknownGuest, Unreachable."""
+async def find_domain(connection: virConnect, uri: str, named: str) -> Life:
+    """Return a domain by its name, else uuid, else id. Raises UnknownGuest, Unreachable."""
     libvirt = library()
     lookups: list[Callable[[], virDomain]] = [
         functools.partial(connection.lookupByName, named),
@@ -264,7 +299,7 @@ async def find_domain(connection: virConnect, uri: str, named: str) -> virDomain
         lookups.append(functools.partial(connection.lookupByID, int(named)))
     for lookup in lookups:
         try:
-            return await call(lookup)
+            return await call(lambda look: life(look()), lookup)
         except errors.MonitorTimeout as error:
             raise errors.Unreachable(f"libvirt at {uri!r}: {error.message}") from None
         except libvirt.libvirtError as error:

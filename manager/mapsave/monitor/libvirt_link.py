@@ -53,22 +53,22 @@ class DomainEvents:
 
 
 class Link:
-    """Calls on one life of a domain, which ``handle`` was in when it was looked up.
+    """Calls on one life of a domain.
 
     ``ended`` is set once it is over; from then on every call raises MonitorLost. ``process`` is pid
     and start time of its QEMU, where they are known.
     """
 
-    def __init__(self, uri: str, connection: virConnect, handle: virDomain) -> None:
+    def __init__(self, uri: str, connection: virConnect, life: libvirt_connection.Life) -> None:
         self.uri = uri
-        self.name: str = handle.name()
-        self.uuid: str = handle.UUIDString()
+        self.name = life.name
+        self.uuid = life.uuid
         self.address = f"libvirt+{uri}#{self.name}"
         self.process: tuple[int, int] | None = None
         self.libvirt = libvirt_connection.library()
         self.ended = asyncio.Event()
         self._connection = connection
-        self._id: int = handle.ID()
+        self._id = life.id
         self._how_ended: str | None = None
         self._loop = asyncio.get_running_loop()
         self._listeners: list[DomainEvents] = []
@@ -115,8 +115,12 @@ class Link:
         await self.repeatedly("listen", self._register)
 
     async def close(self) -> None:
-        await libvirt_connection.call(self._unregister)
-        await libvirt_connection.close(self._connection)
+        try:
+            with contextlib.suppress(errors.MonitorTimeout):
+                limit = libvirt_connection.CLOSE_TIMEOUT
+                await libvirt_connection.call(self._unregister, timeout=limit)
+        finally:
+            await libvirt_connection.close(self._connection)
 
     async def repeatedly(
         self,

@@ -161,8 +161,8 @@ async def connected(uri: str, named: str) -> AsyncIterator[LibvirtSession]:
     """
     connection = await libvirt_connection.connect(uri)
     try:
-        handle = await libvirt_connection.find_domain(connection, uri, named)
-        session = LibvirtSession(uri, connection, handle)
+        life = await libvirt_connection.find_domain(connection, uri, named)
+        session = LibvirtSession(uri, connection, life)
     except BaseException:
         await libvirt_connection.close(connection)
         raise
@@ -172,7 +172,7 @@ async def connected(uri: str, named: str) -> AsyncIterator[LibvirtSession]:
         except errors.MonitorLost:
             raise errors.WrongRunState(
                 f"{session.address}: the domain is shut off",
-                hint=f"start it: virsh start {shlex.quote(handle.name())}",
+                hint=f"start it: virsh start {shlex.quote(life.name)}",
             ) from None
         yield session
     finally:

@@ -25,9 +25,9 @@ from mapsave.operations.restore_request import Request
 from mapsave.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
-    from libvirt import virConnect, virDomain
+    from libvirt import virConnect
 
-    _Starting = Callable[[virConnect], virDomain]
+    _Starting = Callable[[virConnect], libvirt_connection.Life]
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +79,9 @@ async def created(asked: Start, cookie: str | None) -> AsyncIterator[Destination
     libvirt = libvirt_connection.library()
     text = definition.waiting(asked.xml, cookie)
 
-    def start(connection: virConnect) -> virDomain:
-        return connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
+    def start(connection: virConnect) -> libvirt_connection.Life:
+        handle = connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
+        return libvirt_connection.life(handle)
 
     name = asked.identity.name
     if definition.takes_internal_snapshots(asked.xml):
@@ -127,9 +128,9 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
 
     uuid = asked.identity.uuid
 
-    def start(connection: virConnect) -> virDomain:
+    def start(connection: virConnect) -> libvirt_connection.Life:
         connection.restoreParams(wanted, flags)
-        return connection.lookupByUUIDString(uuid)
+        return libvirt_connection.life(connection.lookupByUUIDString(uuid))
 
     async with _started(asked, start, asked.watch(opened.allocated)) as target:
         for each in await fdset.query(target.session):
@@ -151,8 +152,8 @@ async def _started(
         await _check_free(connection, asked)
         if asked.vetting is not None:
             await domain_trust.check(connection, asked.xml, asked.vetting)
-        handle = await _start(connection, asked, start, watch)
-        session = passthrough.LibvirtSession(asked.uri, connection, handle)
+        life = await _start(connection, asked, start, watch)
+        session = passthrough.LibvirtSession(asked.uri, connection, life)
     except BaseException:
         await shielded.whole(libvirt_connection.close(connection))
         raise
@@ -180,8 +181,8 @@ def _pid(uri: str, uuid: str) -> int | None:
 
 async def _start(
     connection: virConnect, asked: Start, start: _Starting, watch: stall.Watch
-) -> virDomain:
-    """Have ``start`` start the domain, and return its handle; cancelled or stalled, end it."""
+) -> libvirt_connection.Life:
+    """Have ``start`` start the domain, and return its life; cancelled or stalled, end it."""
     libvirt = libvirt_connection.library()
     starting = asyncio.ensure_future(libvirt_connection.call(start, connection, timeout=None))
     try:
@@ -198,7 +199,7 @@ async def _start(
 
 
 async def _end_started(
-    connection: virConnect, asked: Start, starting: asyncio.Future[virDomain]
+    connection: virConnect, asked: Start, starting: asyncio.Future[libvirt_connection.Life]
 ) -> bool:
     """Destroy a domain whose start cannot be called off, as soon as it is there.
 
@@ -209,9 +210,9 @@ async def _end_started(
     # All that libvirt reports about a domain that it is starting: its XML it holds back until then.
     starting_up = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
 
-    def destroy(started: virDomain | None) -> None:
+    def destroy(started: libvirt_connection.Life | None) -> None:
         found = connection.lookupByUUIDString(asked.identity.uuid)
-        if found.state() == starting_up if started is None else found.ID() == started.ID():
+        if found.state() == starting_up if started is None else found.ID() == started.id:
             # libvirt would first ask it to end, for ten seconds, which one that hangs ignores.
             if (known := process.identity(_pid(asked.uri, asked.identity.uuid))) is not None:
                 process.kill(*known)
@@ -234,11 +235,14 @@ async def _check_free(connection: virConnect, asked: Start) -> None:
     """Raise Busy where the domain runs already; wait for one that is just ending, after a save."""
     libvirt = libvirt_connection.library()
     surely, deadline = time.monotonic() + _SURELY, time.monotonic() + _ENDING_TIMEOUT
+
+    def state() -> int | None:
+        handle = connection.lookupByUUIDString(asked.identity.uuid)
+        return int(handle.state()[0]) if handle.isActive() else None
+
     with contextlib.suppress(libvirt.libvirtError):
-        handle = await libvirt_connection.call(connection.lookupByUUIDString, asked.identity.uuid)
-        while await libvirt_connection.call(handle.isActive):
-            state, _ = await libvirt_connection.call(handle.state)
-            is_ending = state == libvirt.VIR_DOMAIN_SHUTDOWN
+        while (found := await libvirt_connection.call(state)) is not None:
+            is_ending = found == libvirt.VIR_DOMAIN_SHUTDOWN
             if time.monotonic() > (deadline if is_ending else surely):
                 name = asked.identity.name
                 raise errors.Busy(

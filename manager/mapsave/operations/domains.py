@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from mapsave.monitor import domain, libvirt_connection
 from mapsave.operations import preview, save_request
 
 if TYPE_CHECKING:
-    from libvirt import virDomain
+    from libvirt import virConnect, virDomain
 
     Line = dict[str, Any]  # as ``mapsave list --libvirt --json`` prints it
 
@@ -28,15 +27,18 @@ async def domains(config: Config, uri: str) -> list[Line]:
     libvirt = libvirt_connection.library()
     async with libvirt_connection.connected(uri) as connection:
         try:
-            handles = await libvirt_connection.call(connection.listAllDomains)
-            describe = functools.partial(_line, libvirt, uri)
-            found = [await libvirt_connection.call(describe, handle) for handle in handles]
+            lines = await libvirt_connection.call(_lines, libvirt, uri, connection)
         except libvirt.libvirtError as error:
             raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
-    lines = [line for line in found if line is not None]
     slots = asyncio.Semaphore(_AT_ONCE)
     await asyncio.gather(*(_judge(config, uri, line, slots) for line in lines))
     return sorted(lines, key=lambda line: str(line["name"]))
+
+
+def _lines(libvirt: ModuleType, uri: str, connection: virConnect) -> list[Line]:
+    """Return a line for each domain. Blocks."""
+    found = (_line(libvirt, uri, handle) for handle in connection.listAllDomains())
+    return [line for line in found if line is not None]
 
 
 def _line(libvirt: ModuleType, uri: str, handle: virDomain) -> Line | None:
