@@ -12,8 +12,8 @@ from mapsave.monitor.session import Session
 _log = logging.getLogger(__name__)
 
 QUIT_TIMEOUT = 60.0
-# A process that was killed closes its monitor a moment before it is gone.
-LOST_TIMEOUT = 2.0
+# A process that was killed closes its monitor before it is gone: seconds before on a busy host.
+LOST_TIMEOUT = 10.0
 KILL_TIMEOUT = 10.0
 
 
