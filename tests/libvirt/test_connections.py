@@ -30,7 +30,7 @@ def test_address_without_a_uri_is_one_of_the_system(
         before = guest.snapshot_ram(tmp_path / "before")
         path = site.images / "image"
         run(inside, site, "save", f"libvirt:{NAME}", "-o", path)
-        guest.wait_state("shut off (destroyed)")
+        guest.wait_state("shut off (shutdown)")
         restored = run(inside, site, "restore", path).json()
         assert restored["monitor"] == f"libvirt+qemu:///system#{NAME}"
         ram.assert_same(before, guest.ram)
@@ -69,7 +69,7 @@ def test_ordinary_user_saves_the_guests_of_the_own_session(
         for through in ([], ["--through-libvirt"]):
             saving = ("save", address, "-o", path, "--replace")
             run(command, users_site, *saving, env=session_daemon.env)
-            guest.wait_state("shut off (destroyed)")
+            guest.wait_state("shut off (shutdown)")
             assert path.stat().st_uid == session_daemon.user
             restoring: list[str | Path] = ["restore", path, "--guest", address, *through]
             restored = run(command, users_site, *restoring, env=session_daemon.env).json()

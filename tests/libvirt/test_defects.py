@@ -53,7 +53,7 @@ def test_our_set_has_a_number_of_its_own_and_says_whose_it_is(
         names = [each["opaque"] for each in ours["fds"]]
         assert len(names) == 2
         assert all(name and not LIBVIRTS.startswith(name) for name in names)
-    guest.wait_state("shut off (destroyed)")
+    guest.wait_state("shut off (shutdown)")
 
 
 @pytest.mark.parametrize("number", [0, 1, FIRST], ids=["libvirt's first", "1", "our first"])

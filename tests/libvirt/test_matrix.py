@@ -29,7 +29,7 @@ def persistent_xml(guest: Domain) -> str:
 
 
 def assert_ended(guest: Domain, how: ways.Save, *, transient: bool) -> None:
-    reason = "saved" if how == "virsh" else "destroyed"
+    reason = "saved" if how == "virsh" else "shutdown"
     guest.wait_state(domain.GONE if transient else f"shut off ({reason})")
 
 

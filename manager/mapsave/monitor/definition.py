@@ -34,6 +34,11 @@ def disks(xml: str) -> list[str]:
     return [target.attrib["dev"] for target in targets if "dev" in target.attrib]
 
 
+def restarts(live_xml: str) -> bool:
+    """Return whether libvirt starts the domain again when it shuts down (``on_poweroff``)."""
+    return _parsed(live_xml).findtext("./on_poweroff") == "restart"
+
+
 def takes_internal_snapshots(xml: str) -> bool:
     """Return whether a disk of the domain can hold snapshots itself (``snapshot-create-as``)."""
     return _parsed(xml).find("./devices/disk/driver[@type='qcow2']") is not None

@@ -56,6 +56,11 @@ class Domain:
         return self.persistent_xml is None
 
     @property
+    def restarts(self) -> bool:
+        """Whether libvirt starts it again when it shuts down."""
+        return definition.restarts(self.live_xml)
+
+    @property
     def image_label(self) -> str | None:
         """The SELinux label that libvirt gives to the domain's own disks; None without one."""
         return definition.image_label(self.live_xml, "selinux")

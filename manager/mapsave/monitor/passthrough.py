@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from mapsave import errors
-from mapsave.monitor import domain, libvirt_connection, process
+from mapsave.monitor import domain, kept_open, libvirt_connection, process
 from mapsave.monitor import session as limits
 from mapsave.monitor.libvirt_link import Link
 from mapsave.monitor.session import Version
@@ -26,6 +26,9 @@ from mapsave.monitor.session import Version
 _NOTICE_TIMEOUT = 0.5
 # An init that waits for its children reaps within a few milliseconds.
 _REAP_TIMEOUT = 0.02
+_REAP_POLL = 0.001
+# libvirt kills a QEMU that it ends after ten seconds; one that does not quit is left to it then.
+_QUIT_TIMEOUT = 10.0
 
 
 class LibvirtSession(Link):
@@ -33,6 +36,7 @@ class LibvirtSession(Link):
 
     version = Version(0, 0, 0, "")  # until it has begun
     pid: int | None = None
+    _described: domain.Domain | None = None
 
     async def begin(self) -> None:
         """Listen to events, and learn QEMU's version and process."""
@@ -85,13 +89,63 @@ class LibvirtSession(Link):
                 raise
 
     async def end(self, timeout: float) -> None:
-        """Destroy the domain: a transient one disappears, a persistent one is shut off.
+        """Have QEMU quit, or else destroy the domain: it disappears, or is shut off if persistent.
 
         Returns when QEMU's process has ended, its disks free, and libvirt has noticed. It cannot
         notice where the host's init has not reaped the process yet. It does so later then, and
         until that holds the domain's job, for which a start would wait. Raises MonitorLost where
         the domain has ended by itself; one that was restarted is left alone.
         """
+        if not await self._has_quit():
+            await self._destroyed(timeout)
+
+    async def _has_quit(self) -> bool:
+        """Have QEMU quit and libvirt notice; False where QEMU is to be ended in another way.
+
+        libvirt takes a `quit` for a shutdown of the guest, which a domain may have it follow by a
+        restart: such a domain is not shut off but "crashed" then.
+        """
+        if self.process is None or self._is_silent:
+            return False
+        try:
+            described = self._described or await self.domain()
+        except (errors.CommandRefused, errors.MonitorTimeout):
+            return False
+        if described.restarts:
+            return False
+        with kept_open.connections(*self.process) as count:
+            # Without that it would take as long as a destroy, which is sure to come through.
+            if not count or not await self._quit(*self.process):
+                return False
+        if not process.is_zombie(self.pid):
+            await self.wait_lost(_NOTICE_TIMEOUT)
+        return True
+
+    async def _quit(self, pid: int, started: int) -> bool:
+        """Execute `quit`; return whether the process has ended. Its parent has a moment to reap."""
+        gone = asyncio.ensure_future(process.ended(pid, started))
+        # Its answer may be lost, as QEMU quits.
+        quitting = asyncio.ensure_future(self.execute("quit", timeout=_QUIT_TIMEOUT))
+        try:
+            async with asyncio.timeout(_QUIT_TIMEOUT):
+                await asyncio.wait((quitting, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not gone.done():
+                    await quitting
+                await gone
+        except (TimeoutError, errors.CommandRefused, errors.MonitorTimeout):
+            return False
+        finally:
+            gone.cancel()
+            quitting.add_done_callback(lambda done: done.cancelled() or done.exception())
+            quitting.cancel()
+        for _ in range(round(_REAP_TIMEOUT / _REAP_POLL)):
+            if not process.is_zombie(pid):
+                break
+            await asyncio.sleep(_REAP_POLL)
+        return True
+
+    async def _destroyed(self, timeout: float) -> None:
+        """Destroy the domain; returns and raises as ``end`` does."""
         destroying = asyncio.ensure_future(
             self.repeatedly("destroy", self._destroy, timeout=timeout, grace=0)
         )
@@ -113,7 +167,10 @@ class LibvirtSession(Link):
             gone.cancel()
 
     async def domain(self) -> domain.Domain:
-        return await self.repeatedly("describe", lambda: domain.describe(self.libvirt, self.live()))
+        described = self._described = await self.repeatedly(
+            "describe", lambda: domain.describe(self.libvirt, self.live())
+        )
+        return described
 
     def _destroy(self) -> None:
         handle = self.live()
