@@ -77,7 +77,7 @@ class TooOld(Refused, id="check.too_old"):
 
 
 class NotMigratable(Refused, id="check.not_migratable"):
-    """QEMU names a device or state that cannot be saved (its own blocked reasons are quoted)."""
+    """A device, job or state of the guest cannot be saved; QEMU's blocked reasons are quoted."""
 
 
 class MissingCapability(Refused, id="check.capability"):

@@ -107,6 +107,11 @@ def migratable(found: Preflight) -> str:
             "QEMU cannot save this guest: " + "; ".join(found.facts.blocked_reasons),
             blocked_reasons=list(found.facts.blocked_reasons),
         )
+    if found.facts.unsavable:
+        raise errors.NotMigratable(
+            "the guest cannot be saved: " + "; ".join(each.text for each in found.facts.unsavable),
+            hint=found.facts.unsavable[0].hint,
+        )
     return "no blocked reasons"
 
 

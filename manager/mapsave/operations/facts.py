@@ -11,7 +11,7 @@ from mapsave.image.metadata import CommandPart, HardwarePart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset, process, ram_blocks
 from mapsave.monitor.session import Session, Version
-from mapsave.operations import drives, hardware, limits, memory_backends, modes
+from mapsave.operations import devices, drives, hardware, limits, memory_backends, modes
 
 if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
@@ -37,6 +37,7 @@ class Facts:
     """One guest as its QEMU describes it, and libvirt where it is one of libvirt's.
 
     ``process`` is QEMU's pid and start time, which stays unique when the pid is given away again.
+    ``blocked_reasons`` are QEMU's own, ``unsavable`` what it does not tell.
     ``free_fdset`` can be taken for a save; QEMU has not released ``kept_fdsets`` of earlier ones.
     """
 
@@ -50,6 +51,7 @@ class Facts:
     settings: parameters.Settings
     migration: str
     blocked_reasons: tuple[str, ...]
+    unsavable: tuple[devices.Reason, ...]
     read_only_memory: tuple[str, ...]
     free_fdset: int
     kept_fdsets: tuple[int, ...]
@@ -91,17 +93,19 @@ async def _gather(session: Session) -> Facts:
     settings = await parameters.query(session)
     size = await memory(session)
     fdsets = await fdset.query(session)
+    machine = await machine_type(session)
     return Facts(
         name=domain.name if domain else (await session.execute("query-name")).get("name"),
         uuid=domain.uuid if domain else await _uuid(session),
         version=session.version,
-        machine=await machine_type(session),
+        machine=machine,
         hardware=await hardware.query(session),
         run_state=await guest_state.run_state(session),
         memory=size,
         settings=settings if domain is None else settings.of_libvirt(),
         migration=migration.status,
         blocked_reasons=migration.blocked_reasons,
+        unsavable=tuple(devices.unsavable(machine, await devices.query(session))),
         read_only_memory=await memory_backends.read_only(session),
         free_fdset=fdset.free_id(fdsets),
         kept_fdsets=tuple(fdset.kept(fdsets)),
