@@ -83,10 +83,11 @@ command("query-target")(lambda _: {"arch": "x86_64"})
 command("query-current-machine")(lambda _: {"wakeup-suspend-support": False})
 for _name in (
     *("query-memory-devices", "query-block", "query-blockstats", "query-cpus-fast"),
-    *("query-named-block-nodes", "query-iothreads", "query-pci"),
+    *("query-iothreads", "query-pci"),
     *("query-block-jobs", "query-block-exports", "query-jobs"),
 ):
     command(_name)(lambda _: [])
+command("query-named-block-nodes", schema.struct(flat_=schema.boolean))(lambda _, **__: [])
 command("query-commands")(lambda _: [{"name": name} for name in reversed(TABLE)])
 command("query-uuid")(lambda request: {"UUID": request.machine.options.uuid or _NO_UUID})
 command("query-fdsets")(lambda request: request.machine.fdsets.listing())

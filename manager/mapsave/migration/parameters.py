@@ -22,7 +22,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 
-from mapsave import errors, shielded
+from mapsave import errors, shielded, together
 from mapsave.monitor import fdset
 from mapsave.monitor.session import Session
 
@@ -61,8 +61,10 @@ class Settings:
 
 async def query(session: Session) -> Settings:
     """Return what is in force. Raises what ``Session.execute`` raises."""
-    capabilities = await _query_capabilities(session)
-    return Settings(capabilities, dict(await session.execute("query-migrate-parameters")))
+    async with together.group() as tasks:
+        capabilities = tasks.create_task(_query_capabilities(session))
+        values = tasks.create_task(session.execute("query-migrate-parameters"))
+    return Settings(capabilities.result(), dict(values.result()))
 
 
 async def _query_capabilities(session: Session) -> dict[str, bool]:

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from mapsave import errors
+from mapsave import errors, together
 from mapsave.monitor import domain, kept_open, libvirt_connection, process
 from mapsave.monitor import session as limits
 from mapsave.monitor.libvirt_link import Link
@@ -29,6 +29,21 @@ _REAP_TIMEOUT = 0.02
 _REAP_POLL = 0.001
 # libvirt kills a QEMU that it ends after ten seconds; one that does not quit is left to it then.
 _QUIT_TIMEOUT = 10.0
+# They change nothing, so that it does not matter which of them has been asked when one fails.
+_QUERIES = ("query-", "x-query-", "qom-get", "qom-list")
+
+
+class _Batch:
+    """Queries that go to libvirt one after another in one thread, after one look-up of the domain.
+
+    That takes half the time of as many calls, for each of which a thread is woken.
+    """
+
+    replies: asyncio.Future[list[str]]
+
+    def __init__(self, first: str) -> None:
+        self.first = first
+        self.texts: list[str] = []
 
 
 class LibvirtSession(Link):
@@ -37,12 +52,16 @@ class LibvirtSession(Link):
     version = Version(0, 0, 0, "")  # until it has begun
     pid: int | None = None
     _described: domain.Domain | None = None
+    _processors: list[dict[str, Any]] | None = None
+    _batch: _Batch | None = None
 
     async def begin(self) -> None:
         """Listen to events, and learn QEMU's version and process."""
         await self.listen()
-        self.version = Version.of(await self.execute("query-version"))
-        self.pid = await self._find_pid()
+        async with together.group() as tasks:
+            version = tasks.create_task(self.execute("query-version"))
+            pid = tasks.create_task(self._find_pid())
+        self.version, self.pid = Version.of(version.result()), pid.result()
         self.process = process.identity(self.pid)
 
     async def execute(
@@ -54,9 +73,53 @@ class LibvirtSession(Link):
     ) -> Any:
         message = {"execute": command, **({"arguments": dict(arguments)} if arguments else {})}
         text = json.dumps(message)
+        if timeout is None and command.startswith(_QUERIES):
+            return _value(command, await self._asked(command, text))
         send = libvirt_connection.monitor_library().qemuMonitorCommand
         reply = await self.repeatedly(command, lambda: send(self.live(), text, 0), timeout=timeout)
         return _value(command, reply)
+
+    async def _asked(self, command: str, text: str) -> str:
+        """Return the reply to a query; those of one turn of the loop go to libvirt together."""
+        while True:
+            if self._batch is None:
+                self._batch = _Batch(command)
+                self._batch.replies = asyncio.ensure_future(self._ask(self._batch))
+            batch = self._batch
+            batch.texts.append(text)
+            at = len(batch.texts) - 1
+            try:
+                # Where this task is cancelled, the others still get their replies.
+                replies = await asyncio.shield(batch.replies)
+            except errors.CommandRefused:
+                if at == 0:
+                    raise
+                continue  # the first one was refused, by libvirt
+            if at < len(replies):
+                return replies[at]
+
+    async def _ask(self, batch: _Batch) -> list[str]:
+        """Return the replies up to libvirt's first error, or raise it for the first query."""
+        self._batch = None
+        send = libvirt_connection.monitor_library().qemuMonitorCommand
+
+        def ask() -> list[str]:
+            domain_now, replies = self.live(), []
+            for text in batch.texts:
+                try:
+                    replies.append(str(send(domain_now, text, 0)))
+                except self.libvirt.libvirtError:
+                    if not replies:
+                        raise
+                    break
+            return replies
+
+        return await self.repeatedly(batch.first, ask)
+
+    async def processors(self) -> list[dict[str, Any]]:
+        if self._processors is None:
+            self._processors = await self.execute("query-cpus-fast")
+        return self._processors
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
         arguments = {"fdset-id": fdset, "opaque": opaque}
@@ -186,7 +249,7 @@ class LibvirtSession(Link):
         None where they are not in our sight: another pid namespace, or a machine without any.
         """
         try:
-            processors = await self.execute("query-cpus-fast")
+            processors = await self.processors()
             pid = process.of_thread(int(processors[0]["thread-id"]))
         except (errors.CommandRefused, IndexError, KeyError):
             return None

@@ -77,6 +77,7 @@ class QmpSession:
         self._lost = asyncio.Event()
         self._is_abandoned = False
         self._is_silent = False
+        self._processors: list[dict[str, Any]] | None = None
 
     async def execute(
         self,
@@ -114,6 +115,11 @@ class QmpSession:
             ) from None
         self._is_silent = False
         return answer
+
+    async def processors(self) -> list[dict[str, Any]]:
+        if self._processors is None:
+            self._processors = await self.execute("query-cpus-fast")
+        return self._processors
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
         async with self._descriptor_lock:

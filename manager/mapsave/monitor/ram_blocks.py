@@ -1,4 +1,4 @@
-"""QEMU's RAM blocks, as ``x-query-ramblock`` lists them: text that QEMU offers to people."""
+"""The guest's RAM: its size, and QEMU's blocks as ``x-query-ramblock`` lists them for people."""
 
 from __future__ import annotations
 
@@ -29,6 +29,25 @@ class RamBlock:
     total: int
     address: int | None
     read_only: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The sizes of a guest's RAM in bytes: at start, and plugged in since."""
+
+    base: int
+    plugged: int
+
+    @property
+    def total(self) -> int:
+        """All of the guest's RAM, ROMs and video memory not counted."""
+        return self.base + self.plugged
+
+
+async def memory(session: Session) -> Memory:
+    """Return the sizes of the guest's RAM."""
+    found = await session.execute("query-memory-size-summary")
+    return Memory(int(found["base-memory"]), int(found.get("plugged-memory", 0)))
 
 
 async def query(session: Session) -> dict[str, RamBlock]:

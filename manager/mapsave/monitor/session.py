@@ -85,6 +85,12 @@ class Session(Protocol):
         QEMU still does not answer, it is not sent at all.
         """
 
+    async def processors(self) -> list[dict[str, Any]]:
+        """Return the guest's processors as ``query-cpus-fast`` lists them; asked once.
+
+        Raises as ``execute`` does.
+        """
+
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
         """Add ``fd``, which stays ours, to a set; return its number in QEMU. Raises as above."""
 

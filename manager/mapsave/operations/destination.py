@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from mapsave import errors, shielded
+from mapsave import errors, shielded, together
 from mapsave.config import Config, Guest
 from mapsave.image import page_size
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
 from mapsave.migration.run_states import RunState
+from mapsave.migration.status import Status
 from mapsave.monitor import process as processes
 from mapsave.monitor import qmp, ram_blocks
 from mapsave.monitor.session import Session
@@ -192,7 +193,7 @@ async def compare(
     Raises WrongRunState, DestinationMismatch, OlderQemu, DestinationNotZero.
     """
     session = destination.session
-    await modes.check_made(session)
+    tried = await modes.migration(session)
     state = str((await session.execute("query-status"))["status"])
     if state != RunState.INMIGRATE:
         raise errors.WrongRunState(
@@ -200,7 +201,7 @@ async def compare(
             "incoming migration",
             hint="start it with -incoming defer",
         )
-    if "status" in await session.execute("query-migrate"):
+    if tried.status != Status.NONE:
         raise errors.WrongRunState(
             f"{session.address}: an incoming migration has been tried on it before",
             hint="QEMU cannot try twice: start a new destination",
@@ -217,8 +218,11 @@ async def compare(
 
 async def footprint(session: Session) -> limits.Footprint:
     """Return of which process a restore takes what."""
-    size = await facts.memory(session)
-    return await limits.footprint(session, size.total, await ram_blocks.query(session))
+    async with together.group() as tasks:
+        memory = tasks.create_task(ram_blocks.memory(session))
+        blocks = tasks.create_task(ram_blocks.query(session))
+        takes = tasks.create_task(limits.footprint(session, memory, blocks))
+    return takes.result()
 
 
 def _compare_version(session: Session, image: Image, *, force: bool) -> None:
@@ -260,7 +264,7 @@ async def _compare_page_size(session: Session, contents: Contents) -> None:
 
 async def _compare_memory(session: Session, image: Image) -> None:
     saved = image.metadata.get("memory", {})
-    found = await facts.memory(session)
+    found = await ram_blocks.memory(session)
     if saved and (saved.get("base"), saved.get("plugged")) != (found.base, found.plugged):
         raise errors.DestinationMismatch(
             f"the image has {saved.get('base')} bytes of RAM and {saved.get('plugged')} "

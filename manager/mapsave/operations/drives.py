@@ -30,7 +30,8 @@ class Drive:
 
 async def query(session: Session) -> tuple[Drive, ...]:
     """Ask QEMU which files it has open as disks that can be written."""
-    nodes = await session.execute("query-named-block-nodes")
+    # Without `flat` each node is described with all nodes below it.
+    nodes = await session.execute("query-named-block-nodes", {"flat": True})
     return tuple(
         Drive(str(node["node-name"]), str(node["file"]))
         for node in nodes

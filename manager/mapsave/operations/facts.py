@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import TYPE_CHECKING
 
-from mapsave import errors
+from mapsave import errors, together
 from mapsave.image.metadata import CommandPart, HardwarePart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset, process, ram_blocks
@@ -17,19 +18,6 @@ if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
 
 OLDEST_QEMU = (9, 1, 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """The sizes of a guest's RAM in bytes: at start, and plugged in since."""
-
-    base: int
-    plugged: int
-
-    @property
-    def total(self) -> int:
-        """All of the guest's RAM, ROMs and video memory not counted."""
-        return self.base + self.plugged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +35,7 @@ class Facts:
     machine: str
     hardware: HardwarePart | None
     run_state: str
-    memory: Memory
+    memory: ram_blocks.Memory
     settings: parameters.Settings
     migration: str
     blocked_reasons: tuple[str, ...]
@@ -80,54 +68,70 @@ async def gather(session: Session) -> Facts:
             f"{session.address}: QEMU {session.version}; saving to descriptors needs 9.1 or later",
             hint="older versions truncate the whole file, including its header",
         )
-    await modes.check_made(session)
     try:
-        return await _gather(session)
+        return await _gather(session, await modes.migration(session))
     except (errors.MonitorLost, errors.MonitorTimeout) as error:
         raise errors.Unreachable(error.message) from None
 
 
-async def _gather(session: Session) -> Facts:
-    migration = await outgoing.query(session)
-    domain = await session.domain()
-    settings = await parameters.query(session)
-    size = await memory(session)
-    fdsets = await fdset.query(session)
-    machine = await machine_type(session)
+async def _gather(session: Session, migration: outgoing.Outcome) -> Facts:
+    with contextlib.suppress(errors.CommandRefused):
+        await session.processors()  # which two of the following want to know
+    async with together.group() as tasks:
+        ask = tasks.create_task
+        identity = ask(_identity(session))
+        settings = ask(parameters.query(session))
+        memory_size = ask(ram_blocks.memory(session))
+        fdsets = ask(fdset.query(session))
+        machine = ask(machine_type(session))
+        hardware_part = ask(hardware.query(session))
+        run_state = ask(guest_state.run_state(session))
+        blocks = ask(ram_blocks.query(session))
+        read_only = ask(memory_backends.read_only(session, blocks))
+        footprint = ask(limits.footprint(session, memory_size, blocks))
+        mode = ask(modes.query(session))
+        opened = ask(drives.query(session))
+        found_devices = ask(devices.query(session))
+    domain, name, uuid = identity.result()
+    found = settings.result()
     return Facts(
-        name=domain.name if domain else (await session.execute("query-name")).get("name"),
-        uuid=domain.uuid if domain else await _uuid(session),
+        name=name,
+        uuid=uuid,
         version=session.version,
-        machine=machine,
-        hardware=await hardware.query(session),
-        run_state=await guest_state.run_state(session),
-        memory=size,
-        settings=settings if domain is None else settings.of_libvirt(),
+        machine=machine.result(),
+        hardware=hardware_part.result(),
+        run_state=run_state.result(),
+        memory=memory_size.result(),
+        settings=found if domain is None else found.of_libvirt(),
         migration=migration.status,
         blocked_reasons=migration.blocked_reasons,
-        unsavable=tuple(devices.unsavable(machine, await devices.query(session))),
-        read_only_memory=await memory_backends.read_only(session),
-        free_fdset=fdset.free_id(fdsets),
-        kept_fdsets=tuple(fdset.kept(fdsets)),
+        unsavable=tuple(devices.unsavable(machine.result(), found_devices.result())),
+        read_only_memory=read_only.result(),
+        free_fdset=fdset.free_id(fdsets.result()),
+        kept_fdsets=tuple(fdset.kept(fdsets.result())),
         pid=session.pid,
         process=process.identity(session.pid),
         domain=domain,
-        mode=await modes.query(session),
-        drives=await drives.query(session),
-        footprint=await limits.footprint(session, size.total, await ram_blocks.query(session)),
+        mode=mode.result(),
+        drives=opened.result(),
+        footprint=footprint.result(),
     )
+
+
+async def _identity(session: Session) -> tuple[Domain | None, str | None, str | None]:
+    """Return the guest's domain, if libvirt has it, its name and its uuid."""
+    if (domain := await session.domain()) is not None:
+        return domain, domain.name, domain.uuid
+    async with together.group() as tasks:
+        name = tasks.create_task(session.execute("query-name"))
+        uuid = tasks.create_task(_uuid(session))
+    return None, name.result().get("name"), uuid.result()
 
 
 async def machine_type(session: Session) -> str:
     """Return the machine type as resolved (``pc`` is ``pc-i440fx-10.0``): what the stream names."""
     found = await session.execute("qom-get", {"path": "/machine", "property": "type"})
     return str(found).removesuffix("-machine")
-
-
-async def memory(session: Session) -> Memory:
-    """Return the sizes of the guest's RAM."""
-    found = await session.execute("query-memory-size-summary")
-    return Memory(int(found["base-memory"]), int(found.get("plugged-memory", 0)))
 
 
 async def _uuid(session: Session) -> str | None:

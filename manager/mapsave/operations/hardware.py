@@ -7,10 +7,9 @@ records what the guest saw, as its QEMU described it, and a destination must be 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping
 
-from mapsave import errors
+from mapsave import errors, together
 from mapsave.image.metadata import HardwarePart, Metadata
 from mapsave.monitor.session import Session
 from mapsave.operations import cpuid
@@ -35,23 +34,27 @@ _UNTOLD = "auto"
 async def query(session: Session) -> HardwarePart | None:
     """Return what the guest sees; None for a machine without processors (``-machine none``)."""
     try:
-        cpus = await session.execute("query-cpus-fast")
+        cpus = await session.processors()
         first = str(cpus[0]["qom-path"])
     except (errors.CommandRefused, IndexError, KeyError):
         return None
+    async with together.group() as tasks:
+        ask = tasks.create_task
+        model, words = ask(_get(session, first, "type")), ask(_get(session, first, "feature-words"))
+        topology = ask(_get(session, "/machine", "smp"))
+        machine = ask(_options(session, "/machine", _is_option))
+        processor = ask(_options(session, first, _is_of_processor))
     found: HardwarePart = {
         "target": str(cpus[0].get("target", "")),
-        "model": str(await _get(session, first, "type")),
+        "model": str(model.result()),
         "vcpus": [_position(cpu.get("props", {})) for cpu in cpus],
-        "machine": await _options(session, "/machine", _is_option),
+        "machine": machine.result(),
     }
-    topology = await _get(session, "/machine", "smp")
-    if isinstance(topology, dict):
-        found["topology"] = {str(level): int(count) for level, count in topology.items()}
-    words = await _get(session, first, "feature-words")
-    if isinstance(words, list):
-        found["features"] = cpuid.words(words)
-        found["processor"] = await _options(session, first, _is_of_processor)
+    if isinstance(levels := topology.result(), dict):
+        found["topology"] = {str(level): int(count) for level, count in levels.items()}
+    if isinstance(registers := words.result(), list):
+        found["features"] = cpuid.words(registers)
+        found["processor"] = processor.result()
     return found
 
 
@@ -74,8 +77,7 @@ async def _options(
     """Return those properties of a QOM object that ``wanted`` takes by name and type."""
     listed = await session.execute("qom-list", {"path": path})
     names = sorted(str(each["name"]) for each in listed if wanted(each["name"], each["type"]))
-    # QEMU answers in order, but need not wait for us in between.
-    values = await asyncio.gather(*(_get(session, path, name) for name in names))
+    values = await together.all_of(_get(session, path, name) for name in names)
     found = zip(names, values, strict=True)
     return {name: value for name, value in found if isinstance(value, bool | int | str)}
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
-from mapsave import errors, units
+from mapsave import errors, together, units
 from mapsave.image import superblock
 from mapsave.monitor import headroom, process
 from mapsave.monitor.control_groups import Limit
 from mapsave.monitor.headroom import Headroom
-from mapsave.monitor.ram_blocks import RamBlock
+from mapsave.monitor.ram_blocks import Memory, RamBlock
 from mapsave.monitor.session import Session
 from mapsave.plan import limits as plan
 from mapsave.plan.limits import Need
@@ -50,14 +50,19 @@ class Limited:
     detail: str
 
 
-async def footprint(session: Session, ram_bytes: int, blocks: Mapping[str, RamBlock]) -> Footprint:
-    """Ask QEMU for it; ``ram_bytes`` is for one that does not list its RAM ``blocks``."""
-    used = [block.used for block in blocks.values()] or [ram_bytes]
+async def footprint(
+    session: Session, memory: Awaitable[Memory], blocks: Awaitable[Mapping[str, RamBlock]]
+) -> Footprint:
+    """Ask QEMU for it; ``memory`` is for one that does not list its RAM ``blocks``."""
+    async with together.group() as tasks:
+        pid = tasks.create_task(_qemu_pid(session))
+        workers = tasks.create_task(_workers(session))
+    used = [block.used for block in (await blocks).values()] or [(await memory).total]
     # Each block begins at a full MiB after its bitmap.
     stream = sum(length + length // (8 * 4096) + 2 * units.MIB for length in used)
     return Footprint(
-        pid=await _qemu_pid(session),
-        workers=await _workers(session),
+        pid=pid.result(),
+        workers=workers.result(),
         image_bytes=superblock.DEFAULT_STREAM_OFFSET + stream + _DEVICES,
     )
 
@@ -68,7 +73,7 @@ async def _qemu_pid(session: Session) -> int | None:
     if pid is None:
         return None
     try:
-        processors = await session.execute("query-cpus-fast")
+        processors = await session.processors()
     except errors.CommandRefused:
         return pid
     threads = [int(each["thread-id"]) for each in processors[:1]]

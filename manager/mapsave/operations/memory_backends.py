@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 
-from mapsave import errors
-from mapsave.monitor import ram_blocks
+from mapsave import errors, together
+from mapsave.monitor.ram_blocks import RamBlock
 from mapsave.monitor.session import Session
 
 
@@ -35,19 +35,19 @@ class Backend:
 
 async def query(session: Session) -> list[Backend]:
     """Return the memory backends. Raises MonitorError."""
-    found = []
-    for entry in await session.execute("query-memdev"):
-        name = entry.get("id")
-        if name is None:
-            continue
-        path = await _property(session, name, "mem-path")
-        is_rom = path is not None and await _property(session, name, "readonly") is True
-        if is_rom:
-            is_rom = await _property(session, name, "rom") != "off"
-        offset = await _property(session, name, "offset") if path is not None else None
-        start = offset if isinstance(offset, int) else 0
-        found.append(Backend(str(name), None if path is None else str(path), start, is_rom))
-    return found
+    names = [entry.get("id") for entry in await session.execute("query-memdev")]
+    return await together.all_of(_backend(session, str(name)) for name in names if name is not None)
+
+
+async def _backend(session: Session, name: str) -> Backend:
+    path = await _property(session, name, "mem-path")
+    if path is None:
+        return Backend(name, None, 0, is_rom=False)
+    read_only, rom, offset = await together.all_of(
+        _property(session, name, key) for key in ("readonly", "rom", "offset")
+    )
+    start = offset if isinstance(offset, int) else 0
+    return Backend(name, str(path), start, is_rom=read_only is True and rom != "off")
 
 
 async def _property(session: Session, name: str, key: str) -> object:
@@ -57,10 +57,8 @@ async def _property(session: Session, name: str, key: str) -> object:
         return None
 
 
-async def read_only(session: Session) -> tuple[str, ...]:
-    """Return the names of RAM blocks that would be in an image, and that no QEMU can load."""
+async def read_only(session: Session, blocks: Awaitable[Mapping[str, RamBlock]]) -> tuple[str, ...]:
+    """Return the names of RAM ``blocks`` that would be in an image, and that no QEMU can load."""
     roms = [backend for backend in await query(session) if backend.is_rom]
-    if not roms:
-        return ()
-    names = await ram_blocks.query(session)
+    names = await blocks
     return tuple(name for backend in roms if (name := backend.block(names)) is not None)

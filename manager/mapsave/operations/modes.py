@@ -6,10 +6,12 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from mapsave import errors
+from mapsave import errors, together
 from mapsave.image import description
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
+from mapsave.migration import outgoing
+from mapsave.migration.outgoing import Outcome
 from mapsave.monitor import process
 from mapsave.monitor.session import Session
 
@@ -49,19 +51,25 @@ class Mode:
 
 async def query(session: Session) -> Mode:
     """Ask QEMU in which modes it is."""
-    try:
-        replay = str((await session.execute("query-replay"))["mode"])
-    except errors.CommandRefused:
-        replay = Replay.NONE  # built without TCG
-    jobs = [job for job in await session.execute("query-jobs") if job["status"] not in _OVER]
-    exports = await session.execute("query-block-exports")
+    async with together.group() as tasks:
+        replay = tasks.create_task(_replay(session))
+        all_jobs = tasks.create_task(session.execute("query-jobs"))
+        all_exports = tasks.create_task(session.execute("query-block-exports"))
+    jobs = [job for job in all_jobs.result() if job["status"] not in _OVER]
+    exports = all_exports.result()
     writers = (
         *_named(job for job in jobs if job["type"] in _HINDERING),
         *(f"{each['type']} export {each['id']!r}" for each in exports if each["type"] in _EXPORTS),
     )
-    return Mode(
-        replay, writers, tuple(_named(job for job in jobs if job["type"] not in _HINDERING))
-    )
+    others = tuple(_named(job for job in jobs if job["type"] not in _HINDERING))
+    return Mode(replay.result(), writers, others)
+
+
+async def _replay(session: Session) -> str:
+    try:
+        return str((await session.execute("query-replay"))["mode"])
+    except errors.CommandRefused:
+        return Replay.NONE  # built without TCG
 
 
 def _named(jobs: Iterable[Mapping[str, object]]) -> Iterator[str]:
@@ -104,10 +112,13 @@ def check(mode: Mode, *, goes_on: bool) -> str:
     return "no record/replay, and no job that the save would disturb"
 
 
-async def check_made(session: Session) -> None:
-    """Raise WrongRunState where QEMU has not made its machine yet (``-preconfig``)."""
+async def migration(session: Session) -> Outcome:
+    """Return where QEMU's migration is, asked first of all.
+
+    Raises WrongRunState where QEMU has not made its machine yet (``-preconfig``).
+    """
     try:
-        await session.execute("query-migrate")
+        return await outgoing.query(session)
     except errors.CommandRefused as error:
         if _TOO_EARLY not in error.desc:
             raise
