@@ -113,6 +113,16 @@ GOOD = [
 ]
 
 
+def test_the_client_of_the_service_loads_neither_event_loop_nor_monitor(
+    mapsaved: service.Service,
+) -> None:
+    words = ("save", "db", "-o", "imports", *RESUME)
+    done = mapsaved.site.run(*words, check=0, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "mapsave.client.delegate" in loaded
+    assert not loaded & {"asyncio", "logging", "mapsave.operations.save", "mapsave.monitor.qmp"}
+
+
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.parametrize("arguments", GOOD, ids=" ".join)
 def test_what_goes_well_is_told_alike(

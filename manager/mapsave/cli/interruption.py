@@ -8,7 +8,6 @@ journal is made for: what is left is reported, and ``mapsave recover`` finishes 
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import contextvars
 import os
@@ -94,15 +93,16 @@ def run(work: Callable[[], T], stop: Stop) -> T:
     Raises Abandoned where it does not end in time after a signal, TooLittleLeft where no thread can
     be had.
     """
-    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    results: list[T] = []
+    failures: list[BaseException] = []
     deadline: float | None = None
     with _signals() as signals:
 
         def body() -> None:
             try:
-                outcome.set_result(work())
+                results.append(work())
             except BaseException as error:
-                outcome.set_exception(error)
+                failures.append(error)
             signals.wake()
 
         context = contextvars.copy_context()
@@ -115,7 +115,7 @@ def run(work: Callable[[], T], stop: Stop) -> T:
                 f"mapsave cannot run: {error}",
                 hint="raise the limit on threads (ulimit -u, pids.max of the control group)",
             ) from None
-        while not outcome.done():
+        while not results and not failures:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise stop.abandoned() from None
@@ -123,7 +123,9 @@ def run(work: Callable[[], T], stop: Stop) -> T:
                 seconds = stop.signal(number)
                 if deadline is None:
                     deadline = time.monotonic() + seconds
-    return outcome.result()
+    if failures:
+        raise failures[0]
+    return results[0]
 
 
 def end_soon(code: int) -> None:

@@ -1,10 +1,12 @@
-"""Run an operation from the command line: signals, logs and the progress of one save."""
+"""Run an operation from the command line: signals, logs and the progress of one save.
+
+What only an operation in this process needs is imported by ``run``: the service's client, which
+shows progress as well, does without.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Coroutine, Iterator
@@ -26,6 +28,9 @@ def run(work: Coroutine[object, object, T], given: Globals) -> T:
 
     Raises Interrupted after that, or what ``work`` raises.
     """
+    import asyncio
+    import logging
+
     level = logging.DEBUG if given.debug else logging.WARNING
     form = f"{output.clear_line()}mapsave: %(message)s"
     logging.basicConfig(stream=sys.stderr, level=level, format=form)
@@ -36,6 +41,8 @@ def run(work: Coroutine[object, object, T], given: Globals) -> T:
 
 
 async def _cancellable(work: Coroutine[object, object, T], stop: interruption.Stop) -> T:
+    import asyncio
+
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     is_cancelled = False

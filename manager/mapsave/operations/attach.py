@@ -15,7 +15,6 @@ from pathlib import Path
 import mapsave
 from mapsave import errors, shielded
 from mapsave.config import Config, Guest
-from mapsave.monitor import qmp
 from mapsave.monitor.session import Session
 from mapsave.operations import launch, locks
 
@@ -53,6 +52,8 @@ class Monitor:
     async def connected(self) -> AsyncIterator[Session]:
         """Connect to it. Raises as ``attached`` does."""
         if self.socket is not None:
+            from mapsave.monitor import qmp  # which a libvirt guest does without
+
             async with qmp.connected(self.socket) as session:
                 yield session
         else:
@@ -157,6 +158,8 @@ async def connected_when_up(
 
 async def answers(path: str) -> bool:
     """Return whether anything listens on the socket; the connection is dropped at once."""
+    from mapsave.monitor import qmp
+
     try:
         with contextlib.closing(await qmp.connect(path, timeout=1.0)):
             return True
