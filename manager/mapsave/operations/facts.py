@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapsave import errors, together
@@ -12,7 +13,15 @@ from mapsave.image.metadata import CommandPart, HardwarePart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset, process, ram_blocks
 from mapsave.monitor.session import Session, Version
-from mapsave.operations import devices, drives, hardware, limits, memory_backends, modes
+from mapsave.operations import (
+    devices,
+    drives,
+    hardware,
+    known_processes,
+    limits,
+    memory_backends,
+    modes,
+)
 
 if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
@@ -61,20 +70,26 @@ class Facts:
         return run_states.of(self.run_state).runs
 
 
-async def gather(session: Session) -> Facts:
-    """Ask QEMU. Raises TooOld where it lacks what we ask, Unreachable where it stops answering."""
+async def gather(session: Session, state: Path) -> Facts:
+    """Ask QEMU what the state directory does not say of this process.
+
+    Raises TooOld where it lacks what we ask, Unreachable where it stops answering.
+    """
     if session.version.release < OLDEST_QEMU:
         raise errors.TooOld(
             f"{session.address}: QEMU {session.version}; saving to descriptors needs 9.1 or later",
             hint="older versions truncate the whole file, including its header",
         )
     try:
-        return await _gather(session, await modes.migration(session))
+        known = known_processes.recall(state, process.identity(session.pid))
+        return await _gather(session, await modes.migration(session), known)
     except (errors.MonitorLost, errors.MonitorTimeout) as error:
         raise errors.Unreachable(error.message) from None
 
 
-async def _gather(session: Session, migration: outgoing.Outcome) -> Facts:
+async def _gather(
+    session: Session, migration: outgoing.Outcome, known: HardwarePart | None
+) -> Facts:
     with contextlib.suppress(errors.CommandRefused):
         await session.processors()  # which two of the following want to know
     async with together.group() as tasks:
@@ -84,7 +99,7 @@ async def _gather(session: Session, migration: outgoing.Outcome) -> Facts:
         memory_size = ask(ram_blocks.memory(session))
         fdsets = ask(fdset.query(session))
         machine = ask(machine_type(session))
-        hardware_part = ask(hardware.query(session))
+        hardware_part = ask(hardware.query(session, known))
         run_state = ask(guest_state.run_state(session))
         blocks = ask(ram_blocks.query(session))
         read_only = ask(memory_backends.read_only(session, blocks))

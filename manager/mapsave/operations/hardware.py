@@ -31,13 +31,19 @@ _HYPERV = "hv-"
 _UNTOLD = "auto"
 
 
-async def query(session: Session) -> HardwarePart | None:
-    """Return what the guest sees; None for a machine without processors (``-machine none``)."""
+async def query(session: Session, known: HardwarePart | None = None) -> HardwarePart | None:
+    """Return what the guest sees; None for a machine without processors (``-machine none``).
+
+    ``known`` is what this QEMU said before; what does not change is not asked again.
+    """
     try:
         cpus = await session.processors()
         first = str(cpus[0]["qom-path"])
     except (errors.CommandRefused, IndexError, KeyError):
         return None
+    vcpus = [_position(cpu.get("props", {})) for cpu in cpus]
+    if known is not None and known.get("model") == str(await _get(session, first, "type")):
+        return {**known, "vcpus": vcpus}
     async with together.group() as tasks:
         ask = tasks.create_task
         model, words = ask(_get(session, first, "type")), ask(_get(session, first, "feature-words"))
@@ -47,7 +53,7 @@ async def query(session: Session) -> HardwarePart | None:
     found: HardwarePart = {
         "target": str(cpus[0].get("target", "")),
         "model": str(model.result()),
-        "vcpus": [_position(cpu.get("props", {})) for cpu in cpus],
+        "vcpus": vcpus,
         "machine": machine.result(),
     }
     if isinstance(levels := topology.result(), dict):

@@ -7,10 +7,8 @@ One file a process in the state directory; it goes once the process has.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -18,11 +16,11 @@ from mapsave import errors
 from mapsave.migration import parameters
 from mapsave.monitor import fdset, process
 from mapsave.monitor.session import Session
-from mapsave.operations import journal, locks
+from mapsave.operations import journal, locks, process_files
 
 _log = logging.getLogger(__name__)
 
-_SUFFIX = ".json"
+_PART = "kept"
 
 
 def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
@@ -34,7 +32,7 @@ def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
         return
     facts = {"pid": qemu[0], "process_started": qemu[1], "boot": journal.boot_id()}
     try:
-        path = _path(state, qemu)
+        path = process_files.path(state, _PART, qemu)
         locks.replace(path, json.dumps({**facts, "time": time.time(), "what": what}))
     except OSError as error:
         _log.warning(
@@ -73,34 +71,16 @@ def known(state: Path, qemu: tuple[int, int] | None) -> str | None:
 
     Raises NotPermitted.
     """
-    _sweep(state)
+    process_files.sweep(state, _PART)
     if qemu is None:
         return None
     try:
-        found = json.loads(_path(state, qemu).read_text())
+        found = json.loads(process_files.path(state, _PART, qemu).read_text())
         return str(found["what"])
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        where = str(state / "kept")
+        where = str(state / _PART)
         raise errors.denied(f"cannot read {where!r}: {error.strerror}", where) from None
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown: the record is unreadable"  # that it is there says enough
-
-
-def _path(state: Path, qemu: tuple[int, int]) -> Path:
-    """Return the file of a process, which its pid, start time and boot together name uniquely."""
-    directory = locks.state_directory(state, "kept")
-    return directory / f"{qemu[0]}-{qemu[1]}-{journal.boot_id() or 'unknown'}{_SUFFIX}"
-
-
-def _sweep(state: Path) -> None:
-    names: list[str] = []
-    with contextlib.suppress(OSError):  # it is not there, or closed to us
-        names = os.listdir(state / "kept")
-    for path in (state / "kept" / name for name in names if name.endswith(_SUFFIX)):
-        with contextlib.suppress(OSError, ValueError):
-            pid, started, boot = path.stem.split("-", 2)
-            is_now = boot == (journal.boot_id() or "unknown")
-            if not is_now or not process.alive(int(pid), int(started)):
-                path.unlink(missing_ok=True)

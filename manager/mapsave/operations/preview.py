@@ -37,7 +37,7 @@ async def preview(
     Raises Unreachable and its like where there is nothing to check.
     """
     async with open_files.reserved(), attach.attached(guest, config, only_look=True) as session:
-        found = await facts.gather(session)
+        found = await facts.gather(session, config.state)
         with save_request.place(guest, config, request) as (held, name):
             preflight = check.Preflight.of(config, found, held, name, request)
             lines, error = check.report(preflight)

@@ -28,6 +28,7 @@ from mapsave.operations import (
     facts,
     journal,
     known_domains,
+    known_processes,
     locks,
     metadata,
     save_commit,
@@ -72,7 +73,7 @@ async def _save(
 ) -> SaveResult:
     phases.enter("preflight")
     async with open_files.reserved(), attach.exclusive(guest, config) as (session, monitor):
-        found = await facts.gather(session)
+        found = await facts.gather(session, config.state)
         with (
             locks.process_held(config.state, f"guest {guest.name!r}", found.process),
             save_request.place(guest, config, request, reserve=True) as (held, name),
@@ -83,6 +84,9 @@ async def _save(
                 await shielded.in_thread(
                     functools.partial(known_domains.remember, config.state, found.domain)
                 )
+            await shielded.in_thread(
+                known_processes.remember, config.state, found.process, found.hardware
+            )
             known = metadata.before(guest.name, found, strategy, request)
             pid, started = found.process or (None, None)
             begun = SaveBegun(
