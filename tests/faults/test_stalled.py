@@ -190,7 +190,9 @@ async def test_save_that_writes_nothing(site: cli.Site, monkeypatch: pytest.Monk
         site.add_guest("web01", guest.qmp)
         config = configuration.load(site.config, {})
         request = save_request.request(config, config.guests["web01"], image="one.mapsave")
-        with pytest.raises(errors.SaveFailed, match="storage hangs|QEMU does not answer") as failed:
+        with pytest.raises(
+            errors.SaveFailed, match=r"storage hangs|QEMU does not answer"
+        ) as failed:
             async with asyncio.timeout(30):
                 await save.save(config.guests["web01"], config, request)
         assert "mapsave recover" in str(failed.value.hint)

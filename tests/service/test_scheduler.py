@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -29,6 +29,23 @@ def _after(**more: float) -> datetime.datetime:
     return NOON + datetime.timedelta(**more)
 
 
+class _Changed(asyncio.Event):
+    """What the scheduler waits for; ``idle`` is set while it does, with nothing left to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = asyncio.Event()
+
+    def set(self) -> None:
+        self.idle.clear()
+        super().set()
+
+    async def wait(self) -> Literal[True]:
+        if not self.is_set():
+            self.idle.set()
+        return await super().wait()
+
+
 class Host:
     """A clock, a directory of jobs, and a list of those that were started when."""
 
@@ -40,6 +57,7 @@ class Host:
         self.kept = kept
         self.held: str | None = None
         self.scheduler = Scheduler(kept, self._start, lambda: self.held, lambda: self.now)
+        self._changed = self.scheduler._changed = _Changed()
         self._jobs = directory / "jobs.d"
         self._jobs.mkdir()
         file = directory / "manager.yaml"
@@ -73,9 +91,8 @@ class Host:
         """Turn the clock, and wait until the scheduler has looked at it."""
         self.now = when
         await self.read()
-        # It has nothing to wait for but the journal, whose answers come in their order.
-        for _ in range(5):
-            await self.kept.ran("", 0)
+        async with asyncio.timeout(wait.LONG):
+            await self._changed.idle.wait()
 
     def next_run(self, job: str) -> datetime.datetime | None:
         found = self.scheduler.next_run(job)

@@ -22,7 +22,7 @@ def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
     site.add_guest("gone", site.directory / "gone.qmp")
     with (
         emulated.guest(site, "db"),
-        emulated.guest(site, "slow", throttle="1M"),
+        emulated.guest(site, "slow", throttle="32K"),
         service.running(site) as running,
     ):
         yield running
@@ -54,8 +54,10 @@ def test_a_command_that_is_interrupted_cancels_its_operation(
     process, operation = saving
     process.send_signal(number)
     process.send_signal(number)
-    assert "rolled back" in cli.ended(process, check=9).error("interrupted")["message"]
-    assert mapsaved.get(f"/v1/operations/{operation}")["state"] == "cancelled"
+    said = cli.ended(process, check=9).error("interrupted")["message"]
+    # On a busy host the command does not wait until it is.
+    assert "rolled back" in said or "has not finished yet" in said
+    assert mapsaved.ended(operation)["state"] == "cancelled"
     assert _slow_runs(mapsaved)
 
 
