@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import ItemsView
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,27 @@ async def test_names_that_are_no_utf8(path: Path) -> None:
         assert await opened.last_run("\ud800") == 5.0
         assert await opened.get(ODD) is None
         assert await opened.named(ODD) == []
+
+
+async def test_a_large_result_holds_up_nothing_else(path: Path) -> None:
+    """Its tens of thousands of lines are made text of in the thread that writes them, once."""
+    by: list[str] = []
+
+    class Lines(dict[str, object]):
+        def items(self) -> ItemsView[str, object]:
+            by.append(threading.current_thread().name)
+            return super().items()
+
+        def __repr__(self) -> str:
+            raise AssertionError
+
+    new = record()
+    async with history.opened(path) as opened:
+        await opened.begin(new)
+        await opened.end(new.id, "done", result=Lines(removed=5))
+        found = await opened.get(new.id)
+    assert found is not None and found.result == {"removed": 5}
+    assert by and all(each.startswith("history") for each in by)
 
 
 async def test_an_outcome_is_entered_once(path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+import tracemalloc
 import uuid
 import zoneinfo
 from pathlib import Path
@@ -19,6 +20,7 @@ from mapsave.jobs import job, retention
 from mapsave.jobs.job import Keep
 from mapsave.operations import locks
 
+from tests.bench import many
 from tests.image import build
 from tests.kit import cli, storage
 
@@ -444,3 +446,21 @@ def test_guest_that_was_saved_later_is_not_in_an_older_image() -> None:
         entry(NOW + datetime.timedelta(days=1), by=None),
     ):
         assert only in plan([*quit_images, no_later], last=1)["2026-03-02T00:00"]
+
+
+def test_memory_of_a_prune(site: cli.Site) -> None:
+    """Bytes for each image: what Python has taken for tens of thousands it rarely gives back."""
+    count = 400
+    many.fill(site.images, count)
+    guests = [f"guest{number:03d}" for number in range(many.GUESTS)]
+    found = config.Config(images=site.images, state=site.state)
+    of_many = job.Job(many.JOB, ("guest*",), keep=Keep(last=1))
+    retention._prune(of_many, Keep(last=1), found, guests, [], True)  # caches are filled
+    tracemalloc.start()
+    try:
+        lines = retention._prune(of_many, Keep(last=1), found, guests, [], True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(lines) == count
+    assert peak / count < 2000

@@ -103,8 +103,7 @@ class History(Reader):
         """
         if not fields or not fields.keys() <= rows.CHANGEABLE:
             raise TypeError(f"cannot change {sorted(fields)} of an operation")
-        query = rows.update(operation, fields)
-        await self._update(operation, query, f"a change of operation {operation}: {fields}")
+        await self._update(operation, fields, f"a change of operation {operation}: {fields}")
 
     async def end(
         self,
@@ -125,8 +124,10 @@ class History(Reader):
             raise ValueError(f"an operation does not finish as {state!r}")
         outcome: dict[str, object] = {"state": state, "ended": ended or time.time()}
         outcome |= {"result": result, "error": error}
-        query = rows.update(operation, outcome)
-        await self._update(operation, query, f"the end of operation {operation}: {outcome}")
+        # Not with its result, which may have tens of thousands of lines.
+        await self._update(
+            operation, outcome, f"the end of operation {operation}: {state}, {error}"
+        )
 
     async def ran(self, job: str, when: float) -> None:
         """Note that a job ran, at ``when`` (seconds since the epoch). Raises Refused."""
@@ -175,9 +176,9 @@ class History(Reader):
             what = f"that operation {operation} did not begin"
             self._writer.put(remove).add_done_callback(functools.partial(_log_loss, what))
 
-    async def _update(self, operation: str, query: rows.Query, what: str) -> None:
+    async def _update(self, operation: str, fields: Mapping[str, object], what: str) -> None:
         def update(connection: sqlite3.Connection) -> None:
-            if not connection.execute(*query).rowcount:
+            if not connection.execute(*rows.update(operation, fields)).rowcount:
                 raise _unknown(operation)
 
         await self._write(update, what)

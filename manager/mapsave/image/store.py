@@ -96,7 +96,7 @@ class EntryState(enum.StrEnum):
     UNREADABLE = "unreadable"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """One file of an image directory. ``error`` says why it cannot be read as an image.
 

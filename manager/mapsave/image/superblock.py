@@ -94,7 +94,7 @@ class Place:
 NATIVE = Place()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Superblock:
     """The contents of the slot in force. All offsets and lengths are bytes within the file."""
 

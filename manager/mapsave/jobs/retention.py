@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
@@ -22,6 +23,7 @@ from mapsave.config import Config
 from mapsave.image import image, store
 from mapsave.image.metadata import Metadata
 from mapsave.image.store import Entry
+from mapsave.image.superblock import Superblock
 from mapsave.jobs import outcome
 from mapsave.jobs.job import Job, Keep
 from mapsave.operations import discard, images, restored_notes
@@ -204,13 +206,14 @@ def _prune(
         )
     new = {os.path.realpath(path) for path in made}
     now = datetime.datetime.now(datetime.UTC)
+    zone = job.zone
     lines: list[Line] = []
     for guest in guests:
 
         def planned(found: list[Entry], guest: str = guest) -> list[Decision]:
-            return plan(found, job.name, guest, keep, job.zone, now=now, made=new)
+            return plan(found, job.name, guest, keep, zone, now=now, made=new)
 
-        for decision in _proven(of_guest[guest], planned):
+        for decision in _proven(of_guest.pop(guest), planned):
             line: Line = {
                 "image": decision.entry.path,
                 "guest": guest,
@@ -226,10 +229,26 @@ def _prune(
 
 
 def _slim(entry: Entry) -> Entry:
-    """Return an entry with what a plan looks at: of tens of thousands the rest is much memory."""
-    looked_at = ("guest", "job", "started", "then")
-    known = {key: value for key, value in entry.metadata.items() if key in looked_at}
-    return dataclasses.replace(entry, metadata=cast("Metadata", known))
+    """Return an entry with what a plan looks at: of tens of thousands the rest is much memory.
+
+    What Python has taken for small pieces it rarely gives back, be they free again.
+    """
+    known, block = entry.metadata, entry.block
+    metadata = {**_same(known.get("job"), known.get("then"), entry.guest)}
+    metadata["started"] = known.get("started")
+    if block is not None:
+        block = Superblock(block.state, sequence=0, stream_offset=0, uuid=block.uuid)
+    return dataclasses.replace(
+        entry,
+        metadata=cast("Metadata", metadata),
+        block=block,
+        error=entry.error and entry.error.with_traceback(None),
+    )
+
+
+@functools.lru_cache
+def _same(job: str | None, then: str | None, guest: str | None) -> Mapping[str, object]:
+    return {"job": job, "then": then, "guest": {"name": guest}}
 
 
 def _proven(

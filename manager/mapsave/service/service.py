@@ -261,7 +261,10 @@ class Service:
         while True:
             await asyncio.sleep(_TRIM)
             if _resident() > least + _GROWN:
-                gc.collect()
+                if (
+                    not self.operations
+                ):  # it looks at all that is in use, and nothing else runs then
+                    gc.collect()
                 await asyncio.to_thread(trim, 0)
                 least = _resident()
             least = min(least, _resident())
