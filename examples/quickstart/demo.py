@@ -95,9 +95,9 @@ def start_qemu(demo: Demo, qemu: str) -> None:
 
 
 def start_emulated(demo: Demo) -> None:
-    """Let mapsave start the emulated guest, as it does whenever one is needed."""
+    """Let mapsave start the emulated guest, as it does where one is to be saved."""
     demo.write({"emulator": {"memory": f"{EMULATED_MEGABYTES}M", "pattern": "random"}})
-    demo.run("check", "demo")
+    demo.run("save", "demo", "--image", "start.mapsave", "--then", "resume")
     (demo.socket,) = (demo.directory / "state").glob("emulated/*.qmp")
 
 
