@@ -1,4 +1,4 @@
-"""``python -m tests.bench [--quick] [--rounds N] [--directory DIR] [NAME…]``."""
+"""``python -m tests.bench [--quick | --dense SIZE] [--rounds N] [--directory DIR] [NAME…]``."""
 
 import argparse
 import os
@@ -6,6 +6,8 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+from mapsave import units
 
 from tests.bench import cases, guests
 
@@ -19,6 +21,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=cases.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_ALL)}")
     parser.add_argument("--quick", action="store_true", help="a dense guest of 1 GiB, not 4")
+    parser.add_argument("--dense", type=units.parse_size, help="size of the dense guest: 512M")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where images go")
     given = parser.parse_args()
@@ -56,7 +59,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="mapsave-", dir="/tmp") as short,
     ):
         site = guests.Site(Path(directory), Path(short) / "qmp")
-        wanted = guests.GIB if given.quick else 4 * guests.GIB
+        wanted = given.dense or (guests.GIB if given.quick else 4 * guests.GIB)
         size = guests.affordable(site.directory, wanted)
         load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
         print(f"{os.cpu_count()} processors, load {load} (last 1, 5 and 15 minutes)")

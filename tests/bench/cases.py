@@ -56,10 +56,10 @@ def compared(what: str, ours: Series, theirs: Series, factor: float | None = _FA
     return Row(what, *shown, f"<= {factor} x peer", ratio <= factor)
 
 
-def _limited(what: str, series: Series, limit: float, peer: Series | None = None) -> Row:
+def limited(what: str, seconds: float, limit: float, peer: Series | None = None) -> Row:
+    """Return the row of a time that has a limit of its own."""
     other = f"{peer.seconds:.3f} s" if peer else ""
-    met = series.seconds <= limit
-    return Row(what, f"{series.seconds:.3f} s", other, "", f"<= {limit} s", met)
+    return Row(what, f"{seconds:.3f} s", other, "", f"<= {limit} s", seconds <= limit)
 
 
 def _peak(what: str, series: Series, limit: int = PEAK) -> Row:
@@ -71,13 +71,13 @@ def help_(bench: Bench) -> Iterator[Row]:
     """``mapsave --help``."""
     command = [*measure.MAPSAVE, "--help"]
     series = measure.repeated(4 * bench.rounds + 1, lambda: measure.run(command, tree.ROOT))
-    yield _limited("mapsave --help", series, 0.15)
+    yield limited("mapsave --help", series.seconds, 0.15)
 
 
 def idle(bench: Bench) -> Iterator[Row]:
     """Save of a guest with 1 GiB of RAM, nearly all zero."""
     ours, theirs = _saves(bench, guests.GIB, None, 2 * bench.rounds + 1)
-    yield _limited("save, idle 1 GiB guest", ours, 0.35, theirs)
+    yield limited("save, idle 1 GiB guest", ours.seconds, 0.35, theirs)
     yield _peak("save of it", ours)
 
 
@@ -106,7 +106,7 @@ def _saves(bench: Bench, size: int, source: Path | None, rounds: int) -> tuple[S
 
     def ours() -> Run:
         path = str(site.image("mapsave"))
-        found = saved(lambda: run_mapsave(site, "save", guests.NAME, "-o", path))
+        found = saved(lambda: run_mapsave(site.config, "save", guests.NAME, "-o", path))
         strategy = json.loads(found.output)["strategy"]
         assert strategy["direct_io"], "mapsave did not use direct-io, as the peer does"
         chosen.append(strategy["channels"])
@@ -128,7 +128,7 @@ def restore(bench: Bench) -> Iterator[Row]:
     site.configure(launch)
     process = guests.start(site, guests.command(site, bench.dense, bench.source))
     try:
-        saved = json.loads(run_mapsave(site, "save", guests.NAME, "-o", path).output)
+        saved = json.loads(run_mapsave(site.config, "save", guests.NAME, "-o", path).output)
     finally:
         process.kill()
         process.wait()
@@ -142,7 +142,7 @@ def restore(bench: Bench) -> Iterator[Row]:
 
     def ours() -> Run:
         words = ("restore", path, "--again", "--channels", channels)
-        return restored(lambda: run_mapsave(site, *words))
+        return restored(lambda: run_mapsave(site.config, *words))
 
     def peer() -> Run:
         words = ["restore", str(site.socket), path, channels, *launch]
@@ -164,10 +164,10 @@ def inspect(bench: Bench) -> Iterator[Row]:
         subprocess.run(make, cwd=tree.ROOT, check=True)
 
         def look(path: str = path) -> Run:
-            return run_mapsave(site, "inspect", path)
+            return run_mapsave(site.config, "inspect", path)
 
         series = measure.repeated(bench.rounds, look)
-        yield _limited(f"inspect, 1 TiB image, {kind}", series, 1.0)
+        yield limited(f"inspect, 1 TiB image, {kind}", series.seconds, 1.0)
         yield _peak("inspect of it", series, 200 * MB)
 
 
@@ -179,9 +179,9 @@ def libvirt(bench: Bench) -> Iterator[Row]:
     yield from libvirt_cases.rows(bench)
 
 
-def run_mapsave(site: Site, *arguments: str) -> Run:
-    """Run mapsave with the site's configuration, as a process of its own."""
-    command = [*measure.MAPSAVE, "--config", str(site.config), "--quiet", "--json", *arguments]
+def run_mapsave(config: Path, *arguments: str) -> Run:
+    """Run mapsave with a configuration, as a process of its own."""
+    command = [*measure.MAPSAVE, "--config", str(config), "--quiet", "--json", *arguments]
     return measure.run(command, tree.ROOT)
 
 

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 MAPSAVE = [sys.executable, "-m", "mapsave"]
@@ -92,13 +92,19 @@ def alternating(
     rounds: int, first: Callable[[], Run], second: Callable[[], Run]
 ) -> tuple[Series, Series]:
     """Call both so many times, turn by turn, each of them first in every other round."""
-    ours: list[Run] = []
-    theirs: list[Run] = []
+    taken = in_turn(rounds, {"first": first, "second": second})
+    return taken["first"], taken["second"]
+
+
+def in_turn(rounds: int, functions: Mapping[str, Callable[[], Run]]) -> dict[str, Series]:
+    """Call each so many times, turn by turn, another one first in each round."""
+    names = list(functions)
+    runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(rounds):
-        pair = [(ours, first), (theirs, second)]
-        for runs, function in pair if number % 2 == 0 else reversed(pair):
-            runs.append(function())
-    return Series(ours), Series(theirs)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            runs[name].append(functions[name]())
+    return {name: Series(each) for name, each in runs.items()}
 
 
 def repeated(rounds: int, function: Callable[[], Run]) -> Series:
