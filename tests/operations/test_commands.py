@@ -19,4 +19,5 @@ async def test_a_save_and_a_restore_ask_for_no_fact_twice(site: cli.Site) -> Non
         assert saving['["query-migrate-capabilities", null]'] <= 3
         with commands.counted(qmp.QmpSession) as restoring:
             await restore.restore(found, Request(image="image"))
+        assert commands.asked_twice(restoring) == []
         assert restoring['["query-cpus-fast", null]'] == 1

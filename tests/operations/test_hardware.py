@@ -81,6 +81,7 @@ def test_what_is_not_told_is_no_difference(changed: dict[str, Any], words: str |
 
 async def test_a_destination_without_processors() -> None:
     session: Any = _Silent()
-    assert await hardware.compare(session, {}, force=False) == []
+    here = await hardware.query(session)
+    assert hardware.compare(here, {}, force=False) == []
     with pytest.raises(errors.DestinationMismatch, match="2 vCPUs, here 0"):
-        await hardware.compare(session, {"hardware": _SAVED}, force=False)  # type: ignore[typeddict-item]
+        hardware.compare(here, {"hardware": _SAVED}, force=False)  # type: ignore[typeddict-item]

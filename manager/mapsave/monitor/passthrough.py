@@ -52,7 +52,7 @@ class LibvirtSession(Link):
     version = Version(0, 0, 0, "")  # until it has begun
     pid: int | None = None
     _described: domain.Domain | None = None
-    _processors: list[dict[str, Any]] | None = None
+    _processors: asyncio.Future[list[dict[str, Any]]] | None = None
     _batch: _Batch | None = None
 
     async def begin(self) -> None:
@@ -117,9 +117,9 @@ class LibvirtSession(Link):
         return await self.repeatedly(batch.first, ask)
 
     async def processors(self) -> list[dict[str, Any]]:
-        if self._processors is None:
-            self._processors = await self.execute("query-cpus-fast")
-        return self._processors
+        if self._processors is None:  # two may want to know at once
+            self._processors = asyncio.ensure_future(self.execute("query-cpus-fast"))
+        return await asyncio.shield(self._processors)
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
         arguments = {"fdset-id": fdset, "opaque": opaque}

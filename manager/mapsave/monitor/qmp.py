@@ -77,7 +77,7 @@ class QmpSession:
         self._lost = asyncio.Event()
         self._is_abandoned = False
         self._is_silent = False
-        self._processors: list[dict[str, Any]] | None = None
+        self._processors: asyncio.Future[list[dict[str, Any]]] | None = None
 
     async def execute(
         self,
@@ -117,9 +117,9 @@ class QmpSession:
         return answer
 
     async def processors(self) -> list[dict[str, Any]]:
-        if self._processors is None:
-            self._processors = await self.execute("query-cpus-fast")
-        return self._processors
+        if self._processors is None:  # two may want to know at once
+            self._processors = asyncio.ensure_future(self.execute("query-cpus-fast"))
+        return await asyncio.shield(self._processors)
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
         async with self._descriptor_lock:

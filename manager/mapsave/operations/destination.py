@@ -21,12 +21,24 @@ from mapsave.config import Config, Guest
 from mapsave.image import page_size
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
+from mapsave.migration import guest_state
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import Status
 from mapsave.monitor import process as processes
 from mapsave.monitor import qmp, ram_blocks
+from mapsave.monitor.ram_blocks import Memory, RamBlock
 from mapsave.monitor.session import Session
-from mapsave.operations import attach, ending, facts, hardware, launch, limits, modes, stale_memory
+from mapsave.operations import (
+    attach,
+    ending,
+    facts,
+    hardware,
+    launch,
+    limits,
+    memory_backends,
+    modes,
+    stale_memory,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -187,14 +199,15 @@ async def waiting_at(socket: str) -> AsyncIterator[Destination]:
 
 async def compare(
     destination: Destination, image: Image, contents: Contents, *, force: bool
-) -> None:
-    """Compare the destination with the image; everything that QEMU would not notice.
+) -> limits.Footprint:
+    """Compare the destination with the image: everything that QEMU would not notice.
 
-    Raises WrongRunState, DestinationMismatch, OlderQemu, DestinationNotZero.
+    Returns of which process a restore takes what. Raises WrongRunState, DestinationMismatch,
+    OlderQemu, DestinationNotZero.
     """
     session = destination.session
     tried = await modes.migration(session)
-    state = str((await session.execute("query-status"))["status"])
+    state = await guest_state.run_state(session)
     if state != RunState.INMIGRATE:
         raise errors.WrongRunState(
             f"{session.address}: the destination is in run state {state!r}, not waiting for an "
@@ -207,21 +220,24 @@ async def compare(
             hint="QEMU cannot try twice: start a new destination",
         )
     _compare_version(session, image, force=force)
-    await _compare_machine(session, contents)
-    await _compare_page_size(session, contents)
-    destination.warnings += await hardware.compare(session, image.metadata, force=force)
-    modes.compare_icount(session, image, contents)
-    await _compare_memory(session, image)
-    await _compare_blocks(session, contents)
-    destination.warnings += await stale_memory.check(session, image.fd, contents)
-
-
-async def footprint(session: Session) -> limits.Footprint:
-    """Return of which process a restore takes what."""
     async with together.group() as tasks:
-        memory = tasks.create_task(ram_blocks.memory(session))
-        blocks = tasks.create_task(ram_blocks.query(session))
-        takes = tasks.create_task(limits.footprint(session, memory, blocks))
+        ask = tasks.create_task
+        machine = ask(facts.machine_type(session))
+        target = ask(session.execute("query-target"))
+        seen_by_guest = ask(hardware.query(session))
+        size = ask(ram_blocks.memory(session))
+        blocks = ask(ram_blocks.query(session))
+        backends = ask(memory_backends.query(session))
+        takes = ask(limits.footprint(session, size, blocks))
+    _compare_machine(machine.result(), contents)
+    _compare_page_size(str(target.result()["arch"]), contents)
+    metadata = image.metadata
+    destination.warnings += hardware.compare(seen_by_guest.result(), metadata, force=force)
+    modes.compare_icount(session, image, contents)
+    _compare_memory(size.result(), image)
+    _compare_blocks(blocks.result(), contents)
+    there = stale_memory.Destination(session.pid, blocks.result(), backends.result())
+    destination.warnings += await stale_memory.check(there, image.fd, contents)
     return takes.result()
 
 
@@ -240,8 +256,7 @@ def _compare_version(session: Session, image: Image, *, force: bool) -> None:
         )
 
 
-async def _compare_machine(session: Session, contents: Contents) -> None:
-    machine = await facts.machine_type(session)
+def _compare_machine(machine: str, contents: Contents) -> None:
     if machine != contents.stream.machine:
         raise errors.DestinationMismatch(
             f"the image has machine type {contents.stream.machine!r}, the destination has "
@@ -250,8 +265,7 @@ async def _compare_machine(session: Session, contents: Contents) -> None:
         )
 
 
-async def _compare_page_size(session: Session, contents: Contents) -> None:
-    target = str((await session.execute("query-target"))["arch"])
+def _compare_page_size(target: str, contents: Contents) -> None:
     here = page_size.of_target(target, contents.stream.page_bits)
     saved = contents.stream.blocks[0].page_size
     if here is not None and saved != here:
@@ -262,9 +276,8 @@ async def _compare_page_size(session: Session, contents: Contents) -> None:
         )
 
 
-async def _compare_memory(session: Session, image: Image) -> None:
+def _compare_memory(found: Memory, image: Image) -> None:
     saved = image.metadata.get("memory", {})
-    found = await ram_blocks.memory(session)
     if saved and (saved.get("base"), saved.get("plugged")) != (found.base, found.plugged):
         raise errors.DestinationMismatch(
             f"the image has {saved.get('base')} bytes of RAM and {saved.get('plugged')} "
@@ -273,8 +286,7 @@ async def _compare_memory(session: Session, image: Image) -> None:
         )
 
 
-async def _compare_blocks(session: Session, contents: Contents) -> None:
-    found = await ram_blocks.query(session)
+def _compare_blocks(found: Mapping[str, RamBlock], contents: Contents) -> None:
     for block in contents.stream.blocks if found else ():
         there = found.get(block.name)
         used, largest = (there.used, there.total) if there is not None else (0, 0)

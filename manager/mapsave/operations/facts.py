@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -90,8 +89,6 @@ async def gather(session: Session, state: Path) -> Facts:
 async def _gather(
     session: Session, migration: outgoing.Outcome, known: HardwarePart | None
 ) -> Facts:
-    with contextlib.suppress(errors.CommandRefused):
-        await session.processors()  # which two of the following want to know
     async with together.group() as tasks:
         ask = tasks.create_task
         identity = ask(_identity(session))

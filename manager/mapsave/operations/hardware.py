@@ -97,12 +97,11 @@ async def _get(session: Session, path: str, name: str) -> object:
     return answer
 
 
-async def compare(session: Session, metadata: Metadata, *, force: bool) -> list[str]:
-    """Compare what the guest would see with what it saw; return warnings.
+def compare(here: HardwarePart | None, metadata: Metadata, *, force: bool) -> list[str]:
+    """Compare what the guest would see ``here`` with what it saw; return warnings.
 
     ``force`` makes a warning of a difference. Raises DestinationMismatch.
     """
-    here = await query(session)
     saved = metadata.get("hardware")
     if saved is None:
         if here is None:

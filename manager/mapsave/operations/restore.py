@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from mapsave import errors, open_files, shielded
+from mapsave import errors, open_files, shielded, together
 from mapsave.config import Config
 from mapsave.image import descriptors, image
 from mapsave.image.superblock import State
@@ -175,14 +175,15 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     if target.is_loaded:
         pid, started = _process(session)
         job.log.step(Step.LOADED, pid=pid, process_started=started)
-        target.warnings += await hardware.compare(session, opened.metadata, force=job.request.force)
+        here = await hardware.query(session)
+        target.warnings += hardware.compare(here, opened.metadata, force=job.request.force)
     else:
         phases.enter("compare")
-        await destination.compare(target, opened, contents, force=job.request.force)
+        takes = await destination.compare(target, opened, contents, force=job.request.force)
         labels = save_request.policy_labelling(job.policy, await session.domain())
         with _labelled(labels, opened, session.pid, job.log) as left:
             phases.enter("read")
-            await _transfer(job, target)
+            await _transfer(job, target, takes)
     phases.enter("run")
     shielded.decided()
     state = await shielded.to_the_end(
@@ -242,17 +243,18 @@ def _process(session: Session) -> tuple[int | None, int | None]:
     return session.pid, process.start_time(session.pid) if session.pid else None
 
 
-async def _transfer(job: _Job, target: destination.Destination) -> None:
+async def _transfer(job: _Job, target: destination.Destination, takes: limits.Footprint) -> None:
     session, opened = target.session, job.opened
-    takes = await destination.footprint(session)
     channels = limits.for_load(takes, job.request.channels)
     watch = stall.Watch(job.config.restore.stall, job.contents.data_bytes, lambda: session.pid)
-    found = await parameters.query(session)
+    async with together.group() as tasks:
+        settings = tasks.create_task(parameters.query(session))
+        fdsets = tasks.create_task(fdset.query(session))
+    found, number = settings.result(), fdset.free_id(fdsets.result())
     wanted = {
         "direct-io": descriptors.takes_direct_io(opened.fd, job.request.direct_io),
         "multifd-channels": channels,
     }
-    number = fdset.free_id(await fdset.query(session))
 
     def dropped(words: str) -> errors.LabelRefused:
         return labelling.describe_refusal(words, opened.fd, opened.path, session.pid)

@@ -7,16 +7,16 @@ image does not hold, as the memory of a virtio-pmem device, is a disk like any o
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
+from collections.abc import Mapping, Sequence
 
 from mapsave import errors, shielded
 from mapsave.image import bitmaps, holes
 from mapsave.image.mapped_ram import RamBlock
 from mapsave.image.validation import Contents
 from mapsave.monitor import process, process_memory, ram_blocks
-from mapsave.monitor.session import Session
-from mapsave.operations import memory_backends
 from mapsave.operations.memory_backends import Backend
 
 _CHUNK = 1 << 20
@@ -25,13 +25,21 @@ _CHUNK = 1 << 20
 _WITH_CONTENTS = ("flash", "ivshmem")
 
 
-async def check(session: Session, fd: int, contents: Contents) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """The process of a destination, and what its QEMU says of its memory."""
+
+    pid: int | None
+    blocks: Mapping[str, ram_blocks.RamBlock]
+    backends: Sequence[Backend]
+
+
+async def check(destination: Destination, fd: int, contents: Contents) -> list[str]:
     """Compare the destination's memory with the image ``fd``; return warnings.
 
-    Raises DestinationNotZero, DestinationMismatch where QEMU cannot write to it, MonitorError.
+    Raises DestinationNotZero, DestinationMismatch where QEMU cannot write to it.
     """
-    found = await ram_blocks.query(session)
-    backends = await memory_backends.query(session)
+    pid, found, backends = destination.pid, destination.blocks, destination.backends
     names = list(found) or [block.name for block in contents.stream.blocks]
     by_block = {name: each for each in backends if (name := each.block(names)) is not None}
     warnings: list[str] = []
@@ -47,10 +55,10 @@ async def check(session: Session, fd: int, contents: Contents) -> list[str]:
             continue
         if backend is not None:
             if backend.path is not None:
-                await shielded.in_thread(_check_file, session.pid, fd, block, backend, there)
+                await shielded.in_thread(_check_file, pid, fd, block, backend, there)
         elif there is not None and not there.read_only:
             # QEMU fills read-only ones, its ROMs, only where no guest is to come in.
-            warnings += await shielded.in_thread(_check_memory, session.pid, fd, block, there)
+            warnings += await shielded.in_thread(_check_memory, pid, fd, block, there)
     return warnings
 
 
