@@ -134,7 +134,7 @@ class AlreadyRestored(Refused, id="check.already_restored"):
 
 
 class NoDescriptors(Refused, id="check.no_descriptors"):
-    """The guest's monitor is not at a socket of this host, so no descriptors can be passed."""
+    """No descriptors arrive at QEMU: no socket of this host leads to it, or a proxy does."""
 
 
 class NoDestination(Refused, id="check.no_destination"):

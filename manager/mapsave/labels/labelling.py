@@ -174,7 +174,10 @@ def describe_refusal(
         except (OSError, errors.MapsaveError) as error:
             reasons.append(f"{module.name}: {error}")
     if not reasons:
-        reasons = ["no security module is active on this host; check QEMU's sandbox and limits"]
+        reasons = [
+            "no security module is active on this host; check QEMU's sandbox and limits, and "
+            "whether a program such as socat is between mapsave and QEMU"
+        ]
     reasons.append(Dac(BUILT_IN["auto"], system).explain(target))
     return errors.LabelRefused(
         f"{who(pid)} could not use {path}: {'; '.join(reasons)} (QEMU's message: {error_desc})",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
@@ -87,6 +88,30 @@ async def handed_over(
         # A QEMU that is gone holds nothing of ours any more.
         with contextlib.suppress(errors.MonitorLost):
             await shielded.whole(take_back(session, fdset))
+
+
+async def check_passed(session: Session) -> None:
+    """Raise NoDescriptors where QEMU gets none of two that anyone may have.
+
+    A security module that refuses one of them (by its path, or its label) takes the other.
+    """
+    with contextlib.ExitStack() as stack:
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        pipe, other = os.pipe2(os.O_CLOEXEC)
+        for fd in (null, pipe, other):
+            stack.callback(os.close, fd)
+        for fd in (null, pipe):
+            try:
+                return await session.try_descriptor(fd)
+            except errors.CommandRefused as error:
+                if error.desc != DROPPED:
+                    raise
+    raise errors.NoDescriptors(
+        f"{session.address}: descriptors that mapsave passes do not arrive at QEMU: a program "
+        "such as socat is between them, or QEMU may open no more files",
+        hint="give the guest a monitor of its own for mapsave (-qmp unix:PATH,server=on,wait=off), "
+        "and mapsave that very socket",
+    )
 
 
 async def take_back(session: Session, fdset: int) -> None:

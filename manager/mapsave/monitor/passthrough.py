@@ -136,6 +136,9 @@ class LibvirtSession(Link):
 
         return int(_value("add-fd", await self.repeatedly("add-fd", add))["fd"])
 
+    async def try_descriptor(self, fd: int) -> None:
+        """Do nothing: libvirt is connected to its QEMU itself, and remote ones are refused."""
+
     async def pause(self) -> None:
         await self.repeatedly(
             "suspend", lambda: self.live().suspend(), timeout=limits.DRAIN_TIMEOUT

@@ -127,6 +127,13 @@ class QmpSession:
             added = await self.execute("add-fd", {"fdset-id": fdset, "opaque": opaque})
         return int(added["fd"])
 
+    async def try_descriptor(self, fd: int) -> None:
+        name = {"fdname": "mapsave"}
+        async with self._descriptor_lock:
+            await self._send_descriptor(fd)
+            await self.execute("getfd", name)
+        await self.execute("closefd", name)
+
     async def _send_descriptor(self, fd: int) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.COMMAND_TIMEOUT

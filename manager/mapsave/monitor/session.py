@@ -94,6 +94,12 @@ class Session(Protocol):
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
         """Add ``fd``, which stays ours, to a set; return its number in QEMU. Raises as above."""
 
+    async def try_descriptor(self, fd: int) -> None:
+        """Pass ``fd`` to QEMU, which closes it again; nothing is done where libvirt passes them.
+
+        Raises CommandRefused where it does not arrive, and as above.
+        """
+
     async def pause(self) -> None:
         """Stop the guest's processors; QEMU drains its disks before it answers."""
 

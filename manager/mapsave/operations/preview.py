@@ -7,7 +7,7 @@ from typing import TypedDict
 from mapsave import errors, open_files
 from mapsave.config import Config, Guest
 from mapsave.image.metadata import ProcessPart
-from mapsave.monitor import process
+from mapsave.monitor import fdset, process
 from mapsave.operations import attach, check, facts, metadata, save_request
 
 
@@ -38,6 +38,7 @@ async def preview(
     """
     async with open_files.reserved(), attach.attached(guest, config, only_look=True) as session:
         found = await facts.gather(session, config.state)
+        await fdset.check_passed(session)
         with save_request.place(guest, config, request) as (held, name):
             preflight = check.Preflight.of(config, found, held, name, request)
             lines, error = check.report(preflight)
