@@ -1,19 +1,28 @@
 """Real file systems for tests: made, mounted, and gone at the end. They need root."""
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
-Kind = Literal["ext4", "xfs"]
+Kind = Literal["ext4", "xfs", "btrfs"]
 MIB = 1 << 20
 
-# mkfs.xfs refuses to make smaller ones.
-SMALLEST = {"ext4": 8 * MIB, "xfs": 300 * MIB}
-_MKFS = {"ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"], "xfs": ["mkfs.xfs", "-q", "-f"]}
+# The other mkfs refuse to make smaller ones.
+SMALLEST: dict[Kind, int] = {"ext4": 8 * MIB, "xfs": 300 * MIB, "btrfs": 128 * MIB}
+# Without discards, which would make holes in the backing file; the last word takes the block size.
+_MKFS: dict[Kind, list[str]] = {
+    "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard", "-b", "{}"],
+    "xfs": ["mkfs.xfs", "-q", "-f", "-K", "-b", "size={}"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f", "-K", "-s", "{}"],
+}
+_MOUNT: dict[Kind, list[str]] = {"ext4": [], "xfs": [], "btrfs": ["-o", "nodiscard"]}
+# Root's PATH may lack the directories of these tools, for instance after su.
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 _mounted: set[Path] = set()
 _backing: set[Path] = set()
@@ -21,28 +30,43 @@ _backing: set[Path] = set()
 
 @contextmanager
 def loop_filesystem(
-    kind: Kind, size: int, directory: Path, *, sector: int = 512, block: int = 4096
+    kind: Kind,
+    size: int,
+    directory: Path,
+    *,
+    sector: int = 512,
+    block: int = 4096,
+    like_disk: bool = False,
 ) -> Iterator[Path]:
     """Mount a new file system of ``size`` bytes on a loop device; yield where.
 
     Its sparse backing file and its mount point are made in ``directory``. ``sector`` is the
     logical sector size in bytes, which O_DIRECT has to respect: 512 or 4096. ``block`` is the file
-    system's block in bytes.
+    system's block in bytes. ``like_disk``: as fast as the disk below ``directory``, as the backing
+    file is written in full, and used past the page cache.
     """
     assert size >= SMALLEST[kind], f"{kind} takes {SMALLEST[kind]} bytes at least"
     number = len(_backing)
     backing = (directory / f"{kind}-{number}.img").resolve()
-    with backing.open("xb") as file:
-        file.truncate(size)
     _backing.add(backing)
     try:
-        with _loop_device(backing, sector) as device:
-            size_option = {"ext4": str(block), "xfs": f"size={block}"}[kind]
-            _run(*_MKFS[kind], "-b", size_option, device)
-            with _mount(directory / f"{kind}-{number}", kind, device) as place:
-                yield place
+        with backing.open("xb") as file:
+            file.truncate(size)
+            if like_disk:
+                _write_all(file, size)
+        with _loop_device(backing, sector, direct=like_disk) as device:
+            _run(*(word.format(block) for word in _MKFS[kind]), device)
+            place = directory / f"{kind}-{number}"
+            with _mount(place, kind, device, *_MOUNT[kind]) as mounted:
+                yield mounted
     finally:
         backing.unlink()
+
+
+def unavailable(kind: Kind) -> str | None:
+    """Say why no such file system can be made on this machine, or return None."""
+    command = _MKFS[kind][0]
+    return None if shutil.which(command, path=_PATH) else f"there is no {command}"
 
 
 @contextmanager
@@ -114,10 +138,24 @@ def left_behind() -> list[str]:
     return left
 
 
+def _write_all(file: BinaryIO, size: int) -> None:
+    """Give a file all its blocks, written, so that writes into it change no metadata."""
+    noise = os.urandom(MIB)
+    for start in range(0, size, MIB):
+        file.write(noise[: size - start])
+    file.flush()
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @contextmanager
-def _loop_device(backing: Path, sector: int) -> Iterator[str]:
-    device = _run("losetup", "--find", "--show", f"--sector-size={sector}", str(backing))
+def _loop_device(backing: Path, sector: int, *, direct: bool) -> Iterator[str]:
+    options = [f"--sector-size={sector}", f"--direct-io={'on' if direct else 'off'}"]
+    device = _run("losetup", "--find", "--show", *options, str(backing))
     try:
+        # Where the file cannot be opened so, the kernel takes the page cache and says nothing.
+        dio = Path("/sys/block", Path(device).name, "loop/dio").read_text().strip()
+        assert not direct or dio == "1", f"the file system of {backing} takes no direct I/O"
         yield device
     finally:
         _run("losetup", "--detach", device)
@@ -151,8 +189,7 @@ def _unmount(place: Path) -> None:
 
 
 def _run(*arguments: str) -> str:
-    # Root's PATH may lack the directories of these tools, for instance after su.
-    env = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
+    env = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
     result = subprocess.run(arguments, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, f"{' '.join(arguments)}: {result.stderr.strip()}"
     return result.stdout.strip()

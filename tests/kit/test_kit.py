@@ -9,6 +9,7 @@ import pytest
 
 from tests.kit import (
     cli,
+    files,
     linux_guest,
     memory,
     patterns,
@@ -237,6 +238,27 @@ def test_loop_filesystem(kind: storage.Kind, sector: int, tmp_path: Path) -> Non
             with pytest.raises(OSError, match="No space left"):
                 (place / "big").write_bytes(bytes(3 * MIB))
         (place / "file").write_bytes(b"z")
+    assert storage.left_behind() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "kind", [each for each in storage.SMALLEST if storage.unavailable(each) is None]
+)
+def test_loop_filesystem_like_a_disk(kind: storage.Kind, tmp_path: Path) -> None:
+    """Its backing file has all its blocks and keeps them, and is not in the page cache."""
+    size = storage.SMALLEST[kind]
+    with storage.loop_filesystem(kind, size, tmp_path, like_disk=True) as place:
+        (backing,) = tmp_path.glob("*.img")
+        loops = Path("/sys/block").glob("loop*/loop/backing_file")
+        (loop,) = [each for each in loops if each.read_text().strip() == str(backing)]
+        assert loop.with_name("dio").read_text().strip() == "1"
+        (place / "file").write_bytes(bytes(MIB))
+        (place / "file").unlink()
+        with files.opened(place) as directory:
+            os.fsync(directory)
+        assert backing.stat().st_blocks * 512 >= size
     assert storage.left_behind() == []
     assert list(tmp_path.iterdir()) == []
 
