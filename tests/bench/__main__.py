@@ -9,11 +9,9 @@ from pathlib import Path
 
 from mapsave import units
 
-from tests.bench import cases, guests
+from tests.bench import cases, guests, table
 
-_HEAD = ("what", "mapsave", "peer", "ratio", "target", "met")
 _ALL = {**cases.CASES, **cases.NAMED}
-_WORDS = {True: "yes", False: "NO", None: ""}
 
 
 def parsed() -> argparse.Namespace:
@@ -43,13 +41,6 @@ def _no_libvirt() -> str | None:
     return libvirtd.unavailable()
 
 
-def line(row: tuple[str, ...]) -> str:
-    """Return a line of the table, in Markdown that reads as a table."""
-    widths = (44, 9, 9, 6, 15, 3)
-    cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> int:
     """Measure what was named, or all, and print the table as it grows; 1 if a target is missed."""
     given = parsed()
@@ -61,17 +52,15 @@ def main() -> int:
         site = guests.Site(Path(directory), Path(short) / "qmp")
         wanted = given.dense or (guests.GIB if given.quick else 4 * guests.GIB)
         size = guests.affordable(site.directory, wanted)
-        load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-        print(f"{os.cpu_count()} processors, load {load} (last 1, 5 and 15 minutes)")
+        print(table.machine())
         print(f"{given.rounds} rounds, images in {given.directory}")
         if size < wanted:
             print(f"memory or disk is short: the dense guest has {size / guests.GIB:g} GiB")
-        print("", line(_HEAD), line(tuple("-" * len(word) for word in _HEAD)), sep="\n")
+        print("", table.head(), sep="\n")
         bench = cases.Bench(site, size, given.rounds)
         for name in given.names or cases.CASES:
             for row in _ALL[name](bench):
-                shown = (row.what, row.mapsave, row.peer, row.ratio, row.target, _WORDS[row.met])
-                print(line(shown), flush=True)
+                print(table.line(row.cells()), flush=True)
                 missed += row.met is False
         print(f"\nload at the end {os.getloadavg()[0]:.1f}")
     return int(missed > 0)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.bench import guests, measure
 from tests.bench.guests import Site
@@ -16,6 +17,7 @@ BARE = [sys.executable, str(Path(__file__).with_name("bare.py"))]
 MB = 10**6
 PEAK = 100 * MB
 _FACTOR = 1.05
+_WORDS = {True: "yes", False: "NO", None: ""}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Row:
     ratio: str = ""
     target: str = ""
     met: bool | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the line's texts."""
+        shown = (self.what, self.mapsave, self.peer, self.ratio, self.target)
+        return (*shown, _WORDS[self.met])
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,12 @@ def run_mapsave(config: Path, *arguments: str) -> Run:
     """Run mapsave with a configuration, as a process of its own."""
     command = [*measure.MAPSAVE, "--config", str(config), "--quiet", "--json", *arguments]
     return measure.run(command, tree.ROOT)
+
+
+def result(run: Run) -> dict[str, Any]:
+    """Return what mapsave printed with ``--json``, which may come after a warning."""
+    found: dict[str, Any] = json.loads(run.output[run.output.index("{") :])
+    return found
 
 
 def service(bench: Bench) -> Iterator[Row]:

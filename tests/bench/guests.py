@@ -108,6 +108,16 @@ def end_listener(site: Site) -> None:
         monitor.close()
 
 
+def evict(path: Path) -> None:
+    """Bring the file to the disk and out of the page cache, so that every restore reads it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 def affordable(directory: Path, wanted: int) -> int:
     """Return ``wanted``, halved until memory and disk have room for it three times over."""
     with open("/proc/meminfo") as file:

@@ -7,13 +7,11 @@ below a reaper that is never late. mapsave works by the service and by the comma
 
 import contextlib
 import functools
-import json
 import os
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.bench import cases, guests, measure
 from tests.bench.cases import Bench, Row
@@ -77,7 +75,7 @@ class Guest:
     def restored(self, way: str) -> Run:
         """Restore the image that was kept, and end the guest again."""
         path = self.site.images / "image"
-        _evict(path)
+        guests.evict(path)
         guest = Domain(self.daemon, guests.NAME, self.identity)
         try:
             if way == VIRSH:
@@ -157,7 +155,7 @@ def _compared(
     for way in (SERVICE, LOCAL):
         target = targets[way][guest.kind]
         yield cases.compared(f"{name}; {way}", taken[way], taken[VIRSH], target)
-        results = [_result(run) for run in guest.results[way]]
+        results = [cases.result(run) for run in guest.results[way]]
         for phase in results[0]["phases"]:
             seconds = statistics.median(each["phases"][phase] for each in results)
             yield Row(f"    {phase}", f"{seconds:.3f} s")
@@ -167,19 +165,3 @@ def _compared(
             yield cases.limited("    beside these", beside, CLIENT)
         else:
             yield Row("    beside these", f"{beside:.3f} s")
-
-
-def _result(run: Run) -> dict[str, dict[str, float]]:
-    """Return what mapsave printed with ``--json``, which may come after a warning."""
-    found: dict[str, dict[str, float]] = json.loads(run.output[run.output.index("{") :])
-    return found
-
-
-def _evict(path: Path) -> None:
-    """Bring the file to the disk and out of the page cache, so that every restore reads it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)

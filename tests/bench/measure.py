@@ -13,12 +13,16 @@ MAPSAVE = [sys.executable, "-m", "mapsave"]
 # An installation has bytecode beside its modules, whatever the environment of this process says.
 _BYTECODE = tempfile.TemporaryDirectory(prefix="mapsave-bytecode-")
 
+LIMIT = 1800  # seconds, after which a command is killed
+
 # Runs the command and writes its exit code, seconds, peak in KiB and seconds of the processor.
-_PARENT = """
-import os, sys, time
+_PARENT = f"""
+import os, select, sys, time
 os.set_inheritable(int(sys.argv[1]), False)
 started = time.perf_counter()
 process = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+if not select.select([os.pidfd_open(process)], [], [], {LIMIT})[0]:
+    os.kill(process, 9)
 _, status, usage = os.wait4(process, 0)
 seconds = time.perf_counter() - started
 busy = usage.ru_utime + usage.ru_stime
@@ -68,7 +72,11 @@ def run(command: list[str], root: Path) -> Run:
     command ever takes. So its parent is a process of its own that holds some 10 MB.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile("w+") as figures:
-        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONPYCACHEPREFIX": _BYTECODE.name}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((str(root / "manager"), str(root))),
+            "PYTHONPYCACHEPREFIX": _BYTECODE.name,
+        }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         parent = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _PARENT, str(figures.fileno()), *command],
