@@ -9,7 +9,7 @@ import click
 from mapsave import errors
 from mapsave.cli import hosts, inspect, output
 from mapsave.cli.here import Options
-from mapsave.cli.options import Command, Globals, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.key_types import ADDRESSES
 
 if TYPE_CHECKING:
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 @click.option("--image", "-o", metavar="PATH", help="Where the image would be written.")
 @click.option("--policy", metavar="NAME", help="Label policy of the save.")
 @click.option("--direct-io", type=click.Choice(["auto", "on", "off"]))
-@click.pass_context
-def command(context: click.Context, /, target: str, **chosen: Any) -> int:
+@pass_globals
+def command(given: Globals, /, target: str, **chosen: Any) -> int:
     """Report what would fail: the save of a guest, or the restore of an image.
 
     Nothing is touched: the guest keeps running. Exits with the code of the first problem.
     """
-    given = of(context)
     config = given.config()
     if _is_guest(given, config, target):
         return _check_guest(given, config, target, chosen)

@@ -7,7 +7,7 @@ import json
 import click
 
 from mapsave.cli import output
-from mapsave.cli.options import Command, Group, of
+from mapsave.cli.options import Command, Globals, Group, pass_globals
 
 
 @click.group("config", cls=Group)
@@ -16,12 +16,11 @@ def command() -> None:
 
 
 @command.command("show", cls=Command)
-@click.pass_context
-def show(context: click.Context, /) -> None:
+@pass_globals
+def show(given: Globals, /) -> None:
     """Print the effective configuration, as YAML or, with --json, as JSON."""
     from mapsave import config
 
-    given = of(context)
     shown = config.show(given.config())
     if given.json:
         import yaml
@@ -32,8 +31,8 @@ def show(context: click.Context, /) -> None:
 
 @command.command("schema", cls=Command)
 @click.argument("kind", type=click.Choice(["manager", "job", "policy"]), default="manager")
-@click.pass_context
-def schema(_: click.Context, /, kind: str) -> None:
+@pass_globals
+def schema(_: Globals, /, kind: str) -> None:
     """Print the JSON Schema of manager.yaml, a job or a label policy, for editors."""
     from mapsave import config, keys
     from mapsave.jobs import job
@@ -44,10 +43,10 @@ def schema(_: click.Context, /, kind: str) -> None:
 
 
 @command.command("policies", cls=Command)
-@click.pass_context
-def policies(context: click.Context, /) -> None:
+@pass_globals
+def policies(given: Globals, /) -> None:
     """Print the directory of the label policies, SELinux modules and AppArmor profiles shipped."""
     from mapsave.labels import policy
 
     directory = str(policy.shipped_directory())
-    output.result(of(context), {"directory": directory, "policies": policy.shipped()}, directory)
+    output.result(given, {"directory": directory, "policies": policy.shipped()}, directory)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 
 from mapsave import errors, units
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.config import EmulatedVersion
 
 
@@ -48,8 +48,8 @@ class Size(click.ParamType[int]):
     help="The version of QEMU to emulate.",
 )
 @click.option("--throttle", type=Size(), default=0, help="Bytes of pages saved per second.")
-@click.pass_context
-def command(context: click.Context, /, **chosen: Any) -> None:
+@pass_globals
+def command(given: Globals, /, **chosen: Any) -> None:
     """Run an emulated QEMU: a QMP monitor and real guest RAM, to try things out.
 
     It saves and restores images that QEMU itself reads, refuses what QEMU refuses with QEMU's
@@ -72,4 +72,4 @@ def command(context: click.Context, /, **chosen: Any) -> None:
                 os.W_OK | os.X_OK,
             ) from None
 
-    of(context).in_main_thread = emulate
+    given.in_main_thread = emulate

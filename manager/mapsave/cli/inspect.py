@@ -9,7 +9,7 @@ import click
 from mapsave import units
 from mapsave.cli import hosts, output
 from mapsave.cli.here import Result
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 
 
 @click.command("inspect", cls=Command)
@@ -17,11 +17,10 @@ from mapsave.cli.options import Command, of
 @click.option(
     "--xml", is_flag=True, help="Print the domain XML of a libvirt guest, passwords included."
 )
-@click.pass_context
-def command(context: click.Context, /, image: str, xml: bool) -> None:
+@pass_globals
+def command(given: Globals, /, image: str, xml: bool) -> None:
     """Show the contents of an image: guest, state, RAM blocks, and how its used pages are
     distributed."""
-    given = of(context)
     config = given.config()
     if xml:
         from mapsave.operations import images, inspect

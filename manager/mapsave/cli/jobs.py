@@ -10,7 +10,7 @@ import msgspec
 
 from mapsave import units
 from mapsave.cli import hosts, output
-from mapsave.cli.options import Command, Group, of
+from mapsave.cli.options import Command, Globals, Group, pass_globals
 from mapsave.jobs import outcome
 from mapsave.jobs.outcome import Level
 from mapsave.service.api import responses
@@ -31,14 +31,13 @@ def command() -> None:
 
 @command.command("run", cls=Command)
 @click.argument("job", metavar="JOB")
-@click.pass_context
-def run(context: click.Context, /, job: str) -> int:
+@pass_globals
+def run(given: Globals, /, job: str) -> int:
     """Run a job once: save its guests, in parallel as far as the job allows.
 
     A guest that fails does not stop the others. Exits with the worst code of all. Images that
     the job does not keep are removed afterwards.
     """
-    given = of(context)
     done = hosts.choose(given, given.config(), job=job).run_job(job)
     output.result(given, done, text(done))
     return int(done["exit_code"])
@@ -46,10 +45,9 @@ def run(context: click.Context, /, job: str) -> int:
 
 @command.command("check", cls=Command)
 @click.argument("job", metavar="JOB")
-@click.pass_context
-def check(context: click.Context, /, job: str) -> int:
+@pass_globals
+def check(given: Globals, /, job: str) -> int:
     """Report what would fail, for the file and for each of its guests; nothing is touched."""
-    given = of(context)
     done = hosts.choose(given, given.config(), job=job).check_job(job)
     output.result(given, done, check_text(done))
     return int(done["exit_code"])
@@ -58,15 +56,14 @@ def check(context: click.Context, /, job: str) -> int:
 @command.command("prune", cls=Command)
 @click.argument("job", metavar="JOB")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
-@click.pass_context
-def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
+@pass_globals
+def prune(given: Globals, /, job: str, dry_run: bool) -> int:
     """Remove the images that a job does not keep.
 
     Never removed are the newest good image of a guest, an image that is the only copy of its
     guest (saved with 'then: quit', not restored since, and with no later image of the guest), and
     damaged ones.
     """
-    given = of(context)
     host = hosts.choose(given, given.config(), job=job)
     done, keeps_all = host.prune(job, dry_run=dry_run)
     output.result(given, done, prune_text(done, keeps_all=keeps_all))
@@ -74,13 +71,12 @@ def prune(context: click.Context, /, job: str, dry_run: bool) -> int:
 
 
 @command.command("list", cls=Command)
-@click.pass_context
-def list_jobs(context: click.Context, /) -> None:
+@pass_globals
+def list_jobs(given: Globals, /) -> None:
     """List the jobs in the jobs directory, and the files that could not be loaded.
 
     Only the service knows when a job ran and when it runs next.
     """
-    given = of(context)
     found = hosts.choose(given, given.config()).jobs()
     output.result(given, found, list_text(msgspec.convert(found, responses.Jobs)))
 

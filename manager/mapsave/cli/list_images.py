@@ -9,7 +9,7 @@ import msgspec
 
 from mapsave import errors, units
 from mapsave.cli import here, hosts, output
-from mapsave.cli.options import Command, Globals, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.service.api import responses
 
 _UNREADABLE = "unreadable"  # store.EntryState.UNREADABLE, without what that module loads
@@ -21,16 +21,13 @@ _UNREADABLE = "unreadable"  # store.EntryState.UNREADABLE, without what that mod
     "--libvirt", is_flag=True, help="List libvirt domains, and which of them can be saved."
 )
 @click.option("--uri", metavar="URI", help="libvirt connection URI (default: qemu:///system).")
-@click.pass_context
-def command(
-    context: click.Context, /, directory: Path | None, libvirt: bool, uri: str | None
-) -> int:
+@pass_globals
+def command(given: Globals, /, directory: Path | None, libvirt: bool, uri: str | None) -> int:
     """List the images of a directory, newest first: partial and damaged ones too.
 
     A file that cannot be read is 'unreadable'. If that is so of all of them, the exit code says why
     (7: not permitted).
     """
-    given = of(context)
     if libvirt:
         if directory is not None:
             raise errors.UsageError("--libvirt lists domains, not the images of a directory")

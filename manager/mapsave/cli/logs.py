@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from mapsave.cli import hosts, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.client import connection
 from mapsave.operations.steps import Step
 from mapsave.service.api import responses
@@ -17,13 +17,12 @@ from mapsave.strict_json import Facts
 
 @click.command("logs", cls=Command)
 @click.argument("operation")
-@click.pass_context
-def command(context: click.Context, /, operation: str) -> None:
+@pass_globals
+def command(given: Globals, /, operation: str) -> None:
     """Show the steps of an operation of the service, with their times.
 
     With --json each step has all that was recorded of it.
     """
-    given = of(context)
     client = hosts.needed_service(given)
     found = client.get(f"/v1/operations/{connection.quoted(operation)}/steps")
     output.result(given, found, text(msgspec.convert(found, responses.Steps)))

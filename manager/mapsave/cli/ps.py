@@ -9,7 +9,7 @@ import msgspec
 
 from mapsave import units
 from mapsave.cli import hosts, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.service.api import responses
 
 
@@ -18,12 +18,9 @@ from mapsave.service.api import responses
 @click.option("--guest", metavar="GUEST", help="Only operations on this guest.")
 @click.option("--job", metavar="JOB", help="Only operations of this job.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
-@click.pass_context
-def command(
-    context: click.Context, /, ended: bool, guest: str | None, job: str | None, limit: int
-) -> None:
+@pass_globals
+def command(given: Globals, /, ended: bool, guest: str | None, job: str | None, limit: int) -> None:
     """List the operations of the service that are under way, newest first."""
-    given = of(context)
     client = hosts.needed_service(given)
     active = None if ended else "true"
     wanted = {"active": active, "guest": guest, "job": job, "limit": limit}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mapsave.cli import hosts, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 
 if TYPE_CHECKING:
     from mapsave.operations.recover import Recovered
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @click.command("recover", cls=Command)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
-@click.pass_context
-def command(context: click.Context, /, dry_run: bool) -> int:
+@pass_globals
+def command(given: Globals, /, dry_run: bool) -> int:
     """Complete or roll back what an interrupted mapsave left, and remove partial images without an
     owner.
 
@@ -24,7 +24,6 @@ def command(context: click.Context, /, dry_run: bool) -> int:
     still running are left alone. Exits with the code of the first operation that cannot be
     recovered yet.
     """
-    given = of(context)
     done = hosts.choose(given, given.config()).recover(dry_run=dry_run)
     output.result(given, done, text(done))
     failed = [line["error"]["exit_code"] for line in done["operations"] if line["error"]]

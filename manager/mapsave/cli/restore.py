@@ -10,7 +10,7 @@ import click
 
 from mapsave import errors, units
 from mapsave.cli import hosts, local, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.cli.save import Channels, Duration, rate
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
 @click.option("--channels", type=Channels())
 @click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
 @click.option("--timeout", type=Duration(), help="Give up after this long.")
-@click.pass_context
+@pass_globals
 def command(
-    context: click.Context,
+    given: Globals,
     /,
     image: str,
     into: str | None,
@@ -79,7 +79,6 @@ def command(
     command line, or is already waiting; libvirt starts a libvirt guest. The guest is resumed if
     it was running when it was saved.
     """
-    given = of(context)
     config = given.config()
     if chosen["channels"] == "auto":
         chosen["channels"] = None

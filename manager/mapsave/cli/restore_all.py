@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mapsave.cli import hosts, local, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.jobs import outcome
 from mapsave.jobs.outcome import Level
 
@@ -32,8 +32,8 @@ _WORDS = {
 )
 @click.option("--discard", is_flag=True, help="Delete each image once its guest is restored.")
 @click.option("--dry-run", is_flag=True, help="Show what would be restored, and in which order.")
-@click.pass_context
-def command(context: click.Context, /, **chosen: Any) -> int:
+@pass_globals
+def command(given: Globals, /, **chosen: Any) -> int:
     """Restore the guests that 'mapsave save-all' saved, higher priorities first.
 
     Guests that were running when saved are resumed, the others stay paused. A guest that fails
@@ -42,7 +42,6 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     """
     from mapsave.evacuation import restore_all
 
-    given = of(context)
     host = hosts.choose(given, given.config())
     with local.reporting(given, "restoring") as report:
         done = host.restore_all(restore_all.Request(**chosen), report)

@@ -8,7 +8,7 @@ import click
 
 from mapsave import units
 from mapsave.cli import hosts, local, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 
 if TYPE_CHECKING:
     from mapsave.operations.results import RestoreResult, SaveResult
@@ -86,14 +86,13 @@ class Duration(click.ParamType[float]):
 @click.option(
     "--timeout", type=Duration(), help="Give up after this long; the guest stays as before."
 )
-@click.pass_context
-def command(context: click.Context, /, guest: str, **chosen: Any) -> None:
+@pass_globals
+def command(given: Globals, /, guest: str, **chosen: Any) -> None:
     """Save a running guest to an image.
 
     The guest is told to quit only after the image has been verified and is on stable storage. If
     anything fails before that, the guest returns to the run state it had.
     """
-    given = of(context)
     config = given.config()
     target = config.guest(guest)
     host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])

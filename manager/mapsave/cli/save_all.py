@@ -8,7 +8,7 @@ import click
 
 from mapsave import errors, units
 from mapsave.cli import local, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.cli.save import Duration
 from mapsave.jobs import outcome
 from mapsave.jobs.outcome import Level
@@ -54,8 +54,8 @@ _UNTOUCHED = {
     help="Saves in parallel (default: as many as make it faster).",
 )
 @click.option("--dry-run", is_flag=True, help="Show the order, and what would not fit.")
-@click.pass_context
-def command(context: click.Context, /, **chosen: Any) -> int:
+@pass_globals
+def command(given: Globals, /, **chosen: Any) -> int:
     """Save all guests before the host goes down, or those named: GUEST may be a pattern like db*.
 
     Higher priorities come first, smaller guests before larger ones; each keeps running until its
@@ -65,7 +65,6 @@ def command(context: click.Context, /, **chosen: Any) -> int:
     from mapsave.cli import shutdown
     from mapsave.evacuation import save_run
 
-    given = of(context)
     chosen["libvirt"] = _uri(chosen["libvirt"], chosen.pop("uri"))
     request = save_run.Request(**chosen)
     with local.reporting(given, "saving") as report:

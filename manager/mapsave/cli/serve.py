@@ -13,18 +13,17 @@ from collections.abc import Iterator
 import click
 
 from mapsave import __version__
-from mapsave.cli.options import Command, Globals, of
+from mapsave.cli.options import Command, Globals, pass_globals
 
 
 @click.command("serve", cls=Command)
 @click.version_option(__version__, prog_name="mapsaved")
-@click.pass_context
-def command(context: click.Context, /) -> None:
+@pass_globals
+def command(given: Globals, /) -> None:
     """Run the service: jobs by their schedules, an interface for other programs, recovery.
 
     It stops on SIGTERM or Ctrl-C, and reloads its configuration on SIGHUP.
     """
-    given = of(context)
     given.in_main_thread = functools.partial(run, given)
 
 

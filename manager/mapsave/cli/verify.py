@@ -7,20 +7,19 @@ import click
 from mapsave import errors, units
 from mapsave.cli import hosts, output
 from mapsave.cli.here import Result
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 
 
 @click.command("verify", cls=Command)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.pass_context
-def command(context: click.Context, /, images: tuple[str, ...]) -> int:
+@pass_globals
+def command(given: Globals, /, images: tuple[str, ...]) -> int:
     """Verify that images are complete: superblock, metadata, structure, bitmaps, description.
 
     Exits with the code of the first image that is not.
     """
     from mapsave.operations.images import resolve
 
-    given = of(context)
     config = given.config()
     found: list[Result] = []
     code = 0

@@ -6,20 +6,19 @@ import click
 import msgspec
 
 from mapsave.cli import hosts, local, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.client import connection, delegate
 from mapsave.service.api import responses
 
 
 @click.command("wait", cls=Command)
 @click.argument("operations", nargs=-1, required=True, metavar="OPERATION...")
-@click.pass_context
-def command(context: click.Context, /, operations: tuple[str, ...]) -> int:
+@pass_globals
+def command(given: Globals, /, operations: tuple[str, ...]) -> int:
     """Wait until operations of the service have finished.
 
     Exits with the code of the first operation that failed.
     """
-    given = of(context)
     client = hosts.needed_service(given)
     found, code = [], 0
     for name in operations:
