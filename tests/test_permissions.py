@@ -95,10 +95,7 @@ def test_not_permitted_is_said_of_everything(shared: cli.Site) -> None:
 
 
 def test_jobs_directory_that_may_not_be_read(shared: cli.Site) -> None:
-    jobs = shared.directory / "jobs"
-    jobs.mkdir(mode=0o700)
-    shared.settings["jobs"] = str(jobs)
-    shared.write()
+    shared.jobs.mkdir(mode=0o700)
     refused(all_as_nobody(shared, [("job", verb, "nightly") for verb in ("run", "check", "prune")]))
     (broken,) = as_nobody(shared, "job", "list", check=0).json()["broken"]
     assert broken["error"]["id"] == "permission.denied"

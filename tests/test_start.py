@@ -93,12 +93,8 @@ def test_there_is_a_line_of_each_command() -> None:
 @pytest.fixture
 def toy(site: cli.Site) -> Iterator[cli.Site]:
     """A site with an emulated guest and a job."""
-    jobs = site.directory / "jobs"
-    jobs.mkdir()
-    site.settings["jobs"] = str(jobs)
     site.add_guest("toy", emulator={"memory": "1M"}, policy="none")
-    job = {"job": "nightly", "guests": ["toy"], "save": {"then": "resume"}}
-    (jobs / "nightly.yaml").write_text(yaml.safe_dump(job))
+    site.add_job("nightly", guests=["toy"], save={"then": "resume"})
     with service.emulated_ended(site):
         yield site
 

@@ -9,13 +9,7 @@ from tests.kit import cli, emulated, qmp, service, wait
 
 def hook(site: cli.Site, moment: str, script: str) -> None:
     """Let ``script`` run at a moment, with the directory of the site as ``$1``'s place."""
-    hooks = site.directory / "hooks"
-    hooks.mkdir(mode=0o755, exist_ok=True)
-    site.settings.setdefault("hooks", {"directory": str(hooks)})[moment] = [moment]
-    path = hooks / moment
-    path.write_text(f"#!/bin/sh\nplace='{site.directory}'\n{script}\n")
-    path.chmod(0o755)
-    site.write()
+    site.add_hook(moment, f"place='{site.directory}'\n{script}", moment)
 
 
 @pytest.mark.parametrize("served", [False, True], ids=["here", "service"])

@@ -10,6 +10,5 @@ from tests.kit import cli, patterns, qemu
 
 @pytest.fixture
 def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
-    with qemu.running(name=NAME, memory="32M", ram=patterns.sparse, paused=False) as found:
-        site.add_guest(NAME, found.qmp, launch=found.argv)
+    with qemu.guest(site, NAME, memory="32M", ram=patterns.sparse, paused=False) as found:
         yield found

@@ -15,7 +15,42 @@ from typing import Any
 from mapsave.operations import journal_file
 
 from tests.kit import cli, wait
+from tests.kit.outcomes import LOADED, RESTORED, UNDONE
 
+# A save is killed at these before QEMU has written its stream whole, so the guest is resumed.
+NOT_YET = (
+    ("after", "begin"),
+    ("before", "label"),
+    ("after", "label"),
+    ("before", "pause"),
+    ("after", "hand-over"),
+    ("after", "pause"),
+    ("before", "migrate"),
+    ("after", "migrate"),
+)
+# At these it has, so the save is finished.
+WHOLE = (
+    ("before", "complete"),
+    ("after", "complete"),
+    ("before", "commit"),
+    ("after", "commit"),
+    ("before", "committed"),
+    ("after", "committed"),
+    ("after", "end"),
+)
+THEN = ("quit", "resume", "leave")
+# And a restore at these, with what becomes of it.
+RESTORE = (
+    ("before", "launch", UNDONE),
+    ("after", "launch", UNDONE),
+    ("before", "load", UNDONE),
+    ("after", "load", UNDONE),
+    ("before", "mark", LOADED),
+    ("after", "mark", LOADED),
+    ("before", "run", LOADED),
+    ("after", "run", RESTORED),
+    ("after", "end", RESTORED),
+)
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
 
 
@@ -54,6 +89,26 @@ def stands_still(process: subprocess.Popen[str]) -> bool:
     """Return whether ``mapsave`` was stopped by a signal; fail if it has ended."""
     assert process.poll() is None, process.communicate()
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def killed(site: cli.Site, where: str, step: str, *arguments: str) -> None:
+    """Kill ``mapsave`` there; it leaves its journal."""
+    result = run(site, where, step, "KILL", *arguments)
+    assert result.returncode == -signal.SIGKILL, result
+    assert len(journals(site)) == 1
+
+
+def recovered(site: cli.Site, *outcomes: str) -> None:
+    """Recover what is left: these are the ``outcomes``, and nothing remains."""
+    done = site.run("recover", "--json", check=0).json()
+    assert [line["outcome"] for line in done["operations"]] == list(outcomes), done
+    assert (journals(site), partials(site), done["swept"]) == ([], [], [])
+
+
+def states(site: cli.Site) -> dict[str, str]:
+    """Return the state of each image as ``mapsave list`` has it, by its name."""
+    images = site.run("list", "--json", check=0).json()["images"]
+    return {each["name"]: each["state"] for each in images}
 
 
 def cut_off(process: subprocess.Popen[str], monitor: Path) -> None:

@@ -15,10 +15,6 @@ SAVE = ("save", NAME, "--image", IMAGE, "--json")
 _PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
 
 
-def _states(site: cli.Site) -> list[str]:
-    return [each["state"] for each in site.run("list", "--json", check=0).json()["images"]]
-
-
 # Somebody else continues the guest, which does not run any more when mapsave looks.
 
 
@@ -58,7 +54,7 @@ def test_a_guest_continued_and_stopped_again_is_left(
 def _is_stale(site: cli.Site) -> None:
     """See that no one restores the image by mistake, though it is whole."""
     site.run("verify", IMAGE, check=0)
-    assert _states(site) == ["restored"]
+    assert struck.states(site) == {IMAGE: "restored"}
     refused = site.run("restore", IMAGE, "--json", check=3).error()
     assert refused["id"] == "check.already_restored"
     assert "resumed its guest" in refused["message"]
@@ -88,7 +84,7 @@ def test_what_happens_to_a_guest_that_goes_on_anyway_is_no_matter(
         process.send_signal(signal.SIGCONT)
         assert process.wait(60) == 0
     assert guest.status() == "running"
-    assert _states(site) == ["saved"]
+    assert struck.states(site) == {IMAGE: "saved"}
 
 
 # QEMU ends, though the guest was to live on.
@@ -108,7 +104,7 @@ def test_a_guest_that_was_to_live_on_and_is_gone(
     assert error["data"]["image"] == str(site.images / IMAGE)
     assert f"{IMAGE}' is committed" in error["message"]
     assert not struck.journals(site)
-    assert _states(site) == ["saved"]
+    assert struck.states(site) == {IMAGE: "saved"}
     guest.wait()
     site.run("restore", IMAGE, check=0)
     with guest.successor() as restored:
@@ -126,7 +122,7 @@ def test_a_guest_that_was_to_run_on_and_is_not_reached(site: cli.Site, guest: qe
     (line,) = site.run("recover", "--json", check=0).json()["operations"]
     assert (line["error"], line["outcome"]) == (None, "image committed")
     assert guest.status() == "running"
-    assert _states(site) == ["saved"]
+    assert struck.states(site) == {IMAGE: "saved"}
 
 
 def _failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
@@ -142,7 +138,7 @@ def test_a_journal_that_is_full_behind_the_rename(site: cli.Site, guest: qemu.Qe
     assert f"cannot write the journal '{site.state}/journal/save-" in result.stderr
     assert "No space left on device" in result.stderr
     guest.wait()
-    assert _states(site) == ["saved"]
+    assert struck.states(site) == {IMAGE: "saved"}
     assert not struck.journals(site)
 
 
@@ -159,7 +155,7 @@ def test_a_name_that_may_not_be_on_the_disk(site: cli.Site, guest: qemu.Qemu, th
     assert (line["error"], line["outcome"]) == (None, "image committed")
     if then == "quit":
         guest.wait()
-    assert _states(site) == ["saved"]
+    assert struck.states(site) == {IMAGE: "saved"}
     assert not struck.journals(site)
 
 

@@ -27,11 +27,6 @@ def _rot(path: Path, what: str) -> None:
     path.write_bytes(b"".join(lines))
 
 
-def _states(site: cli.Site) -> dict[str, str]:
-    found = site.run("list", "--json", check=0).json()["images"]
-    return {each["name"]: each["state"] for each in found}
-
-
 def _kept(site: cli.Site) -> None:
     """See that the damaged journal is kept, and is all that is left."""
     (left,) = struck.journals(site)
@@ -66,15 +61,15 @@ def test_a_save_whose_journal_is_damaged(
     if is_lost:
         assert line["error"]["id"] == "recover.journal_lost"
         assert "'query-status'" in line["error"]["hint"]
-        assert (guest.status(), _states(site)) == ("postmigrate", {IMAGE: "saved"})
+        assert (guest.status(), struck.states(site)) == ("postmigrate", {IMAGE: "saved"})
         return
     assert line["outcome"] == outcome
     if outcome == "save rolled back":
-        assert (guest.status(), _states(site)) == ("running", {})
+        assert (guest.status(), struck.states(site)) == ("running", {})
     else:
         guest.wait()
         site.run("verify", IMAGE, check=0)
-        assert _states(site) == {IMAGE: "saved"}
+        assert struck.states(site) == {IMAGE: "saved"}
 
 
 @pytest.mark.parametrize("fill", [b"", b"\0"])
@@ -101,7 +96,7 @@ def test_a_journal_cut_to_its_beginning(site: cli.Site, guest: qemu.Qemu, length
     (line,) = site.run("recover", "--json", check=0).json()["operations"]
     assert line["outcome"] == "image committed"
     guest.wait()
-    assert _states(site) == {IMAGE: "saved"}
+    assert struck.states(site) == {IMAGE: "saved"}
     _kept(site)
 
 
@@ -128,7 +123,7 @@ def test_a_guest_that_runs_beside_its_image_is_not_in_it(
     assert line["error"] is None
     assert guest.status() == "running"
     wanted = {"last": {IMAGE: "restored" if then == "quit" else "saved"}, "zeros": {}}[what]
-    assert _states(site) == wanted, line
+    assert struck.states(site) == wanted, line
 
 
 @pytest.mark.parametrize("what", ["first", "last"])
@@ -146,7 +141,7 @@ def test_a_restore_whose_journal_is_damaged(
     _rot(struck.journals(site)[0], what)
     (line,) = site.run("recover", "--json", check=0).json()["operations"]
     _kept(site)
-    (state,) = _states(site).values()
+    (state,) = struck.states(site).values()
     if step in ("launch", "load"):
         assert state == "saved"
         site.run("restore", IMAGE, check=0)

@@ -30,8 +30,7 @@ def waits_for(process: subprocess.Popen[str], what: str) -> None:
 )
 def test_save_of_a_guest_that_hangs(site: cli.Site, step: str, number: signal.Signals) -> None:
     """It is left to recovery, which finishes or undoes it once QEMU answers again."""
-    with qemu.running(name=NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
         before = guest.state()
         with struck.stopped(site, step, "save", NAME, "--image", IMAGE, "--json") as process:
             with guest.frozen():
@@ -73,8 +72,7 @@ def connections(pid: int) -> int:
 
 def test_fsync_that_hangs(site: cli.Site) -> None:
     """No thread can be called back from there: the process ends without it."""
-    with qemu.running(name=NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
         rules = inject.environment(inject.Rule("fsync", "hang", path=".partial"))
         with site.start("save", NAME, "--image", IMAGE, "--json", env=rules) as process:
             waits_for(process, "pause")
@@ -100,13 +98,8 @@ def test_image_on_storage_that_hangs(site: cli.Site, command: str) -> None:
 
 
 def test_hook_that_does_not_end(site: cli.Site) -> None:
-    hooks = site.directory / "hooks.d"
-    hooks.mkdir()
-    script = hooks / "stubborn"
-    script.write_text("#!/bin/sh\ntrap '' TERM\necho $$ > " + f"{site.directory}/pid\nsleep 60\n")
-    script.chmod(0o755)
-    site.settings["hooks"] = {"directory": str(hooks), "before_save": ["stubborn"]}
-    site.settings["hooks"]["on_failure"] = ["stubborn"]
+    script = f"trap '' TERM; echo $$ > {site.directory}/pid; sleep 60"
+    site.add_hook("stubborn", script, "before_save", "on_failure")
     site.add_guest("toy", emulator={"memory": "8M"})
     with site.start("save", "toy", "--json") as process:
         wait.until((site.directory / "pid").exists, what="the hook")
@@ -195,8 +188,7 @@ def _opens(pid: int) -> bool:
 
 
 def test_second_signal_does_not_matter(site: cli.Site) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
         with (
             struck.stopped(site, "pause", "save", NAME, "--image", IMAGE, "--json") as process,
             guest.frozen(),

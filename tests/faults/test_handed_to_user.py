@@ -18,8 +18,7 @@ def _about_to_resume(
     site: cli.Site, *, step: str = "run", paused: bool = False
 ) -> Iterator[tuple[subprocess.Popen[str], qemu.Qemu]]:
     """Save a guest, and restore it up to a step: "run" is where it is about to be resumed."""
-    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=paused) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.sparse, paused=paused) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         with struck.stopped(site, step, *RESTORE) as process, guest.successor() as restored:
@@ -75,8 +74,7 @@ main.main(sys.argv[1:])
 
 
 def test_a_guest_that_ran_and_is_gone_leaves_its_image_marked(site: cli.Site) -> None:
-    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         done = site.run(*RESTORE, check=5, command=[sys.executable, "-c", _ENDS_AT_ONCE])

@@ -39,8 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Save a guest of ``-machine none``, whose stream is short."""
     directory = tmp_path_factory.mktemp("saved")
     site = cli.Site(directory / "site")
-    with qemu.running(machine="none", name=NAME, ram=patterns.dense) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, machine="none", ram=patterns.dense) as guest:
         before = guest.snapshot_ram(directory / "ram")
         site.run("save", NAME, "--image", "good", check=0)
         guest.wait()

@@ -1,64 +1,30 @@
 """mapsave, or QEMU, killed at every step: no guest is lost, and ``mapsave recover`` tidies up."""
 
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME, await_writing, looked_at, slow_guest
+from tests.faults.struck import NOT_YET, RESTORE, THEN, WHOLE
 from tests.kit import cli, patterns, qemu, ram, state, wait
-from tests.kit.outcomes import LOADED, UNDONE
+from tests.kit.outcomes import COMMITTED, LOADED, PUT_BACK, UNDONE
 
-# Behind these QEMU has written its stream whole, so the save is finished.
-_WHOLE = (
-    ("before", "complete"),
-    ("after", "complete"),
-    ("before", "commit"),
-    ("after", "commit"),
-    ("before", "committed"),
-    ("after", "committed"),
-    ("after", "end"),
-)
-# Before these it is not, so the guest is resumed.
-_NOT_YET = (
-    ("after", "begin"),
-    ("before", "label"),
-    ("after", "label"),
-    ("before", "pause"),
-    ("after", "hand-over"),
-    ("after", "pause"),
-    ("before", "migrate"),
-    ("after", "migrate"),
-)
-_THEN = ("quit", "resume", "leave")
 _LEFT = {"resume": "running", "leave": "postmigrate"}
 
 
+def _killed(site: cli.Site, where: str, step: str, then: str) -> None:
+    struck.killed(site, where, step, "save", NAME, "--image", IMAGE, "--then", then)
+
+
 def _recovered(site: cli.Site, outcome: str) -> None:
-    """Recover what is left: ``outcome``, nothing remains, and again finds nothing to do."""
-    done = site.run("recover", "--json", check=0).json()
-    assert [line["outcome"] for line in done["operations"]] == [outcome], done
-    assert not struck.journals(site)
-    assert not struck.partials(site)
+    """Recover as ``struck.recovered`` does; again finds nothing to do."""
+    struck.recovered(site, outcome)
     again = site.run("recover", "--json", check=0).json()
     assert (again["operations"], again["swept"]) == ([], [])
-
-
-def _killed(site: cli.Site, where: str, step: str, then: str) -> None:
-    arguments = ("save", NAME, "--image", IMAGE, "--then", then)
-    struck_at = struck.run(site, where, step, "KILL", *arguments)
-    assert struck_at.returncode == -signal.SIGKILL, struck_at
-    assert len(struck.journals(site)) == 1
-
-
-def _listed(site: cli.Site) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = site.run("list", "--json", check=0).json()["images"]
-    return found
 
 
 def _last_step(site: cli.Site) -> str | None:
@@ -71,8 +37,7 @@ def _last_step(site: cli.Site) -> str | None:
 @contextmanager
 def _saved(site: cli.Site) -> Iterator[qemu.Qemu]:
     """Save a running guest, which is gone then."""
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         yield guest
@@ -81,7 +46,7 @@ def _saved(site: cli.Site) -> Iterator[qemu.Qemu]:
 @pytest.mark.parametrize(
     ("where", "step", "runs"),
     [
-        *((*at, number % 2 == 1) for number, at in enumerate(_NOT_YET)),
+        *((*at, number % 2 == 1) for number, at in enumerate(NOT_YET)),
         ("after", "hand-over", True),
         ("after", "migrate", False),
     ],
@@ -89,13 +54,12 @@ def _saved(site: cli.Site) -> Iterator[qemu.Qemu]:
 def test_killed_before_the_stream_is_whole(
     site: cli.Site, tmp_path: Path, where: str, step: str, runs: bool
 ) -> None:
-    then = _THEN[_NOT_YET.index((where, step)) % 3]
-    with qemu.running(name=NAME, ram=patterns.dense, paused=not runs) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    then = THEN[NOT_YET.index((where, step)) % 3]
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=not runs) as guest:
         found = guest.state()
         before = None if runs else guest.snapshot_ram(tmp_path / "before")
         _killed(site, where, step, then)
-        _recovered(site, "save rolled back")
+        _recovered(site, PUT_BACK)
         state.assert_left_as_found(found, guest.state())
         if before is not None:
             ram.assert_same(before, guest.ram)
@@ -106,13 +70,12 @@ def test_killed_before_the_stream_is_whole(
 
 @pytest.mark.parametrize("step", ["migrate", "complete"])
 def test_before_recovery_nothing_is_taken_for_an_image(site: cli.Site, step: str) -> None:
-    outcome = {"migrate": "save rolled back", "complete": "image committed"}[step]
-    with qemu.running(name=NAME, ram=patterns.dense) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    outcome = {"migrate": PUT_BACK, "complete": COMMITTED}[step]
+    with qemu.guest(site, NAME, ram=patterns.dense) as guest:
         _killed(site, "after", step, "leave")
         found, files = guest.state(), struck.contents(site)
         partial = f"{IMAGE}.partial"
-        assert IMAGE not in [each["name"] for each in _listed(site) if each["state"] != "partial"]
+        assert set(struck.states(site).values()) <= {"partial"}
         site.run("restore", site.images / partial, check=6)
         site.run("verify", site.images / partial, check=6)
         dry = site.run("recover", "--dry-run", "--json", check=0).json()
@@ -127,8 +90,7 @@ def test_before_recovery_nothing_is_taken_for_an_image(site: cli.Site, step: str
 
 def test_killed_in_the_middle_while_qemu_writes(site: cli.Site, tmp_path: Path) -> None:
     """QEMU goes on without mapsave; recover waits for it and commits what it has written."""
-    with qemu.running(name=NAME, ram=patterns.dense) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense) as guest:
         before = guest.snapshot_ram(tmp_path / "before")
         with site.start("save", NAME, "--image", IMAGE) as saving:
             guest.control.execute("query-status")
@@ -137,8 +99,8 @@ def test_killed_in_the_middle_while_qemu_writes(site: cli.Site, tmp_path: Path) 
             saving.wait(10)
         done = site.run("recover", "--json", check=0).json()["operations"]
         # Whether QEMU had been told to migrate, only it knows.
-        assert done[0]["outcome"] in ("image committed", "save rolled back"), done
-        if done[0]["outcome"] == "save rolled back":
+        assert done[0]["outcome"] in (COMMITTED, PUT_BACK), done
+        if done[0]["outcome"] == PUT_BACK:
             ram.assert_same(before, guest.ram)
             return
         guest.wait()
@@ -155,7 +117,7 @@ def test_killed_in_the_middle_of_a_slow_save(site: cli.Site) -> None:
             saving.kill()
             saving.wait(10)
         assert looked_at(path).run_state != "running"
-        _recovered(site, "image committed")
+        _recovered(site, COMMITTED)
         assert looked_at(path).run_state == "running"
         site.run("verify", IMAGE, check=0)
 
@@ -173,8 +135,7 @@ def test_killed_in_the_middle_of_a_slow_save(site: cli.Site) -> None:
 )
 def test_the_whole_host_goes_down(site: cli.Site, step: str, outcome: str) -> None:
     """Written but not synced, pages may be missing though the structure is whole."""
-    with qemu.running(name=NAME, ram=patterns.dense) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense):
         _killed(site, "after", step, "quit")
     (journal,) = struck.journals(site)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -190,8 +151,7 @@ def test_the_whole_host_goes_down(site: cli.Site, step: str, outcome: str) -> No
 )
 def test_qemu_killed_while_it_saves(site: cli.Site, step: str, code: int) -> None:
     """Where the stream was whole it is committed, else the save failed; nothing partial stays."""
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         arguments = ("save", NAME, "--image", IMAGE, "--json")
         result = struck.run(site, "after", step, f"{guest.pid}:KILL", *arguments)
         assert result.returncode == code, result
@@ -207,29 +167,15 @@ def test_qemu_killed_while_it_saves(site: cli.Site, step: str, code: int) -> Non
             assert restored.status() == "running"
 
 
-@pytest.mark.parametrize(
-    ("where", "step", "outcome"),
-    [
-        ("before", "launch", UNDONE),
-        ("after", "launch", UNDONE),
-        ("before", "load", UNDONE),
-        ("after", "load", UNDONE),
-        ("before", "mark", LOADED),
-        ("after", "mark", LOADED),
-        ("before", "run", LOADED),
-        ("after", "run", "guest restored"),
-        ("after", "end", "guest restored"),
-    ],
-)
+@pytest.mark.parametrize(("where", "step", "outcome"), RESTORE)
 def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str) -> None:
     with _saved(site) as guest:
-        result = struck.run(site, where, step, "KILL", "restore", IMAGE)
-        assert result.returncode == -signal.SIGKILL, result
+        struck.killed(site, where, step, "restore", IMAGE)
         _recovered(site, outcome)
         if outcome == UNDONE:
-            assert [each["state"] for each in _listed(site)] == ["saved"]
+            assert struck.states(site) == {IMAGE: "saved"}
             site.run("restore", IMAGE, check=0)
-        assert [each["state"] for each in _listed(site)] == ["restored"]
+        assert struck.states(site) == {IMAGE: "restored"}
         with guest.successor() as restored:
             assert restored.status() == ("paused" if outcome == LOADED else "running")
 
@@ -246,7 +192,7 @@ def test_restored_guest_that_was_used_since_is_not_ended(site: cli.Site, where: 
             assert [line["outcome"] for line in dry["operations"]] == [f"would be: {LOADED}"]
             _recovered(site, LOADED)
             assert used.status() == "paused"
-            assert [each["state"] for each in _listed(site)] == ["restored"]
+            assert struck.states(site) == {IMAGE: "restored"}
 
 
 def test_restored_guest_that_was_used_and_ended_since(site: cli.Site) -> None:
@@ -261,7 +207,7 @@ def test_restored_guest_that_was_used_and_ended_since(site: cli.Site) -> None:
             used.kill()
         done = site.run("recover", "--json", check=0).json()["operations"]
         assert "may have run, so the image remains marked" in done[0]["outcome"]
-        assert [each["state"] for each in _listed(site)] == ["restored"]
+        assert struck.states(site) == {IMAGE: "restored"}
 
 
 @pytest.mark.parametrize("step", ["load", "mark", "run"])
@@ -271,7 +217,7 @@ def test_qemu_killed_in_a_restore(site: cli.Site, step: str) -> None:
         assert result.returncode == 5, result
         assert result.error_id() == "restore.failed"
         assert not struck.journals(site)
-        assert [each["state"] for each in _listed(site)] == ["saved"]
+        assert struck.states(site) == {IMAGE: "saved"}
         site.run("restore", IMAGE, check=0)
         with guest.successor() as restored:
             assert restored.status() == "running"
@@ -303,7 +249,7 @@ def test_a_guest_that_ran_is_not_restored_again(site: cli.Site) -> None:
 @pytest.mark.parametrize(
     ("where", "step", "then", "runs"),
     [
-        *((*at, _THEN[number % 3], number % 2 == 0) for number, at in enumerate(_WHOLE)),
+        *((*at, THEN[number % 3], number % 2 == 0) for number, at in enumerate(WHOLE)),
         ("after", "complete", "quit", False),
         ("before", "committed", "resume", True),
         ("after", "committed", "quit", False),
@@ -313,12 +259,11 @@ def test_a_guest_that_ran_is_not_restored_again(site: cli.Site) -> None:
 def test_killed_when_the_stream_is_whole(
     site: cli.Site, tmp_path: Path, where: str, step: str, then: str, runs: bool
 ) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=not runs) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=not runs) as guest:
         found = guest.state()
         before = None if runs else guest.snapshot_ram(tmp_path / "before")
         _killed(site, where, step, then)
-        _recovered(site, "image committed")
+        _recovered(site, COMMITTED)
         if then == "quit":
             guest.wait()
         else:

@@ -12,11 +12,8 @@ import pytest
 from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME
 from tests.kit import cli, inject, patterns, qemu
-from tests.kit.outcomes import TAKEN_OVER
+from tests.kit.outcomes import COMMITTED, PUT_BACK, TAKEN_OVER
 from tests.kit.qemu import Qemu
-
-COMMITTED = "image committed"
-PUT_BACK = "save rolled back"
 
 
 def _recovered(site: cli.Site, code: int = 0) -> dict[str, Any]:

@@ -61,8 +61,7 @@ def test_time_limit(site: cli.Site) -> None:
     ],
 )
 def test_signal_at_a_step(site: cli.Site, step: str, signals: str) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         result = struck.run(site, "after", step, signals, "save", NAME, "--image", IMAGE)
         assert result.returncode == 9, result
@@ -72,8 +71,7 @@ def test_signal_at_a_step(site: cli.Site, step: str, signals: str) -> None:
 
 def test_signal_behind_the_commit_is_too_late(site: cli.Site) -> None:
     """What is about to be committed is: the guest must not go on beside its image."""
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         result = struck.run(site, "after", "commit", "TERM", "save", NAME, "--image", IMAGE)
         assert result.returncode == 0, result
         guest.wait()
@@ -102,8 +100,7 @@ def _interrupted_at_the_end(site: cli.Site, *arguments: str) -> None:
 
 def test_signal_when_all_is_done_is_too_late(site: cli.Site) -> None:
     """Not even while connections are closed may a commit become an interruption."""
-    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _interrupted_at_the_end(site, "save", NAME, "--image", IMAGE, "--then", "leave")
         assert guest.status() == "postmigrate"
         guest.kill()
@@ -116,8 +113,7 @@ def test_signal_when_all_is_done_is_too_late(site: cli.Site) -> None:
 @pytest.mark.parametrize("step", ["launch", "load"])
 def test_signal_in_a_restore(site: cli.Site, step: str) -> None:
     """The destination goes, and the image is as before."""
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         result = struck.run(site, "after", step, "TERM", "restore", IMAGE)

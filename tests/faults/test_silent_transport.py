@@ -141,8 +141,7 @@ def loaded(site: cli.Site) -> configuration.Config:
 
 
 async def test_check(site: cli.Site) -> None:
-    with qemu.running(name=NAME, memory="16M") as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, memory="16M") as guest:
         config = loaded(site)
         before = guest.state()
 
@@ -161,8 +160,7 @@ async def test_check(site: cli.Site) -> None:
 )
 async def test_save_and_recover(site: cli.Site, through: str, at: int, stride: int) -> None:
     """Whatever the save has left, recovery brings the guest back to running."""
-    with qemu.running(name=NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         config = loaded(site)
         before = guest.state()
         path = site.directory / "job.yaml"
@@ -198,8 +196,7 @@ async def test_save_and_recover(site: cli.Site, through: str, at: int, stride: i
 @pytest.mark.parametrize("step", ["hand-over", "migrate", "complete"])
 async def test_recover(site: cli.Site, step: str) -> None:
     """Recovery that is not answered keeps the journal, and the next one goes on from there."""
-    with qemu.running(name=NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         config = loaded(site)
         words = ("save", NAME, "--image", IMAGE, "--then", "resume")

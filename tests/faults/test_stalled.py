@@ -186,8 +186,7 @@ async def test_save_that_writes_nothing(site: cli.Site, monkeypatch: pytest.Monk
     monkeypatch.setattr(outgoing, "STALL", 1.0)
     monkeypatch.setattr(outgoing, "CANCEL_TIMEOUT", 0.5)
     rule = inject.environment(inject.Rule("pwritev", "hang"))
-    with qemu.running(name="web01", memory="32M", ram=patterns.dense, env=rule) as guest:
-        site.add_guest("web01", guest.qmp)
+    with qemu.guest(site, "web01", memory="32M", ram=patterns.dense, env=rule) as guest:
         config = configuration.load(site.config, {})
         request = save_request.request(config, config.guests["web01"], image="one.mapsave")
         with pytest.raises(

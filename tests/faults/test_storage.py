@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,19 +18,10 @@ NAME = "web01"
 NOBODY = 65534
 
 
-@contextmanager
-def guest_of(
-    site: cli.Site,
-    *arguments: str,
-    pattern: patterns.Pattern | None = patterns.sparse,
-    user: int | None = None,
-) -> Iterator[qemu.Qemu]:
+def guest_of(site: cli.Site, *arguments: str, **options: Any) -> AbstractContextManager[qemu.Qemu]:
     """Run a guest that is in the configuration, and runs."""
-    with qemu.running(
-        *arguments, machine="none", name=NAME, ram=pattern, paused=False, user=user
-    ) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
-        yield guest
+    options = {"ram": patterns.sparse, "machine": "none", "paused": False, **options}
+    return qemu.guest(site, NAME, *arguments, **options)
 
 
 @pytest.fixture
@@ -104,7 +96,7 @@ def test_disk_full_half_way(
     private = memory.from_file(content, "64M")
     with (
         storage.loop_filesystem(kind, size, tmp_path) as place,
-        guest_of(site, *private, pattern=None) as guest,
+        guest_of(site, *private, ram=None) as guest,
     ):
         guest.control.execute("cont")
         before = guest.state()
@@ -139,7 +131,7 @@ def test_directory_that_is_gone_or_none(site: cli.Site, guest: qemu.Qemu, tmp_pa
 def test_directory_deleted_once_the_partial_image_is_there(site: cli.Site, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    with guest_of(site, pattern=patterns.dense) as guest:
+    with guest_of(site, ram=patterns.dense) as guest:
         before = guest.state()
         with site.start("save", NAME, "--json", "--image", str(place / "image")) as process:
             wait.until(lambda: list(place.glob("*.partial")), what="the partial image")

@@ -47,8 +47,7 @@ def _guest_of_two_monitors(site: cli.Site, tmp_path: Path) -> Iterator[tuple[qem
     """Run a guest with a further monitor for mapsave; yield both."""
     further = tmp_path / "further.qmp"
     monitor = f"unix:{further},server=on,wait=off"
-    with qemu.running("-qmp", monitor, name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, "-qmp", monitor, ram=patterns.dense, paused=False) as guest:
         yield guest, f"qmp:{further}"
 
 
@@ -81,8 +80,7 @@ def test_recovery_waits_for_a_save_by_another_monitor(site: cli.Site, tmp_path: 
 
 
 def test_two_restores_of_one_image(site: cli.Site) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         # The second has a destination of its own, so that only the image stands between them.

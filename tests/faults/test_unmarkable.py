@@ -27,8 +27,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def guest(site: cli.Site, place: Path) -> Iterator[qemu.Qemu]:
     site.settings["images"] = str(place)
-    with qemu.running(name=NAME, memory="32M", paused=False) as found:
-        site.add_guest(NAME, found.qmp, launch=found.argv)
+    with qemu.guest(site, NAME, memory="32M", paused=False) as found:
         site.run("save", NAME, "--image", IMAGE, check=0)
         found.wait()
         yield found
@@ -155,8 +154,7 @@ def test_a_restore_that_fails_behind_its_mark_takes_the_note_back(
 def test_a_stale_image_that_cannot_be_marked(site: cli.Site, place: Path) -> None:
     """The guest went on after its save, by its owner's hand."""
     site.settings["images"] = str(place)
-    with qemu.running(name=NAME, memory="32M", paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, memory="32M", paused=False) as guest:
         struck.run(site, "after", "committed", "KILL", "save", NAME, "--image", IMAGE)
         guest.control.execute("cont")
         with storage.read_only(place):

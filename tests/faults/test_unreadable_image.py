@@ -18,8 +18,7 @@ IMAGE = "one.mapsave"
 
 @contextmanager
 def _saved(site: cli.Site) -> Iterator[qemu.Qemu]:
-    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         yield guest
@@ -75,8 +74,7 @@ def _turn(path: Path, at: int) -> None:
 @pytest.mark.parametrize("what", ["bitmap", "device", "description"])
 def test_a_bit_that_turned_is_found(site: cli.Site, what: str) -> None:
     """A page would be missing, or a device be in another state."""
-    with qemu.running(name="web01", memory="16M", ram=patterns.dense) as guest:
-        site.add_guest("web01", guest.qmp, launch=guest.argv)
+    with qemu.guest(site, "web01", memory="16M", ram=patterns.dense) as guest:
         site.run("save", "web01", "--image", IMAGE, check=0)
         guest.wait()
         _found_in(site, site.images / IMAGE, what)

@@ -4,12 +4,10 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from mapsave import config, errors
 from mapsave.image import store
@@ -18,35 +16,15 @@ from mapsave.operations import save, save_request
 from mapsave.operations.results import SaveResult
 
 from tests.image import build
-from tests.kit import cli, inject, processes, qmp, state, wait
+from tests.kit import cli, emulated, inject, processes, qmp, state, wait
+from tests.kit.emulated import socket_of
 
 SIZE = 16 << 20
 
 
-@pytest.fixture
-def sockets(tmp_path: Path) -> Path:
-    """Where the emulated guests that a test starts itself listen."""
-    directory = tmp_path / "qmp"
-    directory.mkdir()
-    return directory
-
-
-@contextmanager
-def emulated(
-    site: cli.Site, sockets: Path, name: str, *options: str, env: Mapping[str, str] | None = None
-) -> Iterator[int]:
-    """Run an emulated guest that the site knows by its socket; yield its process id."""
-    socket = sockets / name
-    with cli.started("emulate", *described(socket), *options, env=env) as process:
-        site.add_guest(name, socket)
-        qmp.connect(socket).close()
-        yield process.pid
-
-
-def described(socket: Path) -> tuple[str | Path, ...]:
-    """Return the options of an emulated guest that is named as its socket."""
-    memory = ("--memory", str(SIZE), "--pattern", "random")
-    return ("--qmp", socket, *memory, "--name", socket.name)
+def guest(site: cli.Site, name: str, **how: Any) -> AbstractContextManager[Path]:
+    """Run an emulated guest that the site knows; see ``emulated.guest``."""
+    return emulated.guest(site, name, size=SIZE, **how)
 
 
 def write_job(site: cli.Site, **settings: Any) -> Path:
@@ -92,11 +70,11 @@ def test_saved_guests_come_back_with_their_ram(site: cli.Site, tmp_path: Path) -
     assert after == before
 
 
-def test_guests_are_saved_side_by_side_up_to_concurrency(site: cli.Site, sockets: Path) -> None:
+def test_guests_are_saved_side_by_side_up_to_concurrency(site: cli.Site) -> None:
     names = ["a", "b", "c", "d"]
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(emulated(site, sockets, name, "--throttle", "24M"))
+            stack.enter_context(guest(site, name, throttle="24M"))
         path = write_job(site, concurrency=2, save={"image": "{guest}"})
         most = 0
         with site.start("job", "run", path, "--json") as process:
@@ -108,19 +86,17 @@ def test_guests_are_saved_side_by_side_up_to_concurrency(site: cli.Site, sockets
     assert sorted(path.name for path in site.images.iterdir()) == names
 
 
-def test_failures_stop_nobody_and_the_worst_counts(
-    site: cli.Site, sockets: Path, tmp_path: Path
-) -> None:
+def test_failures_stop_nobody_and_the_worst_counts(site: cli.Site, tmp_path: Path) -> None:
     with (
-        emulated(site, sockets, "full", env=inject.environment(inject.FULL)),
-        emulated(site, sockets, "good"),
-        emulated(site, sockets, "well"),
+        guest(site, "full", env=inject.environment(inject.FULL)),
+        guest(site, "good"),
+        guest(site, "well"),
     ):
         site.add_guest("gone", tmp_path / "nobody.qmp")
         path = write_job(site, guests=["gone", "full", "*"], save={"image": "{guest}"})
         result = site.run("job", "run", path, "--json", check=4)
         done = result.json()
-        with qmp.connect(sockets / "full") as monitor:
+        with qmp.connect(socket_of(site, "full")) as monitor:
             assert monitor.execute("query-status")["status"] == "running"
     assert (done["job"], done["saved"], done["failed"], done["exit_code"]) == ("nightly", 2, 2, 4)
     outcome = {line["guest"]: line["error"] and line["error"]["id"] for line in done["guests"]}
@@ -131,8 +107,8 @@ def test_failures_stop_nobody_and_the_worst_counts(
         assert site.run("verify", name, "--json", check=0).json()["valid"] is True
 
 
-def test_summary_lists_each_guest(site: cli.Site, sockets: Path, tmp_path: Path) -> None:
-    with emulated(site, sockets, "good"):
+def test_summary_lists_each_guest(site: cli.Site, tmp_path: Path) -> None:
+    with guest(site, "good"):
         site.add_guest("gone", tmp_path / "nobody.qmp")
         path = write_job(site, save={"image": "{guest}-{job}"})
         shown = site.run("job", "run", path, check=3).stdout.splitlines()
@@ -144,14 +120,14 @@ def test_summary_lists_each_guest(site: cli.Site, sockets: Path, tmp_path: Path)
     assert shown[-1] == "job nightly: 1 saved, 1 FAILED"
 
 
-def test_job_check_touches_nothing(site: cli.Site, sockets: Path, tmp_path: Path) -> None:
-    with emulated(site, sockets, "good"):
+def test_job_check_touches_nothing(site: cli.Site, tmp_path: Path) -> None:
+    with guest(site, "good"):
         site.add_guest("gone", tmp_path / "nobody.qmp")
         path = write_job(site)
-        with qmp.connect(sockets / "good") as monitor:
+        with qmp.connect(socket_of(site, "good")) as monitor:
             before = state.of(monitor)
         done = site.run("job", "check", path, "--json", check=3).json()
-        with qmp.connect(sockets / "good") as monitor:
+        with qmp.connect(socket_of(site, "good")) as monitor:
             assert state.of(monitor) == before
             assert "status" not in monitor.execute("query-migrate")
     assert list(site.images.iterdir()) == []
@@ -161,12 +137,12 @@ def test_job_check_touches_nothing(site: cli.Site, sockets: Path, tmp_path: Path
     assert lines["gone"]["error"]["id"] == "check.unreachable"
 
 
-def test_timeout_of_a_job_leaves_the_guest_running(site: cli.Site, sockets: Path) -> None:
-    with emulated(site, sockets, "slow", "--throttle", "1M"):
+def test_timeout_of_a_job_leaves_the_guest_running(site: cli.Site) -> None:
+    with guest(site, "slow", throttle="1M"):
         path = write_job(site, timeout="1s")
         done = site.run("job", "run", path, "--json", check=4).json()
         assert done["guests"][0]["error"]["id"] == "save.timeout"
-        with qmp.connect(sockets / "slow") as monitor:
+        with qmp.connect(socket_of(site, "slow")) as monitor:
             assert monitor.execute("query-status")["status"] == "running"
             assert monitor.execute("query-fdsets") == []
     assert list(site.images.iterdir()) == []
@@ -181,12 +157,10 @@ def images_of(site: cli.Site) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_old_images_go_after_a_run_of_the_guests_that_it_saved(
-    site: cli.Site, sockets: Path
-) -> None:
+def test_old_images_go_after_a_run_of_the_guests_that_it_saved(site: cli.Site) -> None:
     how: dict[str, Any] = {"save": {"image": "{guest}-{uuid}", "then": "resume"}}
-    with emulated(site, sockets, "good"):
-        with emulated(site, sockets, "late"):
+    with guest(site, "good"):
+        with guest(site, "late"):
             for _ in range(2):
                 done = site.run("job", "run", write_job(site, **how), "--json", check=0).json()
             assert done["pruned"] == []
@@ -206,16 +180,14 @@ def test_old_images_go_after_a_run_of_the_guests_that_it_saved(
     assert not Path(kept["image"]).exists()
 
 
-def test_what_a_run_saves_is_not_removed_by_it_where_the_clock_was_ahead(
-    site: cli.Site, sockets: Path
-) -> None:
+def test_what_a_run_saves_is_not_removed_by_it_where_the_clock_was_ahead(site: cli.Site) -> None:
     how: dict[str, Any] = {"save": {"image": "{guest}-{uuid}", "then": "resume"}}
     path = write_job(site, **how, keep={"last": 1})
     ahead = {"guest": {"name": "good"}, "job": "nightly", "then": "resume"}
     ahead["started"] = "2999-01-01T00:00:00.000+00:00"
     made = build.Image(metadata=json.dumps(ahead).encode(), header={"state": build.SAVED})
     made.built().write(site.images / "ahead")
-    with emulated(site, sockets, "good"):
+    with guest(site, "good"):
         first = site.run("job", "run", path, "--json", check=0).json()
         second = site.run("job", "run", path, "--json", check=0).json()
     images = [Path(done["guests"][0]["result"]["image"]) for done in (first, second)]
@@ -226,23 +198,19 @@ def test_what_a_run_saves_is_not_removed_by_it_where_the_clock_was_ahead(
     assert "in the future" in kept[str(site.images / "ahead")][0]
 
 
-def test_a_guest_that_was_saved_to_quit_is_removed_once_it_was_saved_again(
-    site: cli.Site, sockets: Path
-) -> None:
+def test_a_guest_that_was_saved_to_quit_is_removed_once_it_was_saved_again(site: cli.Site) -> None:
     path = write_job(site, save={"image": "{guest}-{uuid}"}, keep={"last": 1})
     for _ in range(2):
-        with emulated(site, sockets, "good"):
+        with guest(site, "good"):
             done = site.run("job", "run", path, "--json", check=0).json()
     assert [line["kept"] for line in done["pruned"]] == [True, False]
     assert "the only copy of its guest: not restored since" in done["pruned"][0]["reasons"]
     assert len(images_of(site)["good"]) == 1
 
 
-def test_where_old_images_cannot_be_looked_at_the_saves_are_told_as_well(
-    site: cli.Site, sockets: Path
-) -> None:
+def test_where_old_images_cannot_be_looked_at_the_saves_are_told_as_well(site: cli.Site) -> None:
     path = write_job(site, save={"image": "{guest}"}, keep={"daily": 1})
-    with emulated(site, sockets, "good"):
+    with guest(site, "good"):
         result = site.run("job", "run", path, "--json", check=2, env={"TZ": "Mars/Olympus"})
     done = result.json()
     assert (done["saved"], done["failed"], done["pruned"]) == (1, 0, [])
@@ -250,8 +218,9 @@ def test_where_old_images_cannot_be_looked_at_the_saves_are_told_as_well(
     assert (site.images / "good").exists()
 
 
-def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site, sockets: Path) -> None:
-    site.add_guest("late", sockets / "late")
+def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site) -> None:
+    late = socket_of(site, "late")
+    site.add_guest("late", late)
     path = write_job(
         site, save={"image": "{guest}"}, retries={"times": 100, "wait": "200ms"}, guests=["late"]
     )
@@ -261,7 +230,7 @@ def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site, sockets
         assert first.startswith("mapsave: job nightly: guest late: ")
         assert first.endswith("; retrying in 0.2 s\n")
         # The job alone asks its monitor: the save may be over before anybody else could.
-        with cli.started("emulate", *described(sockets / "late")):
+        with cli.started("emulate", "--qmp", late, "--memory", str(SIZE)):
             done = cli.ended(process, check=0)
     row = done.stdout.splitlines()[1].split()
     assert row[:2] == ["late", "saved"]
@@ -269,8 +238,8 @@ def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site, sockets
     assert int(row[2].removeprefix("(")) > 1
 
 
-def test_tries_end_after_as_many_as_it_says(site: cli.Site, sockets: Path) -> None:
-    site.add_guest("gone", sockets / "gone")
+def test_tries_end_after_as_many_as_it_says(site: cli.Site) -> None:
+    site.add_guest("gone", socket_of(site, "gone"))
     path = write_job(site, retries={"times": 2, "wait": "10ms"})
     done = site.run("job", "run", path, "--json", check=3).json()
     (line,) = done["guests"]
@@ -280,18 +249,16 @@ def test_tries_end_after_as_many_as_it_says(site: cli.Site, sockets: Path) -> No
     assert "(3 tries)" in site.run("job", "run", path, check=3).stdout
 
 
-def test_a_save_that_failed_behind_its_beginning_is_not_tried_again(
-    site: cli.Site, sockets: Path
-) -> None:
-    with emulated(site, sockets, "full", env=inject.environment(inject.FULL)):
+def test_a_save_that_failed_behind_its_beginning_is_not_tried_again(site: cli.Site) -> None:
+    with guest(site, "full", env=inject.environment(inject.FULL)):
         path = write_job(site, retries={"times": 5, "wait": "10ms"})
         done = site.run("job", "run", path, "--json", check=4).json()
     assert [each["error"]["id"] for each in done["guests"][0]["tries"]] == ["save.failed"]
 
 
-def test_a_guest_that_waits_for_its_next_try_holds_nobody_up(site: cli.Site, sockets: Path) -> None:
-    site.add_guest("gone", sockets / "gone")
-    with emulated(site, sockets, "good"):
+def test_a_guest_that_waits_for_its_next_try_holds_nobody_up(site: cli.Site) -> None:
+    site.add_guest("gone", socket_of(site, "gone"))
+    with guest(site, "good"):
         path = write_job(
             site,
             guests=["gone", "good"],
@@ -305,16 +272,16 @@ def test_a_guest_that_waits_for_its_next_try_holds_nobody_up(site: cli.Site, soc
             assert process.wait(timeout=30) == 9
 
 
-def test_who_was_saved_before_an_interruption_is_told(site: cli.Site, sockets: Path) -> None:
+def test_who_was_saved_before_an_interruption_is_told(site: cli.Site) -> None:
     """Those guests have ended: not everything was rolled back."""
     path = write_job(site, concurrency=2, save={"image": "{guest}"})
-    with emulated(site, sockets, "quick"), emulated(site, sockets, "slow", "--throttle", "1M"):
+    with guest(site, "quick"), guest(site, "slow", throttle="1M"):
         with site.start("job", "run", path, "--json") as process:
             wait.until((site.images / "quick").exists, what="the image of the quick guest")
             wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
             process.send_signal(signal.SIGINT)
             done = cli.ended(process, check=9)
-        with qmp.connect(sockets / "slow") as monitor:
+        with qmp.connect(socket_of(site, "slow")) as monitor:
             assert monitor.execute("query-status")["status"] == "running"
     error = done.error("interrupted")
     assert error["message"].endswith("were rolled back, saved before that: quick")
@@ -323,10 +290,10 @@ def test_who_was_saved_before_an_interruption_is_told(site: cli.Site, sockets: P
     assert [each.name for each in site.images.iterdir()] == ["quick"]
 
 
-def test_an_interruption_before_anything_was_saved_is_told(site: cli.Site, sockets: Path) -> None:
+def test_an_interruption_before_anything_was_saved_is_told(site: cli.Site) -> None:
     path = write_job(site, save={"image": "{guest}"})
     with (
-        emulated(site, sockets, "slow", "--throttle", "1M"),
+        guest(site, "slow", throttle="1M"),
         site.start("job", "run", path) as process,
     ):
         wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
@@ -350,10 +317,10 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
     assert not engine.may_pass(OSError())
 
 
-async def test_whoever_runs_a_job_may_save_in_its_own_way(site: cli.Site, sockets: Path) -> None:
+async def test_whoever_runs_a_job_may_save_in_its_own_way(site: cli.Site) -> None:
     asked: list[save_request.Request] = []
 
-    with emulated(site, sockets, "good"), emulated(site, sockets, "poor"):
+    with guest(site, "good"), guest(site, "poor"):
         configured = config.load(site.config, {})
         path = write_job(
             site, save={"image": "{guest}", "then": "resume"}, timeout="1m", keep={"last": 1}
@@ -377,19 +344,12 @@ async def test_whoever_runs_a_job_may_save_in_its_own_way(site: cli.Site, socket
     assert (site.images / "good").exists()
 
 
-def test_hooks_of_the_job_run_behind_those_of_the_configuration(
-    site: cli.Site, sockets: Path
-) -> None:
-    hooks = site.directory / "hooks"
-    hooks.mkdir(mode=0o755)
+def test_hooks_of_the_job_run_behind_those_of_the_configuration(site: cli.Site) -> None:
     told = site.directory / "told"
-    for name in ("first", "second"):
-        (hooks / name).write_text(
-            f'#!/bin/sh\necho "{name} $MAPSAVE_JOB $MAPSAVE_GUEST" >> {told}\n'
-        )
-        (hooks / name).chmod(0o755)
-    site.settings["hooks"] = {"directory": str(hooks), "after_save": ["first"]}
-    with emulated(site, sockets, "good"):
+    words = f'$MAPSAVE_JOB $MAPSAVE_GUEST" >> {told}'
+    site.add_hook("first", f'echo "first {words}', "after_save")
+    site.add_hook("second", f'echo "second {words}')
+    with guest(site, "good"):
         path = write_job(site, hooks={"after_save": ["second"], "before_save": ["second"]})
         site.run("job", "run", path, check=0)
     assert told.read_text().splitlines() == [

@@ -3,8 +3,7 @@
 Nothing in here uses ``manager``: tests look at mapsave from outside. A test reads like this::
 
     def test_restored_ram_is_the_saved_one(site: cli.Site, tmp_path: Path) -> None:
-        with qemu.running(name="web01", ram=patterns.dense) as guest:
-            site.add_guest("web01", guest.qmp, launch=guest.argv)
+        with qemu.guest(site, "web01", ram=patterns.dense) as guest:
             before = guest.snapshot_ram(tmp_path / "before")
             site.run("save", "web01", check=0)
             guest.wait()

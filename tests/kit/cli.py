@@ -126,6 +126,11 @@ class Site:
         return self.directory / "mapsave.sock"
 
     @property
+    def jobs(self) -> Path:
+        """Where the jobs that it knows by name are; made by ``add_job``."""
+        return self.directory / "jobs"
+
+    @property
     def config(self) -> Path:
         """The configuration file."""
         return self.directory / "manager.yaml"
@@ -136,6 +141,7 @@ class Site:
             "images": str(self.images),
             "state": str(self.state),
             "socket": str(self.socket),
+            "jobs": str(self.jobs),
             # Else the QEMUs that mapsave starts would lack the mark by which strays are found.
             "launch_environment": ["PATH", "LANG", processes.MARK],
             **self.settings,
@@ -155,6 +161,25 @@ class Site:
             guest["launch"] = list(launch)
         self.guests[name] = guest
         self.write()
+
+    def add_job(self, name: str, **content: Any) -> Path:
+        """Write a job into the jobs directory, or replace it; ``content`` are its other keys."""
+        self.jobs.mkdir(exist_ok=True)
+        path = self.jobs / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"job": name, **content}))
+        return path
+
+    def add_hook(self, name: str, script: str, *moments: str) -> Path:
+        """Write a hook of the shell, and have the configuration run it at these ``moments``."""
+        hooks = self.directory / "hooks"
+        hooks.mkdir(mode=0o755, exist_ok=True)
+        path = hooks / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        settings = self.settings.setdefault("hooks", {"directory": str(hooks)})
+        settings |= {moment: [name] for moment in moments}
+        self.write()
+        return path
 
     def run(
         self, *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None, **how: Any

@@ -14,7 +14,7 @@ from typing import Any
 
 from mapsave.config import EmulatedVersion
 
-from tests.kit import cli, processes, qmp, tree, wait
+from tests.kit import cli, processes, qmp, ram, state, tree, wait
 
 MIB = 1 << 20
 
@@ -25,6 +25,22 @@ class Emulated:
 
     path: str
     process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> str:
+        """The guest as mapsave takes it."""
+        return f"qmp:{self.path}"
+
+    def state(self) -> state.State:
+        """Return what mapsave must leave as it was. Its monitor must be free, as for the RAM."""
+        with qmp.connect(Path(self.path)) as client:
+            return state.of(client)
+
+    def snapshot_ram(self, directory: Path) -> ram.Snapshot:
+        """Copy the RAM into ``directory``."""
+        directory.mkdir(parents=True)
+        ram_of(Path(self.path), directory / "ram")
+        return ram.Snapshot({"ram": directory / "ram"})
 
     def freeze(self) -> None:
         """Stop the process: it answers nothing until ``thaw``."""

@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from mapsave.config import EmulatedVersion
 
-from tests.kit import need, patterns, processes, state, wait
+from tests.kit import cli, need, patterns, processes, state, wait
 from tests.kit import ram as guest_ram
 from tests.kit.qmp import Client, connect
 from tests.kit.wait import LONG
@@ -291,6 +291,14 @@ def running(
             if not paused:
                 guest.control.execute("cont")
         yield guest
+
+
+@contextmanager
+def guest(site: cli.Site, name: str, *arguments: str, **options: Any) -> Iterator[Qemu]:
+    """Run a QEMU as ``running`` does, and add it to the site, which knows how to start it again."""
+    with running(*arguments, name=name, **options) as found:
+        site.add_guest(name, found.qmp, launch=found.argv)
+        yield found
 
 
 @contextmanager

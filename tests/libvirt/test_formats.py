@@ -46,8 +46,7 @@ def test_all_else_works_without_libvirt_python(
     site: cli.Site, tmp_path: Path, without_libvirt: dict[str, str]
 ) -> None:
     env = without_libvirt
-    with qemu.running(name="web01", ram=patterns.sparse) as guest:
-        site.add_guest("web01", guest.qmp, launch=guest.argv)
+    with qemu.guest(site, "web01", ram=patterns.sparse) as guest:
         site.add_guest("db01", libvirt={"domain": "db01"})
         before = guest.snapshot_ram(tmp_path / "before")
         site.run("check", "web01", check=0, env=env)

@@ -1,10 +1,8 @@
 """mapsave killed at every step with a libvirt guest: ``mapsave recover`` tidies up."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,64 +10,20 @@ from tests.faults import struck
 from tests.kit import cli, domain, ram
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
-from tests.kit.outcomes import LOADED, TAKEN_OVER, UNDONE
+from tests.kit.outcomes import COMMITTED, LOADED, PUT_BACK, RESTORED, TAKEN_OVER, UNDONE
 from tests.libvirt.scene import IMAGE, as_before, nothing_left, small, writing
 
-COMMITTED = "image committed"
-PUT_BACK = "save rolled back"
-RESTORED = "guest restored"
-_NOT_YET = (
-    ("after", "begin"),
-    ("before", "label"),
-    ("after", "label"),
-    ("before", "pause"),
-    ("after", "hand-over"),
-    ("after", "pause"),
-    ("before", "migrate"),
-    ("after", "migrate"),
-)
-_WHOLE = (
-    ("before", "complete"),
-    ("after", "complete"),
-    ("before", "commit"),
-    ("after", "commit"),
-    ("before", "committed"),
-    ("after", "committed"),
-    ("after", "end"),
-)
-_THEN = ("quit", "resume", "leave")
 
-
-def _recovered(site: cli.Site, *outcomes: str) -> None:
-    """Recover what is left, with these ``outcomes``; nothing remains."""
-    done = site.run("recover", "--json", check=0).json()
-    assert [line["outcome"] for line in done["operations"]] == list(outcomes), done
-    assert not struck.journals(site)
-    assert not struck.partials(site)
-    assert done["swept"] == []
-
-
-def _killed(site: cli.Site, where: str, step: str, *arguments: str) -> None:
-    result = struck.run(site, where, step, "KILL", *arguments)
-    assert result.returncode == -signal.SIGKILL, result
-    assert len(struck.journals(site)) == 1
-
-
-def _listed(site: cli.Site) -> list[str]:
-    found: list[dict[str, Any]] = site.run("list", "--json", check=0).json()["images"]
-    return [each["state"] for each in found]
-
-
-@pytest.mark.parametrize(("where", "step"), _NOT_YET)
+@pytest.mark.parametrize(("where", "step"), struck.NOT_YET)
 def test_killed_before_the_stream_is_whole(
     daemon: Daemon, site: cli.Site, where: str, step: str
 ) -> None:
-    number = _NOT_YET.index((where, step))
+    number = struck.NOT_YET.index((where, step))
     with small(daemon, paused=False, transient=number % 2 == 0) as guest:
         before = guest.status()
-        then = _THEN[number % 3]
-        _killed(site, where, step, "save", guest.address, "--image", IMAGE, "--then", then)
-        _recovered(site, PUT_BACK)
+        then = struck.THEN[number % 3]
+        struck.killed(site, where, step, "save", guest.address, "--image", IMAGE, "--then", then)
+        struck.recovered(site, PUT_BACK)
         as_before(guest, before)
         nothing_left(site)
         guest.virsh("suspend")
@@ -80,8 +34,8 @@ def test_killed_before_the_stream_is_whole(
 def test_paused_guest_stays_paused(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
     with small(daemon) as guest:
         before, contents = guest.status(), guest.snapshot_ram(tmp_path / "before")
-        _killed(site, "after", "migrate", "save", guest.address, "--image", IMAGE)
-        _recovered(site, PUT_BACK)
+        struck.killed(site, "after", "migrate", "save", guest.address, "--image", IMAGE)
+        struck.recovered(site, PUT_BACK)
         as_before(guest, before, "paused (user)")
         ram.assert_same(contents, guest.ram)
 
@@ -89,7 +43,7 @@ def test_paused_guest_stays_paused(daemon: Daemon, site: cli.Site, tmp_path: Pat
 @pytest.mark.parametrize(
     ("where", "step", "then"),
     [
-        *((*at, _THEN[number % 3]) for number, at in enumerate(_WHOLE)),
+        *((*at, struck.THEN[number % 3]) for number, at in enumerate(struck.WHOLE)),
         ("after", "resume", "resume"),
     ],
 )
@@ -97,11 +51,11 @@ def test_killed_when_the_stream_is_whole(
     daemon: Daemon, site: cli.Site, where: str, step: str, then: str
 ) -> None:
     """The image is what mapsave would have made of it: virsh takes it."""
-    persistent = _THEN.index(then) == 0
+    persistent = struck.THEN.index(then) == 0
     with small(daemon, paused=False, transient=not persistent) as guest:
         before = guest.status()
-        _killed(site, where, step, "save", guest.address, "--image", IMAGE, "--then", then)
-        _recovered(site, COMMITTED)
+        struck.killed(site, where, step, "save", guest.address, "--image", IMAGE, "--then", then)
+        struck.recovered(site, COMMITTED)
         nothing_left(site, IMAGE)
         if then == "quit":
             guest.wait_state("shut off")
@@ -123,8 +77,8 @@ def test_adopted_images_hold_the_guest(daemon: Daemon, site: cli.Site, tmp_path:
         before = guest.snapshot_ram(tmp_path / "before")
         for step, form in (("complete", "libvirt"), ("commit", "native")):
             save = ("save", guest.address, "--image", form, "--format", form)
-            _killed(site, "after", step, *save)
-            _recovered(site, COMMITTED)
+            struck.killed(site, "after", step, *save)
+            struck.recovered(site, COMMITTED)
             guest.wait_state(domain.GONE)
             if form == "libvirt":
                 daemon.virsh("restore", site.images / form)
@@ -142,7 +96,7 @@ def test_killed_while_qemu_writes(daemon: Daemon, site: cli.Site, then: str) -> 
         with writing(site, guest, "save", guest.address, "--image", IMAGE, "--then", then) as dies:
             dies.kill()
             dies.wait(10)
-        _recovered(site, COMMITTED)
+        struck.recovered(site, COMMITTED)
         nothing_left(site, IMAGE)
         if then == "resume":
             as_before(guest, before)
@@ -155,11 +109,11 @@ def test_libvirtd_is_restarted_before_the_recovery(own_daemon: Daemon, site: cli
     with small(own_daemon, paused=False) as guest:
         before = guest.status()
         save = ("save", guest.address, "--image", IMAGE, "--then", "resume")
-        _killed(site, "after", "complete", *save)
+        struck.killed(site, "after", "complete", *save)
         own_daemon.kill()
         own_daemon.start()
         assert guest.state().startswith("paused")
-        _recovered(site, COMMITTED)
+        struck.recovered(site, COMMITTED)
         as_before(guest, before)
 
 
@@ -178,9 +132,9 @@ def test_destroyed_before_the_recovery(
     daemon: Daemon, site: cli.Site, step: str, outcome: str
 ) -> None:
     with small(daemon, paused=False) as guest:
-        _killed(site, "after", step, "save", guest.address, "--image", IMAGE)
+        struck.killed(site, "after", step, "save", guest.address, "--image", IMAGE)
         guest.virsh("destroy")
-        _recovered(site, outcome)
+        struck.recovered(site, outcome)
         nothing_left(site, *([IMAGE] if step == "complete" else []))
 
 
@@ -191,9 +145,9 @@ def test_resumed_before_the_recovery(
     """Somebody found the guest paused: it runs on, and what it was is no image."""
     with small(daemon, paused=False) as guest:
         before = guest.status()
-        _killed(site, "after", step, "save", guest.address, "--image", IMAGE)
+        struck.killed(site, "after", step, "save", guest.address, "--image", IMAGE)
         guest.virsh("resume")
-        _recovered(site, outcome)
+        struck.recovered(site, outcome)
         as_before(guest, before)
         nothing_left(site)
 
@@ -204,12 +158,12 @@ def test_saved_guest_that_was_used_since_is_not_ended(
 ) -> None:
     """Killed after the commit; its owner let the guest run on, so the image does not hold it."""
     with small(daemon, paused=False) as guest:
-        _killed(site, "after", "committed", "save", guest.address, "--image", IMAGE)
+        struck.killed(site, "after", "committed", "save", guest.address, "--image", IMAGE)
         guest.virsh("resume")
         if last == "suspend":
             guest.virsh("suspend")
         found = guest.state()
-        _recovered(site, TAKEN_OVER)
+        struck.recovered(site, TAKEN_OVER)
         assert guest.state() == found
         nothing_left(site, IMAGE)
 
@@ -223,37 +177,24 @@ def _saved(daemon: Daemon, site: cli.Site, *, transient: bool = True) -> Iterato
         yield guest
 
 
-@pytest.mark.parametrize(
-    ("where", "step", "outcome"),
-    [
-        ("before", "launch", UNDONE),
-        ("after", "launch", UNDONE),
-        ("before", "load", UNDONE),
-        ("after", "load", UNDONE),
-        ("before", "mark", LOADED),
-        ("after", "mark", LOADED),
-        ("before", "run", LOADED),
-        ("after", "run", RESTORED),
-        ("after", "end", RESTORED),
-    ],
-)
+@pytest.mark.parametrize(("where", "step", "outcome"), struck.RESTORE)
 def test_killed_in_a_restore(
     daemon: Daemon, site: cli.Site, where: str, step: str, outcome: str
 ) -> None:
     persistent = where == "after"
     with _saved(daemon, site, transient=not persistent) as guest:
         restore = ("restore", IMAGE, "--guest", guest.address)
-        _killed(site, where, step, *restore)
-        _recovered(site, outcome)
+        struck.killed(site, where, step, *restore)
+        struck.recovered(site, outcome)
         if outcome == UNDONE:
             guest.wait_state("shut off" if persistent else domain.GONE)
-            assert _listed(site) == ["saved"]
+            assert struck.states(site) == {IMAGE: "saved"}
             site.run(*restore, check=0)
         if outcome == LOADED:
             assert guest.state().startswith("paused")
             guest.virsh("resume")
         guest.wait_state("running")
-        assert _listed(site) == ["restored"]
+        assert struck.states(site) == {IMAGE: "restored"}
         assert not [path for path in guest.open_files() if IMAGE in path]
         if persistent:
             assert "-incoming" not in guest.xml("--inactive")
@@ -273,17 +214,17 @@ def test_killed_in_a_restore_through_libvirt(
 ) -> None:
     with _saved(daemon, site) as guest:
         restore = ("restore", IMAGE, "--guest", guest.address, "--through-libvirt")
-        _killed(site, where, step, *restore)
-        _recovered(site, outcome)
+        struck.killed(site, where, step, *restore)
+        struck.recovered(site, outcome)
         if outcome == UNDONE:
             guest.wait_state(domain.GONE, timeout=2)
-            assert _listed(site) == ["saved"]
+            assert struck.states(site) == {IMAGE: "saved"}
             site.run(*restore, check=0)
         if outcome == LOADED:
             assert guest.state().startswith("paused")
             guest.virsh("resume")
         guest.wait_state("running")
-        assert _listed(site) == ["restored"]
+        assert struck.states(site) == {IMAGE: "restored"}
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -292,13 +233,13 @@ def test_restored_guest_that_was_used_since_is_not_ended(
 ) -> None:
     """Its owner let it run, and paused it: its disks have moved on, and only it has them."""
     with _saved(daemon, site) as guest:
-        _killed(site, where, "mark", "restore", IMAGE, "--guest", guest.address)
+        struck.killed(site, where, "mark", "restore", IMAGE, "--guest", guest.address)
         guest.virsh("resume")
         guest.virsh("suspend")
         pid = guest.pid
-        _recovered(site, LOADED)
+        struck.recovered(site, LOADED)
         assert (guest.state(), guest.pid) == ("paused (user)", pid)
-        assert _listed(site) == ["restored"]
+        assert struck.states(site) == {IMAGE: "restored"}
 
 
 @pytest.mark.parametrize("step", ["load", "mark", "run"])
@@ -310,7 +251,7 @@ def test_destination_destroyed_in_a_restore(daemon: Daemon, site: cli.Site, step
             cli.ended(process, check=5)
         assert guest.state() == domain.GONE
         nothing_left(site, IMAGE)
-        assert _listed(site) == ["saved"]
+        assert struck.states(site) == {IMAGE: "saved"}
         site.run(*restore, check=0)
         guest.wait_state("running")
 
@@ -318,9 +259,9 @@ def test_destination_destroyed_in_a_restore(daemon: Daemon, site: cli.Site, step
 def test_domain_started_since_is_left_alone(daemon: Daemon, site: cli.Site) -> None:
     """Its owner started it again: it is not the destination, and must not be ended."""
     with _saved(daemon, site, transient=False) as guest:
-        _killed(site, "after", "launch", "restore", IMAGE, "--guest", guest.address)
+        struck.killed(site, "after", "launch", "restore", IMAGE, "--guest", guest.address)
         guest.virsh("start")
         pid = guest.pid
-        _recovered(site, UNDONE)
+        struck.recovered(site, UNDONE)
         assert guest.state().startswith("running")
         assert guest.pid == pid

@@ -7,14 +7,10 @@ import mmap
 import os
 import struct
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.kit import cli, processes, qemu, qmp, ram, state, wait
+from tests.kit import cli, qemu, ram, state
 
 MIB = 1 << 20
 
@@ -51,46 +47,6 @@ class Side(Protocol):
     def state(self) -> state.State: ...
 
     def snapshot_ram(self, directory: Path) -> ram.Snapshot: ...
-
-
-@dataclass(frozen=True)
-class Emulated:
-    """An emulated QEMU. It has one monitor, so it is only talked to while mapsave is not there."""
-
-    qmp: Path
-
-    @property
-    def address(self) -> str:
-        """The guest as mapsave takes it."""
-        return f"qmp:{self.qmp}"
-
-    def state(self) -> state.State:
-        """Return what mapsave must leave as it was."""
-        with qmp.connect(self.qmp) as client:
-            return state.of(client)
-
-    def snapshot_ram(self, directory: Path) -> ram.Snapshot:
-        """Copy the RAM into ``directory`` by ``pmemsave``."""
-        directory.mkdir(parents=True)
-        path = directory / "ram"
-        with qmp.connect(self.qmp) as client:
-            size = client.execute("query-memory-size-summary")["base-memory"]
-            client.execute("pmemsave", val=0, size=size, filename=str(path))
-        return ram.Snapshot({"ram": path})
-
-
-@contextmanager
-def emulated(socket: Path, *arguments: str) -> Iterator[Emulated]:
-    """Run an emulated QEMU of 64 MiB that listens at ``socket``; it is gone at the end."""
-    command = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket), "--memory", "64M"]
-    with processes.running([*command, *arguments], stdin=subprocess.DEVNULL) as process:
-
-        def up() -> bool:
-            assert process.poll() is None, f"the emulator ended with {process.returncode}"
-            return socket.exists()
-
-        wait.until(up, what="the emulator's monitor")
-        yield Emulated(socket)
 
 
 def counting_firmware(directory: Path) -> list[str]:

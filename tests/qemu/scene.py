@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kit import cli, patterns, qemu
-from tests.kit.ram import Snapshot
+from tests.kit.ram import Snapshot, assert_same
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,12 @@ class Saved:
     guest: qemu.Qemu
     image: Path
     ram: Snapshot
+
+    def comes_back(self, site: cli.Site, *options: str, **how: Any) -> None:
+        """Restore the image; the guest is started again, and its RAM is as it was."""
+        site.run("restore", self.image, *options, check=0, **how)
+        with self.guest.successor() as restored:
+            assert_same(self.ram, restored.ram)
 
 
 @contextmanager

@@ -29,10 +29,9 @@ def done(site: cli.Site, *arguments: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def test_save_and_restore(site: cli.Site) -> None:
-    with qemu.running(
-        name="web01", machine="none", memory="16M", paused=False, ram=patterns.dense
+    with qemu.guest(
+        site, "web01", machine="none", memory="16M", paused=False, ram=patterns.dense
     ) as guest:
-        site.add_guest("web01", guest.qmp, launch=guest.argv)
         found = done(site, "save", "web01", "-o", "now.mapsave")
         guest.wait()
         image = site.images / "now.mapsave"
@@ -115,8 +114,7 @@ def test_job(site: cli.Site, tmp_path: Path) -> None:
     # Two runs may fall into one second, so the time alone does not make a name.
     save = '{then: resume, image: "{guest}-{uuid}.mapsave"}'
     job.write_text(f'job: both\nguests: ["*"]\nsave: {save}\n')
-    with qemu.running(name="good", machine="none", memory="16M", paused=False) as guest:
-        site.add_guest("good", guest.qmp)
+    with qemu.guest(site, "good", machine="none", memory="16M", paused=False):
         checked = done(site, "job", "check", job)
         assert [line["guest"] for line in checked["guests"]] == ["good"]
         ran = done(site, "job", "run", job)
@@ -133,8 +131,7 @@ def test_job(site: cli.Site, tmp_path: Path) -> None:
 
 
 def test_check_of_a_guest_touches_nothing(site: cli.Site) -> None:
-    with qemu.running(name="web01", machine="none", memory="16M", paused=False) as guest:
-        site.add_guest("web01", guest.qmp)
+    with qemu.guest(site, "web01", machine="none", memory="16M", paused=False) as guest:
         before = guest.state()
         guest.control.events.clear()
         found = done(site, "check", "web01")

@@ -41,9 +41,7 @@ def test_recorded_command_only_if_trusted(site: cli.Site) -> None:
         assert "--trust-recorded-command" in error["hint"]
         assert state_of(site, scene.image) == "saved"
 
-        site.run("restore", scene.image, "--trust-recorded-command", check=0)
-        with scene.guest.successor() as restored:
-            ram.assert_same(scene.ram, restored.ram)
+        scene.comes_back(site, "--trust-recorded-command")
 
 
 def test_guest_option_starts_another_guest(site: cli.Site, tmp_path: Path) -> None:
@@ -72,9 +70,7 @@ def test_label_policy_of_the_configuration(site: cli.Site, whose: str) -> None:
             into = ("restore", scene.image, "--into", waiting.address, "--json")
             assert site.run(*into, check=2).error()["data"] == error["data"]
             assert waiting.status() == "inmigrate"
-        site.run("restore", scene.image, "--policy", "none", check=0)
-        with scene.guest.successor() as restored:
-            ram.assert_same(scene.ram, restored.ram)
+        scene.comes_back(site, "--policy", "none")
 
 
 # What the guest does afterwards.
@@ -87,8 +83,7 @@ def test_label_policy_of_the_configuration(site: cli.Site, whose: str) -> None:
 def test_run_state_afterwards(
     site: cli.Site, was_running: bool, option: str | None, runs: bool
 ) -> None:
-    with qemu.running(name="web01", memory="32M", paused=not was_running) as guest:
-        site.add_guest("web01", guest.qmp, launch=guest.argv)
+    with qemu.guest(site, "web01", memory="32M", paused=not was_running) as guest:
         image = site.run("save", "web01", "--json", check=0).json()["image"]
         guest.wait()
         options = [option] if option else []
@@ -116,8 +111,7 @@ def test_paused_guest_stays_paused(site: cli.Site) -> None:
 
 
 def test_guest_that_is_left_can_be_continued(site: cli.Site) -> None:
-    with qemu.running(name="web01", memory="32M", paused=False, ram=patterns.dense) as guest:
-        site.add_guest("web01", guest.qmp)
+    with qemu.guest(site, "web01", memory="32M", paused=False, ram=patterns.dense) as guest:
         found = guest.state()
         site.run("save", "web01", "-o", "first", "--then", "leave", check=0)
         state.assert_left_as_found(found, guest.state(), run_state="postmigrate")
@@ -173,9 +167,7 @@ def test_replace_that_fails_keeps_the_older_image(site: cli.Site) -> None:
         assert other.state() == found
         assert [path.name for path in site.images.iterdir()] == [scene.image.name]
         assert scene.image.read_bytes() == old
-        site.run("restore", scene.image, check=0)
-        with scene.guest.successor() as restored:
-            ram.assert_same(scene.ram, restored.ram)
+        scene.comes_back(site)
 
 
 # Destinations that do not fit: QEMU would load them, or die of them.
@@ -234,9 +226,7 @@ def test_older_qemu_needs_force(site: cli.Site) -> None:
         _rewrite_metadata(scene.image, qemu={"version": "99.0.0", "package": ""})
         error = site.run("restore", scene.image, "--json", check=3).error("check.older_qemu")
         assert "99.0.0" in error["message"]
-        site.run("restore", scene.image, "--force", check=0)
-        with scene.guest.successor() as restored:
-            ram.assert_same(scene.ram, restored.ram)
+        scene.comes_back(site, "--force")
 
 
 def _rewrite_metadata(image: Path, **changes: Any) -> None:
@@ -319,9 +309,7 @@ def test_failed_load_ends_the_destination_and_keeps_the_image(site: cli.Site) ->
         assert scene.image.read_bytes() == image
 
         site.add_guest("web01", scene.guest.qmp, launch=scene.guest.argv)
-        site.run("restore", scene.image, check=0)
-        with scene.guest.successor() as restored:
-            ram.assert_same(scene.ram, restored.ram)
+        scene.comes_back(site)
 
 
 def test_destination_that_is_not_used_is_ended(site: cli.Site) -> None:

@@ -97,15 +97,15 @@ def in_state(site: cli.Site, state: str, *rules: inject.Rule) -> Iterator[qemu.Q
     """Run a guest of QEMU until it is in ``state``; it is ``web01`` of the site."""
     case = ITSELF.get(state, ITSELF["running"])
     environment = inject.environment(*rules) if rules else None
-    with qemu.running(
+    with qemu.guest(
+        site,
+        NAME,
         *case.command(site.directory),
-        name=NAME,
         memory="16M",
         paused=state == "prelaunch",
         incoming=state == "inmigrate",
         env=environment,
     ) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
         if state == "paused":
             guest.control.execute("stop")
         if state == "postmigrate":
@@ -290,15 +290,14 @@ def _suspends_at(
 ) -> Iterator[tuple[qemu.Qemu, subprocess.Popen[str]]]:
     """Save a guest that suspends itself once the save has come to ``step``."""
     case = Case(_ON_DEMAND + _S3)
-    with qemu.running(
-        *case.command(site.directory), name=NAME, memory="16M", paused=False
-    ) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
-        with struck.stopped(site, step, *SAVE, *more, env=env) as process:
-            guest.ram.write("pc.ram", _FLAG, b"\1")
-            guest.wait_status("suspended", timeout=_BOOT)
-            process.send_signal(signal.SIGCONT)
-            yield guest, process
+    with (
+        qemu.guest(site, NAME, *case.command(site.directory), memory="16M", paused=False) as guest,
+        struck.stopped(site, step, *SAVE, *more, env=env) as process,
+    ):
+        guest.ram.write("pc.ram", _FLAG, b"\1")
+        guest.wait_status("suspended", timeout=_BOOT)
+        process.send_signal(signal.SIGCONT)
+        yield guest, process
 
 
 def _brought_back(site: cli.Site, guest: qemu.Qemu) -> None:

@@ -51,9 +51,7 @@ def test_what_strangers_can_write_is_not_restored(site: cli.Site, what: str, how
         assert "--trust-image" in site.run("check", scene.image, check=7).stdout
         assert "saved, untrusted" in site.run("list", check=0).stdout
 
-        site.run("restore", scene.image, "--trust-image", check=0)
-        with scene.guest.successor() as restored:
-            ram.assert_same(scene.ram, restored.ram)
+        scene.comes_back(site, "--trust-image")
 
 
 @pytest.mark.parametrize("how", _WAYS)
@@ -101,9 +99,7 @@ def test_the_user_whom_the_policy_names_is_trusted(site: cli.Site, tmp_path: Pat
         os.chown(scene.image, EVE + 1, 0)
         assert site.run("restore", scene.image, "--json", check=7).error()["data"]["strangers"]
         os.chown(scene.image, EVE, 0)
-        site.run("restore", scene.image, check=0)
-        with scene.guest.successor() as restored:
-            ram.assert_same(scene.ram, restored.ram)
+        scene.comes_back(site)
 
 
 def test_the_user_who_runs_mapsave_is_trusted_and_no_other_user() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.kit import cli, patterns, qemu, qmp, ram, raw, state, storage, wait
+from tests.kit.emulated import emulated
 from tests.qemu import helpers
 
 OFFSET = 4096  # upstream's FILE_TEST_OFFSET
@@ -121,8 +122,8 @@ def test_mapped_ram_over_fdset_on_the_emulator(
     _needs(direct_io, tmp_path)
     ways = ["--direct-io", direct_io, "--channels", channels]
     with (
-        helpers.emulated(sockets / "source", "--pattern", "random", "--writer") as source,
-        helpers.emulated(sockets / "destination", "--incoming", "defer") as destination,
+        emulated(sockets / "source", "--pattern", "random", "--writer", memory="64M") as source,
+        emulated(sockets / "destination", "--incoming", "defer", memory="64M") as destination,
     ):
         left, right = source.state(), destination.state()
         assert left.run_state == "running"

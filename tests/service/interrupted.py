@@ -12,11 +12,6 @@ from tests.kit.service import Service
 
 NAME = "web01"
 IMAGE = "one.mapsave"
-PUT_BACK = "save rolled back"
-COMMITTED = "image committed"
-UNDONE = "destination stopped, image as before"
-RESTORED = "guest restored"
-NOTHING = "nothing was in progress any more"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 from mapsave.service.api import routes
 from prometheus_client import parser
 
@@ -20,12 +19,9 @@ RESUME = {"then": "resume"}
 def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
     """A service with a quick guest, a slow one, a job for both names of quick ones, and no more."""
     site = cli.Site(tmp_path_factory.mktemp("api") / "site")
-    jobs = site.directory / "jobs"
-    jobs.mkdir()
-    site.settings = {"jobs": str(jobs)}
-    nightly = {"job": "nightly", "guests": ["db", "web"], "save": RESUME, "keep": {"last": 1}}
-    (jobs / "nightly.yaml").write_text(yaml.safe_dump({**nightly, "schedule": "0 3 1 1 *"}))
-    (jobs / "broken.yaml").write_text("job: [")
+    nightly = {"guests": ["db", "web"], "save": RESUME, "keep": {"last": 1}}
+    site.add_job("nightly", **nightly, schedule="0 3 1 1 *")
+    (site.jobs / "broken.yaml").write_text("job: [")
     with (
         emulated.guest(site, "db"),
         emulated.guest(site, "web"),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from mapsave import config as configuration
 from mapsave.history import history
 from mapsave.service import work as work_
@@ -44,17 +43,11 @@ def test_interrupted_save_all_tells_who_is_in_an_image(site: cli.Site) -> None:
     """One after the other: the second is under way, and put back, when the command is told."""
     site.add_guest("first", emulator={"memory": "8M"}, priority=1)
     site.add_guest("second", emulator={"memory": "8M"})
-    site.settings["hooks"] = {"directory": str(site.directory / "hooks"), "before_save": ["wait"]}
-    site.write()
-    hooks = site.directory / "hooks"
-    hooks.mkdir(mode=0o755)
-    waits = hooks / "wait"
-    waits.write_text("#!/bin/sh\n")
-    waits.chmod(0o755)
+    site.add_hook("wait", "", "before_save")
     with service.running(site) as mapsaved:
         for name in ("first", "second"):  # starts them
             mapsaved.done(kind="save", guest=name, save={"then": "resume"})
-        waits.write_text('#!/bin/sh\n[ "$MAPSAVE_GUEST" = first ] || sleep 60\n')
+        site.add_hook("wait", '[ "$MAPSAVE_GUEST" = first ] || sleep 60', "before_save")
         with site.start("save-all", "--parallel", "1", "--json") as process:
             wait.until(
                 lambda: mapsaved.get("/v1/operations?guest=second&kind=save&state=running")[
@@ -68,13 +61,8 @@ def test_interrupted_save_all_tells_who_is_in_an_image(site: cli.Site) -> None:
 
 
 def _write_job(site: cli.Site) -> Path:
-    jobs = site.directory / "jobs.d"
-    jobs.mkdir()
-    site.settings["jobs"] = str(jobs)
-    job = jobs / "nightly.yaml"
-    content = {"job": "nightly", "guests": ["web"], "save": {"then": "resume"}}
-    job.write_text(yaml.safe_dump({**content, "schedule": "30 2 * * *"}))
-    return job
+    save = {"then": "resume"}
+    return site.add_job("nightly", guests=["web"], save=save, schedule="30 2 * * *")
 
 
 async def _has_missed_a_run(site: cli.Site) -> float:
@@ -152,12 +140,9 @@ async def test_only_what_really_saves_keeps_jobs_from_running(
 
 async def test_a_missed_run_begins_after_the_guests_are_back(site: cli.Site) -> None:
     """The host was down since the run before; save-all was the last thing that it did."""
-    jobs = site.directory / "jobs.d"
-    jobs.mkdir()
-    site.settings["jobs"] = str(jobs)
     site.add_guest("web", emulator={"memory": "4M"}, policy="none")
-    job = {"job": "hourly", "guests": ["web"], "schedule": {"cron": "0 * * * *"}}
-    (jobs / "hourly.yaml").write_text(yaml.safe_dump({**job, "save": {"then": "resume"}}))
+    schedule = {"cron": "0 * * * *"}
+    site.add_job("hourly", guests=["web"], schedule=schedule, save={"then": "resume"})
     with service.emulated_ended(site):
         site.run("save", "web", "--then", "resume", check=0)  # starts it
         site.run("save-all", check=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import cli, emulated, qemu, service, storage, wait
+from tests.kit.outcomes import PUT_BACK
 from tests.service import interrupted
 
 pytestmark = pytest.mark.root
@@ -81,8 +82,7 @@ def test_a_start_without_room_says_so(site: cli.Site, place: Path) -> None:
 
 def test_what_was_recovered_without_room_is_told_later(site: cli.Site, place: Path) -> None:
     """The guest is resumed all the same; until there is room the operation counts as running."""
-    with qemu.running(name=interrupted.NAME, paused=False) as guest:
-        site.add_guest(interrupted.NAME, guest.qmp)
+    with qemu.guest(site, interrupted.NAME, paused=False) as guest:
         arguments = ("save", interrupted.NAME, "--image", interrupted.IMAGE)
         with interrupted.until_killed(site, "after", "pause", *arguments) as waiting:
             guest.kill(signal.SIGSTOP)
@@ -100,7 +100,7 @@ def test_what_was_recovered_without_room_is_told_later(site: cli.Site, place: Pa
                 code, told = interrupted.outcome(waiting)
                 assert (code, told["error"]["id"]) == (9, "interrupted")
                 found = interrupted.the_only(mapsaved, kind="save", state="cancelled")
-                interrupted.assert_undone(found, interrupted.PUT_BACK)
+                interrupted.assert_undone(found, PUT_BACK)
                 interrupted.await_recovery(mapsaved)
 
 

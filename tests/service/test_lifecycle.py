@@ -38,11 +38,8 @@ def _refused(site: cli.Site, code: int, *options: str) -> dict[str, Any]:
 
 
 def _write_job(site: cli.Site, name: str, **content: Any) -> None:
-    site.settings["jobs"] = str(site.directory / "jobs.d")
     site.write()
-    (site.directory / "jobs.d").mkdir(exist_ok=True)
-    text = yaml.safe_dump({"job": name, "guests": ["db"], **content})
-    (site.directory / "jobs.d" / f"{name}.yaml").write_text(text)
+    site.add_job(name, **{"guests": ["db"], **content})
 
 
 def _await_pages(mapsaved: Service, operation: str) -> None:

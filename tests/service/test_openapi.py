@@ -57,11 +57,7 @@ def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
     site = cli.Site(tmp_path_factory.mktemp("described") / "site")
     for name in ("db", "web"):
         site.add_guest(name, emulator={"memory": "8M"})
-    jobs = site.directory / "jobs"
-    jobs.mkdir()
-    (jobs / "nightly.yaml").write_text("job: nightly\nguests: [db]\nsave: {then: resume}\n")
-    site.settings = {"jobs": str(jobs)}
-    site.write()
+    site.add_job("nightly", guests=["db"], save={"then": "resume"})
     with service.running(site) as running:
         running.done(kind="save", guest="db", save={"image": "one", "then": "resume"})
         yield running

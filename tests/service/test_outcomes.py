@@ -37,23 +37,6 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             thread.join()
 
 
-def write_hook(site: cli.Site, name: str, text: str) -> Path:
-    directory = site.directory / "hooks"
-    directory.mkdir(mode=0o755, exist_ok=True)
-    hook = directory / name
-    hook.write_text(text)
-    hook.chmod(0o755)
-    return hook
-
-
-def write_job(site: cli.Site, **job: Any) -> None:
-    jobs = site.directory / "jobs.d"
-    jobs.mkdir()
-    (jobs / "nightly.yaml").write_text(json.dumps({"job": "nightly", **job}))
-    site.settings["jobs"] = str(jobs)
-    site.write()
-
-
 def series(mapsaved: service.Service, name: str) -> dict[tuple[str, ...], float]:
     """Return the values of a series of the metrics by the values of its labels."""
     text = mapsaved.request("GET", "/metrics").body.decode()
@@ -69,13 +52,12 @@ def test_a_job_that_fails_in_part_is_told_everywhere_the_same(site: cli.Site) ->
     site.add_guest("good", emulator={"memory": "8M"})
     site.add_guest("gone", site.directory / "nobody-listens")
     seen = site.directory / "seen"
-    write_hook(site, "note", f'#!/bin/sh\necho "$MAPSAVE_HOOK $MAPSAVE_OPERATION" >> "{seen}"\n')
-    write_job(
-        site, guests=["good", "gone"], save={"then": "resume"}, hooks={"on_failure": ["note"]}
-    )
+    script = f'echo "$MAPSAVE_HOOK $MAPSAVE_OPERATION" >> "{seen}"'
+    site.add_hook("note", script, "after_save")
+    save, hooks = {"then": "resume"}, {"on_failure": ["note"]}
+    site.add_job("nightly", guests=["good", "gone"], save=save, hooks=hooks)
     with webhook() as (url, told):
         site.settings |= {
-            "hooks": {"directory": str(site.directory / "hooks"), "after_save": ["note"]},
             "notify": [{"url": url, "on": ["failure", "success"]}],
             "service": {"log": "json"},
         }
@@ -105,7 +87,7 @@ def test_a_job_that_fails_in_part_is_told_everywhere_the_same(site: cli.Site) ->
 
 def test_metrics_of_a_save_go_on_after_a_restart(site: cli.Site) -> None:
     site.add_guest("good", emulator={"memory": "8M"})
-    write_job(site, guests=["good"], save={"then": "resume"})
+    site.add_job("nightly", guests=["good"], save={"then": "resume"})
     name = "mapsave_last_success_timestamp_seconds"
     with service.running(site) as mapsaved:
         mapsaved.done(kind="job", job="nightly")
@@ -120,9 +102,7 @@ def test_metrics_of_a_save_go_on_after_a_restart(site: cli.Site) -> None:
 
 def test_a_hook_that_says_no_keeps_the_guest_untouched(site: cli.Site) -> None:
     site.add_guest("toy", emulator={"memory": "8M"})
-    write_hook(site, "no", "#!/bin/sh\necho 'a backup is running' >&2\nexit 62\n")
-    site.settings["hooks"] = {"directory": str(site.directory / "hooks"), "before_save": ["no"]}
-    site.write()
+    site.add_hook("no", "echo 'a backup is running' >&2; exit 62", "before_save")
     with service.running(site) as mapsaved:
         failed = site.run("save", "toy", check=3)
         assert "[hook.refused]" in failed.stderr

@@ -5,14 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.faults import struck
 from tests.faults.slow import await_writing, looked_at, slow_guest
 from tests.kit import cli, emulated, patterns, qemu, ram, service, state, wait
-from tests.kit.outcomes import LOADED
+from tests.kit.outcomes import COMMITTED, LOADED, NOTHING, PUT_BACK, RESTORED
 from tests.service import interrupted
-from tests.service.interrupted import COMMITTED, IMAGE, NAME, NOTHING, PUT_BACK, RESTORED, UNDONE
+from tests.service.interrupted import IMAGE, NAME
 
 # Step by step, and whether QEMU has written its stream whole by then.
 _SAVE = (
@@ -45,8 +44,7 @@ _THEN = ("quit", "resume", "leave")
 def test_killed_before_the_stream_is_whole(
     site: cli.Site, where: str, step: str, then: str
 ) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         arguments = ("save", NAME, "--image", IMAGE, "--then", then)
         with interrupted.survived(site, where, step, *arguments) as (waiting, mapsaved):
@@ -75,8 +73,7 @@ def test_killed_before_the_stream_is_whole(
     ],
 )
 def test_killed_when_the_stream_is_whole(site: cli.Site, where: str, step: str, then: str) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         arguments = ("save", NAME, "--image", IMAGE, "--then", then)
         with interrupted.survived(site, where, step, *arguments) as (waiting, mapsaved):
@@ -106,8 +103,7 @@ def test_killed_when_the_stream_is_whole(site: cli.Site, where: str, step: str, 
 def test_a_save_that_qemu_still_does_is_adopted(site: cli.Site, tmp_path: Path) -> None:
     """Slowed down by its share of the bandwidth, QEMU writes on while there is no service."""
     site.settings["service"] = {"bandwidth": "6M"}
-    with qemu.running(name=NAME, ram=patterns.dense) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense) as guest:
         before = guest.snapshot_ram(tmp_path / "before")
         with (
             service.running(site) as doomed,
@@ -165,24 +161,23 @@ def test_a_service_that_stops_leaves_the_rest_of_the_recovery_to_the_next(site: 
 
 
 def test_a_partial_image_without_an_owner_is_swept(site: cli.Site) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
-        with interrupted.until_killed(
-            site, "before", "label", "save", NAME, "--image", IMAGE
-        ) as waiting:
-            (journal,) = struck.journals(site)
-            journal.unlink()
-            assert struck.partials(site)
-            with service.running(site) as mapsaved:
-                assert interrupted.outcome(waiting)[0] == 9
-                interrupted.assert_undone(interrupted.the_only(mapsaved, kind="save"), NOTHING)
-                interrupted.await_recovery(mapsaved)
-                assert not struck.partials(site)
+    at = ("before", "label", "save", NAME, "--image", IMAGE)
+    with (
+        qemu.guest(site, NAME, ram=patterns.dense, paused=False),
+        interrupted.until_killed(site, *at) as waiting,
+    ):
+        (journal,) = struck.journals(site)
+        journal.unlink()
+        assert struck.partials(site)
+        with service.running(site) as mapsaved:
+            assert interrupted.outcome(waiting)[0] == 9
+            interrupted.assert_undone(interrupted.the_only(mapsaved, kind="save"), NOTHING)
+            interrupted.await_recovery(mapsaved)
+            assert not struck.partials(site)
 
 
 def test_what_was_recovered_by_hand_meanwhile_is_known(site: cli.Site) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         with interrupted.until_killed(
             site, "after", "complete", "save", NAME, "--image", IMAGE
         ) as waiting:
@@ -209,8 +204,7 @@ def test_what_was_recovered_by_hand_meanwhile_is_known(site: cli.Site) -> None:
 
 def test_the_service_recovers_what_a_command_left(site: cli.Site) -> None:
     """Asked to; and asked for a dry run it tells, and changes nothing."""
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         with service.running(site) as mapsaved:
             interrupted.await_recovery(mapsaved)
@@ -239,20 +233,11 @@ def _but_the_journal(files: dict[str, tuple[int, int]]) -> dict[str, tuple[int, 
     ("where", "step", "outcome"),
     [
         ("before", "begin", NOTHING),
-        ("before", "launch", UNDONE),
-        ("after", "launch", UNDONE),
-        ("before", "load", UNDONE),
-        ("after", "load", UNDONE),
-        ("before", "mark", LOADED),
-        ("after", "mark", LOADED),
-        ("before", "run", LOADED),
-        ("after", "run", RESTORED),
-        ("after", "end", RESTORED),
+        *struck.RESTORE,
     ],
 )
 def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp, launch=guest.argv)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         with interrupted.survived(site, where, step, "restore", IMAGE) as (waiting, mapsaved):
@@ -278,17 +263,11 @@ def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str
 
 def test_a_job_that_was_interrupted_is_settled_with_its_saves(site: cli.Site) -> None:
     site.settings["service"] = {"concurrency": 1}
-    jobs = site.directory / "jobs.d"
-    jobs.mkdir()
-    site.settings["jobs"] = str(jobs)
-    content = {"job": "nightly", "guests": ["one", "two"], "concurrency": 2}
-    (jobs / "nightly.yaml").write_text(yaml.safe_dump(content))
+    site.add_job("nightly", guests=["one", "two"], concurrency=2)
     with (
-        qemu.running(name="one", ram=patterns.dense, paused=False) as one,
-        qemu.running(name="two", ram=patterns.dense, paused=False) as two,
+        qemu.guest(site, "one", ram=patterns.dense, paused=False) as one,
+        qemu.guest(site, "two", ram=patterns.dense, paused=False) as two,
     ):
-        site.add_guest("one", one.qmp)
-        site.add_guest("two", two.qmp)
         before = [guest.state() for guest in (one, two)]
         with service.started(site, command=struck.killer("after", "migrate")) as doomed:
             service.await_answer(doomed)
@@ -310,8 +289,7 @@ def test_a_job_that_was_interrupted_is_settled_with_its_saves(site: cli.Site) ->
 
 
 def test_a_guest_that_does_not_answer_is_tried_again(site: cli.Site) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         with interrupted.until_killed(
             site, "after", "pause", "save", NAME, "--image", IMAGE
@@ -337,8 +315,7 @@ def test_a_guest_that_does_not_answer_is_tried_again(site: cli.Site) -> None:
 
 def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
     """It may be restored elsewhere, so the guest stays as it is, and who asked is told."""
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         arguments = ("save", NAME, "--image", IMAGE, "--then", "resume")
         with interrupted.until_killed(site, "after", "committed", *arguments) as waiting:
             (site.images / IMAGE).unlink()
@@ -352,8 +329,7 @@ def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
 
 
 def test_a_journal_that_cannot_be_read_keeps_no_other_from_being_recovered(site: cli.Site) -> None:
-    with qemu.running(name=NAME, ram=patterns.dense, paused=False) as guest:
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         at = ("after", "pause", "save", NAME, "--image", IMAGE)
         with interrupted.until_killed(site, *at) as waiting:

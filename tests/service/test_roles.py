@@ -45,10 +45,8 @@ def mapsaved() -> Iterator[service.Service]:
         site.add_guest("other", emulator={"memory": "8M"})
         site.add_guest("bound", emulator={"memory": "8M"}, policy="dac-private")
         site.add_guest("open", emulator={"memory": "8M"}, clones="operator")
-        jobs = site.directory / "jobs"
-        jobs.mkdir()
-        (jobs / "nightly.yaml").write_text("job: nightly\nguests: [db]\nsave: {then: resume}\n")
-        site.settings = {"jobs": str(jobs), "service": GROUPS}
+        site.add_job("nightly", guests=["db"], save={"then": "resume"})
+        site.settings = {"service": GROUPS}
         site.write()
         site.config.chmod(0o644)
         with service.running(site) as running:
@@ -215,15 +213,9 @@ def test_an_operator_replaces_no_image_that_another_guest_has_come_to_be_meanwhi
         site.directory.chmod(0o755)
         for name in ("db", "other"):
             site.add_guest(name, emulator={"memory": "8M"})
-        hooks, go = site.directory / "hooks", site.directory / "go"
-        hooks.mkdir(mode=0o755)
-        (hooks / "wait").write_text(f"#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\n")
-        (hooks / "wait").chmod(0o755)
-        site.settings = {
-            "hooks": {"directory": str(hooks), "before_save": ["wait"]},
-            "service": {**GROUPS, "concurrency": 1},
-        }
-        site.write()
+        go = site.directory / "go"
+        site.settings["service"] = {**GROUPS, "concurrency": 1}
+        site.add_hook("wait", f"until [ -e {go} ]; do sleep 0.05; done", "before_save")
         site.config.chmod(0o644)
         with service.running(site) as mapsaved, service.emulated_ended(site):
             operator = User(mapsaved, UID, SOCKET.gr_gid, OPERATORS.gr_gid)
@@ -279,15 +271,9 @@ def test_the_general_policy_binds_and_is_asked_again_once_it_is_the_restores_tur
         for name in ("db", "open"):
             site.add_guest(name, emulator={"memory": "8M"}, clones="operator")
         site.add_guest("bound", emulator={"memory": "8M"}, policy="dac-private")
-        hooks, go = site.directory / "hooks", site.directory / "go"
-        hooks.mkdir(mode=0o755)
-        (hooks / "wait").write_text(f"#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\n")
-        (hooks / "wait").chmod(0o755)
-        site.settings = {
-            "hooks": {"directory": str(hooks), "before_restore": ["wait"]},
-            "service": GROUPS,
-        }
-        site.write()
+        go = site.directory / "go"
+        site.settings["service"] = GROUPS
+        site.add_hook("wait", f"until [ -e {go} ]; do sleep 0.05; done", "before_restore")
         site.config.chmod(0o644)
         with service.running(site) as mapsaved, service.emulated_ended(site):
             operator = User(mapsaved, UID, SOCKET.gr_gid, OPERATORS.gr_gid)
@@ -311,12 +297,7 @@ def test_the_general_policy_binds_and_is_asked_again_once_it_is_the_restores_tur
 def test_a_job_that_others_could_have_written_sets_no_policy() -> None:
     with service.reachable_site() as site:
         site.add_guest("db", emulator={"memory": "8M"}, policy="dac-private")
-        jobs = site.directory / "jobs"
-        jobs.mkdir()
-        job = jobs / "nightly.yaml"
-        job.write_text("job: nightly\nguests: [db]\nsave: {policy: none}\n")
-        site.settings = {"jobs": str(jobs)}
-        site.write()
+        job = site.add_job("nightly", guests=["db"], save={"policy": "none"})
         with service.running(site) as mapsaved:
             assert mapsaved.get("/v1/jobs")["broken"] == []
             os.chown(job, -1, OPERATORS.gr_gid)

@@ -16,8 +16,7 @@ from tests.service.interrupted import IMAGE, NAME
 @pytest.fixture
 def guest(site: cli.Site) -> Iterator[qemu.Qemu]:
     """A guest that a save has left paused, its image not committed."""
-    with qemu.running(name=NAME, memory="32M", paused=False) as found:
-        site.add_guest(NAME, found.qmp, launch=found.argv)
+    with qemu.guest(site, NAME, memory="32M", paused=False) as found:
         struck.run(site, "after", "migrate", "KILL", "save", NAME, "--image", IMAGE)
         assert found.status() == "paused"
         yield found

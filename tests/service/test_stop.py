@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mapsave.service import server, systemd
 
 from tests.faults import struck
@@ -15,12 +14,8 @@ from tests.service.impatient import hanging_until
 
 
 def _write_job(site: cli.Site, **content: Any) -> None:
-    jobs = site.directory / "jobs.d"
-    jobs.mkdir()
-    site.settings["jobs"] = str(jobs)
     site.write()
-    text = yaml.safe_dump({"job": "nightly", "save": {"then": "resume"}, **content})
-    (jobs / "nightly.yaml").write_text(text)
+    site.add_job("nightly", **{"save": {"then": "resume"}, **content})
 
 
 def _ended_job(site: cli.Site, number: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.kit import cli, emulated, service
 
@@ -28,12 +27,9 @@ _VOLATILE = (
 def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
     """A service with guests that are quick, slow and not there, and jobs for them."""
     site = cli.Site(tmp_path_factory.mktemp("cli") / "site")
-    jobs = site.directory / "jobs"
-    jobs.mkdir()
-    _job(jobs, "nightly", ["db"])
-    _job(jobs, "all", ["db", "gone"])
-    (jobs / "broken.yaml").write_text("job: [")
-    site.settings = {"jobs": str(jobs)}
+    _add_job(site, "nightly", ["db"])
+    _add_job(site, "all", ["db", "gone"])
+    (site.jobs / "broken.yaml").write_text("job: [")
     site.add_guest("gone", site.directory / "gone.qmp")
     with (
         emulated.guest(site, "db"),
@@ -43,12 +39,6 @@ def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
         service.running(site) as running,
     ):
         yield running
-
-
-def _job(jobs: Path, name: str, guests: list[str]) -> None:
-    save = {"then": "resume", "image": "{guest}-{job}.img", "replace": True}
-    content = {"job": name, "guests": guests, "save": save, "keep": {"last": 1}}
-    (jobs / f"{name}.yaml").write_text(yaml.safe_dump(content))
 
 
 def both(mapsaved: service.Service, *arguments: str) -> tuple[cli.Result, cli.Result]:
@@ -61,6 +51,11 @@ def both(mapsaved: service.Service, *arguments: str) -> tuple[cli.Result, cli.Re
 
 def _newest(mapsaved: service.Service) -> Any:
     return mapsaved.get("/v1/operations?limit=1")["operations"]
+
+
+def _add_job(site: cli.Site, name: str, guests: list[str]) -> None:
+    save = {"then": "resume", "image": "{guest}-{job}.img", "replace": True}
+    site.add_job(name, guests=guests, save=save, keep={"last": 1})
 
 
 def steady(text: str) -> str:
@@ -222,7 +217,7 @@ def test_a_file_of_the_directory_of_the_jobs_is_the_services_others_are_not(
     def runs() -> int:
         return len(mapsaved.get("/v1/operations?kind=job&limit=1000")["operations"])
 
-    site, jobs = mapsaved.site, mapsaved.site.directory / "jobs"
+    site, jobs = mapsaved.site, mapsaved.site.jobs
     before = runs()
     site.run("job", "run", jobs / "nightly.yaml", check=0)
     (tmp_path / "link").symlink_to(jobs)
@@ -235,7 +230,7 @@ def test_a_file_of_the_directory_of_the_jobs_is_the_services_others_are_not(
     assert broken["error"]["id"] == "config.invalid"
     missing = site.run("job", "run", jobs / "missing.yaml", "--json", check=2).json()
     assert missing["error"]["id"] == "config.missing"
-    _job(jobs, "new", ["db"])
+    _add_job(site, "new", ["db"])
     try:
         new = site.run("job", "run", jobs / "new.yaml", "--json", check=2).json()
         assert new["error"]["id"] == "job.unknown"

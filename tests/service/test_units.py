@@ -12,8 +12,7 @@ import pytest
 import yaml
 from mapsave import config, units
 
-from tests.kit import cli, patterns, qemu, tree
-from tests.qemu import helpers
+from tests.kit import cli, emulated, patterns, qemu, tree
 
 UNITS = tree.ROOT / "examples/systemd"
 SANDBOX = UNITS / "mapsave-.service.d/sandbox.conf"
@@ -274,7 +273,7 @@ def give_away(guest_socket: Path, site: cli.Site) -> None:
     (site.directory / "labelled.yaml").write_text(LABELLED)
 
 
-def save(site: cli.Site, guest: helpers.Side, code: int) -> cli.Result:
+def save(site: cli.Site, guest: emulated.Emulated | qemu.Qemu, code: int) -> cli.Result:
     policy = site.directory / "labelled.yaml"
     options = ("--then", "resume", "--image", f"{code}.mapsave", "--policy", policy)
     return site.run("save", guest.address, *options, check=code)
@@ -284,7 +283,7 @@ def save(site: cli.Site, guest: helpers.Side, code: int) -> cli.Result:
 @pytest.mark.usefixtures("confine")
 def test_the_capabilities_suffice_and_are_needed(site: cli.Site) -> None:
     socket = site.directory / "guest.qmp"
-    with helpers.emulated(socket) as guest:
+    with emulated.emulated(socket) as guest:
         give_away(socket, site)
         names = capabilities()
         for missing, message in (
@@ -307,7 +306,7 @@ def test_the_capabilities_suffice_and_are_needed(site: cli.Site) -> None:
 def test_proc_tells_of_a_qemu_with_more_capabilities(site: cli.Site) -> None:
     """Without CAP_SYS_PTRACE even root does not learn where root's QEMU was started."""
     socket = site.directory / "guest.qmp"
-    with helpers.emulated(socket) as guest:
+    with emulated.emulated(socket) as guest:
         give_away(socket, site)
         recorded = []
         for without in ("sys_ptrace", ""):

@@ -18,15 +18,12 @@ NONE, SOME, ALL = "0 saved, 2 FAILED", "2 saved, 1 FAILED", "2 saved"
 def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
     """A service with a job of which nothing, something, and everything works."""
     site = cli.Site(tmp_path_factory.mktemp("outcomes") / "site")
-    jobs = site.directory / "jobs"
-    jobs.mkdir()
-    site.settings["jobs"] = str(jobs)
     for name in ("gone1", "gone2"):
         site.add_guest(name, site.directory / f"{name}.qmp")
-    save = "save: {then: resume}\n"
-    for job, guests in {"none": "[gone1, gone2]", "some": "[a, b, gone1]", "all": "[a, b]"}.items():
-        (jobs / f"{job}.yaml").write_text(f"job: {job}\nguests: {guests}\n{save}")
-    (jobs / "broken.yaml").write_text("job: broken\nguests: [a]\nkeeps: {last: 1}\n")
+    jobs = {"none": ["gone1", "gone2"], "some": ["a", "b", "gone1"], "all": ["a", "b"]}
+    for job, guests in jobs.items():
+        site.add_job(job, guests=guests, save={"then": "resume"})
+    (site.jobs / "broken.yaml").write_text("job: broken\nguests: [a]\nkeeps: {last: 1}\n")
     with emulated.guest(site, "a"), emulated.guest(site, "b"), service.running(site) as running:
         yield running
 
