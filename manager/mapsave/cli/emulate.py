@@ -9,25 +9,15 @@ from typing import Any, get_args
 import click
 
 from mapsave import errors, units
-from mapsave.cli.options import Command, Globals, pass_globals
+from mapsave.cli.options import Command, Globals, Parsed, pass_globals
 from mapsave.config import EmulatedVersion
 
-
-class Size(click.ParamType[int]):
-    """Bytes, or a size such as 256M."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return units.parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+_SIZE = Parsed("size", units.parse_size)  # bytes, or a size such as 256M
 
 
 @click.command("emulate", cls=Command)
 @click.option("--qmp", required=True, type=click.Path(path_type=Path), help="Where to listen.")
-@click.option("--memory", required=True, type=Size(), help="The guest's RAM, for example 256M.")
+@click.option("--memory", required=True, type=_SIZE, help="The guest's RAM, for example 256M.")
 @click.option(
     "--pattern",
     type=click.Choice(["zero", "random", "sparse", "fragmented", "linux"]),
@@ -47,7 +37,7 @@ class Size(click.ParamType[int]):
     default="10.0",
     help="The version of QEMU to emulate.",
 )
-@click.option("--throttle", type=Size(), default=0, help="Bytes of pages saved per second.")
+@click.option("--throttle", type=_SIZE, default=0, help="Bytes of pages saved per second.")
 @pass_globals
 def command(given: Globals, /, **chosen: Any) -> None:
     """Run an emulated QEMU: a QMP monitor and real guest RAM, to try things out.

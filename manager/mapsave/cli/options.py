@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,6 +14,9 @@ from mapsave.cli import interruption
 
 if TYPE_CHECKING:
     from mapsave.config import Config
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -37,13 +40,18 @@ class Globals:
         return config.load(self.config_file, os.environ)
 
 
+def of(context: click.Context) -> Globals:
+    """Return the global options of a command's context."""
+    return context.ensure_object(Globals)
+
+
 # Gives a command the global options as its first argument, before its own.
 pass_globals = click.make_pass_decorator(Globals, ensure=True)
 
 
 def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
     if value and option.name is not None:
-        setattr(context.ensure_object(Globals), option.name, value)
+        setattr(of(context), option.name, value)
 
 
 def global_options() -> list[click.Parameter]:
@@ -73,6 +81,20 @@ def global_options() -> list[click.Parameter]:
         flag("local", "Run here, even if the service is running."),
         flag("quiet", "No progress."),
     ]
+
+
+class Parsed(click.ParamType[T]):
+    """What ``parse`` makes of a word; it raises ValueError where that is no ``name``."""
+
+    def __init__(self, name: str, parse: Callable[[Any], T]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Command(click.Command):

@@ -11,7 +11,7 @@ import click
 from mapsave import errors, units
 from mapsave.cli import hosts, local, output
 from mapsave.cli.options import Command, Globals, pass_globals
-from mapsave.cli.save import Channels, Duration, rate
+from mapsave.cli.save import CHANNELS, DURATION, rate
 
 if TYPE_CHECKING:
     from mapsave.operations.results import RestoreResult
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     help="Restore an image whose metadata are damaged, to --into or --guest; compares less.",
 )
 @click.option("--direct-io", type=click.Choice(["auto", "on", "off"]), default="auto")
-@click.option("--channels", type=Channels())
+@click.option("--channels", type=CHANNELS)
 @click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
-@click.option("--timeout", type=Duration(), help="Give up after this long.")
+@click.option("--timeout", type=DURATION, help="Give up after this long.")
 @pass_globals
 def command(
     given: Globals,

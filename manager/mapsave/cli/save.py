@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mapsave import units
 from mapsave.cli import hosts, local, output
-from mapsave.cli.options import Command, Globals, pass_globals
+from mapsave.cli.options import Command, Globals, Parsed, pass_globals
 
 if TYPE_CHECKING:
     from mapsave.operations.results import RestoreResult, SaveResult
@@ -17,40 +18,24 @@ _WORTH_A_RATE = 64 * units.MIB
 _SWITCH = click.Choice(["auto", "on", "off"])
 
 
-class Channels(click.ParamType[int | str]):
-    """``auto`` or a number from 1 to 255."""
-
-    name = "1..255|auto"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        if value == "auto":
-            return "auto"
-        try:
-            number = int(value)
-        except ValueError:
-            number = 0
-        if not 1 <= number <= 255:
-            self.fail(f"{value!r} is not 'auto' or a number from 1 to 255", param, ctx)
-        return number
+def _channels(value: Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    with contextlib.suppress(ValueError):
+        if 1 <= (number := int(value)) <= 255:
+            return number
+    raise ValueError(f"{value!r} is not 'auto' or a number from 1 to 255")
 
 
-class Duration(click.ParamType[float]):
-    """Seconds, or a duration such as 15m; none is 0, as in configuration and service."""
+def _duration(value: Any) -> float:
+    if (seconds := units.parse_duration(value)) == 0:
+        raise ValueError("must be longer than 0")
+    return seconds
 
-    name = "duration"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            seconds = units.parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if seconds == 0:
-            self.fail("must be longer than 0", param, ctx)
-        return seconds
+CHANNELS = Parsed("1..255|auto", _channels)
+# Seconds, or a duration such as 15m; none is 0, as in configuration and service.
+DURATION = Parsed("duration", _duration)
 
 
 @click.command("save", cls=Command)
@@ -74,7 +59,7 @@ class Duration(click.ParamType[float]):
     help="Keep the guest running while its RAM is written; pause it only at the end.",
 )
 @click.option("--direct-io", type=_SWITCH, help="Bypass the page cache.")
-@click.option("--channels", type=Channels(), help="Number of multifd channels.")
+@click.option("--channels", type=CHANNELS, help="Number of multifd channels.")
 @click.option("--zero-pages", type=click.Choice(["auto", "multifd", "legacy", "none"]))
 @click.option("--preallocate", type=_SWITCH, help="Preallocate the image's space.")
 @click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
@@ -84,7 +69,7 @@ class Duration(click.ParamType[float]):
     help="Replace an existing image of that name once the save is complete.",
 )
 @click.option(
-    "--timeout", type=Duration(), help="Give up after this long; the guest stays as before."
+    "--timeout", type=DURATION, help="Give up after this long; the guest stays as before."
 )
 @pass_globals
 def command(given: Globals, /, guest: str, **chosen: Any) -> None:

@@ -9,7 +9,7 @@ import click
 from mapsave import errors, units
 from mapsave.cli import local, output
 from mapsave.cli.options import Command, Globals, pass_globals
-from mapsave.cli.save import Duration
+from mapsave.cli.save import DURATION
 from mapsave.jobs import outcome
 from mapsave.jobs.outcome import Level
 from mapsave.strict_json import Facts
@@ -37,7 +37,7 @@ _UNTOUCHED = {
 
 @click.command("save-all", cls=Command)
 @click.argument("guests", nargs=-1, metavar="[GUEST]...")
-@click.option("--deadline", type=Duration(), help="Time limit for all saves together, such as 4m.")
+@click.option("--deadline", type=DURATION, help="Time limit for all saves together, such as 4m.")
 @click.option("--libvirt", is_flag=True, help="Also save libvirt's active domains.")
 @click.option("--uri", metavar="URI", help="libvirt connection URI (default: qemu:///system).")
 @click.option(
