@@ -71,13 +71,9 @@ def _label(data: Facts) -> str:
     return f"the image is labelled {known['value']} ({known.get('module')})"
 
 
-def _outcome(data: Facts) -> str:
-    return str(data.get("outcome") or "")
-
-
 _WORDS: dict[str, str | Callable[[Facts], str]] = {
     Step.BEGIN: _begin,
-    Step.TIDY: _outcome,
+    Step.TIDY: lambda data: str(data.get("outcome") or ""),
     Step.RULES: "rules for the image are added to QEMU's profile",
     Step.LABEL: _label,
     Step.HAND_OVER: "QEMU is passed the image's descriptors",

@@ -251,7 +251,7 @@ class Outgoing:
             self._write_devices(stream.devices(state, was_suspended=machine.was_suspended))
             if self.error is not None:
                 raise StreamError(self.error)
-            self._pace.finished(self._sent(ram))
+            self._pace.finished()
             if self._change("device", "completed"):
                 machine.run_state = RunState.POSTMIGRATE
 
@@ -282,7 +282,7 @@ class Outgoing:
             if state is RunState.RUNNING and self.status == "active":
                 machine.start()
         self._write_devices(devices)
-        self._pace.finished(self._sent(ram))
+        self._pace.finished()
         self._change("active", "completed")
 
     def _write_devices(self, devices: bytes) -> None:

@@ -29,7 +29,6 @@ class Pace:
         self._setup_done = self._stopped = self._finished = self._started
         self._window_sent = 0
         self._rate = 0.0  # bytes a second in the last window
-        self._total_sent = 0
         self._hurry = threading.Event()
 
     def begin(self) -> None:
@@ -40,10 +39,9 @@ class Pace:
         """The guest is being stopped: the downtime begins."""
         self._stopped = time.monotonic()
 
-    def finished(self, sent: int) -> None:
-        """All is written: ``sent`` bytes."""
+    def finished(self) -> None:
+        """All is written."""
         self._finished = time.monotonic()
-        self._total_sent = sent
 
     def hurry(self) -> None:
         """Let :meth:`rest` return at once: the save is being cancelled."""

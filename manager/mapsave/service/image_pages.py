@@ -50,7 +50,7 @@ class ImagePages:
         start = 0
         if before is not None:
             modified, inode = map(int, before.split("."))
-            start = bisect.bisect_right(listed, (-modified, inode), key=_place)
+            start = bisect.bisect_right(listed, (-modified, inode), key=lambda each: each.place)
         end = start + limit
         while 0 < end < len(listed) and listed[end].place == listed[end - 1].place:
             end += 1  # two names of one file
@@ -85,7 +85,3 @@ class ImagePages:
     def _lines(self, found: Images, part: list[Listed]) -> list[Facts]:
         noted = restored_notes.noted(self._config().state)
         return [found.line(each, noted) for each in part]
-
-
-def _place(each: Listed) -> tuple[int, int]:
-    return each.place

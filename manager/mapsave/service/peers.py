@@ -25,9 +25,6 @@ _NAME_AGE = 300.0  # seconds that a user's name is known before it is looked up 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-Names = Sequence[Sequence[tuple[str, str]]]  # as ssl.SSLSocket.getpeercert returns them
-
-
 class Role(enum.IntEnum):
     """What a peer may do; each may do what those before it may."""
 

@@ -104,7 +104,9 @@ def _handler(
     async def answer(request: web.Request) -> web.StreamResponse:
         peer = _peer(service, request)
         peer.require(route.role, f"{route.method} {request.path}")
-        query = queries.parse(route.query, request.query, _repeated(request))
+        given = request.query
+        repeated = {name for name in given if len(given.getall(name)) > 1}
+        query = queries.parse(route.query, given, repeated)
         patience = connections.patience
         body = await _body(request, patience.body) if route.takes_body else None
         found = route.handler(Call(service, request, peer, query, body, patience))
@@ -148,10 +150,6 @@ def _peer(service: Service, request: web.Request) -> Peer:
         return service.roles.of_socket(sock)
     assert transport is not None
     return tls.peer(service.roles, transport)
-
-
-def _repeated(request: web.Request) -> set[str]:
-    return {name for name in request.query if len(request.query.getall(name)) > 1}
 
 
 async def _body(request: web.Request, timeout: float) -> object:
