@@ -54,8 +54,7 @@ def test_save_of_a_guest_that_hangs(site: cli.Site, step: str, number: signal.Si
 
 @pytest.mark.parametrize("command", [("save", "--image", IMAGE), ("check",)])
 def test_guest_that_does_not_greet(site: cli.Site, command: tuple[str, ...]) -> None:
-    with qemu.running(name=NAME) as guest, guest.frozen():
-        site.add_guest(NAME, guest.qmp)
+    with qemu.guest(site, NAME) as guest, guest.frozen():
         with site.start(command[0], NAME, *command[1:], "--json") as process:
             wait.until(lambda: connections(process.pid), what="a connection")
             stopped(process)

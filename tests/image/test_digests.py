@@ -10,19 +10,16 @@ from mapsave.image.libvirt_header import NewLibvirtHeader
 
 from tests.image import build, ours
 from tests.image.build_libvirt import COOKIE, XML, LibvirtImage, of_virsh
-from tests.kit import cli, files
+from tests.kit import cli
 
 METADATA = {"guest": {"name": "toy"}, "run_state": "running"}
 NEW = NewLibvirtHeader(XML.decode(), COOKIE.decode(), was_running=True)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, held: int) -> Path:
     """An image in libvirt format that mapsave has just made."""
-    with (
-        files.opened(tmp_path, os.O_DIRECTORY) as held,
-        image.creating(held, "a", METADATA, stream_offset=build.M, libvirt=NEW) as partial,
-    ):
+    with image.creating(held, "a", METADATA, stream_offset=build.M, libvirt=NEW) as partial:
         ours.fill(partial)
         partial.commit(METADATA, replace=False)
     return tmp_path / "a"

@@ -21,14 +21,11 @@ FORMATS = {
 
 
 @pytest.fixture(params=FORMATS)
-def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+def path(tmp_path: Path, held: int, request: pytest.FixtureRequest) -> Path:
     """An image that mapsave has just made."""
     new = FORMATS[request.param]
     before = {"guest": {"name": "toy"}}
-    with (
-        files.opened(tmp_path, os.O_DIRECTORY) as held,
-        image.creating(held, "a", before, stream_offset=build.M, libvirt=new) as partial,
-    ):
+    with image.creating(held, "a", before, stream_offset=build.M, libvirt=new) as partial:
         ours.fill(partial)
         partial.commit(METADATA, replace=False)
     return tmp_path / "a"

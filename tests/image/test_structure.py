@@ -9,16 +9,12 @@ from mapsave import errors
 from mapsave.image import image, structure
 
 from tests.image import build, ours
-from tests.kit import files
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, held: int) -> Path:
     """A native image that has the digest of its structure."""
-    with (
-        files.opened(tmp_path, os.O_DIRECTORY) as held,
-        image.creating(held, "a", {}, stream_offset=build.M) as partial,
-    ):
+    with image.creating(held, "a", {}, stream_offset=build.M) as partial:
         ours.fill(partial)
         found = partial.validate()
         known = {"structure_digest": found.structure_digest}

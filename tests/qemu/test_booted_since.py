@@ -60,8 +60,7 @@ def _warnings(done: dict[str, Any]) -> list[str]:
 def test_a_disk_that_is_as_it_was_is_no_warning(site: cli.Site, tmp_path: Path, kind: str) -> None:
     """Its guest writes to it until it is saved, and runs on after the restore."""
     path = tmp_path / "disk"
-    with qemu.running(*_writing(path, kind), paused=False) as guest:
-        site.add_guest("web01", guest.qmp, launch=guest.argv)
+    with qemu.guest(site, "web01", *_writing(path, kind), paused=False) as guest:
         _until_written(path)
         site.run("save", "web01", "--image", "x", check=0)
         guest.wait()
