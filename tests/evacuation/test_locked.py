@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from mapsave.image import image as opening
 from mapsave.monitor.process import identity
 from mapsave.operations import attach, locks
@@ -20,10 +19,7 @@ MIB = emulated.MIB
 @contextlib.contextmanager
 def job(site: cli.Site, *names: str) -> Iterator[subprocess.Popen[str]]:
     """Run a job that saves the guests and lets them run on; it is stopped amid its first save."""
-    path = site.directory / "nightly.yaml"
-    path.write_text(
-        yaml.safe_dump({"job": "nightly", "guests": list(names), "save": {"then": "resume"}})
-    )
+    path = site.add_job("nightly", guests=list(names), save={"then": "resume"})
     with site.start("job", "run", path) as process:
         wait.until(lambda: list(site.images.glob("*.partial")), what="the job's save")
         process.send_signal(signal.SIGSTOP)
@@ -160,10 +156,7 @@ def test_a_paused_guest_that_a_job_has_left_comes_back_paused(
 ) -> None:
     with emulated.guest(site, "web", paused=True, priority=3) as socket:
         before = emulated.ram_of(socket, tmp_path / "ram")
-        path = site.directory / "nightly.yaml"
-        path.write_text(
-            yaml.safe_dump({"job": "nightly", "guests": ["web"], "save": {"then": "resume"}})
-        )
+        path = site.add_job("nightly", guests=["web"], save={"then": "resume"})
         (line,) = site.run("job", "run", path, "--json", check=0).json()["guests"]
         for _ in range(2):  # the second finds it in the record
             done = site.run("save-all", "--json", check=0).json()

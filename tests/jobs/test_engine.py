@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mapsave import config, errors
 from mapsave.image import store
 from mapsave.jobs import engine, job
@@ -28,9 +27,7 @@ def guest(site: cli.Site, name: str, **how: Any) -> AbstractContextManager[Path]
 
 
 def write_job(site: cli.Site, **settings: Any) -> Path:
-    path = site.directory / "job.yaml"
-    path.write_text(yaml.safe_dump({"job": "nightly", "guests": ["*"], **settings}))
-    return path
+    return site.add_job("nightly", **{"guests": ["*"], **settings})
 
 
 def memory_of(socket: Path, target: Path) -> tuple[str, str]:
@@ -96,8 +93,7 @@ def test_failures_stop_nobody_and_the_worst_counts(site: cli.Site, tmp_path: Pat
         path = write_job(site, guests=["gone", "full", "*"], save={"image": "{guest}"})
         result = site.run("job", "run", path, "--json", check=4)
         done = result.json()
-        with qmp.connect(socket_of(site, "full")) as monitor:
-            assert monitor.execute("query-status")["status"] == "running"
+        assert emulated.status(socket_of(site, "full")) == "running"
     assert (done["job"], done["saved"], done["failed"], done["exit_code"]) == ("nightly", 2, 2, 4)
     outcome = {line["guest"]: line["error"] and line["error"]["id"] for line in done["guests"]}
     assert list(outcome) == ["gone", "full", "good", "well"]
@@ -281,8 +277,7 @@ def test_who_was_saved_before_an_interruption_is_told(site: cli.Site) -> None:
             wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
             process.send_signal(signal.SIGINT)
             done = cli.ended(process, check=9)
-        with qmp.connect(socket_of(site, "slow")) as monitor:
-            assert monitor.execute("query-status")["status"] == "running"
+        assert emulated.status(socket_of(site, "slow")) == "running"
     error = done.error("interrupted")
     assert error["message"].endswith("were rolled back, saved before that: quick")
     assert error["data"] == {"saved": ["quick"], "images": [str(site.images / "quick")]}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapsave import config, errors
@@ -248,9 +247,7 @@ def put(site: cli.Site, name: str, day: int, *, state: int = build.SAVED, **fact
 
 def write_job(site: cli.Site, **given: Any) -> Path:
     site.add_guest("db", site.directory / "nobody.qmp")
-    path = site.directory / "job.yaml"
-    path.write_text(yaml.safe_dump({"job": "nightly", "guests": ["db"], **given}))
-    return path
+    return site.add_job("nightly", **{"guests": ["db"], **given})
 
 
 def pruned(site: cli.Site, path: Path, **how: Any) -> list[dict[str, Any]]:

@@ -311,7 +311,7 @@ def test_a_guest_that_lost_memory_is_noticed() -> None:
 def test_site_writes_its_configuration(site: cli.Site, tmp_path: Path) -> None:
     site.add_guest("web01", tmp_path / "web01.qmp", ["qemu", "-m", "4G"], policy="none")
     assert site.config.read_text() == (
-        f"images: {site.images}\nstate: {site.state}\nsocket: {site.socket}\n"
+        f"images: {site.images}\nstate: {site.state}\nsocket: {site.socket}\njobs: {site.jobs}\n"
         "launch_environment:\n- PATH\n- LANG\n- MAPSAVE_TEST_RUN\n"
         f"guests:\n  web01:\n    policy: none\n"
         f"    qmp: {tmp_path}/web01.qmp\n    launch:\n    - qemu\n    - -m\n    - 4G\n"
