@@ -17,6 +17,7 @@ from tests.kit import cli, processes, tree
 
 COMMANDS = (
     *("save", "restore", "check", "inspect", "verify", "list", "discard", "recover", "emulate"),
+    *("plan", "probe"),
     *("save-all", "restore-all", "serve", "ps", "wait", "cancel", "logs"),
     *(
         "job",

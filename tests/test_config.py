@@ -64,7 +64,9 @@ def test_every_key_arrives(tmp_path: Path) -> None:
                 "toy", emulator=config.EmulatedGuest(64 * 1024 * 1024, "sparse", True)
             ),
         },
-        save=config.SaveSettings("resume", True, "libvirt", "on", "legacy", 4, "off", "none"),
+        save=config.SaveSettings(
+            "resume", True, "libvirt", "on", "legacy", 4, "off", "space", 8 << 30, "none"
+        ),
         service=Service(
             group="mapsave",
             operators=("ops", "wheel"),

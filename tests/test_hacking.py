@@ -53,7 +53,10 @@ CHANGES = {
 USED = {
     "a setting of a save": (
         r"\bpreallocate\b",
-        {"config.py", "cli/save.py", "plan/strategy.py", "operations/save.py"},
+        {
+            *("config.py", "cli/save.py", "operations/save.py"),
+            *("plan/planner.py", "plan/strategy.py"),
+        },
     ),
 }
 

@@ -42,6 +42,8 @@ STREAMS = {
 # order: the guest is saved and restored again.
 LINES = (
     ("check toy", 0, True),
+    ("plan toy", 0, True),
+    ("probe", 0, True),
     ("job list", 0, True),
     ("job check nightly", 0, True),
     ("job run nightly", 0, True),

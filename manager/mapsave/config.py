@@ -36,6 +36,7 @@ LIBVIRT_URI = "qemu:///system"
 
 Then = Literal["quit", "resume", "leave"]
 Format = Literal["auto", "native", "libvirt"]
+Preference = Literal["time", "space"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
 Pattern = Literal["random", "sparse", "fragmented", "linux"]
 Clones = Literal["admin", "operator"]
@@ -159,6 +160,12 @@ class SaveSettings(Keys, frozen=True):
     zero_pages: Annotated[ZeroPages, help("How to detect zero pages.")] = "auto"
     channels: Annotated[Channels, help("Number of multifd channels.")] = "auto"
     preallocate: Annotated[Switch, help("Whether to preallocate the image's space.")] = "auto"
+    prefer: Annotated[
+        Preference, help("Whether the plan prefers the fastest way to write or the smallest image.")
+    ] = "time"
+    max_file_bytes: Annotated[
+        Size | None, help("How large an image the plan may choose, where it has a choice.")
+    ] = None
     policy: Annotated[
         Name | None, help("Label policy of the images; by default that of the guest.")
     ] = None

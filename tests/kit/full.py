@@ -26,6 +26,8 @@ save:
   zero_pages: legacy
   channels: 4
   preallocate: false
+  prefer: space
+  max_file_bytes: 8G
   policy: none
 service:
   group: mapsave

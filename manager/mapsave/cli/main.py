@@ -16,6 +16,8 @@ _COMMANDS = {
     "save-all": "Save all guests before the host goes down.",
     "restore-all": "Restore what save-all saved.",
     "check": "Report what would fail: a guest's save, or an image's restore.",
+    "plan": "Show how a guest would be saved, and why.",
+    "probe": "Measure how fast a directory takes data.",
     "inspect": "Show the contents of an image.",
     "verify": "Verify that an image is complete.",
     "list": "List the images of a directory.",

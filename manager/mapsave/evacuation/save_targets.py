@@ -171,7 +171,8 @@ async def _examine(target: Target, config: Config, then: Then, patience: float) 
         target.image = target.lies_in.path
         target.outcome = "skipped"
         return
-    target.request, target.image = request, found["image"]
+    target.request = dataclasses.replace(request, is_urgent=True)
+    target.image = found["image"]
     if error is not None:
         target.fail(error)
 

@@ -136,7 +136,7 @@ def probe_direct_io(directory: int) -> str | None:
     refuse the write. QEMU writes at multiples of 4 KiB; a device that needs more is refused. Raises
     OSError where no file can be made at all.
     """
-    with _probe_file(directory) as fd:
+    with unnamed(directory) as fd:
         try:
             with reopened(fd, os.O_WRONLY | os.O_DIRECT) as direct:
                 alignment = syscalls.direct_io_alignment(direct)
@@ -152,14 +152,15 @@ def probe_direct_io(directory: int) -> str | None:
     return None
 
 
-def _probe_file(directory: int) -> contextlib.AbstractContextManager[int]:
+def unnamed(directory: int) -> contextlib.AbstractContextManager[int]:
+    """Make a file without a name in a directory; it is gone at the end. Raises OSError."""
     try:
-        fd = os.open(f"/proc/self/fd/{directory}", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        fd = os.open(f"/proc/self/fd/{directory}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
         name = f".mapsave-probe-{os.urandom(8).hex()}"
-        fd = syscalls.open_beneath(directory, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = syscalls.open_beneath(directory, name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(name, dir_fd=directory)
     return closing(fd)
 

@@ -61,6 +61,22 @@ class Directory:
         stats = os.fstatvfs(self.fd)
         return (stats.f_bfree if with_reserved else stats.f_bavail) * stats.f_frsize
 
+    def direct_io_refusal(self) -> str | None:
+        """Return why a save there has to do without direct writes; None if it need not.
+
+        Raises BadDirectory, NotPermitted.
+        """
+        try:
+            return descriptors.probe_direct_io(self.fd)
+        except OSError as error:
+            raise errors.of_os_error(
+                error,
+                f"cannot create a file in {self.path!r}: {error.strerror}",
+                self.path,
+                os.W_OK | os.X_OK,
+                otherwise=errors.BadDirectory,
+            ) from None
+
 
 @contextlib.contextmanager
 def directory(path: str | os.PathLike[str], *, create: bool = False) -> Iterator[Directory]:

@@ -15,17 +15,18 @@ from typing import TypedDict
 
 from mapsave import errors, units
 from mapsave.config import Config
-from mapsave.image import descriptors, image, store
+from mapsave.image import image, store
 from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE
 from mapsave.monitor import process
 from mapsave.monitor.session import Version
-from mapsave.operations import drives, kept, modes, save_request, trust
+from mapsave.operations import drives, kept, learning, modes, save_request, trust
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
 from mapsave.plan import strategy
+from mapsave.plan.planner import Learned
 
 # Every RAM block starts at a multiple of 1 MiB after its bitmap, and there is device state.
 _OVERHEAD = 64 * units.MIB
@@ -43,6 +44,7 @@ class Preflight:
     kept: str | None = None
     direct_io_refusal: str | None = None
     most_channels: strategy.Most | None = None
+    learned: Learned | str | None = None
 
     @classmethod
     def of(
@@ -53,6 +55,12 @@ class Preflight:
         known = kept.known(config.state, found.process)
         return cls(found, held, name, request, labels, known)
 
+    async def learn(self, config: Config, *, measures: bool) -> None:
+        """Learn what the strategy is planned from; with ``measures`` as ``learning.learn`` does."""
+        self.learned = await learning.learn(
+            config, self.facts, self.directory, self.request, measures=measures
+        )
+
     def strategy(self) -> strategy.Strategy:
         """Choose how to save."""
         return strategy.choose(
@@ -60,6 +68,7 @@ class Preflight:
             bandwidth=self.request.bandwidth,
             direct_io_refusal=self.direct_io_refusal,
             most=self.most_channels,
+            learned=self.learned,
         )
 
 
@@ -234,17 +243,7 @@ def direct_io(found: Preflight) -> str:
     """The directory takes direct writes, where they are wanted."""
     if found.request.settings.direct_io == "off":
         return "off, as requested"
-    try:
-        found.direct_io_refusal = descriptors.probe_direct_io(found.directory.fd)
-    except OSError as error:
-        where = found.directory.path
-        raise errors.of_os_error(
-            error,
-            f"cannot create a file in {where!r}: {error.strerror}",
-            where,
-            os.W_OK | os.X_OK,
-            otherwise=errors.BadDirectory,
-        ) from None
+    found.direct_io_refusal = found.directory.direct_io_refusal()
     if found.direct_io_refusal and found.request.settings.direct_io == "on":
         raise errors.NoDirectIO(
             f"{found.directory.path!r}: {found.direct_io_refusal}",
@@ -358,11 +357,10 @@ def _checks(found: Preflight) -> tuple[Callable[[Preflight], str], ...]:
     return CHECKS if found.facts.domain is None else (domain, *CHECKS)
 
 
-def all_pass(found: Preflight) -> strategy.Strategy:
-    """Run the checks; raise what the first failing one raises, else return the strategy."""
+def all_pass(found: Preflight) -> None:
+    """Run the checks. Raises what the first failing one raises."""
     for check in _checks(found):
         check(found)
-    return found.strategy()
 
 
 class Line(TypedDict):

@@ -11,6 +11,7 @@ from mapsave import errors, together
 from mapsave.image.metadata import CommandPart, HardwarePart
 from mapsave.migration import guest_state, outgoing, parameters, run_states
 from mapsave.monitor import fdset, process, ram_blocks
+from mapsave.monitor.ram_blocks import RamBlock
 from mapsave.monitor.session import Session, Version
 from mapsave.operations import (
     devices,
@@ -56,6 +57,7 @@ class Facts:
     domain: Domain | None
     mode: modes.Mode
     drives: tuple[drives.Drive, ...]
+    blocks: dict[str, RamBlock]
     footprint: limits.Footprint
 
     @property
@@ -126,6 +128,7 @@ async def _gather(
         domain=domain,
         mode=mode.result(),
         drives=opened.result(),
+        blocks=blocks.result(),
         footprint=footprint.result(),
     )
 

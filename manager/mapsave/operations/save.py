@@ -16,7 +16,7 @@ import msgspec
 
 from mapsave import errors, open_files, shielded
 from mapsave.config import Config, Guest
-from mapsave.image import image, syscalls
+from mapsave.image import image
 from mapsave.image.image import Partial
 from mapsave.labels.label import Target
 from mapsave.migration import guest_state, progress
@@ -79,7 +79,9 @@ async def _save(
             save_request.place(guest, config, request, reserve=True) as (held, name),
         ):
             preflight = check.Preflight.of(config, found, held, name, request)
-            strategy = check.all_pass(preflight)
+            check.all_pass(preflight)
+            await preflight.learn(config, measures=not request.is_urgent)
+            strategy = preflight.strategy()
             if found.domain is not None:
                 await shielded.in_thread(
                     functools.partial(known_domains.remember, config.state, found.domain)
@@ -156,9 +158,7 @@ async def _write(job: SaveJob) -> SaveResult:
             await job.log.step_in_thread(Step.RULES, label=intended, uuid=uuid)
         applied = stack.enter_context(job.labelling.applied(target, job.on_left))
         await job.log.step_in_thread(Step.LABEL, label=applied.label, uuid=uuid)
-        if job.strategy.preallocate:
-            room = job.facts.memory.total + partial.block.stream_offset
-            syscalls.preallocate(partial.fd, 0, room)
+        save_transfer.preallocate(job, partial)
         async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
             stack.enter_context(save_transfer.kept_if_stuck(job, partial, applied, paused))
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)

@@ -30,7 +30,8 @@ class Request:
     """What is asked of a save. ``image`` is a path or a name in the image directory.
 
     ``settings`` are complete; ``format`` and ``policy`` are the loaded objects, not their names.
-    ``job`` is the name of the save job that asks, and goes into the image's metadata. With
+    ``job`` is the name of the save job that asks, and goes into the image's metadata. One that
+    ``is_urgent`` does not measure the directory first. With
     ``replace_only`` no image is replaced but one of the guest of that name. ``timeout`` in
     seconds, ``bandwidth`` in bytes per second; 0 is no limit.
     """
@@ -44,6 +45,7 @@ class Request:
     timeout: float | None = None
     job: str | None = None
     bandwidth: int = 0
+    is_urgent: bool = False
     stream_offset: int = superblock.DEFAULT_STREAM_OFFSET
 
     def then_for(self, *, runs: bool) -> Then:

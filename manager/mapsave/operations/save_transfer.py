@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mapsave import errors
 from mapsave.config import Then
-from mapsave.image import descriptors, global_state, image, store
+from mapsave.image import descriptors, global_state, image, store, syscalls
 from mapsave.image.metadata import Metadata
 from mapsave.labels import labelling
 from mapsave.labels.label import Problem
@@ -74,6 +74,19 @@ class SaveJob:
     def partial_path(self) -> str:
         """The image's path until then."""
         return os.path.join(self.directory.path, image.partial_name(self.name))
+
+
+def preallocate(job: SaveJob, partial: image.Partial) -> None:
+    """Preallocate, where that is the strategy. Raises OSError only where it was asked for."""
+    if not job.strategy.preallocate:
+        return
+    try:
+        room = job.facts.memory.total + partial.block.stream_offset
+        syscalls.preallocate(partial.fd, 0, room)
+    except OSError:
+        if job.request.settings.preallocate == "on":
+            raise
+        job.strategy = dataclasses.replace(job.strategy, preallocate=False)
 
 
 async def let_qemu_write(

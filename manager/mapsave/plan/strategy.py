@@ -1,7 +1,8 @@
 """The strategy of a save: what was chosen for the settings that are ``auto``, and why.
 
-``choose`` is simple for now: direct-io where the directory takes it, eight channels, QEMU's own
-zero-page detection, no preallocation. What it will measure one day comes in as further arguments.
+Where guest and directory are known, ``planner`` predicts every way and chooses. Else the choice is
+the usual one: direct-io where the directory takes it, eight channels, which look for zero pages
+themselves, no preallocation.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import dataclasses
 
 from mapsave.config import SaveSettings
+from mapsave.plan import planner
+from mapsave.plan.cost import Way
+from mapsave.plan.planner import Learned
 
 # Each channel writes one request at a time, so channels are the queue depth: more than there are
 # cores helps. Beyond eight a disk gains little.
@@ -25,6 +29,17 @@ class Most:
 
     channels: int
     reason: str
+
+
+_ZERO_PAGES = {
+    "multifd": "detected by the channels in parallel",
+    "legacy": "detected by QEMU's main thread, which keeps the pages in order",
+    "none": "to write the zero pages as well is faster than to leave them out",
+}
+_PREALLOCATE = {
+    False: "most guests have zero pages, which need no space",
+    True: "writes into space that is there do not wait for each other",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,36 +76,60 @@ def choose(
     bandwidth: int = 0,
     direct_io_refusal: str | None = None,
     most: Most | None = None,
+    learned: Learned | str | None = None,
 ) -> Strategy:
     """Choose the strategy for ``settings`` and ``bandwidth``, in bytes per second, 0 for no limit.
 
     ``direct_io_refusal``: why the directory takes no direct writes. ``most``: what QEMU's limits
-    allow, where that is little. An explicit setting wins; preflight checks whether it is possible.
+    allow, where that is little. ``learned``: of guest and directory; where it says why nothing is
+    known, the choice is the usual one. An explicit setting wins; preflight checks whether it is
+    possible.
     """
     reasons = {}
-    direct_io = settings.direct_io == "on"
+    way = _usual(settings, direct_io_refusal)
     if settings.direct_io == "auto":
-        direct_io = direct_io_refusal is None
         reasons["direct_io"] = direct_io_refusal or "the directory supports direct I/O"
-    channels = settings.channels
-    if channels == "auto":
-        channels = LIMITED_CHANNELS if bandwidth else DEFAULT_CHANNELS
-        reasons["channels"] = (
-            "few, to stay within the bandwidth limit"
-            if bandwidth
-            else "enough requests in flight for one disk"
+    if settings.channels == "auto":
+        reasons["channels"] = "enough requests in flight for one disk"
+        if bandwidth:
+            way = dataclasses.replace(way, channels=LIMITED_CHANNELS)
+            reasons["channels"] = "few, to stay within the bandwidth limit"
+        if most is not None and most.channels < way.channels:
+            way = dataclasses.replace(way, channels=most.channels)
+            reasons["channels"] = most.reason
+    if isinstance(learned, Learned):
+        bounds = planner.Bounds(
+            takes_direct=direct_io_refusal is None,
+            bandwidth=bandwidth,
+            channels=LIMITED_CHANNELS if bandwidth else None,
+            most_channels=most.channels if most is not None else None,
         )
-        if most is not None and most.channels < channels:
-            channels, reasons["channels"] = most.channels, most.reason
+        found = planner.plan(settings, learned, bounds)
+        way, reasons["plan"] = found.chosen.way, found.reason
+        if settings.direct_io == "auto" and direct_io_refusal is None and not way.direct_io:
+            reasons["direct_io"] = "the page cache suits this guest's memory better"
+    elif learned is not None:
+        reasons["plan"] = f"the usual choice: {learned}"
     if settings.zero_pages == "auto":
-        reasons["zero_pages"] = "detected by the channels in parallel"
+        reasons["zero_pages"] = _ZERO_PAGES[way.zero_pages]
     if settings.preallocate == "auto":
-        reasons["preallocate"] = "most guests have zero pages, which need no space"
+        reasons["preallocate"] = _PREALLOCATE[way.preallocate]
     return Strategy(
-        direct_io=direct_io,
-        zero_pages="multifd" if settings.zero_pages == "auto" else settings.zero_pages,
-        channels=channels,
-        preallocate=settings.preallocate == "on",
+        direct_io=way.direct_io,
+        zero_pages=way.zero_pages,
+        channels=way.channels,
+        preallocate=way.preallocate,
         bandwidth=bandwidth,
         reasons=reasons,
+    )
+
+
+def _usual(settings: SaveSettings, direct_io_refusal: str | None) -> Way:
+    """Return what suits most guests, where nothing is known of this one."""
+    auto = direct_io_refusal is None
+    return Way(
+        direct_io=settings.direct_io == "on" or (settings.direct_io == "auto" and auto),
+        zero_pages="multifd" if settings.zero_pages == "auto" else settings.zero_pages,
+        channels=DEFAULT_CHANNELS if settings.channels == "auto" else settings.channels,
+        preallocate=settings.preallocate == "on",
     )

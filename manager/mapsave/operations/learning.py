@@ -1,0 +1,116 @@
+"""What is known beforehand of the guest's RAM and of the directory: what a save is planned from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from mapsave import errors, shielded
+from mapsave.config import Config
+from mapsave.image import store, syscalls
+from mapsave.operations import locks
+from mapsave.operations.facts import Facts
+from mapsave.operations.save_request import Request
+from mapsave.plan import layout, planner, probe
+from mapsave.plan.planner import Learned
+from mapsave.plan.probe import Probe
+
+_NAME = "probes"
+_PLANNED = ("direct_io", "zero_pages", "channels", "preallocate")
+_IN_MEMORY = {0x01021994: "tmpfs", 0x858458F6: "ramfs"}  # linux/magic.h
+# Seconds that the best way is predicted to take by typical figures, from which on it is worth a
+# second to measure the directory before the first save.
+_WORTH_MEASURING = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+async def learn(
+    config: Config, found: Facts, held: store.Directory, request: Request, *, measures: bool = False
+) -> Learned | str:
+    """Sample the guest's RAM, and look up what was measured of the directory.
+
+    With ``measures`` a directory that was not yet measured is, before a long save. Where nothing is
+    known, or nothing is left to choose, returns why: no save fails for that.
+    """
+    settings = request.settings
+    if "auto" not in (getattr(settings, name) for name in _PLANNED):
+        return "the settings leave nothing to choose"
+    if found.pid is None:
+        return "QEMU's process cannot be seen"
+    try:
+        sampled = await shielded.in_thread(layout.sample, found.pid, found.blocks)
+    except OSError as error:
+        return f"the memory of QEMU (pid {found.pid}) cannot be sampled: {error.strerror}"
+    learned = _learned(sampled, cached(config.state, held.fd) or probe.TYPICAL, held)
+    if measures and not learned.probe.is_measured:
+        best = planner.plan(settings, learned, planner.Bounds())
+        if best.chosen.seconds >= _WORTH_MEASURING:
+            await measured_if_needed(config.state, held)
+            learned = _learned(sampled, cached(config.state, held.fd) or probe.TYPICAL, held)
+    return learned
+
+
+def _learned(sampled: layout.Layout, figures: Probe, held: store.Directory) -> Learned:
+    stats = os.fstatvfs(held.fd)
+    return Learned(
+        sampled,
+        figures,
+        # ramfs reports no blocks; statfs(2): what is undefined is 0.
+        free_bytes=held.free_bytes() if stats.f_blocks else None,
+        in_memory=syscalls.file_system_type(held.fd) in _IN_MEMORY,
+    )
+
+
+def cached(state: Path, directory: int) -> Probe | None:
+    """Return what was measured of the file system of a directory; None if that is not so, or old.
+
+    The state directory keeps it by device and file system id.
+    """
+    try:
+        raw = (state / _NAME / _file(directory)).read_bytes()
+        found = msgspec.json.decode(raw, type=Probe)
+    except (OSError, msgspec.DecodeError):
+        return None
+    is_recent = 0 <= time.time() - found.measured < probe.MAX_AGE
+    return found if is_recent and found.is_whole else None
+
+
+async def measured_if_needed(state: Path, held: store.Directory) -> None:
+    """Measure a directory that was not; where that is not possible, log why."""
+    if cached(state, held.fd) is not None:
+        return
+    try:
+        await measured(state, held)
+    except errors.MapsaveError as error:
+        _log.info("%s", error)
+
+
+async def measured(state: Path, held: store.Directory) -> Probe:
+    """Measure a directory, keep the figures for later saves, and return them. Takes a second.
+
+    Raises BadDirectory, NotPermitted; Busy where another process measures it.
+    """
+    with locks.held(state, f"the measurement of {held.path!r}", f"probe:{_file(held.fd)}"):
+        try:
+            found = await shielded.in_thread(probe.measure, held.fd)
+        except OSError as error:
+            raise errors.of_os_error(
+                error,
+                f"cannot measure {held.path!r}: {error.strerror}",
+                held.path,
+                os.W_OK | os.X_OK,
+                otherwise=errors.BadDirectory,
+            ) from None
+        path = locks.state_directory(state, _NAME) / _file(held.fd)
+        with locks.state_errors(f"write {str(path)!r}", path):
+            locks.replace(path, msgspec.json.encode(found).decode())
+    return found
+
+
+def _file(directory: int) -> str:
+    return f"{os.fstat(directory).st_dev:x}-{os.fstatvfs(directory).f_fsid:x}.json"

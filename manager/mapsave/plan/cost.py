@@ -1,0 +1,124 @@
+"""What a save by a strategy will cost: seconds, bytes written, and the size of the file.
+
+Which requests QEMU makes of a job's pages follows from how it looks for zero pages (10.0): the
+channels (``multifd-zero-page.c``) exchange each zero page with the last page of the job, so that
+the pages after it are out of order and are written one by one; the main thread (``legacy``) leaves
+zero pages out and keeps the order; and with ``none`` jobs are written whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import os
+
+from mapsave.plan.layout import PAGE, WINDOW, Layout
+from mapsave.plan.probe import LARGE, SMALL, Costs, Probe
+
+# Seconds to look whether a page is zero, and that a request through the page cache takes beside
+# its bytes (docs/benchmarks.md).
+_SCAN = 4e-7
+_CACHED_REQUEST = 6e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to write an image, as a Strategy has it."""
+
+    direct_io: bool
+    zero_pages: str
+    channels: int
+    preallocate: bool
+
+    def text(self) -> str:
+        """Name it in a few words."""
+        direct = "direct" if self.direct_io else "page cache"
+        preallocated = ", preallocated" if self.preallocate else ""
+        return f"{direct}, zero pages {self.zero_pages}, {self.channels} channels{preallocated}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a save by ``way`` takes: seconds, bytes that are written, bytes on the disk."""
+
+    way: Way
+    seconds: float
+    written_bytes: int
+    file_bytes: int
+
+
+def predict(layout: Layout, probe: Probe, way: Way) -> Prediction:
+    """Predict a save; where the probe has no figures for direct ways, by those of the cache."""
+    requests = _requests(layout, way.zero_pages)
+    pages = sum(length * number for length, number in requests.items())
+    small, large = _request_costs(probe, way)
+    each = (large - small) / (LARGE // SMALL - 1)  # of a further page in a request
+    seconds = sum(number * (small + (length - 1) * each) for length, number in requests.items())
+    if way.zero_pages != "none":
+        scanners = min(way.channels, os.cpu_count() or 1) if way.zero_pages == "multifd" else 1
+        seconds += layout.pages * _SCAN / scanners
+    whole = way.preallocate or way.zero_pages == "none"
+    written = round(pages) * PAGE
+    return Prediction(way, seconds, written, layout.pages * PAGE if whole else written)
+
+
+@functools.lru_cache(maxsize=16)
+def _requests(layout: Layout, zero_pages: str) -> dict[int, float]:
+    """Return how many requests of how many pages QEMU makes for the whole RAM."""
+    samples = layout.samples or ((1 << WINDOW) - 1,)
+    scale = layout.pages / WINDOW / len(samples)
+    found: dict[int, float] = {}
+    for sample, times in collections.Counter(samples).items():
+        for length, number in _of_job(sample, zero_pages).items():
+            found[length] = found.get(length, 0) + scale * times * number
+    return found
+
+
+def _of_job(sample: int, zero_pages: str) -> dict[int, int]:
+    """Return how many requests of how many pages QEMU makes of a job with these pages."""
+    if zero_pages == "none":
+        return {WINDOW: 1}
+    pages = list(range(WINDOW))
+    if zero_pages == "multifd":
+        first, last = 0, WINDOW - 1
+        while first <= last:
+            if sample >> pages[first] & 1:
+                first += 1
+                continue
+            pages[first], pages[last] = pages[last], pages[first]
+            last -= 1
+        pages = pages[:first]
+    else:
+        pages = [page for page in pages if sample >> page & 1]
+    found: dict[int, int] = {}
+    length = 0
+    for at, page in enumerate(pages):
+        length += 1
+        if at + 1 == len(pages) or pages[at + 1] != page + 1:
+            found[length] = found.get(length, 0) + 1
+            length = 0
+    return found
+
+
+def _request_costs(probe: Probe, way: Way) -> tuple[float, float]:
+    """Return the seconds that a request of one page takes, and one of a whole job."""
+    if not way.direct_io or not probe.holes:
+        small, large = (size * probe.buffered + _CACHED_REQUEST for size in (SMALL, LARGE))
+        return small, large
+    costs = probe.preallocated if way.preallocate and probe.preallocated else probe.holes
+    small, large = (_at_depth(costs, size, way.channels) for size in (SMALL, LARGE))
+    return small, large
+
+
+def _at_depth(costs: Costs, size: int, depth: int) -> float:
+    """Return the cost with ``depth`` requests in flight, between those that were measured."""
+    known = sorted(costs[size].items())
+    below = [each for each in known if each[0] <= depth] or known[:1]
+    above = [each for each in known if each[0] >= depth] or known[-1:]
+    (low, before), (high, after) = below[-1], above[0]
+    if low == high:
+        return before
+    part = math.log(depth / low) / math.log(high / low)
+    return before + (after - before) * part

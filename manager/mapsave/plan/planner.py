@@ -1,0 +1,125 @@
+"""Choose how to save: predict every way that the settings allow, and take the best."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from mapsave import units
+from mapsave.config import SaveSettings
+from mapsave.plan import cost
+from mapsave.plan.cost import Prediction, Way
+from mapsave.plan.layout import Layout
+from mapsave.plan.probe import Probe
+
+# In the order of preference among those that are as fast.
+_ZERO_PAGES = ("multifd", "legacy", "none")
+# Each channel writes one request at a time, so channels are the queue depth. More than the usual
+# eight gain little, and QEMU's limits were asked for these.
+_CHANNELS = (8, 4)
+# Ways that are so near to the fastest count as equal: the smaller file is taken then.
+_NEAR, _NEAR_SECONDS = 1.1, 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What is known of the guest's RAM and of the directory.
+
+    ``free_bytes`` None: the file system does not report it. ``in_memory``: it is a tmpfs.
+    """
+
+    layout: Layout
+    probe: Probe
+    free_bytes: int | None = None
+    in_memory: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What is settled otherwise.
+
+    ``bandwidth`` in bytes per second, 0 for no limit. ``channels``: how many there are to be;
+    ``most_channels``: how many QEMU's limits allow.
+    """
+
+    takes_direct: bool = True
+    bandwidth: int = 0
+    channels: int | None = None
+    most_channels: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The way that was chosen, why, and what the others would take, the fastest first."""
+
+    chosen: Prediction
+    reason: str
+    others: tuple[Prediction, ...]
+
+
+def plan(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Plan:
+    """Choose a way for ``settings``; what they say themselves is as they say."""
+    layout, probe = learned.layout, learned.probe
+    ways = _ways(settings, learned, bounds)
+    predicted = [_limited(cost.predict(layout, probe, way), bounds.bandwidth) for way in ways]
+    smallest = min(each.file_bytes for each in predicted)
+    most = _most_bytes(settings, learned, smallest)
+    allowed = [each for each in predicted if most is None or each.file_bytes <= most]
+    reason = "the fastest"
+    if not allowed:
+        allowed = [each for each in predicted if each.file_bytes == smallest]
+        reason = "the smallest: none is within max_file_bytes and the free space"
+    elif settings.prefer == "space" or learned.in_memory:
+        allowed = [each for each in allowed if each.file_bytes <= smallest * _NEAR]
+        reason = "the fastest of the smallest"
+    elif len(allowed) < len(predicted):
+        reason = "the fastest within max_file_bytes and the free space"
+    best = min(each.seconds for each in allowed)
+    near = [each for each in allowed if each.seconds <= max(best * _NEAR, best + _NEAR_SECONDS)]
+    chosen = min(near, key=lambda each: each.file_bytes)
+    if chosen.seconds > best:
+        reason = f"smaller than {reason}, and as fast"
+    figures = "measured" if probe.is_measured else "typical; run 'mapsave probe' to measure them"
+    filled = f"{layout.filled:.0%} of the RAM has contents ({layout.source})"
+    return Plan(
+        chosen,
+        f"{reason}: predicted {units.format_duration(chosen.seconds)}; {filled}; the disk's "
+        f"figures are {figures}",
+        tuple(sorted((each for each in predicted if each != chosen), key=lambda p: p.seconds)),
+    )
+
+
+def _limited(found: Prediction, bandwidth: int) -> Prediction:
+    """Return the prediction where no more than ``bandwidth`` is written."""
+    least = found.written_bytes / bandwidth if bandwidth else 0.0
+    return dataclasses.replace(found, seconds=max(found.seconds, least))
+
+
+def _most_bytes(settings: SaveSettings, learned: Learned, smallest: int) -> int | None:
+    """Return how large a file may be: others need the free space as well, so half is left."""
+    limits = [settings.max_file_bytes] if settings.max_file_bytes else []
+    if learned.free_bytes is not None:
+        limits.append(max(smallest, (smallest + learned.free_bytes) // 2))
+    return min(limits, default=None)
+
+
+def _ways(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Iterator[Way]:
+    direct = (True, False) if bounds.takes_direct and learned.probe.holes else (False,)
+    if settings.direct_io != "auto":
+        direct = (settings.direct_io == "on",)
+    channels: tuple[int, ...] = _CHANNELS
+    if settings.channels != "auto":
+        channels = (settings.channels,)
+    elif bounds.channels is not None:
+        channels = (bounds.channels,)
+    if settings.channels == "auto" and (most := bounds.most_channels) is not None:
+        channels = tuple(each for each in channels if each <= most) or (most,)
+    zero_pages = _ZERO_PAGES if settings.zero_pages == "auto" else (settings.zero_pages,)
+    for each in itertools.product(direct, zero_pages, channels):
+        preallocate: tuple[bool, ...] = (settings.preallocate == "on",)
+        # Into preallocated space the page cache writes no faster.
+        if settings.preallocate == "auto" and each[0] and learned.probe.preallocated:
+            preallocate = (False, True)
+        for choice in preallocate:
+            yield Way(direct_io=each[0], zero_pages=each[1], channels=each[2], preallocate=choice)
