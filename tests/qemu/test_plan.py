@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import cli, memory, patterns, qemu, ram, storage
+from tests.kit import cli, inject, memory, patterns, qemu, ram, storage
 from tests.kit.libvirtd import NOBODY
 from tests.kit.nobody import as_nobody
 
@@ -115,3 +115,30 @@ def test_a_directory_that_cannot_be_measured_is_planned_for_by_typical_figures(
         assert not list(small.iterdir())
         error = site.run("probe", small, "--json", check=3).error("check.directory")
         assert "less than 1.0 GiB is free" in error["message"]
+
+
+def test_an_outcome_is_recorded_and_corrects_the_next_prediction(
+    site: cli.Site, tmp_path: Path
+) -> None:
+    slow = inject.Rule("pwritev", "delay", 100_000, path=".partial", count=-1)
+    predicted = []
+    for number in range(2):
+        with qemu.running(
+            *fragmented(tmp_path / "ram"), memory="64M", env=inject.environment(slow)
+        ) as guest:
+            done = site.run("save", guest.address, "-o", f"x{number}", "--json", check=0).json()
+        assert done["plan"]["took_s"] > 1
+        assert site.run("inspect", f"x{number}", "--json", check=0).json()["plan"] == done["plan"]
+        predicted.append(done["plan"]["predicted_s"])
+    assert predicted[1] > 1.3 * predicted[0]
+    assert predicted[1] < 2 * predicted[0]
+
+
+def test_what_is_learned_may_be_damaged(site: cli.Site) -> None:
+    probes = site.state / "probes"
+    with qemu.running(memory="64M") as guest:
+        plan(site, guest)
+        for path in probes.iterdir():
+            path.write_text('{"holes": {"0": {"0": -1}}, "measured": 1e99}')
+        done = site.run("save", guest.address, "-o", "x", "--json", check=0).json()
+    assert "figures are typical" in done["reasons"]["plan"]

@@ -98,6 +98,18 @@ class WrittenPart(TypedDict, total=False):
     reason: str | None
 
 
+class PlanPart(TypedDict, total=False):
+    """What the save's plan had predicted, and how it came out, stable storage included.
+
+    ``restarted``: the strategy that was begun with, and given up because it was too slow.
+    """
+
+    predicted_s: Seconds
+    predicted_bytes: Size
+    took_s: Seconds
+    restarted: Mapping[str, object]
+
+
 class BlockPart(TypedDict, total=False):
     """One RAM block; ``bytes`` and how many of its pages are in the file."""
 
@@ -145,6 +157,7 @@ class Metadata(TypedDict, total=False):
     digests: DigestsPart
     structure_digest: Word
     written: WrittenPart
+    plan: PlanPart | None
     disks: list[DiskPart]
     recovery: dict[str, object]  # of a partial image: see ``operations.interrupted``
 

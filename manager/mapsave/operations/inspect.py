@@ -59,7 +59,18 @@ def inspect(path: str, config: Config | None = None) -> dict[str, object]:
 
 # Keys of the metadata that are shown as they are; None where an image lacks one.
 _SHOWN = (
-    *("run_state", "qemu", "cpu", "memory", "strategy", "written", "label", "command", "host"),
+    *(
+        "run_state",
+        "qemu",
+        "cpu",
+        "memory",
+        "strategy",
+        "plan",
+        "written",
+        "label",
+        "command",
+        "host",
+    ),
     *("started", "ended", "duration_s", "mapsave"),
 )
 

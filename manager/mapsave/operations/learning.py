@@ -15,7 +15,9 @@ from mapsave.image import store, syscalls
 from mapsave.operations import locks
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
-from mapsave.plan import layout, planner, probe
+from mapsave.plan import correction, layout, planner, probe
+from mapsave.plan.correction import Corrections
+from mapsave.plan.cost import Prediction
 from mapsave.plan.planner import Learned
 from mapsave.plan.probe import Probe
 
@@ -46,23 +48,25 @@ async def learn(
         sampled = await shielded.in_thread(layout.sample, found.pid, found.blocks)
     except OSError as error:
         return f"the memory of QEMU (pid {found.pid}) cannot be sampled: {error.strerror}"
-    learned = _learned(sampled, cached(config.state, held.fd) or probe.TYPICAL, held)
+    learned = _learned(config.state, sampled, held)
     if measures and not learned.probe.is_measured:
         best = planner.plan(settings, learned, planner.Bounds())
         if best.chosen.seconds >= _WORTH_MEASURING:
             await measured_if_needed(config.state, held)
-            learned = _learned(sampled, cached(config.state, held.fd) or probe.TYPICAL, held)
+            learned = _learned(config.state, sampled, held)
     return learned
 
 
-def _learned(sampled: layout.Layout, figures: Probe, held: store.Directory) -> Learned:
+def _learned(state: Path, sampled: layout.Layout, held: store.Directory) -> Learned:
     stats = os.fstatvfs(held.fd)
+    figures = cached(state, held.fd) or probe.TYPICAL
     return Learned(
         sampled,
         figures,
         # ramfs reports no blocks; statfs(2): what is undefined is 0.
         free_bytes=held.free_bytes() if stats.f_blocks else None,
         in_memory=syscalls.file_system_type(held.fd) in _IN_MEMORY,
+        factors=_corrections(state, held.fd, figures).factors,
     )
 
 
@@ -78,6 +82,37 @@ def cached(state: Path, directory: int) -> Probe | None:
         return None
     is_recent = 0 <= time.time() - found.measured < probe.MAX_AGE
     return found if is_recent and found.is_whole else None
+
+
+def _corrections(state: Path, directory: int, figures: Probe) -> Corrections:
+    """Return what saves have shown of these figures for a file system."""
+    try:
+        raw = (state / _NAME / _file(directory, "learned")).read_bytes()
+        found = msgspec.json.decode(raw, type=Corrections)
+    except (OSError, msgspec.DecodeError):
+        found = None
+    if found is None or found.measured != figures.measured:
+        return Corrections(figures.measured, {})
+    return found
+
+
+def note(state: Path, held: store.Directory, found: Prediction, took: float) -> None:
+    """Learn from a save that was predicted so and took so many seconds.
+
+    What cannot be written is logged: a save does not fail for it.
+    """
+    name = _file(held.fd, "learned")
+    try:
+        with locks.held(state, f"what is learned of {held.path!r}", f"probe:{name}"):
+            figures = cached(state, held.fd) or probe.TYPICAL
+            known = _corrections(state, held.fd, figures)
+            factors = correction.after(known.factors, found, took)
+            if factors is not None:
+                new = Corrections(figures.measured, factors)
+                path = locks.state_directory(state, _NAME) / name
+                locks.replace(path, msgspec.json.encode(new).decode())
+    except (errors.MapsaveError, OSError) as error:
+        _log.info("cannot record how long a save took: %s", error)
 
 
 async def measured_if_needed(state: Path, held: store.Directory) -> None:
@@ -112,5 +147,5 @@ async def measured(state: Path, held: store.Directory) -> Probe:
     return found
 
 
-def _file(directory: int) -> str:
-    return f"{os.fstat(directory).st_dev:x}-{os.fstatvfs(directory).f_fsid:x}.json"
+def _file(directory: int, what: str = "measured") -> str:
+    return f"{os.fstat(directory).st_dev:x}-{os.fstatvfs(directory).f_fsid:x}.{what}.json"

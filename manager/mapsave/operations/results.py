@@ -48,8 +48,8 @@ class _Result:
 class SaveResult(_Result):
     """The result of a save: an image is committed.
 
-    ``state`` is the image's, None where it is gone from its place since. ``strategy``, ``label``
-    and ``written`` are as in the image's metadata, and None where that does not say.
+    ``state`` is the image's, None where it is gone from its place since. ``strategy``, ``plan``,
+    ``label`` and ``written`` are as in the image's metadata, and None where that does not say.
     """
 
     format: str | None = None
@@ -57,6 +57,7 @@ class SaveResult(_Result):
     file_bytes: int = 0
     allocated_bytes: int = 0
     strategy: Mapping[str, object] | None = None
+    plan: Mapping[str, object] | None = None
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     label: Mapping[str, object] | None = None
     then: str | None
@@ -94,6 +95,7 @@ def saved(
         phases=phases,
         bytes_per_s=round(contents.data_bytes / seconds) if seconds else 0,
         strategy=job.strategy.as_dict(),
+        plan=job.plan_outcome(),
         reasons=job.strategy.reasons,
         label=label.as_dict(),
         then=job.then,
@@ -122,6 +124,7 @@ def recovered_save(entry: Entry) -> SaveResult:
         downtime_s=round(max(ended - float(paused), 0.0), 6) if paused and ended else 0.0,
         bytes_per_s=round(data / seconds) if seconds else 0,
         strategy=known.get("strategy"),
+        plan=known.get("plan"),
         label=known.get("label"),
         then=known.get("then"),
         written=known.get("written"),

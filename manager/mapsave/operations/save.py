@@ -29,6 +29,7 @@ from mapsave.operations import (
     journal,
     known_domains,
     known_processes,
+    learning,
     locks,
     metadata,
     save_commit,
@@ -131,8 +132,16 @@ async def _save(
                     )
                     async with aftermath.reported(job, became):
                         result = await _write(job)
+                    await shielded.in_thread(_learn_from, job)
             result.warnings += log.warnings
             return result
+
+
+def _learn_from(job: SaveJob) -> None:
+    """Correct later predictions by how long this save took, where it was done as predicted."""
+    plan, is_limited = job.strategy.plan, job.request.bandwidth or job.live
+    if plan is not None and not is_limited and plan.chosen.way == job.strategy.way:
+        learning.note(job.state, job.directory, plan.chosen, job.took())
 
 
 async def _write(job: SaveJob) -> SaveResult:

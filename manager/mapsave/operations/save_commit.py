@@ -266,6 +266,7 @@ async def commit(
     if job.then != "resume":
         recorded = await shielded.in_thread(disks.record, job.facts.pid, job.facts.drives)
         known = {**known, "disks": recorded}
+    known = {**known, "plan": job.plan_outcome()}
     final = metadata.after(
         known,
         contents,

@@ -13,7 +13,7 @@ from pathlib import Path
 from mapsave import errors
 from mapsave.config import Then
 from mapsave.image import descriptors, global_state, image, store, syscalls
-from mapsave.image.metadata import Metadata
+from mapsave.image.metadata import Metadata, PlanPart
 from mapsave.labels import labelling
 from mapsave.labels.label import Problem
 from mapsave.migration import guest_state, outgoing, parameters, run_states
@@ -58,6 +58,22 @@ class SaveJob:
     def live(self) -> bool:
         """Whether the guest runs on while QEMU writes."""
         return self.request.settings.live
+
+    def plan_outcome(self) -> PlanPart | None:
+        """Return what was predicted, and how it came out; None where nothing could be."""
+        if self.strategy.plan is None:
+            return None
+        chosen = self.strategy.plan.chosen
+        return {
+            "predicted_s": round(chosen.seconds, 6),
+            "predicted_bytes": chosen.file_bytes,
+            "took_s": round(self.took(), 6),
+        }
+
+    def took(self) -> float:
+        """Return the seconds that writing took, stable storage included."""
+        phases = self.phases.seconds()
+        return phases.get("write", 0.0) + phases.get("sync", 0.0)
 
     def on_left(self, problems: Sequence[Problem]) -> bool:
         """Keep the journal where ``mapsave recover`` can take a label back; return whether so."""

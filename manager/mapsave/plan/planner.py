@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mapsave import units
 from mapsave.config import SaveSettings
-from mapsave.plan import cost
+from mapsave.plan import correction, cost
 from mapsave.plan.cost import Prediction, Way
 from mapsave.plan.layout import Layout
 from mapsave.plan.probe import Probe
@@ -27,12 +27,14 @@ class Learned:
     """What is known of the guest's RAM and of the directory.
 
     ``free_bytes`` None: the file system does not report it. ``in_memory``: it is a tmpfs.
+    ``factors``: what earlier saves have shown of the predictions.
     """
 
     layout: Layout
     probe: Probe
     free_bytes: int | None = None
     in_memory: bool = False
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,7 @@ class Plan:
 def plan(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Plan:
     """Choose a way for ``settings``; what they say themselves is as they say."""
     layout, probe = learned.layout, learned.probe
-    ways = _ways(settings, learned, bounds)
-    predicted = [_limited(cost.predict(layout, probe, way), bounds.bandwidth) for way in ways]
+    predicted = [_predicted(learned, bounds, way) for way in _ways(settings, learned, bounds)]
     smallest = min(each.file_bytes for each in predicted)
     most = _most_bytes(settings, learned, smallest)
     allowed = [each for each in predicted if most is None or each.file_bytes <= most]
@@ -90,9 +91,10 @@ def plan(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Plan:
     )
 
 
-def _limited(found: Prediction, bandwidth: int) -> Prediction:
-    """Return the prediction where no more than ``bandwidth`` is written."""
-    least = found.written_bytes / bandwidth if bandwidth else 0.0
+def _predicted(learned: Learned, bounds: Bounds, way: Way) -> Prediction:
+    found = cost.predict(learned.layout, learned.probe, way)
+    found = correction.corrected(found, learned.factors)
+    least = found.written_bytes / bounds.bandwidth if bounds.bandwidth else 0.0
     return dataclasses.replace(found, seconds=max(found.seconds, least))
 
 

@@ -40,11 +40,12 @@ _PREALLOCATE = {
     False: "most guests have zero pages, which need no space",
     True: "writes into space that is there do not wait for each other",
 }
+_ABOUT = ("reasons", "plan")
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """What will be done, and for each choice the reason."""
+    """What will be done, for each choice the reason, and the plan, if it could be planned."""
 
     direct_io: bool
     zero_pages: str
@@ -52,10 +53,16 @@ class Strategy:
     preallocate: bool
     bandwidth: int = 0
     reasons: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    plan: planner.Plan | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def way(self) -> Way:
+        """Return it as a plan has it."""
+        return Way(self.direct_io, self.zero_pages, self.channels, self.preallocate)
 
     def as_dict(self) -> dict[str, bool | int | str]:
-        """Return the strategy without its reasons, as ``--json`` and the metadata have it."""
-        return {key: value for key, value in vars(self).items() if key != "reasons"}
+        """Return the strategy alone, as ``--json`` and the metadata have it."""
+        return {name: value for name, value in vars(self).items() if name not in _ABOUT}
 
     def parameters(self) -> dict[str, bool | int | str]:
         """Return QEMU's migration parameters for a save by this strategy.
@@ -86,6 +93,7 @@ def choose(
     possible.
     """
     reasons = {}
+    found = None
     way = _usual(settings, direct_io_refusal)
     if settings.direct_io == "auto":
         reasons["direct_io"] = direct_io_refusal or "the directory supports direct I/O"
@@ -121,6 +129,7 @@ def choose(
         preallocate=way.preallocate,
         bandwidth=bandwidth,
         reasons=reasons,
+        plan=found,
     )
 
 

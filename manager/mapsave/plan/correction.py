@@ -1,0 +1,59 @@
+"""What saves have shown of the predictions: how much longer each kind of way takes than predicted.
+
+A factor for each kind, by file system. An outcome moves it part of the way only, and counts as no
+more than a few times off: a disk that was busy once spoils nothing, and one that is always slower
+is known after some saves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+from mapsave.plan.cost import Prediction, Way
+
+MOST = 4.0  # times longer, or shorter
+_PART = 0.3  # of the way that one outcome moves a factor, as logarithms
+# Seconds below which a save says little: QEMU is asked four times a second how far it is.
+_WORTH_LEARNING = 0.5
+
+Factor = Annotated[float, msgspec.Meta(ge=1 / MOST, le=MOST)]
+
+
+class Corrections(msgspec.Struct, frozen=True):
+    """The factors by kind; they are of figures ``measured`` then, and of no others."""
+
+    measured: float
+    factors: dict[str, Factor]
+
+
+def kind(way: Way) -> str:
+    """Return what ways are taken together by: their channels make little difference."""
+    direct = "direct" if way.direct_io else "cached"
+    return f"{direct}-{way.zero_pages}" + ("-preallocated" if way.preallocate else "")
+
+
+def corrected(found: Prediction, factors: Mapping[str, float]) -> Prediction:
+    """Return a prediction by what earlier saves have shown."""
+    seconds = found.seconds * factors.get(kind(found.way), 1.0)
+    return dataclasses.replace(found, seconds=seconds)
+
+
+def after(factors: Mapping[str, float], found: Prediction, took: float) -> dict[str, float] | None:
+    """Return the factors after a save that was predicted by them as ``found`` and ``took`` seconds.
+
+    None where it was too short to say anything.
+    """
+    if max(found.seconds, took) < _WORTH_LEARNING:
+        return None
+    off = _bounded(took / max(found.seconds, 1e-9))
+    name = kind(found.way)
+    return {**factors, name: _bounded(factors.get(name, 1.0) * math.exp(_PART * math.log(off)))}
+
+
+def _bounded(factor: float) -> float:
+    return min(max(factor, 1 / MOST), MOST)
