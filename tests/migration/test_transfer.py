@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 from mapsave import config, errors
-from mapsave.migration import guest_state, incoming, outgoing, parameters, progress, stall
+from mapsave.migration import guest_state, incoming, outgoing, pace, parameters, progress, stall
 from mapsave.monitor import qmp
 from mapsave.monitor.session import Session
 
@@ -29,12 +29,20 @@ def emulated(request: pytest.FixtureRequest) -> Start:
     return functools.partial(kit_emulated, version=request.param)
 
 
-async def save(session: Session, path: Path, *, live: bool = False, **more: Any) -> Any:
+async def save(
+    session: Session,
+    path: Path,
+    *,
+    live: bool = False,
+    pace: pace.Pace | None = None,
+    **more: Any,
+) -> Any:
     """Save with mapped-ram and multifd, as an operation does it."""
     found = await parameters.query(session)
     wanted = {"max-bandwidth": 0, **more}
     async with parameters.configured(session, found, wanted):
-        return await outgoing.save(session, str(path), M, progress.Phases(), live=live)
+        phases = progress.Phases()
+        return await outgoing.save(session, str(path), M, phases, live=live, pace=pace)
 
 
 async def active(session: Session) -> None:
@@ -184,3 +192,17 @@ def test_time_to_go() -> None:
     assert progress.Progress("write", 175, 100, 5.0).eta_s == 0.0
     assert progress.Progress("write", 0, 100).eta_s is None
     assert progress.Progress("write", 5, 0, 5.0).eta_s is None
+
+
+async def test_a_save_that_crawls_is_cancelled(tmp_path: Path) -> None:
+    """The emulator writes 1 MiB a second; predicted are 0.1 s for all 16."""
+    with kit_emulated(tmp_path / "s", *SLOW, memory="16M") as source:
+        async with qmp.connected(source.path) as session:
+            await session.pause()
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(pace.TooSlow) as caught:
+                await save(session, tmp_path / "image", pace=pace.Pace((0.1,), 0.1))
+            assert asyncio.get_running_loop().time() - begun > pace.WINDOW
+            assert caught.value.seconds > 6
+            assert await guest_state.run_state(session) == "paused"
+            assert (await outgoing.query(session)).status == "cancelled"

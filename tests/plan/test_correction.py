@@ -5,7 +5,7 @@ from mapsave.plan import correction, planner, probe
 from mapsave.plan.cost import Prediction, Way
 from mapsave.plan.planner import Learned
 
-from tests.plan.test_planner import half_zero
+from tests.kit.layouts import half_zero
 
 WAY = Way(direct_io=True, zero_pages="none", channels=8, preallocate=False)
 

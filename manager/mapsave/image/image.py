@@ -98,6 +98,12 @@ class Partial:
         """Bring QEMU's data to stable storage: it never does (``migration/main.rst``)."""
         os.fsync(self.fd)
 
+    def start_over(self, metadata: Metadata) -> None:
+        """Drop what QEMU has written, which has let go of it; ``metadata`` are new. Raises OSError,
+        ValueError where they do not fit."""
+        os.ftruncate(self.fd, self.block.stream_offset)
+        self.block = superblock.write(self.fd, self.block, metadata, durable=False)
+
     def validate(self) -> validation.Contents:
         """Read back what QEMU wrote, and take the digest of it. Raises InvalidImage, OSError."""
         size = os.fstat(self.fd).st_size

@@ -10,6 +10,7 @@ import msgspec
 
 from mapsave import errors, shielded
 from mapsave.migration import guest_state
+from mapsave.migration.pace import Pace, TooSlow
 from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import IDLE, OVER, Status
@@ -58,7 +59,15 @@ async def query(session: Session, *, timeout: float | None = None) -> Outcome:
     return msgspec.convert(await session.execute("query-migrate", timeout=timeout), Outcome)
 
 
-async def save(session: Session, path: str, offset: int, phases: Phases, *, live: bool) -> Outcome:
+async def save(
+    session: Session,
+    path: str,
+    offset: int,
+    phases: Phases,
+    *,
+    live: bool,
+    pace: Pace | None = None,
+) -> Outcome:
     """Save to ``path`` (a file or ``/dev/fdset/N``) from byte ``offset``; return the outcome.
 
     Returns once the guest may be resumed: in ``postmigrate``, unless another client has resumed it
@@ -66,13 +75,20 @@ async def save(session: Session, path: str, offset: int, phases: Phases, *, live
     likewise where another client resumes the guest, unless ``live``.
 
     Raises CommandRefused where QEMU refuses to start, SaveFailed where it fails later,
-    SaveStalled, GuestContinued, MonitorLost, MonitorBroken.
+    SaveStalled, GuestContinued, MonitorLost, MonitorBroken; TooSlow where the save was cancelled
+    for its ``pace``, the guest being as before.
     """
     with session.events("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME") as events:
         uri = f"file:{path},offset={offset:#x}"
         try:
             await session.execute("migrate", {"uri": uri})
-            outcome = await _follow(session, events, phases, live=live)
+            try:
+                outcome = await _follow(session, events, phases, live=live, pace=pace)
+            except TooSlow:
+                # It may have come to its end in the meantime.
+                outcome = await shielded.whole(cancel(session))
+                if outcome.status == Status.CANCELLED:
+                    raise
             if outcome.status == Status.COMPLETED:
                 await guest_state.left(session, RunState.FINISH_MIGRATE)
         except (
@@ -104,7 +120,9 @@ async def follow(session: Session, phases: Phases) -> Outcome:
         return await _follow(session, events, phases, live=False)
 
 
-async def _follow(session: Session, events: Events, phases: Phases, *, live: bool) -> Outcome:
+async def _follow(
+    session: Session, events: Events, phases: Phases, *, live: bool, pace: Pace | None = None
+) -> Outcome:
     """Wait for the end by events, asking for figures now and then; the last word is the query's."""
     outcome = await query(session)
     since = time.monotonic()
@@ -124,7 +142,10 @@ async def _follow(session: Session, events: Events, phases: Phases, *, live: boo
         resumed = event is not None and event.name == "RESUME"
         if resumed and not live and outcome.status in _UNDER_WAY:
             raise continued(session, "while it was being saved")
-        phases.progress(outcome.ram.total - outcome.ram.remaining, outcome.ram.total)
+        done = outcome.ram.total - outcome.ram.remaining
+        phases.progress(done, outcome.ram.total)
+        if pace is not None and outcome.status == Status.ACTIVE:
+            pace.look(done, outcome.ram.total)
         if live and outcome.ram.dirty_sync_count > LIVE_PASSES:
             await session.pause()
             live = False

@@ -100,7 +100,7 @@ def saved(
         label=label.as_dict(),
         then=job.then,
         written=found.as_dict(),
-        warnings=found.warnings(),
+        warnings=[*job.warnings(), *found.warnings()],
     )
 
 

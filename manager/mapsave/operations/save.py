@@ -139,9 +139,13 @@ async def _save(
 
 def _learn_from(job: SaveJob) -> None:
     """Correct later predictions by how long this save took, where it was done as predicted."""
-    plan, is_limited = job.strategy.plan, job.request.bandwidth or job.live
-    if plan is not None and not is_limited and plan.chosen.way == job.strategy.way:
-        learning.note(job.state, job.directory, plan.chosen, job.took())
+    if job.given_up is not None:
+        strategy, seconds = job.given_up.strategy, job.given_up.seconds
+    else:
+        strategy, seconds = job.strategy, job.took()
+    plan, is_limited = strategy.plan, job.request.bandwidth or job.live
+    if plan is not None and not is_limited and plan.chosen.way == strategy.way:
+        learning.note(job.state, job.directory, plan.chosen, seconds)
 
 
 async def _write(job: SaveJob) -> SaveResult:

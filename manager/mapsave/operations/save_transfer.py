@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mapsave import errors
+from mapsave import errors, shielded, units
 from mapsave.config import Then
 from mapsave.image import descriptors, global_state, image, store, syscalls
 from mapsave.image.metadata import Metadata, PlanPart
 from mapsave.labels import labelling
 from mapsave.labels.label import Problem
 from mapsave.migration import guest_state, outgoing, parameters, run_states
+from mapsave.migration.pace import Pace, TooSlow
 from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset
@@ -26,6 +27,14 @@ from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
 from mapsave.operations.steps import Step
 from mapsave.plan.strategy import Strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenUp:
+    """A strategy that was too slow: it would have taken ``seconds``."""
+
+    strategy: Strategy
+    seconds: float
 
 
 @dataclasses.dataclass
@@ -48,6 +57,7 @@ class SaveJob:
     state: Path
     is_begun: bool = False  # QEMU was asked to save
     stuck: str | None = None  # what became of a guest that cannot be resumed
+    given_up: GivenUp | None = None  # what the save was begun with, and restarted
 
     @property
     def then(self) -> Then:
@@ -64,11 +74,25 @@ class SaveJob:
         if self.strategy.plan is None:
             return None
         chosen = self.strategy.plan.chosen
-        return {
+        found: PlanPart = {
             "predicted_s": round(chosen.seconds, 6),
             "predicted_bytes": chosen.file_bytes,
             "took_s": round(self.took(), 6),
         }
+        if self.given_up is not None:
+            found["restarted"] = self.given_up.strategy.as_dict()
+        return found
+
+    def warnings(self) -> list[str]:
+        """Return what the user should know of a save that was restarted."""
+        if self.given_up is None:
+            return []
+        slow = self.given_up
+        return [
+            f"written {slow.strategy.way.text()}, the image would have taken "
+            f"{units.format_duration(slow.seconds)}: the save was cancelled and restarted, "
+            f"{self.strategy.way.text()}; 'mapsave probe' measures the directory again"
+        ]
 
     def took(self) -> float:
         """Return the seconds that writing took, stable storage included."""
@@ -110,8 +134,11 @@ async def let_qemu_write(
 ) -> outgoing.Outcome | None:
     """Drive the migration; return its outcome, None where QEMU died after its stream was whole."""
     try:
-        with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
-            return await _transfer(job, partial, pair, paused)
+        try:
+            return await _attempt(job, partial, paused, _pace(job))
+        except TooSlow as error:
+            await _restart(job, partial, error.seconds)
+            return await _attempt(job, partial, paused, None)
     except errors.MonitorLost as error:
         await _check_loss(job, partial, applied, error)
         return None
@@ -135,13 +162,48 @@ async def let_qemu_write(
         raise
 
 
+async def _attempt(
+    job: SaveJob, partial: image.Partial, paused: guest_state.Paused, pace: Pace | None
+) -> outgoing.Outcome:
+    with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
+        return await _transfer(job, partial, pair, paused, pace)
+
+
+def _pace(job: SaveJob) -> Pace | None:
+    """Return what the save's pace is judged by; None where it may not be restarted.
+
+    Where a limit or another save slows it down it would be as slow in any way.
+    """
+    plan = job.strategy.plan
+    if plan is None or plan.fallback is None or plan.chosen.way != job.strategy.way:
+        return None
+    if job.live or job.request.bandwidth or job.request.is_urgent:
+        return None
+    own = image.partial_name(job.name)
+    if any(image.is_partial_name(name) and name != own for name in os.listdir(job.directory.fd)):
+        return None
+    return Pace(plan.course, plan.fallback.seconds)
+
+
+async def _restart(job: SaveJob, partial: image.Partial, seconds: float) -> None:
+    """Prepare the plan's fallback: QEMU has let go of the image, and the guest is still paused."""
+    job.given_up = GivenUp(job.strategy, seconds)
+    job.strategy = job.strategy.fallen_back()
+    job.metadata = {**job.metadata, "strategy": job.strategy.as_dict()}
+    await shielded.in_thread(partial.start_over, job.metadata)
+
+
 def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
     """Return the error for a file that a security module kept from QEMU, with QEMU's message."""
     return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
 
 
 async def _transfer(
-    job: SaveJob, partial: image.Partial, pair: descriptors.Pair, paused: guest_state.Paused
+    job: SaveJob,
+    partial: image.Partial,
+    pair: descriptors.Pair,
+    paused: guest_state.Paused,
+    pace: Pace | None,
 ) -> outgoing.Outcome:
     offset = partial.block.stream_offset
     await job.log.step_in_thread(Step.HAND_OVER)
@@ -154,7 +216,7 @@ async def _transfer(
         parameters.configured(job.session, job.facts.settings, wanted, job.fdset),
         fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
     ):
-        if job.facts.runs and not job.live:
+        if job.facts.runs and not job.live and job.given_up is None:
             await job.log.step_in_thread(Step.PAUSE)
             await job.session.pause()
             paused.since = time.monotonic()
@@ -165,7 +227,9 @@ async def _transfer(
         # A small guest is saved before the event of its being resumed could be seen.
         if not job.live and await guest_state.run_state(job.session) == RunState.RUNNING:
             raise outgoing.continued(job.session, "before QEMU began to save it")
-        outcome = await outgoing.save(job.session, path, offset, job.phases, live=job.live)
+        outcome = await outgoing.save(
+            job.session, path, offset, job.phases, live=job.live, pace=pace
+        )
         # The disk may fail to give it back: then the guest counts as what it was.
         with contextlib.suppress(OSError):
             if (ended_in := global_state.read(partial.fd, offset)) is not None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import os
+from collections.abc import Mapping
 
 from mapsave.plan.layout import PAGE, WINDOW, Layout
 from mapsave.plan.probe import LARGE, SMALL, Costs, Probe
@@ -41,27 +43,49 @@ class Way:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a save by ``way`` takes: seconds, bytes that are written, bytes on the disk."""
+    """What a save by ``way`` takes: seconds, bytes written in ``requests``, bytes on the disk."""
 
     way: Way
     seconds: float
     written_bytes: int
     file_bytes: int
+    requests: float = 1.0
 
 
 def predict(layout: Layout, probe: Probe, way: Way) -> Prediction:
     """Predict a save; where the probe has no figures for direct ways, by those of the cache."""
     requests = _requests(layout, way.zero_pages)
     pages = sum(length * number for length, number in requests.items())
-    small, large = _request_costs(probe, way)
-    each = (large - small) / (LARGE // SMALL - 1)  # of a further page in a request
-    seconds = sum(number * (small + (length - 1) * each) for length, number in requests.items())
-    if way.zero_pages != "none":
-        scanners = min(way.channels, os.cpu_count() or 1) if way.zero_pages == "multifd" else 1
-        seconds += layout.pages * _SCAN / scanners
+    seconds = _seconds(requests, probe, way) + layout.pages * _scan(way)
     whole = way.preallocate or way.zero_pages == "none"
     written = round(pages) * PAGE
-    return Prediction(way, seconds, written, layout.pages * PAGE if whole else written)
+    size = layout.pages * PAGE if whole else written
+    return Prediction(way, seconds, written, size, sum(requests.values()))
+
+
+def course(layout: Layout, probe: Probe, found: Prediction) -> tuple[float, ...]:
+    """Return the seconds of a prediction until each sampled part of the RAM is written."""
+    parts = [
+        _seconds(_of_job(sample, found.way.zero_pages), probe, found.way)
+        + WINDOW * _scan(found.way)
+        for sample in layout.samples or (0,)
+    ]
+    scale = found.seconds / (sum(parts) or 1.0)
+    return tuple(scale * until for until in itertools.accumulate(parts))
+
+
+def _seconds(requests: Mapping[int, float], probe: Probe, way: Way) -> float:
+    """Return what requests of so many pages take."""
+    small, large = _request_costs(probe, way)
+    each = (large - small) / (LARGE // SMALL - 1)  # of a further page in a request
+    return sum(number * (small + (length - 1) * each) for length, number in requests.items())
+
+
+def _scan(way: Way) -> float:
+    """Return the seconds that it takes for each page to see whether it is zero."""
+    if way.zero_pages == "none":
+        return 0.0
+    return _SCAN / (min(way.channels, os.cpu_count() or 1) if way.zero_pages == "multifd" else 1)
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,6 +18,9 @@ _ZERO_PAGES = ("multifd", "legacy", "none")
 # Each channel writes one request at a time, so channels are the queue depth. More than the usual
 # eight gain little, and QEMU's limits were asked for these.
 _CHANNELS = (8, 4)
+# A way that writes requests of so many bytes on the average is limited by how much it writes, and
+# where that is slow no other way is faster that writes much more.
+_LARGE_REQUESTS, _MUCH_MORE = 64 * units.KIB, 1.25
 # Ways that are so near to the fastest count as equal: the smaller file is taken then.
 _NEAR, _NEAR_SECONDS = 1.1, 0.02
 
@@ -53,11 +56,17 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The way that was chosen, why, and what the others would take, the fastest first."""
+    """The way that was chosen, why, and what the others would take, the fastest first.
+
+    ``fallback``: what to take where the choice is far slower than its ``course`` (``cost.course``);
+    None where there is no other of another kind, or the directory was not measured.
+    """
 
     chosen: Prediction
     reason: str
     others: tuple[Prediction, ...]
+    course: tuple[float, ...] = ()
+    fallback: Prediction | None = None
 
 
 def plan(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Plan:
@@ -88,7 +97,26 @@ def plan(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Plan:
         f"{reason}: predicted {units.format_duration(chosen.seconds)}; {filled}; the disk's "
         f"figures are {figures}",
         tuple(sorted((each for each in predicted if each != chosen), key=lambda p: p.seconds)),
+        cost.course(layout, probe, chosen),
+        _fallback(chosen, allowed) if probe.is_measured else None,
     )
+
+
+def _fallback(chosen: Prediction, allowed: list[Prediction]) -> Prediction | None:
+    """Return the next best way, where the choice turns out to be slow for a reason of its own."""
+    is_large = chosen.written_bytes >= chosen.requests * _LARGE_REQUESTS
+    most = chosen.written_bytes * _MUCH_MORE
+    found = [
+        each
+        for each in allowed
+        if not each.way.preallocate  # QEMU would give the space back
+        and (
+            each.way.direct_io != chosen.way.direct_io
+            or (each.way.zero_pages != chosen.way.zero_pages and not is_large)
+        )
+        and (each.written_bytes <= most or not is_large)
+    ]
+    return min(found, key=lambda each: each.seconds, default=None)
 
 
 def _predicted(learned: Learned, bounds: Bounds, way: Way) -> Prediction:

@@ -64,6 +64,21 @@ class Strategy:
         """Return the strategy alone, as ``--json`` and the metadata have it."""
         return {name: value for name, value in vars(self).items() if name not in _ABOUT}
 
+    def fallen_back(self) -> Strategy:
+        """Return the strategy of the plan's fallback, which there must be."""
+        plan = self.plan
+        assert plan is not None and plan.fallback is not None
+        way = plan.fallback.way
+        return dataclasses.replace(
+            self,
+            direct_io=way.direct_io,
+            zero_pages=way.zero_pages,
+            channels=way.channels,
+            preallocate=way.preallocate,
+            reasons={"plan": f"the next best: {plan.chosen.way.text()}, was far too slow"},
+            plan=dataclasses.replace(plan, chosen=plan.fallback, fallback=None),
+        )
+
     def parameters(self) -> dict[str, bool | int | str]:
         """Return QEMU's migration parameters for a save by this strategy.
 

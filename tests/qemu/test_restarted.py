@@ -1,0 +1,87 @@
+"""Saves that crawl: cancelled, and restarted another way, while the guest is still paused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mapsave.image import image
+
+from tests.kit import cli, inject, patterns, qemu, ram, state
+
+# Each of the channels' requests; 8 of them are in flight.
+SLOW = inject.Rule("pwritev", "delay", 700_000, path=".partial", count=-1)
+NAME = "guest"
+
+
+def saved(site: cli.Site, *options: str, then: str = "leave") -> dict[str, Any]:
+    """Save the guest of that name, its directory having been measured while it was fast."""
+    return site.run("save", NAME, "-o", "x", "--then", then, *options, "--json", check=0).json()
+
+
+@pytest.fixture(autouse=True)
+def measured(site: cli.Site) -> None:
+    site.run("probe", check=0)
+
+
+def test_once_and_the_image_is_whole(site: cli.Site, tmp_path: Path) -> None:
+    """The storage is as slow the second time, and that is waited for."""
+    with qemu.running(
+        machine="none",
+        memory="64M",
+        name=NAME,
+        ram=patterns.dense,
+        paused=False,
+        env=inject.environment(SLOW),
+    ) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        done = saved(site)
+        content = guest.snapshot_ram(tmp_path / "ram")
+        first, second = done["plan"]["restarted"], done["strategy"]
+        assert first["direct_io"] and not second["direct_io"]
+        assert any("was cancelled and restarted" in text for text in done["warnings"])
+        assert done["plan"]["took_s"] > 1
+        assert guest.state().parameters == before.parameters
+        shown = site.run("inspect", "x", "--json", check=0).json()
+        assert shown["strategy"] == second and shown["plan"] == done["plan"]
+        site.run("verify", "x", check=0)
+    with qemu.running(machine="none", memory="64M", incoming=True) as waiting:
+        site.run("restore", "x", "--paused", "--into", waiting.address, check=0)
+        ram.assert_same(content, waiting.ram)
+
+
+@pytest.mark.parametrize("options", [("--live",), ("--direct-io", "on", "--zero-pages", "multifd")])
+def test_not_while_the_guest_runs_nor_against_the_settings(
+    site: cli.Site, options: tuple[str, ...]
+) -> None:
+    with qemu.running(
+        memory="48M", name=NAME, ram=patterns.dense, paused=False, env=inject.environment(SLOW)
+    ) as guest:
+        site.add_guest(NAME, guest.qmp)
+        done = saved(site, *options)
+        assert "restarted" not in done["plan"]
+
+
+def test_not_beside_another_save(site: cli.Site) -> None:
+    (site.images / image.partial_name("other")).touch()
+    with qemu.running(
+        memory="48M", name=NAME, ram=patterns.dense, env=inject.environment(SLOW)
+    ) as guest:
+        site.add_guest(NAME, guest.qmp)
+        assert "restarted" not in saved(site)["plan"]
+
+
+def test_a_failure_of_the_second_try_puts_the_guest_back(site: cli.Site) -> None:
+    full = inject.Rule("pwritev", "errno", 28, path=".partial", skip=40, count=-1)
+    with qemu.running(
+        memory="64M",
+        name=NAME,
+        ram=patterns.dense,
+        paused=False,
+        env=inject.environment(SLOW, full),
+    ) as guest:
+        site.add_guest(NAME, guest.qmp)
+        before = guest.state()
+        site.run("save", NAME, "-o", "x", "--json", check=4).error("save.failed")
+        state.assert_left_as_found(before, guest.state())
+        assert not list(site.images.iterdir())
