@@ -348,7 +348,7 @@ def test_a_broken_job_is_told_and_the_others_run(site: cli.Site) -> None:
             assert (health["status"], len(health["broken_jobs"])) == ("degraded", 2)
             assert "61" in health["broken_jobs"][0]["error"]["message"]
             assert mapsaved.done(kind="job", job="good")["saved"] == 1
-            assert mapsaved.begin(404, kind="job", job="bad")["error"]["id"] == "job.unknown"
+            assert mapsaved.begin(400, kind="job", job="bad")["error"]["id"] == "config.invalid"
             # What was broken before keeps nothing from changing.
             _write_job(site, "new", save={"then": "resume"})
             assert mapsaved.request("POST", "/v1/reload").status == 200
