@@ -1,7 +1,5 @@
 """Pure functions on libvirt's domain XML (https://libvirt.org/formatdomain.html)."""
 
-from __future__ import annotations
-
 import dataclasses
 import uuid as uuids
 

@@ -1,7 +1,5 @@
 """The catalogue of errors, as ``docs/errors.md`` prints it."""
 
-from __future__ import annotations
-
 from mapsave import errors
 
 

@@ -1,7 +1,5 @@
 """Wait for a lock of flock(2), for no longer than its holders take."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import time

@@ -1,7 +1,5 @@
 """Types of keys that several formats share, each with what people write for it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

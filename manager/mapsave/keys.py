@@ -7,8 +7,6 @@ field without help is no key of the mapping: the program sets it.
 Types are those that msgspec knows, with ``Parse`` and ``Check`` for what it does not.
 """
 
-from __future__ import annotations
-
 import functools
 import types
 import typing

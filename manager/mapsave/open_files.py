@@ -3,8 +3,6 @@
 A service with many saves under way, or a shell with a low ``ulimit -n``, would else fail half-way.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

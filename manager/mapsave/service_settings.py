@@ -1,7 +1,5 @@
 """What the operator configured of the service, its hooks and its notifications."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

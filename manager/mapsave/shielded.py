@@ -1,7 +1,5 @@
 """Waiting that cancellation must not tear apart."""
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import dataclasses

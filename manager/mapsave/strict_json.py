@@ -4,8 +4,6 @@ Python's own reader takes more: ``NaN``, numbers that become infinite, the same 
 of a surrogate pair. What it takes would be printed again, and other readers refuse it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Ask several things at once: where one fails the others are cancelled, and its error is raised."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterable

@@ -1,7 +1,5 @@
 """Sizes, durations and alignments: parsed from what people write, printed as they read it."""
 
-from __future__ import annotations
-
 import re
 
 KIB = 1024

@@ -1,7 +1,5 @@
 """Unix sockets at paths of any length; an address itself has 108 bytes (unix(7), sun_path)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """``mapsave cancel OPERATION``."""
 
-from __future__ import annotations
-
 import click
 import msgspec
 

@@ -1,7 +1,5 @@
 """``mapsave config show|schema|policies``."""
 
-from __future__ import annotations
-
 import json
 
 import click

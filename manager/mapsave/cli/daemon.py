@@ -1,7 +1,5 @@
 """``mapsaved``: the service's entry point, ``mapsave serve`` under the name that units know."""
 
-from __future__ import annotations
-
 import sys
 from typing import NoReturn
 

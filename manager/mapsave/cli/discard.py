@@ -1,7 +1,5 @@
 """``mapsave discard IMAGE``."""
 
-from __future__ import annotations
-
 import click
 
 from mapsave import units

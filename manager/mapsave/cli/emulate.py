@@ -1,7 +1,5 @@
 """``mapsave emulate``."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """``mapsave inspect IMAGE``."""
 
-from __future__ import annotations
-
 import sys
 
 import click

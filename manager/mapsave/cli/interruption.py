@@ -6,8 +6,6 @@ the work does not end in time the process ends without it, as if it had crashed,
 journal is made for: what is left is reported, and ``mapsave recover`` finishes or undoes it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import os

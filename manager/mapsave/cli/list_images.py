@@ -1,7 +1,5 @@
 """``mapsave list``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -4,8 +4,6 @@ What only an operation in this process needs is imported by ``run``: the service
 shows progress as well, does without.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

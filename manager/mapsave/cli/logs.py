@@ -1,7 +1,5 @@
 """``mapsave logs OPERATION``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import click

@@ -1,7 +1,5 @@
 """``mapsave ps``: the operations of the service."""
 
-from __future__ import annotations
-
 import time
 
 import click

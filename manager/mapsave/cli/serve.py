@@ -1,7 +1,5 @@
 """``mapsave serve``, and ``mapsaved``: run the service."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

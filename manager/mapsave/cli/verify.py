@@ -1,7 +1,5 @@
 """``mapsave verify IMAGE...``."""
 
-from __future__ import annotations
-
 import click
 
 from mapsave import errors, units

@@ -1,7 +1,5 @@
 """``mapsave wait OPERATION...``."""
 
-from __future__ import annotations
-
 import click
 import msgspec
 

@@ -1,7 +1,5 @@
 """Have the service do something, and follow it to its end as if it were done here."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

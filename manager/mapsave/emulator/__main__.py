@@ -1,7 +1,5 @@
 """``python -m mapsave.emulator --qmp PATH --memory 64M``: the emulator without the rest."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

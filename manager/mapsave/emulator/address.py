@@ -3,8 +3,6 @@
 Source: QEMU's ``migration/migration.c`` and ``migration/file.c`` of 10.0; every text observed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import os

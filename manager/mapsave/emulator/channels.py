@@ -4,8 +4,6 @@ As in QEMU each channel does one synchronous system call at a time on a descript
 works straight from the guest's RAM, which is page-aligned, as O_DIRECT demands.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Source of names, argument types and replies: QEMU's ``qapi/*.json`` of 10.0, obs
 differs is in ``versions``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable

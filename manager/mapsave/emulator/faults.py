@@ -1,7 +1,5 @@
 """QEMU's error messages, and its crashes."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -3,8 +3,6 @@
 Source: QEMU's ``monitor/fds.c`` and ``util/osdep.c`` of 10.0, observed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import fcntl

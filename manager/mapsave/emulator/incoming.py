@@ -6,8 +6,6 @@ went wrong first is on stderr; ``error-desc`` has the errno's text, and in 11.1 
 Sources: QEMU's ``migration/migration.c`` and ``migration/savevm.c`` of 10.0, observed.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 

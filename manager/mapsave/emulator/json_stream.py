@@ -8,8 +8,6 @@ Source: QEMU's ``qobject/json-lexer.c``, ``json-streamer.c``, ``json-parser.c`` 
 where 11.1 differs is in ``versions``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Generator, Iterator

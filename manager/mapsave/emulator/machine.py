@@ -1,7 +1,5 @@
 """The emulated machine: run state, RAM, capabilities and descriptors."""
 
-from __future__ import annotations
-
 import enum
 import signal
 import threading

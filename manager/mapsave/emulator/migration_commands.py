@@ -3,8 +3,6 @@
 Source: QEMU's ``migration/migration.c`` (``qmp_migrate``, ``migrate_prepare``) of 10.0, observed.
 """
 
-from __future__ import annotations
-
 from mapsave.emulator import address, migration_options, schema
 from mapsave.emulator.address import Address, Channel
 from mapsave.emulator.commands import Arguments, Request, command, refusing

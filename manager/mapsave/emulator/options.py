@@ -1,7 +1,5 @@
 """What an emulated QEMU is started with."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Literal, get_args

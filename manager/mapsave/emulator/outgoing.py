@@ -4,8 +4,6 @@ Source: QEMU's ``migration/migration.c`` and ``migration/file.c`` of 10.0, obser
 differs is in ``versions``.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

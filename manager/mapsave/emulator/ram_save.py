@@ -7,8 +7,6 @@ Sources: QEMU's ``docs/devel/migration/mapped-ram.rst``, ``migration/ram.c`` and
 ``migration/multifd-nocomp.c`` of 10.0.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import itertools

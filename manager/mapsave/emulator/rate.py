@@ -4,8 +4,6 @@ Source: QEMU's ``migration/migration.c`` (``migration_update_counters``, ``migra
 of 10.0; where 11.1 differs is in ``versions``.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 

@@ -1,7 +1,5 @@
 """Start an emulated QEMU and serve it until it is told to quit."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -7,8 +7,6 @@ it and raises QmpError. Members are visited in the order of the schema, unknown 
 Source: QEMU's ``qapi/qobject-input-visitor.c`` and ``qapi/qapi-visit-core.c`` of 10.0, observed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 

@@ -4,8 +4,6 @@ The main loop reads requests, has the session answer them, and sends replies and
 order in which they arose; events come from the migration thread as well.
 """
 
-from __future__ import annotations
-
 import array
 import contextlib
 import json

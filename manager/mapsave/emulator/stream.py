@@ -4,8 +4,6 @@ The layout was read off images that QEMU 10.0.2 saved; constants are in
 :mod:`mapsave.image.stream_format`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """Reading a migration stream as QEMU does: what is missing reads as zero and sets an error."""
 
-from __future__ import annotations
-
 import os
 
 from mapsave.emulator.faults import LoadError

@@ -3,8 +3,6 @@
 All of it observed: of 10.0 on 10.0.2, of 11.1 on 11.1.3.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 from collections.abc import Mapping

@@ -9,8 +9,6 @@ Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 refused by preflight, 4
 5 restore failed, 6 image invalid, 7 not permitted, 8 busy, 9 interrupted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 # A name is written once, where its class is: these have nothing but error classes.

@@ -1,7 +1,5 @@
 """The image is invalid (exit code 6), access is forbidden (7), or it is busy (8)."""
 
-from __future__ import annotations
-
 from mapsave.errors.base import MapsaveError
 
 # Exit code 6: the image is not good.

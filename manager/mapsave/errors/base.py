@@ -1,7 +1,5 @@
 """The base of all errors, and those that belong to no operation."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, TypedDict
 
 

@@ -1,7 +1,5 @@
 """Nothing was touched: the request is wrong (exit code 2), or preflight refuses it (3)."""
 
-from __future__ import annotations
-
 from mapsave.errors.base import MapsaveError
 
 # Exit code 2: the command line or a YAML file is wrong; nothing was touched.

@@ -1,7 +1,5 @@
 """Failures of a save, a restore or a monitor: exit codes 4, 5, 9 and 1."""
 
-from __future__ import annotations
-
 from mapsave.errors.base import MapsaveError
 
 # Exit code 4: the save failed; the guest is as it was before.

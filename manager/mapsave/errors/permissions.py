@@ -1,7 +1,5 @@
 """What the kernel refuses for want of permission: one error, which names what refuses, and why."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

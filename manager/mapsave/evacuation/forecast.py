@@ -1,7 +1,5 @@
 """What a save-all would come to: how long each guest takes, and which would not fit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from mapsave import errors, units

@@ -1,7 +1,5 @@
 """Which guests are meant, and whether one runs at all."""
 
-from __future__ import annotations
-
 import asyncio
 import fnmatch
 import socket

@@ -6,8 +6,6 @@ line without an image means that the guest was not saved. Each version replaces 
 (rename(2)), and is on stable storage with its directory.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

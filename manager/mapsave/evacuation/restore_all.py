@@ -3,8 +3,6 @@
 The record says which guests and images; the images themselves say whether they were restored since.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import dataclasses

@@ -1,7 +1,5 @@
 """The guests of restore-all: what the record says of them, and whether there is anything to do."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -6,8 +6,6 @@ run, write down what is about to be saved, then begin one save after the other a
 them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The saves of a save-all side by side, from the first that begins to the last that ends."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import logging

@@ -5,8 +5,6 @@ for a disk that syncs. It is history, and what the API reports; what recovery wo
 step journal of ``operations/journal.py``.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

@@ -5,8 +5,6 @@ renamed, and a new one begun; where that fails as well, the history is in a dire
 until the service ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Looking up what is in the history, by a thread and a connection of their own."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sqlite3

@@ -4,8 +4,6 @@ Any ``str`` goes in and comes out as it was. A file name that is no UTF-8 holds 
 sqlite3 does not take as text, so texts are bound as bytes and cast.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@
 at by a reading connection first: one that we cannot use is left as it was.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

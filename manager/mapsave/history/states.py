@@ -1,7 +1,5 @@
 """The states of an operation, as the API, the history and the metrics name them."""
 
-from __future__ import annotations
-
 import enum
 
 

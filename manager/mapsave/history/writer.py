@@ -1,7 +1,5 @@
 """The one thread that writes the history: what is queued goes into few transactions."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import sqlite3

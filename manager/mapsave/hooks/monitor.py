@@ -1,7 +1,5 @@
 """Where a hook reaches its guest: as a domain of libvirt, or at a QMP socket."""
 
-from __future__ import annotations
-
 from mapsave import errors
 from mapsave.config import Config, Guest
 from mapsave.operations import attach

@@ -4,8 +4,6 @@ What they receive is in the journal around the operation (``around.py``) where t
 else it is what recovery has made of the operation.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import datetime

@@ -4,8 +4,6 @@ A hook before an operation may refuse it, while nothing has been touched yet. On
 too late for that: whatever it does, the outcome stays, and the log says what went wrong.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

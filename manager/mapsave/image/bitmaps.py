@@ -5,8 +5,6 @@ words are native, which on every little-endian host means: page i is bit i & 7 o
 Bitmaps are read in chunks, so memory does not grow with the guest.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import errno

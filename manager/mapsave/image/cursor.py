@@ -1,7 +1,5 @@
 """A bounds-checked position in a file: the only way the reader of the stream touches it."""
 
-from __future__ import annotations
-
 import os
 
 from mapsave import errors, units

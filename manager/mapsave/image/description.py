@@ -4,8 +4,6 @@ QEMU itself reads and ignores it. To us it is a second account of the devices in
 the two differ, the image is damaged or was misread.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

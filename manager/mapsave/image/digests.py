@@ -6,8 +6,6 @@ can write an image can write its digests as well. ``virsh save-image-edit`` and 
 the metadata, so an image that they have rewritten has no digests, like one that libvirt saved.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 

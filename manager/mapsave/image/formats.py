@@ -1,7 +1,5 @@
 """The two formats of an image, native and libvirt's: which one a file has, and what it says."""
 
-from __future__ import annotations
-
 import uuid as uuids
 
 from mapsave import errors

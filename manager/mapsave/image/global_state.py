@@ -4,8 +4,6 @@ After a save QEMU reports ``postmigrate`` only, and of a guest that was paused w
 RAM no more than ``paused``. Only the stream has both (QEMU 10.0, ``migration/global_state.c``).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

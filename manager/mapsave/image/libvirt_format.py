@@ -11,8 +11,6 @@ that libvirt itself saved, known by its header alone::
     M        QEMU's stream
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import hashlib

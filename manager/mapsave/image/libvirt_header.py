@@ -15,8 +15,6 @@ libvirt reads XML and cookie up to their NULs and does not look at the padding; 
 XML (``virsh save-image-define``, ``save-image-edit``) keeps ``data_length`` and zeroes the padding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shlex

@@ -8,8 +8,6 @@ header, configuration, a RAM section whose blocks each bring bitmap and pages, i
 sections, and a JSON description that ends with the file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import uuid as uuids
 

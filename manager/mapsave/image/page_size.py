@@ -6,8 +6,6 @@ without a word. No QMP command says it before a migration, but the architecture 
 ``target/*/cpu-param.h``. ARM's varies, and the stream names it then, which QEMU compares itself.
 """
 
-from __future__ import annotations
-
 X86 = 4096
 _FIXED = {
     **dict.fromkeys(("i386", "x86_64", "ppc", "ppc64", "riscv32", "riscv64", "s390x"), 4096),

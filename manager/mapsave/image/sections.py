@@ -8,8 +8,6 @@ writes after a device (``qemu_savevm_state_setup`` and ``_complete_precopy`` in
 end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 
 from mapsave.image import stream_format as fmt

@@ -7,8 +7,6 @@ Sources: QEMU's ``docs/devel/migration/mapped-ram.rst``, ``migration/savevm.h``,
 and ``migration/vmstate.c`` of 10.0.
 """
 
-from __future__ import annotations
-
 import struct
 
 MAGIC = 0x5145564D  # "QEVM"

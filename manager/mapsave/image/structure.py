@@ -4,8 +4,6 @@ A bit that turns in a bitmap makes QEMU leave a page out of the restore, without
 the device state restores another device. Both look valid to a reader of the structure only.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import struct

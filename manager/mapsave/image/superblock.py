@@ -18,8 +18,6 @@ point to the same metadata, the other area gets a copy of it, for the case that 
 endian.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import hashlib

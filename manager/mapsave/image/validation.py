@@ -1,7 +1,5 @@
 """What a stream holds: read whole, structure, bitmaps and description."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from mapsave.image import bitmaps, description, mapped_ram

@@ -1,7 +1,5 @@
 """Check when a save job runs: five fields as in crontab(5), or a word such as ``@daily``."""
 
-from __future__ import annotations
-
 import datetime
 import re
 

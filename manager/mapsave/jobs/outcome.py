@@ -1,7 +1,5 @@
 """What several outcomes come to together: an exit code, and for people words and a level."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

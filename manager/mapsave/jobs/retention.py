@@ -6,8 +6,6 @@ back since, with no later image of the guest; and what is damaged, not complete 
 which counts for nothing either.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

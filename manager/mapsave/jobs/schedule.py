@@ -8,8 +8,6 @@ clocks leave out comes at the moment they are put forward; one that comes twice 
 time. A job of every hour goes on by elapsed time, as in Debian's cron(8).
 """
 
-from __future__ import annotations
-
 import datetime
 import io
 import os

@@ -3,8 +3,6 @@
 Own rendering, because ``str.format`` would give a file access to attributes of our objects.
 """
 
-from __future__ import annotations
-
 import datetime
 import string
 import uuid

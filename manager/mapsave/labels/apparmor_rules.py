@@ -4,8 +4,6 @@ Source: apparmor.d(5), "Globbing (AARE)" and the quoting of file names; tried wi
 3.0.8 (``--dump=rule-exprs``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -4,8 +4,6 @@ QEMU gets descriptors and needs none of it; it is for those who read the images 
 only a save sets them, and they stay the same afterwards.
 """
 
-from __future__ import annotations
-
 import contextlib
 import grp
 import os

@@ -1,7 +1,5 @@
 """What every security module can do."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from typing import Protocol

@@ -3,8 +3,6 @@
 A class is imported only where its module is active: a save starts in no time.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@
 name in one of the operator's directories still wins.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

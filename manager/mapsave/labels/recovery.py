@@ -4,8 +4,6 @@ alone.
 No policy is read for it: its file may be gone, or say something else by now.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from mapsave.labels import modules

@@ -7,8 +7,6 @@ Sources: the kernel's security/selinux/hooks.c and virtual_image_context of the 
 policy.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -4,8 +4,6 @@ Source: the kernel's security/selinux/selinuxfs.c (``context``, ``access``, ``cr
 and security/selinux/hooks.c (``fscreate``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

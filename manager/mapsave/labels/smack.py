@@ -3,8 +3,6 @@
 Source: the kernel's Documentation/admin-guide/LSM/Smack.rst (``access2``, SMACK64).
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -4,8 +4,6 @@ Everything the modules ask of the host goes through a :class:`System`, so that t
 against a copy of another host's attribute files.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The run state of a guest: queried, paused, and restored."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

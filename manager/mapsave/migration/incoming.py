@@ -1,7 +1,5 @@
 """Drive one waiting QEMU through a restore: ``migrate-incoming`` and what follows."""
 
-from __future__ import annotations
-
 from mapsave import errors
 from mapsave.migration import outgoing
 from mapsave.migration.stall import Watch

@@ -1,7 +1,5 @@
 """How far a migration is: phases, bytes and rates, and who wants to know."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable

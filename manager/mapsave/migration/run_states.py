@@ -6,8 +6,6 @@ there: ``cont`` sets a guest running that could run, and of one that has suspend
 a state to which it can be brought back if the save fails after its stream has ended.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 

@@ -1,7 +1,5 @@
 """Give up a load that has stopped: one without progress, however long it may take with it."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

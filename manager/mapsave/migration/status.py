@@ -1,7 +1,5 @@
 """QEMU's migration states (``qapi/migration.json``, ``MigrationStatus``)."""
 
-from __future__ import annotations
-
 import enum
 
 

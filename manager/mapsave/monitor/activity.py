@@ -5,8 +5,6 @@ nothing either: it spins while its channels read (QEMU 10.0, ``migration/multifd
 they hang.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 

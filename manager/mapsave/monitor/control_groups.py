@@ -5,8 +5,6 @@ and 2 may be mounted side by side. Sources: cgroups(7), proc(5), the kernel's do
 (``admin-guide/cgroup-v1/pids.rst``, ``admin-guide/cgroup-v2.rst``).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ Changes are made in the text, at the places that a parser finds: everything else
 as libvirt wrote it, foreign metadata included (https://libvirt.org/formatdomain.html).
 """
 
-from __future__ import annotations
-
 import re
 from xml.etree import ElementTree
 from xml.parsers import expat

@@ -7,8 +7,6 @@ Sources: proc(5), getrlimit(2), and the kernel's documentation of the control gr
 (``admin-guide/cgroup-v1/pids.rst``, ``admin-guide/cgroup-v2.rst``).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

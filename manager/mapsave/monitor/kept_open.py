@@ -6,8 +6,6 @@ only after 0.2 s (11.3, ``util/virprocess.c``). A duplicate of QEMU's end of the
 that off to the moment when there is nothing left to wait for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """Waiting on a monitor that may be lost in the meantime, the same for every transport."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable

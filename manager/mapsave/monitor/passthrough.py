@@ -6,8 +6,6 @@ virConnectDomainQemuMonitorEventRegister). What changes the run state goes throu
 calls, so that what it believes stays true.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What the kernel reports about a QEMU process (proc(5)); nothing here needs the monitor."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

@@ -6,8 +6,6 @@ with out-of-band execution, which it always enables, two ``add-fd`` under way at
 descriptor: so one lock is held from sending the descriptor to the reply. It has no time limits.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno

@@ -1,7 +1,5 @@
 """What became of the guest of a save that has failed, where that is not its former state."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

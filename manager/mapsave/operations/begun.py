@@ -4,8 +4,6 @@
 The names are the keys on disk: a journal of an earlier version must still be read.
 """
 
-from __future__ import annotations
-
 import os
 from typing import TypedDict
 

@@ -1,7 +1,5 @@
 """What root has configured binds operators: whose image goes where, and its label policy."""
 
-from __future__ import annotations
-
 from mapsave import errors
 from mapsave.config import Config
 from mapsave.image.metadata import Metadata

@@ -4,8 +4,6 @@ QEMU tells the words that it gives the guest as ``feature-words`` (``qapi/machin
 X86CPUFeatureWordInfo); what a bit means is in Intel's and AMD's manuals under CPUID.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 # By word, the names from bit 0 on; "-" is reserved or of no use for a message.

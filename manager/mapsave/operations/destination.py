@@ -4,8 +4,6 @@ QEMU compares little by itself: RAM of another size is loaded "successfully", an
 image does not hold are never written, so stale memory stays (QEMU 10.0, ``migration/ram.c``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

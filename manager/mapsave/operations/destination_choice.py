@@ -1,7 +1,5 @@
 """Which destination a restore gets: attached to, started by command, or created by libvirt."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import AsyncIterator, Callable
 

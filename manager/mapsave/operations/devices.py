@@ -5,8 +5,6 @@ of mapped-ram has its pages between, and mapsave reads no such state but RAM. A 
 only be found invalid at its end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Discard an image: never by accident, and never while it is in use."""
 
-from __future__ import annotations
-
 import datetime
 import os
 

@@ -8,8 +8,6 @@ restored. QEMU writes nothing to its disks once a save is complete, nor when it 
 A copy, a backup or a move to another host may change these times as well: that is a warning.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 import stat

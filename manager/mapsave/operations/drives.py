@@ -6,8 +6,6 @@ save in its last moment; another one of that name becomes the guest's disk witho
 where QEMU does not open them again, a file that has no name ends with QEMU.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 

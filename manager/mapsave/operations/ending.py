@@ -1,7 +1,5 @@
 """End a guest whose image is committed."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 

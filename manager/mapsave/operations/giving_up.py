@@ -1,7 +1,5 @@
 """Let go of a destination that does not end its load: what undoes it would wait as well."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -4,8 +4,6 @@ In this order, so that no crash between them leaves a running guest beside an im
 unused. The mark is taken back only where the guest surely has not run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -5,8 +5,6 @@ without a word (10.0, ``target/i386/machine.c``, tried), and the guest fails lat
 records what the guest saw, as its QEMU described it, and a destination must be the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 
 from mapsave import errors, together

@@ -6,8 +6,6 @@ before it was read: what follows within one tick of the clock leaves the same ti
 about an image (a restore, a deletion, retention) reads the image itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat

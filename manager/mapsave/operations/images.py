@@ -1,7 +1,5 @@
 """The images of a directory: their paths, and what ``mapsave list --json`` and the service say."""
 
-from __future__ import annotations
-
 import datetime
 import os
 from collections.abc import Iterable

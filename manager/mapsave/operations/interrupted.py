@@ -4,8 +4,6 @@ A whole line of a journal says all. Without one, the partial image of a save doe
 repeat what the journal had begun with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

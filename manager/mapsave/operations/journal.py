@@ -6,8 +6,6 @@ is what ``mapsave recover`` works from. A damaged one is kept, under another nam
 with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import dataclasses

@@ -1,7 +1,5 @@
 """What all journals of a state directory speak of, owned or not."""
 
-from __future__ import annotations
-
 import os
 import uuid
 from collections.abc import Iterator

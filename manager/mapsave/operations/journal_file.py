@@ -5,8 +5,6 @@ an empty file, or one whose single line is torn, is that of a manager which died
 step; whatever else cannot be read is damaged, and may have said anything.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -5,8 +5,6 @@ its channels are still there, and the next save aborts it (QEMU 10.0, ``multifd-
 One file a process in the state directory; it goes once the process has.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

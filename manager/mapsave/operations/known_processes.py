@@ -5,8 +5,6 @@ kept in the state directory, for the process (pid, start time, boot) of that pro
 record that is damaged or of another program counts as none: QEMU is asked again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

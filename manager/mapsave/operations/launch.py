@@ -6,8 +6,6 @@ names; no descriptors but its output; no blocked signals. Nice value, limits, um
 group are what the unit or the caller's shell has set for this purpose, and stay.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -4,8 +4,6 @@ QEMU asks for nothing beforehand, and dies where it is refused (``manager/plan/l
 it will take is counted, fewer channels are taken where they suffice, and else it is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import resource

@@ -4,8 +4,6 @@ The files stay (removing them would let two processes lock two files of one name
 the locks of a process that ends, however it ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """The restore of an image whose metadata are lost: by its stream, and by what the user says."""
 
-from __future__ import annotations
-
 from mapsave import errors
 from mapsave.image.image import Image
 from mapsave.operations.restore_request import Request

@@ -1,7 +1,5 @@
 """The guest's memory backends: which of them are files, and which of these no QEMU can load."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Awaitable, Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """What an image says about itself: who was saved, by what, from which command line, and when."""
 
-from __future__ import annotations
-
 import datetime
 import platform
 

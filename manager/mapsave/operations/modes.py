@@ -1,7 +1,5 @@
 """Modes of QEMU in which a save or a load kills it, hangs, or cannot be begun: asked beforehand."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where an image may come from, and what its restore would run: for those who look at it first."""
 
-from __future__ import annotations
-
 from typing import TypedDict
 
 from mapsave import errors

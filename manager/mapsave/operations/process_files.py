@@ -1,7 +1,5 @@
 """Files of the state directory that are about one QEMU process, and go once that has gone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

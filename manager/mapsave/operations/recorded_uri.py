@@ -5,8 +5,6 @@ URIs of libvirt can also run commands and lead to other hosts (libvirt's ``uri.h
 image may come from others.
 """
 
-from __future__ import annotations
-
 import os
 import urllib.parse
 

@@ -6,8 +6,6 @@ journal keeps no other operation from being recovered: what it was about is know
 lines, or from the partial image (``interrupted.py``).
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import os

@@ -4,8 +4,6 @@ Once it has its name, the guest must not run beside it: what cannot be determine
 and left as it is until the next try.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

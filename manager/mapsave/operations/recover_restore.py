@@ -6,8 +6,6 @@ waits: in run state ``paused`` is a guest that was just loaded, and one that ran
 as well.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """What the outcome of a recovery means, and the error of what did not come to its end."""
 
-from __future__ import annotations
-
 from mapsave import errors
 from mapsave.image.store import Entry, EntryState
 from mapsave.operations import recover_restore, recover_save

@@ -1,7 +1,5 @@
 """Recover an interrupted save: commit it where QEMU has finished, else put the guest back."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 

@@ -4,8 +4,6 @@ Read ``_restore`` and ``_load`` from top to bottom. On every way out before the 
 destination that we started is ended, and the image is as it was.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

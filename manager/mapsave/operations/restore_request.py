@@ -1,7 +1,5 @@
 """What is asked of a restore."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

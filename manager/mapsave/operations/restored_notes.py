@@ -4,8 +4,6 @@ An image on a read-only file system cannot be marked, and a copy of one that was
 restore is not. Both have the uuid by which it is noted here. A note is a file of that name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

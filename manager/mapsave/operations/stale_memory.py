@@ -5,8 +5,6 @@ the destination has of its files or drives would stay. So those pages must be ze
 image does not hold, as the memory of a virtio-pmem device, is a disk like any other.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import stat

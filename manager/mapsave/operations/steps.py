@@ -1,7 +1,5 @@
 """The steps of operations, as the crash journal records them: each before it is taken."""
 
-from __future__ import annotations
-
 import enum
 
 

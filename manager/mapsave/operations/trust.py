@@ -3,8 +3,6 @@
 Trusted are root, the user that mapsave runs as, and the one to whom the label policy gives images.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

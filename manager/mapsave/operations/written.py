@@ -5,8 +5,6 @@ everywhere; what only the guest's RAM can show is compared while the guest is pa
 file system does not report holes, or pages were written more than once, every page is compared.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from mapsave import errors, shielded

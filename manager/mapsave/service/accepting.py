@@ -5,8 +5,6 @@ TLS only once it has shown its certificate. Until then it may hold one of few pl
 seconds. ``Connections`` sees to those that are let in but then do nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib

@@ -5,8 +5,6 @@ that serves many, that may be anyone's. Only the few parts of DER are read that 
 RFC 5280 section 4.2.1.12); OpenSSL has verified the certificate before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 _SEQUENCE, _OID, _OCTETS, _EXTENSIONS = 0x30, 0x06, 0x04, 0xA3

@@ -4,8 +4,6 @@ The pages after the first are of the same look at the directory, which is kept f
 fit together, and cost no further look. After that the memory is free again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import bisect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The jobs directory: every ``*.yaml`` in it, those that are wrong listed with their error."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One operation of the service while it is under way, and what is reported about it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """Who asks, and what they may do: by the kernel's word on a unix socket, by certificate on TCP."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import dataclasses

@@ -1,7 +1,5 @@
 """Who may request what: operators work on the guests and images that root has configured."""
 
-from __future__ import annotations
-
 from mapsave import errors, key_types
 from mapsave.config import Config
 from mapsave.image import image

@@ -4,8 +4,6 @@ A save needs the threads of the event loop for its fsync and for the proof of it
 must not take them all, least of all where the file system never answers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import queue
 import threading

@@ -1,7 +1,5 @@
 """What a service that died had under way, and what an operation left, is finished or undone."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

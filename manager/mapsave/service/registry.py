@@ -1,7 +1,5 @@
 """The operations under way: begun, watched, cancelled, and kept in the history when they end."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

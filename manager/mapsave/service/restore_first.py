@@ -4,8 +4,6 @@ A run that was missed while the host was down would find none of its guests, and
 restore-all.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

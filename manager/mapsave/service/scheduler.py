@@ -1,7 +1,5 @@
 """Run each job when its schedule says so."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import datetime

@@ -1,7 +1,5 @@
 """Run the service: from the sockets to the signals, and a clean stop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """The service: what is in force, what is under way, and everything that works together for it."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import ctypes

@@ -4,8 +4,6 @@ Each save also gets its share of the file system's bandwidth, fixed before it be
 parameters are not touched during a save.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import contextlib

@@ -1,7 +1,5 @@
 """Where the service listens: its own unix socket or systemd's, and TCP with mutual TLS."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """TLS of ``service.listen``: who is let in, by which files, and how these are renewed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ssl

@@ -1,7 +1,5 @@
 """The REST interface: routes, who may use them, and how errors become answers."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import logging

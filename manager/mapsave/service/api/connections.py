@@ -1,7 +1,5 @@
 """Connections that hold the service up are closed: no request, or an answer that is not read."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

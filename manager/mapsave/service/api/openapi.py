@@ -1,7 +1,5 @@
 """The OpenAPI document of the service, made of the table of routes and the definitions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The query parameters of the service's paths."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 ``Request`` has a subclass for each kind of operation; what a kind does is in ``service/work.py``.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 import msgspec

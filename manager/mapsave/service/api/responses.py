@@ -3,8 +3,6 @@
 Answers may have fields beside these. They are built where what they tell is known.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import msgspec

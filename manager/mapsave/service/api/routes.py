@@ -1,7 +1,5 @@
 """Every route of the service. The OpenAPI document is made of this table."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import re

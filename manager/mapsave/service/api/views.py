@@ -1,7 +1,5 @@
 """What the service shows of guests and jobs."""
 
-from __future__ import annotations
-
 from mapsave import errors
 from mapsave.config import Guest
 from mapsave.jobs.job import Job

@@ -4,8 +4,6 @@ Values come from guests, users and QEMU. None can end a line, begin another fiel
 terminal: control characters and what is not printable are escaped, as JSON escapes them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 

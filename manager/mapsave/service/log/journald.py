@@ -3,8 +3,6 @@
 One datagram an entry, to the socket of journald. See https://systemd.io/JOURNAL_NATIVE_PROTOCOL/.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Metrics as Prometheus reads them, by scraping the service or from a file."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """The series that are looked up when they are asked for, so that none is ever stale."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """How many images the image directory holds, and what they occupy; cheap enough for each scrape."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -1,7 +1,5 @@
 """A file for node_exporter's textfile collector, which reads ``*.prom`` whenever it is scraped."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path
