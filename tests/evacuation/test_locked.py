@@ -68,8 +68,7 @@ def test_one_that_is_locked_by_its_process_is_waited_for(site: cli.Site) -> None
         emulated.guest(site, "other"),
         contextlib.ExitStack() as held,
     ):
-        with qmp.connect(socket) as client:
-            found = identity(client.peer_pid())
+        found = identity(emulated.pid(socket))
         assert found is not None
         held.enter_context(locks.held(site.state, "web", locks.process_key(*found)))
         with site.start("save-all", "--deadline", "60s", "--json") as process:
@@ -143,8 +142,7 @@ def test_a_paused_guest_is_left_by_a_resume_as_well(site: cli.Site) -> None:
         image = save(site, "resume")
         with opening.opened(image) as opened:
             known = opened.metadata
-        with qmp.connect(socket) as client:
-            pid = client.peer_pid()
+        pid = emulated.pid(socket)
         done = site.run("save-all", "--json", check=0).json()
     assert emulated.outcomes(done) == {"web": "skipped"}
     assert done["guests"][0]["image"] == image

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import cli, emulated, patterns, qemu, qmp, ram, wait
+from tests.kit import cli, emulated, patterns, qemu, ram, wait
 
 MIB = emulated.MIB
 
@@ -61,8 +61,8 @@ def test_higher_priorities_first(site: cli.Site) -> None:
         ]
         pids = {}
         for name in priorities:
-            with qmp.connect(emulated.socket_of(site, name)) as client:
-                pids[name] = Path(f"/proc/{client.peer_pid()}/stat").read_text().split()[21]
+            pid = emulated.pid(emulated.socket_of(site, name))
+            pids[name] = Path(f"/proc/{pid}/stat").read_text().split()[21]
         assert sorted(pids, key=lambda name: int(pids[name])) == ["high", "middle", "low"]
 
 

@@ -23,11 +23,6 @@ def failing(site: cli.Site, what: str, *arguments: str) -> cli.Result:
     return site.run(*arguments, command=command)
 
 
-def _states(site: cli.Site) -> dict[str, str]:
-    found = site.run("list", "--json", check=0).json()["images"]
-    return {each["name"]: each["state"] for each in found}
-
-
 def _line(result: cli.Result) -> dict[str, Any]:
     (line,) = result.json()["operations"]
     return dict(line)
@@ -43,7 +38,7 @@ def test_a_recovery_whose_rename_may_be_lost_leaves_the_guest_paused(
         line = _line(failing(site, "directory", "recover", "--json"))
         assert line["error"]["id"] == "save.commit"
         assert guest.status() == "postmigrate"
-        assert _states(site) == {IMAGE: "saved"}
+        assert struck.states(site) == {IMAGE: "saved"}
         assert struck.journals(site)
     assert _line(site.run("recover", "--json", check=0))["outcome"] == "image committed"
     guest.wait()
@@ -121,7 +116,7 @@ def test_what_ends_in_partial_is_partial(
     (path,) = struck.partials(site)
     link = site.directory / "link"
     link.symlink_to(path)
-    assert _states(site) == {path.name: "partial"}
+    assert struck.states(site) == {path.name: "partial"}
     for command in ("verify", "restore"):
         for place in (path, link):
             site.run(command, place, check=6)
@@ -132,7 +127,7 @@ def test_what_ends_in_partial_is_partial(
     assert (done["operations"], done["swept"]) == ([], [str(path)])
     assert guest.status() == "running"
     site.run("save", NAME, "--image", name, check=0)
-    assert _states(site) == {name: "saved"}
+    assert struck.states(site) == {name: "saved"}
 
 
 def test_a_partial_image_that_cannot_be_removed_keeps_the_journal(

@@ -41,9 +41,7 @@ def test_saved_guest_that_was_used_since_is_not_ended(site: cli.Site, last: str)
         assert _recovered(site)["outcome"] == TAKEN_OVER
         assert guest.status() == last
         assert not struck.journals(site)
-    assert [each["state"] for each in site.run("list", "--json", check=0).json()["images"]] == [
-        "restored"
-    ]
+    assert struck.states(site) == {IMAGE: "restored"}
     refused = site.run("restore", IMAGE, check=3)
     assert "is stale: another client resumed its guest" in refused.stderr
 

@@ -125,11 +125,8 @@ def answers(socket: Path) -> bool:
 
 def pid(socket: Path) -> int:
     """Return the process id of the QEMU that listens at ``socket``. Raises OSError."""
-    client = qmp.Client(socket)
-    try:
+    with qmp.Client(socket) as client:
         return client.peer_pid()
-    finally:
-        client.close()
 
 
 def end(socket: Path) -> None:

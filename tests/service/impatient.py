@@ -1,7 +1,6 @@
 """``mapsave`` with a service that waits less than a second for clients, not half a minute."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +29,6 @@ def staying_up(mapsaved: service.Service) -> Iterator[None]:
         assert mapsaved.get("/v1/health")["operations"] == 0
     told = mapsaved.logged()[before:]
     assert not [words for words in ("Traceback", " error ", " critical ") if words in told], told
-
-
-def descriptors(mapsaved: service.Service) -> int:
-    """Return how many descriptors the service has open."""
-    return len(os.listdir(f"/proc/{mapsaved.pid}/fd"))
 
 
 def memory(mapsaved: service.Service) -> int:

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from tests.kit import service, wait
-from tests.service import impatient
+from tests.kit import limits, service, wait
 
 OPERATIONS = "/v1/operations"
 
@@ -125,14 +124,14 @@ def test_a_body_that_trickles_in_is_given_up(attacked: service.Service) -> None:
     ],
 )
 def test_clients_that_vanish_leave_nothing(attacked: service.Service, data: bytes) -> None:
-    before = impatient.descriptors(attacked)
+    before = limits.descriptors(attacked.pid)
     for number in range(20):
         with service.connect(attacked.site.socket) as sock:
             sock.sendall(data)
             if number % 2:  # some time for the service to be amidst it
                 time.sleep(0.01)
     attacked.get("/v1/health")  # whose connection is accepted after theirs
-    wait.until(lambda: impatient.descriptors(attacked) <= before, what="end of the connections")
+    wait.until(lambda: limits.descriptors(attacked.pid) <= before, what="end of connections")
     wait.until(lambda: attacked.get("/v1/health")["operations"] == 0, what="end of the operations")
 
 
@@ -151,16 +150,18 @@ def test_an_operation_outlives_the_client_that_began_it(attacked: service.Servic
 
 
 def test_a_reader_that_does_not_read_is_disconnected(attacked: service.Service) -> None:
-    before = impatient.descriptors(attacked)
+    before = limits.descriptors(attacked.pid)
     request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     sockets = [service.connect(attacked.site.socket) for _ in range(10)]
     try:
         for sock in sockets:
             sock.sendall(request * 100)  # some 3 MB of answers, one after the other
         attacked.get("/v1/health")
-        assert impatient.descriptors(attacked) >= before + len(sockets)
+        assert limits.descriptors(attacked.pid) >= before + len(sockets)
         # Theirs stay open at our end: it is the service that lets go.
-        wait.until(lambda: impatient.descriptors(attacked) <= before, what="end of the connections")
+        wait.until(
+            lambda: limits.descriptors(attacked.pid) <= before, what="end of the connections"
+        )
     finally:
         for sock in sockets:
             sock.close()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mapsave.history.states import ENDED
 
-from tests.kit import cli, emulated, service, wait
+from tests.kit import cli, emulated, limits, service, wait
 from tests.service import impatient
 
 LISTENERS = 2000
@@ -211,7 +211,7 @@ def _hear(listeners: list[Listener], talk: Talk) -> None:
 def test_thousands_listen_and_those_that_do_not_read_are_disconnected(
     mapsaved: service.Service,
 ) -> None:
-    descriptors, memory = impatient.descriptors(mapsaved), impatient.memory(mapsaved)
+    descriptors, memory = limits.descriptors(mapsaved.pid), impatient.memory(mapsaved)
     with _enough_descriptors(), ExitStack() as stack:
         listeners = [Listener(mapsaved) for _ in range(LISTENERS)]
         for each in listeners:
@@ -236,6 +236,6 @@ def test_thousands_listen_and_those_that_do_not_read_are_disconnected(
                 pass
             assert len(each.numbers) < len(heard)
     wait.until(lambda: metric(mapsaved, "mapsave_event_listeners") == 0, what="end of listeners")
-    wait.until(lambda: impatient.descriptors(mapsaved) <= descriptors, what="end of connections")
+    wait.until(lambda: limits.descriptors(mapsaved.pid) <= descriptors, what="end of connections")
     # An interpreter keeps some of what it once had for the next time.
     assert impatient.memory(mapsaved) - memory < 64 << 20

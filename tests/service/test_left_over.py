@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.faults import struck
 from tests.faults.slow import await_writing, looked_at, slow_guest
-from tests.kit import cli, emulated, qmp, service, wait
+from tests.kit import cli, emulated, service, wait
 from tests.service import interrupted
 from tests.service.interrupted import IMAGE, NAME
 
@@ -29,15 +29,10 @@ def _guest(site: cli.Site) -> contextlib.AbstractContextManager[Path]:
     return emulated.guest(site, NAME, size=16 << 20, throttle="4M")
 
 
-def _pid_behind(monitor: Path) -> int:
-    with qmp.connect(monitor) as client:
-        return client.peer_pid()
-
-
 def test_what_a_save_leaves_is_recovered_without_being_asked(site: cli.Site) -> None:
     """QEMU does not answer amid the save, which is given up; later it does again."""
     with _guest(site) as path:
-        before, pid = looked_at(path), _pid_behind(path)
+        before, pid = looked_at(path), emulated.pid(path)
         with service.running(site, command=_soon_weary()) as mapsaved:
             interrupted.await_recovery(mapsaved)
             begun = mapsaved.begin(kind="save", guest=NAME, save=_RESUME)["id"]
@@ -89,7 +84,7 @@ def test_what_qemu_still_does_for_the_service_before_counts_as_under_way(site: c
 def test_a_guest_that_cannot_be_recovered_keeps_no_other_from_being_saved(site: cli.Site) -> None:
     site.settings["service"] = {"concurrency": 1}
     with _guest(site) as path, emulated.guest(site, "other"), service.running(site) as doomed:
-        pid = _pid_behind(path)
+        pid = emulated.pid(path)
         doomed.begin(kind="save", guest=NAME, save=_RESUME)
         await_writing(site)
         doomed.kill()
