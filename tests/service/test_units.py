@@ -121,6 +121,19 @@ def test_the_drop_in_for_libvirt_changes_nothing_else() -> None:
     assert not LIBVIRT.parent.parent.name.startswith("mapsave")
 
 
+@pytest.mark.parametrize("unit", ["mapsaved.service", "mapsave-.service"])
+def test_with_libvirt_guests_one_system_call_more_is_allowed(copied: Path, unit: str) -> None:
+    """It is one that debuggers use: so it is not in the sandbox of all hosts."""
+    drop_in = UNITS / f"libvirt/{unit}.d/quit.conf"
+    assert settings(drop_in) == [("SystemCallFilter", "pidfd_getfd")]
+    name = unit.replace("-.", "-save-all.")
+    (copied / f"{unit}.d").mkdir(exist_ok=True)
+    shutil.copy(drop_in, copied / f"{unit}.d/quit.conf")
+    assert analyze("verify", f"./{name}", cwd=copied).returncode == 0
+    listed = analyze("security", "--offline=true", f"./{name}", cwd=copied).stdout
+    assert "e.g. pidfd_getfd is allowed" in listed
+
+
 def test_what_a_shutdown_needs_is_stopped_behind_it() -> None:
     after = " ".join(setting("mapsave-save-all.service", "After", "Unit")).split()
     assert {"mapsaved.service", "mapsaved.socket", "libvirtd.service", "libvirtd.socket"} <= set(
