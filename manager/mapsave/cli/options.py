@@ -40,18 +40,13 @@ class Globals:
         return config.load(self.config_file, os.environ)
 
 
-def of(context: click.Context) -> Globals:
-    """Return the global options of a command's context."""
-    return context.ensure_object(Globals)
-
-
 # Gives a command the global options as its first argument, before its own.
 pass_globals = click.make_pass_decorator(Globals, ensure=True)
 
 
 def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
     if value and option.name is not None:
-        setattr(of(context), option.name, value)
+        setattr(context.ensure_object(Globals), option.name, value)
 
 
 def global_options() -> list[click.Parameter]:

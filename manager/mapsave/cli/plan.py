@@ -9,7 +9,7 @@ import click
 
 from mapsave import units
 from mapsave.cli import local, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 
 if TYPE_CHECKING:
     from mapsave.plan.cost import Prediction
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where the image would be written (default: the image directory).",
 )
-@click.pass_context
-def command(context: click.Context, /, guest: str, into: Path | None) -> None:
+@pass_globals
+def command(given: Globals, /, guest: str, into: Path | None) -> None:
     """Show how a guest would be saved: the choice, its alternatives, and why.
 
     The guest keeps running. A directory that was not measured yet is measured first, as 'mapsave
@@ -32,7 +32,6 @@ def command(context: click.Context, /, guest: str, into: Path | None) -> None:
     """
     from mapsave.operations import preview
 
-    given = of(context)
     config = given.config()
     found = local.run(preview.plan(config.guest(guest), config, into or config.images), given)
     plan = found.plan

@@ -10,13 +10,13 @@ import msgspec
 
 from mapsave import units
 from mapsave.cli import local, output
-from mapsave.cli.options import Command, of
+from mapsave.cli.options import Command, Globals, pass_globals
 
 
 @click.command("probe", cls=Command)
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
-@click.pass_context
-def command(context: click.Context, /, directory: Path | None) -> None:
+@pass_globals
+def command(given: Globals, /, directory: Path | None) -> None:
     """Measure how fast a directory takes data, for the plans of later saves.
 
     Takes about a second and 256 MiB of space, of at least 1 GiB that is free. The figures are
@@ -26,7 +26,6 @@ def command(context: click.Context, /, directory: Path | None) -> None:
     from mapsave.operations import learning
     from mapsave.plan import probe
 
-    given = of(context)
     config = given.config()
     with store.directory(directory or config.images) as held:
         found = local.run(learning.measured(config.state, held), given)
