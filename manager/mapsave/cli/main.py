@@ -1,7 +1,5 @@
 """``mapsave``: its list of commands, and how errors become exit codes; ``start`` runs it."""
 
-from __future__ import annotations
-
 import sys
 from typing import NoReturn
 

@@ -1,7 +1,5 @@
 """``mapsave probe [DIRECTORY]``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 

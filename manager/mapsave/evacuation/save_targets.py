@@ -1,7 +1,5 @@
 """The guests of save-all: looked at while they run, and put into the order of their saves."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from collections.abc import Sequence

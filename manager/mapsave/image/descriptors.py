@@ -10,8 +10,6 @@ the pair is checked with F_GETFL and fstat before it is handed over, and these r
 * neither O_APPEND, O_SYNC nor O_DSYNC: QEMU would refuse it or clear it behind our back.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

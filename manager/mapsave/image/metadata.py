@@ -4,8 +4,6 @@ The file may come from anyone, so a value of another type is an error of the ima
 is done with it. Keys that are not known here are kept as they are: a later mapsave may write more.
 """
 
-from __future__ import annotations
-
 import datetime
 import re
 from collections.abc import Mapping

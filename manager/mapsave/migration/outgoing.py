@@ -1,7 +1,5 @@
 """Drive one QEMU through a save: ``migrate``, follow the events, cancel where told to."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time

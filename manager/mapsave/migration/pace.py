@@ -1,7 +1,5 @@
 """Whether a save is so much slower than predicted that another way to write is worth a restart."""
 
-from __future__ import annotations
-
 import collections
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Look into an image: summary, RAM blocks, runs; and verify its structure."""
 
-from __future__ import annotations
-
 from mapsave import errors
 from mapsave.config import Config
 from mapsave.image import bitmaps, holes, image

@@ -1,7 +1,5 @@
 """What is known beforehand of the guest's RAM and of the directory: what a save is planned from."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -4,8 +4,6 @@ Read ``_save`` and ``_write`` from top to bottom: that is the order in which thi
 contexts they open are the order in which things are undone, whatever goes wrong.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

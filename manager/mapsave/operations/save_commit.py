@@ -1,7 +1,5 @@
 """Prove that what QEMU wrote is whole, and make it the image."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Hand the pair over and let QEMU write the image; decide what it means where QEMU is lost."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -5,8 +5,6 @@ more than a few times off: a disk that was busy once spoils nothing, and one tha
 is known after some saves.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ the pages after it are out of order and are written one by one; the main thread 
 zero pages out and keeps the order; and with ``none`` jobs are written whole.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

@@ -6,8 +6,6 @@ job of a multifd channel has are sampled, spread evenly over the RAM, so the cos
 for any size.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import struct

@@ -6,8 +6,6 @@ and a thread for itself and one for each channel. A restore takes as many descri
 less, which later versions take as well.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from mapsave import units

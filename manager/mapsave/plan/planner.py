@@ -1,7 +1,5 @@
 """Choose how to save: predict every way that the settings allow, and take the best."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
