@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,9 +83,16 @@ async def gather(session: Session, state: Path) -> Facts:
             f"{session.address}: QEMU {session.version}; saving to descriptors needs 9.1 or later",
             hint="older versions truncate the whole file, including its header",
         )
-    try:
+    with answering():
         known = known_processes.recall(state, process.identity(session.pid))
         return await _gather(session, await modes.migration(session), known)
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Raise Unreachable where QEMU stops answering before anything is touched."""
+    try:
+        yield
     except (errors.MonitorLost, errors.MonitorTimeout) as error:
         raise errors.Unreachable(error.message) from None
 

@@ -42,7 +42,8 @@ async def preview(
     """
     async with open_files.reserved(), attach.attached(guest, config, only_look=True) as session:
         found = await facts.gather(session, config.state)
-        await fdset.check_passed(session)
+        with facts.answering():
+            await fdset.check_passed(session)
         with save_request.place(guest, config, request) as (held, name):
             preflight = check.Preflight.of(config, found, held, name, request)
             lines, error = check.report(preflight)
