@@ -115,7 +115,7 @@ def test_a_service_that_died_before(site: cli.Site) -> None:
     assert "recovered: save of web" in done.stderr
 
 
-def test_told_to_stop_it_does_not_restart(site: cli.Site) -> None:
+def test_told_to_stop_it_does_not_begin_anew(site: cli.Site) -> None:
     with (
         emulated.guest(site, "web", throttle="256K") as socket_of_it,
         service.running(site) as mapsaved,
