@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from mapsave.image import image
 
-from tests.kit import cli, inject, patterns, qemu, ram, state
+from tests.kit import cli, inject, patterns, qemu, ram, state, wait
+from tests.kit.outcomes import COMMITTED
 
 # Each of the channels' requests; 8 of them are in flight.
 SLOW = inject.Rule("pwritev", "delay", 700_000, path=".partial", count=-1)
@@ -85,3 +86,34 @@ def test_a_failure_of_the_second_try_puts_the_guest_back(site: cli.Site) -> None
         site.run("save", NAME, "-o", "x", "--json", check=4).error("save.failed")
         state.assert_left_as_found(before, guest.state())
         assert not list(site.images.iterdir())
+
+
+def _migrations(site: cli.Site) -> int:
+    """Return how often QEMU was asked to save, by the journal."""
+    lines = [line for path in site.state.glob("journal/*") for line in path.read_text().split("\n")]
+    return sum('"migrate"' in line for line in lines)
+
+
+def test_killed_while_it_is_written_again(site: cli.Site, tmp_path: Path) -> None:
+    """QEMU goes on; what recovery commits says how it was written in the end."""
+    with qemu.running(
+        machine="none", memory="64M", name=NAME, ram=patterns.dense, env=inject.environment(SLOW)
+    ) as guest:
+        site.add_guest(NAME, guest.qmp)
+        content = guest.snapshot_ram(tmp_path / "ram")
+        with site.start("save", NAME, "-o", "x", "--then", "leave") as saving:
+            wait.until(lambda: _migrations(site) == 2, what="the restart")
+            guest.control.execute("query-status")
+            wait.until(
+                lambda: guest.control.execute("query-migrate")["status"] == "active",
+                what="the second save",
+            )
+            saving.kill()
+            saving.wait(10)
+        done = site.run("recover", "--json", check=0).json()["operations"]
+        assert done[0]["outcome"] == COMMITTED
+        shown = site.run("inspect", "x", "--json", check=0).json()
+        assert not shown["strategy"]["direct_io"]
+    with qemu.running(machine="none", memory="64M", incoming=True) as waiting:
+        site.run("restore", "x", "--paused", "--into", waiting.address, check=0)
+        ram.assert_same(content, waiting.ram)
