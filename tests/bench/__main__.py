@@ -1,4 +1,7 @@
-"""``python -m tests.bench [--quick | --dense SIZE] [--rounds N] [--directory DIR] [NAME…]``."""
+"""``python -m tests.bench [--quick | --dense SIZE] [--rounds N] [--directory DIR] [NAME…]``.
+
+Or ``python -m tests.bench matrix``, which has options of its own.
+"""
 
 import argparse
 import os
@@ -16,7 +19,11 @@ _ALL = {**cases.CASES, **cases.NAMED}
 
 def parsed() -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=cases.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=cases.__doc__,
+        epilog="'python -m tests.bench matrix' has options of its own: see its --help.",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_ALL)}")
     parser.add_argument("--quick", action="store_true", help="a dense guest of 1 GiB, not 4")
     parser.add_argument("--dense", type=units.parse_size, help="size of the dense guest: 512M")
@@ -43,6 +50,10 @@ def _no_libvirt() -> str | None:
 
 def main() -> int:
     """Measure what was named, or all, and print the table as it grows; 1 if a target is missed."""
+    if sys.argv[1:2] == ["matrix"]:
+        from tests.bench import matrix
+
+        return matrix.main(sys.argv[2:])
     given = parsed()
     missed = 0
     with (

@@ -104,14 +104,29 @@ def alternating(
     return taken["first"], taken["second"]
 
 
-def in_turn(rounds: int, functions: Mapping[str, Callable[[], Run]]) -> dict[str, Series]:
-    """Call each so many times, turn by turn, another one first in each round."""
+def in_turn(
+    rounds: int,
+    functions: Mapping[str, Callable[[], Run]],
+    failed: dict[str, str] | None = None,
+) -> dict[str, Series]:
+    """Call each so many times, turn by turn, another one first in each round.
+
+    With ``failed`` a function that fails is put there with its error, and not called any more.
+    """
     names = list(functions)
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            runs[name].append(functions[name]())
+            if name not in runs:
+                continue
+            try:
+                runs[name].append(functions[name]())
+            except (RuntimeError, AssertionError) as error:
+                if failed is None:
+                    raise
+                failed[name] = str(error)
+                del runs[name]
     return {name: Series(each) for name, each in runs.items()}
 
 
