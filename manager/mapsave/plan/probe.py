@@ -29,7 +29,7 @@ DEPTHS = (1, 4, 16)
 # What is written at most, and the seconds after which storage counts as hung; else it takes less
 # than one, if the host has time for us.
 MOST_BYTES = 256 * units.MIB
-LIMIT = 2.0
+LIMIT = 10.0
 # Free space below which nothing is measured: others write there as well.
 ROOM = 4 * MOST_BYTES
 # No measurement begins after so many seconds; each ends after its own, or where its part of the
