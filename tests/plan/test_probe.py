@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mapsave.plan import probe
 
-from tests.kit import inject, storage
+from tests.kit import inject, storage, wait
 
 MEASURE = """
 import os, sys
@@ -32,7 +32,7 @@ def measured_by_process(directory: Path, *rules: inject.Rule) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=wait.LONG,
         check=True,
     )
     return done.stdout.strip()
@@ -73,9 +73,7 @@ def test_no_more_is_written_than_promised(tmp_path: Path) -> None:
 
 def test_storage_that_hangs_is_given_up(tmp_path: Path) -> None:
     rule = inject.Rule("fsync", "hang", path=str(tmp_path), count=-1)
-    begun = time.monotonic()
-    assert "took longer than 2 s" in measured_by_process(tmp_path, rule)
-    assert time.monotonic() - begun < 10
+    assert f"took longer than {probe.LIMIT:g} s" in measured_by_process(tmp_path, rule)
 
 
 def test_slow_storage_is_measured_with_fewer_in_flight(tmp_path: Path) -> None:
