@@ -66,7 +66,7 @@ class Here:
         try:
             os.lstat(self._path(image))
         except PermissionError:
-            return True  # who reads it is told so
+            return True  # reading it says what refuses
         except (OSError, ValueError):
             return False
         return True

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mapsave.service.api import responses
 
 
-# Noncharacters (Unicode, section 23.7), which stand for colours until the text is printed.
+# Noncharacters (Unicode, section 23.7), one for each colour until the text is printed.
 _MARKS = {Level.WARNING: "\ufdd0", Level.ERROR: "\ufdd1"}
 _END = "\ufdd2"
 _COLOURS = {"\ufdd0": "\x1b[33m", "\ufdd1": "\x1b[1;31m", _END: "\x1b[0m"}

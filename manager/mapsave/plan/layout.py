@@ -29,7 +29,7 @@ class Layout:
     """How a guest's RAM is filled: ``pages`` in all, and samples of it.
 
     A sample is a window of WINDOW pages in a row, one bit each, set where the page has contents;
-    the first page is the lowest bit. Together they stand for all of the RAM.
+    the first page is the lowest bit. Together they represent all of the RAM.
     """
 
     pages: int
