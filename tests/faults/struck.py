@@ -1,6 +1,5 @@
 """Run ``mapsave`` under ``killer.py``, and look at what a site has left on its disk."""
 
-import ctypes
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mapsave.monitor import kept_open
 from mapsave.operations import journal_file
 
 from tests.kit import cli, wait
@@ -51,7 +51,6 @@ RESTORE = (
     ("after", "run", RESTORED),
     ("after", "end", RESTORED),
 )
-_PIDFD_GETFD = 438  # pidfd_getfd(2), since Linux 5.6; Python has no name for it
 
 
 def run(
@@ -118,11 +117,7 @@ def cut_off(process: subprocess.Popen[str], monitor: Path) -> None:
         for entry in Path(f"/proc/{process.pid}/fd").iterdir():
             if not os.readlink(entry).startswith("socket:"):
                 continue
-            taken = ctypes.CDLL(None, use_errno=True).syscall(
-                _PIDFD_GETFD, handle, int(entry.name), 0
-            )
-            assert taken >= 0, os.strerror(ctypes.get_errno())
-            with socket.socket(fileno=taken) as sock:
+            with socket.socket(fileno=kept_open.duplicate(handle, int(entry.name))) as sock:
                 if sock.getpeername() == str(monitor):
                     sock.shutdown(socket.SHUT_RDWR)
                     return

@@ -43,7 +43,7 @@ def _duplicates(pid: int, started: int) -> Iterator[socket.socket]:
         for name in os.listdir(f"/proc/{pid}/fd"):
             if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
                 continue
-            found = socket.socket(fileno=_duplicate(pidfd, int(name)))
+            found = socket.socket(fileno=duplicate(pidfd, int(name)))
             if _is_connected_to_monitor(found):
                 yield found
             else:
@@ -62,7 +62,7 @@ def _is_connected_to_monitor(found: socket.socket) -> bool:
     return True
 
 
-def _duplicate(pidfd: int, number: int) -> int:
+def duplicate(pidfd: int, number: int) -> int:
     """Return a duplicate of a descriptor of another process (pidfd_getfd(2)). Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     found: int = libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
