@@ -50,7 +50,7 @@ def _used(guest: qemu.Qemu) -> dict[str, tuple[int, ...]]:
 
 def _saved(machine: str, directory: Path) -> Real:
     path = directory / f"{machine}.mapsave"
-    with qemu.running(machine=machine, memory="16M", accel="tcg", ram=patterns.sparse) as guest:
+    with qemu.running(machine=machine, memory="16M", ram=patterns.sparse) as guest:
         raw.save(guest, path)
         blocks, used = guest.ram.lengths(), _used(guest)
     metadata = b'{"guest": {"name": "toy"}}'

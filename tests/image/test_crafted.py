@@ -59,7 +59,7 @@ def test_a_bitmap_of_holes_costs_what_is_in_it(path: str) -> None:
     assert contents.used_pages == (5,)
     assert (histogram.runs, histogram.total) == ((1, 2), 3)
     # Read whole, 2 GiB of bitmap take many times as long, under tracing minutes.
-    assert time.process_time() - before < 5
+    assert time.process_time() - before < 30
 
 
 @pytest.mark.parametrize("length", [MAX_RAM + build.MIB, 1 << 62])

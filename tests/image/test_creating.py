@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mapsave import errors
-from mapsave.image import image, superblock, syscalls
+from mapsave.image import abandoned, image, partial_names, superblock, syscalls
 from mapsave.image.superblock import State
 
 from tests.image import build, ours
@@ -148,7 +148,7 @@ def test_symbolic_link_as_partial_name_is_not_followed(
         create(held, "a")
     with pytest.raises(OSError, match="symbolic links"), image.adopting(held, "a"):
         pass
-    assert not image.is_abandoned(held, "a.partial")
+    assert not abandoned.is_abandoned(held, "a.partial")
     assert link.is_symlink()
     assert (tmp_path / "victim").read_text() == "precious"
     assert not (tmp_path / "missing").exists()
@@ -171,7 +171,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_names(held: int, tmp_path: Path, name: str) -> None:
-    partial = image.partial_name(name)
+    partial = partial_names.partial_name(name)
     assert len(os.fsencode(partial)) <= 255
     assert partial.endswith(".partial") and partial != name
     create(held, name)
@@ -181,7 +181,7 @@ def test_names(held: int, tmp_path: Path, name: str) -> None:
 
 def test_long_names_that_begin_alike_have_their_own_partials() -> None:
     names = ["x" * 250 + end for end in ("a", "b", "c")] + ["é" * 126 + end for end in "ab"]
-    assert len({image.partial_name(name) for name in names}) == len(names)
+    assert len({partial_names.partial_name(name) for name in names}) == len(names)
 
 
 def test_second_saver_of_one_name_is_refused(held: int) -> None:
@@ -266,11 +266,11 @@ def test_partial_is_locked_while_it_has_an_owner(held: int, tmp_path: Path) -> N
     with image.creating(held, "a", METADATA, stream_offset=build.M) as partial:
         partial.keep()
         assert locked(path)
-        assert not image.is_abandoned(held, "a.partial")
+        assert not abandoned.is_abandoned(held, "a.partial")
         with pytest.raises(errors.Busy, match="being written"), image.adopting(held, "a"):
             pass
     assert not locked(path)
-    assert image.is_abandoned(held, "a.partial")
+    assert abandoned.is_abandoned(held, "a.partial")
 
 
 def test_kept_partial_can_be_adopted_and_committed(held: int, tmp_path: Path) -> None:
@@ -303,9 +303,9 @@ def test_committed_but_not_renamed_can_be_adopted(
             partial.keep()
             partial.commit({"mark": 1}, replace=False)
     assert os.listdir(held) == ["a.partial"]
-    assert image.is_abandoned(held, "a.partial")
+    assert abandoned.is_abandoned(held, "a.partial")
     with image.adopting(held, "a") as adopted:
-        assert not image.is_abandoned(held, "a.partial")
+        assert not abandoned.is_abandoned(held, "a.partial")
         assert adopted.block.state is State.SAVED
         adopted.validate()
         adopted.commit({"mark": 2}, replace=False)
@@ -324,12 +324,12 @@ def test_partial_without_superblock_is_abandoned_after_a_minute(
     # The host failed before the superblock was on disk; or `creating` is just at it.
     path = tmp_path / "a.partial"
     path.write_bytes(content)
-    assert not image.is_abandoned(held, "a.partial")
+    assert not abandoned.is_abandoned(held, "a.partial")
     os.utime(path, (1, 1))
-    assert image.is_abandoned(held, "a.partial")
+    assert abandoned.is_abandoned(held, "a.partial")
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert not image.is_abandoned(held, "a.partial")
+        assert not abandoned.is_abandoned(held, "a.partial")
 
 
 def test_what_is_no_partial_image_is_not_abandoned(held: int, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_what_is_no_partial_image_is_not_abandoned(held: int, tmp_path: Path) ->
     for name in ("b.partial", "c.partial", "d.partial"):
         os.utime(tmp_path / name, (1, 1))
     names = ("b.partial", "c.partial", "d.partial", "e", "missing.partial")
-    assert not any(image.is_abandoned(held, name) for name in names)
+    assert not any(abandoned.is_abandoned(held, name) for name in names)
 
 
 def test_mark_survives_and_counts(held: int, tmp_path: Path) -> None:

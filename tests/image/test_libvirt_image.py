@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mapsave import errors
-from mapsave.image import image, store, superblock, syscalls
+from mapsave.image import abandoned, image, store, superblock, syscalls
 from mapsave.image.libvirt_header import NewLibvirtHeader
 from mapsave.image.superblock import State
 from mapsave.operations import inspect
@@ -49,9 +49,9 @@ def test_partial_image(held: int, tmp_path: Path) -> None:
             assert opened.metadata == METADATA
             with pytest.raises(errors.PartialImage):
                 opened.validate()
-        assert not image.is_abandoned(held, "a.partial")
+        assert not abandoned.is_abandoned(held, "a.partial")
         partial.keep()
-    assert image.is_abandoned(held, "a.partial")
+    assert abandoned.is_abandoned(held, "a.partial")
 
 
 def test_committed_image(held: int, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_save_that_was_killed_while_it_committed(
             partial.commit(METADATA, replace=False)
     with image.opened(tmp_path / "a.partial") as opened:
         assert opened.block.state is State.PARTIAL, "the name decides"
-    assert image.is_abandoned(held, "a.partial")
+    assert abandoned.is_abandoned(held, "a.partial")
     with image.adopting(held, "a") as adopted:
         adopted.validate()
         adopted.commit({"mark": "adopted"}, replace=False)
@@ -222,13 +222,13 @@ def test_partial_image_of_virsh(held: int, tmp_path: Path) -> None:
             opened.validate()
     assert "libvirt" in str(caught.value.hint)  # recover does nothing about it
     # libvirt holds no lock, so only its silence tells that it writes no more.
-    assert not image.is_abandoned(held, "a.partial")
+    assert not abandoned.is_abandoned(held, "a.partial")
     hour = path.stat().st_mtime - 3610
     os.utime(path, (hour, hour))
-    assert image.is_abandoned(held, "a.partial")
+    assert abandoned.is_abandoned(held, "a.partial")
     write(path, of_virsh())
     os.utime(path, (hour, hour))
-    assert not image.is_abandoned(held, "a.partial")
+    assert not abandoned.is_abandoned(held, "a.partial")
     with pytest.raises(errors.InvalidImage, match="not written by mapsave"):
         image.adopting(held, "a").__enter__()
 
@@ -452,7 +452,7 @@ def test_inspect_of_the_command_line(tmp_path: Path) -> None:
     found = cli.mapsave("inspect", path, "--json", check=0).json()
     assert (found["format"], found["guest"], found["guest_uuid"]) == ("libvirt", NAME, UUID)
     length = build_libvirt.VIRSH_OFFSET - 92
-    expected = {"version": 2, "was_running": True, "data_length": length, "cookie": True}
+    expected = {"version": 2, "was_running": True, "data_bytes": length, "cookie": True}
     assert found["libvirt"] == expected
     text = cli.mapsave("inspect", path, check=0).stdout
     assert "libvirt format" in text and NAME in text and "None" not in text

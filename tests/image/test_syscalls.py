@@ -17,6 +17,10 @@ def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(syscalls, "_call", refuse("syscall", NO_SUCH_CALL))
 
 
+def _no_links(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
 def refuse(name: str, error: OSError) -> Any:
     """Return a ``_call`` in which the function ``name`` fails with ``error``."""
     real = syscalls._call
@@ -65,11 +69,13 @@ def test_open_beneath_leads_nowhere_else(held: int, tmp_path: Path, name: str) -
     assert caught.value.errno in (errno.EXDEV, errno.ELOOP, errno.ENOSYS)
 
 
-@pytest.fixture(params=["renameat2", "link"])
+@pytest.fixture(params=["renameat2", "link", "neither"])
 def _renaming(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "link":
+    if request.param != "renameat2":
         error = OSError(errno.EINVAL, "Invalid argument")
         monkeypatch.setattr(syscalls, "_call", refuse("renameat2", error))
+    if request.param == "neither":
+        monkeypatch.setattr(os, "link", _no_links)
 
 
 @pytest.mark.usefixtures("_renaming")

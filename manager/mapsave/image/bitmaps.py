@@ -50,6 +50,20 @@ def chunks(fd: int, block: RamBlock, ahead: int = 0) -> Iterator[tuple[int, bita
         at += _CHUNK
 
 
+def window(fd: int, block: RamBlock, first: int, pages: int) -> bitarray:
+    """Return the bits of ``pages`` from page ``first`` on, which is a multiple of 64.
+
+    Raises TruncatedImage where the file has shrunk since it was read.
+    """
+    want = -(-pages // (8 * _WORD)) * _WORD
+    data = os.pread(fd, want, block.bitmap_offset + first // 8)
+    if len(data) < want:
+        raise errors.TruncatedImage(f"the bitmap of RAM block {block.name!r} is cut short")
+    bits = from_words(data)
+    del bits[pages:]
+    return bits
+
+
 def from_words(data: bytes) -> bitarray:
     """Return the bits of native 64-bit words."""
     if sys.byteorder == "big":
@@ -57,6 +71,16 @@ def from_words(data: bytes) -> bitarray:
         byteswap(swapped, _WORD)
         data = bytes(swapped)
     return bitarray(data, endian="little")
+
+
+def to_words(bits: bitarray) -> bytes:
+    """Return what ``from_words`` has made the bits of."""
+    data = bits.tobytes()
+    if sys.byteorder == "big":
+        swapped = bytearray(data)
+        byteswap(swapped, _WORD)
+        data = bytes(swapped)
+    return data
 
 
 def data_from(fd: int, offset: int) -> int:
@@ -126,16 +150,16 @@ def _count_runs(bits: bitarray, counts: collections.Counter[int]) -> None:
     many runs are left as are at least that long.
     """
     power = 0
-    runs = _number_of_runs(bits)
+    runs = number_of_runs(bits)
     while runs:
         bits &= bits << (1 << power)
         power += 1
-        longer = _number_of_runs(bits)
+        longer = number_of_runs(bits)
         counts[power] += runs - longer
         runs = longer
 
 
-def _number_of_runs(bits: bitarray) -> int:
+def number_of_runs(bits: bitarray) -> int:
     return bits.count() - count_and(bits, bits << 1)
 
 

@@ -18,7 +18,6 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
-from typing import Literal
 
 from mapsave import errors
 from mapsave.image import syscalls
@@ -163,10 +162,8 @@ def unnamed(directory: int) -> contextlib.AbstractContextManager[int]:
     return closing(fd)
 
 
-def takes_direct_io(fd: int, wish: Literal["auto", "on", "off"]) -> bool:
-    """Choose direct-io for reading where the file system of ``fd`` takes it; a wish always wins."""
-    if wish != "auto":
-        return wish == "on"
+def takes_direct_io(fd: int) -> bool:
+    """Return whether the file system of ``fd`` takes direct reads."""
     try:
         with reopened(fd, os.O_RDONLY | os.O_DIRECT):
             return True

@@ -10,22 +10,32 @@ from mapsave.image.superblock import State, Superblock
 
 
 def new(
-    metadata: Metadata, stream_offset: int, libvirt: NewLibvirtHeader | None
+    metadata: Metadata,
+    stream_offset: int,
+    libvirt: NewLibvirtHeader | None,
+    digest_room: int = 0,
 ) -> tuple[Superblock, LibvirtHeader | None]:
     """Return the superblock of a new image, not written yet, and libvirt's header if it has one.
 
-    Raises ValueError where the stream offset is not allowed, or XML or cookie cannot be written.
+    Its stream begins after ``stream_offset`` where a header with ``digest_room`` bytes for digests
+    needs more. Raises ValueError where the stream offset is not allowed, or XML or cookie cannot be
+    written.
     """
     if libvirt is None:
+        if digest_room:
+            area = superblock.area_for(metadata) + digest_room
+            stream_offset = max(stream_offset, superblock.METADATA_START + 2 * area)
         superblock.check_stream_offset(stream_offset)
-        return Superblock(State.PARTIAL, 0, stream_offset, uuids.uuid4()), None
-    stream_offset = libvirt_format.stream_offset(libvirt, metadata, stream_offset)
+        block = Superblock(State.PARTIAL, 0, stream_offset, uuids.uuid4())
+        return block.reserved(digest_room), None
+    stream_offset = libvirt_format.stream_offset(libvirt, metadata, stream_offset, digest_room)
     superblock.check_stream_offset(stream_offset)
     header = libvirt_header.laid_out(libvirt, stream_offset)
     place = libvirt_format.place(header)
     assert place is not None
     # Sequence 1, so that slot 0 is written first: after slot 1 the file would be M bytes long.
-    return Superblock(State.PARTIAL, 1, stream_offset, uuids.uuid4(), place=place), header
+    block = Superblock(State.PARTIAL, 1, stream_offset, uuids.uuid4(), place=place)
+    return block.reserved(digest_room), header
 
 
 def slots(fd: int) -> tuple[Superblock | None, LibvirtHeader | None]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Pages that QEMU's channels write by one call at most (10.0: MULTIFD_PACKET_SIZE, 512 KiB).
 JOB_PAGES = 128
+_READ = 1 << 20  # bytes
 _AHEAD = 4096  # bytes of bitmap: of 128 MiB of RAM; no file system's block is larger
 
 
@@ -94,6 +95,40 @@ def find(fd: int, stream: Stream) -> Missing | None:
                 hole = (block.name, page, block.pages_offset + page * block.page_size)
             count += bits.count()
     return Missing(count, *hole) if hole else None
+
+
+def stale(fd: int, block: RamBlock) -> Iterator[tuple[int, int]]:
+    """Yield (first page, pages) of each run of unused pages that the file has data for.
+
+    A live save leaves them: pages that it has written, and that were zeros in the end. Where the
+    file has space for pages, they are read. Raises OSError, TruncatedImage.
+    """
+    size, place = block.page_size, block.pages_offset
+    for first, pages in bitmaps.clear_runs(fd, block):
+        start = place + first * size
+        begin = end = 0
+        for at, stop in extents(fd, start, start + pages * size):
+            for page in _with_contents(fd, at - (at - place) % size, stop, size):
+                number = (page - place) // size
+                if number < end:
+                    continue  # of a page that two extents have a part in
+                if number > end and begin < end:
+                    yield begin, end - begin
+                begin, end = (begin if number == end and begin < end else number), number + 1
+        if begin < end:
+            yield begin, end - begin
+
+
+def _with_contents(fd: int, start: int, end: int, size: int) -> Iterator[int]:
+    """Yield the offset of each page from ``start`` to ``end`` that is not all zeros."""
+    for at in range(start, end, _READ):
+        data = os.pread(fd, min(_READ, end - at + -(end - at) % size), at)
+        if data.count(0) == len(data):
+            continue
+        for page in range(0, len(data), size):
+            piece = data[page : page + size]
+            if piece.count(0) < len(piece):
+                yield at + page
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,20 +12,20 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import os
-import stat
-import time
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from mapsave import errors, file_lock
 from mapsave.image import (
+    data_digests,
     descriptors,
     digests,
     formats,
     libvirt_format,
     libvirt_header,
+    partial_names,
+    piece_reader,
     structure,
     superblock,
     syscalls,
@@ -38,36 +38,12 @@ from mapsave.image.superblock import State, Superblock
 if TYPE_CHECKING:
     import uuid as uuids
 
-PARTIAL_SUFFIX = ".partial"
-NAME_MAX = 255  # bytes
-_BLANK_AT_MOST = 60.0  # seconds; ``creating`` takes microseconds from open to superblock
-_FOREIGN_AT_MOST = 3600.0  # seconds without a write; libvirt locks no image that it writes
-
-
-def partial_name(name: str) -> str:
-    """Return the name under which the image ``name`` is written until it is committed.
-
-    Where the suffix would make it longer than a file name may be, the end is a digest instead.
-    """
-    if len(os.fsencode(name + PARTIAL_SUFFIX)) <= NAME_MAX:
-        return name + PARTIAL_SUFFIX
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    room = NAME_MAX - len(digest) - len(PARTIAL_SUFFIX) - 1
-    head = os.fsencode(name)[:room].decode(errors="ignore")
-    return f"{head}.{digest}{PARTIAL_SUFFIX}"
-
-
-def is_partial_name(name: str) -> bool:
-    """Return whether a file of that name or path is a partial image, whatever it says itself."""
-    return name.endswith(PARTIAL_SUFFIX)
-
 
 @dataclasses.dataclass
 class Partial:
     """An image being written: ``fd`` is read-write and stays ours; QEMU gets the pair.
 
-    ``is_left``: it was to be removed at the end, which failed. ``has_its_name``: ``commit`` has
-    come as far as the rename, and others find an image."""
+    ``is_left``: it could not be removed at the end. ``has_its_name``: the rename is done."""
 
     directory: int
     name: str
@@ -76,15 +52,15 @@ class Partial:
     libvirt: LibvirtHeader | None = None
     is_left: bool = False
     has_its_name: bool = False
-    _keep: bool = False
+    is_kept: bool = False
 
     @property
     def partial(self) -> str:
-        return partial_name(self.name)
+        return partial_names.partial_name(self.name)
 
     def keep(self) -> None:
         """Leave the partial file where it is at the end: another process will deal with it."""
-        self._keep = True
+        self.is_kept = True
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -99,9 +75,12 @@ class Partial:
         os.fsync(self.fd)
 
     def start_over(self, metadata: Metadata) -> None:
-        """Drop what QEMU has written, which has let go of it; ``metadata`` are new. Raises OSError,
-        ValueError where they do not fit."""
+        """Drop what QEMU has written, which has let go of it. Else as ``note`` does."""
         os.ftruncate(self.fd, self.block.stream_offset)
+        self.note(metadata)
+
+    def note(self, metadata: Metadata) -> None:
+        """Write other metadata, for a recovery. Raises OSError, ValueError if they do not fit."""
         self.block = superblock.write(self.fd, self.block, metadata, durable=False)
 
     def validate(self) -> validation.Contents:
@@ -109,9 +88,18 @@ class Partial:
         size = os.fstat(self.fd).st_size
         if self.libvirt is not None and libvirt_header.read(self.fd) != self.libvirt:
             raise errors.InvalidImage("libvirt's header has changed since it was written")
-        contents = validation.validate_stream(self.fd, self.block.stream_offset, size)
-        digest = structure.digest(self.fd, contents.stream)
-        return dataclasses.replace(contents, structure_digest=digest)
+        return validation.validate_written(self.fd, self.block.stream_offset, size)
+
+    def take_digests(self, note: piece_reader.Note) -> None:
+        """Take the digests of its data, which is on stable storage; ``commit`` records them.
+
+        None are taken where there is no room for them. Raises as ``data_digests.take``.
+        """
+        size = os.fstat(self.fd).st_size
+        if dataclasses.replace(self.block, file_length=size).digests != "pending":
+            return
+        taken = data_digests.take(self.fd, self.block.stream_offset, size, note)
+        self.block = data_digests.write(self.fd, self.block, taken)
 
     def commit(self, metadata: Metadata, *, replace: bool) -> None:
         """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
@@ -127,8 +115,13 @@ class Partial:
         self.block = superblock.write_twice(self.fd, saved, known)
         if self.libvirt is not None:
             self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
-        self._rename(replace=replace)
-        os.fsync(self.directory)
+        try:
+            self._rename(replace=replace)
+            os.fsync(self.directory)
+        finally:
+            if self.has_its_name:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self.fd, fcntl.LOCK_UN)  # for those who mark it, or add digests
 
     def _rename(self, *, replace: bool) -> None:
         try:
@@ -138,36 +131,15 @@ class Partial:
             # name be left. By its name it is the image.
             if not self._is_named():
                 raise
-            self._keep = self.has_its_name = True
+            self.is_kept = self.has_its_name = True
             self.remove()
-        self._keep = self.has_its_name = True
+        self.is_kept = self.has_its_name = True
 
     def _is_named(self) -> bool:
         with contextlib.suppress(OSError):
             stats = os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
             return os.path.samestat(stats, os.fstat(self.fd))
         return False
-
-    def mark_stale(self) -> None:
-        """Mark it: its guest was resumed, so a restore refuses it. Raises OSError, InvalidImage."""
-        self.block = _write_stale(self.fd, self.block, self.metadata())
-
-
-def _write_stale(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
-    stale = dataclasses.replace(block, state=State.RESTORED)
-    try:
-        return superblock.write_twice(fd, stale, {**metadata, "continued": True})
-    except ValueError:  # no room for the reason; a restore refuses it by its state
-        return superblock.write(fd, stale)
-
-
-def partial_exists(partial: str) -> errors.Busy:
-    """Return the error for a save whose partial image, of that name or path, is there already."""
-    return errors.Busy(
-        f"{partial!r} exists: another save is writing this image, or one was interrupted",
-        hint="run 'mapsave recover' if no save is running; a file that mapsave did not write "
-        "is not removed: move it away",
-    )
 
 
 @contextlib.contextmanager
@@ -178,23 +150,25 @@ def creating(
     *,
     stream_offset: int,
     libvirt: NewLibvirtHeader | None = None,
+    digest_room: int = 0,
 ) -> Iterator[Partial]:
     """Create ``NAME.partial``, mode 0600, with a partial superblock; remove it unless committed.
 
-    With ``libvirt`` it is in libvirt format, and the stream begins after ``stream_offset`` where
-    header and metadata need more: ``Partial.block.stream_offset`` says where.
+    With ``libvirt`` it is in libvirt format; ``digest_room`` bytes are reserved for digests of its
+    data. The stream begins after ``stream_offset`` where the header needs more:
+    ``Partial.block.stream_offset`` says where.
 
     Nothing beyond the metadata is written, so the file stays shorter than M: preallocation with
     KEEP_SIZE survives QEMU's ftruncate(M) only then. Raises Busy where the partial file exists: its
     owner lives, or ``mapsave recover`` is due; ValueError where metadata, XML or cookie cannot be
     written.
     """
-    first, header = formats.new(metadata, stream_offset, libvirt)
-    partial = partial_name(name)
+    first, header = formats.new(metadata, stream_offset, libvirt, digest_room)
+    partial = partial_names.partial_name(name)
     try:
         fd = syscalls.open_beneath(directory, partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise partial_exists(partial) from None
+        raise partial_names.partial_exists(partial) from None
     try:
         image = Partial(directory, name, fd, first, header)
         try:
@@ -206,7 +180,7 @@ def creating(
                 libvirt_header.write(fd, header)
             yield image
         finally:
-            if not image._keep:
+            if not image.is_kept:
                 try:
                     image.remove()
                 except OSError:
@@ -223,46 +197,17 @@ def adopting(directory: int, name: str) -> Iterator[Partial]:
     Raises OSError where it is gone, InvalidImage where its superblock is damaged, Busy where its
     owner lives.
     """
-    with descriptors.opened(directory, partial_name(name), os.O_RDWR) as fd:
+    with descriptors.opened(directory, partial_names.partial_name(name), os.O_RDWR) as fd:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise errors.Busy(f"{partial_name(name)!r} is being written") from None
+            raise errors.Busy(f"{partial_names.partial_name(name)!r} is being written") from None
         block, header = formats.slots(fd)
         if block is None:
-            raise errors.InvalidImage(f"{partial_name(name)!r} was not written by mapsave")
+            raise errors.InvalidImage(
+                f"{partial_names.partial_name(name)!r} was not written by mapsave"
+            )
         yield Partial(directory, name, fd, block, header)
-
-
-def is_abandoned(directory: int, partial: str) -> bool:
-    """Return whether the file ``partial`` is a partial image that no process has locked.
-
-    One whose superblock is missing or damaged counts after a minute: its manager, or the host, died
-    before it was on disk. One that libvirt writes counts an hour after its last write; one that
-    libvirt has completed, and mapsave never had, does not count.
-    """
-    try:
-        with descriptors.opened(directory, partial, os.O_RDONLY | os.O_NONBLOCK) as fd:
-            stats = os.fstat(fd)
-            if not stat.S_ISREG(stats.st_mode):
-                return False
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            age = time.time() - stats.st_mtime
-            if superblock.is_blank(fd):
-                return age > _BLANK_AT_MOST
-            try:
-                block, header = formats.slots(fd)
-            except (errors.NotAnImage, errors.UnsupportedImage):
-                return False
-            except errors.TruncatedImage:
-                return is_partial_name(partial)
-            except errors.InvalidImage:
-                return age > _BLANK_AT_MOST
-            if block is not None:
-                return block.state is State.PARTIAL or is_partial_name(partial)
-            return header is not None and not header.complete and age > _FOREIGN_AT_MOST
-    except OSError:
-        return False
 
 
 @dataclasses.dataclass
@@ -310,7 +255,12 @@ class Image:
     def warnings(self) -> list[str]:
         """What is wrong with it that does not keep it from being restored."""
         damage = superblock.damage(self.fd, self.block)
-        return [text for text in (damage, self.undigested) if text is not None]
+        found = [text for text in (damage, self.undigested) if text is not None]
+        try:
+            self.taken_digests()
+        except (errors.DigestsDamaged, errors.UnsupportedImage) as error:
+            found.append(error.message)
+        return found
 
     @property
     def has_structure_digest(self) -> bool:
@@ -332,14 +282,34 @@ class Image:
         if self.block.state is State.PARTIAL:
             hint = "'mapsave recover' completes or removes what an interrupted save left"
             if self.libvirt is not None and self.libvirt.complete and not self.has_superblock:
-                hint = f"libvirt has completed it: rename it without {PARTIAL_SUFFIX!r}"
+                hint = (
+                    f"libvirt has completed it: rename it without {partial_names.PARTIAL_SUFFIX!r}"
+                )
             elif not self.has_superblock:
                 hint = "libvirt is still saving it, or was interrupted and will not complete it"
             raise errors.PartialImage(f"{self.path!r} was never completed", hint=hint)
         with descriptors.reading(self.path):
             contents = validation.validate_stream(self.fd, self.block.stream_offset, self.size)
             structure.check(self.fd, contents.stream, self.metadata.get("structure_digest"))
-            return contents
+            return contents.of_data(contents.used_bytes - self.metadata.get("filled_bytes", 0))
+
+    def taken_digests(self) -> data_digests.Digests | None:
+        """Return the digests of its data; None where none were taken.
+
+        Raises DigestsDamaged, UnsupportedImage, UnreadableImage.
+        """
+        with descriptors.reading(self.path):
+            return data_digests.read(self.fd, self.block)
+
+    def add_digests(self, taken: data_digests.Digests) -> None:
+        """Record digests of its data, durably, unless it has some. Raises as ``mark`` does, and
+        ValueError where there is no room for them."""
+        with self._rewriting() as writable:
+            if self.block.digest_length:
+                return
+            found = data_digests.write(writable, self.block, taken)
+            os.fdatasync(writable)
+            self.block = superblock.write(writable, superblock.write(writable, found))
 
     def mark(self, state: State) -> None:
         """Record ``state`` in the superblock, durably.
@@ -348,21 +318,40 @@ class Image:
         where the image cannot be written, ENOSPC where libvirt left no room, EINVAL where it has
         been damaged since it was opened.
         """
-        if self.libvirt is not None:
-            try:
-                self.reread()  # libvirt may have rewritten the XML, and so wiped our metadata
-            except errors.InvalidImage as error:
-                raise OSError(errno.EINVAL, error.message) from None
-            libvirt_format.check_markable(self.fd, self.libvirt, self.block)
-        with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
+        with self._rewriting() as writable:
+            if self.libvirt is not None:
+                libvirt_format.check_markable(self.fd, self.libvirt, self.block)
             marked = dataclasses.replace(self.block, state=state)
             self.block = superblock.write(writable, marked)
 
     def mark_stale(self) -> None:
-        """Do as ``Partial.mark_stale`` does. Raises OSError."""
-        with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
+        """Mark it: its guest was resumed, so a restore refuses it. Raises OSError."""
+        with self._rewriting() as writable:
             known = digests.kept(self.libvirt, self.metadata)
-            self.block = _write_stale(writable, self.block, known)
+            stale = dataclasses.replace(self.block, state=State.RESTORED)
+            try:
+                self.block = superblock.write_twice(writable, stale, {**known, "continued": True})
+            except ValueError:  # no room for the reason; a restore refuses it by its state
+                self.block = superblock.write(writable, stale)
+
+    @contextlib.contextmanager
+    def _rewriting(self) -> Iterator[int]:
+        """Yield a descriptor to write the header by, which is as it was read just now.
+
+        Others who would write it wait. libvirt may have rewritten the XML before, and so wiped
+        metadata and digests. Raises OSError.
+        """
+        with descriptors.reopened(self.fd, os.O_WRONLY) as writable:
+            try:
+                file_lock.exclusive(writable)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise  # else a file system without locks
+            try:
+                self.reread()
+            except errors.InvalidImage as error:
+                raise OSError(errno.EINVAL, error.message) from None
+            yield writable
 
     def reread(self) -> None:
         """Read all but the stream again, as it is under the caller's lock. Raises InvalidImage."""
@@ -377,7 +366,7 @@ def _read(
     """Read as ``formats.read`` does; by its name an image is partial. Raises InvalidImage."""
     with descriptors.reading(path):
         block, metadata, header = formats.read(fd, path, without_metadata=without_metadata)
-    if is_partial_name(path) or is_partial_name(os.path.realpath(path)):
+    if partial_names.is_partial_name(path) or partial_names.is_partial_name(os.path.realpath(path)):
         block = dataclasses.replace(block, state=State.PARTIAL)
     return block, metadata, header
 

@@ -14,7 +14,6 @@ that libvirt itself saved, known by its header alone::
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import uuid as uuids
 
@@ -24,8 +23,6 @@ from mapsave.image.libvirt_header import LibvirtHeader, NewLibvirtHeader
 from mapsave.image.metadata import Metadata
 from mapsave.image.superblock import METADATA_START, SLOT_SIZE, Place, State, Superblock
 
-# What a save adds to the metadata when it ends: RAM blocks, label, times.
-_METADATA_GROWS = 32 << 10
 UNWRITTEN = 0  # sequence number of a superblock that is in no slot
 
 
@@ -37,14 +34,18 @@ def place(header: LibvirtHeader) -> Place | None:
     return Place(slots, units.round_up(header.padding_offset, SLOT_SIZE), header.stream_offset)
 
 
-def stream_offset(new: NewLibvirtHeader, metadata: Metadata, at_least: int) -> int:
+def stream_offset(
+    new: NewLibvirtHeader, metadata: Metadata, at_least: int, digest_room: int
+) -> int:
     """Return M for a new image, in bytes: room for XML, cookie, slots and two metadata areas.
+
+    In the second of them is room for digests; the first is as long.
 
     So much room is also left for a later ``virsh save-image-edit``: 64 KiB, as libvirt leaves, and
     more. Raises ValueError where XML or cookie cannot be written.
     """
     texts = units.round_up(libvirt_header.text_length(new), SLOT_SIZE)
-    area = units.round_up(2 * len(json.dumps(metadata)) + _METADATA_GROWS, SLOT_SIZE)
+    area = superblock.area_for(metadata) + digest_room
     return max(at_least, texts + 2 * area + METADATA_START)
 
 

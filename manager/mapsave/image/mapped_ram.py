@@ -11,7 +11,7 @@ sections, and a JSON description that ends with the file.
 import dataclasses
 import uuid as uuids
 
-from mapsave import errors, units
+from mapsave import errors, instant_names, units
 from mapsave.image import page_size as page_sizes
 from mapsave.image import sections
 from mapsave.image import stream_format as fmt
@@ -30,7 +30,10 @@ _PARTS = 4096  # iterations that are looked at in one go
 
 @dataclasses.dataclass(frozen=True)
 class RamBlock:
-    """One RAM block: where its bitmap and pages lie. Offsets and lengths in bytes of the file."""
+    """One RAM block: where its bitmap and pages lie. Offsets and lengths in bytes of the file.
+
+    With ``has_alias`` the stream has the block under another name (``instant_names.py``).
+    """
 
     name: str
     used_length: int
@@ -38,6 +41,7 @@ class RamBlock:
     bitmap_offset: int
     bitmap_bytes: int
     pages_offset: int
+    has_alias: bool = False
 
     @property
     def pages(self) -> int:
@@ -281,7 +285,15 @@ class _Reader:
                 f"{where}: pages at {pages_offset}, bitmap ends at {bitmap_end}"
             )
         self._at.skip_to(pages_offset + used_length, f"pages of RAM block {name!r}")
-        return RamBlock(name, used_length, page_size, bitmap_offset, length, pages_offset)
+        return RamBlock(
+            name=instant_names.original(name),
+            used_length=used_length,
+            page_size=page_size,
+            bitmap_offset=bitmap_offset,
+            bitmap_bytes=length,
+            pages_offset=pages_offset,
+            has_alias=name != instant_names.original(name),
+        )
 
     def _iteration(self) -> None:
         """Skip this part of the RAM section and all that follow it directly.

@@ -12,7 +12,7 @@ from typing import Annotated, TypedDict, cast
 import msgspec
 from msgspec import Meta
 
-from mapsave import errors, strict_json
+from mapsave import errors, strict_json, typed
 
 _LATEST = 253402300800 - 2 * 86400  # seconds; year 9999, in whatever time zone it is shown
 _PLACE = re.compile(r"at `\$\.(.*)`$")  # of what is wrong, in what msgspec says
@@ -124,7 +124,11 @@ class DiskPart(TypedDict):
 
 
 class Metadata(TypedDict, total=False):
-    """All that mapsave reads from an image's metadata. ``duration_s`` in seconds."""
+    """All that mapsave reads from an image's metadata. ``duration_s`` in seconds.
+
+    ``filled_bytes``: zeros in short gaps between used pages that the save has marked as used, so
+    that a restore reads in long runs; ``data_bytes`` are the used pages without them.
+    """
 
     mapsave: str
     guest: GuestPart
@@ -139,7 +143,9 @@ class Metadata(TypedDict, total=False):
     domain: DomainPart | None
     strategy: Mapping[str, object]
     live: bool
+    managed: bool
     then: str
+    note: Word | None
     job: Word | None
     operation: Word | None
     host: dict[str, object]
@@ -147,6 +153,7 @@ class Metadata(TypedDict, total=False):
     ended: Time
     ram_blocks: list[BlockPart]
     data_bytes: Size
+    filled_bytes: Size
     label: dict[str, object] | None
     paused_at: Seconds | None
     duration_s: Seconds
@@ -174,7 +181,7 @@ def parse(raw: bytes) -> Metadata:
 def check(found: dict[str, object]) -> Metadata:
     """Return ``found`` where it is what metadata must be. Raises InvalidImage naming the key."""
     try:
-        msgspec.convert(found, Metadata)
+        typed.convert(found, Metadata)
         where = next((key for key in ("started", "ended") if not _is_time(found.get(key))), None)
     except msgspec.ValidationError as error:
         place = _PLACE.search(str(error))

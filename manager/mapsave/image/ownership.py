@@ -15,14 +15,11 @@ import contextlib
 import errno
 import os
 import stat
-import struct
 from collections.abc import Callable, Collection, Generator, Iterable
 
+from mapsave.image import acl
+
 _MOST_LINKS = 40  # as the kernel follows (path_resolution(7))
-_ACL = "system.posix_acl_access"  # xattr(7); linux/posix_acl_xattr.h
-_ACL_HEADER, _ACL_ENTRY = struct.Struct("<I"), struct.Struct("<HHI")
-_ACL_USER, _ACL_GROUP_OWNER, _ACL_GROUP, _ACL_MASK, _ACL_OTHER = 0x02, 0x04, 0x08, 0x10, 0x20
-_WRITE = 2
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -178,41 +175,27 @@ def _writers(fd: int, stats: os.stat_result, trusted: Collection[int]) -> list[s
     Its owner counts whatever the mode is, which an owner can change.
     """
     problems = [] if stats.st_uid in trusted else [f"belongs to uid {stats.st_uid}"]
-    entries = _acl(fd)
+    entries = acl.read(fd)
     if entries is None:
         by_mode = ((stat.S_IWGRP, f"gid {stats.st_gid}"), (stat.S_IWOTH, "everyone"))
         return problems + [
             f"can be written by {who}" for bit, who in by_mode if stats.st_mode & bit
         ]
-    mask = next((permissions for tag, permissions, _ in entries if tag == _ACL_MASK), _WRITE)
+    mask = next((permissions for tag, permissions, _ in entries if tag == acl.MASK), acl.WRITE)
     for tag, permissions, number in entries:
-        if not permissions & _WRITE:
+        if not permissions & acl.WRITE:
             continue
-        if tag == _ACL_OTHER:
+        if tag == acl.OTHER:
             problems.append("can be written by everyone")
-        elif not mask & _WRITE:
+        elif not mask & acl.WRITE:
             continue
-        elif tag == _ACL_GROUP_OWNER:
+        elif tag == acl.GROUP_OWNER:
             problems.append(f"can be written by gid {stats.st_gid}")
-        elif tag == _ACL_GROUP:
+        elif tag == acl.GROUP:
             problems.append(f"can be written by gid {number} (ACL)")
-        elif tag == _ACL_USER and number not in trusted:
+        elif tag == acl.USER and number not in trusted:
             problems.append(f"can be written by uid {number} (ACL)")
     return problems
-
-
-def _acl(fd: int) -> list[tuple[int, int, int]] | None:
-    """Return tag, permissions and id of each entry of a POSIX ACL; None without one.
-
-    Where it cannot be read the mode says as much or more: its group bits are the ACL's mask.
-    """
-    try:
-        raw = os.getxattr(f"/proc/self/fd/{fd}", _ACL)  # O_PATH descriptors take no fgetxattr
-    except OSError:
-        return None
-    if len(raw) < _ACL_HEADER.size or (len(raw) - _ACL_HEADER.size) % _ACL_ENTRY.size:
-        return None
-    return list(_ACL_ENTRY.iter_unpack(raw[_ACL_HEADER.size :]))
 
 
 def _served_by(fd: int) -> int | None:

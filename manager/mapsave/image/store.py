@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING
 
 from mapsave import errors
-from mapsave.image import descriptors, image
+from mapsave.image import descriptors, image, partial_names
 from mapsave.image.metadata import Metadata
 from mapsave.image.superblock import Superblock
 
@@ -26,14 +26,15 @@ def check_name(name: str) -> None:
     """
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         raise errors.UsageError(f"{name!r} cannot be the name of an image")
-    if len(os.fsencode(name)) > image.NAME_MAX:
+    if len(os.fsencode(name)) > partial_names.NAME_MAX:
         raise errors.UsageError(
             f"the image's name has {len(os.fsencode(name))} bytes; a file name may have at most "
-            f"{image.NAME_MAX}"
+            f"{partial_names.NAME_MAX}"
         )
-    if image.is_partial_name(name):
+    if partial_names.is_partial_name(name):
         raise errors.UsageError(
-            f"{name!r}: names ending in {image.PARTIAL_SUFFIX!r} are reserved for unfinished images"
+            f"{name!r}: names ending in {partial_names.PARTIAL_SUFFIX!r} are reserved for "
+            "unfinished images"
         )
 
 
@@ -66,16 +67,9 @@ class Directory:
 
         Raises BadDirectory, NotPermitted.
         """
-        try:
+        work, need = f"create a file in {self.path!r}", os.W_OK | os.X_OK
+        with errors.explained(work, self.path, need, otherwise=errors.BadDirectory):
             return descriptors.probe_direct_io(self.fd)
-        except OSError as error:
-            raise errors.of_os_error(
-                error,
-                f"cannot create a file in {self.path!r}: {error.strerror}",
-                self.path,
-                os.W_OK | os.X_OK,
-                otherwise=errors.BadDirectory,
-            ) from None
 
 
 @contextlib.contextmanager
@@ -139,7 +133,7 @@ class Entry:
 
         ``unreadable`` says nothing about the image: it could not be looked at.
         """
-        if image.is_partial_name(self.name):
+        if partial_names.is_partial_name(self.name):
             return EntryState.PARTIAL
         if isinstance(self.error, errors.NotPermitted | errors.UnreadableImage):
             return EntryState.UNREADABLE

@@ -54,3 +54,9 @@ def bitmap_bytes(used_length: int, page_size: int) -> int:
     """Return the bytes of the page bitmap of a RAM block: whole 64-bit words, one bit a page."""
     pages = -(-used_length // page_size)
     return 8 * (-(-pages // 64))
+
+
+def counted(text: str) -> bytes:
+    """Return ``text`` after its length in one byte, as QEMU writes names."""
+    raw = text.encode()
+    return bytes([len(raw)]) + raw

@@ -7,6 +7,7 @@ Offsets inside the stream are absolute, so M never changes. In a native image al
     4096     slot 1   4 KiB
     8192     metadata area A, up to the middle of [8192, M)
     middle   metadata area B
+    ...      digest area, up to M, where one is reserved (``data_digests``)
     M        QEMU's stream
 
 In an image in libvirt format slots and areas lie in the padding of libvirt's header, the slots
@@ -17,6 +18,8 @@ update, never the image. The valid slot with the highest sequence number counts.
 point to the same metadata, the other area gets a copy of it, for the case that they rot. Little
 endian.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import enum
@@ -39,6 +42,12 @@ MIN_STREAM_OFFSET = 64 * units.KIB
 MAX_STREAM_OFFSET = 1 * units.GIB
 DEFAULT_STREAM_OFFSET = 1 * units.MIB
 MAX_METADATA = 1 * units.MIB  # parsed, JSON takes many times its length
+# The digest area is a head and, for each MiB of the file, a digest (``data_digests``).
+DIGEST_HEAD = 64
+DIGEST_SIZE = 16
+MAX_DIGESTS = 128 * units.MIB  # for 8 TiB of RAM
+# What a save adds to the metadata when it ends: RAM blocks, label, times.
+_METADATA_GROWS = 32 * units.KIB
 MAX_SEQUENCE = (1 << 63) - 1
 KNOWN_FEATURES = 0  # the "must understand" feature flags that this version understands
 
@@ -110,6 +119,34 @@ class Superblock:
     optional: int = 0
     place: Place = NATIVE
 
+    @property
+    def digest_room(self) -> int:
+        """Bytes that are reserved for digests at the end of the second metadata area."""
+        end = self.place.area(self.stream_offset)[1]
+        return max(0, end - self.digest_offset) if self.digest_offset else 0
+
+    @property
+    def digests_needed(self) -> int:
+        """Bytes that the digests of all from the stream to the end of the file take."""
+        pieces = -(-self.file_length // units.MIB) - self.stream_offset // units.MIB
+        return DIGEST_HEAD + DIGEST_SIZE * pieces
+
+    @property
+    def digests(self) -> str:
+        """Whether there are digests of the data: ``taken``, ``pending`` (to be taken), ``none``.
+
+        None can be taken where there is no room for them.
+        """
+        if self.digest_length:
+            return "taken"
+        room = min(self.digest_room, MAX_DIGESTS)
+        return "pending" if room and self.digests_needed <= room else "none"
+
+    def reserved(self, room: int) -> Superblock:
+        """Return it with so many bytes reserved for digests."""
+        end = self.place.area(self.stream_offset)[1]
+        return dataclasses.replace(self, digest_offset=end - room if room else 0)
+
     def pack(self) -> bytes:
         """Return the slot as it is on disk, checksum included."""
         named = {name: getattr(self, name) for name in _NAMES}
@@ -170,6 +207,10 @@ def _check(block: Superblock, size: int) -> None:
             raise errors.InvalidImage(
                 f"superblock: {what} at {offset}, {length} bytes, lies outside {low}..{high}"
             )
+    if block.digest_offset and not block.digest_length and not block.digest_room:
+        raise errors.InvalidImage(
+            f"superblock: room for digests at {block.digest_offset} lies outside {area}"
+        )
     if block.state is State.PARTIAL:
         return
     if size < block.file_length:
@@ -304,7 +345,7 @@ def write(
     block = dataclasses.replace(block, sequence=block.sequence + 1)
     if metadata is not None:
         raw = _dumped(metadata)
-        room = block.place.areas(block.stream_offset)[2]
+        room = block.place.areas(block.stream_offset)[2] - block.digest_room
         if len(raw) > min(room, MAX_METADATA):
             raise ValueError(
                 f"metadata of {len(raw)} bytes does not fit the {min(room, MAX_METADATA)} reserved"
@@ -335,6 +376,11 @@ def write_twice(fd: int, block: Superblock, metadata: Metadata) -> Superblock:
     syscalls.write_all(fd, _dumped(metadata).ljust(before, b"\0"), _copy_offset(block))
     os.fdatasync(fd)
     return block
+
+
+def area_for(metadata: Metadata) -> int:
+    """Return how many bytes an area should have for metadata that begin like that."""
+    return units.round_up(2 * len(_dumped(metadata)) + _METADATA_GROWS, SLOT_SIZE)
 
 
 def _dumped(metadata: Metadata) -> bytes:

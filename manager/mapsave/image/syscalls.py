@@ -1,10 +1,11 @@
-"""The few Linux system calls that Python's ``os`` lacks: openat2, renameat2, fallocate, statx.
+"""The few Linux system calls that Python's ``os`` lacks: openat2, renameat2, cachestat and others.
 
 Each has its man page in section 2. ctypes is imported on first use: it costs some milliseconds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import ctypes
 
-_SYS_OPENAT2 = 437  # the same number on every architecture: it came after they were unified
+# The first two are the same on every architecture: they came after numbers were unified.
+_SYS_OPENAT2 = 437
+_SYS_CACHESTAT = 451
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
@@ -23,6 +26,11 @@ _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _AT_EMPTY_PATH = 0x1000
 _STATX_DIOALIGN = 0x2000
+# ioprio_set(2), which has another number on each architecture.
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_LOWEST = 2 << 13 | 7  # best effort, of eight levels
+_IOPRIO_IDLE = 3 << 13
 
 
 @functools.cache
@@ -95,8 +103,25 @@ def rename(directory: int, source: str, target: str, *, replace: bool) -> None:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
         # A file system without the flag (NFS, some FUSE): link refuses an existing name as well.
-        os.link(source, target, src_dir_fd=directory, dst_dir_fd=directory)
-        os.unlink(source, dir_fd=directory)
+        try:
+            os.link(source, target, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as unlinked:
+            if unlinked.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            _rename_unseen(directory, source, target)
+        else:
+            os.unlink(source, dir_fd=directory)
+
+
+def _rename_unseen(directory: int, source: str, target: str) -> None:
+    """Rename where links are unknown too (FUSE, object stores): between look and rename another
+    program may create ``target``, though no other save does."""
+    try:
+        os.stat(target, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -139,3 +164,42 @@ def file_system_type(fd: int) -> int:
     buffer = (ctypes.c_long * 64)()  # struct statfs has 120 bytes and begins with f_type
     _call("fstatfs64", fd, ctypes.byref(buffer))
     return buffer[0]
+
+
+def cached_bytes(fd: int, offset: int, length: int) -> int | None:
+    """Return how many bytes of that part of a file are in the page cache.
+
+    None where the kernel does not say (cachestat(2): Linux 6.5; later ones only to who may write
+    the file).
+    """
+    import ctypes
+
+    part = (ctypes.c_uint64 * 2)(offset, length)
+    counts = (ctypes.c_uint64 * 5)()  # struct cachestat begins with the pages in the cache
+    try:
+        _call(
+            "syscall",
+            ctypes.c_long(_SYS_CACHESTAT),
+            ctypes.c_uint(fd),
+            ctypes.byref(part),
+            ctypes.byref(counts),
+            ctypes.c_uint(0),
+        )
+    except OSError:
+        return None
+    return int(counts[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def lower_io_priority(*, is_idle: bool) -> None:
+    """Have what this thread reads come after what others read, or only while no one else reads.
+
+    So do the threads that it begins. Not every scheduler of a disk knows it (ioprio_set(2)); where
+    it cannot be set nothing is raised.
+    """
+    import ctypes
+
+    number = _SYS_IOPRIO_SET.get(os.uname().machine)
+    if number is not None:
+        wanted = _IOPRIO_IDLE if is_idle else _IOPRIO_LOWEST
+        with contextlib.suppress(OSError):
+            _call("syscall", ctypes.c_long(number), _IOPRIO_WHO_PROCESS, 0, wanted)

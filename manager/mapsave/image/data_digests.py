@@ -1,0 +1,174 @@
+"""Digests of an image's data: XXH3-128 over each MiB of the file from its stream on.
+
+They are taken of the file when it is final, by direct reads, into the area that the superblock has
+reserved for them, at the end of the header. A hole is as good as zeros: both have the digest 0. So
+copies with other holes have the same digests. Little endian, but for the digests::
+
+    0    8   magic MSDIGEST
+    8    4   version, 1
+    12   4   algorithm, 1: XXH3-128
+    16   8   bytes of a piece of the file, 1 MiB; the first piece begins with the file
+    24   8   the first byte that is covered: M
+    32   8   the end of what is covered: the length of the file
+    40   8   when they were taken, seconds since 1970
+    48   16  XXH3-128 of the 48 bytes before and the digests after it
+    64       16 bytes for each piece from that of the first byte on
+
+A digest is over those bytes of its piece that are covered. See https://xxhash.com.
+"""
+
+import dataclasses
+import os
+import struct
+import time
+
+from mapsave import errors, units
+from mapsave.image import piece_reader, syscalls
+from mapsave.image.piece_reader import PIECE, Note
+from mapsave.image.superblock import DIGEST_HEAD, MAX_DIGESTS, SLOT_SIZE, Superblock
+from mapsave.image.superblock import DIGEST_SIZE as SIZE
+
+_MAGIC = b"MSDIGEST"
+_VERSION = 1
+_XXH3_128 = 1
+_HEAD = struct.Struct("<8sIIQQQQ")
+_BEGIN = DIGEST_HEAD
+# Of bitmaps, device state, video memory and ROMs, beside the RAM that a guest is said to have.
+_BESIDE = 1 * units.GIB
+
+
+def ignore(_: int) -> None:
+    """Note nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Digests:
+    """The digests of the pieces of a file from ``begin`` to ``end``, ``taken`` at that time.
+
+    ``begin`` and ``end`` in bytes, ``taken`` in seconds since the epoch.
+    """
+
+    begin: int
+    end: int
+    taken: int
+    table: bytes
+
+    def pack(self) -> bytes:
+        """Return the digest area as it is on disk."""
+        head = _HEAD.pack(_MAGIC, _VERSION, _XXH3_128, PIECE, self.begin, self.end, self.taken)
+        return head + _checksum(head, self.table) + self.table
+
+
+def room(ram_bytes: int) -> int:
+    """Return how many bytes of header to reserve for the digests of a guest with so much RAM.
+
+    0 where that would be too much.
+    """
+    pages = units.round_up(ram_bytes, PIECE) + ram_bytes // 8192
+    wanted = _BEGIN + SIZE * ((pages + _BESIDE) // PIECE)
+    return units.round_up(wanted, SLOT_SIZE) if wanted <= MAX_DIGESTS else 0
+
+
+def take(fd: int, begin: int, end: int, note: Note = ignore) -> Digests:
+    """Return the digests of a file from ``begin`` to ``end``.
+
+    ``note`` is called with the bytes of each piece before it is read; what it raises ends the
+    reading. Raises TruncatedImage where the file is shorter, OSError.
+    """
+    when = int(time.time())
+    return Digests(begin, end, when, _table(fd, begin, end, note))
+
+
+def differing(fd: int, known: Digests, note: Note = ignore) -> list[tuple[int, int]]:
+    """Return the pieces, by first byte and end, that have not the digests that are ``known``.
+
+    ``note`` and what is raised are as for ``take``.
+    """
+    found = _table(fd, known.begin, known.end, note)
+    if found == known.table:
+        return []
+    first = known.begin // PIECE
+    return [
+        (max(known.begin, (first + at) * PIECE), min(known.end, (first + at + 1) * PIECE))
+        for at in range(len(found) // SIZE)
+        if found[at * SIZE : (at + 1) * SIZE] != known.table[at * SIZE : (at + 1) * SIZE]
+    ]
+
+
+def _table(fd: int, begin: int, end: int, note: Note) -> bytes:
+    first = begin // PIECE
+    table = bytearray(SIZE * (-(-end // PIECE) - first))
+    zeros = memoryview(bytes(PIECE))
+    import xxhash  # what takes no digests does without
+
+    of_zeros = {PIECE: xxhash.xxh3_128_digest(zeros)}
+
+    def put(number: int, data: memoryview) -> None:
+        digest = xxhash.xxh3_128_digest(data)
+        length = len(data)
+        if length not in of_zeros:  # the first piece and the last
+            of_zeros[length] = xxhash.xxh3_128_digest(zeros[:length])
+        if digest != of_zeros[length]:
+            at = (number - first) * SIZE
+            table[at : at + SIZE] = digest
+
+    piece_reader.read(fd, begin, end, put, note)
+    return bytes(table)
+
+
+def write(fd: int, block: Superblock, digests: Digests) -> Superblock:
+    """Write the digest area that ``block`` has reserved; return a superblock that points to it.
+
+    That is not written yet, and the area not on stable storage. Raises OSError, ValueError where
+    they do not fit.
+    """
+    raw = digests.pack()
+    if len(raw) > block.digest_room:
+        raise ValueError(f"digests of {len(raw)} bytes, {block.digest_room} bytes are reserved")
+    syscalls.write_all(fd, raw, block.digest_offset)
+    return dataclasses.replace(block, digest_length=len(raw))
+
+
+def read(fd: int, block: Superblock) -> Digests | None:
+    """Return the digests of an image; None where none were taken.
+
+    Raises DigestsDamaged where they are not what was written, or do not cover the image.
+    """
+    if not block.digest_length:
+        return None
+    begin, end = block.stream_offset, block.file_length
+    length = block.digests_needed
+    if block.digest_length != length or length > MAX_DIGESTS:
+        raise _damaged(block, f"they have {block.digest_length} bytes in place of {length}")
+    raw = os.pread(fd, length, block.digest_offset)
+    head, table = raw[: _HEAD.size], raw[_BEGIN:]
+    if len(raw) < length or raw[_HEAD.size : _BEGIN] != _checksum(head, table):
+        raise _damaged(block, "their checksum does not match")
+    magic, version, algorithm, piece, first, last, taken = _HEAD.unpack(head)
+    if (version, algorithm, piece) != (_VERSION, _XXH3_128, PIECE):
+        raise errors.UnsupportedImage(
+            f"the digests of its data are of version {version}, algorithm {algorithm}, over pieces "
+            f"of {piece} bytes, which this mapsave does not support",
+            hint="use the mapsave that took them, or a newer one",
+        )
+    if (magic, first, last) != (_MAGIC, begin, end):
+        raise _damaged(block, "they are of another file")
+    return Digests(begin, end, taken, table)
+
+
+def _checksum(head: bytes, table: bytes) -> bytes:
+    import xxhash
+
+    hashed = xxhash.xxh3_128(head)
+    hashed.update(table)
+    return hashed.digest()
+
+
+def _damaged(block: Superblock, why: str) -> errors.DigestsDamaged:
+    return errors.DigestsDamaged(
+        f"the digests of its data at {block.digest_offset} are damaged ({why})",
+        hint="whether the data is damaged as well is not known: compare it with another copy of "
+        "the image, or save the guest again",
+        offset=block.digest_offset,
+        length=block.digest_length,
+    )
