@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mapsave import units
 from mapsave.plan import probe
 
 from tests.kit import inject, storage, wait
@@ -46,6 +47,13 @@ def measure(directory: Path) -> probe.Probe:
         os.close(fd)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that is slow because the machine is busy does not count as hung."""
+    monkeypatch.setattr(probe, "LIMIT", wait.LONG)
+
+
+@pytest.mark.usefixtures("patient")
 def test_figures_of_each_kind_and_nothing_is_left(tmp_path: Path) -> None:
     begun = time.monotonic()
     found = measure(tmp_path)
@@ -63,6 +71,7 @@ def test_a_file_system_with_little_room_is_left_alone(tmp_path: Path) -> None:
         assert os.statvfs(place).f_bfree == os.statvfs(place).f_blocks
 
 
+@pytest.mark.usefixtures("patient")
 def test_no_more_is_written_than_promised(tmp_path: Path) -> None:
     """The same file system, but for its size, has room for the promise alone."""
     with storage.tmpfs(4 << 30, tmp_path) as place:
@@ -73,7 +82,9 @@ def test_no_more_is_written_than_promised(tmp_path: Path) -> None:
 
 def test_storage_that_hangs_is_given_up(tmp_path: Path) -> None:
     rule = inject.Rule("fsync", "hang", path=str(tmp_path), count=-1)
-    assert f"took longer than {probe.LIMIT:g} s" in measured_by_process(tmp_path, rule)
+    assert f"took longer than {units.format_duration(probe.LIMIT)}" in measured_by_process(
+        tmp_path, rule
+    )
 
 
 def test_slow_storage_is_measured_with_fewer_in_flight(tmp_path: Path) -> None:

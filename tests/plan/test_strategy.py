@@ -18,7 +18,7 @@ def test_a_limited_save_has_few_channels_and_tells_qemu_the_limit() -> None:
     assert limited.parameters()["max-bandwidth"] == 5 << 20
     assert limited.channels == strategy.LIMITED_CHANNELS < strategy.DEFAULT_CHANNELS
     assert "bandwidth" in limited.reasons["channels"]
-    assert limited.as_dict()["bandwidth"] == 5 << 20
+    assert limited.as_dict()["bandwidth_bytes_per_s"] == 5 << 20
 
 
 def test_a_setting_wins_over_the_limit() -> None:

@@ -1,9 +1,10 @@
-"""What a save by a strategy will cost: seconds, bytes written, and the size of the file.
+"""What a save or a restore by a strategy will cost: seconds, bytes, and the size of the file.
 
 Which requests QEMU makes of a job's pages follows from how it looks for zero pages (10.0): the
 channels (``multifd-zero-page.c``) exchange each zero page with the last page of the job, so that
 the pages after it are out of order and are written one by one; the main thread (``legacy``) leaves
-zero pages out and keeps the order; and with ``none`` jobs are written whole.
+zero pages out and keeps the order; and with ``none`` jobs are written whole. A restore reads each
+run of pages that are in the image by requests of up to 1 MiB (``migration/ram.c``).
 """
 
 import collections
@@ -12,15 +13,23 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from mapsave.plan.layout import PAGE, WINDOW, Layout
+from mapsave.plan.layout import PAGE, WINDOW, Layout, Stored
 from mapsave.plan.probe import LARGE, SMALL, Costs, Probe
 
 # Seconds to look whether a page is zero, and that a request through the page cache takes beside
 # its bytes (docs/benchmarks.md).
 _SCAN = 4e-7
 _CACHED_REQUEST = 6e-6
+# Seconds to see that a page in a long run of zeros is one, and to make a hole of it.
+_DIG = 1e-6
+# Channels with which a restore is expected to read, while its image is made.
+_READING = 8
+# Seconds that QEMU's main thread takes to hand a read to a channel and wake it, and seconds a byte
+# that one thread copies from the page cache into memory that was not touched before (QEMU 10.0).
+_DISPATCH = 1.7e-5
+_COPY = 1 / 1.2e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,27 @@ class Way:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadWay:
+    """One way to read an image, as a ReadStrategy has it."""
+
+    direct_io: bool
+    channels: int
+
+    def text(self) -> str:
+        """Name it in a few words."""
+        return f"{'direct' if self.direct_io else 'page cache'}, {self.channels} channels"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadPrediction:
+    """What a restore by ``way`` takes from when QEMU has the image: seconds, and bytes read."""
+
+    way: ReadWay
+    seconds: float
+    read_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """What a save by ``way`` takes: seconds, bytes written in ``requests``, bytes on the disk."""
 
@@ -54,17 +84,30 @@ def predict(layout: Layout, probe: Probe, way: Way) -> Prediction:
     """Predict a save; where the probe has no figures for direct ways, by those of the cache."""
     requests = _requests(layout, way.zero_pages)
     pages = sum(length * number for length, number in requests.items())
-    seconds = _seconds(requests, probe, way) + layout.pages * _scan(way)
+    seconds = _seconds(requests.items(), _write_costs(probe, way)) + layout.pages * _scan(way)
+    if way.zero_pages == "none":
+        seconds += min(layout.empty * layout.pages * _DIG, search_limit(seconds))
     whole = way.preallocate or way.zero_pages == "none"
     written = round(pages) * PAGE
     size = layout.pages * PAGE if whole else written
     return Prediction(way, seconds, written, size, sum(requests.values()))
 
 
+def search_limit(seconds: float) -> float:
+    """Return for how long a save that took ``seconds`` may search for zeros that it has written."""
+    return max(0.25, seconds / 10)
+
+
+def read_request(probe: Probe) -> float:
+    """Return the seconds that a restore takes for a request beside those for its further pages."""
+    small, _ = _read_costs(probe, ReadWay(direct_io=True, channels=_READING), cached=0.0)
+    return small
+
+
 def course(layout: Layout, probe: Probe, found: Prediction) -> tuple[float, ...]:
     """Return the seconds of a prediction until each sampled part of the RAM is written."""
     parts = [
-        _seconds(_of_job(sample, found.way.zero_pages), probe, found.way)
+        _seconds(_of_job(sample, found.way.zero_pages).items(), _write_costs(probe, found.way))
         + WINDOW * _scan(found.way)
         for sample in layout.samples or (0,)
     ]
@@ -72,11 +115,18 @@ def course(layout: Layout, probe: Probe, found: Prediction) -> tuple[float, ...]
     return tuple(scale * until for until in itertools.accumulate(parts))
 
 
-def _seconds(requests: Mapping[int, float], probe: Probe, way: Way) -> float:
-    """Return what requests of so many pages take."""
-    small, large = _request_costs(probe, way)
+def predict_read(stored: Stored, probe: Probe, way: ReadWay) -> ReadPrediction:
+    """Predict a restore; where the probe has no figures for direct ways, by those of the cache."""
+    costs = _read_costs(probe, way, stored.cached)
+    seconds = _seconds([(stored.run, stored.requests)], costs) + stored.requests * _DISPATCH
+    return ReadPrediction(way, seconds, stored.pages * PAGE)
+
+
+def _seconds(requests: Iterable[tuple[float, float]], costs: tuple[float, float]) -> float:
+    """Return what pairs of length and number take by the ``costs`` of a page and a whole job."""
+    small, large = costs
     each = (large - small) / (LARGE // SMALL - 1)  # of a further page in a request
-    return sum(number * (small + (length - 1) * each) for length, number in requests.items())
+    return sum(number * (small + (length - 1) * each) for length, number in requests)
 
 
 def _scan(way: Way) -> float:
@@ -124,7 +174,18 @@ def _of_job(sample: int, zero_pages: str) -> dict[int, int]:
     return found
 
 
-def _request_costs(probe: Probe, way: Way) -> tuple[float, float]:
+def _read_costs(probe: Probe, way: ReadWay, cached: float) -> tuple[float, float]:
+    """Return the same of reads, where that part of what is read is in the page cache."""
+    if way.direct_io and probe.reads:
+        small, large = (_at_depth(probe.reads, size, way.channels) for size in (SMALL, LARGE))
+        return small, large
+    threads = min(way.channels, os.cpu_count() or 1)
+    each = cached * _COPY / threads + (1 - cached) * (_COPY + probe.cached_reads)
+    small, large = (size * each + _CACHED_REQUEST for size in (SMALL, LARGE))
+    return small, large
+
+
+def _write_costs(probe: Probe, way: Way) -> tuple[float, float]:
     """Return the seconds that a request of one page takes, and one of a whole job."""
     if not way.direct_io or not probe.holes:
         small, large = (size * probe.buffered + _CACHED_REQUEST for size in (SMALL, LARGE))

@@ -1,21 +1,27 @@
-"""Choose how to save: predict every way that the settings allow, and take the best."""
+"""Choose how to save or restore: predict every way that the settings allow, and take the best."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mapsave import units
 from mapsave.config import SaveSettings
 from mapsave.plan import correction, cost
-from mapsave.plan.cost import Prediction, Way
-from mapsave.plan.layout import Layout
+from mapsave.plan.correction import P
+from mapsave.plan.cost import Prediction, ReadPrediction, ReadWay, Way
+from mapsave.plan.layout import PAGE, Layout, Stored
 from mapsave.plan.probe import Probe
+from mapsave.restore_settings import RestoreSettings
 
 # In the order of preference among those that are as fast.
 _ZERO_PAGES = ("multifd", "legacy", "none")
 # Each channel writes one request at a time, so channels are the queue depth. More than the usual
 # eight gain little, and QEMU's limits were asked for these.
 _CHANNELS = (8, 4)
+# A restore's small reads gain by more of them; through the page cache they make little difference.
+_READ_CHANNELS = (16, 8, 4)
+_CACHED_READ_CHANNELS = (16,)
+READ_DEPTH = max(_READ_CHANNELS)
 # A way that writes requests of so many bytes on the average is limited by how much it writes, and
 # where that is slow no other way is faster that writes much more.
 _LARGE_REQUESTS, _MUCH_MORE = 64 * units.KIB, 1.25
@@ -35,6 +41,15 @@ class Learned:
     probe: Probe
     free_bytes: int | None = None
     in_memory: bool = False
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedImage:
+    """What is known of an image and of its file system; ``factors`` as in ``Learned``."""
+
+    stored: Stored
+    probe: Probe
     factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -67,6 +82,15 @@ class Plan:
     fallback: Prediction | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadPlan:
+    """The way to read that was chosen, why, and what the others would take, the fastest first."""
+
+    chosen: ReadPrediction
+    reason: str
+    others: tuple[ReadPrediction, ...]
+
+
 def plan(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Plan:
     """Choose a way for ``settings``; what they say themselves is as they say."""
     layout, probe = learned.layout, learned.probe
@@ -83,21 +107,58 @@ def plan(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Plan:
         reason = "the fastest of the smallest"
     elif len(allowed) < len(predicted):
         reason = "the fastest within max_file_bytes and the free space"
-    best = min(each.seconds for each in allowed)
-    near = [each for each in allowed if each.seconds <= max(best * _NEAR, best + _NEAR_SECONDS)]
+    near = _near_fastest(allowed)
     chosen = min(near, key=lambda each: each.file_bytes)
-    if chosen.seconds > best:
+    if chosen.seconds > min(each.seconds for each in near):
         reason = f"smaller than {reason}, and as fast"
-    figures = "measured" if probe.is_measured else "typical; run 'mapsave probe' to measure them"
     filled = f"{layout.filled:.0%} of the RAM has contents ({layout.source})"
     return Plan(
         chosen,
-        f"{reason}: predicted {units.format_duration(chosen.seconds)}; {filled}; the disk's "
-        f"figures are {figures}",
-        tuple(sorted((each for each in predicted if each != chosen), key=lambda p: p.seconds)),
+        f"{reason}: predicted {units.format_duration(chosen.seconds)}; {filled}; {_about(probe)}",
+        _others(predicted, chosen),
         cost.course(layout, probe, chosen),
         _fallback(chosen, allowed) if probe.is_measured else None,
     )
+
+
+def plan_read(settings: RestoreSettings, learned: LearnedImage, bounds: Bounds) -> ReadPlan:
+    """Choose a way to read an image; what ``settings`` say themselves is as they say.
+
+    Among those that are as fast, one that leaves the page cache to others, by the fewest channels.
+    """
+    stored, probe = learned.stored, learned.probe
+    predicted = [
+        correction.corrected(cost.predict_read(stored, probe, way), learned.factors)
+        for way in _read_ways(settings, probe, bounds)
+    ]
+    near = _near_fastest(predicted)
+    chosen = min(near, key=lambda each: (not each.way.direct_io, each.way.channels))
+    best = min(each.seconds for each in near)
+    reason = "the fastest" if chosen.seconds == best else "as fast as any other"
+    runs = f"{units.format_size(chosen.read_bytes)} to read, "
+    runs += f"{units.format_size(round(stored.run * PAGE))} at a time on the average"
+    cached = f", {stored.cached:.0%} in the page cache" if stored.cached >= 0.01 else ""
+    return ReadPlan(
+        chosen,
+        f"{reason}: predicted {units.format_duration(chosen.seconds)}; {runs}{cached}; "
+        f"{_about(probe)}",
+        _others(predicted, chosen),
+    )
+
+
+def _near_fastest(predicted: Sequence[P]) -> list[P]:
+    """Return those that count as equally fast, in their order."""
+    best = min(each.seconds for each in predicted)
+    return [each for each in predicted if each.seconds <= max(best * _NEAR, best + _NEAR_SECONDS)]
+
+
+def _others(predicted: Sequence[P], chosen: P) -> tuple[P, ...]:
+    return tuple(sorted((each for each in predicted if each != chosen), key=lambda p: p.seconds))
+
+
+def _about(probe: Probe) -> str:
+    known = "measured" if probe.is_measured else "typical; run 'mapsave probe' to measure them"
+    return f"the disk's figures are {known}"
 
 
 def _fallback(chosen: Prediction, allowed: list[Prediction]) -> Prediction | None:
@@ -136,13 +197,7 @@ def _ways(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Iterator[
     direct = (True, False) if bounds.takes_direct and learned.probe.holes else (False,)
     if settings.direct_io != "auto":
         direct = (settings.direct_io == "on",)
-    channels: tuple[int, ...] = _CHANNELS
-    if settings.channels != "auto":
-        channels = (settings.channels,)
-    elif bounds.channels is not None:
-        channels = (bounds.channels,)
-    if settings.channels == "auto" and (most := bounds.most_channels) is not None:
-        channels = tuple(each for each in channels if each <= most) or (most,)
+    channels = _channels(settings, _CHANNELS, bounds)
     zero_pages = _ZERO_PAGES if settings.zero_pages == "auto" else (settings.zero_pages,)
     for each in itertools.product(direct, zero_pages, channels):
         preallocate: tuple[bool, ...] = (settings.preallocate == "on",)
@@ -151,3 +206,26 @@ def _ways(settings: SaveSettings, learned: Learned, bounds: Bounds) -> Iterator[
             preallocate = (False, True)
         for choice in preallocate:
             yield Way(direct_io=each[0], zero_pages=each[1], channels=each[2], preallocate=choice)
+
+
+def _read_ways(settings: RestoreSettings, probe: Probe, bounds: Bounds) -> Iterator[ReadWay]:
+    direct = (True, False) if bounds.takes_direct and probe.reads else (bounds.takes_direct,)
+    if settings.direct_io != "auto":
+        direct = (settings.direct_io == "on",)
+    for choice in direct:
+        usual = _READ_CHANNELS if choice else _CACHED_READ_CHANNELS
+        for number in _channels(settings, usual, bounds):
+            yield ReadWay(direct_io=choice, channels=number)
+
+
+def _channels(
+    settings: SaveSettings | RestoreSettings, usual: tuple[int, ...], bounds: Bounds
+) -> tuple[int, ...]:
+    """Return the numbers of channels that are allowed, those of ``usual`` if nothing else is."""
+    if settings.channels != "auto":
+        return (settings.channels,)
+    if bounds.channels is not None:
+        usual = (bounds.channels,)
+    if (most := bounds.most_channels) is not None:
+        return tuple(each for each in usual if each <= most) or (most,)
+    return usual

@@ -115,7 +115,7 @@ def measure(directory: int) -> Probe:
     thread.start()
     thread.join(LIMIT)
     if not found:
-        raise OSError(errno.ETIMEDOUT, f"it took longer than {LIMIT:g} s")
+        raise OSError(errno.ETIMEDOUT, f"it took longer than {units.format_duration(LIMIT)}")
     if isinstance(found[0], OSError):
         raise found[0]
     return found[0]

@@ -1,4 +1,4 @@
-"""The strategy of a save: what was chosen for the settings that are ``auto``, and why.
+"""The strategy of a save or restore: what was chosen for the settings that are ``auto``, and why.
 
 Where guest and directory are known, ``planner`` predicts every way and chooses. Else the choice is
 the usual one: direct-io where the directory takes it, eight channels, which look for zero pages
@@ -11,8 +11,9 @@ import dataclasses
 
 from mapsave.config import SaveSettings
 from mapsave.plan import planner
-from mapsave.plan.cost import Way
-from mapsave.plan.planner import Learned
+from mapsave.plan.cost import ReadWay, Way
+from mapsave.plan.planner import Learned, LearnedImage
+from mapsave.restore_settings import RestoreSettings
 
 # Each channel writes one request at a time, so channels are the queue depth: more than there are
 # cores helps. Beyond eight a disk gains little.
@@ -62,7 +63,9 @@ class Strategy:
 
     def as_dict(self) -> dict[str, bool | int | str]:
         """Return the strategy alone, as ``--json`` and the metadata have it."""
-        return {name: value for name, value in vars(self).items() if name not in _ABOUT}
+        found = {name: value for name, value in vars(self).items() if name not in _ABOUT}
+        found["bandwidth_bytes_per_s"] = found.pop("bandwidth")
+        return found
 
     def fallen_back(self) -> Strategy:
         """Return the strategy of the plan's fallback, which there must be."""
@@ -90,6 +93,66 @@ class Strategy:
             "zero-page-detection": self.zero_pages,
             "max-bandwidth": self.bandwidth,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadStrategy:
+    """What a restore will do, and as ``Strategy`` has it."""
+
+    direct_io: bool
+    channels: int
+    plan: planner.ReadPlan
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def is_as_planned(self) -> bool:
+        """Whether the plan's prediction is of it."""
+        return self.plan.chosen.way == ReadWay(direct_io=self.direct_io, channels=self.channels)
+
+    def as_dict(self) -> dict[str, bool | int]:
+        """Return the strategy alone, as ``--json`` has it."""
+        return {"direct_io": self.direct_io, "channels": self.channels}
+
+    def limited(self, most: Most | None) -> ReadStrategy:
+        """Return it with no more channels than QEMU's limits allow."""
+        if most is None:
+            return self
+        reasons = {**self.reasons, "channels": most.reason}
+        return dataclasses.replace(self, channels=most.channels, reasons=reasons)
+
+    def of_stub(self) -> ReadStrategy:
+        """Return how what is left of an image is read from memory, its RAM being mapped."""
+        reasons = {"instant": "RAM is mapped from the image"}
+        return dataclasses.replace(self, direct_io=False, channels=1, reasons=reasons)
+
+    def parameters(self) -> dict[str, bool | int]:
+        """Return QEMU's migration parameters for a restore by this strategy."""
+        return {"direct-io": self.direct_io, "multifd-channels": self.channels}
+
+
+def choose_read(
+    settings: RestoreSettings, learned: LearnedImage, *, takes_direct: bool, shared: Most | None
+) -> ReadStrategy:
+    """Choose how to read an image; an explicit setting wins.
+
+    ``takes_direct``: whether its file system does direct reads. ``shared``: how many channels are
+    left to this guest, where there are others.
+    """
+    most = shared.channels if shared is not None else None
+    bounds = planner.Bounds(takes_direct=takes_direct, most_channels=most)
+    found = planner.plan_read(settings, learned, bounds)
+    way, reasons = found.chosen.way, {"plan": found.reason}
+    if settings.direct_io == "auto":
+        reasons["direct_io"] = "the image's file system supports direct I/O"
+        if not takes_direct:
+            reasons["direct_io"] = "the image's file system does not support direct I/O"
+        elif not way.direct_io:
+            reasons["direct_io"] = "the page cache suits this image better"
+    if settings.channels == "auto":
+        reasons["channels"] = "enough requests in flight for this image"
+        if shared is not None and way.channels == shared.channels:
+            reasons["channels"] = shared.reason
+    return ReadStrategy(way.direct_io, way.channels, found, reasons)
 
 
 def choose(
