@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from mapsave.labels import labelling
-from mapsave.labels.label import Access
+from mapsave.labels.label import Access, Label
 from mapsave.labels.system import System
 
 from tests.kit import files
@@ -130,10 +130,11 @@ def labelled(
     pid: int | None = PID,
     access: Access = "save",
     on_left: Callable[[list[labelling.Problem]], object] | None = None,
+    expected: Label | None = None,
 ) -> Iterator[labelling.Applied]:
     """Open the image as a save or a restore does, and label it."""
     with files.opened(image, os.O_WRONLY if access == "save" else os.O_RDONLY) as fd:
-        target = labelling.Target(fd, path or str(image), tuple(others), pid, access)
+        target = labelling.Target(fd, path or str(image), tuple(others), pid, access, expected)
         with labeller.applied(target, on_left) as applied:
             yield applied
 
@@ -163,7 +164,8 @@ def selinux(plain: Host, image: Path) -> Host:
     plain.put("/sys/fs/selinux/enforce", "1")
     plain.put("/sys/fs/selinux/class/file/index", "7")
     plain.put("/sys/fs/selinux/class/fd/index", "9")
-    for permission, number in {"read": 2, "write": 3, "create": 4}.items():
+    permissions = {"read": 2, "write": 3, "create": 4, "open": 18, "map": 20}
+    for permission, number in permissions.items():
         plain.put(f"/sys/fs/selinux/class/file/perms/{permission}", str(number))
     plain.put("/sys/fs/selinux/class/fd/perms/use", "1")
     plain.put("/etc/selinux/config", "# a comment\nSELINUX=enforcing\nSELINUXTYPE=default\n")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from mapsave import errors
 from mapsave.labels import labelling, recovery
-from mapsave.labels.label import Target
+from mapsave.labels.label import Label, Target
 from mapsave.labels.policy import ApparmorOptions, Policy
 
 from tests.labels.conftest import PID, Host, labelled
@@ -72,6 +72,14 @@ def test_restore_needs_a_rule_only_if_mapsave_is_confined(
 ) -> None:
     apparmor.put("/proc/self/attr/apparmor/current", own)
     assert use(apparmor, image, "restore") == [f'"{image}" r,  # mapsave'] * expected
+
+
+def test_a_qemu_that_is_to_open_it_needs_a_rule(apparmor: Host, image: Path) -> None:
+    """It is not started yet, and no descriptor of mapsave's will do."""
+    expected = Label("apparmor", process="vmq (enforce)")
+    with labelled(work(apparmor), image, pid=None, access="restore", expected=expected):
+        assert rules(apparmor) == [f'"{image}" r,  # mapsave']
+    assert rules(apparmor) == []
 
 
 def test_rule_that_is_there_already(apparmor: Host, image: Path) -> None:

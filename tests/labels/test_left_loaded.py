@@ -88,7 +88,7 @@ async def test_save(site: cli.Site, tmp_path: Path, stubborn: Stubborn, then: An
 
 
 async def test_save_that_is_cancelled(site: cli.Site, tmp_path: Path, stubborn: Stubborn) -> None:
-    with emulated(tmp_path / "s", "--throttle", "2M") as guest:
+    with emulated(tmp_path / "s", "--throttle", "64K") as guest:
         confine(stubborn, guest.process.pid)
         saving = asyncio.create_task(saved(site, tmp_path / "s"))
         while '"migrate"' not in "".join(each.read_text() for each in journals(site)):

@@ -164,6 +164,27 @@ def test_restore_leaves_a_readable_image_alone(selinux: Host, image: Path) -> No
     assert selinux.of(image, ATTRIBUTE) == BORN
 
 
+def _expected(work: labelling.Labelling, image: Path, label: labelling.Label) -> str | None:
+    with labelled(work, image, pid=None, access="restore", expected=label) as applied:
+        return applied.label.value
+
+
+def test_what_a_qemu_may_read_but_not_open_or_map(selinux: Host, image: Path) -> None:
+    """It is labelled before QEMU is started, for the context that it is expected in."""
+    expected = labelling.Label("selinux", process=QEMU)
+    work = labelling.Labelling(policy(), selinux)
+    with pytest.raises(errors.LabelRefused, match="may not open a file labelled") as found:
+        _expected(work, image, expected)
+    assert found.value.hint == "add the rule: allow svirt_t svirt_image_t:file { open map };"
+    selinux.allowed.update(
+        (QEMU, IMAGE, "7", f"{1 << permission - 1:x}") for permission in (18, 20)
+    )
+    for permission, value in ((2, IMAGE), (18, IMAGE), (20, BORN)):
+        selinux.allowed.add((QEMU, BORN, "7", f"{1 << permission - 1:x}"))
+        assert _expected(work, image, expected) == value
+        assert str(selinux.of(image, ATTRIBUTE)).rstrip("\0") == BORN
+
+
 def test_restore_labels_what_qemu_may_not_read(selinux: Host, image: Path) -> None:
     assert apply(selinux, image, "restore").value == IMAGE
     assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"

@@ -14,6 +14,7 @@ from mapsave.migration import guest_state, incoming, outgoing, pace, parameters,
 from mapsave.monitor import qmp
 from mapsave.monitor.session import Session
 
+from tests.kit import wait
 from tests.kit.emulated import Emulated
 from tests.kit.emulated import emulated as kit_emulated
 
@@ -68,6 +69,10 @@ async def test_saved_and_restored(tmp_path: Path, emulated: Start) -> None:
             assert outcome.error is None
             assert await guest_state.run_state(session) == "postmigrate"
             assert await outgoing.query(session) == outcome
+            # One that is over before anybody looks has a progress all the same.
+            seen: list[progress.Progress] = []
+            await outgoing.follow(session, progress.Phases(seen.append))
+            assert [(each.done_bytes, each.total_bytes) for each in seen] == [(4 * M, 4 * M)]
     with emulated(tmp_path / "d", "--incoming", "defer", "-S") as destination:
         async with qmp.connected(destination.path) as session:
             await restore(session, tmp_path / "image")
@@ -117,7 +122,7 @@ async def test_qemu_lost_while_it_saves(tmp_path: Path, emulated: Start) -> None
             await active(session)
             source.kill()
             with pytest.raises(errors.MonitorLost):
-                await asyncio.wait_for(task, 10)
+                await asyncio.wait_for(task, wait.LONG)
 
 
 async def test_following_a_save_that_somebody_else_began(tmp_path: Path, emulated: Start) -> None:
@@ -144,7 +149,9 @@ async def test_live_save_of_a_busy_guest_ends(
     with emulated(tmp_path / "s", *slow, memory="4M") as source:
         async with qmp.connected(source.path) as session:
             await session.execute("migrate-set-parameters", {"downtime-limit": 1})
-            outcome = await asyncio.wait_for(save(session, tmp_path / "image", live=True), 30)
+            outcome = await asyncio.wait_for(
+                save(session, tmp_path / "image", live=True), wait.LONG
+            )
             assert outcome.status == "completed"
             assert await guest_state.run_state(session) == "postmigrate"
 
@@ -160,7 +167,7 @@ async def test_restore_of_what_is_no_image(tmp_path: Path, emulated: Start) -> N
             assert told in caught.value.message
             # It lives, but is of no further use.
             with pytest.raises(errors.MapsaveError):
-                await asyncio.wait_for(restore(session, tmp_path / "image"), 5)
+                await asyncio.wait_for(restore(session, tmp_path / "image"), wait.LONG)
 
 
 async def test_qemu_lost_while_it_loads(tmp_path: Path, emulated: Start) -> None:
@@ -171,7 +178,7 @@ async def test_qemu_lost_while_it_loads(tmp_path: Path, emulated: Start) -> None
     with emulated(tmp_path / "d", "--incoming", "defer") as destination:
         async with qmp.connected(destination.path) as session:
             with pytest.raises(errors.MonitorLost):
-                await asyncio.wait_for(restore(session, tmp_path / "image"), 10)
+                await asyncio.wait_for(restore(session, tmp_path / "image"), wait.LONG)
 
 
 def test_phases_add_up_and_are_reported() -> None:

@@ -132,10 +132,10 @@ def test_own_arguments_of_a_domain_stay() -> None:
         "</domain>\n"
     )
     assert arguments(definition.waiting(own, None)) == ["-incoming-like", "-incoming", "defer"]
-    assert definition.without_incoming(own) == own
+    assert definition.without_restore(own) == own
 
 
-def test_without_incoming_takes_out_what_libvirt_made_of_it() -> None:
+def test_without_restore_takes_out_what_libvirt_made_of_it() -> None:
     live = LIVE.replace(
         "</domain>",
         "  <qemu:commandline>\n"
@@ -144,11 +144,11 @@ def test_without_incoming_takes_out_what_libvirt_made_of_it() -> None:
         "  </qemu:commandline>\n"
         "</domain>",
     )
-    assert definition.without_incoming(live) == LIVE
+    assert definition.without_restore(live) == LIVE
     both = live.replace(
         "<qemu:arg value='-inc", "<qemu:arg value='-S'/>\n    <qemu:arg value='-inc"
     )
-    left = definition.without_incoming(both)
+    left = definition.without_restore(both)
     assert "-incoming" not in left
     assert "<qemu:arg value='-S'/>" in left
 
@@ -176,3 +176,34 @@ def test_xml_deeper_than_libvirt_reads_is_refused() -> None:
             definition.waiting(plain, f"<cookie><cpu>{nested(depth)}</cpu></cookie>")
         with pytest.raises(errors.InvalidImage, match=r"the domain XML .* deeper than 256"):
             definition.waiting(f"<domain>{nested(depth + 1)}</domain>", None)
+
+
+@pytest.mark.parametrize("kind", ["memory-backend-file", "memory-backend-ram"])
+def test_the_arguments_of_an_instant_restore_are_taken_out(kind: str) -> None:
+    """As libvirt writes them; a backend of the user's own is left."""
+    added = ["-object", f"{kind},id=Pc.ram,size=1,mem-path=/a'b", "-machine"]
+    waiting = definition.waiting(LIVE, None, [*added, "memory-backend=Pc.ram"])
+    assert arguments(waiting) == [*added, "memory-backend=Pc.ram", "-incoming", "defer"]
+    own = ["-object", "memory-backend-file,id=m,size=1,mem-path=/a"]
+    for before in ([], own):
+        words = [*before, *added, "memory-backend=Pc.ram", "-incoming", "defer"]
+        lines = "\n".join(
+            f"    <qemu:arg value='{word.replace(chr(39), '&apos;')}'/>" for word in words
+        )
+        text = f"  <qemu:commandline>\n{lines}\n  </qemu:commandline>\n</domain>"
+        left = definition.without_restore(LIVE.replace("</domain>", text))
+        assert "Pc.ram" not in left and "-incoming" not in left
+        assert ("id=m," in left) == bool(before)
+        assert before or left == LIVE
+
+
+def test_the_user_of_a_domains_qemu() -> None:
+    labels = "<baselabel type='kvm'>+64055:+106</baselabel><baselabel type='qemu'>+7:+7</baselabel>"
+    dac = f"<secmodel><model>dac</model>{labels}</secmodel>"
+    host = f"<capabilities><host><secmodel><model>selinux</model></secmodel>{dac}</host>"
+    told = f"{host}</capabilities>"
+    assert definition.qemu_user(LIVE, told) == "64055"
+    assert definition.qemu_user("<domain type='qemu'/>", told) == "7"
+    own = "<seclabel type='static' model='dac'><label>web:web</label></seclabel>"
+    assert definition.qemu_user(f"<domain type='kvm'>{own}</domain>", told) == "web"
+    assert definition.qemu_user(LIVE, "<capabilities><host/></capabilities>") is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import qemu.qmp
 from mapsave import errors
 from mapsave.monitor import qmp
 
+from tests.kit import wait
 from tests.kit.emulated import Emulated, emulated
 
 GREETING = (
@@ -57,7 +60,7 @@ async def test_monitor_that_greets_twice_is_asked_again(tmp_path: Path) -> None:
         server.bind(str(path))
         server.listen()
         serving = asyncio.get_running_loop().run_in_executor(None, _greet, server, (2, 1))
-        async with qmp.connected(str(path), timeout=5.0) as session:
+        async with qmp.connected(str(path), timeout=wait.LONG) as session:
             assert session.version.major == 9
         await serving
 
@@ -70,6 +73,44 @@ async def test_monitor_that_never_answers_right_is_unreachable(tmp_path: Path) -
         serving = asyncio.get_running_loop().run_in_executor(None, _greet, server, (2, 2))
         await unreachable(path)
         await serving
+
+
+async def test_monitor_that_hangs_up_as_soon_as_it_has_answered_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library takes a session for established which has ended by then, and asserts."""
+    establish = qemu.qmp.QMPClient._establish_session
+
+    async def slowly(client: qemu.qmp.QMPClient) -> None:
+        await establish(client)
+        if not ended:
+            ended.append(True)
+            if client.runstate == qemu.qmp.Runstate.RUNNING:
+                await client.runstate_changed()
+
+    ended: list[bool] = []
+    monkeypatch.setattr(qemu.qmp.QMPClient, "_establish_session", slowly)
+    path = tmp_path / "monitor"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        serving = asyncio.get_running_loop().run_in_executor(None, _answer, server)
+        async with qmp.connected(str(path), timeout=wait.LONG) as session:
+            assert session.version.major == 9
+        await serving
+    assert ended
+
+
+def _answer(server: socket.socket) -> None:
+    """Answer two clients, and hang up on the first at once."""
+    for is_first in (True, False):
+        client, _ = server.accept()
+        with client, contextlib.suppress(OSError):
+            client.sendall(GREETING)
+            client.recv(65536)  # qmp_capabilities
+            client.sendall(b'{"return": {}}\r\n')
+            if not is_first:
+                client.recv(65536)
 
 
 def _greet(server: socket.socket, greetings: tuple[int, ...]) -> None:
@@ -117,9 +158,9 @@ async def test_monitor_held_by_another_client(emulator: Emulated) -> None:
     async with qmp.connected(emulator.path):
         began = time.monotonic()
         error = await unreachable(emulator.path, timeout=0.2)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8  # usually it waits for ten seconds
         assert error.id == "check.unreachable"
-        assert "no greeting within 0.2 s" in error.message
+        assert "no greeting within 200 ms" in error.message
         assert (
             error.hint is not None and "another client is connected to this monitor" in error.hint
         )
@@ -129,7 +170,7 @@ async def test_monitor_held_by_another_client(emulator: Emulated) -> None:
 
 async def test_listener_that_never_greets(tmp_path: Path) -> None:
     with listening(tmp_path / "silent"):
-        assert "no greeting within 0.1 s" in (await unreachable(tmp_path / "silent", 0.1)).message
+        assert "no greeting within 100 ms" in (await unreachable(tmp_path / "silent", 0.1)).message
 
 
 @pytest.mark.parametrize(
@@ -178,13 +219,13 @@ async def test_monitor_lost_during_a_command(emulator: Emulated) -> None:
             await session.execute("query-status")
         with pytest.raises(errors.MonitorLost):
             await session.pass_descriptor(0, 5, "x")
-        assert await session.wait_lost(5)
+        assert await session.wait_lost(wait.LONG)
 
 
 async def test_unanswered_command_times_out_and_the_next_works(emulator: Emulated) -> None:
     async with qmp.connected(emulator.path) as session:
         emulator.freeze()
-        with pytest.raises(errors.MonitorTimeout, match=r"no answer to query-status within 0\.1 s"):
+        with pytest.raises(errors.MonitorTimeout, match=r"no answer to query-status within 100 ms"):
             await session.execute("query-status", timeout=0.1)
         emulator.thaw()
         # The late answer is no one's, and not taken for that of the next command.
@@ -197,10 +238,12 @@ async def test_events_arrive_in_order(emulator: Emulated) -> None:
         with session.events("STOP", "RESUME") as events:
             began = time.monotonic()
             assert await events.next(timeout=0.1) is None
-            assert 0.05 < time.monotonic() - began < 2
+            assert time.monotonic() - began > 0.05
             for command in ("stop", "cont", "stop"):
                 await session.execute(command)
-            names = [event.name for _ in range(3) if (event := await events.next(timeout=5))]
+            names = [
+                event.name for _ in range(3) if (event := await events.next(timeout=wait.LONG))
+            ]
             assert names == ["STOP", "RESUME", "STOP"]
             assert await events.next(timeout=0.05) is None
 
@@ -211,7 +254,7 @@ async def test_no_event_is_lost_by_a_wait_that_timed_out(emulator: Emulated) -> 
             for number in range(40):
                 waiting = asyncio.ensure_future(events.next(timeout=0.002))
                 await session.execute("cont" if number % 2 else "stop")
-                event = await waiting or await events.next(timeout=5)
+                event = await waiting or await events.next(timeout=wait.LONG)
                 assert event is not None and event.name == ("RESUME" if number % 2 else "STOP")
 
 
@@ -220,13 +263,13 @@ async def test_events_after_the_loss_come_first(emulator: Emulated) -> None:
         with session.events("STOP") as events:
             await session.execute("stop")
             emulator.kill()
-            assert await session.wait_lost(5)
-            event = await events.next(timeout=1)
+            assert await session.wait_lost(wait.LONG)
+            event = await events.next(timeout=wait.LONG)
             assert event is not None and event.name == "STOP"
             with pytest.raises(errors.MonitorLost, match="closed the monitor"):
-                await events.next(timeout=5)
+                await events.next(timeout=wait.LONG)
         with session.events("STOP") as late, pytest.raises(errors.MonitorLost):
-            await late.next(timeout=5)
+            await late.next(timeout=wait.LONG)
 
 
 async def test_waiting_for_an_event_ends_with_the_connection(emulator: Emulated) -> None:
@@ -236,7 +279,7 @@ async def test_waiting_for_an_event_ends_with_the_connection(emulator: Emulated)
             await asyncio.sleep(0.02)
             emulator.kill()
             with pytest.raises(errors.MonitorLost):
-                await asyncio.wait_for(waiting, 5)
+                await asyncio.wait_for(waiting, wait.LONG)
 
 
 async def test_descriptors_passed_at_once_all_arrive(emulator: Emulated) -> None:
@@ -261,3 +304,23 @@ async def test_addresses_of_tcp_are_refused_with_the_reason(path: str) -> None:
     with pytest.raises(errors.NoDescriptors, match="not over TCP"):
         async with qmp.connected(path):
             pass
+
+
+async def test_no_one_need_wait_for_the_processors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who asked for them was cancelled, and then the monitor is lost: no error that no one saw."""
+    with emulated(tmp_path / "monitor") as guest:
+        async with qmp.connected(guest.path, timeout=20.0) as session:
+            guest.freeze()
+            asking = asyncio.create_task(session.processors())
+            await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            guest.kill()
+            with pytest.raises(errors.MonitorLost):
+                await session.execute("query-name")
+        del session, asking
+        gc.collect()
+    assert "never retrieved" not in caplog.text

@@ -101,8 +101,9 @@ class Apparmor(SecurityModule):
 
         For the journal: who dies while the rules are being added leaves them to be taken out.
         """
-        context = self.process(target.pid)
-        profile = self._to_convince(context, target.access)
+        context = self.context(target)
+        opens = target.expected is not None
+        profile = self._to_convince(context, target.access, opens=opens)
         if profile is None:
             return Label(self.name, None, context)
         self._require_connected(profile, target.pid, target.path)
@@ -239,11 +240,13 @@ class Apparmor(SecurityModule):
             log.debug("cannot query AppArmor about %s and %s: %s", profile, path, error)
             return None
 
-    def _to_convince(self, context: str | None, access: Access) -> Confinement | None:
-        """Return the profile that needs a rule, None if none does."""
+    def _to_convince(
+        self, context: str | None, access: Access, *, opens: bool = False
+    ) -> Confinement | None:
+        """Return the profile that needs a rule, None if none does. ``opens``: the file itself."""
         if context is None or not Confinement.parse(context).binding:
             return None
-        if access == "restore":
+        if access == "restore" and not opens:
             own = self.read_context("self")
             if own is None or Confinement.parse(own).mode == "unconfined":
                 return None  # descriptors of an unconfined opener may be read

@@ -33,6 +33,13 @@ class SecurityModule(Protocol):
             raise gone(pid)
         return self.read_context(pid)
 
+    def context(self, target: Target) -> str | None:
+        """Return the context of an image's QEMU, or the one that is expected. As ``process``."""
+        if target.expected is None:
+            return self.process(target.pid)
+        parts = target.expected.parts()
+        return next((part.process for part in parts if part.module == self.name), None)
+
     def read_context(self, pid: int | str) -> str | None:
         """Return what the module says of a process; None where it says nothing."""
         # The first is there for this module alone; old kernels have only the second.

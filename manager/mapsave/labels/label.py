@@ -13,13 +13,17 @@ ACTION: dict[Access, str] = {"save": "write", "restore": "read"}
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The image: an open descriptor, its path, names it has or will have, QEMU's pid, the use."""
+    """The image: an open descriptor, its path, names it has or will have, QEMU's pid, the use.
+
+    ``expected``: QEMU is to open the file itself as it starts, in the contexts of that label.
+    """
 
     fd: int
     path: str
     other_paths: tuple[str, ...]
     pid: int | None
     access: Access
+    expected: Label | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,6 +194,12 @@ def load(name_or_path: str, search: Sequence[Path] = ()) -> Policy:
     raise _unknown(name_or_path, search)
 
 
+def known(search: Sequence[Path] = ()) -> list[str]:
+    """Return the names that ``load`` knows."""
+    own = [file.stem for place in (*search, SYSTEM_DIRECTORY) for file in place.glob("*" + SUFFIX)]
+    return sorted({*shipped(), *own})
+
+
 def is_path(name_or_path: str) -> bool:
     """Tell the path of a policy from a name: it holds a slash, or ends in ``.yaml`` or ``.yml``."""
     return "/" in name_or_path or name_or_path.endswith(_SUFFIXES)
@@ -225,11 +231,10 @@ def _read(file: Path) -> Policy:
 
 
 def _unknown(name: str, search: Sequence[Path]) -> errors.UnknownPolicy:
-    own = [file.stem for place in (*search, SYSTEM_DIRECTORY) for file in place.glob("*" + SUFFIX)]
-    known = sorted({*shipped(), *own})
+    names = known(search)
     return errors.UnknownPolicy(
-        f"there is no label policy {name!r}{nearest(name, known)}",
-        hint=f"known policies: {', '.join(known)}; put your own in {SYSTEM_DIRECTORY}",
+        f"there is no label policy {name!r}{nearest(name, names)}",
+        hint=f"known policies: {', '.join(names)}; put your own in {SYSTEM_DIRECTORY}",
         policy=name,
-        known=known,
+        known=names,
     )

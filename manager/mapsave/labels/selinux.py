@@ -39,7 +39,7 @@ class Selinux(SecurityModule):
         wanted = self.label_for(process)
         value = wanted or self.kernel.default(directory)
         if process is not None and value is not None and access == "save":
-            self._require(process, value, access, f"images in {directory}", wanted)
+            self._require(process, value, (ACTION[access],), f"images in {directory}", wanted)
         return Label(self.name, value, process)
 
     def intended(self, target: Target) -> Label:
@@ -54,7 +54,7 @@ class Selinux(SecurityModule):
         label = dataclasses.replace(label, value=after)
         try:
             if process is not None and after is not None:
-                self._require(process, after, target.access, target.path, wanted)
+                self._require(process, after, _needed(target), target.path, wanted)
         except errors.NotPermitted:
             with contextlib.suppress(OSError):
                 self.undo(target, label)
@@ -160,7 +160,7 @@ class Selinux(SecurityModule):
         return self._canonical(":".join([*base, *(part.split("-")[0] for part in level)]))
 
     def _intended(self, target: Target) -> tuple[Label, str | None]:
-        process = self.process(target.pid)
+        process = self.context(target)
         before = self.system.get_attribute(target.fd, ATTRIBUTE)
         wanted = self._wanted_now(target, process, before)
         value = before if wanted is None or self._same(before, wanted) else wanted
@@ -170,9 +170,13 @@ class Selinux(SecurityModule):
     def _wanted_now(self, target: Target, process: str | None, before: str | None) -> str | None:
         """Return the label to set; None to leave it, where it will do for a restore."""
         reading = target.access == "restore" and self.options.label is None
-        if reading and process and before and self.kernel.allows(process, before, "file", "read"):
+        if reading and process and before and self._readable(target, process, before):
             return None
         return self.label_for(process)
+
+    def _readable(self, target: Target, process: str, label: str) -> bool:
+        """Return whether QEMU may read such a file, and open and map it where it is to do that."""
+        return all(self.kernel.allows(process, label, "file", each) for each in _needed(target))
 
     def _image_context(self) -> list[str] | None:
         """Return user, role and type of guest images; None if ``auto`` finds no such thing."""
@@ -248,16 +252,21 @@ class Selinux(SecurityModule):
         )
 
     def _require(
-        self, process: str, found: str, access: Access, path: str, wanted: str | None
+        self, process: str, found: str, needed: Sequence[str], path: str, wanted: str | None
     ) -> None:
-        action = ACTION[access]
-        kind, permission, why, hint = "file", action, "", ""
-        if self.kernel.allows(process, found, "file", action) is False:
-            why = f"may not {action} a file labelled {found}"
+        allows = self.kernel.allows
+        missing = [each for each in needed if allows(process, found, "file", each) is False]
+        kind, permission, why, hint = "file", needed[0], "", ""
+        if missing:
+            permission = missing[0]
+            why = f"may not {permission} a file labelled {found}"
             hint = (
                 "QEMU's type needs another image type: set selinux.image_type, or "
                 "selinux.label, to the label of a disk of that guest (ls -Z)"
             )
+            if permission != needed[0]:
+                types = " ".join(each.split(":")[2] for each in (process, found))
+                hint = f"add the rule: allow {types}:file {{ {' '.join(missing)} }};"
         elif (refused := self._descriptors_refused(process)) is not None:
             kind, permission = "fd", "use"
             why, hint = refused
@@ -272,6 +281,11 @@ class Selinux(SecurityModule):
         raise errors.LabelRefused(
             message, hint=hint, file=path, label=found, process=process, wanted=wanted, **asked
         )
+
+
+def _needed(target: Target) -> tuple[str, ...]:
+    """Return the permissions of a file that QEMU needs for an image."""
+    return ("read", "open", "map") if target.expected is not None else (ACTION[target.access],)
 
 
 def _read_context(system: System, pid: int) -> str | None:

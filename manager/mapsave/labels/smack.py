@@ -41,7 +41,7 @@ class Smack(SecurityModule):
         return Label(self.name, wanted, process)
 
     def intended(self, target: Target) -> Label:
-        process = self.process(target.pid)
+        process = self.context(target)
         before = self.system.get_attribute(target.fd, ATTRIBUTE)
         wanted = self.options.label or process
         readable = target.access == "restore" and process and before and not self.options.label

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 from mapsave import errors, shielded
 from mapsave.image.global_state import GlobalState
-from mapsave.migration import run_states
+from mapsave.migration import progress, run_states
+from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import Status
 from mapsave.monitor.session import Events, Session
@@ -99,7 +100,7 @@ class Paused:
         self.until = time.monotonic()
         self._released = True
 
-    async def put_back(self, session: Session) -> None:
+    async def put_back(self, session: Session, phases: Phases) -> None:
         """Continue a guest that was running, unless released, or stopped by itself since.
 
         Raises GuestNotPutBack where QEMU refuses, or does not answer.
@@ -108,6 +109,7 @@ class Paused:
             return
         try:
             if await left(session, RunState.FINISH_MIGRATE) in _CONTINUED:
+                phases.enter(progress.RESUME)
                 await session.resume()
         except errors.CommandRefused as error:
             raise errors.GuestNotPutBack(
@@ -123,10 +125,12 @@ class Paused:
 
 
 @contextlib.asynccontextmanager
-async def put_back_at_end(session: Session, *, was_running: bool) -> AsyncIterator[Paused]:
+async def put_back_at_end(
+    session: Session, *, was_running: bool, phases: Phases | None = None
+) -> AsyncIterator[Paused]:
     """Put the guest back into its run state on every way out, unless released.
 
-    Pausing is the caller's. Raises GuestNotPutBack.
+    That is a phase of its own. Pausing is the caller's. Raises GuestNotPutBack.
     """
     state = Paused(was_running)
     try:
@@ -134,4 +138,4 @@ async def put_back_at_end(session: Session, *, was_running: bool) -> AsyncIterat
     finally:
         # A QEMU that is gone cannot be resumed; the code that lost it reports so.
         with contextlib.suppress(errors.MonitorLost):
-            await shielded.whole(state.put_back(session))
+            await shielded.whole(state.put_back(session, phases or Phases()))

@@ -6,13 +6,13 @@ import time
 
 import msgspec
 
-from mapsave import errors, shielded
-from mapsave.migration import guest_state
+from mapsave import errors, shielded, typed, units
+from mapsave.migration import guest_state, progress
 from mapsave.migration.pace import Pace, TooSlow
 from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import IDLE, OVER, Status
-from mapsave.monitor.session import Events, Session
+from mapsave.monitor.session import Event, Events, Session
 
 # How often QEMU is asked for figures while nothing happens, in seconds.
 _POLL = 0.25
@@ -54,7 +54,7 @@ class Outcome(msgspec.Struct, frozen=True, rename="kebab"):
 
 async def query(session: Session, *, timeout: float | None = None) -> Outcome:
     """Return where QEMU's migration is. Raises as ``Session.execute`` does."""
-    return msgspec.convert(await session.execute("query-migrate", timeout=timeout), Outcome)
+    return typed.convert(await session.execute("query-migrate", timeout=timeout), Outcome)
 
 
 async def save(
@@ -95,6 +95,7 @@ async def save(
             errors.GuestContinued,
             errors.SaveStalled,
         ):
+            phases.enter(progress.CANCEL)
             with contextlib.suppress(errors.MonitorLost):
                 await shielded.whole(cancel(session))
             raise
@@ -123,17 +124,19 @@ async def _follow(
 ) -> Outcome:
     """Wait for the end by events, asking for figures now and then; the last word is the query's."""
     outcome = await query(session)
+    if outcome.status == Status.COMPLETED:  # before it could be looked at
+        phases.progress(outcome.ram.total, outcome.ram.total)
     since = time.monotonic()
     while outcome.status not in OVER:
         event = await events.next(timeout=_POLL)
-        if event is not None and event.name == "STOP":
-            continue  # a live save pauses the guest for its end; figures follow
+        if event is not None and _says_enough(event):
+            continue
         before, outcome = outcome, await query(session)
         if _progress(before) != _progress(outcome):
             since = time.monotonic()
         elif time.monotonic() - since > STALL:
             raise errors.SaveStalled(
-                f"{session.address}: QEMU has written nothing for {STALL:g} s",
+                f"{session.address}: QEMU has written nothing for {units.format_duration(STALL)}",
                 hint="its storage hangs: check dmesg, and save to another directory",
             )
         # QEMU itself resumes a guest only after a save that has failed.
@@ -148,6 +151,15 @@ async def _follow(
             await session.pause()
             live = False
     return outcome
+
+
+def _says_enough(event: Event) -> bool:
+    """Return whether nothing need be asked for an event: figures follow.
+
+    Questions take QEMU and libvirt time that the writing of a small guest needs.
+    """
+    # A live save pauses the guest for its end.
+    return event.name == "STOP" or event.data.get("status") in _UNDER_WAY
 
 
 def _progress(outcome: Outcome) -> tuple[object, ...]:
@@ -197,7 +209,7 @@ async def cancel(session: Session) -> Outcome:
             session.abandon()  # it holds the descriptors, and would not resume the guest either
             raise errors.MonitorTimeout(
                 f"{session.address}: the save was cancelled, but is still {outcome.status} after "
-                f"{CANCEL_TIMEOUT:g} s: its storage hangs"
+                f"{units.format_duration(CANCEL_TIMEOUT)}: its storage hangs"
             )
         await asyncio.sleep(delay)
         delay = min(delay * 2, 0.2)

@@ -17,7 +17,7 @@ class TooSlow(Exception):
     """A save was cancelled for its pace: it would have taken ``seconds`` in all."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"{seconds:.1f} s")
+        super().__init__(f"in {seconds} s")
         self.seconds = seconds
 
 

@@ -23,7 +23,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 
 from mapsave import errors, shielded, together
-from mapsave.monitor import fdset
 from mapsave.monitor.session import Session
 
 _log = logging.getLogger(__name__)
@@ -82,42 +81,47 @@ def missing(settings: Settings) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def configured(
-    session: Session, found: Settings, wanted: Mapping[str, object], number: int | None = None
+    session: Session, found: Settings, wanted: Mapping[str, object], *, is_fresh: bool = False
 ) -> AsyncIterator[None]:
     """Set the parameters ``wanted`` and the capabilities of a mapped-ram save or restore.
 
     ``found`` is what was in force before; it is restored on every way out, as far as QEMU lets us,
-    unless QEMU still has the fdset ``number``, which is taken back within this context.
+    but not where KeptByQemu comes from within: QEMU has a descriptor set still. ``is_fresh``: it
+    is in force still, and QEMU has not migrated before.
 
     Raises QemuMigrates with nothing touched, CommandRefused, MonitorLost; KeptByQemu where
     nothing can be restored.
     """
-    await _cleaned_up(session)
+    capabilities = found.capabilities if is_fresh else await _when_cleaned_up(session)
     there = found.parameters
     neutral = {name: value for name, value in _NEUTRAL.items() if there.get(name, value) != value}
+    changed = {**neutral, **wanted}
     try:
-        now = await _set_off(session, await _query_capabilities(session))
-        await _parameters(session, {**neutral, **wanted})
-        await _set(session, now, dict.fromkeys(_ON, True))
+        off = await _set_off(session, capabilities)
+        await _parameters(session, changed)
+        now = Settings(await _set(session, off, dict.fromkeys(_ON, True)), {**there, **changed})
         yield
-    finally:
+    except errors.KeptByQemu:
+        raise  # it has not cleaned up, and would die of settings that change now
+    except BaseException:
         with contextlib.suppress(errors.MonitorLost):
-            await shielded.whole(put_back(session, found, number))
+            await shielded.whole(put_back(session, found))
+        raise
+    with contextlib.suppress(errors.MonitorLost):
+        await shielded.whole(put_back(session, found, now))
 
 
-async def put_back(session: Session, found: Settings, number: int | None = None) -> None:
+async def put_back(session: Session, found: Settings, now: Settings | None = None) -> None:
     """Bring capabilities and parameters back to ``found``; only what differs is touched.
 
-    A value that QEMU no longer takes is logged. Nothing is touched where QEMU still has the fdset
-    ``number``. Raises KeptByQemu where QEMU has not cleaned up after a migration.
+    ``now`` is what was set since, where that is known: QEMU is asked otherwise. A value that QEMU
+    no longer takes is logged. Raises KeptByQemu where QEMU has not cleaned up after a migration.
     """
-    if number is not None and fdset.is_listed(await fdset.query(session), number):
-        return  # the caller, who took it back, has been told
     try:
         await _cleaned_up(session)
     except errors.QemuMigrates as error:
         raise errors.KeptByQemu(f"{error.message}; its settings cannot be restored") from None
-    now = await query(session)
+    now = now or await query(session)
     if now == found:
         return
     try:
@@ -134,10 +138,26 @@ async def put_back(session: Session, found: Settings, number: int | None = None)
         _log.warning("%s: settings not restored: %s", session.address, error.desc)
 
 
+async def _when_cleaned_up(session: Session) -> dict[str, bool]:
+    """Return the capabilities once QEMU has cleaned up. Raises QemuMigrates."""
+    async with together.group() as tasks:
+        asked = tasks.create_task(_query_capabilities(session))
+        busy = tasks.create_task(_is_cleaning_up(session))
+    if not busy.result():
+        return asked.result()
+    await _cleaned_up(session)
+    return await _query_capabilities(session)
+
+
+async def _is_cleaning_up(session: Session) -> bool:
+    """Return whether a migration is in progress, or QEMU has not cleaned up after one."""
+    return {"type": "migration"} in await session.execute("query-yank")
+
+
 async def _cleaned_up(session: Session) -> None:
     """Wait until QEMU has cleaned up after its last migration. Raises QemuMigrates after 10 s."""
     deadline = time.monotonic() + _CLEANED_UP_WITHIN
-    while {"type": "migration"} in await session.execute("query-yank"):
+    while await _is_cleaning_up(session):
         if time.monotonic() > deadline:
             raise errors.QemuMigrates(
                 f"{session.address}: there is a migration process in progress, or QEMU has not "

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from mapsave import errors, units
+from mapsave.migration import outgoing
 from mapsave.monitor.activity import Activity
 
 T = TypeVar("T")
@@ -15,6 +16,11 @@ SLOWEST = 8 << 20
 _LOOKS = 10  # in the time after which a load is given up
 _MOST = 1.0  # seconds between two looks
 _UNSEEN = "QEMU, whose process cannot be seen,"
+
+
+def limit(image_bytes: int) -> float:
+    """Return how many seconds bringing so many bytes to storage, or reading them, may take."""
+    return outgoing.STALL + image_bytes / SLOWEST
 
 
 class Watch:

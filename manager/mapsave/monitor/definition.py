@@ -5,19 +5,24 @@ as libvirt wrote it, foreign metadata included (https://libvirt.org/formatdomain
 """
 
 import re
+from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.parsers import expat
+from xml.sax import saxutils
 
 from mapsave.domain_resources import parsed as _parsed
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-_WAIT = (
-    f"<mapsave:commandline xmlns:mapsave='{_QEMU}'>"
-    "<mapsave:arg value='-incoming'/><mapsave:arg value='defer'/>"
-    "</mapsave:commandline>"
+_WAIT = ("-incoming", "defer")
+# As libvirt writes what ``waiting`` has added, in the live definition of a restored domain: two
+# words more where its RAM has another backend, which is called by an alias.
+_ARGUMENT = r"\s*<qemu:arg value='{}'/>"
+_ALIAS = r"(?:[A-Z][\w.-]*\.ram|Ram)"
+_BACKEND = ("-object", rf"memory-backend-(?:file|ram),id={_ALIAS},[^'<>]*", "-machine")
+_OWN = (*_BACKEND, rf"memory-backend={_ALIAS}")
+_WAITS = re.compile(
+    f"(?:{''.join(map(_ARGUMENT.format, _OWN))})?{''.join(map(_ARGUMENT.format, _WAIT))}"
 )
-# As libvirt writes what ``waiting`` has added, in the live definition of a restored domain.
-_WAITS = re.compile(r"\s*<qemu:arg value='-incoming'/>\s*<qemu:arg value='defer'/>")
 _EMPTY = re.compile(r"\s*<qemu:commandline>\s*</qemu:commandline>")
 
 
@@ -40,6 +45,21 @@ def restarts(live_xml: str) -> bool:
 def takes_internal_snapshots(xml: str) -> bool:
     """Return whether a disk of the domain can hold snapshots itself (``snapshot-create-as``)."""
     return _parsed(xml).find("./devices/disk/driver[@type='qcow2']") is not None
+
+
+def qemu_user(xml: str, capabilities: str) -> str | None:
+    """Return the user, by name or number, that libvirt starts the domain's QEMU as.
+
+    ``capabilities`` are the daemon's. None where it is the daemon's own user.
+    """
+    root = _parsed(xml)
+    label = root.findtext("./seclabel[@type='static'][@model='dac']/label")
+    if label is None:
+        models = _parsed(capabilities, "libvirt's capabilities").iterfind("./host/secmodel")
+        dac = next((each for each in models if each.findtext("./model") == "dac"), None)
+        of_type = f"./baselabel[@type='{'kvm' if root.get('type') == 'kvm' else 'qemu'}']"
+        label = dac.findtext(of_type) if dac is not None else None
+    return label.partition(":")[0].removeprefix("+") if label is not None else None
 
 
 def host_devices(xml: str) -> list[str]:
@@ -67,25 +87,28 @@ def cookie(live_xml: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def without_incoming(xml: str) -> str:
+def without_restore(xml: str) -> str:
     """Return the definition without what ``waiting`` has added to it."""
     return _EMPTY.sub("", _WAITS.sub("", xml))
 
 
-def waiting(xml: str, image_cookie: str | None) -> str:
+def waiting(xml: str, image_cookie: str | None, memory: Sequence[str] = ()) -> str:
     """Return the definition of a domain that waits for a guest to come in (``-incoming defer``).
 
-    With the cookie's CPU in it, for a host may expand the definition's to another one. Raises
-    InvalidImage where one of the two is no XML, or deeper than libvirt's.
+    With the cookie's CPU in it, for a host may expand the definition's to another one. ``memory``
+    are arguments for QEMU that give it another backend for its RAM. Raises InvalidImage where one
+    of the two is no XML, or deeper than libvirt's.
     """
-    plain = without_incoming(xml)
+    plain = without_restore(xml)
     _parsed(plain)
     cpu = _parsed(image_cookie, "cookie").find("./cpu") if image_cookie else None
     if cpu is not None:
         plain = _with_cpu(plain, cpu)
     _, end = _span(plain, ("domain",))
     at = plain.rindex("</", 0, end)
-    return plain[:at] + _WAIT + plain[at:]
+    words = (f"<mapsave:arg value={saxutils.quoteattr(word)}/>" for word in (*memory, *_WAIT))
+    added = f"<mapsave:commandline xmlns:mapsave='{_QEMU}'>{''.join(words)}</mapsave:commandline>"
+    return plain[:at] + added + plain[at:]
 
 
 def _with_cpu(xml: str, cpu: ElementTree.Element) -> str:

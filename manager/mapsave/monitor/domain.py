@@ -106,7 +106,7 @@ def describe(libvirt: ModuleType, handle: virDomain) -> Domain:
         name=handle.name(),
         uuid=handle.UUIDString(),
         state=state_word(libvirt, handle.state()[0]),
-        xml=definition.without_incoming(handle.XMLDesc(migratable)),
+        xml=definition.without_restore(handle.XMLDesc(migratable)),
         live_xml=live,
         persistent_xml=handle.XMLDesc(inactive) if handle.isPersistent() else None,
         job=_job(libvirt, handle),

@@ -76,13 +76,6 @@ async def handed_over(
                 if error.desc == DROPPED:
                     raise on_dropped(error.desc) from None
                 raise
-        if not any(
-            found.id == fdset and len(found.opaques) == len(descriptors)
-            for found in await query(session)
-        ):
-            raise errors.MapsaveError(
-                f"{session.address}: fdset {fdset} does not hold what was passed"
-            )
         yield f"/dev/fdset/{fdset}"
     finally:
         # A QEMU that is gone holds nothing of ours any more.

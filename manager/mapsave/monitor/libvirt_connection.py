@@ -26,14 +26,17 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
-from mapsave import errors
+from mapsave import errors, units
 
 if TYPE_CHECKING:
     from libvirt import libvirtError, virConnect, virDomain
 
 T = TypeVar("T")
 
-INSTALL = "install libvirt-python: pip install 'mapsave[libvirt]' (it builds against libvirt-dev)"
+INSTALL = (
+    "install libvirt-python: apt install python3-libvirt where mapsave is Debian's package, "
+    "otherwise pip install 'mapsave[libvirt]' (it builds against libvirt-dev)"
+)
 _EXPECTED = "expected a URI such as qemu:///system"
 # Seconds between two signs of life of the daemon, and how many may be missing.
 _KEEPALIVE = (5, 6)
@@ -141,6 +144,8 @@ async def call(
     limit = CALL_TIMEOUT if timeout == math.inf else timeout
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
+    # What comes late no one else looks at, and asyncio would log that.
+    done.add_done_callback(lambda late: late.cancelled() or late.exception())
     returned: list[T] = []
     is_abandoned = threading.Event()
 
@@ -170,12 +175,12 @@ async def call(
             await asyncio.shield(done)
         return returned.pop()
     except TimeoutError:
-        raise errors.MonitorTimeout(f"libvirt has not answered for {limit:g} s") from None
+        raise errors.MonitorTimeout(
+            f"libvirt has not answered for {units.format_duration(limit or 0)}"
+        ) from None
     except asyncio.CancelledError:
         if not done.done():
             await asyncio.wait({done}, timeout=grace)
-        if done.done() and not done.cancelled():
-            done.exception()  # no one else will look at it
         raise
     finally:
         is_abandoned.set()
@@ -202,13 +207,13 @@ async def connect(uri: str) -> virConnect:
             f"the URI {uri!r} contains a NUL, or bytes that are not UTF-8", hint=_EXPECTED
         ) from None
     try:
-        driver = await call(connection.getType)
+        driver, real = await call(lambda: (connection.getType(), connection.getURI()))
         if driver != "QEMU":
             raise errors.UsageError(
                 f"libvirt at {uri!r} uses the driver {driver!r}, whose guests have no QEMU monitor",
                 hint=_EXPECTED,
             )
-        _check_local(uri, await call(connection.getURI))  # ``uri`` may be an alias of libvirt.conf
+        _check_local(uri, real)  # ``uri`` may be an alias of libvirt.conf
     except BaseException as error:
         await close(connection)
         if isinstance(error, libvirt.libvirtError):

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from mapsave import errors
+from mapsave import errors, guest_address, units
 from mapsave.monitor import domain, libvirt_connection, process
 from mapsave.monitor import session as limits
 from mapsave.monitor.listening import is_set_within, next_unless_lost
@@ -63,7 +63,7 @@ class Link:
         self.uri = uri
         self.name = life.name
         self.uuid = life.uuid
-        self.address = f"libvirt+{uri}#{self.name}"
+        self.address = guest_address.of_domain(self.name, uri)
         self.process: tuple[int, int] | None = None
         self.libvirt = libvirt_connection.library()
         self.ended = asyncio.Event()
@@ -148,8 +148,9 @@ class Link:
                 return result
             except TimeoutError:
                 self._is_silent = True
+                limit = units.format_duration(timeout)
                 raise errors.MonitorTimeout(
-                    f"{self.address}: no answer to {command} within {timeout:g} s", command=command
+                    f"{self.address}: no answer to {command} within {limit}", command=command
                 ) from None
             except errors.MonitorLost:
                 raise await self._over() from None
@@ -233,7 +234,7 @@ class Link:
                 # Not MonitorLost: QEMU lives, and what it was told is still in force.
                 raise errors.MonitorTimeout(
                     f"{self.address}: libvirtd was lost ({reason}) and has not come back within "
-                    f"{RECONNECT_TIMEOUT:g} s: {error}"
+                    f"{units.format_duration(RECONNECT_TIMEOUT)}: {error}"
                 ) from None
             self._given_up = False
             await libvirt_connection.close(self._connection)

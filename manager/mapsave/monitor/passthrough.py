@@ -20,10 +20,11 @@ from mapsave.monitor import session as limits
 from mapsave.monitor.libvirt_link import Link
 from mapsave.monitor.session import Version
 
-# libvirt looks every 0.2 s whether a process that it ends is gone (util/virprocess.c).
-_NOTICE_TIMEOUT = 0.5
-# An init that waits for its children reaps within a few milliseconds.
-_REAP_TIMEOUT = 0.02
+# libvirt looks every 0.2 s whether a process that it ends is gone (util/virprocess.c), or where the
+# host is busy once it gets to it.
+_NOTICE_TIMEOUT = 5.0
+# An init that waits for its children reaps within a few milliseconds; on a busy host they are more.
+_REAP_TIMEOUT = 0.3
 _REAP_POLL = 0.001
 # libvirt kills a QEMU that it ends after ten seconds; one that does not quit is left to it then.
 _QUIT_TIMEOUT = 10.0
@@ -55,8 +56,8 @@ class LibvirtSession(Link):
 
     async def begin(self) -> None:
         """Listen to events, and learn QEMU's version and process."""
-        await self.listen()
         async with together.group() as tasks:
+            tasks.create_task(self.listen())
             version = tasks.create_task(self.execute("query-version"))
             pid = tasks.create_task(self._find_pid())
         self.version, self.pid = Version.of(version.result()), pid.result()
@@ -82,7 +83,7 @@ class LibvirtSession(Link):
         while True:
             if self._batch is None:
                 self._batch = _Batch(command)
-                self._batch.replies = asyncio.ensure_future(self._ask(self._batch))
+                self._batch.replies = together.shared(self._ask(self._batch))
             batch = self._batch
             batch.texts.append(text)
             at = len(batch.texts) - 1
@@ -116,7 +117,7 @@ class LibvirtSession(Link):
 
     async def processors(self) -> list[dict[str, Any]]:
         if self._processors is None:  # two may want to know at once
-            self._processors = asyncio.ensure_future(self.execute("query-cpus-fast"))
+            self._processors = together.shared(self.execute("query-cpus-fast"))
         return await asyncio.shield(self._processors)
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
@@ -172,7 +173,7 @@ class LibvirtSession(Link):
         if self.process is None or self._is_silent:
             return False
         try:
-            described = self._described or await self.domain()
+            described = await self.domain()
         except (errors.CommandRefused, errors.MonitorTimeout):
             return False
         if described.restarts:
@@ -231,10 +232,11 @@ class LibvirtSession(Link):
             gone.cancel()
 
     async def domain(self) -> domain.Domain:
-        described = self._described = await self.repeatedly(
-            "describe", lambda: domain.describe(self.libvirt, self.live())
-        )
-        return described
+        if self._described is None:
+            self._described = await self.repeatedly(
+                "describe", lambda: domain.describe(self.libvirt, self.live())
+            )
+        return self._described
 
     def _destroy(self) -> None:
         handle = self.live()

@@ -54,6 +54,17 @@ def identity(pid: int | None) -> tuple[int, int] | None:
     return (pid, started) if pid is not None and started is not None else None
 
 
+def available_bytes() -> int:
+    """Return how much memory programs may take without swapping (proc_meminfo(5)); 0: unknown."""
+    found = re.search(rb"^MemAvailable:\s+(\d+) kB$", read("meminfo") or b"", re.MULTILINE)
+    return int(found[1]) << 10 if found is not None else 0
+
+
+def overcommits() -> int:
+    """Return how the kernel grants memory (proc_sys_vm(5)): 0, 1 or 2; 0 where it is not told."""
+    return int(read("sys/vm/overcommit_memory") or 0)
+
+
 def alive(pid: int, started: int) -> bool:
     """Return whether the process that started at ``started`` under ``pid`` still runs."""
     return start_time(pid) == started
@@ -168,3 +179,9 @@ def resident_bytes(pid: int) -> int | None:
     """
     fields = dict(_MEMORY_FIELD.findall(read(f"{pid}/status") or b""))
     return sum(int(value) for value in fields.values()) * 1024 if fields else None
+
+
+def unwritten_bytes() -> int:
+    """Return how much of this host's page cache is still to be written; 0 where it is not said."""
+    found = re.findall(rb"^(?:Dirty|Writeback):\s+(\d+) kB$", read("meminfo") or b"", re.MULTILINE)
+    return sum(map(int, found)) * 1024

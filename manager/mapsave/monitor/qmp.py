@@ -21,7 +21,7 @@ import qemu.qmp
 from qemu.qmp.error import QMPError
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
-from mapsave import errors, unix_socket
+from mapsave import errors, guest_address, together, units, unix_socket
 from mapsave.monitor import session as limits
 from mapsave.monitor.listening import is_set_within, next_unless_lost
 from mapsave.monitor.session import Event, Version
@@ -67,7 +67,7 @@ class QmpSession:
     def __init__(
         self, client: qemu.qmp.QMPClient, path: str, version: Version, pid: int | None
     ) -> None:
-        self.address = f"qmp:{path}"
+        self.address = guest_address.of_socket(path)
         self.version = version
         self.pid = pid
         self._client = client
@@ -102,7 +102,8 @@ class QmpSession:
         except TimeoutError:
             self._is_silent = True
             raise errors.MonitorTimeout(
-                f"{self.address}: no answer to {command} within {timeout:g} s", command=command
+                f"{self.address}: no answer to {command} within {units.format_duration(timeout)}",
+                command=command,
             ) from None
         except qemu.qmp.ExecuteError as error:
             self._is_silent = False
@@ -116,7 +117,7 @@ class QmpSession:
 
     async def processors(self) -> list[dict[str, Any]]:
         if self._processors is None:  # two may want to know at once
-            self._processors = asyncio.ensure_future(self.execute("query-cpus-fast"))
+            self._processors = together.shared(self.execute("query-cpus-fast"))
         return await asyncio.shield(self._processors)
 
     async def pass_descriptor(self, fd: int, fdset: int, opaque: str) -> int:
@@ -143,7 +144,7 @@ class QmpSession:
                 if loop.time() > deadline:
                     raise errors.MonitorTimeout(
                         f"{self.address}: QEMU has not read from its monitor for "
-                        f"{limits.COMMAND_TIMEOUT:g} s",
+                        f"{units.format_duration(limits.COMMAND_TIMEOUT)}",
                         command="add-fd",
                     ) from None
                 await asyncio.sleep(0.01)  # QEMU reads its socket between two turns of its loop
@@ -218,7 +219,7 @@ async def _opened(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QM
             return await _opened_once(path, timeout)
         except errors.Unreachable as error:
             first = first or error
-            reason = getattr(error.__cause__, "exc", None)
+            reason = getattr(error.__cause__, "exc", error.__cause__)
             if not isinstance(reason, NegotiationError | GreetingError | ConnectionResetError):
                 break
     assert first is not None
@@ -235,10 +236,18 @@ async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.q
                 await client.connect(sock)
         except TimeoutError:
             raise errors.Unreachable(
-                f"qmp:{path}: no greeting within {timeout:g} s",
+                f"qmp:{path}: no greeting within {units.format_duration(timeout)}",
                 hint="another client is connected to this monitor (one at a time), or QEMU hangs; "
                 "give the guest a separate monitor for mapsave",
             ) from None
+        except AssertionError:
+            # The library's own: the other end hung up as soon as it had answered.
+            with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await client.disconnect()
+            raise errors.Unreachable(
+                f"qmp:{path}: no QMP monitor answered: it hung up"
+            ) from ConnectionResetError()
         except (QMPError, OSError, EOFError) as error:
             raise errors.Unreachable(f"qmp:{path}: no QMP monitor answered: {error}") from error
         on_error.pop_all()

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from mapsave import errors
+from mapsave import errors, instant_names
 
 if TYPE_CHECKING:
     from mapsave.monitor.session import Session
@@ -18,17 +18,22 @@ _LINE = re.compile(
 )
 
 
+_VIRTIO_MEM = "virtio-mem"
+
+
 @dataclasses.dataclass(frozen=True)
 class RamBlock:
     """A RAM block: used and largest length in bytes, and where it is in QEMU's address space.
 
-    ``read_only``: QEMU itself cannot write to it, or only the guest cannot (a ROM).
+    ``read_only``: QEMU itself cannot write to it, or only the guest cannot (a ROM). With
+    ``has_alias`` QEMU calls it otherwise (``instant_names.py``).
     """
 
     used: int
     total: int
     address: int | None
     read_only: bool
+    has_alias: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,17 @@ async def memory(session: Session) -> Memory:
     return Memory(int(found["base-memory"]), int(found.get("plugged-memory", 0)))
 
 
+async def plugged_once_loaded(session: Session, found: Memory) -> tuple[int, int]:
+    """Return the least and the most that may be plugged in once a guest is loaded.
+
+    What virtio-mem devices have plugged comes with the guest, up to their size.
+    """
+    devices = await session.execute("query-memory-devices")
+    mems = [each["data"] for each in devices if each["type"] == _VIRTIO_MEM]
+    fixed = found.plugged - sum(int(each["size"]) for each in mems)
+    return fixed, fixed + sum(int(each["max-size"]) for each in mems)
+
+
 async def query(session: Session) -> dict[str, RamBlock]:
     """Return the RAM blocks by name; empty where this QEMU does not list them.
 
@@ -67,10 +83,12 @@ async def query(session: Session) -> dict[str, RamBlock]:
         if match is None:
             continue
         address = match["address"]
-        blocks[match["name"]] = RamBlock(
+        name = instant_names.original(match["name"])
+        blocks[name] = RamBlock(
             used=int(match["used"], 16),
             total=int(match["total"], 16),
             address=int(address, 16) if address is not None else None,
             read_only=match["access"] == "ro",
+            has_alias=name != match["name"],
         )
     return blocks

@@ -110,7 +110,7 @@ class Session(Protocol):
         """End QEMU; return once it is gone. Raises MonitorLost, CommandRefused, MonitorTimeout."""
 
     async def domain(self) -> Domain | None:
-        """Return the guest as libvirt describes it; None for a guest that is not of libvirt."""
+        """Return the guest as libvirt describes it, asked once; None for one not of libvirt."""
 
     def events(self, *names: str) -> AbstractContextManager[Events]:
         """Listen to the events of these names from now on."""
