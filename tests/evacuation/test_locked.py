@@ -38,10 +38,10 @@ def test_a_guest_that_a_job_is_saving_is_saved_behind_it(site: cli.Site) -> None
     ):
         planned = site.run("save-all", "--dry-run", "--json", check=0).json()
         assert emulated.outcomes(planned)["web"] == "planned"
-        with site.start("save-all", "--deadline", "60s", "--json") as all_of_them:
+        with site.start("save-all", "--deadline", "10m", "--json") as all_of_them:
             wait.until(lambda: "other" in emulated.committed(site), what="the other guest")
             process.send_signal(signal.SIGCONT)
-            assert process.wait(60) == 0
+            assert process.wait(wait.LONG) == 0
             done = cli.ended(all_of_them, check=0).json()
         assert not emulated.answers(socket)
     assert emulated.outcomes(done) == {"other": "saved", "web": "saved"}
@@ -57,7 +57,7 @@ def test_at_the_deadline_it_is_told_who_stands_in_the_way(site: cli.Site) -> Non
         assert done["guests"][0]["error"]["id"] == "guest.busy"
         process.send_signal(signal.SIGCONT)
         process.terminate()
-        assert process.wait(30) == 9
+        assert process.wait(wait.LONG) == 9
         assert emulated.status(socket) == "running"
 
 
@@ -71,7 +71,7 @@ def test_one_that_is_locked_by_its_process_is_waited_for(site: cli.Site) -> None
         found = identity(emulated.pid(socket))
         assert found is not None
         held.enter_context(locks.held(site.state, "web", locks.process_key(*found)))
-        with site.start("save-all", "--deadline", "60s", "--json") as process:
+        with site.start("save-all", "--deadline", "10m", "--json") as process:
             wait.until(lambda: "other" in emulated.committed(site), what="the other guest")
             assert emulated.status(socket) == "running"
             held.close()

@@ -1,7 +1,9 @@
 """A save-all whose saver is not the usual one, as the service's: what it may do, and what then."""
 
 import asyncio
+from collections.abc import Callable
 
+import pytest
 from mapsave import config, errors
 from mapsave.config import Config, Guest
 from mapsave.evacuation import save_all, save_run
@@ -17,32 +19,51 @@ def load(site: cli.Site) -> Config:
     return config.load(site.config, {})
 
 
-async def test_what_is_being_committed_at_the_deadline_is_finished(site: cli.Site) -> None:
+@pytest.fixture
+async def pass_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """What makes seconds pass by at once for the event loop, however slow the machine is."""
+    loop = asyncio.get_running_loop()
+    clock, passed = loop.time, 0.0
+
+    def later(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    monkeypatch.setattr(loop, "time", lambda: clock() + passed)
+    return later
+
+
+async def test_what_is_being_committed_at_the_deadline_is_finished(
+    site: cli.Site, pass_by: Callable[[float], None]
+) -> None:
     with emulated.guest(site, "web"), emulated.guest(site, "late", size=16 * emulated.MIB) as late:
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             report(Progress("commit"))
-            await asyncio.sleep(1.5)
+            pass_by(70.0)
             return await around.save(guest, found, request, report)
 
-        asked = save_run.Request(deadline=1.0, parallel=1)
+        asked = save_run.Request(deadline=60.0, parallel=1)
         done = await save_all.save_all(found, asked, saver=saver)
         assert emulated.status(late) == "running"
     assert emulated.outcomes(done) == {"web": "saved", "late": "no_time"}
     assert emulated.committed(site) == {"web"}
 
 
-async def test_what_hangs_before_that_is_given_up(site: cli.Site) -> None:
+async def test_what_hangs_before_that_is_given_up(
+    site: cli.Site, pass_by: Callable[[float], None]
+) -> None:
     with emulated.guest(site, "web") as socket:
         found = load(site)
 
         async def saver(guest: Guest, request: Request, report: Report) -> SaveResult:
             report(Progress("sync"))
-            await asyncio.sleep(60)
+            pass_by(70.0)
+            await asyncio.sleep(600)
             raise AssertionError("the deadline was before this")
 
-        done = await save_all.save_all(found, save_run.Request(deadline=1.0), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(deadline=60.0), saver=saver)
         assert emulated.status(socket) == "running"
     assert done["guests"][0]["error"]["id"] == "save.timeout"
     assert emulated.recorded(site) == []
@@ -75,7 +96,7 @@ async def test_a_guest_that_another_comes_to_first_is_saved_behind_it(site: cli.
                 raise errors.Busy("guest 'web' is being saved by another mapsave process")
             return await around.save(guest, found, request, report)
 
-        done = await save_all.save_all(found, save_run.Request(deadline=60.0), saver=saver)
+        done = await save_all.save_all(found, save_run.Request(deadline=600.0), saver=saver)
     assert emulated.outcomes(done) == {"other": "saved", "web": "saved"}
     assert sorted(came) == ["other", "web", "web"]
     assert emulated.committed(site) == {"web", "other"}
@@ -137,7 +158,7 @@ async def test_reports_sum_all_guests_up(site: cli.Site) -> None:
 
 
 async def test_cancelled_it_puts_back_and_says_so(site: cli.Site) -> None:
-    with emulated.guest(site, "web", throttle="1M") as socket:
+    with emulated.guest(site, "web", throttle="64K") as socket:
         running = asyncio.create_task(save_all.save_all(load(site), save_run.Request()))
         await asyncio.to_thread(
             wait.until, lambda: list(site.images.glob("*.partial")), what="the save"

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from mapsave.monitor import process
+from mapsave.operations import in_use
 
 from tests.kit import cli, emulated, inject, processes, qmp, state, wait
 
@@ -41,6 +43,26 @@ def test_saves_all_by_priority_then_size(site: cli.Site) -> None:
     assert entries["dear"]["priority"] == 5
 
 
+def test_what_a_guest_maps_from_its_image_is_written_too(site: cli.Site) -> None:
+    """It is not in memory, but takes its time all the same."""
+    with emulated.guest(site, "toy", size=256 * MIB, pattern="zero") as socket:
+        pid = emulated.pid(socket)
+        user = in_use.User(
+            guest="toy",
+            image="/gone",
+            uuid="",
+            inode=0,
+            pid=pid,
+            started=process.start_time(pid) or 0,
+            data_bytes=200 * MIB,
+            end=200 * MIB,
+            argv=("mapsave",),
+        )
+        in_use.note(site.state, user)
+        (line,) = site.run("save-all", "--dry-run", "--json", check=0).json()["guests"]
+        assert line["size_bytes"] == 200 * MIB
+
+
 def test_names_patterns_and_addresses(site: cli.Site) -> None:
     with (
         emulated.guest(site, "web1"),
@@ -72,7 +94,7 @@ def test_deadline_names_what_did_not_fit_and_they_run_on(site: cli.Site) -> None
         for socket in (slow, never):
             with qmp.connect(socket) as client:
                 before[socket] = state.of(client)
-        words = ("save-all", "--deadline", "6s", "--parallel", "1", "--json")
+        words = ("save-all", "--deadline", "10s", "--parallel", "1", "--json")
         done = site.run(*words, check=4).json()
         assert not emulated.answers(first)
         for socket in (slow, never):
@@ -93,19 +115,19 @@ def test_deadline_names_what_did_not_fit_and_they_run_on(site: cli.Site) -> None
 
 
 def test_a_guest_that_cannot_fit_leaves_its_time_to_a_smaller_one(site: cli.Site) -> None:
-    """The rate is measured with the first; by it the second would take half a minute."""
+    """The rate is measured with the first; by it the second would take half a minute and more."""
     with (
-        emulated.guest(site, "first", size=40 * MIB, throttle="8M", priority=3),
-        emulated.guest(site, "huge", size=256 * MIB, throttle="8M", priority=2) as huge,
+        emulated.guest(site, "first", size=32 * MIB, throttle="6M", priority=3),
+        emulated.guest(site, "huge", size=256 * MIB, throttle="6M", priority=2) as huge,
         emulated.guest(site, "tiny", size=1 * MIB, priority=1),
     ):
-        words = ("save-all", "--deadline", "20s", "--parallel", "1", "--json")
+        words = ("save-all", "--deadline", "30s", "--parallel", "1", "--json")
         done = site.run(*words, check=3).json()
         with qmp.connect(huge) as client:
             assert "status" not in client.execute("query-migrate"), "it was begun in vain"
     assert emulated.outcomes(done) == {"first": "saved", "huge": "no_time", "tiny": "saved"}
-    assert done["duration_s"] < 20
-    assert 4 * MIB < done["rate_bytes_per_s"] < 16 * MIB
+    assert done["duration_s"] < 30
+    assert 2 * MIB < done["rate_bytes_per_s"] < 12 * MIB
 
 
 def test_a_guest_that_fails_stops_nobody(site: cli.Site) -> None:
@@ -116,7 +138,7 @@ def test_a_guest_that_fails_stops_nobody(site: cli.Site) -> None:
         emulated.guest(site, "well"),
     ):
         with qmp.connect(held):  # one client at a time: mapsave gets no greeting
-            done = site.run("save-all", "--deadline", "20s", "--json", check=4).json()
+            done = site.run("save-all", "--deadline", "40s", "--json", check=4).json()
         assert emulated.status(full) == "running"
         assert emulated.status(held) == "running"
     errors = {line["guest"]: (line["error"] or {}).get("id") for line in done["guests"]}
@@ -142,14 +164,14 @@ def test_nobody_is_paused_while_waiting_for_a_slot(site: cli.Site) -> None:
         assert not list(site.images.glob("waiting*"))
         assert process.poll() is None, "the first save was over before we looked"
         process.terminate()
-        assert process.wait(30) == 9
+        assert process.wait(wait.LONG) == 9
 
 
 def test_as_many_side_by_side_as_told(site: cli.Site) -> None:
     most = 0
     with ExitStack() as stack:
         for name in "abcdef":
-            stack.enter_context(emulated.guest(site, name, throttle="8M"))
+            stack.enter_context(emulated.guest(site, name, throttle="3M"))
         with site.start("save-all", "--parallel", "3", "--json") as process:
             while process.poll() is None:
                 most = max(most, len(list(site.images.glob("*.partial"))))
@@ -159,11 +181,11 @@ def test_as_many_side_by_side_as_told(site: cli.Site) -> None:
 
 
 def test_more_side_by_side_while_that_is_faster(site: cli.Site) -> None:
-    """Each guest writes 6 MiB/s, whatever the others do: so a third one is worth its slot."""
+    """Each guest writes 4 MiB/s, whatever the others do: so a third one is worth its slot."""
     most = 0
     with ExitStack() as stack:
         for name in "abcd":
-            stack.enter_context(emulated.guest(site, name, size=32 * MIB, throttle="6M"))
+            stack.enter_context(emulated.guest(site, name, size=32 * MIB, throttle="4M"))
         with site.start("save-all", "--json") as process:
             while process.poll() is None:
                 most = max(most, len(list(site.images.glob("*.partial"))))
@@ -239,7 +261,7 @@ def test_two_at_once_do_not_meet(site: cli.Site) -> None:
         assert "check.refused" not in site.run("save-all", check=8).stderr
         site.run("restore-all", check=8)
         first.terminate()
-        assert first.wait(30) == 9
+        assert first.wait(wait.LONG) == 9
 
 
 def test_an_image_of_before_is_stale_once_its_guest_is_seen_alive(site: cli.Site) -> None:

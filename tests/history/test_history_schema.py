@@ -108,7 +108,7 @@ async def test_a_history_that_others_could_read_is_closed_to_them(path: Path) ->
 async def test_a_history_of_version_1_is_migrated(path: Path) -> None:
     execute(path, VERSION_1)
     async with history.opened(path) as opened:
-        assert version(path) == 2
+        assert version(path) == 3
         first, second = (await opened.find())[::-1]
         assert first == history.Record(
             id="aaa",
@@ -161,7 +161,7 @@ async def test_a_migration_that_fails_is_undone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(path, VERSION_1)
-    first, second = schema.MIGRATIONS
+    first, second, _ = schema.MIGRATIONS
     broken = (*second, "CREATE INDEX broken ON operations (nosuch)")
     before = objects(path)
     with monkeypatch.context() as patch:

@@ -11,6 +11,7 @@ from typing import Any
 from mapsave import config, errors
 from mapsave.image import store
 from mapsave.jobs import engine, job
+from mapsave.migration.progress import Report
 from mapsave.operations import save, save_request
 from mapsave.operations.results import SaveResult
 
@@ -71,7 +72,7 @@ def test_guests_are_saved_side_by_side_up_to_concurrency(site: cli.Site) -> None
     names = ["a", "b", "c", "d"]
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(guest(site, name, throttle="24M"))
+            stack.enter_context(guest(site, name, throttle="6M"))
         path = write_job(site, concurrency=2, save={"image": "{guest}"})
         most = 0
         with site.start("job", "run", path, "--json") as process:
@@ -218,13 +219,13 @@ def test_a_guest_that_comes_late_is_saved_by_a_later_try(site: cli.Site) -> None
     late = socket_of(site, "late")
     site.add_guest("late", late)
     path = write_job(
-        site, save={"image": "{guest}"}, retries={"times": 100, "wait": "200ms"}, guests=["late"]
+        site, save={"image": "{guest}"}, retries={"times": 100, "wait": "500ms"}, guests=["late"]
     )
     with site.start("job", "run", path) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
         assert first.startswith("mapsave: job nightly: guest late: ")
-        assert first.endswith("; retrying in 0.2 s\n")
+        assert first.endswith("; retrying in 500 ms\n")
         # The job alone asks its monitor: the save may be over before anybody else could.
         with cli.started("emulate", "--qmp", late, "--memory", str(SIZE)):
             done = cli.ended(process, check=0)
@@ -265,13 +266,13 @@ def test_a_guest_that_waits_for_its_next_try_holds_nobody_up(site: cli.Site) -> 
         with site.start("job", "run", path) as process:
             wait.until((site.images / "good").exists, what="the image of the other guest")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 9
+            assert process.wait(wait.LONG) == 9
 
 
 def test_who_was_saved_before_an_interruption_is_told(site: cli.Site) -> None:
     """Those guests have ended: not everything was rolled back."""
     path = write_job(site, concurrency=2, save={"image": "{guest}"})
-    with guest(site, "quick"), guest(site, "slow", throttle="1M"):
+    with guest(site, "quick"), guest(site, "slow", throttle="64K"):
         with site.start("job", "run", path, "--json") as process:
             wait.until((site.images / "quick").exists, what="the image of the quick guest")
             wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
@@ -288,7 +289,7 @@ def test_who_was_saved_before_an_interruption_is_told(site: cli.Site) -> None:
 def test_an_interruption_before_anything_was_saved_is_told(site: cli.Site) -> None:
     path = write_job(site, save={"image": "{guest}"})
     with (
-        guest(site, "slow", throttle="1M"),
+        guest(site, "slow", throttle="64K"),
         site.start("job", "run", path) as process,
     ):
         wait.until((site.images / "slow.partial").exists, what="the save of the slow guest")
@@ -306,7 +307,7 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
         return cls("a", "b", "c") if cls is errors.CommandRefused else cls("words")
 
     again = {cls for cls in classes(errors.MapsaveError) if engine.may_pass(made(cls))}
-    busy = {errors.Busy, errors.AlreadyMigrating, errors.ServiceBusy}
+    busy = {errors.Busy, errors.AlreadyMigrating, errors.ImageInUse, errors.ServiceBusy}
     assert again == {errors.Unreachable, errors.NoRoom, *busy}
     assert {cls.exit_code for cls in again} == {3, 8}
     assert not engine.may_pass(OSError())
@@ -321,7 +322,9 @@ async def test_whoever_runs_a_job_may_save_in_its_own_way(site: cli.Site) -> Non
             site, save={"image": "{guest}", "then": "resume"}, timeout="1m", keep={"last": 1}
         )
 
-        async def saver(guest: config.Guest, request: save_request.Request) -> SaveResult:
+        async def saver(
+            guest: config.Guest, request: save_request.Request, _: Report
+        ) -> SaveResult:
             asked.append(request)
             if guest.name == "poor":
                 raise ZeroDivisionError("a bug")

@@ -1,10 +1,13 @@
 """The hooks in examples/hooks do what they say, run as mapsave runs them."""
 
 import asyncio
+import base64
 import contextlib
 import fcntl
 import json
 import os
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +20,7 @@ from mapsave import errors
 from mapsave.hooks import runner
 from mapsave.service_settings import Hooks, Moment
 
-from tests.kit import tree
+from tests.kit import need, tree
 
 EXAMPLES = tree.ROOT / "examples/hooks"
 FACTS = {"guest": "web01", "outcome": None, "error": None}
@@ -99,12 +102,17 @@ async def test_a_monitor_is_pinged(
 
 
 @contextlib.asynccontextmanager
-async def guest_agent(path: Path, refuses: bool) -> AsyncIterator[list[dict[str, Any]]]:
+async def guest_agent(
+    path: Path, *, refuses: bool = False, exit_code: int = 0
+) -> AsyncIterator[list[dict[str, Any]]]:
     """Serve what set-clock asks as QEMU's guest agent does, and yield what it was asked.
 
     Its own program would set the clock of this host.
     """
     asked: list[dict[str, Any]] = []
+    failed = base64.b64encode(b"no hostname").decode()
+    status = {"exited": True, "exitcode": exit_code, "err-data": failed if exit_code else ""}
+    results = {"guest-exec": {"pid": 5}, "guest-exec-status": status}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'{"return": 7}\n')  # the answer that an earlier client did not wait for
@@ -116,7 +124,8 @@ async def guest_agent(path: Path, refuses: bool) -> AsyncIterator[list[dict[str,
             elif refuses:
                 writer.write(b'{"error": {"class": "GenericError", "desc": "no clock"}}\n')
             else:
-                writer.write(b'{"return": {}}\n')
+                writer.write(json.dumps({"return": results.get(command["execute"], {})}).encode())
+                writer.write(b"\n")
         writer.close()
 
     server = await asyncio.start_unix_server(serve, path)
@@ -129,7 +138,7 @@ async def test_the_clock_of_a_restored_guest_is_set(tmp_path: Path, refuses: boo
     moment: Moment = "before_restore"  # where a failure is not only a line in the log
     configured = example(tmp_path, "set-clock", "/run/qemu/{guest}.qga", f"{tmp_path}/{{guest}}")
     before = time.time_ns()
-    async with guest_agent(tmp_path / "web01", refuses) as asked:
+    async with guest_agent(tmp_path / "web01", refuses=refuses) as asked:
         if refuses:
             with pytest.raises(errors.HookRefused, match="the guest agent refuses: no clock"):
                 await runner.run(configured, moment, FACTS)
@@ -137,3 +146,61 @@ async def test_the_clock_of_a_restored_guest_is_set(tmp_path: Path, refuses: boo
             await runner.run(configured, moment, FACTS)
     assert [each["execute"] for each in asked] == ["guest-sync-delimited", "guest-set-time"]
     assert before <= asked[1]["arguments"]["time"] <= time.time_ns()
+
+
+async def test_a_clone_gets_an_identity(tmp_path: Path) -> None:
+    """Its machine id is made here: clones have the same random numbers at first."""
+    configured = example(tmp_path, "set-clock", "/run/qemu/{guest}.qga", f"{tmp_path}/{{guest}}")
+    facts = {**FACTS, "guest": "web01-2", "clone_of": "web01"}
+    ids = set()
+    for _ in range(2):
+        async with guest_agent(tmp_path / "web01-2") as asked:
+            await runner.run(configured, "before_restore", facts)
+        commands = [each["execute"] for each in asked[1:]]
+        assert commands == ["guest-set-time", "guest-exec", "guest-exec-status"]
+        options = asked[2]["arguments"]
+        assert options["arg"][-2] == "web01-2"
+        ids.add(options["arg"][-1])
+        assert re.fullmatch("[0-9a-f]{32}", options["arg"][-1])
+        assert len(base64.b64decode(options["input-data"])) == 64
+        assert asked[3]["arguments"] == {"pid": 5}
+    assert len(ids) == 2
+    await _run("bash", "-nc", options["arg"][1])
+
+
+async def test_a_clone_that_gets_no_identity_is_told(tmp_path: Path) -> None:
+    configured = example(tmp_path, "set-clock", "/run/qemu/{guest}.qga", f"{tmp_path}/{{guest}}")
+    facts = {**FACTS, "guest": "web01-2", "clone_of": "web01"}
+    async with guest_agent(tmp_path / "web01-2", exit_code=127):
+        with pytest.raises(errors.HookRefused, match="has the identity of web01: no hostname"):
+            await runner.run(configured, "before_restore", facts)
+
+
+async def _run(*words: str | Path) -> str:
+    """Run a command, and return what it prints."""
+    how = {"check": True, "stdout": subprocess.PIPE, "text": True}
+    return str((await asyncio.to_thread(subprocess.run, words, **how)).stdout)
+
+
+async def test_a_clone_gets_a_disk(tmp_path: Path) -> None:
+    """None that is there is written over, and a guest that is restored keeps its own."""
+    need.skip_if(None if shutil.which("qemu-img") else "there is no qemu-img")
+    text = (EXAMPLES / "clone-disk").read_text()
+    hook = tmp_path / "clone-disk"
+    hook.write_text(text.replace("/srv/", f"{tmp_path}/"))
+    hook.chmod(0o755)
+    configured = Hooks(tmp_path, before_restore=(hook.name,))
+    (tmp_path / "clones").mkdir()
+    disk = tmp_path / "web01.qcow2"
+    await _run("qemu-img", "create", "-q", "-f", "qcow2", disk, "1M")
+    await runner.run(configured, "before_restore", FACTS)
+    assert not list((tmp_path / "clones").iterdir())
+    facts = {**FACTS, "guest": "web01-2", "clone_of": "web01"}
+    await runner.run(configured, "before_restore", facts)
+    (overlay,) = (tmp_path / "clones").iterdir()
+    assert f"backing file: {disk}" in await _run("qemu-img", "info", overlay)
+    # Of a clone that failed: it is as it was at the save.
+    await runner.run(configured, "before_restore", facts)
+    await _run("qemu-io", "-c", "write 0 512", overlay)
+    with pytest.raises(errors.HookRefused, match=r"web01-2.qcow2 is there already"):
+        await runner.run(configured, "before_restore", facts)

@@ -62,6 +62,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         "policy": "selinux-svirt",
     }
     assert loaded.save.replace
+    assert loaded.save.in_use
     assert loaded.image == template.parse("{guest}-{time:%Y%m%dT%H%M%SZ}.mapsave")
     assert loaded.hooks == {
         "before_save": ("freeze",),
@@ -265,7 +266,18 @@ LINES = st.tuples(
     st.sampled_from(["", "  ", "- "]),
     st.sampled_from(
         [
-            *("job", "guests", "save", "image", "then", "replace", "schedule", "keep", "last"),
+            *(
+                "job",
+                "guests",
+                "save",
+                "image",
+                "then",
+                "replace",
+                "in_use",
+                "schedule",
+                "keep",
+                "last",
+            ),
             *("concurrency", "timeout", "channels", "cron", "jitter", "time_zone", "retries"),
             *("times", "wait", "hooks", "on_failure"),
         ]

@@ -19,6 +19,7 @@ from typing import Any
 import mapsave
 import pytest
 from aiohttp import web
+from mapsave import errors, units
 from mapsave.service import webhooks
 from mapsave.service_settings import Outcome, Webhook
 
@@ -76,6 +77,30 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
 
 
+@pytest.mark.parametrize("how", ["url_file", "url_credential"])
+async def test_an_address_from_elsewhere_is_read_for_each_report(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    path = tmp_path / "chat"
+    webhook = Webhook(**{how: path if how == "url_file" else "chat"}, on=("success",))
+    with pytest.raises(errors.ConfigError, match=r"notify\[0\]: cannot read '.*/chat'"):
+        webhooks.check([webhook])
+    path.write_text("hunter2")
+    with pytest.raises(errors.ConfigError, match="does not hold an address") as refused:
+        webhooks.check([webhook])
+    assert "hunter2" not in str(refused.value)
+    async with served(200) as server:
+        path.write_text(f"{server.url}\n")
+        webhooks.check([webhook])
+        await webhooks.send([webhook], MESSAGE, "success", pace=PACE)
+        assert len(server.requests) == 1
+        path.unlink()
+        await webhooks.send([webhook], MESSAGE, "success", pace=PACE)
+    (warning,) = warnings(caplog)
+    assert "webhook 1 was not notified: cannot read" in warning
+
+
 async def tell(*urls: str, **settings: Any) -> None:
     listed = [Webhook(url, on=("failure", "success"), **settings) for url in urls]
     await webhooks.send(listed, MESSAGE, "success", pace=PACE)
@@ -112,7 +137,7 @@ def test_message(facts: dict[str, Any], outcome: Outcome, summary: str) -> None:
     unsaid = {"kind": "job", "job": "nightly", "guest": None, "result": None, "error": None}
     operation = {**unsaid, **facts} | ({"job": None} if "guest" in facts else {})
     message = webhooks.message_of(operation)
-    assert abs(message.pop("time") - before) < 60
+    assert units.timestamp(before) <= message.pop("time") <= units.timestamp(time.time())
     assert message == {
         "mapsave": mapsave.__version__,
         "host": socket.gethostname(),
@@ -194,7 +219,7 @@ async def test_what_may_pass_is_tried_again(
 async def test_a_slow_server_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async with served(_sleep, 200) as server:
         await tell(server.url, timeout=1.0)
-    assert len(server.bodies) == 2
+    assert len(server.bodies) >= 2  # the second answer may be slow as well, on a busy machine
     assert warnings(caplog) == []
 
 
@@ -313,7 +338,7 @@ async def test_each_is_told_whatever_befalls_the_others(caplog: pytest.LogCaptur
         await asyncio.to_thread(wait.until, lambda: all(each.bodies for each in servers))
         assert not telling.done()
         telling.cancel()
-        await asyncio.wait({telling}, timeout=20)
+        await asyncio.wait({telling}, timeout=wait.LONG)
         assert telling.cancelled()
     wrong, given_up = warnings(caplog)
     assert wrong.startswith("webhook 4")
@@ -326,7 +351,7 @@ async def test_cancelled_while_it_waits_it_ends(caplog: pytest.LogCaptureFixture
         telling = asyncio.ensure_future(webhooks.send(listed, MESSAGE, "failure", pace=1000))
         await asyncio.to_thread(wait.until, lambda: server.bodies)
         telling.cancel()
-        await asyncio.wait({telling}, timeout=20)
+        await asyncio.wait({telling}, timeout=wait.LONG)
         assert telling.cancelled()
     (warning,) = warnings(caplog)
     assert warning.startswith("webhook 1 (http://127.0.0.1:")
@@ -364,7 +389,7 @@ async def test_retry_after_of_a_day_is_a_minute() -> None:
         ("0", 0, 0),
         ("17", 17, 17),
         pytest.param("9" * 5000, 999_999_999, 999_999_999, id="too long"),
-        pytest.param(email.utils.formatdate(time.time() + 5000), 4000, 5001, id="in a while"),
+        pytest.param(email.utils.formatdate(time.time() + 9000), 1000, 9001, id="in a while"),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
         ("Wed, 99 Oct 2015 07:28:00 GMT", 0, 0),
     ],

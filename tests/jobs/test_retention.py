@@ -70,6 +70,16 @@ def test_last_keeps_the_newest() -> None:
     }
 
 
+def test_what_is_pinned_is_kept() -> None:
+    found = times("2026-03-01T00:00Z", "2026-03-03T00:00Z", "2026-03-02T00:00Z")
+    assert found[0].block is not None
+    decided = retention.plan(
+        found, "nightly", "db", Keep(last=1), datetime.UTC, now=NOW, pinned={found[0].block.uuid}
+    )
+    assert [each.entry for each in decided if each.reasons == ("pinned",)] == [found[0]]
+    assert [each.entry for each in decided if not each.kept] == [found[2]]
+
+
 def test_the_newest_of_each_period_is_kept_and_empty_periods_do_not_count() -> None:
     hours = "01-31T23:00 02-01T01:00 02-01T02:00 02-20T02:10 02-20T02:50 02-20T03:10 03-05T00:00"
     every = times(*(f"2026-{hour}Z" for hour in hours.split()))

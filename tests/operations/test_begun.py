@@ -100,7 +100,14 @@ def test_save_and_restore(site: cli.Site, tmp_path: Path) -> None:
     assert recovered.keys() == saved.keys() == results.gone(LINE).as_dict().keys()
     assert (saved["recovered"], recovered["recovered"]) == (False, True)
     differs = {key for key in saved if saved[key] != recovered[key]}
-    assert differs <= {"recovered", "phases", "reasons", "duration_s", "downtime_s", "bytes_per_s"}
+    assert differs <= {
+        "recovered",
+        "phases_s",
+        "reasons",
+        "duration_s",
+        "downtime_s",
+        "bytes_per_s",
+    }
 
     with emulated(tmp_path / "d", "--incoming", "defer") as waiting:
         arguments = ("restore", saved["image"], "--into", f"qmp:{waiting.path}", "--json")

@@ -61,7 +61,7 @@ def crafted(path: Path, metadata: dict[str, Any], **parts: Any) -> None:
 @contextmanager
 def waiting() -> Iterator[qemu.Qemu]:
     """Run a destination of real QEMU with nothing but RAM."""
-    with qemu.running(machine="none", memory="8M", accel="tcg", incoming=True) as found:
+    with qemu.running(machine="none", memory="8M", incoming=True) as found:
         yield found
 
 
@@ -133,7 +133,7 @@ def read_by_all(path: Path) -> None:
         except errors.InvalidImage as error:
             json.dumps(error.as_dict(), allow_nan=False)
     with store.directory(path.parent) as held:
-        json.dumps(images.listing(held, _CONFIG), allow_nan=False, indent=2)
+        json.dumps(images.listing(held, _CONFIG, with_managed=True), allow_nan=False, indent=2)
         entries = store.entries(held)
     now = datetime.datetime.now(datetime.UTC)
     zone = datetime.timezone(datetime.timedelta(hours=14))
@@ -143,7 +143,7 @@ def read_by_all(path: Path) -> None:
         job, guest = str(entry.metadata.get("job")), str(entry.guest)
         retention.plan(entries, job, guest, Keep(last=1, daily=1), now=now, zone=zone)
     forecast.rate_of(entries)
-    assert time.process_time() - begun < 10
+    assert time.process_time() - begun < 60
 
 
 SOME = settings(max_examples=60, deadline=None)

@@ -15,6 +15,7 @@ from mapsave.operations import image_index
 from tests.image import build
 
 TRUSTED = frozenset({0, os.geteuid()})
+BEGAN = 1_767_400_000  # seconds since the epoch: later than the images say
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def images(tmp_path: Path) -> Path:
     for number in range(4):
         metadata = json.dumps({"guest": {"name": f"guest{number}"}}).encode()
         build.Image(metadata=metadata).built().write(directory / f"image{number}")
+        os.utime(directory / f"image{number}", (BEGAN + number, BEGAN + number))
     (directory / "no image").write_text("notes")
     _settle(directory)
     return directory
@@ -105,8 +107,28 @@ def test_what_changes_in_the_moment_it_is_read_is_read_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _restored(images / "image1")
+    changed = (images / "image1").stat().st_ctime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: changed + 10**9)  # however busy the machine is
     _look(images, tmp_path)
     assert _read(images, monkeypatch, tmp_path)[0] == ["image1"]
+
+
+def test_the_latest_image_is_the_one_saved_last_not_the_one_restored_last(tmp_path: Path) -> None:
+    for hour, name in enumerate(("old", "new", "running.partial")):
+        started = f"2026-01-01T0{hour}:00:00+00:00"
+        metadata = json.dumps({"guest": {"name": "web"}, "started": started}).encode()
+        build.Image(metadata=metadata).built().write(tmp_path / name)
+    build.Image(metadata=b'{"guest": {"name": "db"}}').built().write(tmp_path / "other")
+    (tmp_path / "damaged").write_bytes((tmp_path / "new").read_bytes()[:-1])
+    _restored(tmp_path / "old")
+    for second, name in enumerate(("new", "other", "running.partial", "damaged", "old")):
+        os.utime(tmp_path / name, (BEGAN + second, BEGAN + second))  # clocks tick every 4 ms
+    with store.directory(tmp_path) as held:
+        found = image_index.look(held, Path("/proc/none"), TRUSTED)
+    assert found.listed[0].name == "old"
+    assert {each.name for each in found.chosen("web")} == {"old", "new", "running.partial"}
+    assert [each.name for each in found.chosen("web", latest=True)] == ["new"]
+    assert {each.name for each in found.chosen(latest=True)} == {"new", "other"}
 
 
 @pytest.mark.parametrize("raw", [b"", b"no index", bytes(4096)])

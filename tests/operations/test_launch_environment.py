@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import cli, processes, qemu, service, tree
+from tests.kit import cli, processes, qemu, service, tree, wait
 
 SECRETS = {
     "NOTIFY_SOCKET": "/run/nowhere",
@@ -100,16 +100,21 @@ def test_no_signal_stays_blocked_and_no_descriptor_open(site: cli.Site, tmp_path
             words = [*cli.COMMAND, "--config", str(site.config), "restore", "a"]
             env = {"PYTHONPATH": tree.PYTHONPATH}
             with processes.running(words, env=env, close_fds=False) as process:
-                assert process.wait(60) == 0
+                assert process.wait(wait.LONG) == 0
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with guest.successor() as restored:
             status = Path(f"/proc/{restored.pid}/status").read_text()
             (blocked,) = (line.split()[1] for line in status.splitlines() if "SigBlk" in line)
             assert not int(blocked, 16) >> (signal.SIGTERM - 1) & 1
-            links = [each.readlink() for each in Path(f"/proc/{restored.pid}/fd").iterdir()]
+            process = Path(f"/proc/{restored.pid}")
+            links = {each.readlink(): each.name for each in (process / "fd").iterdir()}
             assert Path(tmp_path / "secret") not in links
-            assert not [each for each in links if each.is_relative_to(site.images)]
+            # The image that RAM is mapped from, to be read only.
+            (number,) = (links[each] for each in links if each.is_relative_to(site.images))
+            info = (process / "fdinfo" / number).read_text().splitlines()
+            (flags,) = (line.split()[1] for line in info if line.startswith("flags:"))
+            assert int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
 
 
 # Where its output goes.

@@ -6,11 +6,13 @@ import pytest
 from mapsave import errors
 from mapsave.monitor.session import Version
 from mapsave.operations import check
+from mapsave.operations.save_request import Request
 
 
 def preflight(**facts: object) -> check.Preflight:
     """Return what the checks get, with these facts only."""
-    return SimpleNamespace(facts=SimpleNamespace(**facts))  # type: ignore[return-value]
+    facts_only = SimpleNamespace(**facts)
+    return SimpleNamespace(facts=facts_only, request=Request())  # type: ignore[return-value]
 
 
 def domain(libvirt: tuple[int, int, int], qemu: tuple[int, int, int]) -> str:
@@ -25,7 +27,7 @@ def domain(libvirt: tuple[int, int, int], qemu: tuple[int, int, int]) -> str:
         is_transient=False,
         libvirt=libvirt,
     )
-    return check.domain(preflight(domain=known, version=Version(*qemu, package="")))
+    return check.domain(preflight(domain=known, version=Version(*qemu, package=""), pid=None))
 
 
 @pytest.mark.parametrize("libvirt", [(11, 2, 0), (11, 3, 0)])

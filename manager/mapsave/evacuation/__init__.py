@@ -1,1 +1,1 @@
-"""All guests of this host: saved before it goes down, restored when it is back."""
+"""Many guests of this host: saved before it goes down, restored when it is back; and clones."""

@@ -1,17 +1,16 @@
 """Which guests are meant, and whether one runs at all."""
 
 import asyncio
+import dataclasses
 import fnmatch
 import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from mapsave import config as configuration
-from mapsave import errors, unix_socket
+from mapsave import blocking, errors, guest_address, units, unix_socket
 from mapsave.config import Config, Guest
 from mapsave.migration import guest_state
-from mapsave.monitor import libvirt_connection
-from mapsave.operations import attach
+from mapsave.operations import attach, clone_notes, domains
+from mapsave.operations.domains import Line
 
 # What libvirt says of a domain that is shut off, or was transient and has ended.
 _NO_DOMAIN = (errors.UnknownGuest, errors.WrongRunState)
@@ -19,78 +18,136 @@ _NO_DOMAIN = (errors.UnknownGuest, errors.WrongRunState)
 
 async def chosen(
     config: Config, names: Sequence[str], libvirt: str | None, patience: float
-) -> tuple[list[Guest], errors.MapsaveError | None]:
-    """Return the guests that ``names`` mean, all that are configured if there are none.
+) -> tuple[list[Guest], dict[str, errors.MapsaveError]]:
+    """Return the guests that ``names`` mean, all that are known if there are none.
 
     ``libvirt`` is the URI of a daemon whose active domains are added, but for those configured.
-    Where it cannot be asked within ``patience`` seconds the others are returned, and why it cannot.
+    Where it cannot be asked within ``patience`` seconds the others are returned, and by its URI why
+    it cannot; likewise by its name what is lost of ``Known``.
     Raises UnknownGuest, UsageError where nothing is meant; where there are no others Unsupported,
     Unreachable, NotPermitted.
     """
-    selected = named(config, names) if names else dict(config.guests)
+    known = await all_known(config)
+    selected = _named(config, known, names) if names else known.guests
+    lost = {
+        name or "clones": error
+        for name, error in known.lost.items()
+        if not names or not name or any(_matching([name], word) for word in names)
+    }
     if libvirt is None:
-        if not selected:
+        if not selected and not lost:
             raise errors.UsageError(
                 "no guest is configured", hint="name some, or save libvirt guests with --libvirt"
             )
-        return list(selected.values()), None
+        return list(selected.values()), lost
     try:
         async with asyncio.timeout(patience):
-            domains = await _domains(config, libvirt)
+            active = await _domains(config, libvirt)
     except TimeoutError:
         failed: errors.MapsaveError = errors.Unreachable(
-            f"libvirt at {libvirt!r} has not answered within {patience:g} s"
+            f"libvirt at {libvirt!r} has not answered within {units.format_duration(patience)}"
         )
     except errors.MapsaveError as error:
         failed = error
     else:
-        selected.update({guest.name: guest for guest in domains})
-        return list(selected.values()), None
-    if not selected:
+        selected.update({guest.name: guest for guest in active})
+        return list(selected.values()), lost
+    if not selected and not lost:
         raise failed
-    return list(selected.values()), failed
+    return list(selected.values()), {**lost, libvirt: failed}
 
 
-def named(config: Config, names: Sequence[str]) -> dict[str, Guest]:
+def _matching(names: Iterable[str], word: str) -> list[str]:
+    return [name for name in names if name and fnmatch.fnmatchcase(name, word)]
+
+
+@dataclasses.dataclass
+class Known:
+    """The guests of the configuration and the clones of them that run, by their names.
+
+    ``lost`` says by its name why a guest that runs is not among them, under an empty one why there
+    may be more.
+    """
+
+    guests: dict[str, Guest]
+    lost: dict[str, errors.MapsaveError] = dataclasses.field(default_factory=dict)
+
+
+async def all_known(config: Config) -> Known:
+    """Return which guests there are without asking libvirt."""
+    return await blocking.call(_known, config)
+
+
+def _known(config: Config) -> Known:
+    known = Known(dict(config.guests))
+    try:
+        for clone in clone_notes.everyone(config.state):
+            if isinstance(clone, errors.Refused):
+                known.lost[""] = clone
+                continue
+            guest = config.named(clone.guest)
+            if guest is None or guest.libvirt is not None:
+                where = None
+            else:
+                where = attach.Monitor.at(attach.socket_path(guest, config)).key
+            if guest is not None and where == clone.monitor:
+                known.guests[guest.name] = guest
+            else:
+                known.lost[clone.guest] = _lost(clone)
+    except errors.MapsaveError as error:
+        known.lost[""] = error
+    return known
+
+
+def _lost(clone: clone_notes.Running) -> errors.UnknownGuest:
+    address = guest_address.of_socket(clone.monitor.removeprefix("guest:"))
+    return errors.UnknownGuest(
+        f"guest {clone.guest!r} runs (pid {clone.pid}) at {address}, but no 'clone:' of the "
+        "configuration says so any more",
+        hint=f"correct the configuration, or save it by its address, {address}",
+        guest=clone.guest,
+    )
+
+
+def _named(config: Config, known: Known, names: Sequence[str]) -> dict[str, Guest]:
     """Return the guests of ``names``: each a guest's name, a pattern of fnmatch(3), or an address.
 
-    Raises UnknownGuest.
+    Patterns are of ``known`` guests, be they lost. Raises UnknownGuest.
     """
     found: dict[str, Guest] = {}
     for word in names:
-        matches = [name for name in config.guests if fnmatch.fnmatchcase(name, word)]
-        if word in config.guests or not matches:
+        matches = _matching(known.guests, word)
+        if word in known.guests or not (matches or _matching(known.lost, word)):
             guest = config.guest(word)
             found[guest.name] = guest
         else:
-            found.update({name: config.guests[name] for name in matches})
+            found.update({name: known.guests[name] for name in matches})
     return found
 
 
 async def _domains(config: Config, uri: str) -> list[Guest]:
     """Return the active domains at ``uri`` that no guest of the configuration is."""
-    libvirt = libvirt_connection.library()
+    active = [line for line in await domains.listed(uri) if line["active"]]
+    return [guest for guest, _ in unconfigured(config, uri, active)]
+
+
+def unconfigured(config: Config, uri: str, found: Iterable[Line]) -> list[tuple[Guest, Line]]:
+    """Return the domains at ``uri`` that no guest of the configuration is, as guests."""
     known = {
         guest.libvirt.domain
         for guest in config.guests.values()
         if guest.libvirt is not None and guest.libvirt.uri == uri
     }
-
-    def active(connection: Any) -> list[tuple[str, str, int]]:
-        handles = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        return [(handle.name(), handle.UUIDString(), handle.ID()) for handle in handles]
-
-    async with libvirt_connection.connected(uri) as connection:
-        try:
-            domains = await libvirt_connection.call(active, connection)
-        except libvirt.libvirtError as error:
-            raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
-    prefix = "libvirt:" if uri == configuration.LIBVIRT_URI else f"libvirt+{uri}#"
     return [
-        config.guest(prefix + name)
-        for name, uuid, number in sorted(domains)
-        if not known & {name, uuid, str(number)}
+        (config.guest(guest_address.of_domain(str(line["name"]), uri)), line)
+        for line in found
+        if not known & names_of(line)
     ]
+
+
+def names_of(domain: Line) -> set[str]:
+    """Return what a domain may be called by: name, uuid, and id while it is active."""
+    return {str(domain[key]) for key in ("name", "uuid", "id") if domain[key] is not None}
 
 
 async def run_state(guest: Guest, config: Config) -> str | None:

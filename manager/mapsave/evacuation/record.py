@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
-from mapsave import errors, shielded, strict_json
-from mapsave.image import image, store
+from mapsave import errors, shielded, strict_json, typed
+from mapsave.image import image, partial_names, store
 from mapsave.operations import locks
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return whether its image is there, or a partial one that ``mapsave recover``
         completes."""
         directory, name = os.path.split(self.image)
-        partial = os.path.join(directory, image.partial_name(name))
+        partial = os.path.join(directory, partial_names.partial_name(name))
         return os.path.lexists(self.image) or os.path.lexists(partial)
 
 
@@ -146,7 +146,7 @@ def load(state: Path) -> Record:
     """
     path = state / NAME
     try:
-        found = msgspec.convert(strict_json.loads(path.read_bytes()), _File)
+        found = typed.convert(strict_json.loads(path.read_bytes()), _File)
         if found.version != _VERSION:
             raise ValueError(f"version {found.version!r}, not {_VERSION}")
         return Record(path, found.guests)

@@ -7,10 +7,11 @@ import asyncio
 import collections
 import dataclasses
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypedDict
 
-from mapsave import errors
+from mapsave import blocking, errors, units
 from mapsave.config import Config
 from mapsave.evacuation import record, restore_targets
 from mapsave.evacuation.record import Record
@@ -140,6 +141,8 @@ class _Run:
                     await restore_targets.look(self._config, line)
                     if line.outcome == "planned":
                         await self._restore(line)
+                    elif line.is_by_libvirt:
+                        await restore_targets.let_go(self._config, line)
                     tries += 1
                     if type(line.error) is not errors.Busy or tries == _TRIES:
                         await self._settle(line)
@@ -149,7 +152,7 @@ class _Run:
                 line.fail(
                     errors.Busy(
                         f"guest {line.entry.guest!r} was being saved, restored or recovered by "
-                        f"another mapsave process for {_PATIENCE / 60:g} minutes",
+                        f"another mapsave process for {units.format_duration(_PATIENCE)}",
                         hint="check its state with 'mapsave ps' or 'mapsave list'; the next "
                         "'mapsave restore-all' tries again",
                     )
@@ -167,7 +170,7 @@ class _Run:
         return False
 
     async def _is_locked(self, line: Return) -> bool:
-        return await asyncio.to_thread(restore_targets.is_locked, self._config, line.entry)
+        return await blocking.call(restore_targets.is_locked, self._config, line.entry)
 
     async def _settle(self, line: Return) -> None:
         """Have an entry that is dealt with leave the record."""
@@ -192,16 +195,23 @@ class _Run:
             line.result = await self._restorer(request, seen)
             line.outcome = "restored"
             if self._request.discard:
-                await asyncio.to_thread(self._discard, line)
+                await blocking.call(self._discard, line)
         except Exception as error:
             # Not even a bug in one restore must cost the others theirs.
             line.fail(errors.as_ours(error))
 
     def _discard(self, line: Return) -> None:
         """Delete the image of a guest that is back, which it is even where that fails."""
-        try:
-            discard.discard(self._config, line.entry.image, unrestored=False)
+        if not os.path.lexists(line.entry.image):  # a managed save: it went with the restore
             line.discarded = True
+            return
+        try:
+            # Its guest may live on it: that is no reason to keep its name.
+            path = line.entry.image
+            done = discard.discard(self._config, path, unrestored=False, in_use=True)
+            line.discarded = True
+            if done["note"] is not None:
+                line.note = str(done["note"])
         except (errors.MapsaveError, OSError) as error:
             line.note = f"the image was kept: {error}"
 

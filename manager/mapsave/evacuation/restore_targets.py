@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
+import shlex
+import time
 from collections.abc import Iterator
 from typing import Literal, TypedDict
 
@@ -11,14 +14,24 @@ from mapsave import errors
 from mapsave.config import Config, Guest
 from mapsave.evacuation import guests
 from mapsave.evacuation.record import Entry, Record
-from mapsave.image import image
+from mapsave.image import descriptors, image
 from mapsave.image.superblock import State
-from mapsave.operations import attach, locks, restored_notes
+from mapsave.operations import answering, attach, locks, restored_notes, whereabouts
 from mapsave.operations.results import RestoreResult
 from mapsave.strict_json import Facts
 
+_log = logging.getLogger(__name__)
+
 Outcome = Literal["planned", "restored", "failed", "skipped", "not_saved"]
 
+_GONE = {
+    whereabouts.Fate.BY_LIBVIRT: "restored by libvirt",
+    whereabouts.Fate.RESTORED: "the image has been restored before",
+    whereabouts.Fate.GONE: "gone: libvirt has restored or removed its managed save",
+}
+# Seconds that libvirt may take to restore a guest by itself, and between two looks.
+_RESTORING = 600.0
+_AGAIN = 0.5
 # With QEMU in these the guest does not run: it waits for its memory, or has left it in an image.
 _NOT_ALIVE = frozenset((None, "inmigrate", "postmigrate"))
 
@@ -39,7 +52,10 @@ class Line(TypedDict):
 
 @dataclasses.dataclass
 class Return:
-    """One entry of the record, ``planned`` until it is dealt with; ``note`` says why it was not."""
+    """One entry of the record, ``planned`` until it is dealt with; ``note`` says why it was not.
+
+    ``is_by_libvirt``: libvirt has restored the guest, which is alive.
+    """
 
     entry: Entry
     outcome: Outcome = "planned"
@@ -47,6 +63,7 @@ class Return:
     result: RestoreResult | None = None
     error: errors.MapsaveError | None = None
     discarded: bool = False
+    is_by_libvirt: bool = False
 
     def plan_again(self) -> None:
         """Take a failure back, for another try."""
@@ -85,11 +102,23 @@ async def look(config: Config, line: Return) -> None:
     entry = line.entry
     try:
         guest = configured(config, entry.guest)
-        run_state = await guests.run_state(guest, config) if guest is not None else None
-        if run_state not in _NOT_ALIVE:
-            line.pass_over("skipped", f"the guest is already {run_state}, so its image is stale")
+        note = await answering.within(config.images, _managed, config, entry)
+        run_state = await _run_state(guest, config, is_managed=note is not None)
+        fate = None
+        if note is not None:
+            fate = await answering.within(config.images, _gone, config, note)
+        if note is not None and fate is not None:
+            line.pass_over("skipped", _GONE[fate])
+            line.is_by_libvirt = fate is whereabouts.Fate.BY_LIBVIRT and run_state is not None
             return
-        state = await asyncio.to_thread(_state_of, config, entry)
+        if run_state not in _NOT_ALIVE:
+            stale = f"the guest is already {run_state}, so its image is stale"
+            if note is not None:
+                remove = f"mapsave discard --yes {shlex.quote(note.image)}"
+                stale += f"; libvirt would restore it at the next start: {remove}"
+            line.pass_over("skipped", stale)
+            return
+        state = await answering.within(config.images, _state_of, config, entry)
         if state is None:
             line.pass_over("not_saved", "its save did not complete; there is nothing to restore")
         elif state is State.RESTORED:
@@ -98,13 +127,53 @@ async def look(config: Config, line: Return) -> None:
         line.fail(error)
 
 
+async def _run_state(guest: Guest | None, config: Config, *, is_managed: bool) -> str | None:
+    """Return a guest's run state; wait for one of which libvirt is restoring a managed save."""
+    if guest is None:
+        return None
+    deadline = time.monotonic() + _RESTORING
+    while True:
+        found = await guests.run_state(guest, config)
+        if not is_managed or found != "inmigrate" or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(_AGAIN)
+
+
+async def let_go(config: Config, line: Return) -> None:
+    """Have the QEMU of a guest that libvirt has restored close the image, as libvirt does not."""
+    from mapsave.operations import destination_libvirt
+
+    guest = config.guest(line.entry.guest)
+    try:
+        async with attach.exclusive(guest, config) as (session, _):
+            await destination_libvirt.let_go(session)
+    except errors.MapsaveError as error:
+        _log.warning("guest %s: its QEMU keeps the image open: %s", guest.name, error)
+
+
+def _managed(config: Config, entry: Entry) -> whereabouts.Note | None:
+    found = whereabouts.at(config.state, entry.image)
+    return found if found is not None and found.managed else None
+
+
+def _gone(config: Config, note: whereabouts.Note) -> whereabouts.Fate | None:
+    """Return what became of a managed save; None while it is there. Raises UnreadableImage."""
+    try:
+        fate = whereabouts.fate(config.state, note)
+    except OSError as error:
+        raise descriptors.unreadable(note.image, error) from None
+    return None if fate is whereabouts.Fate.SAVED else fate
+
+
 def is_locked(config: Config, entry: Entry) -> bool:
     """Return whether another mapsave is at the guest of an entry, or at its image. Blocks.
 
     What cannot be found out is no lock: the restore says what is wrong.
     """
     try:
-        return any(locks.is_held(config.state, key) for key in _keys(config, entry))
+        keys = _keys(config, entry)
+        # Clones of its image that are being started share the image's lock.
+        return any(locks.is_held(config.state, key, exclusive=True) for key in keys)
     except (OSError, errors.MapsaveError):
         return False
 

@@ -21,7 +21,7 @@ from mapsave.hooks import around
 from mapsave.image import store
 from mapsave.jobs import outcome
 from mapsave.migration.progress import Report, silent
-from mapsave.operations import save_request
+from mapsave.operations import answering, save_request
 from mapsave.operations.results import SaveResult
 
 
@@ -56,11 +56,11 @@ async def save_all(
     """
     started = asyncio.get_running_loop().time()
     patience = save_targets.patience_for(request.deadline)
-    found, unreached = await guests.chosen(config, request.guests, request.libvirt, patience)
-    away = [_away(request.libvirt, unreached)] if request.libvirt and unreached else []
+    found, lost = await guests.chosen(config, request.guests, request.libvirt, patience)
+    away = [_away(name, error) for name, error in lost.items()]
     if request.dry_run:
         lines = [*await save_targets.examined(config, found, request.then, None), *away]
-        rate = await asyncio.to_thread(forecast.known_rate, config)
+        rate = await answering.within(config.images, forecast.known_rate, config)
         forecast.foretell(lines, request.deadline, rate)
         return _summary(config, request, lines, started, rate)
 
@@ -97,9 +97,9 @@ async def interruptible(
         ) from None
 
 
-def _away(uri: str, error: errors.MapsaveError) -> Target:
-    """Return the line of a libvirt that could not be asked for its guests."""
-    target = save_targets.Target(configuration.Guest(uri))
+def _away(name: str, error: errors.MapsaveError) -> Target:
+    """Return the line of a guest that cannot be reached, or a libvirt that could not be asked."""
+    target = save_targets.Target(configuration.Guest(name))
     target.fail(error)
     return target
 

@@ -12,6 +12,7 @@ from mapsave.evacuation import forecast, guests, parallelism, record, save_targe
 from mapsave.evacuation.record import Record
 from mapsave.evacuation.save_targets import Target
 from mapsave.hooks import around
+from mapsave.migration import progress
 from mapsave.migration.progress import Progress, Report
 from mapsave.operations import save_request
 from mapsave.operations.results import SaveResult
@@ -134,17 +135,14 @@ class Run:
         restore. Raises Refused, NotPermitted.
         """
         self._plan(self._lines, self._waiting)
-        try:
+        with errors.explained(
+            f"write the record {str(self._kept.path)!r}",
+            self._kept.path.parent,
+            os.W_OK | os.X_OK,
+            otherwise=errors.Refused,
+            hint="free some space there, or set 'state:' in the configuration",
+        ):
             await self._kept.write()
-        except OSError as error:
-            raise errors.of_os_error(
-                error,
-                f"cannot write the record {str(self._kept.path)!r}: {error.strerror}",
-                self._kept.path.parent,
-                os.W_OK | os.X_OK,
-                otherwise=errors.Refused,
-                hint="free some space there, or set 'state:' in the configuration",
-            ) from None
 
     def _plan(self, seen: Sequence[Target], planned: Sequence[Target]) -> None:
         self._kept.forget({each.name for each in seen if each.is_alive})
@@ -283,6 +281,9 @@ class Run:
                         limit.reschedule(None)
                     if now.phase in _BEHIND:
                         self._behind(saving, is_saved=now.phase == around.AFTER_SAVE)
+                        return
+                    if now.phase == progress.RESUME:
+                        self._report(now)
                         return
                     saving.note_progress(now)
                     self._look()

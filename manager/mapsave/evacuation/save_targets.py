@@ -5,12 +5,22 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from mapsave import errors
+from msgspec import structs
+
+from mapsave import errors, units
 from mapsave.config import Config, Guest, Then
 from mapsave.evacuation import guests
 from mapsave.image import store
 from mapsave.image.metadata import ProcessPart
-from mapsave.operations import attach, locks, preview, restored_notes, save_request
+from mapsave.operations import (
+    answering,
+    attach,
+    in_use,
+    locks,
+    preview,
+    restored_notes,
+    save_request,
+)
 from mapsave.operations.preview import Preview
 from mapsave.operations.results import SaveResult
 from mapsave.strict_json import Facts
@@ -151,8 +161,13 @@ async def _examine(target: Target, config: Config, then: Then, patience: float) 
         return
     try:
         request = save_request.request(config, guest, then=then)
+        request = dataclasses.replace(request, for_shutdown=True)
         async with asyncio.timeout(patience):
             found, error = await preview.preview(guest, config, request)
+            if error is not None and found["managed"] and request.settings.managed == "auto":
+                # Better elsewhere than not at all: its place is libvirt's, and was not asked for.
+                request = dataclasses.replace(request, for_shutdown=False)
+                found, error = await preview.preview(guest, config, request)
     except (TimeoutError, errors.MapsaveError) as unreached:
         _not_reached(target, config, unreached, patience)
         return
@@ -161,15 +176,22 @@ async def _examine(target: Target, config: Config, then: Then, patience: float) 
     target.run_state = found["run_state"]
     target.is_alive = target.run_state not in (_LEFT, "inmigrate")
     target.ram = found["memory_bytes"]
-    target.size = min(found["resident_bytes"] or target.ram, target.ram)
+    part = found["process"]
+    lives_on = in_use.of_process(config.state, (part["pid"], part["started"]) if part else None)
+    # What it maps from its image is written as well, though little of that is in memory.
+    mapped = lives_on.data_bytes if lives_on is not None else 0
+    target.size = min(max(found["resident_bytes"] or target.ram, mapped), target.ram)
     if found["strategy"]["zero_pages"] == "none":
         target.size = target.ram
     if target.run_state == _LEFT:
-        target.lies_in = await asyncio.to_thread(_image_of, guest, config, found["process"])
+        target.lies_in = await answering.within(
+            config.images, _image_of, guest, config, found["process"]
+        )
         target.image = target.lies_in.path
         target.outcome = "skipped"
         return
-    target.request = dataclasses.replace(request, is_urgent=True)
+    managed = structs.replace(request.settings, managed="on" if found["managed"] else "off")
+    target.request = dataclasses.replace(request, is_urgent=True, settings=managed)
     target.image = found["image"]
     if error is not None:
         target.fail(error)
@@ -187,9 +209,8 @@ def _not_reached(target: Target, config: Config, error: Exception, patience: flo
     target.is_alive = guest.libvirt is None
     if isinstance(error, errors.MapsaveError):
         raise error
-    raise errors.Unreachable(
-        f"guest {guest.name!r}: its monitor has not answered within {patience:g} s"
-    )
+    limit = units.format_duration(patience)
+    raise errors.Unreachable(f"guest {guest.name!r}: its monitor has not answered within {limit}")
 
 
 def _monitor_lock(guest: Guest, config: Config) -> str:
@@ -247,8 +268,8 @@ def name_image(target: Target, taken: set[str]) -> None:
 
     ``taken`` are the paths of the others; the guest's is added.
     """
-    if target.request is None or target.image is None:
-        return
+    if target.request is None or target.image is None or target.request.settings.managed == "on":
+        return  # libvirt has a name for a managed one
     path, number = target.image, 1
     while path in taken:
         number += 1

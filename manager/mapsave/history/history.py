@@ -8,19 +8,18 @@ step journal of ``operations/journal.py``.
 import asyncio
 import contextlib
 import functools
-import json
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import TypeVar
 
-from mapsave import errors, shielded
+from mapsave import errors, shielded, strict_json
 from mapsave.history import rows, schema, writer
 from mapsave.history.reader import Reader
-from mapsave.history.rows import Record, Step
+from mapsave.history.rows import Record, Sample, Step
 from mapsave.history.states import ENDED, State
 from mapsave.strict_json import Facts
 
@@ -73,21 +72,41 @@ class History(Reader):
         It is on stable storage once what is written after it is. Logged if it cannot be written.
         """
         now = time.time()
-        facts = json.dumps(dict(data), default=str)
+        facts = strict_json.dumps(dict(data), default=str)
 
-        def add(connection: sqlite3.Connection) -> None:
-            found = connection.execute(*rows.number(operation)).fetchone()
-            if found is None:
-                raise _unknown(operation)
+        def add(connection: sqlite3.Connection, number: int) -> None:
             connection.execute(
                 "INSERT INTO steps (operation, time, step, data) VALUES (?, ?, CAST(? AS TEXT), ?)",
-                (*found, now, rows.text(step), facts),
+                (number, now, rows.text(step), facts),
             )
             connection.execute(*rows.update(operation, {"step": step}))
 
-        what = f"step {step!r} of operation {operation}, with {facts}"
+        self._queue(operation, add, f"step {step!r} of operation {operation}, with {facts}")
+
+    def note_course(self, operation: str, samples: Sequence[Sample]) -> None:
+        """Queue samples of an operation's progress, oldest first; as ``step`` does."""
+        data = strict_json.dumps(samples)
+
+        def add(connection: sqlite3.Connection, number: int) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO courses (operation, samples) VALUES (?, ?)", (number, data)
+            )
+
+        self._queue(operation, add, f"the progress of operation {operation}")
+
+    def _queue(
+        self, operation: str, add: Callable[[sqlite3.Connection, int], None], what: str
+    ) -> None:
+        """Queue what ``add`` writes about an operation, whose number it gets."""
+
+        def find_and_add(connection: sqlite3.Connection) -> None:
+            found = connection.execute(*rows.number(operation)).fetchone()
+            if found is None:
+                raise _unknown(operation)
+            add(connection, found[0])
+
         try:
-            written = self._put(add)
+            written = self._put(find_and_add)
         except errors.ServiceStopping as error:
             _log.error("could not record %s: %s", what, error)
             return

@@ -1,16 +1,15 @@
 """Looking up what is in the history, by a thread and a connection of their own."""
 
 import asyncio
-import json
 import sqlite3
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
 from typing import TypeVar
 
-from mapsave import errors
+from mapsave import errors, strict_json
 from mapsave.history import rows, schema
-from mapsave.history.rows import Record, Step
+from mapsave.history.rows import Record, Sample, Step
 
 T = TypeVar("T")
 
@@ -75,9 +74,19 @@ class Reader:
         """
 
         def steps(found: list[rows.Row]) -> list[Step]:
-            return [Step(time, step, json.loads(data)) for time, step, data in found]
+            return [Step(time, step, strict_json.decoded(data)) for time, step, data in found]
 
         return await self._read(rows.steps(operation), steps)
+
+    async def course(self, operation: str) -> list[Sample]:
+        """Return samples of an operation's progress, oldest first; none if it is under way, or its
+        service died. Raises Refused.
+        """
+
+        def course(found: list[rows.Row]) -> list[Sample]:
+            return [Sample(*each) for (samples,) in found for each in strict_json.decoded(samples)]
+
+        return await self._read(rows.course(operation), course)
 
     async def unfinished(self) -> list[Record]:
         """Return the operations that have no outcome, the one that began first first.

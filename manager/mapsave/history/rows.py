@@ -5,11 +5,11 @@ sqlite3 does not take as text, so texts are bound as bytes and cast.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mapsave import strict_json, units
 from mapsave.errors import ErrorDict
 from mapsave.history.states import State
 from mapsave.strict_json import Facts
@@ -45,7 +45,12 @@ class Record:
 
     def as_dict(self) -> dict[str, object]:
         """Return the operation as the service's API shows one that is not under way there."""
-        return {**vars(self), "progress": None, "revision": 0}
+        return {**vars(self), **self.times(), "progress": None, "revision": 0}
+
+    def times(self) -> dict[str, str | None]:
+        """Return its times as JSON has them."""
+        found = {name: getattr(self, name) for name in sorted(_TIMES)}
+        return {name: at if at is None else units.timestamp(at) for name, at in found.items()}
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,23 @@ class Step:
     time: float
     step: str
     data: Facts
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the step as the service's API shows it."""
+        return {**vars(self), "time": units.timestamp(self.time)}
+
+
+class Sample(NamedTuple):
+    """How far an operation was at some time (seconds since the epoch); sizes in bytes."""
+
+    time: float
+    phase: str
+    done_bytes: int
+    total_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the sample as the service's API shows it."""
+        return {**self._asdict(), "time": units.timestamp(self.time)}
 
 
 class Query(NamedTuple):
@@ -87,7 +109,7 @@ def record(row: Row) -> Record:
     found = dict(zip(COLUMNS, row, strict=True))
     for column in _OBJECTS:
         if found[column] is not None:
-            found[column] = json.loads(found[column])
+            found[column] = strict_json.decoded(found[column])
     return Record(**{**found, "state": State(found["state"])})
 
 
@@ -156,6 +178,12 @@ def steps(operation: str) -> Query:
     return Query(sql, [text(operation)])
 
 
+def course(operation: str) -> Query:
+    """Return how the samples of an operation's progress are asked for."""
+    of = f"(SELECT number FROM operations WHERE id = {_TEXT})"  # noqa: S608
+    return Query(f"SELECT samples FROM courses WHERE operation = {of}", [text(operation)])  # noqa: S608
+
+
 def removal(before: float, limit: int) -> Query:
     """Return how ended operations are removed, their steps with them."""
     sql = (
@@ -174,7 +202,7 @@ def _bound(column: str, value: object) -> Bound:
         case None:
             return None
         case _ if column in _OBJECTS:
-            return json.dumps(value).encode()
+            return strict_json.encoded(value)
         case int() | float():
             return float(value)
     return text(str(value))

@@ -17,6 +17,7 @@ from mapsave.operations import locks
 
 _LOCK_TIMEOUT = 10.0  # seconds: other tools may read the database
 _WAL_BYTES = 4 << 20  # what the write-ahead log is cut to, after it had to grow
+_CACHE_KIB = 512  # of each connection, for as long as the service runs; SQLite has 2000
 
 _FIRST = (
     """CREATE TABLE operations (
@@ -57,17 +58,24 @@ _PARTS_OF_OTHERS = (
     """CREATE INDEX operations_saved ON operations (guest, job, ended)
         WHERE kind = 'save' AND state = 'done'""",
 )
+_COURSES = (
+    """CREATE TABLE courses (
+        operation INTEGER PRIMARY KEY REFERENCES operations ON DELETE CASCADE,
+        samples TEXT NOT NULL
+    )""",
+)
 _QUERIES = (
     "SELECT number, id, kind, state, guest, job, image, user, request, created, started, ended,"
     " step, result, error, parent FROM operations LIMIT 1",
     "SELECT number, operation, time, step, data FROM steps LIMIT 1",
     "SELECT job, time FROM runs LIMIT 1",
+    "SELECT operation, samples FROM courses LIMIT 1",
 )
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _SPACE_HINT = "free some space there, or set 'state:' in the configuration"
 # Never change one that was released: append another.
-MIGRATIONS = (_FIRST, _PARTS_OF_OTHERS)
+MIGRATIONS = (_FIRST, _PARTS_OF_OTHERS, _COURSES)
 
 
 @contextlib.contextmanager
@@ -176,9 +184,12 @@ def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
         timeout=_LOCK_TIMEOUT,
         isolation_level=None,  # transactions are ours to begin
         check_same_thread=False,
+        # One that is kept holds what was bound to it last, be it a result of megabytes.
+        cached_statements=0,
     )
     try:
         connection.text_factory = rows.from_text
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         yield connection
     finally:
         connection.close()

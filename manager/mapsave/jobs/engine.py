@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from mapsave import errors
+from mapsave import errors, units
 from mapsave.config import Config, Guest
 from mapsave.hooks import around
 from mapsave.jobs import outcome, retention, template
@@ -24,7 +24,7 @@ from mapsave.strict_json import Facts
 if TYPE_CHECKING:
     import tenacity
 
-Saver = Callable[[Guest, Request], Awaitable[SaveResult]]
+Saver = Callable[[Guest, Request, Report], Awaitable[SaveResult]]
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ _WILL_NOT = (errors.ServiceStopping, errors.ServiceRunning, errors.NotCancellabl
 
 
 class Try(TypedDict):
-    """One try of a save, which began at ``started`` (seconds since the epoch)."""
+    """One try of a save, and when it began."""
 
-    started: float
+    started: str
     error: errors.ErrorDict | None
 
 
@@ -67,34 +67,41 @@ async def run(
 ) -> Run:
     """Save every guest of the job, at most ``concurrency`` at once; return the summary.
 
-    ``saver`` saves one guest, ``around.save`` if not given, which calls ``report``. A save that
-    could not begin is tried again as ``retries`` says; in the meantime another guest has its place.
-    One guest's failure is a line of the summary, not the end of the job. Images that ``keep`` does
-    not keep are removed afterwards, those of guests that were saved now. Cancelled, the saves under
-    way put their guests back first. Raises ConfigError where the job names no guest or ambiguous
-    images, Interrupted in place of a cancellation: it names the guests that were saved by then.
+    ``saver`` saves one guest, ``around.save`` if not given. ``report`` is called with how far all
+    of them are together. A save that could not begin is tried again as ``retries`` says; in the
+    meantime another guest has its place. One guest's failure is a line of the summary, not the end
+    of the job. Images that ``keep`` does not keep are removed afterwards, those of guests that were
+    saved now. Cancelled, the saves under way put their guests back first. Raises ConfigError where
+    the job names no guest or ambiguous images, Interrupted in place of a cancellation: it names the
+    guests that were saved by then.
     """
     now = datetime.datetime.now(datetime.UTC)
     slots = asyncio.Semaphore(job.concurrency)
     saved: dict[str, SaveResult] = {}
+    together = progress.Together(len(job.resolve(config)), report)
 
     async def one(guest: Guest, line: Line) -> Facts:
-        tries = line["tries"] = []
+        tries: list[Try] = []
+        line["tries"] = tries
+        told = together.part(guest.name)
         request = _request(job, config, guest, now)
 
         async def attempt() -> SaveResult:
             async with slots:
-                tried: Try = {"started": time.time(), "error": None}
+                tried: Try = {"started": units.timestamp(time.time()), "error": None}
                 tries.append(tried)
                 try:
                     if saver is not None:
-                        return await saver(guest, request)
-                    return await around.save(guest, config, request, report, more=job.hooks)
+                        return await saver(guest, request, told)
+                    return await around.save(guest, config, request, told, more=job.hooks)
                 except errors.MapsaveError as error:
                     tried["error"] = error.as_dict()
                     raise
 
-        saved[guest.name] = await _tried(job, guest, attempt)
+        try:
+            saved[guest.name] = await _tried(job, guest, attempt)
+        finally:
+            together.end(guest.name)
         return saved[guest.name].as_dict()
 
     try:
@@ -138,7 +145,8 @@ async def _tried(
 
     def log_retry(state: tenacity.RetryCallState) -> None:
         error, wait = state.outcome and state.outcome.exception(), job.retries.wait
-        _log.warning("job %s: guest %s: %s; retrying in %g s", job.name, guest.name, error, wait)
+        pause = units.format_duration(wait)
+        _log.warning("job %s: guest %s: %s; retrying in %s", job.name, guest.name, error, pause)
 
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(may_pass),
@@ -175,6 +183,7 @@ def _request(job: Job, config: Config, guest: Guest, now: datetime.datetime) -> 
         # The default is what a save without a name takes, which no other image has.
         image=None if job.save.image == template.DEFAULT else job.image_name(guest.name, now),
         replace=job.save.replace,
+        in_use=job.save.in_use,
         timeout=job.timeout,
         job=job.name,
     )

@@ -37,6 +37,7 @@ class JobSave(config.SaveOptions, frozen=True):
     replace: Annotated[Truth, help("Whether an existing image of that name may be replaced.")] = (
         False
     )
+    in_use: Annotated[Truth, help("Whether that may be an image that a guest lives on.")] = False
 
 
 class Keep(Keys, frozen=True):

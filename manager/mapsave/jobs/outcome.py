@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 # What is worst to the one who reads the exit code: a lost or damaged thing before a refused one.
 _WORST_FIRST = (1, 4, 5, 6, 7, 9, 8, 3, 2, 0)
 # Kinds of operations that are about several guests.
-_OF_SEVERAL = ("job", "save-all", "restore-all")
-# Numbers of guests in their results, and what people read; the first two are good.
-_GOOD = {"saved": "saved", "restored": "restored"}
+_OF_SEVERAL = ("job", "save-all", "restore-all", "clone")
+# Numbers of guests in their results, and what people read.
+_GOOD = {"saved": "saved", "restored": "restored", "cloned": "cloned"}
 _BAD = {"failed": "FAILED", "no_time": "WITHOUT TIME"}
 
 
@@ -37,7 +37,7 @@ def worst(codes: Iterable[int]) -> int:
 def whole(kind: str, result: Mapping[str, Any] | None) -> Whole | None:
     """Return what ``result`` of an operation of ``kind`` comes to; None where it is about one.
 
-    An error where guests failed and none was saved or restored, a warning where some were.
+    An error where guests failed and none was saved, restored or cloned, a warning where some were.
     """
     if kind not in _OF_SEVERAL or result is None or result.get("dry_run"):
         return None

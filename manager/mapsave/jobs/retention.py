@@ -1,9 +1,9 @@
 """Which images of a job are kept, and the removal of the others.
 
-Looked at are only the images whose metadata name the job and the guest. Never removed: the newest
-good image of the guest; an image that is the guest itself, which was saved to quit and not brought
-back since, with no later image of the guest; and what is damaged, not complete or of the future,
-which counts for nothing either.
+Looked at are only the images whose metadata name the job and the guest. Never removed: what is
+pinned; the newest good image of the guest; an image that is the guest itself, which was saved to
+quit and not brought back since, with no later image of the guest; and what is damaged, not complete
+or of the future, which counts for nothing either.
 """
 
 import contextlib
@@ -12,7 +12,8 @@ import datetime
 import functools
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+import uuid as uuids
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
@@ -24,7 +25,10 @@ from mapsave.image.store import Entry
 from mapsave.image.superblock import Superblock
 from mapsave.jobs import outcome
 from mapsave.jobs.job import Job, Keep
-from mapsave.operations import discard, images, restored_notes
+from mapsave.operations import answering, discard, images, pins, restored_notes, whereabouts
+from mapsave.operations import in_use as users_of
+from mapsave.operations.in_use import User
+from mapsave.operations.whereabouts import Note
 
 _log = logging.getLogger(__name__)
 
@@ -78,15 +82,18 @@ def plan(
     *,
     now: datetime.datetime,
     made: Collection[str] = (),
+    managed: Note | None = None,
+    pinned: Container[uuids.UUID] = frozenset(),
 ) -> list[Decision]:
     """Decide about the images of ``guest`` that ``job`` saved, newest first; others are left out.
 
     The last image of each of so many hours, days, ISO weeks and months is kept, as they are in
-    ``zone``; periods without an image do not count. ``made`` are paths of images that are kept
-    whatever else holds.
+    ``zone``; periods without an image do not count. ``made`` are paths of images, ``pinned`` uuids
+    of images, that are kept whatever else holds. ``managed`` is the guest's last managed save,
+    wherever that is now.
     """
     entries = list(entries)
-    last = images.last_saved(entries, guest, now)
+    last = images.last_saved(entries, guest, now, managed)
     reasons: dict[str, list[str]] = {}
     good: list[tuple[datetime.datetime, Entry]] = []
     uncounted: list[Entry] = []
@@ -97,6 +104,8 @@ def plan(
         when = images.saved_at(entry)
         if entry.path in made:
             reasons[entry.path].append("made by this run")
+        if entry.block is not None and entry.block.uuid in pinned:
+            reasons[entry.path].append("pinned")
         if why := _why_not_counted(entry, when, now):
             reasons[entry.path].append(why)
             uncounted.append(entry)
@@ -149,18 +158,21 @@ async def prune(
     dry_run: bool = False,
     guests: Iterable[str] | None = None,
     made: Iterable[str] = (),
+    in_use: bool = False,
 ) -> list[Line]:
     """Remove what ``job`` does not keep of its images; return a line for each image looked at.
 
     ``guests`` are those of the job if not given; ``made`` are paths of images that a run has just
-    made, which are kept. With ``dry_run`` nothing is removed. An image that is in use is kept until
-    the next time. A job that keeps all has no lines. Raises ConfigError, BadDirectory,
-    NotPermitted.
+    made, which are kept. With ``dry_run`` nothing is removed. An image that another mapsave works
+    on is kept until the next time, one that a guest lives on unless ``in_use``. A job that keeps
+    all has no lines. Raises ConfigError, BadDirectory, NotPermitted.
     """
     if job.keep is None:
         return []
     names = job.resolve(config) if guests is None else list(guests)
-    return await shielded.in_thread(_prune, job, job.keep, config, names, list(made), dry_run)
+    await answering.check(config.images, writable=not dry_run)
+    work = functools.partial(_prune, in_use=in_use)
+    return await shielded.in_thread(work, job, job.keep, config, names, list(made), dry_run)
 
 
 def summary(job: Job, lines: list[Line], *, dry_run: bool) -> Pruned:
@@ -183,7 +195,14 @@ def exit_codes(lines: list[Line]) -> list[int]:
 
 
 def _prune(
-    job: Job, keep: Keep, config: Config, guests: list[str], made: list[str], dry_run: bool
+    job: Job,
+    keep: Keep,
+    config: Config,
+    guests: list[str],
+    made: list[str],
+    dry_run: bool,
+    *,
+    in_use: bool = False,
 ) -> list[Line]:
     with contextlib.suppress(PermissionError):  # opening it says so
         if not config.images.is_dir():
@@ -203,13 +222,28 @@ def _prune(
             unreadable[0].error,
         )
     new = {os.path.realpath(path) for path in made}
+    pinned = pins.pinned(config.state)
+    users = [] if in_use else users_of.everyone(config.state)
     now = datetime.datetime.now(datetime.UTC)
     zone = job.zone
     lines: list[Line] = []
     for guest in guests:
+        managed = whereabouts.last_managed(config.state, guest)
 
-        def planned(found: list[Entry], guest: str = guest) -> list[Decision]:
-            return plan(found, job.name, guest, keep, zone, now=now, made=new)
+        def planned(
+            found: list[Entry], guest: str = guest, managed: Note | None = managed
+        ) -> list[Decision]:
+            return plan(
+                found,
+                job.name,
+                guest,
+                keep,
+                zone,
+                now=now,
+                made=new,
+                managed=managed,
+                pinned=pinned,
+            )
 
         for decision in _proven(of_guest.pop(guest), planned):
             line: Line = {
@@ -220,10 +254,18 @@ def _prune(
                 "bytes": decision.entry.allocated_bytes,
                 "error": None,
             }
-            if not decision.kept and not dry_run:
-                _remove(config, decision.entry, line)
+            if not decision.kept and (found := _users(decision.entry, users)):
+                line |= {"kept": True, "reasons": [f"in use by {users_of.words(found)}"]}
+            elif not decision.kept and not dry_run:
+                _remove(config, decision.entry, line, in_use=in_use)
             lines.append(line)
     return lines
+
+
+def _users(entry: Entry, users: list[User]) -> list[User]:
+    """Return who lives on an image, or on a copy of it: which of them is not in an entry."""
+    uuid = str(entry.block.uuid) if entry.block is not None else None
+    return [user for user in users if user.uuid == uuid]
 
 
 def _slim(entry: Entry) -> Entry:
@@ -270,14 +312,16 @@ def _proven(
     return planned([damaged.get(each.path, each) for each in entries])
 
 
-def _remove(config: Config, entry: Entry, line: Line) -> None:
+def _remove(config: Config, entry: Entry, line: Line, *, in_use: bool) -> None:
     """Remove an image; note in its line what became of it otherwise."""
     try:
         with image.opened(entry.path) as opened:
             if entry.block is None or opened.block.uuid != entry.block.uuid:
                 line |= {"kept": True, "reasons": ["another image has taken its name since"]}
                 return
-        discard.discard(config, entry.path, unrestored=True)
+        done = discard.discard(config, entry.path, unrestored=True, in_use=in_use)
+        if done["note"] is not None:  # its space is freed when its guest quits
+            line |= {"bytes": 0, "reasons": [*line["reasons"], str(done["note"])]}
     except errors.ImageNotFound:
         line["reasons"] = ["another process has removed it"]
     except errors.Busy as error:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from mapsave import errors, shielded
 from mapsave.migration import run_states
 from mapsave.migration.run_states import RunState
-from mapsave.operations import ending
+from mapsave.operations import ending, in_use
 from mapsave.operations.save_transfer import SaveJob
 
 # A QEMU that does not answer in this time is reported as such.
@@ -44,7 +44,7 @@ async def reported(job: SaveJob, aftermath: Aftermath) -> AsyncIterator[None]:
             raise
         if words.startswith(_GONE):
             raise errors.SaveQemuDied(
-                f"{error.message}; {words}", hint="see QEMU's log; mapsave did not stop it"
+                f"{error.message}; {words}", hint=in_use.hint_of_death(job.facts.lives_on)
             ) from None
         error.message += f"; {words}"
         raise

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import mapsave
-from mapsave import errors, shielded
+from mapsave import errors, guest_address, shielded, units
 from mapsave.config import Config, Guest
 from mapsave.monitor.session import Session
 from mapsave.operations import launch, locks
@@ -45,8 +45,10 @@ class Monitor:
 
     @property
     def address(self) -> str:
-        """How reports call it."""
-        return self.socket or f"{self.uri}#{self.domain}"
+        """Its address; that of a domain has the uuid."""
+        if self.socket is not None:
+            return guest_address.of_socket(self.socket)
+        return guest_address.of_domain(str(self.domain), str(self.uri))
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[Session]:
@@ -153,7 +155,9 @@ async def connected_when_up(
     async for attempt in attempts:
         with attempt:
             if not await answers(path):
-                raise errors.Unreachable(f"qmp:{path}: no monitor there after {timeout:g} s")
+                raise errors.Unreachable(
+                    f"qmp:{path}: no monitor there after {units.format_duration(timeout)}"
+                )
 
 
 async def answers(path: str) -> bool:
@@ -167,24 +171,31 @@ async def answers(path: str) -> bool:
         return False
 
 
-async def start_emulator(
-    guest: Guest, config: Config, path: str, *, incoming: bool = False
-) -> subprocess.Popen[bytes]:
-    """Start the emulated QEMU of a guest at ``path``; it outlives us. Raises Unreachable."""
+def emulator_command(guest: Guest, path: str) -> list[str]:
+    """Return the command that starts the emulated QEMU of a guest with its monitor at ``path``."""
     assert guest.emulator is not None
-    arguments = [
+    return [
         sys.executable,
         *(["-B"] if sys.dont_write_bytecode else []),
         *["-m", "mapsave", "emulate", "--qmp", path, "--name", guest.name],
         *["--memory", str(guest.emulator.memory), "--pattern", guest.emulator.pattern],
         *["--as", guest.emulator.version],
         *(["--writer"] if guest.emulator.writer else []),
-        *(["--incoming", "defer"] if incoming else []),
     ]
-    log = log_path(config, guest.name)
+
+
+def emulator_environment(guest: Guest, config: Config) -> dict[str, str]:
+    """Return the environment of the emulated QEMU of a guest."""
     # Our own package is found as we found it.
     ours = {"PYTHONPATH": str(Path(mapsave.__file__).parents[1])}
-    process = launch.started(arguments, log, launch.environment(config, guest) | ours)
+    return launch.environment(config, guest) | ours
+
+
+async def start_emulator(guest: Guest, config: Config, path: str) -> subprocess.Popen[bytes]:
+    """Start the emulated QEMU of a guest at ``path``; it outlives us. Raises Unreachable."""
+    log = log_path(config, guest.name)
+    arguments, variables = emulator_command(guest, path), emulator_environment(guest, config)
+    process = launch.started(arguments, log, variables)
     try:
         await connected_when_up(path, process, EMULATOR_START_TIMEOUT)
     except errors.Unreachable as error:

@@ -26,6 +26,9 @@ class Noted(TypedDict, total=False):
     process_started: int | None
     fdset: int
     settings: Settings
+    acl: str
+    link: str
+    inode: int
 
 
 class SaveBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -33,7 +36,8 @@ class SaveBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``directory`` and ``name`` are the image's; ``directory_inode`` shows whether another directory
     is at that path since. ``settings`` are what QEMU is to get back; ``fdset`` is what it was
-    given. ``uuid`` and ``label`` of the image, and the ``outcome`` of recovery, come later.
+    given. ``managed``: libvirt restores the image at the domain's next start. ``uuid`` and
+    ``label`` of the image, and the ``outcome`` of recovery, come later.
     """
 
     guest: str
@@ -44,6 +48,7 @@ class SaveBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     directory_inode: int | None = None
     name: str
     replace: bool
+    managed: bool = False
     then: Then
     policy: str | None = None
     was_running: bool
@@ -60,17 +65,27 @@ class SaveBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RestoreBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A restore of the image at the path ``image``; its steps note the rest as they come to it."""
+    """A restore of the image at the path ``image``; its steps note the rest as they come to it.
+
+    ``acl``: the ACL of the image, of that ``uuid`` and ``inode``, before QEMU's user was let in, in
+    hexadecimal digits. ``link``: the link by which a QEMU of libvirt's opens the image.
+    ``is_clone``: the image is not marked.
+    """
 
     guest: str
     image: str
     through_libvirt: bool | None = None
+    is_clone: bool = False
     monitor: Monitor | None = None
     pid: int | None = None
     process_started: int | None = None
     fdset: int | None = None
     settings: Settings | None = None
     label: Label | None = None
+    acl: str | None = None
+    link: str | None = None
+    uuid: str | None = None
+    inode: int | None = None
     outcome: str | None = None
 
 

@@ -1,7 +1,7 @@
 """What root has configured binds operators: whose image goes where, and its label policy."""
 
 from mapsave import errors
-from mapsave.config import Config
+from mapsave.config import Config, Guest
 from mapsave.image.metadata import Metadata
 
 
@@ -17,7 +17,7 @@ def check_clone(config: Config, metadata: Metadata, guest: str | None, image: st
     """
     if guest is None or guest == owner(metadata):
         return
-    configured = config.guests.get(guest)
+    configured = config.named(guest)
     known = metadata.get("guest", {})
     names = (known.get("name"), known.get("qemu_name"), known.get("uuid"))
     if configured is not None:
@@ -33,12 +33,23 @@ def check_clone(config: Config, metadata: Metadata, guest: str | None, image: st
     )
 
 
+def check_template(guest: Guest, image: str) -> None:
+    """Raise RoleMissing unless operators may clone the ``image`` as ``guest`` says."""
+    if guest.clones != "operator":
+        raise errors.RoleMissing(
+            f"only an admin may clone {image!r} as guest {guest.name!r}",
+            hint=f"'clones: operator' of guest {guest.name!r} in the configuration allows it",
+            role="operator",
+            needed="admin",
+        )
+
+
 def check_policy(config: Config, guest: str | None, asked: str | None) -> None:
     """Raise RoleMissing where an operator asks for another label policy than root has set.
 
     That is the one of the guest, else the general one; where neither is set operators choose.
     """
-    configured = config.guests.get(guest) if guest is not None else None
+    configured = config.named(guest) if guest is not None else None
     own = configured.policy if configured is not None else None
     bound = own or config.save.policy
     if asked is None or bound is None or asked == bound:

@@ -11,17 +11,28 @@ import os
 import shlex
 import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypedDict
 
 from mapsave import errors, units
 from mapsave.config import Config
-from mapsave.image import image, store
+from mapsave.image import partial_names, store
 from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE
 from mapsave.monitor import process
 from mapsave.monitor.session import Version
-from mapsave.operations import drives, kept, learning, modes, save_request, trust
+from mapsave.operations import (
+    drives,
+    in_use,
+    kept,
+    learning,
+    managed_save,
+    modes,
+    replacing,
+    save_request,
+    trust,
+)
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
@@ -41,6 +52,7 @@ class Preflight:
     name: str
     request: Request
     labelling: Labelling
+    state: Path
     kept: str | None = None
     direct_io_refusal: str | None = None
     most_channels: strategy.Most | None = None
@@ -53,7 +65,7 @@ class Preflight:
         """Return what is to be checked. Raises LabelUnavailable."""
         labels = save_request.policy_labelling(request.policy, found.domain)
         known = kept.known(config.state, found.process)
-        return cls(found, held, name, request, labels, known)
+        return cls(found, held, name, request, labels, config.state, known)
 
     async def learn(self, config: Config, *, measures: bool) -> None:
         """Learn what the strategy is planned from; with ``measures`` as ``learning.learn`` does."""
@@ -61,13 +73,14 @@ class Preflight:
             config, self.facts, self.directory, self.request, measures=measures
         )
 
-    def strategy(self) -> strategy.Strategy:
-        """Choose how to save."""
+    def strategy(self, shared: strategy.Most | None = None) -> strategy.Strategy:
+        """Choose how to save; ``shared``: how many channels are left where other guests are."""
+        limits = (most for most in (self.most_channels, shared) if most is not None)
         return strategy.choose(
             self.request.settings,
             bandwidth=self.request.bandwidth,
             direct_io_refusal=self.direct_io_refusal,
-            most=self.most_channels,
+            most=min(limits, key=lambda most: most.channels, default=None),
             learned=self.learned,
         )
 
@@ -132,6 +145,7 @@ def memory(found: Preflight) -> str:
             "save them, but crash when loading them",
             hint="unplug the device, or start the guest with rom=off for that memory backend",
         )
+    in_use.check_whole(found.facts.lives_on)
     return "can be loaded"
 
 
@@ -174,9 +188,9 @@ def image_name(found: Preflight) -> str:
     store.check_name(found.name)
     if found.directory.exists(found.name):
         _replaceable(found)
-    partial = image.partial_name(found.name)
+    partial = partial_names.partial_name(found.name)
     if found.directory.exists(partial):
-        raise image.partial_exists(os.path.join(found.directory.path, partial))
+        raise partial_names.partial_exists(os.path.join(found.directory.path, partial))
     return found.name
 
 
@@ -196,26 +210,7 @@ def _replaceable(found: Preflight) -> None:
             f"{path!r} exists and is not a regular file, so it is not replaced",
             hint="choose another name, or remove it",
         )
-    only_own(found.directory, found.name, found.request.replace_only)
-
-
-def only_own(held: store.Directory, name: str, guest: str | None) -> None:
-    """Raise ImageExists where ``name`` is an image of another guest than ``guest`` (None: any)."""
-    path = os.path.join(held.path, name)
-    if guest is None:
-        return
-    try:
-        with image.opened(path) as found:
-            owner = str(found.metadata.get("guest", {}).get("name"))
-    except errors.UnreadableImage:
-        raise
-    except errors.MapsaveError:
-        return  # there is none, or it is damaged
-    if owner != guest:
-        raise errors.ImageExists(
-            f"{path!r} is an image of another guest, {owner!r}, which only an admin may replace",
-            hint="choose another name",
-        )
+    replacing.check(found.state, found.directory, found.name, found.request, found.facts.process)
 
 
 def directory(found: Preflight) -> str:
@@ -235,6 +230,8 @@ def directory(found: Preflight) -> str:
 def ownership(found: Preflight) -> str:
     """No one but the trusted users can write the image directory, or exchange it."""
     trusted = trust.users(found.labelling.policy)
+    if found.request.settings.managed == "on":
+        trusted |= {os.fstat(found.directory.fd).st_uid}  # whom libvirt trusts with it
     trust.check_directory(found.directory.given, trusted)
     return "writable only by uid " + ", ".join(map(str, sorted(trusted))) + " alone"
 
@@ -263,8 +260,9 @@ def room(found: Preflight) -> str:
     least = most
     if found.request.settings.zero_pages != "none" and found.request.settings.preallocate != "on":
         touched = process.resident_bytes(found.facts.pid) if found.facts.pid else None
+        mapped = found.facts.lives_on.data_bytes if found.facts.lives_on else 0
         # QEMU itself is in the resident size as well; a few MiB of data always go to the disk.
-        least = min(most, max((touched or 0) - 256 * units.MIB, 2 * units.MIB))
+        least = min(most, max((touched or 0) - 256 * units.MIB, mapped, 2 * units.MIB))
     figures = f"{units.format_size(free)} free, at most {units.format_size(most)} needed"
     if free < least:
         raise errors.NoRoom(
@@ -278,7 +276,7 @@ def room(found: Preflight) -> str:
 
 def label(found: Preflight) -> str:
     """The policy allows the directory, and the label can be had."""
-    names = (image.partial_name(found.name), found.name)
+    names = (partial_names.partial_name(found.name), found.name)
     wanted = found.labelling.check(found.directory.path, found.facts.pid, "save", names)
     return f"{wanted.module}: {wanted.value}" if wanted.value else wanted.module
 
@@ -305,12 +303,7 @@ def domain(found: Preflight) -> str:
             f"domain {known.name!r} has active block jobs on {', '.join(known.block_jobs)}",
             hint="wait until they have finished, or use 'virsh blockjob --abort'",
         )
-    if known.has_managed_save:
-        raise errors.Refused(
-            f"libvirt has a managed save of domain {known.name!r}, which is older than the "
-            "running guest: the next start would restore it",
-            hint=f"virsh managedsave-remove {shlex.quote(known.name)}",
-        )
+    managed_save.check_none(found.facts, found.request)
     devices = f", host devices {', '.join(known.host_devices)}" if known.host_devices else ""
     alone = "transient: it disappears from libvirt when it shuts down"
     what = alone if known.is_transient else "persistent, no active job"

@@ -4,22 +4,23 @@ QEMU compares little by itself: RAM of another size is loaded "successfully", an
 image does not hold are never written, so stale memory stays (QEMU 10.0, ``migration/ram.c``).
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from mapsave import errors, shielded, together
-from mapsave.config import Config, Guest
-from mapsave.image import page_size
+from mapsave import blocking, errors, shielded, together
+from mapsave.image import page_size, stub
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
-from mapsave.migration import guest_state
+from mapsave.migration import guest_state, stall
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import Status
 from mapsave.monitor import process as processes
@@ -31,6 +32,7 @@ from mapsave.operations import (
     ending,
     facts,
     hardware,
+    known_machines,
     launch,
     limits,
     memory_backends,
@@ -51,7 +53,8 @@ class Destination:
 
     What it prints goes to the file ``log``, or is read from the open file ``stderr``. ``is_loaded``
     where libvirt has read the image already, ``is_ours`` where mapsave had it started. ``identity``
-    is pid and start time. ``warnings`` is what could not be compared.
+    is pid and start time. ``warnings`` is what could not be compared. ``mapped`` is what it maps
+    from the image; ``why_not_instant`` says why nothing is.
     """
 
     session: Session
@@ -63,6 +66,8 @@ class Destination:
     is_ours: bool = False
     identity: tuple[int, int] | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
+    mapped: tuple[stub.Mapped, ...] = ()
+    why_not_instant: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.is_ours = self.is_ours or self.process is not None
@@ -93,24 +98,34 @@ def launch_arguments(argv: Sequence[str], socket: str) -> list[str]:
     return [*arguments, "-incoming", "defer"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """How a destination is started: its command, monitor socket, log, environment, directory.
+
+    ``inherited`` are descriptors that it gets under their own numbers.
+    """
+
+    argv: Sequence[str]
+    socket: str
+    log: Path
+    variables: Mapping[str, str]
+    cwd: str | None = None
+    inherited: tuple[int, ...] = ()
+
+
 @contextlib.asynccontextmanager
-async def launched(
-    argv: Sequence[str],
-    socket: str,
-    log: Path,
-    variables: Mapping[str, str],
-    cwd: str | None = None,
-) -> AsyncIterator[Destination]:
+async def launched(command: Command) -> AsyncIterator[Destination]:
     """Start a destination by command and connect; end it unless it was kept.
 
-    Raises Busy where a guest answers at ``socket`` already, LaunchFailed with QEMU's message.
+    Raises Busy where a guest answers at its socket already, LaunchFailed with QEMU's message.
     """
+    socket = command.socket
     if await attach.answers(socket):
         raise errors.Busy(
             f"a guest is already running at qmp:{socket}",
             hint="it may be the one that was saved; shut it down first, or restore --into another",
         )
-    arguments = launch_arguments(argv, socket)
+    arguments = launch_arguments(command.argv, socket)
     if (
         "/" in arguments[0]
         and os.path.isfile(arguments[0])
@@ -121,34 +136,17 @@ async def launched(
             arguments[0],
             os.X_OK,
         )
-    if shutil.which(arguments[0]) is None:
+    if (program := shutil.which(arguments[0])) is None:
         raise errors.LaunchFailed(
             f"cannot start the destination: {arguments[0]!r} not found",
             hint="check 'launch:' of the guest in the configuration",
         )
-    try:
-        process = launch.started(arguments, log, variables, cwd)
-    except OSError as error:
-        raise errors.of_os_error(
-            error,
-            f"cannot start the destination {arguments[0]!r}: {error.strerror}",
-            shutil.which(arguments[0]) or arguments[0],
-            os.X_OK,
-            otherwise=errors.LaunchFailed,
-        ) from None
-    async with _connected(process, socket, log) as destination:
-        yield destination
-
-
-@contextlib.asynccontextmanager
-async def emulated(guest: Guest, config: Config) -> AsyncIterator[Destination]:
-    """Start the emulated QEMU of ``guest`` as a destination; end it unless it was kept."""
-    socket = attach.socket_path(guest, config)
-    if await attach.answers(socket):
-        raise errors.Busy(f"the emulated guest {guest.name!r} is already running at qmp:{socket}")
-    process = await attach.start_emulator(guest, config, socket, incoming=True)
-    log = attach.log_path(config, guest.name)
-    async with _connected(process, socket, log) as destination:
+    work = f"start the destination {arguments[0]!r}"
+    with errors.explained(work, program, os.X_OK, otherwise=errors.LaunchFailed):
+        process = launch.started(
+            arguments, command.log, command.variables, command.cwd, command.inherited
+        )
+    async with _connected(process, socket, command.log) as destination:
         yield destination
 
 
@@ -161,8 +159,7 @@ async def _connected(
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await attach.connected_when_up(socket, process, START_TIMEOUT)
-                # QEMU listens before it makes its devices, and may yet end over one of them.
-                session = await stack.enter_async_context(qmp.connected(socket))
+                session = await _greeted(stack, socket, process)
             except errors.Unreachable as error:
                 words = log.read_text(errors="replace").strip()[-4000:]
                 raise errors.LaunchFailed(
@@ -188,6 +185,25 @@ async def _connected(
             process.poll()
 
 
+async def _greeted(
+    stack: contextlib.AsyncExitStack, socket: str, process: subprocess.Popen[bytes]
+) -> Session:
+    """Connect to a QEMU that listens before it makes its devices. Raises Unreachable.
+
+    It may yet end over one of them, or take long; and it may never answer a client that comes just
+    when it sets its monitor up (10.0, seen once in some thousand starts), but the next one.
+    """
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        try:
+            return await stack.enter_async_context(qmp.connected(socket))
+        except errors.Unreachable as error:
+            is_silent = isinstance(error.__context__, TimeoutError)
+            if time.monotonic() > deadline or not (is_silent or process.poll() is None):
+                raise
+        await asyncio.sleep(0.01)
+
+
 @contextlib.asynccontextmanager
 async def waiting_at(socket: str) -> AsyncIterator[Destination]:
     """Attach to a QEMU that was started by hand with ``-incoming defer``."""
@@ -196,19 +212,30 @@ async def waiting_at(socket: str) -> AsyncIterator[Destination]:
 
 
 async def compare(
-    destination: Destination, image: Image, contents: Contents, *, force: bool
+    destination: Destination, image: Image, contents: Contents, state: Path, *, force: bool
 ) -> limits.Footprint:
     """Compare the destination with the image: everything that QEMU would not notice.
 
-    Returns of which process a restore takes what. Raises WrongRunState, DestinationMismatch,
-    OlderQemu, DestinationNotZero.
+    ``state`` is the state directory. Returns of which process a restore takes what.
+
+    Raises WrongRunState, DestinationMismatch, OlderQemu, DestinationNotZero.
     """
     session = destination.session
-    tried = await modes.migration(session)
-    state = await guest_state.run_state(session)
-    if state != RunState.INMIGRATE:
+    _compare_version(session, image, force=force)
+    async with together.group() as tasks:
+        ask = tasks.create_task
+        # First of all: of a QEMU without a machine it says so.
+        asked_migration = ask(modes.migration(session))
+        asked_state = ask(guest_state.run_state(session))
+        asked_machine = ask(known_machines.query(session, state))
+        size = ask(ram_blocks.memory(session))
+        blocks = ask(ram_blocks.query(session))
+        backends = ask(memory_backends.query(session))
+        takes = ask(limits.footprint(session, size, blocks))
+    tried, run_state = asked_migration.result(), asked_state.result()
+    if run_state != RunState.INMIGRATE:
         raise errors.WrongRunState(
-            f"{session.address}: the destination is in run state {state!r}, not waiting for an "
+            f"{session.address}: the destination is in run state {run_state!r}, not waiting for an "
             "incoming migration",
             hint="start it with -incoming defer",
         )
@@ -217,25 +244,23 @@ async def compare(
             f"{session.address}: an incoming migration has been tried on it before",
             hint="QEMU cannot try twice: start a new destination",
         )
-    _compare_version(session, image, force=force)
-    async with together.group() as tasks:
-        ask = tasks.create_task
-        machine = ask(facts.machine_type(session))
-        target = ask(session.execute("query-target"))
-        seen_by_guest = ask(hardware.query(session))
-        size = ask(ram_blocks.memory(session))
-        blocks = ask(ram_blocks.query(session))
-        backends = ask(memory_backends.query(session))
-        takes = ask(limits.footprint(session, size, blocks))
-    _compare_machine(machine.result(), contents)
-    _compare_page_size(str(target.result()["arch"]), contents)
-    metadata = image.metadata
-    destination.warnings += hardware.compare(seen_by_guest.result(), metadata, force=force)
+    machine = asked_machine.result()
+    _compare_machine(machine.type, contents)
+    _compare_page_size(await _architecture(session, machine), contents)
+    destination.warnings += hardware.compare(machine.hardware, image.metadata, force=force)
     modes.compare_icount(session, image, contents)
-    _compare_memory(size.result(), image)
-    _compare_blocks(blocks.result(), contents)
-    there = stale_memory.Destination(session.pid, blocks.result(), backends.result())
-    destination.warnings += await stale_memory.check(there, image.fd, contents)
+    await _compare_memory(session, size.result(), image)
+    own = frozenset(each.block.name for each in destination.mapped)
+    _compare_blocks(blocks.result(), contents, own)
+    there = stale_memory.Destination(session.pid, blocks.result(), backends.result(), own)
+    try:
+        async with blocking.limited(stall.limit(contents.stream.ram_bytes)):
+            destination.warnings += await stale_memory.check(there, image.fd, contents)
+    except blocking.Hangs as error:
+        raise errors.DestinationNotZero(
+            f"the destination's memory could not be compared with the image: {error.strerror}",
+            hint="check the disks of the image and of the destination's memory files (dmesg)",
+        ) from None
     return takes.result()
 
 
@@ -263,6 +288,12 @@ def _compare_machine(machine: str, contents: Contents) -> None:
         )
 
 
+async def _architecture(session: Session, machine: known_machines.Machine) -> str:
+    """Return what ``query-target`` calls the architecture; processors are reported with it."""
+    told = machine.hardware["target"] if machine.hardware is not None else ""
+    return told or str((await session.execute("query-target"))["arch"])
+
+
 def _compare_page_size(target: str, contents: Contents) -> None:
     here = page_size.of_target(target, contents.stream.page_bits)
     saved = contents.stream.blocks[0].page_size
@@ -274,9 +305,13 @@ def _compare_page_size(target: str, contents: Contents) -> None:
         )
 
 
-def _compare_memory(found: Memory, image: Image) -> None:
+async def _compare_memory(session: Session, found: Memory, image: Image) -> None:
     saved = image.metadata.get("memory", {})
-    if saved and (saved.get("base"), saved.get("plugged")) != (found.base, found.plugged):
+    base, plugged = saved.get("base"), saved.get("plugged")
+    if not saved or (base, plugged) == (found.base, found.plugged):
+        return
+    least, most = await ram_blocks.plugged_once_loaded(session, found)
+    if base != found.base or not isinstance(plugged, int) or not least <= plugged <= most:
         raise errors.DestinationMismatch(
             f"the image has {saved.get('base')} bytes of RAM and {saved.get('plugged')} "
             f"hotplugged, the destination {found.base} and {found.plugged}",
@@ -284,10 +319,16 @@ def _compare_memory(found: Memory, image: Image) -> None:
         )
 
 
-def _compare_blocks(found: Mapping[str, RamBlock], contents: Contents) -> None:
+def _compare_blocks(found: Mapping[str, RamBlock], contents: Contents, own: frozenset[str]) -> None:
     for block in contents.stream.blocks if found else ():
         there = found.get(block.name)
         used, largest = (there.used, there.total) if there is not None else (0, 0)
+        if there is not None and there.has_alias != block.has_alias and block.name not in own:
+            raise errors.DestinationMismatch(
+                f"RAM block {block.name!r} has another name in the image: it was saved by libvirt "
+                "while it was mapped from another image",
+                hint="have libvirt start the destination: omit --into and --guest",
+            )
         resizable = block.name.startswith(_RESIZABLE_PREFIX)
         if block.used_length == used or (resizable and block.used_length <= largest):
             continue

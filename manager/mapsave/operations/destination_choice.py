@@ -1,56 +1,148 @@
 """Which destination a restore gets: attached to, started by command, or created by libvirt."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import dataclasses
+import os
+from collections.abc import AsyncIterator
 
 from mapsave import config as configuration
-from mapsave import domain_xml, errors
+from mapsave import domain_xml, errors, shielded
 from mapsave.config import Config, Guest
+from mapsave.image import descriptors
 from mapsave.image.image import Image
+from mapsave.image.validation import Contents
+from mapsave.labels.policy import BUILT_IN, Policy
 from mapsave.operations import (
     attach,
     destination,
+    instant,
     journal,
     launch,
     locks,
     origin,
     recorded_uri,
+    restore_labels,
     trust,
 )
-from mapsave.operations.destination import Destination
+from mapsave.operations.destination import Command, Destination
 from mapsave.operations.restore_request import Request
 from mapsave.operations.steps import Step
+from mapsave.operations.warming import Wanted, Warming
+from mapsave.plan import generation
+from mapsave.restore_settings import RestoreSettings
 
-_Choice = tuple[attach.Monitor, contextlib.AbstractAsyncContextManager[Destination]]
+_Choice = tuple[
+    attach.Monitor, contextlib.AbstractAsyncContextManager[Destination], instant.Decision
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a destination is wanted for: the restore that was asked for, as it was settled.
+
+    ``name`` is of the guest that it becomes. Where its RAM is mapped, ``policy`` labels the image
+    and ``warming`` reads beside it.
+    """
+
+    config: Config
+    request: Request
+    settings: RestoreSettings
+    opened: Image
+    contents: Contents
+    name: str
+    warming: Warming | None = None
+    policy: Policy = BUILT_IN["none"]
+
+    @property
+    def guest(self) -> Guest:
+        """The guest as it is configured, or as its address says."""
+        found = self.config.named(self.name)
+        if found is None and self.request.guest is not None:
+            found = self.config.guest(self.request.guest)  # an address
+        return found or configuration.Guest(self.name)
 
 
 @contextlib.asynccontextmanager
-async def chosen(
-    config: Config, request: Request, opened: Image, name: str, log: journal.Journal
-) -> AsyncIterator[Destination]:
+async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destination]:
     """Attach to or start the destination, whichever the request and the configuration say.
 
-    Raises NoDestination where nothing says how, Busy, LaunchFailed and its kin.
+    Raises NoDestination where nothing says how, Busy, NotInstant, LaunchFailed and its kin.
     """
+    config, request = asked.config, asked.request
     if request.into is not None:
+        why_not = instant.not_launched(asked.settings.instant, "a QEMU that waits").why_not
         monitor = attach.Monitor.at(request.into)
         log.step(Step.ATTACH, monitor=monitor)
         with locks.held(config.state, f"the destination {request.into!r}", monitor.key):
             async with destination.waiting_at(request.into) as target:
+                target.why_not_instant = why_not
                 yield target
         return
-    guest = config.guests.get(name)
-    if guest is None and request.guest is not None:
-        guest = config.guest(request.guest)  # an address
-    guest = guest or configuration.Guest(name)
-    if _is_of_libvirt(request, opened, guest):
-        monitor, started = _by_libvirt(config, request, opened, guest, log.unsettled)
+    guest, start = asked.guest, _start(asked, log)
+    if _is_of_libvirt(request, asked.opened, guest):
+        monitor, started, decision = await shielded.in_thread(_by_libvirt, asked, log, start)
     else:
-        monitor, started = _by_command(config, request, opened, guest)
+        command = command_of(asked)
+        monitor = attach.Monitor.at(command.socket)
+        decision = await shielded.in_thread(
+            instant.decide, asked.settings.instant, command, asked.opened, asked.contents
+        )
+        started = instant.launched(command, decision, start)
+    if decision.mapped:
+        _warm(asked)
     log.step(Step.LAUNCH, monitor=monitor)
     with locks.held(config.state, f"guest {guest.name!r}", monitor.key):
         async with started as target:
+            if not target.mapped and not target.why_not_instant:
+                target.why_not_instant = decision.why_not
+            if not target.mapped and asked.warming is not None:
+                asked.warming.stop()
             yield target
+
+
+def _warm(asked: Asked) -> None:
+    """Begin to read what the guest will need, while its destination starts."""
+    if asked.warming is not None:
+        wanted = Wanted(asked.settings.warm, asked.settings.warm_rate, asked.settings.warm_time)
+        with descriptors.reading(asked.opened.path):
+            asked.warming.begin(asked.opened, asked.contents.stream, wanted)
+
+
+def _start(asked: Asked, log: journal.Journal) -> instant.Start:
+    opened, loop = asked.opened, asyncio.get_running_loop()
+
+    def on_acl(before: bytes) -> None:
+        inode = os.fstat(opened.fd).st_ino
+        uuid = str(opened.block.uuid)
+        log.step_for(loop, Step.LAUNCH, acl=before.hex(), uuid=uuid, inode=inode)
+
+    def on_acl_left(error: OSError) -> None:
+        log.unsettled()
+        words = f"{opened.path!r} is still readable by the user of its QEMU: {error.strerror}"
+        log.warnings.append(f"{words} (run 'mapsave recover')")
+
+    def on_link(path: str) -> None:
+        log.step_for(loop, Step.LINK, link=path)
+
+    return instant.Start(
+        opened=opened,
+        contents=asked.contents,
+        guest=asked.name,
+        state=asked.config.state,
+        on_acl=on_acl,
+        on_acl_left=on_acl_left,
+        on_link=on_link,
+        on_left=log.unsettled,
+        labelled=lambda: restore_labels.before_start(asked.policy, opened, log),
+    )
+
+
+def is_by_command(asked: Asked) -> bool:
+    """Return whether a command starts the destination, not libvirt, and it is none that waits."""
+    return asked.request.into is None and not _is_of_libvirt(
+        asked.request, asked.opened, asked.guest
+    )
 
 
 def _is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
@@ -61,22 +153,32 @@ def _is_of_libvirt(request: Request, opened: Image, guest: Guest) -> bool:
     return not configured and origin.domain_xml(opened) is not None
 
 
-def _by_libvirt(
-    config: Config, request: Request, opened: Image, guest: Guest, on_left: Callable[[], None]
-) -> _Choice:
-    from mapsave.operations import destination_libvirt, domain_trust
+def domain_of(asked: Asked) -> tuple[str, str]:
+    """Return the XML that libvirt is to start the guest from, and libvirt's URI.
 
+    Raises NoDestination, and as ``recorded_uri.followed`` does.
+    """
+    request, opened, guest = asked.request, asked.opened, asked.guest
     xml = request.xml if request.xml is not None else origin.domain_xml(opened)
     if xml is None:
         raise errors.NoDestination(
             f"the image contains no domain XML to create the domain of guest {guest.name!r} from",
             hint="pass it with --xml FILE, or restore --into qmp:PATH",
         )
-    recorded = opened.metadata.get("domain") or {}
     if guest.libvirt is not None:
-        uri = guest.libvirt.uri
-    else:
-        uri = recorded_uri.followed(recorded.get("uri"))
+        return xml, guest.libvirt.uri
+    return xml, recorded_uri.followed((opened.metadata.get("domain") or {}).get("uri"))
+
+
+def _by_libvirt(asked: Asked, log: journal.Journal, mapping: instant.Start) -> _Choice:
+    """Return the domain's monitor, how it is started, and whether its RAM is mapped. Blocks."""
+    from mapsave.monitor import definition
+    from mapsave.operations import destination_libvirt, domain_trust, instant_libvirt
+
+    config, request, opened, guest = asked.config, asked.request, asked.opened, asked.guest
+    xml, uri = domain_of(asked)
+    if not request.through_libvirt:
+        xml = definition.without_restore(xml)
     try:
         identity = domain_xml.identity(xml)
     except errors.InvalidImage as error:
@@ -93,14 +195,19 @@ def _by_libvirt(
         vetting = domain_trust.Vetting(
             config.trust, config.state, frozenset((identity.uuid, own)), what
         )
-    stall = config.restore.stall
-    asked = destination_libvirt.Start(uri, xml, on_left, vetting, stall_seconds=stall)
+    stall = asked.settings.stall
+    start = destination_libvirt.Start(uri, xml, log.unsettled, vetting, stall_seconds=stall)
+    wanted = asked.settings.instant
     if request.through_libvirt:
-        return monitor, destination_libvirt.loaded(asked, opened, request)
+        instant_libvirt.check_own(opened, asked.contents)
+        decision = instant.not_launched(wanted, "libvirt itself")
+        return monitor, destination_libvirt.loaded(start, opened, request), decision
     # As libvirt does, the CPU that the guest has seen is kept under another definition too.
     cookie = opened.libvirt.cookie if opened.libvirt else None
-    cookie = cookie or recorded.get("cookie")
-    return monitor, destination_libvirt.created(asked, cookie)
+    cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
+    decision = instant_libvirt.decide(wanted, xml, uri, opened, asked.contents)
+    started = instant_libvirt.created(start, cookie, decision, mapping)
+    return monitor, started, decision
 
 
 def _check_named(opened: Image, guest: Guest, identity: domain_xml.Identity) -> None:
@@ -119,24 +226,26 @@ def _check_named(opened: Image, guest: Guest, identity: domain_xml.Identity) -> 
     )
 
 
-def _by_command(config: Config, request: Request, opened: Image, guest: Guest) -> _Choice:
+def command_of(asked: Asked) -> Command:
+    """Return the command that starts the destination. Raises NoDestination, UntrustedProgram."""
+    config, request, guest = asked.config, asked.request, asked.guest
     log = attach.log_path(config, guest.name)
     variables = launch.environment(config, guest)
     if guest.emulator is not None:
         socket = attach.socket_path(guest, config)
-        return attach.Monitor.at(socket), destination.emulated(guest, config)
+        argv = attach.emulator_command(guest, socket)
+        return Command(argv, socket, log, attach.emulator_environment(guest, config))
     if guest.launch and guest.qmp is not None:
-        socket = str(guest.qmp)
-        return attach.Monitor.at(socket), destination.launched(guest.launch, socket, log, variables)
-    recorded = opened.metadata.get("command") or {}
-    argv = recorded.get("argv")
+        words = generation.renewed(guest.launch) if request.is_clone else guest.launch
+        return Command(words, str(guest.qmp), log, variables)
+    recorded = asked.opened.metadata.get("command") or {}
+    argv = recorded.get("argv") or []
     if argv and request.trust_recorded_command:
         if not request.trust_image:
             trust.check_program(argv[0])
         own = locks.state_directory(config.state, "monitors") if guest.qmp is None else None
         socket = str(guest.qmp if own is None else own / f"{log.stem[-40:]}.qmp")
-        started = destination.launched(argv, socket, log, variables, recorded.get("cwd"))
-        return attach.Monitor.at(socket), started
+        return Command(argv, socket, log, variables, recorded.get("cwd"))
     raise errors.NoDestination(
         f"there is no command to start guest {guest.name!r}",
         hint="set 'launch:' in the configuration, or use --into qmp:PATH, or "

@@ -11,18 +11,17 @@ import os
 import stat
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from mapsave import domain_xml, errors, shielded
-from mapsave.image import descriptors
+from mapsave import domain_xml, errors, shielded, together
 from mapsave.image.image import Image
 from mapsave.migration import parameters, stall
 from mapsave.monitor import definition, fdset, libvirt_connection, passthrough, process
+from mapsave.monitor.session import Session
 from mapsave.operations import domain_trust
 from mapsave.operations.destination import Destination
 from mapsave.operations.restore_request import Request
-from mapsave.plan.strategy import DEFAULT_CHANNELS
 
 if TYPE_CHECKING:
     from libvirt import virConnect
@@ -67,17 +66,20 @@ class Start:
 
 
 @contextlib.asynccontextmanager
-async def created(asked: Start, cookie: str | None) -> AsyncIterator[Destination]:
+async def created(
+    asked: Start, cookie: str | None, memory: Sequence[str] = ()
+) -> AsyncIterator[Destination]:
     """Have libvirt start the domain to wait; destroy it unless it was kept.
 
-    The extra arguments are in the live definition only: a persistent one stays as it is.
+    ``memory`` are arguments of its RAM's backend. They and those that make it wait are in the live
+    definition only: a persistent one stays as it is.
 
     Raises Busy where the domain runs already, LaunchFailed with libvirt's message,
     RestoreStalled, Unsupported, Unreachable, NotPermitted, InvalidImage where the XML is none,
     ForeignResource.
     """
     libvirt = libvirt_connection.library()
-    text = definition.waiting(asked.xml, cookie)
+    text = definition.waiting(asked.xml, cookie, memory)
 
     def start(connection: virConnect) -> libvirt_connection.Life:
         handle = connection.createXML(text, libvirt.VIR_DOMAIN_START_PAUSED)
@@ -105,6 +107,8 @@ async def created(asked: Start, cookie: str | None) -> AsyncIterator[Destination
 async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator[Destination]:
     """Have libvirt restore the image by its path, paused; destroy it unless it was kept.
 
+    ``request`` says by how many channels, and whether past the page cache.
+
     libvirt 11.3 leaves the image open in QEMU for as long as the guest lives, and capabilities on
     with which the next internal snapshot kills it; here both are put right.
 
@@ -116,14 +120,20 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
             hint="omit --through-libvirt, or save with --format libvirt",
         )
     libvirt = libvirt_connection.library()
+    # Of libvirt 10.6; an older libvirt-python works otherwise, as the one of Debian 12 does.
+    if not hasattr(libvirt, "VIR_DOMAIN_SAVE_PARAM_PARALLEL_CHANNELS"):
+        raise errors.Unsupported(
+            "this libvirt-python is older than 10.6, and cannot restore through libvirt",
+            hint="omit --through-libvirt, or install a newer one",
+        )
     wanted: dict[str, object] = {
         libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: os.path.realpath(opened.path),
-        libvirt.VIR_DOMAIN_SAVE_PARAM_PARALLEL_CHANNELS: request.channels or DEFAULT_CHANNELS,
+        libvirt.VIR_DOMAIN_SAVE_PARAM_PARALLEL_CHANNELS: request.channels,
     }
     if request.xml is not None:
         wanted[libvirt.VIR_DOMAIN_SAVE_PARAM_DXML] = request.xml
     flags = libvirt.VIR_DOMAIN_SAVE_PAUSED
-    if descriptors.takes_direct_io(opened.fd, request.direct_io):
+    if request.direct_io == "on":
         flags |= libvirt.VIR_DOMAIN_SAVE_BYPASS_CACHE
 
     uuid = asked.identity.uuid
@@ -133,14 +143,19 @@ async def loaded(asked: Start, opened: Image, request: Request) -> AsyncIterator
         return libvirt_connection.life(connection.lookupByUUIDString(uuid))
 
     async with _started(asked, start, asked.watch(opened.allocated)) as target:
-        for each in await fdset.query(target.session):
-            if each.is_of(_LIBVIRTS):
-                await fdset.take_back(target.session, each.id)
-        left = (await parameters.query(target.session)).of_libvirt()
-        fresh = parameters.Settings(left.capabilities, {**left.parameters, **_FRESH})
-        await parameters.put_back(target.session, fresh)
+        await let_go(target.session)
         target.is_loaded = True
         yield target
+
+
+async def let_go(session: Session) -> None:
+    """Have QEMU close the image that libvirt has restored, and switch off what libvirt left on."""
+    for each in await fdset.query(session):
+        if each.is_of(_LIBVIRTS):
+            await fdset.take_back(session, each.id)
+    left = (await parameters.query(session)).of_libvirt()
+    fresh = parameters.Settings(left.capabilities, {**left.parameters, **_FRESH})
+    await parameters.put_back(session, fresh)
 
 
 @contextlib.asynccontextmanager
@@ -159,7 +174,9 @@ async def _started(
         raise
     target = None
     try:
-        await session.begin()
+        async with together.group() as tasks:
+            tasks.create_task(session.begin())
+            tasks.create_task(session.domain())  # which the caller wants to know
         with _words(session.pid) as log:
             target = Destination(session, stderr=log, is_ours=True)
             yield target

@@ -6,9 +6,9 @@ only be found invalid at its end.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mapsave import errors
+from mapsave import errors, together
 from mapsave.monitor.session import Session
 
 # By the beginning of the machine type (10.0, hw/ppc/spapr.c, hw/s390x/s390-stattrib.c).
@@ -39,11 +39,8 @@ class Device(NamedTuple):
 async def query(session: Session) -> list[Device]:
     """Return the devices that were added to the machine; none where QEMU does not list them."""
     found = []
-    for place in _PLACES:
-        try:
-            listed = await session.execute("qom-list", {"path": place})
-        except errors.CommandRefused:
-            continue
+    listings = await together.all_of(_listed(session, place) for place in _PLACES)
+    for place, listed in zip(_PLACES, listings, strict=True):
         for each in listed:
             name, kind = str(each["name"]), str(each["type"])
             if not kind.startswith("child<"):
@@ -54,6 +51,14 @@ async def query(session: Session) -> list[Device]:
                 device = device._replace(drive=str(await session.execute("qom-get", path)))
             found.append(device)
     return found
+
+
+async def _listed(session: Session, place: str) -> list[dict[str, Any]]:
+    try:
+        listed: list[dict[str, Any]] = await session.execute("qom-list", {"path": place})
+    except errors.CommandRefused:
+        return []
+    return listed
 
 
 class Reason(NamedTuple):

@@ -2,23 +2,42 @@
 
 import datetime
 import os
+import uuid as uuids
 
 from mapsave import errors
 from mapsave.config import Config
-from mapsave.image import image, store
+from mapsave.image import abandoned, image, store
 from mapsave.image.superblock import State
-from mapsave.operations import images, locks, restored_notes
+from mapsave.operations import (
+    images,
+    locks,
+    managed_place,
+    pins,
+    restored_notes,
+    whereabouts,
+    working_sets,
+)
+from mapsave.operations import in_use as users_of
 
 
-def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]:
-    """Delete the image at ``path``, be it damaged; one never restored only with ``unrestored``.
+def discard(
+    config: Config, path: str, *, unrestored: bool, in_use: bool = False
+) -> dict[str, object]:
+    """Delete the image at ``path``, be it damaged; one never restored only with ``unrestored``,
+    one that a guest lives on only with ``in_use``, one that is pinned never.
 
-    Raises ImageNotFound, NotAnImage, Refused, Busy, NotPermitted.
+    Raises ImageNotFound, NotAnImage, Refused, Busy, ImageInUse, NotPermitted.
     """
     directory, name = os.path.split(os.path.abspath(path))
+    if not os.path.lexists(path):
+        note = whereabouts.at(config.state, os.path.abspath(path))
+        if note is not None:  # libvirt has restored or removed it, or it is lost
+            whereabouts.forget(config.state, note)
+            return {"image": path, "freed_bytes": 0, "note": None}
     with store.directory(directory) as held:
-        key, state, allocated = _look(config, path)
-        if state is State.PARTIAL and not image.is_abandoned(held.fd, name):
+        uuid, state, stats = _look(config, path)
+        key = f"image:{os.path.realpath(path)}" if uuid is None else locks.image_key(uuid)
+        if state is State.PARTIAL and not abandoned.is_abandoned(held.fd, name):
             raise errors.Busy(f"{path!r} is being written")
         if state is State.SAVED and not unrestored:
             copy = ": it is the only copy of its guest" if _is_guest(config, held, name) else ""
@@ -27,6 +46,12 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]
                 hint="'mapsave discard --yes' deletes it anyway",
             )
         with locks.held(config.state, f"image {path!r}", key):
+            if uuid is not None and pins.is_pinned(config.state, uuid):
+                raise errors.Refused(
+                    f"{path!r} is pinned", hint=f"'mapsave unpin {name}' lets it be deleted"
+                )
+            users = _users(config, uuid, stats)
+            note_of_space = users_of.check_removal(users, path, allowed=in_use)
             try:
                 os.unlink(name, dir_fd=held.fd)
             except PermissionError as error:
@@ -34,7 +59,21 @@ def discard(config: Config, path: str, *, unrestored: bool) -> dict[str, object]
                     f"cannot delete {path!r}: {error.strerror}", held.path, os.W_OK | os.X_OK
                 ) from None
             os.fsync(held.fd)
-    return {"image": path, "freed_bytes": allocated}
+            if uuid is not None:
+                working_sets.forget(config.state, uuid)
+            if name.endswith(managed_place.SUFFIX):
+                note = whereabouts.at(config.state, os.path.abspath(path))
+                if note is not None:
+                    whereabouts.forget(config.state, note)
+    freed = 0 if users else stats.st_blocks * 512
+    return {"image": path, "freed_bytes": freed, "note": note_of_space}
+
+
+def _users(config: Config, uuid: uuids.UUID | None, stats: os.stat_result) -> list[users_of.User]:
+    """Return who lives on an image; of one that is damaged that cannot be told."""
+    if uuid is None:
+        return []
+    return users_of.of_file(users_of.everyone(config.state), str(uuid), stats.st_ino)
 
 
 def _is_guest(config: Config, held: store.Directory, name: str) -> bool:
@@ -44,16 +83,17 @@ def _is_guest(config: Config, held: store.Directory, name: str) -> bool:
     if entry is None:
         return False
     now = datetime.datetime.now(datetime.UTC)
-    return images.is_guest(entry, images.last_saved(entries, entry.guest, now))
+    managed = whereabouts.last_managed(config.state, entry.guest)
+    return images.is_guest(entry, images.last_saved(entries, entry.guest, now, managed))
 
 
-def _look(config: Config, path: str) -> tuple[str, State | None, int]:
-    """Return the image's lock key, its state (None where damaged) and its bytes on disk."""
+def _look(config: Config, path: str) -> tuple[uuids.UUID | None, State | None, os.stat_result]:
+    """Return the image's uuid and state, None where it is damaged, and what fstat says of it."""
     try:
         with image.opened(path) as opened:
             block = restored_notes.block_as_used(config.state, opened)
-            return locks.image_key(block.uuid), block.state, opened.allocated
+            return block.uuid, block.state, os.fstat(opened.fd)
     except errors.NotAnImage:
         raise
     except errors.InvalidImage:
-        return f"image:{os.path.realpath(path)}", None, os.stat(path).st_blocks * 512
+        return None, None, os.stat(path)

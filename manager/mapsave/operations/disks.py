@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
+from mapsave import units
 from mapsave.image.image import Image
 from mapsave.image.metadata import DiskPart
 from mapsave.image.superblock import State
@@ -42,10 +43,18 @@ def record(pid: int | None, drives: Iterable[Drive]) -> list[DiskPart]:
 def changes(opened: Image) -> list[str]:
     """Return a warning for each disk that is not as it was when the image's guest ended. Blocks.
 
-    None for an image that was restored: its guest has changed them since.
+    Of a guest that was resumed after its save, one warning: its disks have changed since. None for
+    an image that was restored, which is restored again only by those who say so.
     """
     if opened.block.state is not State.SAVED:
         return []
+    if opened.metadata.get("then") == "resume":
+        stopped = opened.metadata.get("paused_at")
+        since = f" at {_time(int(stopped * 1e9))}" if stopped else ""
+        return [
+            f"the guest kept running after this save{since}, and its disks have changed since: a "
+            "restore damages their file systems unless they are as they were then (of a snapshot)"
+        ]
     return list(_changes(opened.metadata.get("disks") or ()))
 
 
@@ -75,9 +84,9 @@ def _changes(recorded: Iterable[DiskPart]) -> Iterator[str]:
 
 
 def _time(nanoseconds: int) -> str:
-    """Return a time in UTC as ISO 8601, to the millisecond."""
+    """Return a time as people read it."""
     try:
         found = datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC)
     except (ValueError, OverflowError, OSError):
         return f"{nanoseconds} ns"
-    return found.isoformat(timespec="milliseconds")
+    return units.format_time(found, precisely=True)

@@ -54,10 +54,13 @@ def foreign(connection: virConnect, xml: str, vetting: Vetting) -> list[Resource
     """Return what ``xml`` names and is not known. Blocks. Raises InvalidImage."""
     named = set(domain_resources.of_xml(xml))
     named -= {each for each in named if _is_listed(each, vetting.trust)}
-    named -= _default_emulators(connection, xml)
+    # What takes a call to libvirt comes last.
+    for uuid in vetting.uuids if named else ():
+        named -= known_domains.recorded(vetting.state, uuid)
     for uuid in vetting.uuids if named else ():
         named -= _defined(connection, uuid)
-        named -= known_domains.recorded(vetting.state, uuid)
+    if any(each.kind == "program" for each in named):
+        named -= _default_emulators(connection, xml)
     return sorted(named)
 
 

@@ -14,13 +14,21 @@ from mapsave.operations import preview, save_request
 if TYPE_CHECKING:
     from libvirt import virConnect, virDomain
 
-    Line = dict[str, Any]  # as ``mapsave list --libvirt --json`` prints it
+Line = dict[str, Any]  # as ``mapsave list --libvirt --json`` prints it
 
 _AT_ONCE = 8
 
 
 async def domains(config: Config, uri: str) -> list[Line]:
-    """Return a line for each domain at ``uri``, by name: its state, and what prevents a save.
+    """Return what ``listed`` does, and for each domain what prevents a save. Raises as it does."""
+    lines = await listed(uri)
+    slots = asyncio.Semaphore(_AT_ONCE)
+    await asyncio.gather(*(_judge(config, uri, line, slots) for line in lines))
+    return lines
+
+
+async def listed(uri: str) -> list[Line]:
+    """Return a line for each domain at ``uri``, by name: whether it can be saved is not known yet.
 
     Raises Unsupported, Unreachable, NotPermitted, UsageError.
     """
@@ -30,8 +38,6 @@ async def domains(config: Config, uri: str) -> list[Line]:
             lines = await libvirt_connection.call(_lines, libvirt, uri, connection)
         except libvirt.libvirtError as error:
             raise errors.Unreachable(f"libvirt at {uri!r}: {error}") from None
-    slots = asyncio.Semaphore(_AT_ONCE)
-    await asyncio.gather(*(_judge(config, uri, line, slots) for line in lines))
     return sorted(lines, key=lambda line: str(line["name"]))
 
 

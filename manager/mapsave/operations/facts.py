@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from mapsave import errors, together
 from mapsave.image.metadata import CommandPart, HardwarePart
-from mapsave.migration import guest_state, outgoing, parameters, run_states
+from mapsave.migration import guest_state, parameters, run_states
 from mapsave.monitor import fdset, process, ram_blocks
 from mapsave.monitor.ram_blocks import RamBlock
 from mapsave.monitor.session import Session, Version
 from mapsave.operations import (
     devices,
     drives,
-    hardware,
-    known_processes,
+    in_use,
+    known_machines,
     limits,
     memory_backends,
     modes,
@@ -38,6 +38,7 @@ class Facts:
     ``process`` is QEMU's pid and start time, which stays unique when the pid is given away again.
     ``blocked_reasons`` are QEMU's own, ``unsavable`` what it does not tell.
     ``free_fdset`` can be taken for a save; QEMU has not released ``kept_fdsets`` of earlier ones.
+    ``lives_on`` is the image that the guest's RAM is mapped from.
     """
 
     name: str | None
@@ -61,6 +62,7 @@ class Facts:
     drives: tuple[drives.Drive, ...]
     blocks: dict[str, RamBlock]
     footprint: limits.Footprint
+    lives_on: in_use.User | None = None
 
     @property
     def cpu(self) -> str | None:
@@ -74,7 +76,7 @@ class Facts:
 
 
 async def gather(session: Session, state: Path) -> Facts:
-    """Ask QEMU what the state directory does not say of this process.
+    """Ask QEMU what the state directory does not say of such a one.
 
     Raises TooOld where it lacks what we ask, Unreachable where it stops answering.
     """
@@ -84,8 +86,7 @@ async def gather(session: Session, state: Path) -> Facts:
             hint="older versions truncate the whole file, including its header",
         )
     with answering():
-        known = known_processes.recall(state, process.identity(session.pid))
-        return await _gather(session, await modes.migration(session), known)
+        return await _gather(session, state)
 
 
 @contextlib.contextmanager
@@ -97,17 +98,16 @@ def answering() -> Iterator[None]:
         raise errors.Unreachable(error.message) from None
 
 
-async def _gather(
-    session: Session, migration: outgoing.Outcome, known: HardwarePart | None
-) -> Facts:
+async def _gather(session: Session, state: Path) -> Facts:
     async with together.group() as tasks:
         ask = tasks.create_task
+        # First of all: of a QEMU without a machine it says so.
+        asked_migration = ask(modes.migration(session))
         identity = ask(_identity(session))
         settings = ask(parameters.query(session))
         memory_size = ask(ram_blocks.memory(session))
         fdsets = ask(fdset.query(session))
-        machine = ask(machine_type(session))
-        hardware_part = ask(hardware.query(session, known))
+        asked_machine = ask(known_machines.query(session, state))
         run_state = ask(guest_state.run_state(session))
         blocks = ask(ram_blocks.query(session))
         read_only = ask(memory_backends.read_only(session, blocks))
@@ -116,19 +116,20 @@ async def _gather(
         opened = ask(drives.query(session))
         found_devices = ask(devices.query(session))
     domain, name, uuid = identity.result()
-    found = settings.result()
+    found, machine = settings.result(), asked_machine.result()
+    migration = asked_migration.result()
     return Facts(
         name=name,
         uuid=uuid,
         version=session.version,
-        machine=machine.result(),
-        hardware=hardware_part.result(),
+        machine=machine.type,
+        hardware=machine.hardware,
         run_state=run_state.result(),
         memory=memory_size.result(),
         settings=found if domain is None else found.of_libvirt(),
         migration=migration.status,
         blocked_reasons=migration.blocked_reasons,
-        unsavable=tuple(devices.unsavable(machine.result(), found_devices.result())),
+        unsavable=tuple(devices.unsavable(machine.type, found_devices.result())),
         read_only_memory=read_only.result(),
         free_fdset=fdset.free_id(fdsets.result()),
         kept_fdsets=tuple(fdset.kept(fdsets.result())),
@@ -139,6 +140,7 @@ async def _gather(
         drives=opened.result(),
         blocks=blocks.result(),
         footprint=footprint.result(),
+        lives_on=in_use.of_process(state, process.identity(session.pid)),
     )
 
 
@@ -152,19 +154,16 @@ async def _identity(session: Session) -> tuple[Domain | None, str | None, str | 
     return None, name.result().get("name"), uuid.result()
 
 
-async def machine_type(session: Session) -> str:
-    """Return the machine type as resolved (``pc`` is ``pc-i440fx-10.0``): what the stream names."""
-    found = await session.execute("qom-get", {"path": "/machine", "property": "type"})
-    return str(found).removesuffix("-machine")
-
-
 async def _uuid(session: Session) -> str | None:
     found = str((await session.execute("query-uuid"))["UUID"])
     return None if found == "00000000-0000-0000-0000-000000000000" else found
 
 
-def command(pid: int | None) -> CommandPart | None:
-    """Return the command line and working directory of the QEMU process, if they can be read."""
+def command(pid: int | None, lives_on: in_use.User | None = None) -> CommandPart | None:
+    """Return the command line and working directory of the QEMU process, if they can be read.
+
+    One whose RAM is mapped from an image was started by another command line than it would be.
+    """
     argv = process.command_line(pid) if pid is not None else []
     if pid is None or not argv:
         return None
@@ -172,4 +171,5 @@ def command(pid: int | None) -> CommandPart | None:
         executable = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         executable = argv[0]
+    argv = list(lives_on.argv) if lives_on is not None else argv
     return {"argv": argv, "cwd": process.working_directory(pid), "executable": executable}

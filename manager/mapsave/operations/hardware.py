@@ -6,6 +6,7 @@ records what the guest saw, as its QEMU described it, and a destination must be 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypedDict
 
 from mapsave import errors, together
 from mapsave.image.metadata import HardwarePart, Metadata
@@ -25,41 +26,79 @@ _PROCESSOR = frozenset(
     ("vendor", "family", "model", "stepping", "model-id", "level", "xlevel", "phys-bits", "kvm")
 ) | frozenset(("l3-cache", "legacy-cache", "pmu", "lmce", "tcg-cpuid", "vmware-cpuid-freq"))
 _HYPERV = "hv-"
+# The first QEMU that lists the properties of an object with their values (qapi/qom.json).
+_LISTS_VALUES = (10, 1, 0)
 # An option that was not set: the machine decides what it means, and does not report it.
 _UNTOLD = "auto"
 
 
-async def query(session: Session, known: HardwarePart | None = None) -> HardwarePart | None:
+class Options(TypedDict):
+    """What the guest sees that QEMU's program and its command line settle."""
+
+    model: str
+    topology: dict[str, int]
+    machine: dict[str, _Value]
+    processor: dict[str, _Value]
+
+
+async def query(session: Session, known: Options | None = None) -> HardwarePart | None:
     """Return what the guest sees; None for a machine without processors (``-machine none``).
 
-    ``known`` is what this QEMU said before; what does not change is not asked again.
+    ``known``, the ``options`` of a QEMU of the same program and command line, is not asked again.
     """
     try:
         cpus = await session.processors()
         first = str(cpus[0]["qom-path"])
     except (errors.CommandRefused, IndexError, KeyError):
         return None
-    vcpus = [_position(cpu.get("props", {})) for cpu in cpus]
-    if known is not None and known.get("model") == str(await _get(session, first, "type")):
-        return {**known, "vcpus": vcpus}
     async with together.group() as tasks:
-        ask = tasks.create_task
-        model, words = ask(_get(session, first, "type")), ask(_get(session, first, "feature-words"))
-        topology = ask(_get(session, "/machine", "smp"))
-        machine = ask(_options(session, "/machine", _is_option))
-        processor = ask(_options(session, first, _is_of_processor))
+        words = tasks.create_task(_get(session, first, "feature-words"))
+        options = tasks.create_task(_asked(session, first)) if known is None else None
+    told = known if options is None else options.result()
+    assert told is not None
     found: HardwarePart = {
         "target": str(cpus[0].get("target", "")),
-        "model": str(model.result()),
-        "vcpus": vcpus,
-        "machine": machine.result(),
+        "model": told["model"],
+        "vcpus": [_position(cpu.get("props", {})) for cpu in cpus],
+        "machine": told["machine"],
     }
-    if isinstance(levels := topology.result(), dict):
-        found["topology"] = {str(level): int(count) for level, count in levels.items()}
+    if told["topology"]:
+        found["topology"] = told["topology"]
     if isinstance(registers := words.result(), list):
         found["features"] = cpuid.words(registers)
-        found["processor"] = processor.result()
+        found["processor"] = told["processor"]
     return found
+
+
+async def _asked(session: Session, processor: str) -> Options:
+    async with together.group() as tasks:
+        ask = tasks.create_task
+        model, levels = ask(_get(session, processor, "type")), ask(_get(session, "/machine", "smp"))
+        machine = ask(_options(session, "/machine", _is_option))
+        options = ask(_options(session, processor, _is_of_processor))
+    topology = found if isinstance(found := levels.result(), dict) else {}
+    return {
+        "model": str(model.result()),
+        "topology": {str(level): int(count) for level, count in topology.items()},
+        "machine": machine.result(),
+        "processor": options.result(),
+    }
+
+
+def options(found: HardwarePart) -> Options:
+    """Return the part of ``found`` that need not be asked again."""
+    return {
+        "model": found["model"],
+        "topology": found.get("topology", {}),
+        "machine": found["machine"],
+        "processor": found.get("processor", {}),
+    }
+
+
+async def machine_type(session: Session) -> str:
+    """Return the machine type as resolved (``pc`` is ``pc-i440fx-10.0``): what the stream names."""
+    found = await session.execute("qom-get", {"path": "/machine", "property": "type"})
+    return str(found).removesuffix("-machine")
 
 
 def _position(props: Mapping[str, object]) -> str:
@@ -79,11 +118,16 @@ async def _options(
     session: Session, path: str, wanted: Callable[[str, str], bool]
 ) -> dict[str, _Value]:
     """Return those properties of a QOM object that ``wanted`` takes by name and type."""
-    listed = await session.execute("qom-list", {"path": path})
-    names = sorted(str(each["name"]) for each in listed if wanted(each["name"], each["type"]))
-    values = await together.all_of(_get(session, path, name) for name in names)
-    found = zip(names, values, strict=True)
-    return {name: value for name, value in found if isinstance(value, bool | int | str)}
+    if session.version.release >= _LISTS_VALUES:
+        (listed,) = await session.execute("qom-list-get", {"paths": [path]})
+        told = {each["name"]: (each["type"], each.get("value")) for each in listed["properties"]}
+        found = {name: told[name][1] for name in sorted(told) if wanted(name, told[name][0])}
+    else:
+        listed = await session.execute("qom-list", {"path": path})
+        names = sorted(str(each["name"]) for each in listed if wanted(each["name"], each["type"]))
+        values = await together.all_of(_get(session, path, name) for name in names)
+        found = dict(zip(names, values, strict=True))
+    return {name: value for name, value in found.items() if isinstance(value, bool | int | str)}
 
 
 async def _get(session: Session, path: str, name: str) -> object:

@@ -7,31 +7,32 @@ about an image (a restore, a deletion, retention) reads the image itself.
 """
 
 import contextlib
+import datetime
 import os
 import stat
-import tempfile
 import time
 import uuid as uuids
-from collections.abc import Container
+from collections.abc import Collection, Container
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 import mapsave
-from mapsave import errors
+from mapsave import errors, instant_names, units
 from mapsave.errors import ErrorDict
-from mapsave.image import descriptors, image, ownership, store
+from mapsave.image import descriptors, ownership, partial_names, store
 from mapsave.image.superblock import State
-from mapsave.operations import locks
+from mapsave.operations import in_use, locks, whereabouts
 from mapsave.strict_json import Facts
 
 _DIRECTORY = "listings"
-_SETTLED = 2_000_000_000  # nanoseconds; clocks of file systems tick every few milliseconds
+SETTLED = 2_000_000_000  # nanoseconds; clocks of file systems tick every few milliseconds
 
 _Mark = tuple[int, int, int, int]  # inode, length, mtime and ctime in nanoseconds
 
 
-class _Read(msgspec.Struct, array_like=True, frozen=True):
+class _Read(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What was read of a file when it had ``mark``; ``state`` None where it is not an image.
 
     ``writers`` is as ``ownership.writers`` returns it; of a link as ``ownership.of_file`` does.
@@ -46,6 +47,7 @@ class _Read(msgspec.Struct, array_like=True, frozen=True):
     started: str | None = None
     writers: tuple[str, ...] = ()
     error: ErrorDict | None = None
+    note: str | None = None
 
 
 class _Kept(msgspec.Struct, array_like=True):
@@ -66,6 +68,20 @@ class Listed(msgspec.Struct, frozen=True, gc=False):
     owner: int | None  # None of a link
     read: _Read
 
+    @property
+    def saved(self) -> float:
+        """When its save began, in seconds since the epoch.
+
+        The last change of the file where the image does not say, or claims a later time. A restore
+        changes the file as well: it marks it.
+        """
+        modified = -self.place[0] / 1e9
+        try:
+            began = datetime.datetime.fromisoformat(str(self.read.started))
+        except ValueError:
+            return modified
+        return min(began.timestamp(), modified) if began.tzinfo else modified
+
 
 class Images:
     """The images of a directory, newest first."""
@@ -75,11 +91,39 @@ class Images:
         self.listed = listed
         self._around = around
 
-    def line(self, each: Listed, restored: Container[uuids.UUID]) -> Facts:
-        """Return the line of an image; ``restored`` is as ``store.entries`` takes it."""
+    def chosen(self, guest: str | None = None, *, latest: bool = False) -> list[Listed]:
+        """Return the images of ``guest``, of all guests without one; with ``latest`` for each guest
+        only the one that was saved last.
+
+        Partial images do not count, nor do damaged ones: it is not known whose they are.
+        """
+        found = [each for each in self.listed if guest in (None, each.read.guest)]
+        if not latest:
+            return found
+        last: dict[str, Listed] = {}
+        for each in found:
+            name = each.read.guest
+            if name is None or each.read.state == store.EntryState.PARTIAL:
+                continue
+            if name not in last or each.saved > last[name].saved:
+                last[name] = each
+        return [each for each in found if last.get(each.read.guest or "") is each]
+
+    def line(
+        self,
+        each: Listed,
+        restored: Container[uuids.UUID],
+        pinned: Container[uuids.UUID] = frozenset(),
+        users: Collection[in_use.User] = (),
+    ) -> Facts:
+        """Return the line of an image; ``restored`` is as ``store.entries`` takes it.
+
+        ``users`` are all guests that live on images.
+        """
         read, path = each.read, os.path.join(self.path, each.name)
         state = read.state
-        if state == State.SAVED.word and read.uuid and uuids.UUID(bytes=read.uuid) in restored:
+        uuid = uuids.UUID(bytes=read.uuid) if read.uuid else None
+        if state == State.SAVED.word and uuid in restored:
             state = State.RESTORED.word
         return {
             "image": path,
@@ -88,8 +132,11 @@ class Images:
             "job": read.job,
             "state": state,
             "format": read.format,
-            "started": read.started,
-            "modified": -each.place[0] / 1e9,  # seconds since the epoch
+            "pinned": uuid in pinned,
+            "in_use_by": [user.shown() for user in in_use.of_file(users, str(uuid), each.place[1])],
+            "note": read.note,
+            "saved": units.timestamp(each.saved),
+            "modified": units.timestamp(-each.place[0] / 1e9),
             "file_bytes": each.bytes,
             "allocated_bytes": each.allocated,
             "writable_by": self._writable_by(path, each),
@@ -102,10 +149,13 @@ class Images:
         return self._around.of_file(path, each.owner, each.read.writers)
 
 
-def look(held: store.Directory, state: Path, trusted: frozenset[int]) -> Images:
+def look(
+    held: store.Directory, state: Path, trusted: frozenset[int], *, with_managed: bool = False
+) -> Images:
     """Return the images of a directory; read are those that the index in ``state`` does not know.
 
-    An index that cannot be read or written costs time only.
+    An index that cannot be read or written costs time only. ``with_managed``: and the managed saves
+    of libvirt guests, whose names are paths.
     """
     stats = os.fstat(held.fd)
     index = state / _DIRECTORY / f"{stats.st_dev:x}-{stats.st_ino:x}"
@@ -114,6 +164,8 @@ def look(held: store.Directory, state: Path, trusted: frozenset[int]) -> Images:
     listed: list[Listed] = []
     known: dict[bytes, _Read] = {}
     for name in os.listdir(held.fd):
+        if instant_names.LINK.fullmatch(name):
+            continue  # it is there while a libvirt guest is started
         try:
             found = os.stat(name, dir_fd=held.fd, follow_symlinks=False)
             is_link = stat.S_ISLNK(found.st_mode)
@@ -130,9 +182,9 @@ def look(held: store.Directory, state: Path, trusted: frozenset[int]) -> Images:
         is_looked_at = read.state != store.EntryState.UNREADABLE  # which says nothing of the file
         if (
             is_looked_at
-            and now - mark[3] > _SETTLED
+            and now - mark[3] > SETTLED
             and not is_link
-            and not image.is_partial_name(name)
+            and not partial_names.is_partial_name(name)
         ):
             known[key] = read
         if read.state is not None:
@@ -141,6 +193,8 @@ def look(held: store.Directory, state: Path, trusted: frozenset[int]) -> Images:
             listed.append(Listed(name, place, mark[1], allocated, owner, read))
     if known != before:
         _store(index, trusted, known)
+    if with_managed:
+        listed += [_managed(state, note, trusted) for note in whereabouts.managed(state)]
     listed.sort(key=lambda each: each.place)
     return Images(held.path, ownership.Around(held.path, held.fd, trusted), listed)
 
@@ -174,7 +228,35 @@ def _read(
         started=known.get("started"),
         writers=tuple(writers),
         error=entry.error.as_dict() if entry.error else None,
+        note=known.get("note"),
     )
+
+
+def _managed(state: Path, note: whereabouts.Note, trusted: frozenset[int]) -> Listed:
+    """Return the line of a managed save, be it gone: what became of it is its state."""
+    taken = round(note.time * 1e9)
+    gone = _Read(mark=(0, 0, taken, taken), guest=note.guest, format="libvirt")
+    try:
+        fate: str = whereabouts.fate(state, note)
+        if fate == whereabouts.Fate.SAVED:
+            directory, name = os.path.split(note.image)
+            with store.directory(directory) as held:
+                found = os.stat(name, dir_fd=held.fd)
+                mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                whom = trusted | {os.fstat(held.fd).st_uid}  # whom libvirt trusts with it
+                read = _read(held, name, mark, whom, is_link=True)
+            if read is not None and read.state is not None:
+                place = (-max(0, mark[2]), mark[0])
+                size = found.st_blocks * 512
+                return Listed(note.image, place, mark[1], size, None, read)
+            fate = whereabouts.Fate.GONE  # just now
+        read = structs.replace(gone, state=fate)
+    except (OSError, errors.MapsaveError) as error:
+        failed = descriptors.unreadable(note.image, error) if isinstance(error, OSError) else error
+        read = structs.replace(
+            gone, state=store.EntryState.UNREADABLE.value, error=failed.as_dict()
+        )
+    return Listed(note.image, (-taken, 0), 0, 0, None, read)
 
 
 def _load(index: Path, trusted: frozenset[int]) -> dict[bytes, _Read]:
@@ -196,7 +278,8 @@ def _store(index: Path, trusted: frozenset[int], files: dict[bytes, _Read]) -> N
         raw = _encoded(_Kept(mapsave.__version__, trusted, dict(filter(_is_text, files.items()))))
     with contextlib.suppress(OSError, errors.MapsaveError):
         locks.state_directory(index.parents[1], index.parent.name)
-        fd, new = tempfile.mkstemp(dir=index.parent)
+        new = index.with_suffix(f".{os.urandom(6).hex()}.new")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, "wb") as file:
                 file.write(raw)

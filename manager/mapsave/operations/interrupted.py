@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from mapsave import errors
+from mapsave import errors, typed
 from mapsave.config import Config
-from mapsave.image import image, store
+from mapsave.image import abandoned, image, partial_names, store
 from mapsave.labels.label import Problem
 from mapsave.operations import journal, journal_facts
 from mapsave.operations.begun import Begun, RestoreBegun, SaveBegun
@@ -95,7 +95,7 @@ def read(orphan: journal.Orphan) -> Begun:
             hint="recover with the version of mapsave that wrote it",
         )
     try:
-        return msgspec.convert(orphan.facts, _KINDS[orphan.kind])
+        return typed.convert(orphan.facts, _KINDS[orphan.kind])
     except msgspec.ValidationError as error:
         found = _KEY.search(str(error))
         key = (found[1] or found[2]) if found else ""
@@ -132,8 +132,8 @@ def _of_partial(config: Config, name: str) -> dict[str, object] | None:
         if not config.images.is_dir():
             return None
     with store.directory(config.images) as held:
-        for file in sorted(filter(image.is_partial_name, os.listdir(held.fd))):
-            if not image.is_abandoned(held.fd, file):
+        for file in sorted(filter(partial_names.is_partial_name, os.listdir(held.fd))):
+            if not abandoned.is_abandoned(held.fd, file):
                 continue
             try:
                 with image.opened(os.path.join(held.path, file)) as opened:

@@ -6,6 +6,7 @@ is what ``mapsave recover`` works from. A damaged one is kept, under another nam
 with.
 """
 
+import asyncio
 import contextlib
 import contextvars
 import dataclasses
@@ -93,7 +94,7 @@ class Journal:
     """The journal of one running operation."""
 
     def __init__(self, fd: int, path: Path, watch: Watch | None) -> None:
-        self._writer = journal_file.Writer(fd)
+        self.writer = journal_file.Writer(fd)
         self.path = path
         self.state = path.parent.parent  # the state directory
         self.warnings: list[str] = []
@@ -112,10 +113,16 @@ class Journal:
         await shielded.in_thread(self.record, step, data)
         self.show(step, data)
 
+    def step_for(self, loop: asyncio.AbstractEventLoop, step: Step, **noted: Unpack[Noted]) -> None:
+        """Do as ``step`` in another thread than the one of ``loop``, which is the watcher's."""
+        data = msgspec.to_builtins(noted)
+        self.record(step, data)
+        loop.call_soon_threadsafe(self.show, step, data)
+
     def record(self, step: Step, data: Mapping[str, object]) -> None:
         """Bring a step to stable storage. Blocks. Raises JournalUnwritable."""
         try:
-            self._writer.write(step, data)
+            self.writer.write(step, data)
         except OSError as error:
             raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
         path = str(self.path)
@@ -187,22 +194,19 @@ def _begin(
         begun["operation"] = watch.operation
     if within is not None:
         begun["within"] = within
-    try:
+    with errors.explained(
+        f"write the journal in {str(directory)!r}",
+        directory,
+        os.R_OK | os.W_OK | os.X_OK,
+        otherwise=errors.Refused,
+        hint="free some space there, or set 'state:' in the configuration",
+    ):
         path, fd = _create(directory, kind)
-        stack.callback(os.close, fd)
         journal = Journal(fd, path, None if kind == _AROUND else watch)
+        stack.callback(journal.writer.close)
         stack.callback(_end, journal, path)
         journal.record(Step.BEGIN, begun)
         locks.sync_directory(directory)
-    except OSError as error:
-        raise errors.of_os_error(
-            error,
-            f"cannot write the journal in {str(directory)!r}: {error.strerror}",
-            directory,
-            os.R_OK | os.W_OK | os.X_OK,
-            otherwise=errors.Refused,
-            hint="free some space there, or set 'state:' in the configuration",
-        ) from None
     return journal, begun
 
 

@@ -5,14 +5,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from mapsave.image import image
+from mapsave.image import partial_names
 from mapsave.operations import journal, journal_file
 
 
 def partial_images(state: Path) -> set[str]:
     """Return the paths of the partial images that journals speak of, owned or not."""
     return {
-        os.path.join(str(facts["directory"]), image.partial_name(str(facts["name"])))
+        os.path.join(str(facts["directory"]), partial_names.partial_name(str(facts["name"])))
         for facts in _all_facts(state)
         if "directory" in facts and "name" in facts
     }

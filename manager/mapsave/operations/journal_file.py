@@ -135,6 +135,11 @@ class Writer:
         self._facts = dict(known.facts) if known else {}
         self._steps = known.steps if known else ()
 
+    def close(self) -> None:
+        """Close it; a thread that hung until now writes to no other file of that number."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
     def write(self, step: str, data: Mapping[str, object]) -> None:
         """Bring a step to stable storage; one that fails is not in the file. Raises OSError."""
         facts, steps = {**self._facts, **data}, (*self._steps, step)

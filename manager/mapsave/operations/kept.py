@@ -54,7 +54,7 @@ async def taken_back(
     """
     try:
         await fdset.take_back(session, number)
-        await parameters.put_back(session, settings, number)
+        await parameters.put_back(session, settings)
     except errors.KeptByQemu as error:
         note(state, process.identity(session.pid), error.message)
         return (

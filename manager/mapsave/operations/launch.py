@@ -32,9 +32,15 @@ def environment(
 
 
 def started(
-    arguments: Sequence[str], log: Path, variables: Mapping[str, str], cwd: str | None = None
+    arguments: Sequence[str],
+    log: Path,
+    variables: Mapping[str, str],
+    cwd: str | None = None,
+    inherited: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, writing to ``log``; remember it for ``reap``.
+
+    It gets the descriptors ``inherited`` under their own numbers, and no others of ours.
 
     Raises OSError, LaunchFailed where ``log`` is not ours to write.
     """
@@ -49,6 +55,7 @@ def started(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=inherited,
         )
     _started.append(process)
     return process

@@ -1,4 +1,4 @@
-"""What is known beforehand of the guest's RAM and of the directory: what a save is planned from."""
+"""What saves and restores are planned from: what is known of RAM, image and file system."""
 
 import logging
 import os
@@ -7,16 +7,17 @@ from pathlib import Path
 
 import msgspec
 
-from mapsave import errors, shielded
+from mapsave import errors, shielded, typed
 from mapsave.config import Config
-from mapsave.image import store, syscalls
-from mapsave.operations import locks
+from mapsave.image import descriptors, image, store, syscalls
+from mapsave.image.validation import Contents
+from mapsave.operations import answering, locks
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
 from mapsave.plan import correction, layout, planner, probe
 from mapsave.plan.correction import Corrections
-from mapsave.plan.cost import Prediction
-from mapsave.plan.planner import Learned
+from mapsave.plan.cost import Prediction, ReadPrediction
+from mapsave.plan.planner import Learned, LearnedImage
 from mapsave.plan.probe import Probe
 
 _NAME = "probes"
@@ -46,16 +47,20 @@ async def learn(
         sampled = await shielded.in_thread(layout.sample, found.pid, found.blocks)
     except OSError as error:
         return f"the memory of QEMU (pid {found.pid}) cannot be sampled: {error.strerror}"
-    learned = _learned(config.state, sampled, held)
+    learned = await _learned(config.state, sampled, held)
     if measures and not learned.probe.is_measured:
         best = planner.plan(settings, learned, planner.Bounds())
         if best.chosen.seconds >= _WORTH_MEASURING:
             await measured_if_needed(config.state, held)
-            learned = _learned(config.state, sampled, held)
+            learned = await _learned(config.state, sampled, held)
     return learned
 
 
-def _learned(state: Path, sampled: layout.Layout, held: store.Directory) -> Learned:
+async def _learned(state: Path, sampled: layout.Layout, held: store.Directory) -> Learned:
+    return await answering.within(held.path, _look_up, state, sampled, held)
+
+
+def _look_up(state: Path, sampled: layout.Layout, held: store.Directory) -> Learned:
     stats = os.fstatvfs(held.fd)
     figures = cached(state, held.fd) or probe.TYPICAL
     return Learned(
@@ -68,25 +73,36 @@ def _learned(state: Path, sampled: layout.Layout, held: store.Directory) -> Lear
     )
 
 
-def cached(state: Path, directory: int) -> Probe | None:
-    """Return what was measured of the file system of a directory; None if that is not so, or old.
+def of_image(state: Path, opened: image.Image, contents: Contents) -> LearnedImage:
+    """Return what a restore is planned from. Nothing is written: the image may be read-only.
+
+    Blocks. Raises TruncatedImage where it has shrunk since it was validated, UnreadableImage.
+    """
+    figures = cached(state, opened.fd) or probe.TYPICAL
+    with descriptors.reading(opened.path):
+        stored = layout.of_image(opened.fd, contents)
+        return LearnedImage(stored, figures, _corrections(state, opened.fd, figures).factors)
+
+
+def cached(state: Path, file: int) -> Probe | None:
+    """Return what was measured of the file system of a file; None if that is not so, or old.
 
     The state directory keeps it by device and file system id.
     """
     try:
-        raw = (state / _NAME / _file(directory)).read_bytes()
-        found = msgspec.json.decode(raw, type=Probe)
+        raw = (state / _NAME / _name(file)).read_bytes()
+        found = typed.decode(raw, Probe)
     except (OSError, msgspec.DecodeError):
         return None
     is_recent = 0 <= time.time() - found.measured < probe.MAX_AGE
     return found if is_recent and found.is_whole else None
 
 
-def _corrections(state: Path, directory: int, figures: Probe) -> Corrections:
-    """Return what saves have shown of these figures for a file system."""
+def _corrections(state: Path, file: int, figures: Probe) -> Corrections:
+    """Return what saves and restores have shown of these figures for a file system."""
     try:
-        raw = (state / _NAME / _file(directory, "learned")).read_bytes()
-        found = msgspec.json.decode(raw, type=Corrections)
+        raw = (state / _NAME / _name(file, "learned")).read_bytes()
+        found = typed.decode(raw, Corrections)
     except (OSError, msgspec.DecodeError):
         found = None
     if found is None or found.measured != figures.measured:
@@ -94,23 +110,25 @@ def _corrections(state: Path, directory: int, figures: Probe) -> Corrections:
     return found
 
 
-def note(state: Path, held: store.Directory, found: Prediction, took: float) -> None:
-    """Learn from a save that was predicted so and took so many seconds.
+def note(
+    state: Path, file: int, path: str, found: Prediction | ReadPrediction, took: float
+) -> None:
+    """Learn from what was predicted so and took so many seconds, on the file system of ``file``.
 
-    What cannot be written is logged: a save does not fail for it.
+    What cannot be written is logged: neither a save nor a restore fails for it.
     """
-    name = _file(held.fd, "learned")
+    name = _name(file, "learned")
     try:
-        with locks.held(state, f"what is learned of {held.path!r}", f"probe:{name}"):
-            figures = cached(state, held.fd) or probe.TYPICAL
-            known = _corrections(state, held.fd, figures)
+        with locks.held(state, f"what is learned of {path!r}", f"probe:{name}"):
+            figures = cached(state, file) or probe.TYPICAL
+            known = _corrections(state, file, figures)
             factors = correction.after(known.factors, found, took)
             if factors is not None:
                 new = Corrections(figures.measured, factors)
-                path = locks.state_directory(state, _NAME) / name
-                locks.replace(path, msgspec.json.encode(new).decode())
+                learned = locks.state_directory(state, _NAME) / name
+                locks.replace(learned, msgspec.json.encode(new).decode())
     except (errors.MapsaveError, OSError) as error:
-        _log.info("cannot record how long a save took: %s", error)
+        _log.info("cannot record how long it took: %s", error)
 
 
 async def measured_if_needed(state: Path, held: store.Directory) -> None:
@@ -128,22 +146,15 @@ async def measured(state: Path, held: store.Directory) -> Probe:
 
     Raises BadDirectory, NotPermitted; Busy where another process measures it.
     """
-    with locks.held(state, f"the measurement of {held.path!r}", f"probe:{_file(held.fd)}"):
-        try:
+    with locks.held(state, f"the measurement of {held.path!r}", f"probe:{_name(held.fd)}"):
+        work, need = f"measure {held.path!r}", os.W_OK | os.X_OK
+        with errors.explained(work, held.path, need, otherwise=errors.BadDirectory):
             found = await shielded.in_thread(probe.measure, held.fd)
-        except OSError as error:
-            raise errors.of_os_error(
-                error,
-                f"cannot measure {held.path!r}: {error.strerror}",
-                held.path,
-                os.W_OK | os.X_OK,
-                otherwise=errors.BadDirectory,
-            ) from None
-        path = locks.state_directory(state, _NAME) / _file(held.fd)
+        path = locks.state_directory(state, _NAME) / _name(held.fd)
         with locks.state_errors(f"write {str(path)!r}", path):
             locks.replace(path, msgspec.json.encode(found).decode())
     return found
 
 
-def _file(directory: int, what: str = "measured") -> str:
-    return f"{os.fstat(directory).st_dev:x}-{os.fstatvfs(directory).f_fsid:x}.{what}.json"
+def _name(file: int, what: str = "measured") -> str:
+    return f"{os.fstat(file).st_dev:x}-{os.fstatvfs(file).f_fsid:x}.{what}.json"

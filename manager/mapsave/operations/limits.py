@@ -18,7 +18,7 @@ from mapsave.monitor.ram_blocks import Memory, RamBlock
 from mapsave.monitor.session import Session
 from mapsave.plan import limits as plan
 from mapsave.plan.limits import Need
-from mapsave.plan.strategy import DEFAULT_CHANNELS, LIMITED_CHANNELS, Most
+from mapsave.plan.strategy import LIMITED_CHANNELS, Most
 
 # The first thread, the one that works, those for blocking calls, and one that ends these. More at
 # once are not needed.
@@ -104,12 +104,10 @@ def for_save(footprint: Footprint, preferred: int, *, is_demanded: bool) -> Limi
     return _limited(footprint, room, preferred, is_demanded=is_demanded)
 
 
-def for_load(footprint: Footprint, demanded: int | None) -> int:
-    """Return how many channels a restore takes. Raises TooLittleLeft."""
+def for_load(footprint: Footprint, wanted: int, *, is_demanded: bool) -> Most | None:
+    """Return how many channels a restore may take; None: ``wanted``. Raises TooLittleLeft."""
     room = headroom.measure(footprint.pid)
-    wanted = DEFAULT_CHANNELS if demanded is None else demanded
-    limited = _limited(footprint, room, wanted, is_demanded=demanded is not None)
-    return limited.most.channels if limited.most is not None else wanted
+    return _limited(footprint, room, wanted, is_demanded=is_demanded).most
 
 
 def _limited(footprint: Footprint, room: Headroom, wanted: int, *, is_demanded: bool) -> Limited:

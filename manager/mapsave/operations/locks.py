@@ -40,13 +40,9 @@ def state_errors(
     hint: str = "set 'state:' in the configuration",
 ) -> Iterator[None]:
     """Raise NotPermitted, or ``failure`` with ``hint``, for an OSError of ``work`` on ``path``."""
-    try:
+    need = os.R_OK | os.W_OK
+    with errors.explained(work, path, need, otherwise=failure, hint=hint):
         yield
-    except OSError as error:
-        need = os.R_OK | os.W_OK
-        raise errors.of_os_error(
-            error, f"cannot {work}: {error.strerror}", path, need, otherwise=failure, hint=hint
-        ) from None
 
 
 def sync_directory(directory: Path) -> None:
@@ -58,15 +54,32 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str | bytes) -> None:
     """Write a file of the state directory whole, durably but for its name. Raises OSError."""
-    new = path.with_suffix(f".{os.getpid()}.new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    new = path.with_suffix(f".{os.urandom(6).hex()}.new")  # threads may write it at once
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(text if isinstance(text, bytes) else text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def make_room(directory: Path, most: int) -> None:
+    """Remove the older half of a directory's files where there are ``most``. Raises OSError."""
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # others make room, and rename, as well
+                found.append((entry.stat().st_mtime_ns, entry.path))
+    for _, path in sorted(found)[: len(found) // 2] if len(found) >= most else ():
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 @contextlib.contextmanager
@@ -92,8 +105,11 @@ def image_key(uuid: uuids.UUID) -> str:
     return f"image:{uuid}"
 
 
-def is_held(state: Path, key: str) -> bool:
-    """Return whether another process holds the lock ``key``. Raises OSError, NotPermitted."""
+def is_held(state: Path, key: str, *, exclusive: bool = False) -> bool:
+    """Return whether another process holds the lock ``key``, ``exclusive``: be it shared.
+
+    Raises OSError, NotPermitted.
+    """
     path = _path(state / "locks", key)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -102,12 +118,9 @@ def is_held(state: Path, key: str) -> bool:
     except PermissionError as error:
         raise errors.denied(f"cannot open {str(path)!r}: {error.strerror}", path) from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _locked(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
     finally:
         os.close(fd)
-    return False
 
 
 def _path(directory: Path, key: str) -> Path:
@@ -115,48 +128,46 @@ def _path(directory: Path, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def held(state: Path, what: str, key: str) -> Iterator[None]:
-    """Hold the lock ``key`` of the thing called ``what``.
+def held(state: Path, what: str, key: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock ``key`` of the thing called ``what``, ``shared`` with others who do so.
 
     Raises Busy at once, Refused, NotPermitted.
     """
-    path = _path(state_directory(state, "locks"), key)
-    fd = _opened(path, what)
-    try:
-        if not _locked(fd):
+    with opened(state, what, key) as fd:
+        if not _locked(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             raise errors.Busy(
                 f"{what} is being saved, restored or recovered by another mapsave process"
             )
         yield
+
+
+@contextlib.contextmanager
+def opened(state: Path, what: str, key: str) -> Iterator[int]:
+    """Open the file of the lock ``key``: closed, it is free. Raises Refused, NotPermitted."""
+    fd = _opened(_path(state_directory(state, "locks"), key), what)
+    try:
+        yield fd
     finally:
         os.close(fd)
 
 
 def _opened(path: Path, what: str) -> int:
     """Open a lock's file, made if it is missing. Raises Refused, NotPermitted."""
-    try:
+    hint = "fix that, or set 'state:' in the configuration"
+    with state_errors(f"lock {what}: {str(path)!r}", path, failure=errors.Refused, hint=hint):
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough for flock(2)
-    except OSError as error:
-        raise errors.of_os_error(
-            error,
-            f"cannot lock {what}: {str(path)!r}: {error.strerror}",
-            path,
-            os.R_OK | os.W_OK,
-            otherwise=errors.Refused,
-            hint="fix that, or set 'state:' in the configuration",
-        ) from None
 
 
-def _locked(fd: int) -> bool:
+def _locked(fd: int, how: int) -> bool:
     """Lock a file; False where another process has. ``is_held`` has it for a moment only."""
     for pause in _PAUSES:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             time.sleep(pause)

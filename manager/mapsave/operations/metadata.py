@@ -1,9 +1,10 @@
 """What an image says about itself: who was saved, by what, from which command line, and when."""
 
-import datetime
 import platform
+import time
 
 import mapsave
+from mapsave import units
 from mapsave.image.libvirt_header import NewLibvirtHeader
 from mapsave.image.metadata import DomainPart, Metadata, ProcessPart
 from mapsave.image.validation import Contents
@@ -16,8 +17,8 @@ from mapsave.plan.strategy import Strategy
 
 
 def now() -> str:
-    """Return the time in UTC as ISO 8601, to the millisecond."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    """Return the time as JSON has it."""
+    return units.timestamp(time.time())
 
 
 def before(guest: str, found: guest_facts.Facts, strategy: Strategy, request: Request) -> Metadata:
@@ -35,10 +36,12 @@ def before(guest: str, found: guest_facts.Facts, strategy: Strategy, request: Re
         "process": process(found),
         "memory": {"base": found.memory.base, "plugged": found.memory.plugged},
         # libvirt builds a new command line from its definition, which has passwords, at each start.
-        "command": None if domain else guest_facts.command(found.pid),
+        "command": None if domain else guest_facts.command(found.pid, found.lives_on),
         "strategy": strategy.as_dict(),
         "live": request.settings.live,
+        "managed": request.settings.managed == "on",
         "then": request.then_for(runs=found.runs),
+        "note": request.note,
         "job": request.job,
         "operation": journal.watching(),
         "host": {"name": host.node, "kernel": host.release, "architecture": host.machine},
@@ -96,6 +99,7 @@ def after(
             for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True)
         ],
         "data_bytes": contents.data_bytes,
+        "filled_bytes": contents.filled_bytes,
         "written": written.as_dict(),
         "label": label.as_dict() if label else None,
         "paused_at": paused_at,

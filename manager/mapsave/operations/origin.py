@@ -38,7 +38,7 @@ def _trusted(opened: Image, config: Config | None) -> frozenset[int]:
         return trust.users()
     name = str(opened.metadata.get("guest", {}).get("name"))
     try:
-        return trust.users(save_request.policy_of(config, config.guests.get(name)))
+        return trust.users(save_request.policy_of(config, config.named(name)))
     except errors.MapsaveError:
         return trust.users()  # a restore says what is wrong with the policy
 

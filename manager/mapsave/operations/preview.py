@@ -8,10 +8,22 @@ from typing import TypedDict
 
 from mapsave import errors, open_files, shielded
 from mapsave.config import Config, Guest
-from mapsave.image import store
+from mapsave.image import image, store
 from mapsave.image.metadata import ProcessPart
 from mapsave.monitor import fdset, process
-from mapsave.operations import attach, check, facts, learning, metadata, save_request
+from mapsave.operations import (
+    answering,
+    attach,
+    bounds,
+    check,
+    facts,
+    learning,
+    managed_save,
+    metadata,
+    restore_plan,
+    restore_request,
+    save_request,
+)
 from mapsave.plan import planner
 
 
@@ -28,6 +40,7 @@ class Preview(TypedDict):
     memory_bytes: int
     resident_bytes: int | None
     image: str
+    managed: bool
     checks: list[check.Line]
     strategy: dict[str, bool | int | str]
     reasons: dict[str, str]
@@ -44,9 +57,10 @@ async def preview(
         found = await facts.gather(session, config.state)
         with facts.answering():
             await fdset.check_passed(session)
-        with save_request.place(guest, config, request) as (held, name):
+        request, managed = managed_save.settled(request, found)
+        async with save_request.placed(guest, config, request, managed) as (held, name):
             preflight = check.Preflight.of(config, found, held, name, request)
-            lines, error = check.report(preflight)
+            lines, error = await answering.within(held.path, check.report, preflight)
             await preflight.learn(config, measures=False)
             chosen = preflight.strategy()
             return {
@@ -60,6 +74,7 @@ async def preview(
                 "memory_bytes": found.memory.total,
                 "resident_bytes": process.resident_bytes(found.pid) if found.pid else None,
                 "image": f"{held.path}/{name}",
+                "managed": managed is not None,
                 "checks": lines,
                 "strategy": chosen.as_dict(),
                 "reasons": chosen.reasons,
@@ -85,8 +100,9 @@ async def plan(guest: Guest, config: Config, directory: Path) -> Planned:
     request = save_request.request(config, guest)
     async with open_files.reserved(), attach.attached(guest, config, only_look=True) as session:
         found = await facts.gather(session, config.state)
+        await answering.check(directory)
         with store.directory(directory) as held:
-            refusal = await shielded.in_thread(held.direct_io_refusal)
+            refusal = await answering.within(held.path, held.direct_io_refusal)
             await learning.measured_if_needed(config.state, held)
             learned = await learning.learn(config, found, held, request)
             if isinstance(learned, str):
@@ -101,3 +117,14 @@ async def plan(guest: Guest, config: Config, directory: Path) -> Planned:
                 learned.probe.measured,
                 learned.layout.filled,
             )
+
+
+async def plan_restore(path: str, config: Config) -> restore_plan.Planned:
+    """Plan a restore of the image at ``path``.
+
+    Raises ImageNotFound, NotPermitted, InvalidImage or one of its kin.
+    """
+    async with shielded.entered(image.opened(path)) as opened:
+        contents = await shielded.in_thread(opened.validate)
+        settings = restore_request.Request(path).settings(config, bounds.owner(opened.metadata))
+        return await restore_plan.plan(config, settings, opened, contents)

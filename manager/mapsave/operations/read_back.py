@@ -78,6 +78,16 @@ class Written:
     not_compared: int
     reason: str | None
 
+    @classmethod
+    def recorded(cls, part: WrittenPart) -> Written:
+        """Return what the metadata keep."""
+        return cls(
+            holes=part.get("holes") == "checked",
+            compared=part.get("compared", 0),
+            not_compared=part.get("not_compared", 0),
+            reason=part.get("reason"),
+        )
+
     def as_dict(self) -> WrittenPart:
         """Return it as the metadata keep it."""
         return {
@@ -106,10 +116,14 @@ class Ram:
 
     def read(self, block: RamBlock, spans: Sequence[tuple[int, int]]) -> bytearray:
         """Return the pages of ``spans`` (first, count) one after another. Raises OSError."""
-        start, size = self.blocks[block.name].address, block.page_size
+        size = block.page_size
+        return self.at(block, [(page * size, pages * size) for page, pages in spans])
+
+    def at(self, block: RamBlock, places: Sequence[tuple[int, int]]) -> bytearray:
+        """Return the bytes of ``places`` (offset, length) one after another. Raises OSError."""
+        start = self.blocks[block.name].address
         assert start is not None
-        places = [(start + page * size, pages * size) for page, pages in spans]
-        return process_memory.read(self.pid, places)
+        return process_memory.read(self.pid, [(start + at, length) for at, length in places])
 
 
 class ReadBack:

@@ -8,7 +8,7 @@ image may come from others.
 import os
 import urllib.parse
 
-from mapsave import config, errors
+from mapsave import errors, guest_address
 from mapsave.operations import trust
 
 _PLAIN = ("qemu:///system", "qemu:///session")
@@ -21,7 +21,7 @@ def followed(recorded: str | None) -> str:
     Raises NoDestination where it is not one of this host's that is safe to follow.
     """
     if recorded is None:
-        return config.LIBVIRT_URI
+        return guest_address.LIBVIRT_URI
     if recorded in _PLAIN:
         return recorded
     reason = _refusal(urllib.parse.urlsplit(recorded))

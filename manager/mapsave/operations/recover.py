@@ -7,6 +7,8 @@ lines, or from the partial image (``interrupted.py``).
 """
 
 import asyncio
+import collections
+import contextlib
 import functools
 import os
 from collections.abc import Awaitable, Callable
@@ -14,9 +16,10 @@ from typing import TypedDict
 
 from mapsave import errors
 from mapsave.config import Config
-from mapsave.image import image, store
+from mapsave.image import abandoned, partial_names, store
 from mapsave.labels.label import Problem
 from mapsave.operations import (
+    answering,
     interrupted,
     journal,
     journal_facts,
@@ -61,18 +64,29 @@ async def recover(config: Config, *, dry_run: bool = False, told: Told | None = 
     reported. ``told`` gets each entry with its journal as soon as it is there: a save that QEMU is
     still doing may take long.
     """
-    with journal.orphans(config.state) as orphans:
-        # Side by side: a save that QEMU is still doing may take long, and the others wait for none.
-        works = [
-            _one(config, orphan, told, dry_run=dry_run)
-            for orphan in orphans
-            if not interrupted.is_blank(config, orphan)
-        ]
-        operations = await asyncio.gather(*works)
-    if not dry_run:
-        journal.remove_empty(config.state, functools.partial(interrupted.is_blank, config))
     warnings: list[str] = []
-    swept = sweep(config, warnings, dry_run=dry_run)
+    images = functools.partial(answering.within, config.images)
+    turns: dict[object, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
+
+    async def in_turn(orphan: journal.Orphan) -> Line:
+        async with contextlib.AsyncExitStack() as stack:
+            for shared in _shared(orphan):
+                await stack.enter_async_context(turns[shared])
+            return await _one(config, orphan, told, dry_run=dry_run)
+
+    with journal.orphans(config.state) as orphans:
+        # Side by side: a save that QEMU is still doing may take long, and the others wait for none,
+        # but for another operation of the same guest, or another restore of the same image.
+        works = [in_turn(orphan) for orphan in orphans if not await _is_blank(config, orphan)]
+        operations = await asyncio.gather(*works)
+    swept: list[str] = []
+    try:
+        if not dry_run:
+            is_blank = functools.partial(interrupted.is_blank, config)
+            await images(journal.remove_empty, config.state, is_blank)
+        swept = await images(functools.partial(sweep, config, warnings, dry_run=dry_run))
+    except errors.BadDirectory as error:
+        warnings.append(error.message)
     return {
         "operations": operations,
         "swept": swept,
@@ -80,6 +94,31 @@ async def recover(config: Config, *, dry_run: bool = False, told: Told | None = 
         "warnings": warnings,
         "dry_run": dry_run,
     }
+
+
+def _shared(orphan: journal.Orphan) -> list[tuple[str, str]]:
+    """Return what only one recovery may deal with at a time, in the order to wait for it."""
+    found = [("guest", str(orphan.facts.get("guest", orphan.path)))]
+    if orphan.kind == "restore":  # which locks its image: several clones have the same
+        found.append(("image", str(orphan.facts.get("image", orphan.path))))
+    return found
+
+
+async def _is_blank(config: Config, orphan: journal.Orphan) -> bool:
+    """Do as ``interrupted.is_blank``; True as long as the image directory does not answer."""
+    if orphan.problem != journal.BLANK:
+        return False
+    try:
+        return await answering.within(config.images, interrupted.is_blank, config, orphan)
+    except errors.BadDirectory:
+        return True
+
+
+async def _known(config: Config, orphan: journal.Orphan) -> journal.Orphan:
+    """Do as ``interrupted.known``, which looks for what a damaged journal does not say."""
+    if orphan.problem is None:
+        return orphan
+    return await answering.within(config.images, interrupted.known, config, orphan)
 
 
 async def _one(config: Config, orphan: journal.Orphan, told: Told | None, *, dry_run: bool) -> Line:
@@ -103,7 +142,7 @@ async def _one(config: Config, orphan: journal.Orphan, told: Told | None, *, dry
 async def _deal_with(config: Config, orphan: journal.Orphan, line: Line, *, dry_run: bool) -> None:
     problems: list[Problem] = []
     try:
-        known = interrupted.known(config, orphan)
+        known = await _known(config, orphan)
         begun = interrupted.read(known)
         monitor = begun.monitor.address if begun.monitor is not None else None
         line |= {"guest": begun.guest, "image": begun.image, "monitor": monitor}
@@ -163,9 +202,9 @@ def _swept(
     swept = []
     for name in sorted(os.listdir(held.fd)):
         path = os.path.join(held.path, name)
-        if not image.is_partial_name(name) or path in spoken_of:
+        if not partial_names.is_partial_name(name) or path in spoken_of:
             continue
-        if not image.is_abandoned(held.fd, name) or interrupted.is_kept(config, path):
+        if not abandoned.is_abandoned(held.fd, name) or interrupted.is_kept(config, path):
             continue
         try:
             if not dry_run:

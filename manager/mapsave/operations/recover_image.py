@@ -6,13 +6,13 @@ and left as it is until the next try.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
-from mapsave import errors
-from mapsave.image import descriptors, global_state, image, store
+from mapsave import errors, shielded
+from mapsave.image import descriptors, global_state, image, partial_names, store
 from mapsave.image.superblock import State
 from mapsave.migration import run_states
-from mapsave.operations import restored_notes
+from mapsave.operations import answering, managed_save, restored_notes, whereabouts
 from mapsave.operations.begun import SaveBegun
 from mapsave.operations.interrupted import Interrupted
 from mapsave.operations.journal import Orphan
@@ -28,7 +28,7 @@ def adopting(begun: SaveBegun, held: store.Directory) -> Iterator[image.Partial]
         try:
             partial = stack.enter_context(image.adopting(held.fd, begun.name))
         except OSError as error:
-            error.filename = os.path.join(held.path, image.partial_name(begun.name))
+            error.filename = os.path.join(held.path, partial_names.partial_name(begun.name))
             raise
         yield partial
 
@@ -84,11 +84,20 @@ def is_committed(begun: SaveBegun, held: store.Directory) -> bool:
         ) from None
 
 
-def is_committed_somewhere(begun: SaveBegun) -> bool:
-    """Return what ``is_committed`` does; False where the image directory is not there."""
+@contextlib.asynccontextmanager
+async def directory(save: Interrupted[SaveBegun]) -> AsyncIterator[store.Directory]:
+    """Open the image directory. Raises BadDirectory where it is gone, or does not answer."""
+    path = save.begun.directory
+    await answering.check(path, writable=not save.dry_run)
+    async with shielded.entered(store.directory(path)) as held:
+        yield held
+
+
+async def is_committed_somewhere(save: Interrupted[SaveBegun]) -> bool:
+    """Return whether the image has its name; False where its directory is gone, or hangs."""
     try:
-        with store.directory(begun.directory) as held:
-            return is_committed(begun, held)
+        async with directory(save) as held:
+            return is_committed(save.begun, held)
     except (errors.BadDirectory, errors.NotPermitted):
         return False
 
@@ -139,12 +148,46 @@ def mark_stale(save: Interrupted[SaveBegun]) -> None:
         )
     if warning is not None:
         save.warn(warning)
+    if save.begun.managed:
+        try:
+            managed_save.set_aside(save.begun.image)
+        except OSError as error:
+            save.warn(
+                f"{save.begun.image!r} is stale, but libvirt would restore it, for it cannot be "
+                f"renamed ({error.strerror}): remove it before the guest shuts down"
+            )
 
 
-def continues(begun: SaveBegun) -> bool:
+def note_whereabouts(save: Interrupted[SaveBegun]) -> None:
+    """Note that the guest is in the image now, or is not."""
+    begun = save.begun
+    if begun.uuid is None:
+        return
+    with image.opened(begun.image) as opened:
+        known = opened.metadata
+    domain = known.get("domain") or {}
+    note = whereabouts.Note(
+        guest=begun.guest,
+        key=begun.monitor.key,
+        domain=domain.get("name"),
+        image=begun.image,
+        uuid=begun.uuid,
+        time=whereabouts.began(known.get("started")),
+        managed=begun.managed,
+    )
+    warning = whereabouts.committed(save.config.state, note, stays=begun.then != "quit")
+    if warning is not None:
+        save.warn(warning)
+
+
+async def continues(save: Interrupted[SaveBegun]) -> bool:
     """Return whether QEMU can resume the guest, by its image; True where that cannot be read."""
-    name = begun.name
-    for each in (image.partial_name(name), name):
+    begun, name = save.begun, save.begun.name
+    try:
+        await answering.check(begun.directory)
+    except errors.BadDirectory:
+        return True
+    for each in (partial_names.partial_name(name), name):
         with contextlib.suppress(OSError, errors.MapsaveError):
             with (
                 store.directory(begun.directory) as held,

@@ -7,17 +7,29 @@ as well.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
-from mapsave import errors
-from mapsave.image import image
+from mapsave import errors, instant_names, shielded
+from mapsave.image import acl, image
 from mapsave.image.image import Image
 from mapsave.labels import recovery
+from mapsave.labels.label import Problem
 from mapsave.migration import guest_state
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import process
 from mapsave.monitor.session import Session
-from mapsave.operations import attach, ending, kept, locks, restored_notes
+from mapsave.operations import (
+    answering,
+    attach,
+    ending,
+    kept,
+    locks,
+    managed_save,
+    restored_notes,
+    whereabouts,
+)
 from mapsave.operations.begun import RestoreBegun
 from mapsave.operations.interrupted import Interrupted
 from mapsave.operations.steps import Step
@@ -33,6 +45,10 @@ LOADED = (
     "guest restored and left paused because it may have been used since; resume it ('cont' or "
     "virsh resume) or shut it down; the image remains marked as restored"
 )
+CLONE_LOADED = (
+    "clone started and left as it is because it may have been used since; resume it ('cont'), or "
+    "shut it down"
+)
 MAY_RUN = (
     "the guest running at the destination may be the restored one; the image is marked as "
     "restored: restore --again restores it anyway"
@@ -42,6 +58,9 @@ MAY_HAVE_RUN = (
     "marked as restored: restore --again restores it anyway"
 )
 ENDED_SINCE = "guest restored, and exited since; the image remains marked as restored"
+CLONE_ENDED_SINCE = "clone started, and exited since"
+# Outcomes of a restore that came to its end.
+RESTORED = (RUNS, ENDED_SINCE, CLONE_ENDED_SINCE)
 
 
 _Restore = Interrupted[RestoreBegun]
@@ -51,14 +70,17 @@ async def recover(restore: _Restore) -> str:
     """Finish the restore where the guest was about to run, else undo it; return which.
 
     Raises Busy where the destination or the image is in use, Unreachable where the destination
-    lives but does not answer.
+    lives but does not answer, BadDirectory where the image's storage does not.
     """
     state, begun = restore.config.state, restore.begun
+    await answering.check(os.path.dirname(begun.image), writable=not restore.dry_run)
     with _image_held(restore) as opened:
         monitor = _monitor(restore)
         if monitor is None:
             return UNDONE  # nothing had been started
         with locks.held(state, f"guest {begun.guest!r}", monitor.key):
+            if not restore.dry_run:
+                await shielded.in_thread(_remove_link, restore)
             outcome = await restore.outcome(
                 lambda: _finish_or_undo(restore, opened, monitor), default=RUNS
             )
@@ -68,12 +90,69 @@ async def recover(restore: _Restore) -> str:
                 if opened is not None:
                     left = recovery.put_back(opened.fd, begun.image, begun.label)
                     restore.problems.extend(left)
+            if opened is not None and not restore.dry_run:
+                _put_acl_back(restore, opened)
+                _settle_managed(restore, opened, outcome)
             return outcome
+
+
+def _remove_link(restore: _Restore) -> None:
+    """Remove the link by which a QEMU of libvirt's opened the image, or may be about to. Blocks."""
+    link = restore.begun.link
+    if link is None or not instant_names.LINK.fullmatch(os.path.basename(link)):
+        return
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+        with contextlib.suppress(FileNotFoundError):  # the directory
+            # Also where the link was gone: the manager may have died before it was so durably.
+            locks.sync_directory(Path(link).parent)
+    except OSError as error:
+        restore.warn(f"{link!r} may remain: {error.strerror}; remove it")
+
+
+def _put_acl_back(restore: _Restore, opened: Image) -> None:
+    """Take back what let QEMU's user open the image: it has, or never will."""
+    begun = restore.begun
+    if begun.acl is None:
+        return
+    if (str(opened.block.uuid), os.fstat(opened.fd).st_ino) != (begun.uuid, begun.inode):
+        restore.warn(
+            f"{opened.path!r} is another file now: the image that was restored from there may "
+            "still be readable by the user of its QEMU (getfacl)"
+        )
+        return
+    try:
+        acl.write(opened.fd, bytes.fromhex(begun.acl))
+    except OSError as error:
+        words = f"{opened.path!r} is still readable by the user of its QEMU: {error.strerror}"
+        restore.problems.append(Problem(f"{words} (run 'mapsave recover')", recoverable=True))
+
+
+def _settle_managed(restore: _Restore, opened: Image, outcome: str) -> None:
+    """Let libvirt find a managed save again only where its guest surely has not run."""
+    begun = restore.begun
+    if begun.is_clone:
+        return
+    note = whereabouts.managed_save_of(restore.config.state, opened)
+    noted = note.image if note is not None else None
+    try:
+        if outcome in (UNDONE, LEFT):
+            for path in {begun.image, noted or begun.image}:
+                if managed_save.where(path) != path:
+                    managed_save.put_back(path)
+        elif outcome != PAUSED:
+            for path in managed_save.in_place(opened, noted, begun.pid):
+                managed_save.set_aside(path)
+            if noted is not None and outcome in RESTORED:
+                managed_save.remove(noted)
+    except OSError as error:
+        restore.warn(f"{noted or begun.image!r}: cannot be renamed or removed: {error.strerror}")
 
 
 def _mark(restore: _Restore, opened: Image | None) -> None:
     """Mark the image as restored, as far as that can be done; what cannot is a problem."""
-    if opened is None or restore.dry_run:
+    if opened is None or restore.dry_run or restore.begun.is_clone:
         return
     try:
         warning = restored_notes.mark(restore.config.state, opened)
@@ -91,7 +170,7 @@ def _monitor(restore: _Restore) -> attach.Monitor | None:
     config, orphan, begun = restore.config, restore.orphan, restore.begun
     if begun.monitor is not None or not orphan.is_unsure:
         return begun.monitor
-    guest = config.guests.get(begun.guest)
+    guest = config.named(begun.guest)
     if guest is not None and guest.libvirt is not None:
         return attach.Monitor(uri=guest.libvirt.uri, domain=guest.libvirt.domain)
     if guest is not None and (guest.qmp is not None or guest.emulator is not None):
@@ -130,7 +209,8 @@ def _image_held(restore: _Restore) -> Iterator[Image | None]:
     with contextlib.ExitStack() as stack:
         opened = None
         try:
-            opened = stack.enter_context(image.opened(restore.begun.image, without_metadata=True))
+            path = managed_save.where(restore.begun.image)
+            opened = stack.enter_context(image.opened(path, without_metadata=True))
         except errors.UnreadableImage:
             raise  # it may have to be marked, once it can be read again
         except (errors.ImageNotFound, errors.InvalidImage):
@@ -184,6 +264,7 @@ async def _with_qemu(restore: _Restore, opened: Image | None, session: Session, 
 def _loaded(restore: _Restore, opened: Image | None, state: str) -> str:
     """Leave a loaded guest as it is: if it ran, its disks have moved on, and only it has them."""
     outcome = MAY_RUN if state == RunState.RUNNING else LOADED
+    outcome = CLONE_LOADED if restore.begun.is_clone else outcome
     if restore.dry_run:
         return f"would be: {outcome}"
     _mark(restore, opened)
@@ -193,8 +274,8 @@ def _loaded(restore: _Restore, opened: Image | None, state: str) -> str:
 def _without_qemu(restore: _Restore, opened: Image | None) -> str:
     """The destination is gone. A guest that ran has changed its disks: the image stays marked."""
     if restore.orphan.reached(Step.RUN):
-        return ENDED_SINCE
-    if opened is None or not restore.orphan.may_have_reached(Step.MARK):
+        return CLONE_ENDED_SINCE if restore.begun.is_clone else ENDED_SINCE
+    if restore.begun.is_clone or opened is None or not restore.orphan.may_have_reached(Step.MARK):
         return UNDONE
     return MAY_HAVE_RUN if restored_notes.is_used(restore.config.state, opened) else UNDONE
 

@@ -9,6 +9,7 @@ _SPEAKS = (
     recover_save.TAKEN_OVER,
     recover_restore.PAUSED,
     recover_restore.LOADED,
+    recover_restore.CLONE_LOADED,
     recover_restore.MAY_RUN,
     recover_restore.MAY_HAVE_RUN,
 )
@@ -30,11 +31,12 @@ def is_saved(entry: Entry) -> bool:
 
 
 def interrupted(who: str, outcome: str, step: str | None) -> errors.Interrupted:
-    """Return the error of an operation that recovery has not brought to its end."""
-    error = errors.Interrupted(
+    """Return the error of an operation that recovery has not brought to its end.
+
+    Its data have the last ``step`` that is known, which those of no other Interrupted do.
+    """
+    return errors.Interrupted(
         f"{who} exited during the operation; {outcome}",
         hint=None if outcome in _SPEAKS else "start it again",
+        step=step,
     )
-    if step is not None:
-        error.data["step"] = step
-    return error

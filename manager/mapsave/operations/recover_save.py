@@ -1,14 +1,15 @@
 """Recover an interrupted save: commit it where QEMU has finished, else put the guest back."""
 
 import contextlib
+import functools
 import os
 
-from mapsave import errors, shielded
-from mapsave.image import descriptors, image, store
+from mapsave import blocking, errors, shielded
+from mapsave.image import descriptors, image, partial_names, store
 from mapsave.image.superblock import State
 from mapsave.image.validation import Contents
 from mapsave.labels import recovery
-from mapsave.migration import guest_state, outgoing, progress
+from mapsave.migration import guest_state, outgoing, progress, stall
 from mapsave.migration.run_states import RunState
 from mapsave.migration.status import IDLE, Status
 from mapsave.monitor import process
@@ -42,6 +43,7 @@ _STUCK = (
     "the guest suspended or stopped itself during the save, and QEMU could crash when it is resumed"
 )
 GONE_SINCE = f"{COMMITTED}, but no longer in its place; guest left as it is"
+TAKEN_BY_LIBVIRT = f"{COMMITTED}, and restored or removed by libvirt since; guest left as it is"
 _LEFT = "its partial image could not be removed yet"
 _NOT_PERMITTED = "QEMU had finished, but mapsave may not open the image, or give it its name"
 
@@ -62,7 +64,7 @@ async def recover(save: Interrupted[SaveBegun]) -> str:
     ):
         outcome = await save.outcome(lambda: _finish_or_undo(save), COMMITTED)
         if not save.dry_run:
-            _tidy(save, outcome)
+            await _tidy(save, outcome)
         return outcome
 
 
@@ -73,11 +75,11 @@ async def _finish_or_undo(save: Interrupted[SaveBegun]) -> str:
             if session is not None:
                 _check_identity(save.begun, session)
                 return await _with_qemu(save, session)
-    with store.directory(save.begun.directory) as held:
+    async with recover_image.directory(save) as held:
         return await _without_qemu(save, held)
 
 
-def _tidy(save: Interrupted[SaveBegun], outcome: str) -> None:
+async def _tidy(save: Interrupted[SaveBegun], outcome: str) -> None:
     """Take AppArmor's rules out of QEMU's profile, and remove what is left of a partial image.
 
     Under the locks: a save that begins after them must not rely on a rule that we take out.
@@ -88,7 +90,7 @@ def _tidy(save: Interrupted[SaveBegun], outcome: str) -> None:
     if outcome.startswith(COMMITTED):
         return
     try:
-        with store.directory(save.begun.directory) as held:
+        async with recover_image.directory(save) as held:
             _remove(save, held)
     except (errors.BadDirectory, errors.NotPermitted) as error:
         error.message = f"{outcome}, but {_LEFT}: {error.message}"
@@ -153,16 +155,16 @@ async def _with_qemu(save: Interrupted[SaveBegun], session: Session) -> str:
             save.warn(warning)
             # As a save does: no image is made of a file that QEMU still has open.
             complete = complete and (
-                orphan.reached(Step.COMMIT) or recover_image.is_committed_somewhere(begun)
+                orphan.reached(Step.COMMIT) or await recover_image.is_committed_somewhere(save)
             )
     if not complete:
         # First of all: the guest must not wait for an image directory that is gone.
         await _put_back(save, session)
         return PUT_BACK
     try:
-        with store.directory(begun.directory) as held:
+        async with recover_image.directory(save) as held:
             if recover_image.is_gone(orphan, begun, held):
-                return GONE_SINCE  # it may be restored elsewhere: two guests must not run
+                return _gone(begun)  # it may be restored elsewhere: two guests must not run
             await _commit(save, held, session)
     except errors.BadDirectory as error:
         error.hint = _until_recovered(f"mount {begun.directory!r}")
@@ -197,7 +199,7 @@ async def _complete(save: Interrupted[SaveBegun], session: Session) -> bool:
     ``postmigrate``, and one that the dead manager had let run on has a journal that says so.
     """
     orphan = save.orphan
-    if recover_image.is_committed_somewhere(save.begun):
+    if await recover_image.is_committed_somewhere(save):
         return True  # whatever the journal says: it may be damaged, or a step be missing
     if not orphan.may_have_reached(Step.MIGRATE):
         return False
@@ -219,7 +221,7 @@ async def _put_back(save: Interrupted[SaveBegun], session: Session) -> None:
     if not orphan.may_have_reached(Step.PAUSE) and not orphan.reached(Step.MIGRATE):
         return
     state = await guest_state.run_state(session)
-    if state == RunState.POSTMIGRATE and not recover_image.continues(save.begun):
+    if state == RunState.POSTMIGRATE and not await recover_image.continues(save):
         raise errors.GuestNotPutBack(
             f"{session.address}: {_STUCK}, and its image is invalid",
             hint="fix the image directory, then recover again: nothing is lost as long as that "
@@ -246,7 +248,7 @@ async def _then(save: Interrupted[SaveBegun], session: Session) -> str:
             f"{session.address}: {COMMITTED}, but the guest was not shut down",
             hint="it is paused; run 'mapsave recover' again to shut it down",
         )
-    if then != "quit" and not recover_image.continues(save.begun):
+    if then != "quit" and not await recover_image.continues(save):
         words = f"{_STUCK}: do not resume it; shut that QEMU down and restore the image"
         save.warn(words)
     elif then == "resume":
@@ -265,12 +267,14 @@ async def _without_qemu(save: Interrupted[SaveBegun], held: store.Directory) -> 
         if not save.dry_run:
             await _commit(save, held)
         return COMMITTED
-    if orphan.reached(Step.COMMITTED) and not recover_image.has_partial(begun, held):
-        return GONE_SINCE
+    # libvirt may have restored it as soon as it had its name, before a step said so.
+    may_be_gone = orphan.reached(Step.COMMITTED) or (begun.managed and orphan.reached(Step.COMMIT))
+    if may_be_gone and not recover_image.has_partial(begun, held):
+        return _gone(begun)
     outcome = QEMU_ENDED if orphan.is_of_this_boot else HOST_WENT_DOWN
     whole = orphan.is_of_this_boot or orphan.reached(Step.COMMIT)
     try:
-        with recover_image.adopted(begun, held) as partial:
+        async with shielded.entered(recover_image.adopted(begun, held)) as partial:
             # Its superblock says so only once all before it was synced.
             whole = whole or partial.block.state is not State.PARTIAL
             await _check(begun, partial, None)
@@ -285,14 +289,26 @@ async def _without_qemu(save: Interrupted[SaveBegun], held: store.Directory) -> 
     return f"{COMMITTED} (QEMU had finished before it exited)"
 
 
+def _gone(begun: SaveBegun) -> str:
+    return TAKEN_BY_LIBVIRT if begun.managed else GONE_SINCE
+
+
 async def _check(
     begun: SaveBegun, partial: image.Partial, session: Session | None
 ) -> tuple[Contents, written.Written]:
-    """Validate the partial image; look for missing pages. Raises InvalidImage, OSError."""
-    await shielded.in_thread(partial.sync)
-    contents = await shielded.in_thread(partial.validate)
-    how = written.How.recorded(partial.metadata())
-    return contents, await written.check(partial.fd, contents, how, session, begun.pid)
+    """Validate the partial image; look for missing pages. Raises InvalidImage, OSError.
+
+    Not again where the save has done so and polished the image since: used pages may be in holes.
+    """
+    await blocking.within(stall.limit(process.unwritten_bytes()), partial.sync)
+    known = partial.metadata()
+    async with blocking.limited(stall.limit(os.fstat(partial.fd).st_size)):
+        contents = await blocking.call(partial.validate)
+        if (proved := known.get("written")) is not None:
+            data = known.get("data_bytes", contents.used_bytes)
+            return contents.of_data(data), written.Written.recorded(proved)
+        how = written.How.recorded(known)
+        return contents, await written.check(partial.fd, contents, how, session, begun.pid)
 
 
 async def _commit(
@@ -308,8 +324,9 @@ async def _commit(
             with descriptors.opened(held.fd, begun.name, os.O_RDWR) as fd:
                 _settle_label(save, held, fd)
             os.fsync(held.fd)  # it may have died between rename and fsync
+        recover_image.note_whereabouts(save)
         return
-    with recover_image.adopted(begun, held) as partial:
+    async with shielded.entered(recover_image.adopted(begun, held)) as partial:
         contents, found = await _check(begun, partial, session)
         known = partial.metadata()
         if session is not None and begun.then != "resume":
@@ -324,13 +341,16 @@ async def _commit(
             paused_at=os.stat(save.orphan.path).st_mtime if begun.was_running else None,
         )
         try:
-            partial.commit(final | {"recovered": True}, replace=begun.replace)
-        except OSError:
-            if not partial.has_its_name:
+            known = final | {"recovered": True}
+            commit = functools.partial(partial.commit, known, replace=begun.replace)
+            await blocking.within(outgoing.STALL, commit)
+        except OSError as error:
+            if not partial.has_its_name and not isinstance(error, blocking.Hangs):
                 raise
             with recover_image.has_its_name(begun):
                 raise
         _settle_label(save, held, partial.fd)
+    recover_image.note_whereabouts(save)
 
 
 def _remove(save: Interrupted[SaveBegun], held: store.Directory) -> None:
@@ -348,7 +368,7 @@ def _remove(save: Interrupted[SaveBegun], held: store.Directory) -> None:
         return  # ours has no owner any more
     except errors.InvalidImage:
         # Without a superblock no one can have come as far as to use it.
-        _unlink(held, image.partial_name(begun.name))
+        _unlink(held, partial_names.partial_name(begun.name))
 
 
 def _unlink(held: store.Directory, name: str) -> None:

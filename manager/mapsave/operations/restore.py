@@ -10,12 +10,11 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
-from mapsave import errors, open_files, shielded, together
+from mapsave import blocking, errors, open_files, shielded, together, units
 from mapsave.config import Config
 from mapsave.image import descriptors, image
-from mapsave.image.superblock import State
 from mapsave.image.validation import Contents
 from mapsave.labels import labelling
 from mapsave.labels.label import Problem, Target
@@ -25,28 +24,40 @@ from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset, process
 from mapsave.monitor.session import Session
 from mapsave.operations import (
+    answering,
     bounds,
+    clone_notes,
     destination,
     destination_choice,
+    digesting,
     disks,
     giving_up,
     handing,
     hardware,
     images,
     inspect,
+    instant,
     journal,
     kept,
+    known_machines,
     limits,
     locks,
     lost,
+    managed_save,
+    restore_labels,
+    restore_plan,
     restored_notes,
     save_request,
     trust,
+    whereabouts,
 )
 from mapsave.operations.begun import RestoreBegun
 from mapsave.operations.restore_request import Request
 from mapsave.operations.results import RestoreResult
 from mapsave.operations.steps import Step
+from mapsave.operations.warming import Warming
+from mapsave.plan import sharing
+from mapsave.plan.strategy import ReadStrategy
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +76,12 @@ class _Job:
     policy: Policy
     log: journal.Journal
     phases: progress.Phases
+    planned: restore_plan.Planned
+    share: sharing.Share
+
+    def handed(self, target: destination.Destination) -> handing.Handed:
+        """Return what is handed to its user."""
+        return handing.Handed(self.config, self.opened, target, self.log, self.request.is_clone)
 
     @property
     def runs(self) -> bool:
@@ -75,20 +92,24 @@ class _Job:
 
 
 async def restore(
-    config: Config, request: Request, report: progress.Report = progress.silent
+    config: Config,
+    request: Request,
+    report: progress.Report = progress.silent,
+    warm: Warming | None = None,
 ) -> RestoreResult:
     """Restore ``request.image`` and return what ``mapsave restore --json`` prints.
 
+    ``warm`` is begun where RAM is mapped, and may go on after that; it is the caller's to end.
     Raises InvalidImage or one of its kin, Refused or one of its kin, NotPermitted, Busy,
     RestoreFailed or one of its kin; the image is then as it was.
     """
     phases = progress.Phases(report)
     try:
         async with asyncio.timeout(request.timeout), open_files.reserved():
-            return await shielded.until_decided(_restore(config, request, phases))
+            return await shielded.until_decided(_restore(config, request, phases, warm))
     except TimeoutError:
         raise errors.RestoreTimeout(
-            f"{request.image!r}: not restored within {request.timeout:g} s"
+            f"{request.image!r}: not restored within {units.format_duration(request.timeout or 0)}"
         ) from None
     except errors.MonitorError as error:
         raise errors.RestoreFailed(error.message) from None
@@ -104,12 +125,18 @@ async def restore(
         ) from None
 
 
-async def _restore(config: Config, request: Request, phases: progress.Phases) -> RestoreResult:
+async def _restore(
+    config: Config, request: Request, phases: progress.Phases, warm: Warming | None
+) -> RestoreResult:
     phases.enter("validate")
     path = images.resolve(request.image, config)
-    with image.opened(path, without_metadata=request.without_metadata) as opened:
+    async with _opened(path, request) as opened:
+        await answering.check(config.state, writable=True)
         key = locks.image_key(opened.block.uuid)
-        with locks.held(config.state, f"image {opened.path!r}", key):
+        with (
+            locks.held(config.state, f"image {opened.path!r}", key, shared=request.is_clone),
+            sharing.joined(opened.fd) as share,
+        ):
             # Another restore may have marked it between our reading and our lock.
             opened.reread()
             if opened.has_lost_metadata:
@@ -119,22 +146,39 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
                 bounds.check_clone(config, opened.metadata, request.guest, opened.path)
                 bounds.check_policy(config, name, request.policy)
             # Before a destination is started: a policy file may be broken.
-            policy = save_request.policy_of(config, config.guests.get(name), request.policy)
+            policy = save_request.policy_of(config, config.named(name), request.policy)
             if not request.trust_image:
-                trust.check_image(opened, trust.users(policy))
-            contents = await shielded.in_thread(opened.validate)
-            if not request.again and restored_notes.is_used(config.state, opened):
-                raise _used_up(opened)
-            warnings = await shielded.in_thread(inspect.warnings_of_holes, opened, contents)
-            warnings += await shielded.in_thread(disks.changes, opened)
+                trust.check_image(opened, trust.users(policy) | _managed_by(config, opened))
+            contents, warnings = await _validated(opened)
+            if not request.again:
+                restored_notes.check_unused(config.state, opened)
+            warnings += await _disks(opened)
+            settings = request.settings(config, name)
+            if settings.verify_data:
+                warnings += await digesting.before_restore(opened, phases)
             for text in warnings:
                 _log.warning("%s", text)
+            planned = await restore_plan.plan(
+                config, settings, opened, contents, restore_plan.part(share)
+            )
             phases.enter("read" if request.through_libvirt else "start")
             begun = RestoreBegun(
-                image=os.path.realpath(path), guest=name, through_libvirt=request.through_libvirt
+                image=os.path.realpath(path),
+                guest=name,
+                through_libvirt=request.through_libvirt,
+                is_clone=request.is_clone,
             )
             with journal.operation(config.state, "restore", begun) as log:
-                chosen = destination_choice.chosen(config, request, opened, name, log)
+                asked = destination_choice.Asked(
+                    config=config,
+                    request=planned.settled(request),
+                    settings=settings,
+                    opened=opened,
+                    contents=contents,
+                    name=name,
+                    warming=warm,
+                    policy=policy,
+                )
                 job = _Job(
                     config=config,
                     request=request,
@@ -144,91 +188,125 @@ async def _restore(config: Config, request: Request, phases: progress.Phases) ->
                     policy=policy,
                     log=log,
                     phases=phases,
+                    planned=planned,
+                    share=share,
                 )
-                async with chosen as target:
+                async with destination_choice.chosen(asked, log) as target:
                     done = await _load(job, target)
             done.warnings += [*log.warnings, *warnings]
             return done
 
 
-def _used_up(opened: image.Image) -> errors.AlreadyRestored:
-    words = "has been restored before"
-    if opened.block.state is not State.RESTORED:
-        words = "has been restored before, itself or a copy of it, according to the state directory"
-    if opened.metadata.get("continued"):
-        words = "is stale: another client resumed its guest during the save"
-    return errors.AlreadyRestored(
-        f"{opened.path!r} {words}",
-        hint="its disks have changed since; --again restores it anyway",
-    )
+def _managed_by(config: Config, opened: image.Image) -> frozenset[int]:
+    """Return who owns the directory of a managed save, whom libvirt trusts with what is in it."""
+    note = whereabouts.managed_save_of(config.state, opened)
+    if note is None or os.path.realpath(opened.path) != note.image:
+        return frozenset()
+    return frozenset((os.stat(os.path.dirname(note.image)).st_uid,))
+
+
+@contextlib.asynccontextmanager
+async def _opened(path: str, request: Request) -> AsyncIterator[image.Image]:
+    """Open the image. Raises as ``image.opened``, UnreadableImage where its storage hangs."""
+    with descriptors.reading(path):
+        opening = image.opened(path, without_metadata=request.without_metadata)
+        async with contextlib.AsyncExitStack() as stack:
+            opened = await stack.enter_async_context(shielded.entered(opening))
+            held = stack.pop_all()
+    async with held:
+        yield opened
+
+
+async def _validated(opened: image.Image) -> tuple[Contents, list[str]]:
+    """Return its structure, and warnings. Raises as ``Image.validate`` does."""
+    with descriptors.reading(opened.path):
+        async with blocking.limited(stall.limit(opened.allocated)):
+            contents = await blocking.call(opened.validate)
+            if not inspect.has_lost_blocks(opened, contents):
+                return contents, []
+            return contents, await blocking.call(inspect.warnings_of_holes, opened, contents)
+
+
+async def _disks(opened: image.Image) -> list[str]:
+    try:
+        return await blocking.within(blocking.ANSWER, disks.changes, opened)
+    except blocking.Hangs as error:
+        return [f"the disks could not be compared with what they were: {error.strerror}"]
 
 
 async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
-    about = opened.warnings  # asked before the image is marked
+    # Asked before the image is marked.
+    about = await answering.within(opened.path, lambda: opened.warnings)
     if opened.has_lost_metadata:
         about += lost.not_compared(opened, runs=job.runs)
     left: list[Problem] = []
+    chosen = job.planned.strategy
     if target.is_loaded:
         pid, started = _process(session)
         job.log.step(Step.LOADED, pid=pid, process_started=started)
-        here = await hardware.query(session)
-        target.warnings += hardware.compare(here, opened.metadata, force=job.request.force)
+        here = await known_machines.query(session, job.config.state)
+        target.warnings += hardware.compare(here.hardware, opened.metadata, force=job.request.force)
     else:
         phases.enter("compare")
-        takes = await destination.compare(target, opened, contents, force=job.request.force)
-        labels = save_request.policy_labelling(job.policy, await session.domain())
-        with _labelled(labels, opened, session.pid, job.log) as left:
+        takes = await destination.compare(
+            target, opened, contents, job.config.state, force=job.request.force
+        )
+        domain = await session.domain()
+        if domain is not None and not domain.is_transient:
+            managed_save.check_no_other(opened, domain.name, session.pid)
+        labels = save_request.policy_labelling(job.policy, domain)
+        aim = Target(opened.fd, opened.path, (), session.pid, "restore")
+        # Each of several clones would restore the label that the one before it has set; what a
+        # clone maps, its QEMU has opened by now.
+        labelled = restore_labels.applied(labels, aim, job.log)
+        if domain is None:
+            await clone_notes.note(job.config, job.guest, target)
+        with contextlib.nullcontext(left) if job.request.is_clone else labelled as left:
             phases.enter("read")
-            await _transfer(job, target, takes)
+            chosen = await _transfer(job, target, takes)
     phases.enter("run")
     shielded.decided()
-    state = await shielded.to_the_end(
-        handing.to_user(job.config, opened, target, job.log, runs=job.runs)
-    )
-    if left:
+    state = await shielded.to_the_end(handing.to_user(job.handed(target), runs=job.runs))
+    if not job.log.is_settled:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(OSError):
             job.log.step(Step.TIDY)
     seconds = phases.seconds()
-    return RestoreResult(
+    is_read = not target.is_loaded and not target.mapped
+    done = RestoreResult(
         image=opened.path,
         guest=job.guest,
         run_state=state,
         duration_s=round(phases.total, 6),
         downtime_s=_downtime(opened) if job.runs else None,
-        bytes_per_s=round(contents.data_bytes / seconds["read"]) if seconds["read"] else 0,
+        bytes_per_s=_rate(contents, target, seconds["read"]),
         ram_bytes=contents.stream.ram_bytes,
         data_bytes=contents.data_bytes,
-        phases=seconds,
+        phases_s=seconds,
+        strategy=chosen.as_dict(),
+        # libvirt starts its domain and reads the image in one, which was not predicted.
+        plan=None if not is_read else restore_plan.outcome(chosen, seconds["read"]),
+        reasons={**chosen.reasons, **_why_read(target)},
+        instant=bool(target.mapped),
         monitor=session.address,
         pid=session.pid,
         warnings=[*(problem.text for problem in left), *about, *target.warnings],
     )
+    if is_read:
+        await restore_plan.learn_from(job.config, opened, chosen, job.share, seconds["read"])
+    return done
 
 
-@contextlib.contextmanager
-def _labelled(
-    labels: labelling.Labelling, opened: image.Image, pid: int | None, log: journal.Journal
-) -> Iterator[list[Problem]]:
-    """Label the image for QEMU to read, and take that back; both are journalled before.
+def _rate(contents: Contents, target: destination.Destination, took: float) -> int:
+    """Return the bytes per second that were read; 0 where RAM is mapped, and is read later."""
+    return round(contents.data_bytes / took) if took and not target.mapped else 0
 
-    What cannot be taken back is yielded, for ``mapsave recover``. Raises LabelRefused and its kin.
-    """
-    left: list[Problem] = []
 
-    def on_left(problems: list[Problem]) -> None:
-        left.extend(problems)
-        log.unsettled()
-
-    directory, file = os.path.split(os.path.realpath(opened.path))
-    labels.check(directory, pid, "restore", [file])
-    target = Target(opened.fd, opened.path, (), pid, "restore")
-    if (intended := labels.intended(target)) is not None:
-        log.step(Step.LABEL, label=intended)
-    with labels.applied(target, on_left):
-        yield left
+def _why_read(target: destination.Destination) -> dict[str, str]:
+    """Return why the image was read, not mapped."""
+    return {} if target.mapped else {"instant": "; ".join(target.why_not_instant)}
 
 
 def _downtime(opened: image.Image) -> float | None:
@@ -241,39 +319,41 @@ def _process(session: Session) -> tuple[int | None, int | None]:
     return session.pid, process.start_time(session.pid) if session.pid else None
 
 
-async def _transfer(job: _Job, target: destination.Destination, takes: limits.Footprint) -> None:
+async def _transfer(
+    job: _Job, target: destination.Destination, takes: limits.Footprint
+) -> ReadStrategy:
+    """Hand the pair over and have QEMU load; return how: by as many channels as limits allow."""
     session, opened = target.session, job.opened
-    channels = limits.for_load(takes, job.request.channels)
-    watch = stall.Watch(job.config.restore.stall, job.contents.data_bytes, lambda: session.pid)
+    chosen = job.planned.limited(takes)
+    if target.mapped:
+        chosen = chosen.of_stub()
+    watch = stall.Watch(job.planned.settings.stall, job.contents.used_bytes, lambda: session.pid)
     async with together.group() as tasks:
         settings = tasks.create_task(parameters.query(session))
         fdsets = tasks.create_task(fdset.query(session))
     found, number = settings.result(), fdset.free_id(fdsets.result())
-    wanted = {
-        "direct-io": descriptors.takes_direct_io(opened.fd, job.request.direct_io),
-        "multifd-channels": channels,
-    }
 
     def dropped(words: str) -> errors.LabelRefused:
         return labelling.describe_refusal(words, opened.fd, opened.path, session.pid)
 
-    # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
-    await session.execute("stop")
+    if target.process is not None or not target.is_ours:  # libvirt starts all of its guests with -S
+        # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
+        await session.execute("stop")
     pid, started = _process(session)
     job.log.step(Step.LOAD, fdset=number, settings=found, pid=pid, process_started=started)
     try:
-        with descriptors.paired(
-            opened.fd, os.O_RDONLY, direct_io=bool(wanted["direct-io"])
-        ) as pair:
-            async with (
-                # In this order: settings are restored only once QEMU has let go of its descriptors.
-                parameters.configured(session, found, wanted, number),
-                fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
-                giving_up.given_up(target, job.log.unsettled),
-            ):
-                limits.recheck(takes, channels)
-                await incoming.restore(session, path, opened.block.stream_offset, watch)
-                await guest_state.left(session, RunState.INMIGRATE)
+        paired = instant.paired(opened, job.contents, target, direct_io=chosen.direct_io)
+        async with (
+            # In this order: settings are restored only once QEMU has let go of its descriptors.
+            shielded.entered(paired) as pair,
+            parameters.configured(session, found, chosen.parameters(), is_fresh=True),
+            fdset.handed_over(session, (pair.first, pair.second), number, dropped) as path,
+            giving_up.given_up(target, job.log.unsettled),
+        ):
+            limits.recheck(takes, chosen.channels)
+            await incoming.restore(session, path, opened.block.stream_offset, watch)
+            await guest_state.left(session, RunState.INMIGRATE)
+        return chosen
     except errors.RestoreStalled as error:
         raise giving_up.stalled(target, error) from None
     except errors.MonitorLost as error:

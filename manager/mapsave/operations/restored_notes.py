@@ -1,50 +1,41 @@
 """Which images were restored, or are stale: noted in the state directory as well as in the image.
 
 An image on a read-only file system cannot be marked, and a copy of one that was made before its
-restore is not. Both have the uuid by which it is noted here. A note is a file of that name.
+restore is not. Both have the uuid by which it is noted here.
 """
+
+from __future__ import annotations
 
 import contextlib
 import errno
 import functools
-import json
 import logging
-import os
-import time
 import uuid as uuids
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mapsave import errors
-from mapsave.image.image import Image
-from mapsave.image.superblock import State, Superblock
-from mapsave.operations import locks
+from mapsave import blocking, errors
+from mapsave.operations import image_notes
+
+if TYPE_CHECKING:
+    # Who only asks what is noted, as ``guard`` does, needs neither.
+    from mapsave.image.image import Image
+    from mapsave.image.superblock import State, Superblock
 
 _log = logging.getLogger(__name__)
-_DIRECTORY = "restored"
+_NOTES = image_notes.Notes("restored")
+MARKING = 20.0  # seconds that an image may take to be marked: its guest waits for it
 
 
 def noted(state: Path) -> frozenset[uuids.UUID]:
     """Return the uuids of all images that are noted; of none where the notes cannot be read."""
-    found = set()
-    try:
-        for name in os.listdir(state / _DIRECTORY):
-            with contextlib.suppress(ValueError):
-                found.add(uuids.UUID(name))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        _log.warning("cannot read %s: %s", state / _DIRECTORY, error.strerror)
-    return frozenset(found)
+    return _NOTES.known(state)
 
 
 def is_noted(state: Path, uuid: uuids.UUID) -> bool:
     """Return whether the image of that uuid was restored. Raises OSError."""
-    try:
-        os.stat(_path(state, uuid))
-    except FileNotFoundError:
-        return False
-    return True
+    return _NOTES.has(state, uuid)
 
 
 def block_as_used(state: Path | None, opened: Image) -> Superblock:
@@ -64,17 +55,36 @@ def is_used(state: Path, opened: Image) -> bool:
 
     Raises Refused, NotPermitted.
     """
+    from mapsave.image.superblock import State
+
     try:
         return opened.block.state is State.RESTORED or is_noted(state, opened.block.uuid)
     except OSError as error:
         raise errors.of_os_error(
             error,
-            f"cannot check in {str(state / _DIRECTORY)!r} whether {opened.path!r} was restored: "
-            f"{error.strerror}",
-            _path(state, opened.block.uuid),
+            f"cannot check in {str(_NOTES.directory(state))!r} whether {opened.path!r} was "
+            f"restored: {error.strerror}",
+            _NOTES.path(state, opened.block.uuid),
             otherwise=errors.Refused,
             hint="fix that, or restore it with --again if you know that it was not",
         ) from None
+
+
+def check_unused(state: Path, opened: Image) -> None:
+    """Raise AlreadyRestored where an image was restored, or is stale; also as ``is_used`` does."""
+    from mapsave.image.superblock import State
+
+    if not is_used(state, opened):
+        return
+    words = "has been restored before"
+    if opened.block.state is not State.RESTORED:
+        words = "has been restored before, itself or a copy of it, according to the state directory"
+    if opened.metadata.get("continued"):
+        words = "is stale: another client resumed its guest during the save"
+    raise errors.AlreadyRestored(
+        f"{opened.path!r} {words}",
+        hint="its disks have changed since; --again restores it anyway",
+    )
 
 
 def mark(state: Path, opened: Image) -> str | None:
@@ -82,6 +92,8 @@ def mark(state: Path, opened: Image) -> str | None:
 
     Returns a warning where only one of both could be written. Raises OSError where neither could.
     """
+    from mapsave.image.superblock import State
+
     uuid, mark = opened.block.uuid, functools.partial(opened.mark, State.RESTORED)
     return _both(state, opened.path, uuid, "restored", mark)
 
@@ -103,9 +115,9 @@ def unmark(state: Path, opened: Image, before: State, *, was_noted: bool) -> Non
     """Take ``mark`` back, as far as that can be done: the guest has not run."""
     try:
         if not was_noted:
-            _path(state, opened.block.uuid).unlink(missing_ok=True)
+            _NOTES.path(state, opened.block.uuid).unlink(missing_ok=True)
         if opened.block.state is not before:
-            opened.mark(before)
+            blocking.joined(MARKING, opened.mark, before)
     except OSError as error:
         _log.warning("%s: still marked as restored: %s", opened.path, error.strerror)
 
@@ -115,16 +127,16 @@ def _both(
 ) -> str | None:
     unnoted: Exception | None = None
     try:
-        _note(state, path, uuid, what)
+        _NOTES.add(state, path, uuid, what)
     except (OSError, errors.MapsaveError) as error:
         unnoted = error
     try:
-        marking()
+        blocking.joined(MARKING, marking)
     except (OSError, errors.InvalidImage) as error:
         if unnoted is None:
             return (
                 f"{path!r} could not be marked as {what} ({_words(error)}); it is recorded in "
-                f"{str(state / _DIRECTORY)!r}: only a mapsave that uses that state directory "
+                f"{str(_NOTES.directory(state))!r}: only a mapsave that uses that state directory "
                 "refuses it"
             )
         words = f"neither in the image ({_words(error)}) nor in the state directory"
@@ -136,32 +148,9 @@ def _both(
         return None
     return (
         f"{path!r} is marked as {what}, but that could not be recorded in "
-        f"{str(state / _DIRECTORY)!r} ({_words(unnoted)}): a copy of it would not be refused"
+        f"{str(_NOTES.directory(state))!r} ({_words(unnoted)}): a copy of it would not be refused"
     )
 
 
 def _words(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def _path(state: Path, uuid: uuids.UUID) -> Path:
-    return state / _DIRECTORY / str(uuid)
-
-
-def _note(state: Path, path: str, uuid: uuids.UUID, what: str) -> None:
-    """Write a note durably with its directory; one that may not be durable is taken back."""
-    was_noted = is_noted(state, uuid)
-    try:
-        directory = locks.state_directory(state, _DIRECTORY)
-        note = {"image": os.path.realpath(path), "state": what, "time": time.time()}
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        with open(os.open(_path(state, uuid), flags, 0o600), "w", encoding="ascii") as file:
-            file.write(json.dumps(note) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        locks.sync_directory(directory)
-    except OSError:
-        if not was_noted:
-            with contextlib.suppress(OSError):
-                _path(state, uuid).unlink(missing_ok=True)
-        raise

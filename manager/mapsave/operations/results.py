@@ -2,7 +2,7 @@
 
 They are what ``--json`` prints, and what hooks, history and service get. Sizes are in bytes, times
 in seconds. ``recovered``: ``mapsave recover`` has completed it; what only the process that died had
-seen is empty then: ``phases``, ``reasons``, the duration of a restore.
+seen is empty then: ``phases_s``, ``reasons``, the duration of a restore.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ class _Result:
     data_bytes: int = 0
     duration_s: float = 0.0
     downtime_s: float | None
-    phases: dict[str, float] = dataclasses.field(default_factory=dict)
+    phases_s: dict[str, float] = dataclasses.field(default_factory=dict)
     bytes_per_s: int = 0
+    strategy: Mapping[str, object] | None = None
+    plan: Mapping[str, object] | None = None
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
     recovered: bool = False
 
@@ -48,29 +51,37 @@ class _Result:
 class SaveResult(_Result):
     """The result of a save: an image is committed.
 
-    ``state`` is the image's, None where it is gone from its place since. ``strategy``, ``plan``,
+    ``state`` is the image's, None where it is gone from its place since. ``managed``: libvirt
+    restores it when the domain is started. ``strategy``, ``plan``,
     ``label`` and ``written`` are as in the image's metadata, and None where that does not say.
+    ``digests`` of its data are ``taken``, ``pending`` (to be taken) or ``none``.
     """
 
     format: str | None = None
+    managed: bool = False
     state: str | None = None
     file_bytes: int = 0
     allocated_bytes: int = 0
-    strategy: Mapping[str, object] | None = None
-    plan: Mapping[str, object] | None = None
-    reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     label: Mapping[str, object] | None = None
     then: str | None
     written: Mapping[str, object] | None = None
+    digests: str | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
 class RestoreResult(_Result):
-    """The result of a restore: the guest is at ``monitor``. ``pid`` None: not in our sight."""
+    """The result of a restore: the guest is at ``monitor``. ``pid`` None: not in our sight.
+
+    ``plan`` is None where libvirt has read the image itself, and where RAM is mapped from it
+    (``instant``); ``reasons`` say why it is not. ``warm`` is what was read into the page cache
+    beside that.
+    """
 
     run_state: str
     monitor: str | None
     pid: int | None = None
+    instant: bool = False
+    warm: Mapping[str, object] | None = None
 
 
 def saved(
@@ -85,6 +96,7 @@ def saved(
         image=job.path,
         guest=job.guest,
         format=job.request.format,
+        managed=job.managed is not None,
         state=partial.block.state.word,
         ram_bytes=contents.stream.ram_bytes,
         data_bytes=contents.data_bytes,
@@ -92,7 +104,7 @@ def saved(
         allocated_bytes=stats.st_blocks * 512,
         duration_s=round(job.phases.total, 6),
         downtime_s=round(paused.seconds(), 6) if job.facts.runs else 0.0,
-        phases=phases,
+        phases_s=phases,
         bytes_per_s=round(contents.data_bytes / seconds) if seconds else 0,
         strategy=job.strategy.as_dict(),
         plan=job.plan_outcome(),
@@ -100,6 +112,7 @@ def saved(
         label=label.as_dict(),
         then=job.then,
         written=found.as_dict(),
+        digests=partial.block.digests,
         warnings=[*job.warnings(), *found.warnings()],
     )
 
@@ -115,6 +128,7 @@ def recovered_save(entry: Entry) -> SaveResult:
         image=entry.path,
         guest=entry.guest,
         format=entry.format,
+        managed=bool(known.get("managed")),
         state=entry.state,
         ram_bytes=_ram(known),
         data_bytes=data,
@@ -128,6 +142,7 @@ def recovered_save(entry: Entry) -> SaveResult:
         label=known.get("label"),
         then=known.get("then"),
         written=known.get("written"),
+        digests=entry.block.digests if entry.block is not None else None,
         recovered=True,
     )
 

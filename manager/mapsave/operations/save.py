@@ -8,37 +8,43 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
-from mapsave import errors, open_files, shielded
+from mapsave import blocking, errors, open_files, shielded, units
 from mapsave.config import Config, Guest
-from mapsave.image import image
+from mapsave.image import data_digests, image, store
 from mapsave.image.image import Partial
 from mapsave.labels.label import Target
 from mapsave.migration import guest_state, progress
 from mapsave.migration.progress import Phases, Report
 from mapsave.operations import (
     aftermath,
+    answering,
     attach,
     check,
     facts,
     journal,
     known_domains,
-    known_processes,
     learning,
     locks,
+    managed_save,
     metadata,
+    polish,
     save_commit,
     save_request,
     save_transfer,
+    working_sets,
 )
 from mapsave.operations.begun import SaveBegun
+from mapsave.operations.managed_place import Managed
 from mapsave.operations.results import SaveResult
 from mapsave.operations.save_request import Request
 from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.steps import Step
+from mapsave.plan import sharing
+from mapsave.plan.strategy import DEFAULT_CHANNELS
 
 
 async def save(
@@ -55,8 +61,9 @@ async def save(
             work = _save(guest, config, request, phases, became)
             return await shielded.until_decided(work)
     except TimeoutError:
+        limit = units.format_duration(request.timeout or 0)
         raise errors.SaveTimeout(
-            f"guest {guest.name!r}: not saved within {request.timeout:g} s; the save was cancelled"
+            f"guest {guest.name!r}: not saved within {limit}; the save was cancelled"
             + (f"; {became.words}" if became.words else ""),
             hint=("" if became.words else "the guest is as before; ")
             + "allow more time, or see 'mapsave check'",
@@ -71,23 +78,20 @@ async def _save(
     guest: Guest, config: Config, request: Request, phases: Phases, became: aftermath.Aftermath
 ) -> SaveResult:
     phases.enter("preflight")
+    await answering.check(config.state, writable=True)
     async with open_files.reserved(), attach.exclusive(guest, config) as (session, monitor):
         found = await facts.gather(session, config.state)
-        with (
-            locks.process_held(config.state, f"guest {guest.name!r}", found.process),
-            save_request.place(guest, config, request, reserve=True) as (held, name),
-        ):
+        touched = await working_sets.at_save(config.state, found.lives_on)
+        request, managed = managed_save.settled(request, found)
+        async with _placed(guest, config, request, found, managed) as (held, name, share):
             preflight = check.Preflight.of(config, found, held, name, request)
-            check.all_pass(preflight)
+            await answering.within(held.path, check.all_pass, preflight)
             await preflight.learn(config, measures=not request.is_urgent)
-            strategy = preflight.strategy()
+            strategy = preflight.strategy(share.most(DEFAULT_CHANNELS))
             if found.domain is not None:
                 await shielded.in_thread(
                     functools.partial(known_domains.remember, config.state, found.domain)
                 )
-            await shielded.in_thread(
-                known_processes.remember, config.state, found.process, found.hardware
-            )
             known = metadata.before(guest.name, found, strategy, request)
             pid, started = found.process or (None, None)
             begun = SaveBegun(
@@ -99,6 +103,7 @@ async def _save(
                 directory_inode=os.fstat(held.fd).st_ino,
                 name=name,
                 replace=request.replace,
+                managed=managed is not None,
                 then=request.then_for(runs=found.runs),
                 policy=request.policy.name,
                 was_running=found.runs,
@@ -115,8 +120,10 @@ async def _save(
                     job = SaveJob(
                         guest=guest.name,
                         session=session,
+                        monitor=monitor,
                         directory=held,
                         name=name,
+                        managed=managed,
                         request=request,
                         facts=found,
                         strategy=strategy,
@@ -127,12 +134,29 @@ async def _save(
                         fdset=found.free_fdset,
                         resumes=guest_state.ResumeWatch(events),
                         state=config.state,
+                        touched=touched,
+                    )
+                    await shielded.in_thread(
+                        working_sets.note_reading, config.state, found.lives_on
                     )
                     async with aftermath.reported(job, became):
                         result = await _write(job)
-                    await shielded.in_thread(_learn_from, job)
+                    if not share.was_shared:
+                        await shielded.in_thread(_learn_from, job)
             result.warnings += log.warnings
             return result
+
+
+@contextlib.asynccontextmanager
+async def _placed(
+    guest: Guest, config: Config, request: Request, found: facts.Facts, managed: Managed | None
+) -> AsyncIterator[tuple[store.Directory, str, sharing.Share]]:
+    """Yield directory and name of the image, and its share; no other save is at that QEMU."""
+    with locks.process_held(config.state, f"guest {guest.name!r}", found.process):
+        placing = save_request.placed(guest, config, request, managed, reserve=True)
+        async with placing as (held, name):
+            with sharing.joined(held.fd) as share:
+                yield held, name, share
 
 
 def _learn_from(job: SaveJob) -> None:
@@ -141,36 +165,37 @@ def _learn_from(job: SaveJob) -> None:
         strategy, seconds = job.given_up.strategy, job.given_up.seconds
     else:
         strategy, seconds = job.strategy, job.took()
-    plan, is_limited = strategy.plan, job.request.bandwidth or job.live
+    plan = strategy.plan
+    # Of a guest that lives on an image, what is saved is read from a disk first.
+    is_limited = job.request.bandwidth or job.live or job.facts.lives_on is not None
     if plan is not None and not is_limited and plan.chosen.way == strategy.way:
-        learning.note(job.state, job.directory, plan.chosen, seconds)
+        held = job.directory
+        learning.note(job.state, held.fd, held.path, plan.chosen, seconds)
 
 
 async def _write(job: SaveJob) -> SaveResult:
     """Create, label, let QEMU write, commit, and do what was asked for ``then``."""
     job.phases.enter("prepare")
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         made = stack.enter_context(_what_is_left(job))
         stack.enter_context(_save_failures(job))
-        with job.labelling.creating(job.facts.pid):
-            partial = stack.enter_context(
-                image.creating(
-                    job.directory.fd,
-                    job.name,
-                    job.metadata,
-                    stream_offset=job.request.stream_offset,
-                    libvirt=metadata.libvirt_header(job.facts, job.request),
-                )
-            )
+        created = shielded.entered(_created(job), _leave)
+        partial = await stack.enter_async_context(created)
         made.append(partial)
         target = Target(partial.fd, job.partial_path, (job.path,), job.facts.pid, "save")
         uuid = str(partial.block.uuid)
-        if (intended := job.labelling.intended(target)) is not None:
+        intended = await blocking.within(blocking.ANSWER, job.labelling.intended, target)
+        if intended is not None:
             await job.log.step_in_thread(Step.RULES, label=intended, uuid=uuid)
-        applied = stack.enter_context(job.labelling.applied(target, job.on_left))
+        labelled = shielded.entered(job.labelling.applied(target, job.on_left))
+        applied = await stack.enter_async_context(labelled)
         await job.log.step_in_thread(Step.LABEL, label=applied.label, uuid=uuid)
-        save_transfer.preallocate(job, partial)
-        async with guest_state.put_back_at_end(job.session, was_running=job.facts.runs) as paused:
+        if job.managed is not None:
+            await blocking.within(blocking.ANSWER, job.managed.give, partial.fd)
+        await blocking.within(blocking.ANSWER, save_transfer.preallocate, job, partial)
+        async with guest_state.put_back_at_end(
+            job.session, was_running=job.facts.runs, phases=job.phases
+        ) as paused:
             stack.enter_context(save_transfer.kept_if_stuck(job, partial, applied, paused))
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
             before = None
@@ -189,11 +214,43 @@ async def _write(job: SaveJob) -> SaveResult:
                 except (errors.CommandRefused, errors.MonitorLost):
                     pass
             proven = await save_commit.prove(job, partial, outcome, before)
+            proven = await polish.polish(job, partial, outcome, proven)
+            await save_commit.digest(job, partial, outcome)
             await save_commit.check_undisturbed(job, paused)
             shielded.decided()
             return await shielded.to_the_end(
                 save_commit.commit(job, partial, applied, paused, proven)
             )
+
+
+@contextlib.contextmanager
+def _created(job: SaveJob) -> Iterator[Partial]:
+    """Create the partial image, which is born with its label; remove it unless committed."""
+    with contextlib.ExitStack() as stack:
+        with job.labelling.creating(job.facts.pid):
+            creating = image.creating(
+                job.directory.fd,
+                job.name,
+                job.metadata,
+                stream_offset=job.request.stream_offset,
+                libvirt=metadata.libvirt_header(job.facts, job.request),
+                digest_room=_digest_room(job),
+            )
+            partial = stack.enter_context(creating)
+        yield partial
+
+
+def _digest_room(job: SaveJob) -> int:
+    """Return how many bytes of the header are for digests of the data."""
+    if job.request.settings.digests == "off":
+        return 0
+    blocks = sum(block.used for block in job.facts.blocks.values())
+    return data_digests.room(max(job.facts.memory.total, blocks))
+
+
+def _leave(partial: Partial) -> None:
+    """Note that storage which hangs keeps the partial image from being removed for now."""
+    partial.is_left = not partial.is_kept
 
 
 @contextlib.contextmanager

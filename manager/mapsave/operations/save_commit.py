@@ -1,37 +1,42 @@
 """Prove that what QEMU wrote is whole, and make it the image."""
 
 import contextlib
+import errno
 import functools
 import logging
 import os
 import time
-from collections.abc import Iterator
+import uuid as uuids
+from collections.abc import AsyncIterator
 
-from mapsave import errors, shielded
-from mapsave.image import bitmaps, syscalls
+from mapsave import blocking, errors, shielded
+from mapsave.image import image
 from mapsave.image.image import Partial
 from mapsave.image.metadata import Metadata
 from mapsave.image.validation import Contents
+from mapsave.labels.label import Problem
 from mapsave.labels.labelling import Applied
-from mapsave.migration import guest_state
+from mapsave.migration import guest_state, outgoing, stall
 from mapsave.migration.outgoing import Outcome
 from mapsave.migration.run_states import RunState
+from mapsave.monitor import process
 from mapsave.operations import (
-    check,
+    digesting,
     disks,
     ending,
     journal,
+    managed_save,
     metadata,
+    replacing,
     restored_notes,
     results,
+    whereabouts,
+    working_sets,
     written,
 )
 from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.steps import Step
 
-# Runs of unwritten pages shorter than this keep their preallocated blocks: giving back single
-# pages costs more calls than it frees room.
-_WORTH_PUNCHING = 1 << 20
 _GOES_ON = {"resume": "run on", "leave": "be left paused"}
 
 _log = logging.getLogger(__name__)
@@ -39,8 +44,8 @@ _log = logging.getLogger(__name__)
 
 async def compare(job: SaveJob, partial: Partial, outcome: Outcome) -> written.Written:
     """Compare the image with the RAM of a guest that is resumed next. Raises as ``prove`` does."""
-    with _proving(job, outcome):
-        contents = await shielded.in_thread(partial.validate)
+    async with proving(job, outcome, job.facts.memory.total):
+        contents = await blocking.call(partial.validate)
         how = _how(job, contents, outcome)
         return await written.check(partial.fd, contents, how, job.session, job.facts.pid)
 
@@ -55,22 +60,21 @@ async def prove(
     Raises CommitFailed, with the guest to be resumed by the caller's contexts; SaveQemuDied.
     """
     job.phases.enter("sync")
-    with _proving(job, outcome):
-        await shielded.in_thread(partial.sync)
-        job.phases.enter("validate")
-        contents = await shielded.in_thread(partial.validate)
+    async with proving(job, outcome, process.unwritten_bytes()):
+        await blocking.call(partial.sync)
+    job.phases.enter("validate")
+    async with proving(job, outcome, job.facts.memory.total):
+        contents = await blocking.call(partial.validate)
         if outcome is not None and outcome.ram.normal and not contents.data_bytes:
             raise errors.EmptyRam(
                 f"QEMU wrote {outcome.ram.normal} pages, but every page bit is clear"
             )
         how = _how(job, contents, outcome)
         if before is not None:
-            found = await shielded.in_thread(written.check_holes, partial.fd, contents, how, before)
+            found = await blocking.call(written.check_holes, partial.fd, contents, how, before)
         else:
             session = job.session if outcome is not None else None
             found = await written.check(partial.fd, contents, how, session, job.facts.pid)
-        if job.strategy.preallocate:
-            await shielded.in_thread(_trim, partial, contents)
     for text in found.warnings():
         _log.warning("%s: %s", job.path, text)
     return contents, found
@@ -89,11 +93,16 @@ def _how(job: SaveJob, contents: Contents, outcome: Outcome | None) -> written.H
     )
 
 
-@contextlib.contextmanager
-def _proving(job: SaveJob, outcome: Outcome | None) -> Iterator[None]:
-    """Turn what is wrong with the image into the error of the save."""
+@contextlib.asynccontextmanager
+async def proving(job: SaveJob, outcome: Outcome | None, size: int) -> AsyncIterator[None]:
+    """Turn what is wrong with the image, or takes too long, into the error of the save.
+
+    A guest must not wait for storage that hangs. What is called within is then left alone: it has
+    to do with up to ``size`` bytes of an image that is given up.
+    """
     try:
-        yield
+        async with blocking.limited(stall.limit(size)):
+            yield
     except OSError as error:
         raise errors.CommitFailed(f"{job.partial_path!r}: {error.strerror}") from None
     except errors.InvalidImage as error:
@@ -105,6 +114,24 @@ def _proving(job: SaveJob, outcome: Outcome | None) -> Iterator[None]:
                 found=error.as_dict(),
             ) from None
         raise errors.CommitFailed(message, hint=error.hint, found=error.as_dict()) from None
+
+
+async def digest(job: SaveJob, partial: Partial, outcome: Outcome | None) -> None:
+    """Take digests of the image's data before it is committed, where that is asked for.
+
+    Where no thread can be had for that they stay to be taken. Raises as ``prove`` does.
+    """
+    if job.request.settings.digests != "before" or not partial.block.digest_room:
+        return
+    job.phases.enter("digest")
+
+    def take(watch: digesting.Watch) -> None:
+        watch.begin(os.fstat(partial.fd).st_blocks * 512)
+        partial.take_digests(watch.note)
+
+    async with proving(job, outcome, job.facts.memory.total):
+        with contextlib.suppress(blocking.NoThread):
+            await digesting.watched(take, job.phases)
 
 
 async def check_undisturbed(job: SaveJob, paused: guest_state.Paused) -> None:
@@ -194,32 +221,48 @@ async def _lost(job: SaveJob, error: errors.MonitorLost) -> errors.SaveFailed:
     )
 
 
+def _mark_stale(path: str, uuid: uuids.UUID) -> None:
+    """Mark the image as others do who may write its header now. Raises OSError."""
+    try:
+        with image.opened(path) as opened:
+            if opened.block.uuid != uuid:
+                raise OSError(errno.ESTALE, "another image has its name")
+            opened.mark_stale()
+    except errors.MapsaveError as error:
+        raise OSError(errno.EACCES, error.message) from None
+
+
 async def _stale(job: SaveJob, partial: Partial, state: str) -> errors.GuestContinued:
     """Mark an image whose guest was resumed before it could be ended; return the error."""
     marked = "the image is marked, and 'mapsave restore' refuses it"
-    warning = await shielded.in_thread(
-        restored_notes.mark_stale, job.log.state, job.path, partial.block.uuid, partial.mark_stale
-    )
+    uuid = partial.block.uuid
+    mark = functools.partial(_mark_stale, job.path, uuid)
+    warning = await blocking.call(restored_notes.mark_stale, job.log.state, job.path, uuid, mark)
     if warning is not None:
         marked = warning
+    path = job.path
+    if job.managed is not None:
+        try:
+            await blocking.within(blocking.ANSWER, managed_save.set_aside, path)
+            path = managed_save.stale(path)
+        except OSError as error:
+            marked += (
+                f"; libvirt would restore it, for it cannot be renamed ({error.strerror}): remove "
+                "it before the guest shuts down"
+            )
     return errors.GuestContinued(
         f"{job.session.address}: another client has resumed the guest, now {state}, which was "
-        f"left as it is; {job.path!r} is committed, but stale",
+        f"left as it is; {path!r} is committed, but stale",
         hint=f"the guest's disks have changed since, so {marked}",
-        image=job.path,
+        image=path,
         run_state=state,
     )
 
 
-def _trim(partial: Partial, contents: Contents) -> None:
-    """Give back what was preallocated and not written: after the end, and long zero runs."""
-    os.ftruncate(partial.fd, contents.stream.end)
-    for block in contents.stream.blocks:
-        for first, count in bitmaps.clear_runs(partial.fd, block):
-            length = count * block.page_size
-            if length >= _WORTH_PUNCHING:
-                offset = block.pages_offset + first * block.page_size
-                syscalls.punch_hole(partial.fd, offset, length)
+def _check_name(job: SaveJob) -> None:
+    """Raise Refused or one of its kin where what has the name must not be replaced."""
+    if job.request.replace:
+        replacing.check(job.log.state, job.directory, job.name, job.request, job.facts.process)
 
 
 async def _give_its_name(
@@ -227,19 +270,19 @@ async def _give_its_name(
 ) -> None:
     """Make it the image. Raises OSError, ImageExists with nothing done.
 
-    Raises CommitFailed where the image has its name, but may not keep it after a crash: the
-    guest stays paused then, and everything is left to ``mapsave recover``.
+    Raises CommitFailed where the image has its name, but may not keep it after a crash, or where it
+    may get it yet: the guest stays paused then, and everything is left to ``mapsave recover``.
     """
     # No other save commits under this name as long as the partial image is there.
-    check.only_own(job.directory, job.name, job.request.replace_only)
+    await blocking.within(blocking.ANSWER, _check_name, job)
+    commit = functools.partial(partial.commit, final, replace=job.request.replace)
     try:
-        await shielded.in_thread(
-            functools.partial(partial.commit, final, replace=job.request.replace)
-        )
+        await blocking.within(outgoing.STALL, commit)
     except OSError as error:
-        if not partial.has_its_name:
+        if not partial.has_its_name and not isinstance(error, blocking.Hangs):
             raise
         paused.release()
+        partial.keep()
         applied.keep()
         job.log.unsettled()
         raise errors.CommitFailed(
@@ -248,6 +291,14 @@ async def _give_its_name(
             hint="run 'mapsave recover' once the disk works again; it completes the save",
             image=job.path,
         ) from None
+
+
+async def _label_for_rest(job: SaveJob, applied: Applied) -> list[Problem]:
+    """Give the image its label for rest; return what went wrong."""
+    try:
+        return await blocking.within(blocking.ANSWER, applied.at_rest)
+    except blocking.Hangs as error:
+        return [Problem(f"the label of {job.path!r} may not be final: {error.strerror}", True)]
 
 
 async def commit(
@@ -260,10 +311,12 @@ async def commit(
     """Make the image valid under its name; only then may the guest go. ``proven``: as proved."""
     contents, found = proven
     job.phases.enter("commit")
-    known = job.metadata
+    known: Metadata = {**job.metadata}
     if job.then != "resume":
-        recorded = await shielded.in_thread(disks.record, job.facts.pid, job.facts.drives)
-        known = {**known, "disks": recorded}
+        with contextlib.suppress(blocking.Hangs):  # as where they cannot be looked at
+            known["disks"] = await blocking.within(
+                blocking.ANSWER, disks.record, job.facts.pid, job.facts.drives
+            )
     known = {**known, "plan": job.plan_outcome()}
     final = metadata.after(
         known,
@@ -278,12 +331,13 @@ async def commit(
     # Nothing is undone any more, whatever fails: the guest must not run beside its image.
     if job.then != "resume":
         paused.release()
+    noted = await shielded.in_thread(_note_whereabouts, job, partial)
     try:
         await job.log.step_in_thread(Step.COMMITTED)
     except journal.JournalUnwritable as error:
         # `mapsave recover` knows the image by its uuid as well.
         job.log.warn("write", error)
-    problems = applied.at_rest()
+    problems = await _label_for_rest(job, applied)
     is_left = job.on_left(problems)
     await _then(job, partial, paused)
     if is_left:
@@ -292,4 +346,21 @@ async def commit(
             await job.log.step_in_thread(Step.TIDY)
     result = results.saved(job, partial, paused, applied.label, proven)
     result.warnings[:0] = [problem.text for problem in problems]
+    result.warnings += [noted] if noted is not None else []
     return result
+
+
+def _note_whereabouts(job: SaveJob, partial: Partial) -> str | None:
+    """Note that the guest is in the image now, or is not; return a warning where that failed."""
+    domain = job.facts.domain
+    note = whereabouts.Note(
+        guest=job.guest,
+        key=job.monitor.key,
+        domain=domain.name if domain is not None else None,
+        image=job.path,
+        uuid=str(partial.block.uuid),
+        time=whereabouts.began(job.metadata.get("started")),
+        managed=job.managed is not None,
+    )
+    working_sets.pass_on(job.state, job.touched, partial.block.uuid)
+    return whereabouts.committed(job.state, note, stays=job.then != "quit")

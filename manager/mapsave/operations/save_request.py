@@ -7,20 +7,21 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import structs
 
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.config import Config, Guest, SaveSettings, Then
-from mapsave.image import image, store, superblock
+from mapsave.image import partial_names, store, superblock
 from mapsave.labels import labelling, policy
-from mapsave.operations import locks
+from mapsave.operations import answering, locks
 
 if TYPE_CHECKING:
     from mapsave.monitor.domain import Domain
+    from mapsave.operations.managed_place import Managed
 
 _READABLE = 150  # bytes of a guest's name that its images are named by
 
@@ -30,10 +31,12 @@ class Request:
     """What is asked of a save. ``image`` is a path or a name in the image directory.
 
     ``settings`` are complete; ``format`` and ``policy`` are the loaded objects, not their names.
-    ``job`` is the name of the save job that asks, and goes into the image's metadata. One that
-    ``is_urgent`` does not measure the directory first. With
-    ``replace_only`` no image is replaced but one of the guest of that name. ``timeout`` in
-    seconds, ``bandwidth`` in bytes per second; 0 is no limit.
+    The user's ``note``, and ``job``, the name of the save job that asks, go into the image's
+    metadata. One that ``is_urgent`` does not measure the directory first. One that is
+    ``for_shutdown`` is managed by libvirt where it can be, unless the settings say otherwise. With
+    ``replace_only`` no image is replaced but one of the guest of that name, with ``in_use`` also
+    one that a guest lives on. ``timeout`` in seconds, ``bandwidth`` in bytes per second; 0 is no
+    limit.
     """
 
     image: str | None = None
@@ -42,10 +45,13 @@ class Request:
     policy: policy.Policy = policy.BUILT_IN["auto"]
     replace: bool = False
     replace_only: str | None = None
+    in_use: bool = False
     timeout: float | None = None
+    note: str | None = None
     job: str | None = None
     bandwidth: int = 0
     is_urgent: bool = False
+    for_shutdown: bool = False
     stream_offset: int = superblock.DEFAULT_STREAM_OFFSET
 
     def then_for(self, *, runs: bool) -> Then:
@@ -61,7 +67,9 @@ def request(
     policy: str | None = None,
     replace: bool = False,
     replace_only: str | None = None,
+    in_use: bool = False,
     timeout: float | None = None,
+    note: str | None = None,
     job: str | None = None,
     **chosen: object,
 ) -> Request:
@@ -71,6 +79,8 @@ def request(
     """
     known = {name: value for name, value in chosen.items() if value is not None}
     settings = structs.replace(config.save, **known)
+    if settings.managed == "on":
+        _check_managed(guest, image, settings)
     return Request(
         image=image,
         settings=settings,
@@ -78,7 +88,9 @@ def request(
         policy=policy_of(config, guest, policy),
         replace=replace,
         replace_only=replace_only,
+        in_use=in_use,
         timeout=timeout,
+        note=note,
         job=job,
     )
 
@@ -93,6 +105,29 @@ def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
         )
     is_libvirt = wanted == "libvirt" or (wanted == "auto" and guest.libvirt is not None)
     return "libvirt" if is_libvirt else "native"
+
+
+def _check_managed(guest: Guest, image: str | None, settings: SaveSettings) -> None:
+    """Raise Unsupported, UsageError where what is asked does not go with a managed save."""
+    if guest.libvirt is None:
+        raise errors.Unsupported(
+            f"guest {guest.name!r} is not a libvirt guest, so libvirt keeps no managed save of it",
+            hint="omit --managed, or set managed to auto",
+        )
+    if image is not None:
+        raise errors.UsageError(
+            "libvirt chooses place and name of a managed save", hint="omit --image or --managed"
+        )
+    if settings.format == "native":
+        raise errors.UsageError(
+            "libvirt does not read the native format", hint="omit --format or --managed"
+        )
+    if settings.then != "quit":
+        raise errors.UsageError(
+            f"with then: {settings.then} the guest could change its disks, and libvirt would "
+            "restore the managed save over them at its next start",
+            hint="a managed save needs then: quit",
+        )
 
 
 def policy_of(config: Config, guest: Guest | None, name: str | None = None) -> policy.Policy:
@@ -117,14 +152,45 @@ def policy_labelling(policy: policy.Policy, domain: Domain | None = None) -> lab
     return labelling.Labelling(policy)
 
 
+@contextlib.asynccontextmanager
+async def placed(
+    guest: Guest,
+    config: Config,
+    request: Request,
+    managed: Managed | None = None,
+    *,
+    reserve: bool = False,
+) -> AsyncIterator[tuple[store.Directory, str]]:
+    """Do as ``place``, off the event loop. Raises BadDirectory where the storage hangs."""
+    directory = os.path.dirname(request.image or "") or config.images
+    if managed is not None:
+        directory = managed.directory
+    await answering.check(directory, writable=True)
+    placing = place(guest, config, request, managed, reserve=reserve)
+    with answering.reported(directory):
+        async with shielded.entered(placing) as found:
+            yield found
+
+
 @contextlib.contextmanager
 def place(
-    guest: Guest, config: Config, request: Request, *, reserve: bool = False
+    guest: Guest,
+    config: Config,
+    request: Request,
+    managed: Managed | None = None,
+    *,
+    reserve: bool = False,
 ) -> Iterator[tuple[store.Directory, str]]:
     """Yield directory and name of the image; by default the guest's with the time, made unique.
 
-    With ``reserve`` no other save gets such a name in the meantime. Raises as ``locks.held``.
+    A ``managed`` one has its place. With ``reserve`` no other save gets such a name in the
+    meantime. Raises as ``locks.held``.
     """
+    if managed is not None:
+        store.check_name(managed.name)
+        with store.directory(managed.directory) as held:
+            yield held, managed.name
+        return
     if request.image is None:
         with store.directory(config.images, create=True) as held, contextlib.ExitStack() as stack:
             yield held, _unused_name(guest, held, config.state if reserve else None, stack)
@@ -156,7 +222,7 @@ def _unused_name(
         with contextlib.ExitStack() as lock, contextlib.suppress(errors.Busy):
             if state is not None:
                 lock.enter_context(locks.held(state, f"the name {name!r}", key))
-            if not held.exists(name) and not held.exists(image.partial_name(name)):
+            if not held.exists(name) and not held.exists(partial_names.partial_name(name)):
                 stack.enter_context(lock.pop_all())
                 return name
     raise AssertionError  # the numbers do not end

@@ -8,20 +8,23 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mapsave import errors, shielded, units
+from mapsave import blocking, errors, shielded, units
 from mapsave.config import Then
-from mapsave.image import descriptors, global_state, image, store, syscalls
+from mapsave.image import descriptors, global_state, image, partial_names, store, syscalls
 from mapsave.image.metadata import Metadata, PlanPart
+from mapsave.image.working_set import WorkingSet
 from mapsave.labels import labelling
 from mapsave.labels.label import Problem
-from mapsave.migration import guest_state, outgoing, parameters, run_states
+from mapsave.migration import guest_state, outgoing, parameters, run_states, stall
 from mapsave.migration.pace import Pace, TooSlow
 from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset
 from mapsave.monitor.session import Session
-from mapsave.operations import ending, journal, kept, limits
+from mapsave.operations import ending, in_use, journal, kept, limits
+from mapsave.operations.attach import Monitor
 from mapsave.operations.facts import Facts
+from mapsave.operations.managed_place import Managed
 from mapsave.operations.save_request import Request
 from mapsave.operations.steps import Step
 from mapsave.plan.strategy import Strategy
@@ -41,8 +44,10 @@ class SaveJob:
 
     guest: str
     session: Session
+    monitor: Monitor
     directory: store.Directory
     name: str
+    managed: Managed | None
     request: Request
     facts: Facts
     strategy: Strategy
@@ -53,9 +58,11 @@ class SaveJob:
     fdset: int
     resumes: guest_state.ResumeWatch
     state: Path
+    touched: WorkingSet | None  # since its restore, of a guest that lives on an image
     is_begun: bool = False  # QEMU was asked to save
     stuck: str | None = None  # what became of a guest that cannot be resumed
     given_up: GivenUp | None = None  # what the save was begun with, and restarted
+    unpolished: str | None = None  # what to say of an image that could not be polished
 
     @property
     def then(self) -> Then:
@@ -82,20 +89,22 @@ class SaveJob:
         return found
 
     def warnings(self) -> list[str]:
-        """Return what the user should know of a save that was restarted."""
+        """Return what the user should know of a save that was restarted or not polished."""
+        found = [self.unpolished] if self.unpolished is not None else []
         if self.given_up is None:
-            return []
+            return found
         slow = self.given_up
         return [
+            *found,
             f"written {slow.strategy.way.text()}, the image would have taken "
             f"{units.format_duration(slow.seconds)}: the save was cancelled and restarted, "
-            f"{self.strategy.way.text()}; 'mapsave probe' measures the directory again"
+            f"{self.strategy.way.text()}; 'mapsave probe' measures the directory again",
         ]
 
     def took(self) -> float:
-        """Return the seconds that writing took, stable storage included."""
+        """Return the seconds that writing took, stable storage and polishing included."""
         phases = self.phases.seconds()
-        return phases.get("write", 0.0) + phases.get("sync", 0.0)
+        return sum(phases.get(each, 0.0) for each in ("write", "sync", "polish"))
 
     def on_left(self, problems: Sequence[Problem]) -> bool:
         """Keep the journal where ``mapsave recover`` can take a label back; return whether so."""
@@ -111,7 +120,7 @@ class SaveJob:
     @property
     def partial_path(self) -> str:
         """The image's path until then."""
-        return os.path.join(self.directory.path, image.partial_name(self.name))
+        return os.path.join(self.directory.path, partial_names.partial_name(self.name))
 
 
 def preallocate(job: SaveJob, partial: image.Partial) -> None:
@@ -133,7 +142,8 @@ async def let_qemu_write(
     """Drive the migration; return its outcome, None where QEMU died after its stream was whole."""
     try:
         try:
-            return await _attempt(job, partial, paused, _pace(job))
+            pace = await blocking.within(blocking.ANSWER, _pace, job)
+            return await _attempt(job, partial, paused, pace)
         except TooSlow as error:
             await _restart(job, partial, error.seconds)
             return await _attempt(job, partial, paused, None)
@@ -163,7 +173,8 @@ async def let_qemu_write(
 async def _attempt(
     job: SaveJob, partial: image.Partial, paused: guest_state.Paused, pace: Pace | None
 ) -> outgoing.Outcome:
-    with descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io) as pair:
+    paired = descriptors.paired(partial.fd, os.O_WRONLY, direct_io=job.strategy.direct_io)
+    async with shielded.entered(paired) as pair:
         return await _transfer(job, partial, pair, paused, pace)
 
 
@@ -177,8 +188,10 @@ def _pace(job: SaveJob) -> Pace | None:
         return None
     if job.live or job.request.bandwidth or job.request.is_urgent:
         return None
-    own = image.partial_name(job.name)
-    if any(image.is_partial_name(name) and name != own for name in os.listdir(job.directory.fd)):
+    own = partial_names.partial_name(job.name)
+    if any(
+        partial_names.is_partial_name(name) and name != own for name in os.listdir(job.directory.fd)
+    ):
         return None
     return Pace(plan.course, plan.fallback.seconds)
 
@@ -188,7 +201,7 @@ async def _restart(job: SaveJob, partial: image.Partial, seconds: float) -> None
     job.given_up = GivenUp(job.strategy, seconds)
     job.strategy = job.strategy.fallen_back()
     job.metadata = {**job.metadata, "strategy": job.strategy.as_dict()}
-    await shielded.in_thread(partial.start_over, job.metadata)
+    await blocking.within(blocking.ANSWER, partial.start_over, job.metadata)
 
 
 def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
@@ -211,7 +224,7 @@ async def _transfer(
     wanted = job.strategy.parameters()
     # In this order: settings are restored only once QEMU has let go of its descriptors.
     async with (
-        parameters.configured(job.session, job.facts.settings, wanted, job.fdset),
+        parameters.configured(job.session, job.facts.settings, wanted),
         fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
     ):
         if job.facts.runs and not job.live and job.given_up is None:
@@ -230,7 +243,8 @@ async def _transfer(
         )
         # The disk may fail to give it back: then the guest counts as what it was.
         with contextlib.suppress(OSError):
-            if (ended_in := global_state.read(partial.fd, offset)) is not None:
+            ended_in = await blocking.within(blocking.ANSWER, global_state.read, partial.fd, offset)
+            if ended_in is not None:
                 paused.ended_in(ended_in)
         if job.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
@@ -263,13 +277,10 @@ async def _is_suspended(job: SaveJob) -> bool:
 
     QEMU truncates the file to nothing, so it cannot be the image.
     """
-    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         try:
-            with job.labelling.creating(job.facts.pid):
-                fd = os.open(".", flags, 0o600, dir_fd=job.directory.fd)
-            stack.callback(os.close, fd)
-            writable = stack.enter_context(descriptors.reopened(fd, os.O_WRONLY))
+            opened = shielded.entered(_unnamed(job))
+            fd, writable = await stack.enter_async_context(opened)
         except OSError:
             return False  # the file system has no unnamed files
         try:
@@ -280,8 +291,19 @@ async def _is_suspended(job: SaveJob) -> bool:
                 await job.session.execute("xen-save-devices-state", arguments)
         except (errors.CommandRefused, errors.LabelRefused):
             return False
-        found = global_state.read(fd)
+        found = await blocking.within(blocking.ANSWER, global_state.read, fd)
     return found is not None and found.was_suspended
+
+
+@contextlib.contextmanager
+def _unnamed(job: SaveJob) -> Iterator[tuple[int, int]]:
+    """Make a file that QEMU may write, and yield it and a descriptor for that. Raises OSError."""
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    with contextlib.ExitStack() as stack:
+        with job.labelling.creating(job.facts.pid):
+            fd = os.open(".", flags, 0o600, dir_fd=job.directory.fd)
+        stack.callback(os.close, fd)
+        yield fd, stack.enter_context(descriptors.reopened(fd, os.O_WRONLY))
 
 
 def left_to_recover(
@@ -324,9 +346,9 @@ async def _check_loss(
         lives = f"{error.message}, although QEMU (pid {found.pid}) is still running"
         raise left_to_recover(job, partial, applied, lives)
     try:
-        partial.validate()
+        await blocking.within(stall.limit(job.facts.memory.total), partial.validate)
     except errors.InvalidImage:
         raise errors.SaveQemuDied(
             f"guest {job.guest!r}: QEMU exited during the save ({error.message})",
-            hint="see QEMU's log; mapsave did not stop it",
+            hint=in_use.hint_of_death(found.lives_on),
         ) from None

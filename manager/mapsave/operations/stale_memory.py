@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
-from mapsave import errors, shielded
+from mapsave import blocking, errors
 from mapsave.image import bitmaps, holes
 from mapsave.image.mapped_ram import RamBlock
 from mapsave.image.validation import Contents
@@ -25,11 +25,15 @@ _WITH_CONTENTS = ("flash", "ivshmem")
 
 @dataclasses.dataclass(frozen=True)
 class Destination:
-    """The process of a destination, and what its QEMU says of its memory."""
+    """The process of a destination, and what its QEMU says of its memory.
+
+    ``mapped`` are RAM blocks that it maps from the image itself.
+    """
 
     pid: int | None
     blocks: Mapping[str, ram_blocks.RamBlock]
     backends: Sequence[Backend]
+    mapped: frozenset[str] = frozenset()
 
 
 async def check(destination: Destination, fd: int, contents: Contents) -> list[str]:
@@ -42,6 +46,8 @@ async def check(destination: Destination, fd: int, contents: Contents) -> list[s
     by_block = {name: each for each in backends if (name := each.block(names)) is not None}
     warnings: list[str] = []
     for block, used in zip(contents.stream.blocks, contents.used_pages, strict=True):
+        if block.name in destination.mapped:
+            continue
         there, backend = found.get(block.name), by_block.get(block.name)
         if backend is not None and backend.is_rom and used:
             raise errors.DestinationMismatch(
@@ -53,10 +59,10 @@ async def check(destination: Destination, fd: int, contents: Contents) -> list[s
             continue
         if backend is not None:
             if backend.path is not None:
-                await shielded.in_thread(_check_file, pid, fd, block, backend, there)
+                await blocking.call(_check_file, pid, fd, block, backend, there)
         elif there is not None and not there.read_only:
             # QEMU fills read-only ones, its ROMs, only where no guest is to come in.
-            warnings += await shielded.in_thread(_check_memory, pid, fd, block, there)
+            warnings += await blocking.call(_check_memory, pid, fd, block, there)
     return warnings
 
 

@@ -23,6 +23,7 @@ class Step(enum.StrEnum):
     # Of a restore.
     ATTACH = "attach"
     LAUNCH = "launch"
+    LINK = "link"  # by which a QEMU of libvirt's opens the image
     LOAD = "load"
     LOADED = "loaded"  # by libvirt itself
     MARK = "mark"  # the image as restored

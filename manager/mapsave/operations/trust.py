@@ -3,15 +3,18 @@
 Trusted are root, the user that mapsave runs as, and the one to whom the label policy gives images.
 """
 
+from __future__ import annotations
+
 import os
-import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mapsave import errors
 from mapsave.image import ownership
-from mapsave.image.image import Image
-from mapsave.labels import dac
-from mapsave.labels.policy import Policy
+
+if TYPE_CHECKING:
+    from mapsave.image.image import Image
+    from mapsave.labels.policy import Policy
 
 _SHOWN = 5
 _WHO = "others than root, mapsave's own user and the label policy's owner"
@@ -20,7 +23,11 @@ _OTHERS = "others than root and mapsave's own user"
 
 def users(policy: Policy | None = None) -> frozenset[int]:
     """Return the ids of the trusted users. Raises PolicyViolation where the policy's has none."""
-    owner = dac.owner_id(policy) if policy is not None else None
+    owner = None
+    if policy is not None:
+        from mapsave.labels import dac  # a policy is there, so it is loaded
+
+        owner = dac.owner_id(policy)
     return frozenset({0, os.geteuid()} | (set() if owner is None else {owner}))
 
 
@@ -61,6 +68,8 @@ def check_readable_file(path: Path, fd: int, what: str) -> None:
 
 def check_program(name: str) -> None:
     """Raise UntrustedImage where others could have written the program ``name``, if it is there."""
+    import shutil  # slow to import, and rarely needed
+
     path = shutil.which(name)
     if path is None:
         return

@@ -7,7 +7,7 @@ file system does not report holes, or pages were written more than once, every p
 
 import dataclasses
 
-from mapsave import errors, shielded
+from mapsave import blocking, errors, together
 from mapsave.image.mapped_ram import Stream
 from mapsave.image.validation import Contents
 from mapsave.migration import guest_state
@@ -16,7 +16,7 @@ from mapsave.monitor import ram_blocks
 from mapsave.monitor.session import Session
 from mapsave.operations.read_back import How, Ram, ReadBack, Written
 
-__all__ = ["How", "Written", "check", "check_holes"]
+__all__ = ["How", "Ram", "Written", "check", "check_holes", "ram"]
 
 _RUNS_AGAIN = "the guest was resumed first"
 
@@ -30,18 +30,18 @@ async def check(
 
     Raises PagesMissing, TruncatedImage, OSError, MonitorError.
     """
-    ram, reason = None, _RUNS_AGAIN if session is None else "QEMU's process cannot be seen"
+    memory, reason = None, _RUNS_AGAIN if session is None else "QEMU's process cannot be seen"
     if session is not None and pid is not None:
-        ram, reason = await _ram(session, pid, contents.stream)
-    look = ReadBack(fd, contents, how, ram, reason)
+        memory, reason = await ram(session, pid, contents.stream)
+    look = ReadBack(fd, contents, how, memory, reason)
     try:
-        return await shielded.in_thread(look.run)
+        return await blocking.call(look.run)
     except errors.PagesMissing:
         # A guest that another process has resumed in the meantime differs from its image, and
         # rightly.
         if session is None or not look.is_by_ram or await _is_paused(session):
             raise
-    return await shielded.in_thread(ReadBack(fd, contents, how, None, _RUNS_AGAIN).run)
+    return await blocking.call(ReadBack(fd, contents, how, None, _RUNS_AGAIN).run)
 
 
 async def _is_paused(session: Session) -> bool:
@@ -52,13 +52,17 @@ async def _is_paused(session: Session) -> bool:
         return True
 
 
-async def _ram(session: Session, pid: int, stream: Stream) -> tuple[Ram | None, str]:
-    if not await _is_paused(session):
-        return None, _RUNS_AGAIN
+async def ram(session: Session, pid: int, stream: Stream) -> tuple[Ram | None, str]:
+    """Return the RAM of a paused guest; None where it is out of reach, and why."""
     try:
-        found = await ram_blocks.query(session)
+        async with together.group() as tasks:
+            is_paused = tasks.create_task(_is_paused(session))
+            blocks = tasks.create_task(ram_blocks.query(session))
     except errors.MonitorError as error:
         return None, error.message
+    if not is_paused.result():
+        return None, _RUNS_AGAIN
+    found = blocks.result()
     for block in stream.blocks:
         there = found.get(block.name)
         if there is None or there.address is None or there.used < block.used_length:

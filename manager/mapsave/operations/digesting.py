@@ -1,0 +1,293 @@
+"""Take digests of an image's data, and compare the data with them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypedDict, TypeVar
+
+from mapsave import blocking, errors, units
+from mapsave.image import data_digests, descriptors, syscalls
+from mapsave.image.image import Image
+from mapsave.image.mapped_ram import Stream
+from mapsave.migration import stall
+from mapsave.migration.progress import Phases
+
+T = TypeVar("T")
+
+_SHOWN = 8  # places that a message names
+_MOST = 1000  # places that the data of an error lists
+_LOOK = 0.25  # seconds between two reports
+
+
+class Place(TypedDict):
+    """Where data differs: ``length`` bytes of the file from ``offset``.
+
+    ``block`` is the RAM block whose pages are there, ``address`` the first of them within it, and
+    ``ram_bytes`` their length. None and 0 where no pages are, or it cannot be told.
+    """
+
+    offset: int
+    length: int
+    block: str | None
+    address: int | None
+    ram_bytes: int
+
+
+class Data(TypedDict):
+    """What is known of an image's data: ``digests`` are ``taken``, ``pending`` (to be taken) or
+    ``none``. ``verified_bytes`` were read and have them; None where they were not asked for."""
+
+    digests: str
+    taken: str | None
+    verified_bytes: int | None
+
+
+class Watch:
+    """How far the reading of an image is, in bytes; ends it once ``end`` is called.
+
+    ``total`` is about how many there are. While ``is_paused`` no more are read. ``limit`` is how
+    many seconds may go by without another one. ``check`` is called now and then, paused or not, and
+    ends the reading by what it raises.
+    """
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.total = 0
+        self.is_paused = False
+        self.limit = stall.limit(0)
+        self.check: Callable[[], None] = lambda: None
+        self._is_over = threading.Event()
+
+    def begin(self, total: int) -> None:
+        """Count from 0, for about ``total`` bytes."""
+        self.done, self.total = 0, total
+        self.limit = stall.limit(total)
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Read data here, all of which is noted; before and after, the rest, which is not."""
+        self.limit = stall.limit(0)
+        try:
+            yield
+        finally:
+            self.limit = stall.limit(self.total)
+
+    def note(self, count: int) -> None:
+        """Note that so many bytes are read next. Raises Interrupted once ``end`` was called."""
+        self.check()
+        while self.is_paused and not self._is_over.wait(_LOOK):
+            self.check()
+        if self._is_over.is_set():
+            raise errors.Interrupted("the image is not read any further")
+        self.done += count
+
+    def end(self) -> None:
+        """End the reading at its next MiB."""
+        self._is_over.set()
+
+
+async def watched(
+    work: Callable[[Watch], T],
+    phases: Phases,
+    watch: Watch | None = None,
+    *,
+    pauses: Callable[[], bool] = lambda: False,
+) -> T:
+    """Return what ``work`` returns, which reads an image, and report how far it is.
+
+    While ``pauses`` says so it reads nothing. Cancelled, it ends the reading, and does not wait for
+    that: storage may hang. Raises Hangs where it does, NoThread, and what ``work`` raises.
+    """
+    watch = watch or Watch()
+    watch.is_paused = pauses()
+    outcome = blocking.begin_apart(work, watch)
+    task = asyncio.wrap_future(outcome)
+    before, idle = (watch.done, watch.limit), 0.0
+    try:
+        while not task.done():
+            began = time.monotonic()
+            await asyncio.wait({task}, timeout=_LOOK)
+            # No more than we have waited: we may have been stopped ourselves.
+            waited = min(time.monotonic() - began, 2 * _LOOK)
+            now = (watch.done, watch.limit)
+            idle = 0.0 if watch.is_paused or now != before else idle + waited
+            before = now
+            if idle >= watch.limit and not task.done():
+                raise blocking.hangs(watch.limit)
+            watch.is_paused = pauses()
+            phases.progress(watch.done, max(watch.total, watch.done))
+        return task.result()
+    finally:
+        watch.end()
+        task.cancel()
+        blocking.note(outcome)
+
+
+def summary(opened: Image, verified: int | None = None) -> Data:
+    """Return what is known of an image's data, without looking at it."""
+    taken = None
+    with contextlib.suppress(errors.InvalidImage):
+        if (found := opened.taken_digests()) is not None:
+            taken = units.timestamp(found.taken)
+    return {"digests": opened.block.digests, "taken": taken, "verified_bytes": verified}
+
+
+def not_verified(opened: Image) -> list[str]:
+    """Return a warning where an image has no digests to compare its data with."""
+    if opened.block.digests == "taken":
+        return []
+    why = (
+        "its save was told to take none or reserved too little room, an older mapsave or libvirt "
+        "saved it, or rewrote its XML"
+    )
+    if opened.block.digests == "pending":
+        why = "they are still to be taken: the service does, or 'mapsave verify --add-digests'"
+    return [f"{opened.path!r}: its data was not verified, there are no digests of it: {why}"]
+
+
+def add(opened: Image, watch: Watch, *, when_idle: bool = False) -> bool:
+    """Take the digests of an image that has none, but room for them; return whether it has some.
+
+    The structure is verified first. Data is read at idle priority with ``when_idle``. Raises
+    InvalidImage or one of its kin, ImageNotFound where it is removed meanwhile, NotPermitted,
+    NotDigested where they cannot be written, Interrupted, NoThread.
+    """
+    watch.begin(opened.allocated)
+    if opened.block.digests != "pending":
+        return opened.block.digests == "taken"
+    # Before all of it is read for nothing.
+    with _recording(opened), descriptors.reopened(opened.fd, os.O_WRONLY):
+        pass
+    opened.validate()
+    watch.check = functools.partial(_check_named, opened)
+    # A thread of its own has that priority: writing, others wait for us.
+    taking = blocking.begin_apart(_taken, opened, watch, when_idle)
+    with descriptors.reading(opened.path), watch.counting():
+        taken = taking.result()
+    with _recording(opened), contextlib.suppress(ValueError):
+        opened.add_digests(taken)
+    return opened.block.digest_length > 0
+
+
+def _taken(opened: Image, watch: Watch, when_idle: bool) -> data_digests.Digests:
+    if when_idle:
+        syscalls.lower_io_priority(is_idle=True)
+    block = opened.block
+    return data_digests.take(opened.fd, block.stream_offset, block.file_length, watch.note)
+
+
+def _check_named(opened: Image) -> None:
+    """Raise ImageNotFound where an image was removed, whose space we would keep from being free."""
+    if not os.fstat(opened.fd).st_nlink:
+        raise errors.ImageNotFound(f"{opened.path!r} was removed while its digests were taken")
+
+
+@contextlib.contextmanager
+def _recording(opened: Image) -> Iterator[None]:
+    """Raise NotDigested, or NotPermitted, where digests of an image cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.of_os_error(
+            error,
+            f"the digests of {opened.path!r} cannot be written: {error.strerror}",
+            opened.path,
+            otherwise=errors.NotDigested,
+            hint="the image is as good as it was",
+        ) from None
+
+
+def verify(opened: Image, watch: Watch) -> int | None:
+    """Compare an image's data with its digests; return how many bytes that were, holes left out.
+
+    None where there are none. Raises DataDamaged, DigestsDamaged, UnreadableImage, Interrupted, and
+    what ``Image.validate`` raises: of an image whose structure is damaged too the error has the
+    places that differ.
+    """
+    watch.begin(opened.allocated)
+    try:
+        stream = opened.validate().stream
+    except (errors.PartialImage, errors.TruncatedImage, errors.UnreadableImage):
+        raise
+    except errors.InvalidImage as error:
+        with contextlib.suppress(errors.DigestsDamaged, errors.UnsupportedImage):
+            places = _differing(opened, None, watch)
+            error.data = {**error.data, **_data(places or [])}
+            if places:
+                error.message += f"; {_words(places)}"
+        raise
+    places = _differing(opened, stream, watch)
+    if places is None:
+        return None
+    if places:
+        raise errors.DataDamaged(
+            f"{opened.path!r}: its data is damaged: {_words(places)}",
+            hint="restore from another copy; a guest that is restored from this one has other "
+            "memory there than it was saved with",
+            **_data(places),
+        )
+    return watch.done
+
+
+async def before_restore(opened: Image, phases: Phases) -> list[str]:
+    """Verify an image's data before it is restored; return a warning where that cannot be done.
+
+    Raises as ``verify``, UnreadableImage where its storage hangs as well.
+    """
+    phases.enter("verify")
+    with descriptors.reading(opened.path):
+        verified = await watched(functools.partial(verify, opened), phases)
+    return not_verified(opened) if verified is None else []
+
+
+def _data(places: list[Place]) -> dict[str, object]:
+    return {"damaged": places[:_MOST], "damaged_places": len(places)}
+
+
+def _differing(opened: Image, stream: Stream | None, watch: Watch) -> list[Place] | None:
+    known = opened.taken_digests()
+    if known is None:
+        return None
+    with descriptors.reading(opened.path), watch.counting():
+        pieces = data_digests.differing(opened.fd, known, watch.note)
+    return [place for start, end in pieces for place in _places(stream, start, end)]
+
+
+def _places(stream: Stream | None, start: int, end: int) -> Iterator[Place]:
+    """Yield what pages are from ``start`` to ``end``; of a piece without any, the piece."""
+    found = False
+    for block in stream.blocks if stream is not None else ():
+        low, high = max(start, block.pages_offset), min(end, block.end)
+        if low < high:
+            found = True
+            address = low - block.pages_offset
+            yield Place(
+                offset=low,
+                length=high - low,
+                block=block.name,
+                address=address,
+                ram_bytes=high - low,
+            )
+    if not found:
+        yield Place(offset=start, length=end - start, block=None, address=None, ram_bytes=0)
+
+
+def _words(places: list[Place]) -> str:
+    words = [_place(each) for each in places[:_SHOWN]]
+    if len(places) > _SHOWN:
+        words.append(f"and {len(places) - _SHOWN} places more")
+    return "; ".join(words)
+
+
+def _place(place: Place) -> str:
+    where = f"bytes {place['offset']} to {place['offset'] + place['length']} of the file"
+    if place["block"] is None:
+        return where
+    first, last = place["address"] or 0, (place["address"] or 0) + place["ram_bytes"]
+    return f"{where}, RAM block {place['block']!r} from 0x{first:x} to 0x{last:x}"

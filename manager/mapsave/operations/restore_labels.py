@@ -1,0 +1,70 @@
+"""Label an image for the QEMU that it is restored into: as it loads, or before it is started.
+
+A QEMU that maps its RAM from the image opens it as it starts, when nothing can be asked about its
+context yet. It is expected in the one that it was saved from, which the image records.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+
+from mapsave import typed
+from mapsave.image.image import Image
+from mapsave.labels import labelling
+from mapsave.labels.label import Label, Problem, Target
+from mapsave.labels.policy import Policy
+from mapsave.operations import save_request, turns
+from mapsave.operations.journal import Journal
+from mapsave.operations.steps import Step
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def applied(labels: labelling.Labelling, target: Target, log: Journal) -> Iterator[list[Problem]]:
+    """Label the image for QEMU to read, and take that back; both are journalled before.
+
+    What cannot be taken back is yielded, for ``mapsave recover``. Raises LabelRefused and its kin.
+    """
+    left: list[Problem] = []
+
+    def on_left(problems: list[Problem]) -> None:
+        left.extend(problems)
+        log.unsettled()
+
+    directory, file = os.path.split(os.path.realpath(target.path))
+    labels.check(directory, target.pid, "restore", [file])
+    if (intended := labels.intended(target)) is not None:
+        log.step(Step.LABEL, label=intended)
+    with labels.applied(target, on_left):
+        yield left
+
+
+@contextlib.asynccontextmanager
+async def before_start(policy: Policy, opened: Image, log: Journal) -> AsyncIterator[None]:
+    """Label the image for a QEMU that is to be started in this context.
+
+    Clones of one image take turns: the first to end would take the label from the others. Does
+    nothing where the image records no context. Raises LabelRefused and its kin, Busy.
+    """
+    expected = _recorded(opened)
+    if expected is None:
+        yield
+        return
+    target = Target(opened.fd, opened.path, (), None, "restore", expected)
+    async with turns.taken(log.state, "label", opened.block.uuid):
+        with applied(save_request.policy_labelling(policy), target, log) as left:
+            yield
+    log.warnings += [problem.text for problem in left]
+
+
+def _recorded(opened: Image) -> Label | None:
+    """Return the label that the image had while it was saved, if QEMU was confined then."""
+    try:
+        label = typed.convert(opened.metadata.get("label"), Label)
+    except msgspec.ValidationError:
+        return None
+    return label if any(part.process for part in label.parts()) else None
