@@ -1,7 +1,6 @@
 """A certificate authority of its own."""
 
 import datetime
-import socket
 import subprocess
 from pathlib import Path
 
@@ -36,6 +35,17 @@ class Authority:
         self._run("x509", "-req", *by, *files)
         return self.directory / certificate, self.directory / key
 
+    def listen(self, port: int, **roles: list[str]) -> dict[str, object]:
+        """Return ``service.listen`` for a port of loopback, with who has which role."""
+        certificate, key = self.issue("/CN=mapsaved", "serverAuth")
+        return {
+            "address": f"127.0.0.1:{port}",
+            "certificate": str(certificate),
+            "key": str(key),
+            "clients": str(self.certificate),
+            **roles,
+        }
+
     def revoke(self, *certificates: Path, days: int = 1) -> Path:
         """Return the revocation list that holds ``certificates`` and is current for ``days``."""
         (self.directory / "index.txt").touch()
@@ -61,9 +71,3 @@ class Authority:
 
 
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -19,10 +19,10 @@ def state(tmp_path: Path) -> State:
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
-    """A service with one guest that no one has started, and little patience."""
+    """A service with one guest that no one has started, and little patience for bodies."""
     site = cli.Site(tmp_path_factory.mktemp("attacked") / "site")
     site.add_guest("db", emulator={"memory": "8M"})
-    with service.running(site, command=impatient.COMMAND) as running:
+    with service.running(site, command=impatient.command(body=0.5)) as running:
         yield running
 
 

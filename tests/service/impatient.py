@@ -17,9 +17,6 @@ def command(**patience: float) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-COMMAND = command(idle=1.0, body=0.5, serving=4.0, reading=1.0, beat=0.5, every=0.1)
-
-
 @contextlib.contextmanager
 def staying_up(mapsaved: service.Service) -> Iterator[None]:
     """Fail if something is logged as an error in the meantime, or is under way afterwards."""

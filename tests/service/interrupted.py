@@ -22,7 +22,7 @@ def until_killed(
     with service.started(site, command=struck.killer(where, step)) as doomed:
         service.await_answer(doomed)
         with site.start(*arguments, "--json") as waiting:
-            assert doomed.process.wait(30) == -signal.SIGKILL, doomed.logged()
+            assert doomed.process.wait(wait.LONG) == -signal.SIGKILL, doomed.logged()
             assert waiting.poll() is None, waiting.communicate()
             yield waiting
 
@@ -44,7 +44,7 @@ def outcome(waiting: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
 
 def await_recovery(mapsaved: Service) -> None:
     """Wait until nothing is left to recover."""
-    wait.until(lambda: mapsaved.get("/v1/health")["recovered"], what="the end of the recovery")
+    mapsaved.await_recovery()
 
 
 def the_only(mapsaved: Service, **wanted: str) -> dict[str, Any]:

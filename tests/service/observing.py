@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mapsave.client import requests
 from mapsave.history import states
 from mapsave.history.rows import Record
-from mapsave.service.api import requests
 from mapsave.service.log import setup
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources

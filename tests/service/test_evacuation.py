@@ -1,7 +1,9 @@
 """``save-all`` and ``restore-all`` through the service, and the schedule in the meantime."""
 
 import asyncio
+import contextlib
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,32 @@ def test_all_guests_are_saved_and_come_back_by_the_service(site: cli.Site) -> No
             assert kinds == ["restore-all", "save-all"]
 
 
+@pytest.mark.parametrize(("patience", "comes_back"), [(wait.LONG, True), (1.0, False)])
+def test_a_service_that_dies_over_a_restore_all(
+    site: cli.Site, tmp_path: Path, patience: float, comes_back: bool
+) -> None:
+    """What it was at is recovered, and all guests come back, without being asked again."""
+    gate, is_at_it = tmp_path / "gate", tmp_path / "is-at-it"
+    for name in GUESTS:
+        site.add_guest(name, emulator={"memory": "8M"})
+    waits = f"touch {is_at_it}; until [ -e {gate} ]; do sleep 0.05; done"
+    site.add_hook("wait", waits, "before_restore")
+    with service.running(site) as mapsaved:
+        for name in GUESTS:  # starts them
+            mapsaved.done(kind="save", guest=name, save={"then": "resume"})
+        site.run("save-all", check=0)
+        with site.start("restore-all", "--json", command=_waiting(patience)) as process:
+            wait.until(is_at_it.exists, what="the first restore")
+            mapsaved.kill()
+            gate.touch()
+            with service.running(site) if comes_back else contextlib.nullcontext():
+                done = cli.ended(process, check=0)
+    assert "exited" in done.stderr
+    assert ("without it" in done.stderr) is not comes_back
+    assert set(emulated.outcomes(done.json()).values()) == {"restored"}
+    assert emulated.recorded(site) == []
+
+
 def test_interrupted_save_all_tells_who_is_in_an_image(site: cli.Site) -> None:
     """One after the other: the second is under way, and put back, when the command is told."""
     site.add_guest("first", emulator={"memory": "8M"}, priority=1)
@@ -58,6 +86,16 @@ def test_interrupted_save_all_tells_who_is_in_an_image(site: cli.Site) -> None:
             process.send_signal(signal.SIGINT)
             assert cli.ended(process, check=9).error()["data"]["saved"] == ["first"]
         assert site.run("restore-all", "--json", check=0).json()["restored"] == 1
+
+
+def _waiting(patience: float) -> list[str]:
+    """Return what runs a mapsave that waits for ``patience`` seconds for a service to come back."""
+    code = (
+        "import dataclasses; from mapsave.client import delegate;"
+        f"delegate.USUAL = dataclasses.replace(delegate.USUAL, reconnect={patience});"
+        "from mapsave.cli import start; start.command()"
+    )
+    return [sys.executable, "-c", code]
 
 
 def _write_job(site: cli.Site) -> Path:
@@ -141,21 +179,21 @@ async def test_only_what_really_saves_keeps_jobs_from_running(
 async def test_a_missed_run_begins_after_the_guests_are_back(site: cli.Site) -> None:
     """The host was down since the run before; save-all was the last thing that it did."""
     site.add_guest("web", emulator={"memory": "4M"}, policy="none")
-    schedule = {"cron": "0 * * * *"}
-    site.add_job("hourly", guests=["web"], schedule=schedule, save={"then": "resume"})
+    schedule = {"cron": "0 0 1 1 *"}
+    site.add_job("yearly", guests=["web"], schedule=schedule, save={"then": "resume"})
     with service.emulated_ended(site):
         site.run("save", "web", "--then", "resume", check=0)  # starts it
         site.run("save-all", check=0)
     async with history.opened(site.state / "journal.db") as kept:
-        await kept.ran("hourly", time.time() - 86400)
+        await kept.ran("yearly", time.time() - 2 * 366 * 86400)
     with service.running(site) as mapsaved:
-        mapsaved.await_log("waiting: job hourly: 'mapsave restore-all' has not restored")
-        assert mapsaved.get("/v1/operations?job=hourly")["operations"] == []
+        mapsaved.await_log("waiting: job yearly: 'mapsave restore-all' has not restored")
+        assert mapsaved.get("/v1/operations?job=yearly")["operations"] == []
         done = site.run("restore-all", "--json", check=0).json()
         assert emulated.outcomes(done) == {"web": "restored"}
 
         def runs() -> Any:
-            found = mapsaved.get("/v1/operations?job=hourly")["operations"]
+            found = mapsaved.get("/v1/operations?job=yearly")["operations"]
             return [each["id"] for each in found if each["kind"] == "job"]
 
         (run,) = await asyncio.to_thread(wait.until, runs, what="the run")

@@ -12,24 +12,26 @@ from typing import Any
 import pytest
 from mapsave.history.states import ENDED
 
-from tests.kit import cli, emulated, limits, service, wait
+from tests.kit import cli, emulated, limits, service, wait, warm
 from tests.service import impatient
 
 LISTENERS = 2000
 DEAF = 20
 ROUNDS = 6
+MOST_KEPT = 64 << 20  # bytes of memory
 LARGE: dict[str, Any] = {"kind": "save-all", "guests": ["x" * 1000] * 25, "dry_run": True}
 _NUMBER = re.compile(rb"id: (\d+)\n")
 
 
 @pytest.fixture(scope="module")
 def mapsaved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
-    """A service with a guest that is slow to save."""
+    """A service with a guest that is slow to save; not a fork, for its memory is measured."""
     site = cli.Site(tmp_path_factory.mktemp("events") / "site")
     with (
         emulated.guest(site, "db", throttle="4M"),
+        warm.cold(),
         # Patient with those that read, however busy the machine is.
-        service.running(site, command=impatient.command(reading=4.0, beat=0.5)) as running,
+        service.running(site, command=impatient.command(reading=10.0, beat=0.5)) as running,
     ):
         yield running
 
@@ -187,7 +189,7 @@ class Talk(threading.Thread):
 
 def _has_heard(listener: Listener, operation: str | None) -> bool:
     """Return whether the last that a listener heard is the end of an operation."""
-    ends = (b'"state": "done"', b'"state": "failed"')
+    ends = (b'"state":"done"', b'"state":"failed"')
     told = listener.latest
     return operation is not None and operation.encode() in told and any(e in told for e in ends)
 
@@ -207,7 +209,6 @@ def _hear(listeners: list[Listener], talk: Talk) -> None:
         raise talk.error
 
 
-@pytest.mark.timeout(120)
 def test_thousands_listen_and_those_that_do_not_read_are_disconnected(
     mapsaved: service.Service,
 ) -> None:
@@ -237,5 +238,6 @@ def test_thousands_listen_and_those_that_do_not_read_are_disconnected(
             assert len(each.numbers) < len(heard)
     wait.until(lambda: metric(mapsaved, "mapsave_event_listeners") == 0, what="end of listeners")
     wait.until(lambda: limits.descriptors(mapsaved.pid) <= descriptors, what="end of connections")
-    # An interpreter keeps some of what it once had for the next time.
-    assert impatient.memory(mapsaved) - memory < 64 << 20
+    # An interpreter keeps some of what it once had for the next time, and gives back the rest
+    # when the service looks at its memory the next time.
+    wait.until(lambda: impatient.memory(mapsaved) - memory < MOST_KEPT, what="memory given back")

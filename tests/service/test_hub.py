@@ -7,13 +7,15 @@ from contextlib import ExitStack
 import pytest
 from mapsave.service.events import Hub, Listener
 
+from tests.kit import wait
+
 _NUMBER = re.compile(rb"^id: (\d+)$", re.MULTILINE)
 _MANY = 500
 
 
 async def _hear(listener: Listener, heard: list[int], until: int) -> None:
     while not heard or heard[-1] < until:
-        event = await listener.next(20)
+        event = await listener.next(wait.LONG)
         assert event is not None
         heard.extend(map(int, _NUMBER.findall(event)))
 
@@ -71,7 +73,7 @@ async def test_one_operation_alone() -> None:
 async def test_the_end_wakes_those_who_wait() -> None:
     hub = Hub()
     with hub.listening() as listener:
-        waiting = asyncio.create_task(listener.next(20))
+        waiting = asyncio.create_task(listener.next(wait.LONG))
         await asyncio.sleep(0)
         hub.close()
         assert await waiting is None

@@ -29,6 +29,49 @@ def _guest(site: cli.Site) -> contextlib.AbstractContextManager[Path]:
     return emulated.guest(site, NAME, size=16 << 20, throttle="4M")
 
 
+def _held(gate: Path) -> list[str]:
+    """Return what runs a mapsave that recovers nothing until ``gate`` is there."""
+    code = (
+        "import asyncio, pathlib\n"
+        "from mapsave.hooks import recover\n"
+        "recover_now = recover.recover\n"
+        "async def held(*given, **named):\n"
+        f"    while not pathlib.Path({str(gate)!r}).exists():\n"
+        "        await asyncio.sleep(0.02)\n"
+        "    return await recover_now(*given, **named)\n"
+        "recover.recover = held\n"
+        "from mapsave.cli import start\n"
+        "start.command()"
+    )
+    return [sys.executable, "-c", code]
+
+
+def test_a_service_that_has_not_looked_yet_is_not_degraded(site: cli.Site, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with service.running(site, command=_held(gate)) as mapsaved:
+        health = mapsaved.get("/v1/health")
+        assert (health["status"], health["reasons"]) == ("starting", [])
+        assert not health["recovered"]
+        assert site.run("ps", check=0).stderr == ""
+        gate.touch()
+        interrupted.await_recovery(mapsaved)
+        assert mapsaved.get("/v1/health")["status"] == "ok"
+
+
+def test_a_service_that_knows_of_something_to_recover_is_degraded_at_once(
+    site: cli.Site, tmp_path: Path
+) -> None:
+    """Also where a command left it, of which the history does not know."""
+    journals = site.state / "journal"
+    journals.mkdir(parents=True, mode=0o700)
+    (journals / "save-damaged.jsonl").write_text('{"step": "begin", "kind": "save"}\n')
+    with service.running(site, command=_held(tmp_path / "gate")) as mapsaved:
+        wait.until(
+            lambda: mapsaved.get("/v1/health")["status"] == "degraded", what="its first look"
+        )
+        assert not mapsaved.get("/v1/health")["recovered"]
+
+
 def test_what_a_save_leaves_is_recovered_without_being_asked(site: cli.Site) -> None:
     """QEMU does not answer amid the save, which is given up; later it does again."""
     with _guest(site) as path:

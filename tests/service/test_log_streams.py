@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mapsave.service.log import journald
 
-from tests.kit import tree
+from tests.kit import tree, wait
 from tests.service.observing import Receiver, configured, receiving
 
 plain = logging.getLogger("mapsave.labels.test")
@@ -27,7 +27,7 @@ def run(code: str, **how: Any) -> subprocess.CompletedProcess[str]:
         cwd=tree.ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=wait.LONG,
         check=False,
         **how,
     )

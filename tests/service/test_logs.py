@@ -39,8 +39,9 @@ def written(form: LogFormat, message: str = "done", **fields: Any) -> str:
 
 def fields_of(line: str) -> dict[str, str]:
     """Read a line of the text form as a stranger would who knows the document only."""
-    time, level, rest = line.split(" ", 2)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", time)
+    day, time, level, rest = line.split(" ", 3)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", time)
     string = r'"(?:[^"\\]|\\.)*"'
     match = re.fullmatch(rf'({string}|[^"=\\]+?)((?: [\w.-]+=(?:{string}|[^\s"=]+))*)', rest)
     assert match is not None, line

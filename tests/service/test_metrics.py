@@ -6,14 +6,13 @@ import logging
 import os
 import re
 import stat
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import mapsave
 import pytest
 import yaml
-from mapsave.service.api.requests import KINDS
+from mapsave.client.requests import KINDS
 from mapsave.service.metrics import metrics as metrics_module
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState
@@ -22,6 +21,7 @@ from prometheus_client import parser
 from tests.kit import tree
 from tests.service.observing import State, families, key, samples, saved
 
+RULES = tree.ROOT / "examples/prometheus/mapsave.rules.yml"
 DOCUMENT = tree.ROOT / "docs/metrics.md"
 
 
@@ -268,12 +268,9 @@ async def test_each_series_is_documented_with_its_labels_and_no_other(state: Sta
 async def test_the_alert_rules_name_series_that_there_are(state: State) -> None:
     content, _ = await Metrics(state.sources()).render()
     there = set(re.findall(r"^# TYPE (\S+) ", content.decode(), re.M))
-    _, begin, text = DOCUMENT.read_text().partition("    groups:\n")
-    block = re.match(r"(?: {4}.*\n|\n)*", text)
-    assert block is not None
-    (group,) = yaml.safe_load(textwrap.dedent(begin + block[0]))["groups"]
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
     named = {name for rule in group["rules"] for name in re.findall(r"mapsave_\w+", rule["expr"])}
-    assert {"mapsave_last_success_timestamp_seconds", "mapsave_failures_total"} <= named <= there
+    assert {"mapsave_last_success_timestamp_seconds", "mapsave_operations_total"} <= named <= there
 
 
 async def test_the_textfile_is_read_by_others_and_whole(state: State, tmp_path: Path) -> None:

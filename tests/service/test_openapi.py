@@ -107,9 +107,7 @@ def _all_ends_well(mapsaved: service.Service) -> Iterator[None]:
     """Wait for the operations that a test began; none of them may have found a bug."""
     with service.emulated_ended(mapsaved.site):
         yield
-        wait.until(
-            lambda: mapsaved.get("/v1/health")["operations"] == 0, timeout=60, what="the end of all"
-        )
+        wait.until(lambda: mapsaved.get("/v1/health")["operations"] == 0, what="the end of all")
     for each in mapsaved.get("/v1/operations?limit=1000&state=failed")["operations"]:
         assert (each["error"] or {}).get("id") != "internal", each
 
@@ -158,7 +156,7 @@ def _ask(
     def ask(case: Any) -> None:
         for name in (known or {}).keys() & (case.path_parameters or {}).keys():
             case.path_parameters[name] = known[name]
-        answered.add(case.call_and_validate(session=session, timeout=30).status_code)
+        answered.add(case.call_and_validate(session=session, timeout=wait.LONG).status_code)
 
     ask()
     return answered
@@ -231,7 +229,7 @@ def test_answers_about_what_is_there_are_as_described(
                 name: known[name] if name in known and isinstance(value, str) else value
                 for name, value in case.body.items()
             }
-        answer = case.call_and_validate(session=session, timeout=70)
+        answer = case.call_and_validate(session=session, timeout=wait.LONG)
         answered.add(answer.status_code)
 
     ask()

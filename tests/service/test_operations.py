@@ -15,6 +15,7 @@ from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.operation import Operation
 from mapsave.service.registry import Operations
 
+from tests.kit import wait
 from tests.service.observing import State
 
 
@@ -51,7 +52,7 @@ async def test_a_cancel_behind_the_work_does_not_keep_it_from_ending(
         return {"good": True}
 
     await operations.begin(new, work)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         await new.wait_end()
         await operations.stop(finish=True)
     assert new.cancel_requested
@@ -73,7 +74,7 @@ async def test_one_id_is_one_operation(operations: Operations) -> None:
         await operations.begin(_new(id=new.id), work)
     assert operations.find_active(new.id) is new
     over.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         await new.wait_end()
 
 
@@ -88,10 +89,10 @@ async def test_found_in_the_state_that_is_known_here(operations: Operations) -> 
         return {}
 
     ones = [await operations.begin(_new(guest=guest), work) for guest in ("a", "b", "a")]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         for each in ones:
             while each.state != Stage.COMMITTING:
-                await each.wait_change(each.revision, 20)
+                await each.wait_change(each.revision, wait.LONG)
 
     async def found(**wanted: Any) -> list[str]:
         return [each.id for each in await operations.find(**wanted)]
@@ -104,7 +105,7 @@ async def test_found_in_the_state_that_is_known_here(operations: Operations) -> 
     assert await found(state="running") == []
     assert await found() == ids
     over.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         for each in ones:
             await each.wait_end()
     assert await found(state="committing") == []
@@ -112,9 +113,9 @@ async def test_found_in_the_state_that_is_known_here(operations: Operations) -> 
 
 
 async def _until_committing(active: Operation) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         while active.state != Stage.COMMITTING:
-            await active.wait_change(active.revision, 20)
+            await active.wait_change(active.revision, wait.LONG)
 
 
 async def test_what_commits_is_not_cancelled_by_a_stop(operations: Operations) -> None:
@@ -130,7 +131,7 @@ async def test_what_commits_is_not_cancelled_by_a_stop(operations: Operations) -
     await operations.begin(new, work)
     await _until_committing(new)
     stopping = asyncio.create_task(operations.stop(finish=False))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         await asyncio.sleep(0.01)  # it has begun by then: the loop takes tasks in their order
         over.set()
         await stopping
@@ -148,7 +149,7 @@ async def test_a_cancel_while_the_image_is_named_is_too_late(operations: Operati
         return {}
 
     await operations.begin(new, work)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         await new.wait_end()
     assert (new.state, new.image) == ("done", "/images/one")
 
@@ -177,7 +178,7 @@ async def test_a_part_that_is_done_although_its_parent_was_cancelled_counts(
         return {}
 
     parent = await operations.begin(_new(), work)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(wait.LONG):
         while "commits" not in parts:
             await parent.wait_change(parent.revision, 1)
         await _until_committing(parts["commits"])

@@ -114,7 +114,7 @@ def test_a_recovery_that_is_killed_in_a_hook_leaves_it_to_the_next(scene: Scene)
     with scene.site.start("recover") as doomed:
         asyncio.run(scene.until("after_save"))
         doomed.kill()
-        doomed.wait(10)
+        doomed.wait(wait.LONG)
     hang.unlink()
     line = scene.site.run("recover", check=0).stdout
     assert line == f"save of {NAME}, interrupted at 'after_save': its hooks were run\n"

@@ -44,7 +44,7 @@ _THEN = ("quit", "resume", "leave")
 def test_killed_before_the_stream_is_whole(
     site: cli.Site, where: str, step: str, then: str
 ) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         arguments = ("save", NAME, "--image", IMAGE, "--then", then)
         with interrupted.survived(site, where, step, *arguments) as (waiting, mapsaved):
@@ -73,7 +73,7 @@ def test_killed_before_the_stream_is_whole(
     ],
 )
 def test_killed_when_the_stream_is_whole(site: cli.Site, where: str, step: str, then: str) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         arguments = ("save", NAME, "--image", IMAGE, "--then", then)
         with interrupted.survived(site, where, step, *arguments) as (waiting, mapsaved):
@@ -103,7 +103,7 @@ def test_killed_when_the_stream_is_whole(site: cli.Site, where: str, step: str, 
 def test_a_save_that_qemu_still_does_is_adopted(site: cli.Site, tmp_path: Path) -> None:
     """Slowed down by its share of the bandwidth, QEMU writes on while there is no service."""
     site.settings["service"] = {"bandwidth": "6M"}
-    with qemu.guest(site, NAME, ram=patterns.dense) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense) as guest:
         before = guest.snapshot_ram(tmp_path / "before")
         with (
             service.running(site) as doomed,
@@ -115,9 +115,11 @@ def test_a_save_that_qemu_still_does_is_adopted(site: cli.Site, tmp_path: Path) 
             )
             doomed.kill()
             assert guest.control.execute("query-migrate")["status"] == "active"
+            guest.kill(signal.SIGSTOP)  # while the next one starts, however long that takes
             with service.running(site) as mapsaved:
                 assert mapsaved.get("/v1/health")["status"] == "degraded"
                 assert interrupted.the_only(mapsaved, kind="save")["state"] == "running"
+                guest.kill(signal.SIGCONT)
                 code, told = interrupted.outcome(waiting)
                 assert (code, told["image"]) == (0, str(site.images / IMAGE)), told
                 assert interrupted.the_only(mapsaved, kind="save")["state"] == "done"
@@ -163,7 +165,7 @@ def test_a_service_that_stops_leaves_the_rest_of_the_recovery_to_the_next(site: 
 def test_a_partial_image_without_an_owner_is_swept(site: cli.Site) -> None:
     at = ("before", "label", "save", NAME, "--image", IMAGE)
     with (
-        qemu.guest(site, NAME, ram=patterns.dense, paused=False),
+        qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False),
         interrupted.until_killed(site, *at) as waiting,
     ):
         (journal,) = struck.journals(site)
@@ -177,7 +179,7 @@ def test_a_partial_image_without_an_owner_is_swept(site: cli.Site) -> None:
 
 
 def test_what_was_recovered_by_hand_meanwhile_is_known(site: cli.Site) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         with interrupted.until_killed(
             site, "after", "complete", "save", NAME, "--image", IMAGE
         ) as waiting:
@@ -204,7 +206,7 @@ def test_what_was_recovered_by_hand_meanwhile_is_known(site: cli.Site) -> None:
 
 def test_the_service_recovers_what_a_command_left(site: cli.Site) -> None:
     """Asked to; and asked for a dry run it tells, and changes nothing."""
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         with service.running(site) as mapsaved:
             interrupted.await_recovery(mapsaved)
@@ -237,7 +239,7 @@ def _but_the_journal(files: dict[str, tuple[int, int]]) -> dict[str, tuple[int, 
     ],
 )
 def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         with interrupted.survived(site, where, step, "restore", IMAGE) as (waiting, mapsaved):
@@ -248,7 +250,7 @@ def test_killed_in_a_restore(site: cli.Site, where: str, step: str, outcome: str
                 assert (code, operation["state"]) == (0, "done"), told
                 assert operation["result"] == told
                 assert (told["guest"], told["image"]) == (NAME, str(site.images / IMAGE))
-                assert (told["run_state"], told["monitor"]) == ("running", str(guest.qmp))
+                assert (told["run_state"], told["monitor"]) == ("running", f"qmp:{guest.qmp}")
             else:
                 assert (code, told["error"]["id"]) == (9, "interrupted")
                 interrupted.assert_undone(operation, outcome)
@@ -265,14 +267,14 @@ def test_a_job_that_was_interrupted_is_settled_with_its_saves(site: cli.Site) ->
     site.settings["service"] = {"concurrency": 1}
     site.add_job("nightly", guests=["one", "two"], concurrency=2)
     with (
-        qemu.guest(site, "one", ram=patterns.dense, paused=False) as one,
-        qemu.guest(site, "two", ram=patterns.dense, paused=False) as two,
+        qemu.guest(site, "one", memory="16M", ram=patterns.dense, paused=False) as one,
+        qemu.guest(site, "two", memory="16M", ram=patterns.dense, paused=False) as two,
     ):
         before = [guest.state() for guest in (one, two)]
         with service.started(site, command=struck.killer("after", "migrate")) as doomed:
             service.await_answer(doomed)
             doomed.begin(kind="job", job="nightly")
-            assert doomed.process.wait(30) == -signal.SIGKILL
+            assert doomed.process.wait(wait.LONG) == -signal.SIGKILL
         with service.running(site) as mapsaved:
             interrupted.await_recovery(mapsaved)
             job = interrupted.the_only(mapsaved, kind="job")
@@ -289,7 +291,7 @@ def test_a_job_that_was_interrupted_is_settled_with_its_saves(site: cli.Site) ->
 
 
 def test_a_guest_that_does_not_answer_is_tried_again(site: cli.Site) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         with interrupted.until_killed(
             site, "after", "pause", "save", NAME, "--image", IMAGE
@@ -315,7 +317,7 @@ def test_a_guest_that_does_not_answer_is_tried_again(site: cli.Site) -> None:
 
 def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
     """It may be restored elsewhere, so the guest stays as it is, and who asked is told."""
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         arguments = ("save", NAME, "--image", IMAGE, "--then", "resume")
         with interrupted.until_killed(site, "after", "committed", *arguments) as waiting:
             (site.images / IMAGE).unlink()
@@ -329,7 +331,7 @@ def test_an_image_that_was_taken_away_since(site: cli.Site) -> None:
 
 
 def test_a_journal_that_cannot_be_read_keeps_no_other_from_being_recovered(site: cli.Site) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         at = ("after", "pause", "save", NAME, "--image", IMAGE)
         with interrupted.until_killed(site, *at) as waiting:

@@ -9,17 +9,22 @@ from typing import Any
 
 import pytest
 from mapsave import errors, service_settings
+from mapsave.client import requests
 from mapsave.service import peers, work
-from mapsave.service.api import openapi, requests, routes
+from mapsave.service.api import openapi, routes
 
 from tests.kit import tree
 
 LEAST: dict[str, dict[str, object]] = {
     "save": {"guest": "db"},
     "restore": {"image": "one"},
+    "clone": {"image": "one"},
     "check": {"guest": "db"},
     "verify": {"image": "one"},
     "discard": {"image": "one"},
+    "pin": {"image": "one"},
+    "unpin": {"image": "one"},
+    "warm": {"image": "one"},
     "job": {"job": "nightly"},
     "prune": {"job": "nightly"},
 }

@@ -183,7 +183,7 @@ async def test_a_journal_that_fails_costs_no_run(
     with _broken(tmp_path / "journal.db"):
         host.now = _after(hours=1)
         await host.read()  # asks nothing of the journal: the job is known
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(wait.LONG):
             while "cannot write" not in caplog.text:  # noqa: ASYNC110 (a log tells no one)
                 await asyncio.sleep(0.001)
     await host.turn(_after(hours=2))
@@ -279,6 +279,6 @@ def test_a_record_is_waited_for_ten_minutes(tmp_path: Path) -> None:
     path.unlink()
     assert first.reason() is None
     write(path)
-    assert "10 minutes" in str(first.reason())
+    assert "10 m" in str(first.reason())
     path.write_text("not a record")
     assert first.reason() is None

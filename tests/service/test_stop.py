@@ -51,15 +51,15 @@ def test_a_job_that_waits_to_try_again_does_not_hold_it_up(site: cli.Site) -> No
     _write_job(site, guests=["gone"], retries={"times": 3, "wait": "10m"})
     with service.running(site) as mapsaved:
         number = mapsaved.begin(kind="job", job="nightly")["id"]
-        mapsaved.await_log("retrying in 600 s")
-        assert mapsaved.stop(30) == 0
+        mapsaved.await_log("retrying in 10 m")
+        assert mapsaved.stop() == 0
     job = _ended_job(site, number)
     assert (job["state"], job["error"]["id"]) == ("cancelled", "interrupted")
 
 
 def test_a_job_that_is_cancelled_tells_who_was_saved_by_then(site: cli.Site) -> None:
     """Those guests have ended: not everything was rolled back."""
-    with emulated.guest(site, "quick"), emulated.guest(site, "slow", throttle="1M") as slow:
+    with emulated.guest(site, "quick"), emulated.guest(site, "slow", throttle="64K") as slow:
         save = {"then": "quit", "image": "{guest}"}
         _write_job(site, guests=["quick", "slow"], concurrency=2, save=save)
         with service.running(site) as mapsaved:
@@ -82,9 +82,9 @@ def test_what_is_not_finished_in_time_is_cancelled(site: cli.Site) -> None:
             begun = mapsaved.begin(kind="save", guest="db")["id"]
             wait.until(lambda: struck.partials(site), what="the partial image")
             mapsaved.signal(signal.SIGTERM)
-            ended = mapsaved.ended(begun, timeout=40)
+            ended = mapsaved.ended(begun)
             assert (ended["state"], ended["error"]["id"]) == ("cancelled", "interrupted")
-            assert mapsaved.process.wait(40) == 0
+            assert mapsaved.process.wait(wait.LONG) == 0
             assert "not finished within 1 s, cancelling" in mapsaved.logged()
         assert emulated.status(guest) == "running"
         assert not struck.journals(site)
@@ -102,7 +102,7 @@ def test_a_file_system_that_hangs_does_not_hold_up_the_stop(site: cli.Site) -> N
         mapsaved.begin(kind="verify", image="one.mapsave")
         running = "/v1/operations?active=true&state=running"
         wait.until(lambda: mapsaved.get(running)["operations"], what="the verification")
-        assert mapsaved.stop(40) == 0
+        assert mapsaved.stop() == 0
 
 
 async def test_systemd_is_asked_for_more_time_until_the_limit(tmp_path: Path) -> None:
@@ -110,6 +110,6 @@ async def test_systemd_is_asked_for_more_time_until_the_limit(tmp_path: Path) ->
     stop.set()
     with receiver(str(tmp_path / "notify")) as heard:
         notifier = systemd.Notifier(str(tmp_path / "notify"))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(wait.LONG):
             await server._extend(notifier, stop, lambda: 0.2)
         assert told(heard) == ["EXTEND_TIMEOUT_USEC=20000000", "EXTEND_TIMEOUT_USEC=90000000"]

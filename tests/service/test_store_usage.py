@@ -4,13 +4,16 @@ import asyncio
 import ctypes
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from mapsave.operations.image_index import SETTLED
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.store_usage import StoreUsage
 
 from tests.image import build
+from tests.kit import wait
 from tests.service.observing import State, key, samples
 
 IN_OPEN = 0x20  # inotify(7)
@@ -47,7 +50,10 @@ def openings(watch: int) -> int:
         return 0
 
 
-async def test_a_header_is_read_again_only_when_the_file_has_changed(tmp_path: Path) -> None:
+async def test_a_header_is_read_again_only_when_the_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or within the tick of the clock in which it was read, when its times would not tell."""
     path = tmp_path / "a"
     build.Image().built().write(path)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -55,6 +61,11 @@ async def test_a_header_is_read_again_only_when_the_file_has_changed(tmp_path: P
     try:
         assert libc.inotify_add_watch(watch, os.fsencode(path), IN_OPEN) > 0
         usage = StoreUsage(lambda: tmp_path, fresh=0)
+        for _ in range(2):
+            await usage.read()
+            assert openings(watch) == 1
+        clock = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: clock() + 2 * SETTLED)
         await usage.read()
         assert openings(watch) == 1
         await usage.read()
@@ -87,7 +98,7 @@ class Slow(StoreUsage):
 
     def _scan(self, directory: Path) -> object:  # type: ignore[override]
         self.begun += 1
-        assert self.go.wait(60)
+        assert self.go.wait(wait.LONG)
         return super()._scan(directory)
 
 
@@ -95,6 +106,7 @@ async def test_a_file_system_that_hangs_costs_one_thread_and_no_scrape(tmp_path:
     usage = Slow(tmp_path, fresh=1000)
     try:
         assert await asyncio.gather(*(usage.read() for _ in range(20))) == [None] * 20
+        await asyncio.to_thread(wait.until, lambda: usage.begun, what="its thread")
         assert await usage.read() is None
         assert usage.begun == 1
     finally:

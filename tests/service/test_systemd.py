@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mapsave.service import systemd
 
-from tests.kit import tree
+from tests.kit import tree, wait
 from tests.service.datagrams import receiver, told
 
 
@@ -115,7 +115,7 @@ async def test_beat_tells_until_it_is_cancelled(tmp_path: Path) -> None:
         notifier = systemd.Notifier(str(tmp_path / "notify"))
         beating = asyncio.create_task(systemd.beat(notifier, 0.001))
         heard: list[str] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(wait.LONG):
             while len(heard) < 3:
                 await asyncio.sleep(0.001)
                 heard += told(systemd_side)
@@ -127,7 +127,7 @@ async def test_beat_tells_until_it_is_cancelled(tmp_path: Path) -> None:
 
 async def test_beat_ends_where_nobody_waits_for_it(tmp_path: Path) -> None:
     with receiver(str(tmp_path / "notify")) as systemd_side:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(wait.LONG):
             await systemd.beat(systemd.Notifier(str(tmp_path / "notify")), None)
         assert told(systemd_side) == []
 
@@ -195,7 +195,7 @@ def passed_to(
 
 
 def outcome(child: subprocess.Popen[str]) -> dict[str, Any]:
-    output, _ = child.communicate(timeout=60)
+    output, _ = child.communicate(timeout=wait.LONG)
     found: dict[str, Any] = json.loads(output)
     return found
 
@@ -215,7 +215,7 @@ def test_passed_sockets_serve_and_are_hidden_from_children(tmp_path: Path) -> No
         with passed_to(*socks, names="api:more") as child:
             for path in paths:
                 with socket.socket(socket.AF_UNIX) as client:
-                    client.settimeout(60)
+                    client.settimeout(wait.LONG)
                     client.connect(str(path))
                     assert client.recv(10) == b"hello"
             found = outcome(child)

@@ -99,6 +99,8 @@ GOOD = [
     ("check", "db"),
     ("check", ODD, "--image", "other"),
     ("list",),
+    ("list", "--guest", "db", "--latest"),
+    ("list", "--sort", "name"),
     ("recover",),
     ("recover", "--dry-run"),
     ("job", "run", "nightly"),
@@ -115,7 +117,8 @@ def test_the_client_of_the_service_loads_neither_event_loop_nor_monitor(
     done = mapsaved.site.run(*words, check=0, env={"PYTHONPROFILEIMPORTTIME": "1"})
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "mapsave.client.delegate" in loaded
-    assert not loaded & {"asyncio", "logging", "mapsave.operations.save", "mapsave.monitor.qmp"}
+    ours = {"mapsave.operations.save", "mapsave.monitor.qmp"}
+    assert not loaded & {"asyncio", "logging", "http.client", "ssl", "email.parser", *ours}
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
@@ -142,19 +145,39 @@ def test_an_image_is_looked_into_alike(
     assert after - before == (0 if arguments[0] == "inspect" else 1)
 
 
+def test_a_picture_is_drawn_alike(mapsaved: service.Service, tmp_path: Path) -> None:
+    site, file = mapsaved.site, tmp_path / "WAY.svg"
+    site.run("save", "db", "-o", "drawn", "--replace", *RESUME, check=0)
+    _, served = same(mapsaved, 0, "inspect", "drawn", "--picture", str(file), "--json")
+    pictures = [(tmp_path / f"{way}.svg").read_bytes() for way in ("local", "served")]
+    assert pictures[0] == pictures[1] != b""
+    assert served.json() == {"picture": str(tmp_path / "served.svg"), "bytes": len(pictures[1])}
+    answer = mapsaved.request("GET", "/v1/images/drawn/picture")
+    assert answer.headers["Content-Type"] == "image/svg+xml; charset=utf-8"
+    assert answer.body == pictures[1]
+    missing = str(tmp_path / "missing/picture.svg")
+    same(mapsaved, 2, "inspect", "drawn", "--picture", missing, "--json")
+    same(mapsaved, 2, "inspect", "nothing", "--picture", str(file), "--json")
+    assert not (tmp_path / "missing").exists()
+
+
 def test_a_restore_is_told_alike(mapsaved: service.Service) -> None:
     site = mapsaved.site
     done = []
     for name, way in (("passing local", ["--local"]), ("passing served", [])):
         site.run("--local", "save", name, "-o", f"{name}.img", check=0)
+        named = site.run(*way, "list", "--guest", name, "--latest", "--names", check=0)
+        assert named.stdout == f"{name}.img\n"
         before = _newest(mapsaved)
-        result = site.run(*way, "restore", f"{name}.img", "--json", check=0)
+        result = site.run(*way, "restore", "--latest", name, "--json", check=0)
         assert (_newest(mapsaved) == before) is bool(way)
         done.append(shape(result.json()))
         emulated.end(emulated.socket_of(site, name))
         again = site.run(*way, "restore", f"{name}.img", "--json", check=3)
         done.append(shape(again.json()))
-        gone = site.run(*way, "discard", f"{name}.img", check=0)
+        (site.images / f"{name}.copy").write_bytes((site.images / f"{name}.img").read_bytes())
+        gone = site.run(*way, "discard", f"{name}.img", f"{name}.copy", check=0)
+        assert not list(site.images.glob(f"{name}*"))
         done.append(steady(gone.stdout))
     assert done[:3] == done[3:]
 
@@ -178,6 +201,8 @@ BAD = [
     (6, ("check", "damaged.img")),
     (3, ("discard", "there.img")),
     (2, ("discard", "nothing.img")),
+    (3, ("discard", "there.img", "nothing.img")),
+    (2, ("restore", "--latest", "gone")),
     (6, ("discard", "text.img")),
     (3, ("job", "run", "all")),
     (3, ("job", "check", "all")),
@@ -338,3 +363,22 @@ def test_a_socket_that_nobody_listens_at_is_no_service(site: cli.Site) -> None:
     assert site.run("list", check=0).stdout.startswith("no images")
     for command in (["ps"], ["wait", "0"], ["cancel", "0"], ["logs", "0"]):
         assert "[service.unreachable]" in site.run(*command, check=3).stderr
+
+
+def test_a_pinned_image_is_kept(mapsaved: service.Service) -> None:
+    site = mapsaved.site
+    replacing = ("save", "db", "-o", "kept", "--replace", *RESUME)
+    site.run(*replacing, "--note", "before the upgrade", check=0)
+    _, served = same(mapsaved, 0, "pin", "kept")
+    assert served.stdout == f"{site.images / 'kept'}: pinned\n"
+    for words in (("discard", "kept", "--yes"), replacing):
+        refused, _ = same(mapsaved, 3, *words, "--json")
+        assert "is pinned" in refused.error()["message"]
+        assert "unpin kept" in refused.error()["hint"]
+    shown, _ = same(mapsaved, 0, "inspect", "kept")
+    assert "native format, pinned\n" in shown.stdout
+    assert "  note       before the upgrade\n" in shown.stdout
+    line = r"saved, pinned .* before the upgrade +kept$"
+    assert re.search(line, site.run("list", check=0).stdout, re.MULTILINE)
+    same(mapsaved, 0, "unpin", "kept", "--json")
+    site.run("discard", "kept", "--yes", check=0)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import cli, processes, service
-from tests.service.authority import Authority, free_port
+from tests.kit import cli, ports, processes, service, wait
+from tests.service.authority import Authority
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls") / "ca")
 
 
-PORT = free_port()
+PORT = ports.reserved()
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,7 @@ def mapsaved(
 ) -> Iterator[service.Service]:
     """A service that listens on a port of loopback as well."""
     site = cli.Site(tmp_path_factory.mktemp("tls") / "site")
-    certificate, key = authority.issue("/CN=mapsaved", "serverAuth")
-    listen = {
-        "address": f"127.0.0.1:{PORT}",
-        "certificate": str(certificate),
-        "key": str(key),
-        "clients": str(authority.certificate),
-        "operators": ["alice"],
-        "readers": ["bob", "carol smith"],
-    }
+    listen = authority.listen(PORT, operators=["alice"], readers=["bob", "carol smith"])
     site.settings = {"service": {"listen": listen}}
     site.add_guest("db", emulator={"memory": "8M"})
     with service.running(site) as running:
@@ -63,7 +55,7 @@ def ask(
     context = ssl.create_default_context(cafile=str(authority.certificate))
     if certificate is not None:
         context.load_cert_chain(*certificate)
-    connection = http.client.HTTPSConnection("127.0.0.1", PORT, timeout=20, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", PORT, timeout=wait.LONG, context=context)
     kind = {} if body is None else {"Content-Type": "application/json"}
     with contextlib.closing(connection):
         connection.request(method, target, body, kind)
@@ -119,7 +111,7 @@ def test_the_name_alone_is_no_proof(
 
 
 def test_plain_http_gets_no_answer(mapsaved: service.Service) -> None:
-    with socket.create_connection(("127.0.0.1", PORT), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", PORT), timeout=wait.LONG) as sock:
         sock.sendall(b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = b""
         with contextlib.suppress(ConnectionResetError):
@@ -134,7 +126,7 @@ def test_old_tls_is_refused(mapsaved: service.Service, authority: Authority) -> 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=30,
+        timeout=wait.LONG,
     )
     assert done.returncode != 0
 
@@ -194,13 +186,13 @@ def test_a_file_that_cannot_be_used_is_named(
     files = {"certificate": certificate, "key": secret, "clients": authority.certificate}
     (tmp_path / "bad.pem").write_text("nothing")
     files[key] = tmp_path / "bad.pem"
-    listen = {"address": f"127.0.0.1:{free_port()}", **{k: str(v) for k, v in files.items()}}
+    listen = {"address": f"127.0.0.1:{ports.reserved()}", **{k: str(v) for k, v in files.items()}}
     site.settings = {"service": {"listen": listen}}
     site.write()
     with processes.running(
         [*cli.COMMAND, "--config", str(site.config), "serve"], stderr=subprocess.PIPE, text=True
     ) as process:
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=wait.LONG)
     assert process.returncode == 2, told
     assert "service.listen." in told
     assert "Traceback" not in told

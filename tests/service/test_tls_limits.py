@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 
-from tests.kit import cli, processes, service, wait
-from tests.service.authority import Authority, free_port
-from tests.service.users import SOCKET, UID
+from tests.kit import cli, ports, processes, service, wait
+from tests.service.authority import Authority
+from tests.service.users import UID
 
-# The limits of accepting.py, less patient.
+# The limits of accepting.py, lower.
 _CODE = (
     "from mapsave.cli import start; from mapsave.service import accepting;"
-    "accepting.USUAL = accepting.Limits(handshake=0.5, of_address=4, open=3); start.command()"
+    "accepting.USUAL = accepting.Limits({}); start.command()"
 )
-IMPATIENT = [sys.executable, "-c", _CODE]
+IMPATIENT = [sys.executable, "-c", _CODE.format("handshake=0.5")]
+STRICT = [sys.executable, "-c", _CODE.format("handshake=240, of_address=4, open=3")]
 REFUSED = r"certificate|reset|closed|EOF|alert|CERTIFICATE"
 
 
@@ -44,7 +45,9 @@ class Secured:
         context = ssl.create_default_context(cafile=str(trusted.certificate))
         if certificate is not None:
             context.load_cert_chain(*certificate)
-        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=context)
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=wait.LONG, context=context
+        )
 
     def ask(self, certificate: tuple[Path, Path] | None, **how: Any) -> int:
         """Return the status of an answer; raise OSError where the connection is refused."""
@@ -85,7 +88,7 @@ def secured(
 ) -> Iterator[Secured]:
     files = site.directory / "tls"
     files.mkdir()
-    port = free_port()
+    port = ports.reserved()
     certificate, secret = authority.issue("/CN=mapsaved", "serverAuth")
     sources = {"certificate": certificate, "key": secret, "clients": authority.certificate}
     if crl is not None:
@@ -157,7 +160,7 @@ def test_a_list_is_no_way_to_trust_another_ca(
 
 
 def served(port: int) -> str:
-    return ssl.get_server_certificate(("127.0.0.1", port), timeout=20)
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=wait.LONG)
 
 
 @pytest.mark.parametrize("how", ["request", "signal"])
@@ -191,7 +194,7 @@ def test_a_bad_renewal_changes_nothing(site: cli.Site, authority: Authority) -> 
 
 
 def idle(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=20)
+    return socket.create_connection(("127.0.0.1", port), timeout=wait.LONG)
 
 
 def is_closed(sock: socket.socket) -> bool:
@@ -222,7 +225,7 @@ def test_one_address_has_few_handshakes_at_once(site: cli.Site, authority: Autho
 
 def test_clients_without_a_role_have_few_connections(site: cli.Site, authority: Authority) -> None:
     mallory = authority.issue("/CN=mallory")
-    with secured(site, authority, command=IMPATIENT) as found, contextlib.ExitStack() as stack:
+    with secured(site, authority, command=STRICT) as found, contextlib.ExitStack() as stack:
         for _ in range(3):
             connection = stack.enter_context(contextlib.closing(found.connect(mallory)))
             assert status(connection) == 403
@@ -245,7 +248,7 @@ held = []
 for _ in range(20):
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(sys.argv[1])
-    sock.settimeout(30)
+    sock.settimeout(240)
     try:
         sock.sendall(b"GET /v1/guests HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
         answered = sock.recv(65536).startswith(b"HTTP/1.1 403")
@@ -260,16 +263,14 @@ print(sum(answered for _, answered in held))
 def test_a_user_without_a_role_has_few_connections() -> None:
     with service.reachable_site() as site:
         site.directory.chmod(0o755)
-        site.settings = {"service": {"group": SOCKET.gr_name}}
-        site.write()
         with service.running(site) as mapsaved:
-            words = [*service.as_user(UID, SOCKET.gr_gid, []), sys.executable, "-c", _HOLD]
+            words = [*service.as_user(UID, UID, []), sys.executable, "-c", _HOLD]
             done = subprocess.run(
                 [*words, str(site.socket)],
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=60,
+                timeout=wait.LONG,
                 env=processes.environment(),
             )
             assert done.stdout == "16\n", done.stderr

@@ -12,4 +12,4 @@ def _groups(count: int) -> list[grp.struct_group]:
     return found[-count:]
 
 
-SOCKET, OPERATORS, READERS = _groups(3)
+OPERATORS, READERS = _groups(2)

@@ -19,6 +19,12 @@ _AT_ONCE = 50
 _PAUSE = 0.0003
 
 
+def written(number: int, kind: str, data: Mapping[str, object]) -> bytes:
+    """Return an event as server-sent events are written."""
+    head = f"id: {number}\nevent: {kind}\ndata: ".encode()
+    return b"".join((head, strict_json.encoded(data), b"\n\n"))
+
+
 class _Channel:
     """The last events of all operations, or of one, and those who wait for the next.
 
@@ -120,7 +126,7 @@ class Hub:
 
     def __init__(self) -> None:
         self._channels: dict[str | None, _Channel] = {}
-        self._number = 0
+        self.number = 0
         self.is_closed = False
 
     def __len__(self) -> int:
@@ -145,12 +151,11 @@ class Hub:
 
     def publish(self, kind: str, data: Mapping[str, object], operation: str | None = None) -> None:
         """Tell all listeners, and those of ``operation`` alone, that something happened."""
-        self._number += 1
+        self.number += 1
         channels = [self._channels[name] for name in {None, operation} if name in self._channels]
         if not channels:
             return
-        text = strict_json.dumps(data, default=str)
-        event = f"id: {self._number}\nevent: {kind}\ndata: {text}\n\n".encode()
+        event = written(self.number, kind, data)
         for channel in channels:
             channel.add(event)
 

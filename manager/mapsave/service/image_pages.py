@@ -11,7 +11,7 @@ from typing import TypedDict
 
 from mapsave.config import Config
 from mapsave.image import store
-from mapsave.operations import image_index, restored_notes, trust
+from mapsave.operations import image_index, in_use, pins, restored_notes, trust
 from mapsave.operations.image_index import Images, Listed
 from mapsave.service.reader_pool import Looking
 from mapsave.strict_json import Facts
@@ -20,7 +20,7 @@ _KEPT = 10.0  # seconds from one page to the next
 
 
 class Page(TypedDict):
-    """Some images, and what to ask for the next ones with; see ``api.responses.Images``."""
+    """Some images, and what to ask for the next ones with; see ``client.responses.Images``."""
 
     directory: str
     images: list[Facts]
@@ -36,15 +36,18 @@ class ImagePages:
         self._last: Images | None = None
         self._forgetting: asyncio.TimerHandle | None = None
 
-    async def page(self, before: str | None, limit: int) -> Page:
+    async def page(
+        self, before: str | None, limit: int, guest: str | None = None, *, latest: bool = False
+    ) -> Page:
         """Return ``limit`` images, those after the page whose ``next`` is ``before``.
 
-        Raises ServiceBusy, BadDirectory, NotPermitted.
+        ``guest`` and ``latest`` are as for ``image_index.Images.chosen``, and the same for each
+        page. Raises ServiceBusy, BadDirectory, NotPermitted.
         """
         found = self._last if before is not None else None
         if found is None:
             found = await self._looking.run(self._look)
-        listed = found.listed
+        listed = found.chosen(guest, latest=latest)
         start = 0
         if before is not None:
             modified, inode = map(int, before.split("."))
@@ -58,12 +61,12 @@ class ImagePages:
         following = None if is_last else f"{-part[-1].place[0]}.{part[-1].place[1]}"
         return {"directory": found.path, "images": lines, "next": following}
 
-    async def of_guest(self, name: str) -> list[Facts]:
-        """Return the images of a guest. Raises as ``page`` does."""
+    async def chosen(self, guest: str | None = None, *, latest: bool = False) -> list[Facts]:
+        """Return all images that ``page`` would with these; raises as it does."""
 
         def look() -> list[Facts]:
             found = self._look()
-            return self._lines(found, [each for each in found.listed if each.read.guest == name])
+            return self._lines(found, found.chosen(guest, latest=latest))
 
         return await self._looking.run(look)
 
@@ -78,8 +81,10 @@ class ImagePages:
     def _look(self) -> Images:
         config = self._config()
         with store.directory(config.images, create=True) as held:
-            return image_index.look(held, config.state, trust.users())
+            return image_index.look(held, config.state, trust.users(), with_managed=True)
 
     def _lines(self, found: Images, part: list[Listed]) -> list[Facts]:
-        noted = restored_notes.noted(self._config().state)
-        return [found.line(each, noted) for each in part]
+        state = self._config().state
+        noted, pinned = restored_notes.noted(state), pins.shown(state)
+        users = in_use.shown(state)
+        return [found.line(each, noted, pinned, users) for each in part]

@@ -1,7 +1,7 @@
 """The jobs directory: every ``*.yaml`` in it, those that are wrong listed with their error."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import structs
@@ -11,6 +11,7 @@ from mapsave.config import Config
 from mapsave.image import ownership
 from mapsave.jobs import job as jobs
 from mapsave.jobs.job import Job
+from mapsave.jobs.schedule import Schedule
 from mapsave.operations import trust
 from mapsave.strict_json import Facts
 
@@ -37,10 +38,20 @@ class Broken:
 
 
 class Jobs:
-    """The jobs by name, and the files that could not be loaded."""
+    """The jobs by name, and the files that could not be loaded.
 
-    def __init__(self, found: dict[str, Job], broken: tuple[Broken, ...] = ()) -> None:
+    ``guests`` are those of each job, by its name, as it was loaded: with thousands of guests it
+    takes long to find which ones a pattern means.
+    """
+
+    def __init__(
+        self,
+        found: dict[str, Job],
+        guests: Mapping[str, list[str]],
+        broken: tuple[Broken, ...] = (),
+    ) -> None:
         self._found = found
+        self.guests = guests
         self.broken = broken
 
     def __iter__(self) -> Iterator[Job]:
@@ -69,15 +80,16 @@ def load(config: Config) -> Jobs:
     A job whose guests do not exist, or whose name another file has, is broken too.
     """
     found: dict[str, Job] = {}
+    guests: dict[str, list[str]] = {}
     broken: list[Broken] = []
     try:
         paths = sorted(path for path in config.jobs.iterdir() if path.suffix in (".yaml", ".yml"))
     except FileNotFoundError:
-        return Jobs({})
+        return Jobs({}, {})
     except OSError as error:
         words = f"cannot read the jobs directory {str(config.jobs)!r}: {error.strerror}"
         why = errors.of_os_error(error, words, config.jobs, otherwise=errors.ConfigMissing)
-        return Jobs({}, (Broken(config.jobs, why, is_directory=True),))
+        return Jobs({}, {}, (Broken(config.jobs, why, is_directory=True),))
     for path in paths:
         if path.name.startswith("."):
             continue
@@ -85,7 +97,7 @@ def load(config: Config) -> Jobs:
         try:
             job = jobs.load(path)
             name = job.name
-            job.resolve(config)
+            names = job.resolve(config)
             if "policy" in job.given:
                 _check_writers(path)
             if job.name in found:
@@ -95,8 +107,8 @@ def load(config: Config) -> Jobs:
         except errors.MapsaveError as error:
             broken.append(Broken(path, error, name))
         else:
-            found[job.name] = job
-    return Jobs(found, tuple(broken))
+            found[job.name], guests[job.name] = job, names
+    return Jobs(found, guests, tuple(broken))
 
 
 def _check_writers(path: Path) -> None:
@@ -117,14 +129,20 @@ def _check_writers(path: Path) -> None:
         )
 
 
-def line(job: Job, config: Config) -> Facts:
-    """Return a job as the API and ``mapsave job list`` show it. Raises ConfigError."""
+def line(job: Job, guests: list[str]) -> Facts:
+    """Return a job, of those ``guests``, as the API and ``mapsave job list`` show it."""
     return {
         "name": job.name,
         "file": str(job.source),
-        "guests": job.resolve(config),
-        "schedule": structs.asdict(job.schedule) if job.schedule is not None else None,
+        "guests": guests,
+        "schedule": None if job.schedule is None else _schedule(job.schedule),
         "keep": structs.asdict(job.keep) if job.keep is not None else None,
         "concurrency": job.concurrency,
-        "timeout": job.timeout,
+        "timeout_s": job.timeout,
     }
+
+
+def _schedule(schedule: Schedule) -> Facts:
+    found = structs.asdict(schedule)
+    found["jitter_s"] = found.pop("jitter")
+    return found

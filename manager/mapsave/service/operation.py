@@ -10,6 +10,7 @@ from mapsave import errors
 from mapsave.history.rows import Record
 from mapsave.history.states import ENDED, State
 from mapsave.migration.progress import Progress
+from mapsave.service.course import Course
 from mapsave.strict_json import Facts
 
 ID_BYTES = 6
@@ -35,6 +36,7 @@ class Operation:
     ended: float | None = None
     step: str | None = None
     progress: Progress | None = None
+    course: Course = dataclasses.field(default_factory=Course, repr=False)
     result: Facts | None = None
     error: errors.ErrorDict | None = None
     revision: int = 0
@@ -70,10 +72,12 @@ class Operation:
                 while self.revision == since:
                     await self._changed.wait()
 
-    async def wait_end(self) -> None:
-        """Return once it has ended."""
-        while not self.is_over:
-            await self._changed.wait()
+    async def wait_end(self, timeout: float | None = None) -> None:
+        """Return once it has ended, or after ``timeout`` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not self.is_over:
+                    await self._changed.wait()
 
     def record(self) -> Record:
         """Return it as the history keeps it."""
@@ -82,10 +86,5 @@ class Operation:
 
     def as_dict(self) -> Facts:
         """Return it as the API shows it."""
-        progress = None if self.progress is None else progress_as_dict(self.progress)
-        return {**vars(self.record()), "progress": progress, "revision": self.revision}
-
-
-def progress_as_dict(progress: Progress) -> Facts:
-    """Return how far an operation is: bytes, bytes per second, seconds."""
-    return {**dataclasses.asdict(progress), "eta_s": progress.eta_s}
+        progress = None if self.progress is None else self.progress.as_dict()
+        return {**self.record().as_dict(), "progress": progress, "revision": self.revision}

@@ -38,21 +38,41 @@ class Role(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class Lists:
+    """The groups of users that have a role; with ``is_remote`` certificates count instead."""
+
+    readers: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
+    is_remote: bool = False
+
+    def hint(self, role: Role) -> str:
+        """Return how to get ``role``."""
+        if role is Role.ADMIN:
+            return "only root and the user that the service runs as may"
+        names, key = self.operators, "'operators'"
+        if role is Role.READER:
+            names, key = (*self.readers, *names), f"'readers' or {key}"
+        if self.is_remote:
+            return f"ask root to list the common name in {key} of 'service.listen'"
+        if not names:
+            return f"ask root to list a group of yours in {key} of 'service'"
+        groups = " or ".join(map(repr, dict.fromkeys(names)))
+        return f"members of the group {groups} may: ask root to add you"
+
+
+@dataclasses.dataclass(frozen=True)
 class Peer:
     """Who is at the other end: a user of this host, or the holder of a certificate."""
 
     name: str
     role: Role
+    lists: Lists = Lists()
 
     def require(self, role: Role, what: str) -> None:
         """Raise RoleMissing unless the peer may do ``what``, for which ``role`` is needed."""
         if self.role >= role:
             return
-        hint = {
-            Role.READER: "ask to be added to a group of 'readers' or 'operators'",
-            Role.OPERATOR: "ask to be added to a group of 'operators'",
-            Role.ADMIN: "only root and the user that the service runs as may",
-        }[role]
+        hint = self.lists.hint(role)
         raise errors.RoleMissing(
             f"{self.name} may not {what}: the role {role.word!r} is needed, not {self.role.word!r}",
             hint=hint,
@@ -70,7 +90,7 @@ class Roles:
         self._readers = {_group(name, "readers") for name in service.readers}
         self._listen = service.listen
         self._names: dict[int, tuple[float, str]] = {}
-        self.group = None if service.group is None else _group(service.group, "group")
+        self._groups = Lists(service.readers, service.operators)
 
     def of_user(self, uid: int, groups: Sequence[int]) -> Role:
         """Return the role of a user of this host."""
@@ -84,7 +104,7 @@ class Roles:
         """Return who is connected to a unix socket. Raises OSError."""
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, gid = _CREDENTIALS.unpack(raw)
-        return Peer(self._name(uid), self.of_user(uid, [gid, *_groups(sock)]))
+        return Peer(self._name(uid), self.of_user(uid, [gid, *_groups(sock)]), self._groups)
 
     def _name(self, uid: int) -> str:
         """Return a user's name, which a directory service may take long to return."""
@@ -106,14 +126,15 @@ class Roles:
             if key == "commonName"
         ]
         listen: Listen | None = self._listen
+        lists = Lists(is_remote=True)
         if len(names) != 1 or listen is None:
-            return Peer("a client without one common name", Role.NOTHING)
+            return Peer("a client without one common name", Role.NOTHING, lists)
         role = Role.NOTHING
         if names[0] in listen.operators:
             role = Role.OPERATOR
         elif names[0] in listen.readers:
             role = Role.READER
-        return Peer(f"certificate {names[0]!r}", role)
+        return Peer(f"certificate {names[0]!r}", role, lists)
 
 
 def _groups(sock: socket.socket) -> list[int]:

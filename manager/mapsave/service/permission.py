@@ -1,10 +1,11 @@
 """Who may request what: operators work on the guests and images that root has configured."""
 
 from mapsave import errors, key_types
+from mapsave.client.requests import Check, Clone, Request, Restore, RestoreAll, Save, SaveAll
 from mapsave.config import Config
+from mapsave.evacuation import clones
 from mapsave.image import image
 from mapsave.operations import bounds
-from mapsave.service.api.requests import Check, Request, Restore, RestoreAll, Save, SaveAll
 from mapsave.service.peers import Peer, Role
 
 
@@ -28,6 +29,8 @@ def check(peer: Peer, request: Request, config: Config) -> None:
             for field in admins:
                 if getattr(request.restore, field):
                     peer.require(Role.ADMIN, f"set {field!r} of a restore")
+        case Clone() if request.clone.trust_image:
+            peer.require(Role.ADMIN, "set 'trust_image' of a clone")
         case SaveAll() if request.libvirt is not None:
             peer.require(Role.ADMIN, "save domains that are not configured")
         case RestoreAll() if request.discard:
@@ -44,6 +47,14 @@ def check_bounds(peer: Peer | None, request: Request, config: Config) -> None:
             bounds.check_policy(config, request.guest, request.save.policy)
         case Check() if request.guest is not None and request.check is not None:
             bounds.check_policy(config, request.guest, request.check.policy)
+        case Clone():
+            try:
+                with image.opened(path_of(config, request.image)) as found:
+                    owner = bounds.owner(found.metadata)
+            except errors.MapsaveError:
+                return  # the clone, which checks again, says what is wrong with the image
+            template = clones.template_of(config, owner, request.clone.guest)
+            bounds.check_template(template, request.image)
         case Restore():
             guest = request.restore.guest
             try:
@@ -77,6 +88,8 @@ def _guests(request: Request) -> list[str | None]:
             return list(request.guests)
         case Restore():
             return [request.restore.guest]
+        case Clone():
+            return [request.clone.guest, *request.clone.names]
     return [request.guest]
 
 

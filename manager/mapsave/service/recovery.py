@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from mapsave import errors
+from mapsave import blocking, errors, units
 from mapsave.config import Config
 from mapsave.history.history import History
 from mapsave.history.rows import Record
@@ -15,7 +15,9 @@ from mapsave.hooks import recover
 from mapsave.image import store
 from mapsave.image.store import Entry
 from mapsave.operations import (
+    answering,
     journal_facts,
+    pending,
     recover_restore,
     recover_result,
     restored_notes,
@@ -52,8 +54,14 @@ class Recovery:
         self._dealt_with: dict[str, Line] = {}
         self._slots: dict[str, contextlib.ExitStack] = {}
         self._needed = asyncio.Event()
-        self.is_done = False
+        # Whether something is to be recovered; None until that was looked at for the first time.
+        self.is_needed: bool | None = None
         self.problems: list[str] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to recover."""
+        return self.is_needed is False
 
     @property
     def _interrupted(self) -> dict[str, Record]:
@@ -62,6 +70,8 @@ class Recovery:
     async def begin(self) -> None:
         """Note what was under way when the service before us ended."""
         self._interrupted.update({each.id: each for each in await self._history.unfinished()})
+        if self._interrupted:
+            self.is_needed = True
         await self._hold_slots()
 
     async def _hold_slots(self) -> None:
@@ -75,7 +85,7 @@ class Recovery:
 
     async def _device(self) -> int:
         """Return the file system of the images; 0 where it is unknown."""
-        look = asyncio.to_thread(os.stat, self._config().images)
+        look = blocking.call(os.stat, self._config().images)
         try:
             return (await asyncio.wait_for(look, _PATIENCE)).st_dev
         except (OSError, TimeoutError):
@@ -99,7 +109,7 @@ class Recovery:
             _log.error("the step journals cannot be read: %s", error)
         else:
             _log.warning("operation %s needs recovery", operation)
-        self.is_done = False
+        self.is_needed = True
         self._needed.set()
 
     async def run(self) -> None:
@@ -111,18 +121,26 @@ class Recovery:
     async def _until_done(self) -> None:
         pause = _SOON
         while not self.is_done:
+            words = units.format_duration(pause)
             try:
                 done = await self.once()
             except (errors.MapsaveError, OSError) as error:
                 # The history cannot be written, the image directory is gone: that may pass.
-                _log.error("recovery: %s; retrying in %g s", error, pause)
+                self.is_needed = True
+                _log.error("recovery: %s; retrying in %s", error, words)
             except Exception:
-                _log.exception("recovery: a bug in mapsave; retrying in %g s", pause)
+                self.is_needed = True
+                _log.exception("recovery: a bug in mapsave; retrying in %s", words)
             else:
                 for line in done["operations"]:
                     if line["error"]:
-                        words = (line["operation"], line["guest"], line["error"]["message"], pause)
-                        _log.warning("recovery of the %s of %s: %s; retrying in %g s", *words)
+                        _log.warning(
+                            "recovery of the %s of %s: %s; retrying in %s",
+                            line["operation"],
+                            line["guest"],
+                            line["error"]["message"],
+                            words,
+                        )
             if not self.is_done:
                 await asyncio.sleep(pause)
             pause = min(pause * 2, _LATER)
@@ -131,9 +149,13 @@ class Recovery:
         """Recover once; return what ``mapsave recover --json`` prints. Raises Refused, OSError."""
         async with self._one_at_a_time:
             config = self._config()
+            await answering.check(config.state, writable=True)
             # What is left from now on may come too late for this time.
             self._needed.clear()
             await self._settle_others()
+            found = await answering.within(config.state, pending.pending, config.state)
+            if any(not each["in_progress"] for each in found):
+                self.is_needed = True
             done = await recover.recover(config, told=self._told)
             await self._settle_others()
             self.problems = [
@@ -143,7 +165,7 @@ class Recovery:
             has_failed = any(line["error"] for line in done["operations"])
             if self._interrupted or has_failed:
                 self._needed.set()
-            self.is_done = not self._needed.is_set()
+            self.is_needed = self._needed.is_set()
             return done
 
     async def _told(self, line: Line) -> None:
@@ -166,11 +188,16 @@ class Recovery:
 
     async def _settle_others(self) -> None:
         """Settle those that no step journal speaks of: they waited, or had just ended."""
-        spoken_of = journal_facts.operations(self._config().state)
+        state = self._config().state
+        spoken_of = await answering.within(state, journal_facts.operations, state)
         others = [each for each in self._interrupted.values() if each.id not in spoken_of]
         if not others:
             return
-        images = await self._images()
+        try:
+            images = await self._images()
+        except errors.BadDirectory as error:
+            _log.error("recovery: %s", error)  # the next time; others do not wait for it
+            return
         for record in others:
             await self._settle(record, images)
 
@@ -204,7 +231,7 @@ class Recovery:
                 if each.metadata.get("operation") and recover_result.is_saved(each)
             }
 
-        return await asyncio.to_thread(look)
+        return await answering.within(directory, look)
 
     def _result(self, record: Record, line: Line | None, images: dict[str, Entry]) -> Facts | None:
         """Return the result of what has reached its end after all; None for the others."""
@@ -217,8 +244,9 @@ class Recovery:
         if record.kind == "restore":
             path = str(line["image"] if line else self._config().images / str(record.image))
             entry = images.get(os.path.realpath(path))
-            used = entry is not None and entry.state is store.EntryState.RESTORED
+            is_clone = "clone" in record.request  # of which the image does not say so
+            used = entry is not None and (is_clone or entry.state is store.EntryState.RESTORED)
             over = line is None and record.step in _HANDED_OVER and used
-            if over or outcome in (recover_restore.RUNS, recover_restore.ENDED_SINCE):
+            if over or outcome in recover_restore.RESTORED:
                 return results.recovered_restore(entry, line, record.guest).as_dict()
         return None

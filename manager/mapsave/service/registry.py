@@ -7,9 +7,9 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from mapsave import errors, shielded
+from mapsave import errors, shielded, units
 from mapsave.history.history import History
-from mapsave.history.rows import Record, Step
+from mapsave.history.rows import Record, Sample, Step
 from mapsave.history.states import State
 from mapsave.jobs import outcome
 from mapsave.migration.progress import Progress
@@ -17,7 +17,7 @@ from mapsave.operations import journal as steps
 from mapsave.service.events import Hub
 from mapsave.service.log import setup as logs
 from mapsave.service.metrics.metrics import Metrics
-from mapsave.service.operation import Operation, progress_as_dict
+from mapsave.service.operation import Operation
 from mapsave.strict_json import Facts
 
 Work = Callable[[Operation], Awaitable[Facts]]
@@ -131,7 +131,10 @@ class Operations:
     def progressed(self, active: Operation, progress: Progress) -> None:
         """Note how far an operation is."""
         active.change(progress=progress)
-        facts = {"id": active.id, "progress": progress_as_dict(progress)}
+        active.course.note(
+            Sample(time.time(), progress.phase, progress.done_bytes, progress.total_bytes)
+        )
+        facts = {"id": active.id, "progress": progress.as_dict()}
         self._hub.publish("progress", facts, active.id)
 
     def cancel(self, active: Operation) -> None:
@@ -166,7 +169,8 @@ class Operations:
         waited: set[str] = set()
         while self._active:
             if finish and loop.time() >= end:
-                _log.warning("stopping: not finished within %g s, cancelling", limit)
+                words = "stopping: not finished within %s, cancelling"
+                _log.warning(words, units.format_duration(limit))
                 finish = False
             parents = {each.parent for each in self._active.values()}
             idle = {
@@ -263,6 +267,11 @@ class Operations:
         """Return the steps that an operation took."""
         return await self._history.steps(operation)
 
+    async def course(self, operation: str) -> list[Sample]:
+        """Return how an operation's progress was over time."""
+        known = self._known(operation)
+        return known.course.samples if known is not None else await self._history.course(operation)
+
     async def _run(self, active: Operation, work: Work) -> None:
         def note_step(step: str, data: Mapping[str, object]) -> None:
             active.note_step(step)
@@ -300,6 +309,8 @@ class Operations:
     ) -> None:
         """Record the outcome, then publish it: its readers find it recorded."""
         ended = time.time()
+        if active.course.samples:
+            self._history.note_course(active.id, active.course.samples)
         try:
             await self._history.end(active.id, state, ended=ended, result=result, error=error)
         except errors.MapsaveError as failure:

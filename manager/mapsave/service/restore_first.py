@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mapsave import errors
+from mapsave import errors, units
 from mapsave.evacuation import record
 
 # Seconds. A record that no restore-all works on keeps no job from running for longer.
@@ -35,7 +35,7 @@ class RestoreFirst:
             return None
         return (
             "'mapsave restore-all' has not restored all guests that save-all saved; waiting at "
-            f"most {LIMIT / 60:g} minutes"
+            f"most {units.format_duration(LIMIT)}"
         )
 
     def _is_waiting(self) -> bool:

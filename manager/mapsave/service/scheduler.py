@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from mapsave import errors
+from mapsave import blocking, errors
 from mapsave.history.history import History
 from mapsave.jobs import schedule as schedules
 from mapsave.jobs.job import Job
@@ -106,7 +106,7 @@ class Scheduler:
 
     async def _is_held(self, due: list[str]) -> bool:
         """Return whether the jobs that are due have to wait, which is logged once."""
-        reason = await asyncio.to_thread(self._held)
+        reason = await blocking.call(self._held)
         if reason is not None and reason != self._held_for:
             _log.warning("waiting: %s: %s", ", ".join(f"job {name}" for name in due), reason)
         self._held_for = reason
@@ -138,10 +138,3 @@ class Scheduler:
     def _after(self, job: Job, now: datetime.datetime) -> datetime.datetime:
         assert job.schedule is not None
         return schedules.next_run(job.schedule, now) + schedules.jitter(job.schedule, self._random)
-
-
-def as_time(seconds: float | None) -> str | None:
-    """Return a time as the API shows it: ISO 8601 in UTC; None for None."""
-    if seconds is None:
-        return None
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -16,11 +17,10 @@ from mapsave.config import Config
 from mapsave.history import history
 from mapsave.history import opening as history_opening
 from mapsave.operations import journal
-from mapsave.service import sockets, systemd, work
+from mapsave.service import memory, sockets, systemd, work
 from mapsave.service.accepting import Acceptor
 from mapsave.service.api import app, routes
 from mapsave.service.api.connections import Connections
-from mapsave.service.peers import Roles
 from mapsave.service.service import Service
 from mapsave.service.systemd import Notifier
 
@@ -39,6 +39,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
 
     Raises ServiceRunning, ConfigError, NotPermitted.
     """
+    memory.be_sparing()
     notifier = systemd.Notifier.from_environment(os.environ)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each connection is a descriptor
@@ -62,6 +63,9 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
         opening = history_opening.opened(config.state / "journal.db")
         kept, problems = await stack.enter_async_context(opening)
         running = await stack.enter_async_context(_listening(load, config, kept, problems))
+        # What there is by now stays: to look through it for garbage, time and again, would hold up
+        # the loop by tens of milliseconds.
+        gc.freeze()
         notifier.ready()
         notifier.status(_summary(running))
         _log.info("serving at %s", config.socket)
@@ -85,8 +89,7 @@ async def _listening(
         # The sockets are bound before the service begins, so that a second one changes nothing.
         listeners = systemd.listen_sockets(os.environ)
         if not listeners:
-            group = Roles(config.service).group
-            listeners = [stack.enter_context(sockets.unix(config.socket, group))]
+            listeners = [stack.enter_context(sockets.unix(config.socket))]
         async with started(load, config, kept, problems) as running:
             runner = web.AppRunner(
                 app.application(running, routes.ROUTES, connections),
@@ -219,8 +222,9 @@ async def started(
         ("housekeeping", service.housekeeping()),
         ("metrics", service.write_metrics()),
         ("reaper", service.reap()),
-        ("memory", service.give_memory_back()),
+        ("memory", memory.give_back(lambda: not service.operations)),
         ("history", service.mend_history()),
+        ("digests", service.digests.run()),
     )
     tasks = [schedule, *(asyncio.create_task(each, name=name) for name, each in beside)]
     for task in tasks:

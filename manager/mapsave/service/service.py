@@ -2,25 +2,25 @@
 
 import asyncio
 import collections
-import ctypes
 import functools
-import gc
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 
 from msgspec import structs
 
-from mapsave import errors
+from mapsave import blocking, errors, units
 from mapsave.config import Config
 from mapsave.history.history import History
 from mapsave.history.states import State
 from mapsave.jobs.job import Job
-from mapsave.monitor import process
 from mapsave.operations import launch
 from mapsave.service import job_files, registry, restore_first, webhooks
+from mapsave.service.digests import DigestTaker
 from mapsave.service.events import Hub
+from mapsave.service.guest_states import GuestStates
 from mapsave.service.image_pages import ImagePages
 from mapsave.service.metrics.metrics import Metrics
 from mapsave.service.metrics.scrape import JobState, Sources
@@ -40,15 +40,13 @@ _log = logging.getLogger(__name__)
 
 _DAY = 86400.0
 _REAP = 2.0  # seconds that a guest which has ended stays a zombie
-# Seconds between two looks whether the service has grown by so many bytes.
-_TRIM, _GROWN = 10.0, 8 << 20
 _TEXTFILE = 15.0  # seconds between two writings of the metrics' file
 _MEND = 5.0  # seconds between two tries to write what the history lacks
 # Threads that look into images, and how many requests may wait for them.
 _LOOKING, _LOOKING_QUEUE = 2, 16
 # What takes effect only when the service starts.
 _FIXED = ("state", "socket")
-_FIXED_OF_SERVICE = ("group", "listen", "log")
+_FIXED_OF_SERVICE = ("listen", "log")
 
 
 class Service:
@@ -78,6 +76,7 @@ class Service:
         self.config = config
         self.roles = Roles(config.service)
         self.jobs = job_files.load(config)
+        webhooks.check(config.notify)
         self.hub = Hub()
         limits = config.service
         self.slots = Slots(limits.concurrency, limits.per_file_system, limits.bandwidth)
@@ -89,7 +88,10 @@ class Service:
         self.history = history
         self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
         self.pages = ImagePages(lambda: self.config, self.looking)
+        self.guests = GuestStates(lambda: self.config)
+        self.digests = DigestTaker(self._to_be_digested, self._moves_guests, self.metrics.digested)
         self.verifying = Looking(_LOOKING, registry.MOST)
+        self.reading_data = asyncio.Semaphore(1)  # two would read no faster
         listen = config.service.listen
         self.tls = None if listen is None else Tls(listen)
         # Closes connections of older certificates, once there are any.
@@ -107,8 +109,9 @@ class Service:
 
     async def _reload(self) -> list[str]:
         # In a thread: thousands of guests take seconds.
-        config = await asyncio.to_thread(self._load)
-        jobs = await asyncio.to_thread(job_files.load, config)
+        config = await blocking.call(self._load)
+        await blocking.call(webhooks.check, config.notify)
+        jobs = await blocking.call(job_files.load, config)
         known = {each.path for each in self.jobs.broken}
         for each in jobs.broken:
             if each.path not in known:  # one that was broken already keeps nothing from changing
@@ -168,11 +171,23 @@ class Service:
 
     def _has_ended(self, ended: Operation) -> None:
         self.recovery.ended(ended.id)
+        if ended.kind == "save" and (ended.result or {}).get("digests") == "pending":
+            self.digests.saved(str(ended.image))
         webhook = self.config.notify
         if self._notifying[ended.kind] and webhook and ended.parent is None:
             found = ended.as_dict()
             telling = webhooks.send(webhook, webhooks.message_of(found), webhooks.outcome_of(found))
             self.spawn(f"notification of {ended.kind} {ended.id}", telling)
+
+    def _to_be_digested(self) -> Path | None:
+        return None if self.config.save.digests == "off" else self.config.images
+
+    def _moves_guests(self) -> bool:
+        # Not those to be recovered: some stay so for days.
+        return any(
+            each.kind in ("save", "restore") and each.state != State.PENDING
+            for each in self.operations.under_way()
+        )
 
     def _sources(self, history: History) -> Sources:
         def pending() -> int:
@@ -190,16 +205,12 @@ class Service:
             listeners=lambda: len(self.hub),
             journal_bytes=history.size_bytes,
             images=lambda: self.config.images,
-            jobs=lambda: {job.name: self._job_state(job) for job in self.jobs},
-            degraded=self.is_degraded,
+            jobs=lambda: {
+                name: JobState(self.scheduler.next_run(name), guests)
+                for name, guests in self.jobs.guests.items()
+            },
+            degraded=lambda: bool(self.reasons()),
         )
-
-    def _job_state(self, job: Job) -> JobState:
-        try:
-            guests = job.resolve(self.config)
-        except errors.MapsaveError:
-            guests = []  # the configuration is another since the job was loaded
-        return JobState(self.scheduler.next_run(job.name), guests)
 
     async def begin(self) -> None:
         """Go on from what the history knows; what it cannot say keeps nothing from starting."""
@@ -248,25 +259,6 @@ class Service:
             launch.reap()
             await asyncio.sleep(_REAP)
 
-    async def give_memory_back(self) -> None:
-        """Give the system what a large piece of work has left free, now and then, forever.
-
-        Python looks for cycles the more seldom the more it holds, and the C library keeps free
-        memory between blocks in use (malloc_trim(3)).
-        """
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # of glibc only
-        least = _resident()
-        while True:
-            await asyncio.sleep(_TRIM)
-            if _resident() > least + _GROWN:
-                if (
-                    not self.operations
-                ):  # it looks at all that is in use, and nothing else runs then
-                    gc.collect()
-                await asyncio.to_thread(trim, 0)
-                least = _resident()
-            least = min(least, _resident())
-
     async def write_metrics(self) -> None:
         """Write the metrics' file now and then, where the configuration names one."""
         while True:
@@ -274,20 +266,24 @@ class Service:
                 await self.metrics.write_textfile(self.config.service.textfile)
             await asyncio.sleep(_TEXTFILE)
 
-    def is_degraded(self) -> bool:
-        """Return whether something is still to be recovered, or to be mended by an operator."""
-        problems = self.problems or self.recovery.problems or self.jobs.broken
-        return bool(problems) or not self.recovery.is_done
+    def reasons(self) -> list[str]:
+        """Return why the service is degraded; nothing if it is not."""
+        is_needed = self.recovery.is_needed
+        unfinished = ["interrupted operations are being recovered"] if is_needed else []
+        broken = [each.error.message for each in self.jobs.broken]
+        return [*unfinished, *self.problems, *self.recovery.problems, *broken]
 
     def health(self) -> Facts:
         """Return the state of the service, and what identifies it."""
         import mapsave
 
+        reasons, is_settled = self.reasons(), self.recovery.is_needed is not None
         return {
-            "status": "degraded" if self.is_degraded() else "ok",
+            "status": "degraded" if reasons else "ok" if is_settled else "starting",
+            "reasons": reasons,
             "version": mapsave.__version__,
             "pid": os.getpid(),
-            "started": self.started,
+            "started": units.timestamp(self.started),
             "state": str(self.config.state),
             "images": str(self.config.images),
             "config": str(self.config.source) if self.config.source else None,
@@ -297,8 +293,3 @@ class Service:
             "problems": [*self.problems, *self.recovery.problems],
             "broken_jobs": [each.line() for each in self.jobs.broken],
         }
-
-
-def _resident() -> int:
-    """Return the bytes of memory that this process holds."""
-    return process.resident_bytes(os.getpid()) or 0

@@ -12,7 +12,7 @@ from mapsave import errors, service_settings, unix_socket
 from mapsave.operations import locks
 from mapsave.service_settings import Listen
 
-_MODE = 0o660
+_MODE = 0o666  # everybody may connect; the kernel says who it is, and the roles what they may
 _BACKLOG = 1024
 
 
@@ -36,30 +36,24 @@ def only_one(state: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unix(path: Path, group: int | None) -> Iterator[socket.socket]:
-    """Listen at ``path``, mode 0660, in place of a socket that nothing listens on any more.
+def unix(path: Path) -> Iterator[socket.socket]:
+    """Listen at ``path``, mode 0666, in place of a socket that nothing listens on any more.
 
     Raises ServiceRunning, NotPermitted, ConfigError.
     """
     made: tuple[int, int] | None = None
-    try:
+    with _explained(path):
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _remove_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        raise _refused(path, error) from None
     try:
-        try:
+        with _explained(path):
             with _masked(), unix_socket.to_bind(path) as address:
                 listener.bind(address)
             stats = path.lstat()
             made = (stats.st_dev, stats.st_ino)
-            if group is not None:
-                _give(path, group)
-            path.chmod(_MODE)  # only now may the group connect
+            path.chmod(_MODE)
             listener.listen(_BACKLOG)
-        except OSError as error:
-            raise _refused(path, error) from None
         listener.setblocking(False)
         yield listener
     finally:
@@ -78,18 +72,6 @@ def _masked() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def _give(path: Path, group: int) -> None:
-    """Give the socket to a group. Raises OSError, NotPermitted."""
-    try:
-        os.chown(path, -1, group)
-    except PermissionError as error:
-        raise errors.NotPermitted(
-            f"cannot give {str(path)!r} to group {group}: {error.strerror}",
-            hint="make the service's user a member of the group (SupplementaryGroups= in its "
-            "unit), or run the service as root",
-        ) from None
 
 
 def _remove_stale(path: Path) -> None:
@@ -111,10 +93,10 @@ def _remove_stale(path: Path) -> None:
     raise errors.ServiceRunning(f"another service listens at {str(path)!r}")
 
 
-def _refused(path: Path, error: OSError) -> errors.MapsaveError:
-    return errors.of_os_error(
-        error,
-        f"cannot listen at {str(path)!r}: {error.strerror}",
+def _explained(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Raise ConfigError or NotPermitted in place of an OSError about the socket."""
+    return errors.explained(
+        f"listen at {str(path)!r}",
         path.parent,
         os.W_OK | os.X_OK,
         otherwise=errors.ConfigError,

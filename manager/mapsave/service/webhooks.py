@@ -9,16 +9,18 @@ import asyncio
 import contextlib
 import email.utils
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import mapsave
-from mapsave import strict_json
+from mapsave import blocking, errors, strict_json, units
 from mapsave.jobs import outcome as jobs_outcome
-from mapsave.service_settings import Outcome, Webhook
+from mapsave.service_settings import Outcome, Webhook, check_url
 
 if TYPE_CHECKING:
     import aiohttp
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 TRIES = 5
 BODY_LIMIT = 64 << 10  # bytes of an answer that are read
 RETRY_AFTER_LIMIT = 60.0
+_MOST = 4096  # bytes of a file with an address
 _TOO_MANY = 429  # RFC 6585, section 4
 
 
@@ -66,14 +69,11 @@ def summary_of(operation: Mapping[str, Any]) -> str:
 
 
 def message_of(operation: Mapping[str, object]) -> dict[str, object]:
-    """Return what webhooks receive about ``operation``, an operation as the API shows it.
-
-    ``time`` is in seconds since the epoch.
-    """
+    """Return what webhooks receive about ``operation``, an operation as the API shows it."""
     return {
         "mapsave": mapsave.__version__,
         "host": socket.gethostname(),
-        "time": round(time.time(), 3),
+        "time": units.timestamp(time.time()),
         "outcome": outcome_of(operation),
         "summary": summary_of(operation),
         "operation": dict(operation),
@@ -109,7 +109,7 @@ async def _session() -> aiohttp.ClientSession:
     import aiohttp
 
     # aiohttp's own has no certificates: see ``mapsave serve``. In a thread, for it reads files.
-    secured = await asyncio.to_thread(ssl.create_default_context)
+    secured = await blocking.call(ssl.create_default_context)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=secured),
         headers={
@@ -127,7 +127,12 @@ async def _send_one(
 ) -> None:
     import tenacity
 
-    name = f"webhook {number} ({shown(webhook.url)})"
+    try:
+        url = await blocking.call(address, webhook)
+    except errors.ConfigError as error:
+        _log.warning("webhook %d was not notified: %s", number, error)
+        return
+    name = f"webhook {number} ({shown(url)})"
 
     def log_retry(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -141,7 +146,7 @@ async def _send_one(
         reraise=True,
     )
     try:
-        await retrying(_try, session, name, webhook, body)
+        await retrying(_try, session, name, url, webhook.timeout, body)
     except _Again as error:
         _log.warning("%s was not notified, after %d attempts: %s", name, TRIES, error)
     except _Refused as error:
@@ -154,6 +159,48 @@ async def _send_one(
     except Exception as error:
         # Its message might contain the address with its secrets.
         _log.warning("%s was not notified: %s", name, type(error).__name__)
+
+
+def check(webhooks: Sequence[Webhook]) -> None:
+    """Raise ConfigError where the address of one of them cannot be read."""
+    for number, webhook in enumerate(webhooks):
+        try:
+            address(webhook)
+        except errors.ConfigError as error:
+            error.message = f"notify[{number}]: {error.message}"
+            raise
+
+
+def address(webhook: Webhook) -> str:
+    """Return the address of a webhook, read again where a file or a credential holds it.
+
+    systemd puts credentials into files of $CREDENTIALS_DIRECTORY (systemd.exec(5)). Raises
+    ConfigError, which does not show what is in the file.
+    """
+    if webhook.url is not None:
+        return webhook.url
+    path, hint = webhook.url_file, "the service must be able to read it"
+    if path is None:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        hint = f"the unit needs LoadCredential={webhook.url_credential}:FILE"
+        if not directory:
+            raise errors.ConfigError(
+                f"the credential {webhook.url_credential!r} is not there: $CREDENTIALS_DIRECTORY "
+                "is not set",
+                hint=hint,
+            )
+        path = Path(directory) / str(webhook.url_credential)
+    try:
+        with path.open("rb") as file:
+            return check_url(file.read(_MOST).decode().strip())
+    except OSError as error:
+        raise errors.ConfigError(
+            f"cannot read {str(path)!r}: {error.strerror}", hint=hint
+        ) from None
+    except UnicodeDecodeError:
+        raise errors.ConfigError(f"{str(path)!r} does not hold text") from None
+    except ValueError as error:
+        raise errors.ConfigError(f"{str(path)!r} does not hold an address: {error}") from None
 
 
 def shown(url: str) -> str:
@@ -179,14 +226,14 @@ def _wait(pace: float) -> Callable[[tenacity.RetryCallState], float]:
     return seconds
 
 
-async def _try(session: aiohttp.ClientSession, name: str, webhook: Webhook, body: bytes) -> None:
+async def _try(
+    session: aiohttp.ClientSession, name: str, url: str, timeout: float, body: bytes
+) -> None:
     import aiohttp
 
-    limit = aiohttp.ClientTimeout(total=webhook.timeout)
+    limit = aiohttp.ClientTimeout(total=timeout)
     try:
-        async with session.post(
-            webhook.url, data=body, timeout=limit, allow_redirects=False
-        ) as response:
+        async with session.post(url, data=body, timeout=limit, allow_redirects=False) as response:
             if 200 <= response.status < 300:
                 return
             await _log_answer(response, name)
@@ -197,7 +244,7 @@ async def _try(session: aiohttp.ClientSession, name: str, webhook: Webhook, body
                 words += ", and redirects are not followed"
             raise _Refused(words)
     except TimeoutError:
-        raise _Again(f"no answer within {webhook.timeout:g} s") from None
+        raise _Again(f"no answer within {units.format_duration(timeout)}") from None
     except aiohttp.ClientConnectionError as error:
         # Those of aiohttp are named for what happened: ServerDisconnectedError and the like.
         raise _Again(getattr(error, "strerror", None) or type(error).__name__) from None

@@ -1,17 +1,20 @@
 """What each kind of operation does: the same functions that the command line calls.
 
-A new kind is a request in ``api/requests.py``, and here a function and its row in ``KINDS``.
+A new kind is a request in ``client/requests.py``, and here a function and its row in ``KINDS``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from mapsave.client import requests
 from mapsave.config import Config, Guest
 from mapsave.hooks import around, recover
 from mapsave.hooks.around import More
@@ -19,10 +22,18 @@ from mapsave.image import store
 from mapsave.jobs import engine, retention
 from mapsave.jobs.job import Job
 from mapsave.migration.progress import Progress, Report, silent
-from mapsave.operations import discard, inspect, preview, restore_request, save_request
+from mapsave.operations import (
+    answering,
+    discard,
+    inspect,
+    pins,
+    preview,
+    restore_request,
+    save_request,
+    warm,
+)
 from mapsave.operations.results import RestoreResult, SaveResult
 from mapsave.service import permission
-from mapsave.service.api import requests
 from mapsave.service.operation import Operation
 from mapsave.service.peers import Peer, Role
 from mapsave.service.service import Service
@@ -53,9 +64,10 @@ class Task:
         """Whether what root has configured binds who has requested it."""
         return self.peer is not None and self.peer.role < Role.ADMIN
 
-    def path_of(self, image: str) -> str:
-        """Return the path of an image. Raises NotPermitted."""
-        return permission.path_of(self.config, image)
+    async def path_of(self, image: str) -> str:
+        """Return the path of an image. Raises NotPermitted, BadDirectory."""
+        config = self.config
+        return await answering.within(config.images, permission.path_of, config, image)
 
     async def begins(self) -> None:
         """Note that the operation's turn has come."""
@@ -111,10 +123,21 @@ class Kind(Generic[R]):
     waits: bool = False
 
 
-def allow(peer: Peer, request: requests.Request, config: Config) -> None:
-    """Raise RoleMissing unless the peer may request that."""
+def allowed(role: Role) -> list[str]:
+    """Return the kinds of operations that ``role`` may request."""
+    return [name for name, kind in KINDS.items() if role >= kind.role]
+
+
+async def allow(peer: Peer, request: requests.Request, config: Config) -> None:
+    """Raise RoleMissing unless the peer may request that, BadDirectory if images cannot say."""
     peer.require(KINDS[request.kind].role, f"ask for {request.kind!r}")
-    permission.check(peer, request, config)
+    is_about_image = isinstance(request, requests.Restore | requests.Clone) or (
+        isinstance(request, requests.Save) and request.save.replace
+    )
+    if is_about_image:
+        await answering.within(config.images, permission.check, peer, request, config)
+    else:
+        permission.check(peer, request, config)
 
 
 def check_known(service: Service, request: requests.Request) -> None:
@@ -124,6 +147,8 @@ def check_known(service: Service, request: requests.Request) -> None:
     guests = [request.guest]
     if isinstance(request, requests.Restore):
         guests.append(request.restore.guest)
+    if isinstance(request, requests.Clone):
+        guests.append(request.clone.guest)
     for guest in guests:
         if guest is not None:
             service.config.guest(guest)
@@ -166,7 +191,9 @@ async def _save(task: Task, request: requests.Save) -> Facts:
         guest,
         **request.save.settings(),
         image=request.save.image,
+        note=request.save.note,
         replace=request.save.replace,
+        in_use=request.save.in_use,
         timeout=request.save.timeout,
         # Checked again once it is this save's turn: `allow` looked at what was there before.
         replace_only=guest.name if task.for_operator else None,
@@ -175,15 +202,25 @@ async def _save(task: Task, request: requests.Save) -> Facts:
 
 
 async def _save_in_turn(
-    task: Task, guest: Guest, request: save_request.Request, more: More = _NO_MORE
+    task: Task,
+    guest: Guest,
+    request: save_request.Request,
+    whole: Report = silent,
+    more: More = _NO_MORE,
 ) -> SaveResult:
     """Save a guest once there is a slot for it."""
-    with store.directory(task.config.images, create=True) as held:
-        device = os.fstat(held.fd).st_dev
+    images = task.config.images
+    device = await answering.within(images, _device, images)
     async with task.service.slots.acquire(device) as share:
         await task.begins()
         limited = dataclasses.replace(request, bandwidth=share)
-        return await task.save(guest, limited, more=more)
+        return await task.save(guest, limited, whole, more=more)
+
+
+def _device(images: Path) -> int:
+    """Return the file system of the image directory, which is made if it is missing."""
+    with store.directory(images, create=True) as held:
+        return os.fstat(held.fd).st_dev
 
 
 async def _run_job(task: Task, request: requests.RunJob) -> Facts:
@@ -193,22 +230,49 @@ async def _run_job(task: Task, request: requests.RunJob) -> Facts:
 async def _run_loaded(task: Task, job: Job) -> engine.Run:
     """Run a job: each of its saves is an operation of its own, and part of this one."""
 
-    async def saver(guest: Guest, request: save_request.Request) -> SaveResult:
+    async def saver(guest: Guest, request: save_request.Request, whole: Report) -> SaveResult:
         asked = {"job": job.name}
         new = Operation("save", "", asked, guest=guest.name, job=job.name, image=request.image)
-        return await task.part(new, lambda child: _save_in_turn(child, guest, request, job.hooks))
 
-    return await engine.run(job, task.config, saver=saver)
+        async def work(child: Task) -> SaveResult:
+            return await _save_in_turn(child, guest, request, whole, job.hooks)
+
+        return await task.part(new, work)
+
+    return await engine.run(job, task.config, saver=saver, report=task.report())
 
 
 async def _restore(task: Task, request: requests.Restore) -> Facts:
     chosen = msgspec.structs.asdict(request.restore)
-    if chosen["channels"] == "auto":
-        chosen["channels"] = None
-    wanted = restore_request.Request(
-        image=task.path_of(request.image), for_operator=task.for_operator, **chosen
-    )
+    path = await task.path_of(request.image)
+    wanted = restore_request.Request(image=path, for_operator=task.for_operator, **chosen)
     return (await around.restore(task.config, wanted, task.report())).as_dict()
+
+
+async def _clone(task: Task, request: requests.Clone) -> Facts:
+    """Start clones of an image; each is a restore, and an operation of its own."""
+    from mapsave.evacuation import clones
+
+    restorer = _restorer(task, {"clone": task.active.id})
+    chosen = msgspec.structs.asdict(request.clone)
+    path = await task.path_of(request.image)
+    wanted = clones.Request(image=path, for_operator=task.for_operator, **chosen)
+    return {**await clones.clone(task.config, wanted, restorer, task.report())}
+
+
+def _restorer(task: Task, asked: Facts) -> Callable[..., Awaitable[RestoreResult]]:
+    """Return what restores an image in an operation of its own, a part of the task's."""
+
+    async def restorer(wanted: restore_request.Request, whole: Report) -> RestoreResult:
+        async def work(child: Task) -> RestoreResult:
+            await child.begins()
+            return await around.restore(child.config, wanted, child.report(whole))
+
+        image = os.path.basename(wanted.image)
+        new = Operation("restore", "", asked, guest=wanted.guest, image=image)
+        return await task.part(new, work)
+
+    return restorer
 
 
 async def _check(task: Task, request: requests.Check) -> Facts:
@@ -223,13 +287,34 @@ async def _check(task: Task, request: requests.Check) -> Facts:
 
 
 async def _verify(task: Task, request: requests.Verify) -> Facts:
-    path = task.path_of(request.image)
-    return await task.service.verifying.run(inspect.verify, path, task.config)
+    path = await task.path_of(request.image)
+    if not (request.data or request.add_digests):
+        return await task.service.verifying.run(inspect.verify, path, task.config)
+    async with task.service.reading_data:
+        return await inspect.verify_data(path, task.config, task.report(), add=request.add_digests)
 
 
 async def _discard(task: Task, request: requests.Discard) -> Facts:
-    path = task.path_of(request.image)
-    return discard.discard(task.config, path, unrestored=request.unrestored)
+    path = await task.path_of(request.image)
+    asked = {"unrestored": request.unrestored, "in_use": request.in_use}
+    work = functools.partial(discard.discard, task.config, path, **asked)
+    return await answering.within(os.path.dirname(path), work)
+
+
+async def _pin(task: Task, request: requests.Pin) -> Facts:
+    path = await task.path_of(request.image)
+    return await answering.within(task.config.images, pins.pin, task.config, path)
+
+
+async def _unpin(task: Task, request: requests.Unpin) -> Facts:
+    path = await task.path_of(request.image)
+    return await answering.within(task.config.images, pins.unpin, task.config, path)
+
+
+async def _warm(task: Task, request: requests.Warm) -> Facts:
+    path = await task.path_of(request.image)
+    wanted = warm.Request(request.learn, request.all, request.rate, request.timeout)
+    return await warm.warm(task.config, path, wanted, task.report())
 
 
 async def _recover(task: Task, request: requests.Recover) -> Facts:
@@ -240,7 +325,7 @@ async def _recover(task: Task, request: requests.Recover) -> Facts:
 
 async def _prune(task: Task, request: requests.Prune) -> Facts:
     job = task.service.jobs.get(request.job)
-    lines = await retention.prune(job, task.config, dry_run=request.dry_run)
+    lines = await retention.prune(job, task.config, dry_run=request.dry_run, in_use=request.in_use)
     return retention.summary(job, lines, dry_run=request.dry_run)
 
 
@@ -264,15 +349,7 @@ async def _restore_all(task: Task, request: requests.RestoreAll) -> Facts:
     """Restore what save-all saved; each restore is an operation of its own."""
     from mapsave.evacuation import restore_all
 
-    async def restorer(wanted: restore_request.Request, whole: Report) -> RestoreResult:
-        async def work(child: Task) -> RestoreResult:
-            await child.begins()
-            return await around.restore(child.config, wanted, child.report(whole))
-
-        asked, image = {"restore-all": task.active.id}, os.path.basename(wanted.image)
-        new = Operation("restore", "", asked, guest=wanted.guest, image=image)
-        return await task.part(new, work)
-
+    restorer = _restorer(task, {"restore-all": task.active.id})
     wanted = restore_all.Request(**msgspec.structs.asdict(request))
     return await restore_all.restore_all(task.config, wanted, task.report(), restorer=restorer)
 
@@ -283,9 +360,13 @@ KINDS: dict[str, Kind[Any]] = {
     for row in (
         Kind(requests.Save, _OPERATOR, _save, notifies=True, waits=True),
         Kind(requests.Restore, _OPERATOR, _restore, notifies=True),
+        Kind(requests.Clone, _OPERATOR, _clone, notifies=True),
         Kind(requests.Check, _OPERATOR, _check),
         Kind(requests.Verify, _OPERATOR, _verify),
         Kind(requests.Discard, _ADMIN, _discard),
+        Kind(requests.Pin, _OPERATOR, _pin),
+        Kind(requests.Unpin, _OPERATOR, _unpin),
+        Kind(requests.Warm, _OPERATOR, _warm),
         Kind(requests.Recover, _ADMIN, _recover),
         Kind(requests.RunJob, _OPERATOR, _run_job, notifies=True),
         Kind(requests.Prune, _ADMIN, _prune),

@@ -9,11 +9,11 @@ from typing import Any
 
 from aiohttp import http_exceptions, web
 
-from mapsave import errors, strict_json
+from mapsave import errors, strict_json, units
+from mapsave.client.responses import Answer
 from mapsave.service import tls
 from mapsave.service.api import queries
 from mapsave.service.api.connections import Connections, Patience
-from mapsave.service.api.responses import Answer
 from mapsave.service.peers import Peer, Role
 from mapsave.service.service import Service
 from mapsave.strict_json import Facts
@@ -121,10 +121,8 @@ def as_json(
     data: Facts, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Return an answer with ``data`` as JSON."""
-    text = strict_json.dumps(data, default=str, ensure_ascii=False)
     return web.Response(
-        # A name from a file system may hold bytes that are no text.
-        body=text.encode("utf-8", "backslashreplace"),
+        body=strict_json.encoded(data),
         content_type="application/json",
         charset="utf-8",
         status=status,
@@ -161,7 +159,8 @@ async def _body(request: web.Request, timeout: float) -> object:
         async with asyncio.timeout(timeout):
             raw = await request.read()
     except TimeoutError:
-        raise errors.RequestInvalid(f"the body was not received within {timeout:g} s") from None
+        limit = units.format_duration(timeout)
+        raise errors.RequestInvalid(f"the body was not received within {limit}") from None
     try:
         return strict_json.loads(raw, whole=True)
     except ValueError as error:  # UnicodeDecodeError too

@@ -7,7 +7,8 @@ import msgspec
 
 import mapsave
 from mapsave import keys
-from mapsave.service.api import app, queries, requests, responses
+from mapsave.client import requests, responses
+from mapsave.service.api import app, queries
 from mapsave.service.api.app import Route
 
 Schema = dict[str, object]  # a part of the document
@@ -18,7 +19,13 @@ _HEADERS = {
     405: ("Allow", "The methods that the path has."),
     503: ("Retry-After", "Seconds to wait before the next attempt."),
 }
-_TEXT = {"/metrics": "text/plain", "/v1/events": "text/event-stream"}
+PICTURE = "image/svg+xml"
+_TEXT = {
+    "/metrics": "text/plain",
+    "/v1/events": "text/event-stream",
+    "/v1/images/{image}/picture": PICTURE,
+    "/v1/operations/{operation}/picture": PICTURE,
+}
 
 
 def document(routes: Sequence[Route]) -> Schema:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 
 from mapsave import errors
+from mapsave.client import requests
 from mapsave.history.states import State
 from mapsave.keys import Keys, Parse, help
-from mapsave.service.api import requests
 
 MOST = 1000
 LONGEST_WAIT = 60.0
@@ -34,6 +34,7 @@ Place = Annotated[
 Text = Annotated[str, msgspec.Meta(min_length=1, title="text that is not empty")]
 Flag = Annotated[bool, Parse(lambda text: _FLAGS.get(text, text))]
 Count = Annotated[int, Parse(_number)]
+Until = Literal["change", "end"]
 if TYPE_CHECKING:
     Kind = str
 else:
@@ -64,22 +65,33 @@ class Find(Query, frozen=True):
     limit: Annotated[Count, msgspec.Meta(ge=1, le=MOST), help("At most this many.")] = 100
 
 
+class Guests(Query, frozen=True):
+    """What is found out about guests."""
+
+    look: Annotated[
+        Flag, help("Ask the guests for their state, and look up the last image of each.")
+    ] = False
+
+
 class Images(Query, frozen=True):
     """Which images are listed, newest first."""
 
+    guest: Annotated[Text | None, help("Only images of this guest.")] = None
+    latest: Annotated[Flag, help("Of each guest only the image that was saved last.")] = False
     before: Annotated[Place | None, help("The 'next' of the page before, for paging.")] = None
     limit: Annotated[Count, msgspec.Meta(ge=1, le=MOST), help("At most this many.")] = 100
 
 
 class Wait(Query, frozen=True):
-    """How to wait for a change of an operation."""
+    """How to wait for an operation."""
 
     wait: Annotated[
         float,
         Parse(_number),
         msgspec.Meta(ge=0, le=LONGEST_WAIT),
-        help("Seconds to wait for a change."),
+        help("Seconds to wait, at most."),
     ] = 0
+    until: Annotated[Until, help("What to wait for: its next change, or its end.")] = "change"
     since: Annotated[Count, msgspec.Meta(ge=-1, le=2**53), help("The last revision seen.")] = -1
 
 

@@ -8,10 +8,11 @@ import msgspec
 from aiohttp import web
 
 from mapsave import errors
+from mapsave.client import requests, responses
 from mapsave.history.rows import Record
-from mapsave.operations import inspect
-from mapsave.service import permission, work
-from mapsave.service.api import openapi, queries, requests, responses, views
+from mapsave.operations import inspect, pictures
+from mapsave.service import events, permission, work
+from mapsave.service.api import openapi, queries, views
 from mapsave.service.api.app import Call, Header, Route, as_json
 from mapsave.service.operation import Operation
 from mapsave.service.peers import Role
@@ -35,10 +36,21 @@ async def _metrics(call: Call) -> web.Response:
 
 async def _image(call: Call) -> Facts:
     request = requests.parse({"kind": "verify", "image": call.part("image")})
-    path = permission.path_of(call.service.config, str(request.image))
-    found = await call.service.looking.run(inspect.inspect, path, call.service.config)
+    config = call.service.config
+
+    def look() -> Facts:
+        return inspect.inspect(permission.path_of(config, str(request.image)), config)
+
+    found = await call.service.looking.run(look)
     # Their arguments may hold passwords.
     return found if call.peer.role >= Role.OPERATOR else {**found, "command": None, "names": None}
+
+
+async def _image_picture(call: Call) -> web.Response:
+    request = requests.parse({"kind": "verify", "image": call.part("image")})
+    path = permission.path_of(call.service.config, str(request.image))
+    drawn = await call.service.looking.run(pictures.of_image, path)
+    return web.Response(text=drawn, content_type=openapi.PICTURE)
 
 
 async def _operations(call: Call) -> Facts:
@@ -50,7 +62,7 @@ async def _begin(call: Call) -> web.Response:
     """Begin an operation, or return the one that the same client has begun under that id."""
     service = call.service
     request = requests.parse(call.body)
-    work.allow(call.peer, request, service.config)
+    await work.allow(call.peer, request, service.config)
     new = Operation(
         request.kind,
         call.peer.name,
@@ -86,7 +98,10 @@ async def _operation(call: Call) -> Facts:
     name = await operations.resolve(call.part("operation"))
     active = operations.find_active(name)
     if active is not None and call.query.wait:
-        await active.wait_change(call.query.since, call.query.wait)
+        if call.query.until == "end":
+            await active.wait_end(call.query.wait)
+        else:
+            await active.wait_change(call.query.since, call.query.wait)
     elif call.query.wait and call.service.recovery.is_pending(name):
         await asyncio.sleep(min(call.query.wait, 1.0))
     return (await operations.get(name)).as_dict()
@@ -97,7 +112,16 @@ async def _steps(call: Call) -> Facts:
     name = await operations.resolve(call.part("operation"))
     found = await operations.steps(name)
     operation = await operations.get(name)
-    return {"operation": operation.as_dict(), "steps": [vars(each) for each in found]}
+    return {
+        "operation": operation.as_dict(),
+        "steps": [each.as_dict() for each in found],
+        "course": [each.as_dict() for each in await operations.course(name)],
+    }
+
+
+async def _operation_picture(call: Call) -> web.Response:
+    drawn = await views.picture(call.service, call.part("operation"))
+    return web.Response(text=drawn, content_type=openapi.PICTURE)
 
 
 async def _cancel(call: Call) -> web.Response:
@@ -118,7 +142,10 @@ async def _cancel(call: Call) -> web.Response:
 
 
 async def _events(call: Call) -> web.StreamResponse:
-    """Tell what happens until the client goes; one that does not read is disconnected."""
+    """Tell what happens until the client goes; one that does not read is disconnected.
+
+    Of one operation the first event is how it is now: it may have ended.
+    """
     operation = call.query.operation
     if operation is not None:
         operation = await call.service.operations.resolve(operation)
@@ -127,6 +154,10 @@ async def _events(call: Call) -> web.StreamResponse:
     )
     with call.service.hub.listening(operation) as listener:
         await answer.prepare(call.request)
+        if operation is not None:
+            now = await call.service.operations.get(operation)
+            number = call.service.hub.number
+            await answer.write(events.written(number, "operation", now.as_dict()))
         while (event := await listener.next(call.patience.beat)) is not None:
             try:
                 async with asyncio.timeout(call.patience.reading):
@@ -146,35 +177,55 @@ _ONE = "/v1/operations/{operation}"
 
 ROUTES: tuple[Route, ...] = (
     Route("/v1/health", "State of the service", lambda c: c.service.health(), responses.Health),
+    Route(
+        "/v1/status",
+        "State of the service, and what it does",
+        lambda call: views.status(call.service),
+        responses.Status,
+    ),
+    Route(
+        "/v1/caller",
+        "Who asks, and what they may do",
+        lambda call: views.caller(call.peer),
+        responses.Caller,
+    ),
     Route("/v1/openapi.json", "This document", lambda _: _document()),
     Route("/metrics", "Metrics for Prometheus", _metrics),
     Route(
         "/v1/guests",
-        "The guests of the configuration",
-        lambda call: {"guests": views.guests(call.service)},
+        "The guests",
+        lambda call: views.guests(call.service, call.peer, look=call.query.look),
         responses.Guests,
+        queries.Guests,
     ),
     Route(
         "/v1/guests/{guest}",
         "One guest, its images and operations",
-        lambda call: views.guest(call.service, call.part("guest")),
+        lambda call: views.guest(call.service, call.part("guest"), look=call.query.look),
         responses.Guest,
+        queries.Guests,
     ),
     Route(
         "/v1/images",
         "The images, newest first",
-        lambda call: call.service.pages.page(call.query.before, call.query.limit),
+        lambda call: call.service.pages.page(**msgspec.structs.asdict(call.query)),
         responses.Images,
         queries.Images,
     ),
     Route(
         "/v1/images/{image}", "Contents of an image", _image, responses.ImageContents, errors=(422,)
     ),
+    Route(
+        "/v1/images/{image}/picture",
+        "Which pages of an image are used, as a picture",
+        _image_picture,
+        errors=(422,),
+    ),
     Route("/v1/jobs", "The save jobs", lambda call: views.jobs(call.service), responses.Jobs),
     Route(
         "/v1/jobs/{job}",
         "One save job",
-        lambda call: views.job(call.service, call.service.jobs.get(call.part("job"))),
+        lambda call: views.job(call.service, call.part("job")),
         responses.Job,
     ),
     Route(
@@ -198,12 +249,17 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         _ONE,
-        "One operation; optionally waits for its next change",
+        "One operation; optionally waits for its next change, or its end",
         _operation,
         responses.Operation,
         queries.Wait,
     ),
     Route(f"{_ONE}/steps", "The steps of an operation", _steps, responses.Steps),
+    Route(
+        f"{_ONE}/picture",
+        "Phases and rate of an operation over time, as a picture",
+        _operation_picture,
+    ),
     Route(
         f"{_ONE}/cancel",
         "Cancel an operation",

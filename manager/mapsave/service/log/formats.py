@@ -4,9 +4,11 @@ Values come from guests, users and QEMU. None can end a line, begin another fiel
 terminal: control characters and what is not printable are escaped, as JSON escapes them.
 """
 
+import datetime
 import json
 import re
 
+from mapsave import units
 from mapsave.service.log import journald
 from mapsave.strict_json import Facts
 
@@ -21,12 +23,15 @@ _IDENTIFIER = "mapsaved"
 
 def as_json(entry: Facts) -> str:
     """Return the entry as one object on one line, in ASCII."""
-    return json.dumps({key: entry[key] for key in _ordered(entry)}, default=str)
+    time = units.timestamp(_time(entry).timestamp())
+    found = {key: entry[key] for key in _ordered(entry)}
+    return json.dumps({**found, "time": time}, default=str)
 
 
 def as_text(entry: Facts) -> str:
     """Return ``TIME LEVEL EVENT key=value ...``."""
-    return f"{entry['time']} {entry['level']} {_line(entry, *_TAIL)}"
+    time = units.format_time(_time(entry), precisely=True)
+    return f"{time} {entry['level']} {_line(entry, *_TAIL)}"
 
 
 def to_journald(journal: journald.Journald, entry: Facts) -> str:
@@ -45,6 +50,12 @@ def to_journald(journal: journald.Journald, entry: Facts) -> str:
         lines = str(entry["exception"]).split("\n")
         fields["MESSAGE"] += "\n" + "\n".join(map(_escaped, lines))
     return "" if journal.send(fields) else f"<{priority}>{_line(entry, *_TAIL)}"
+
+
+def _time(entry: Facts) -> datetime.datetime:
+    when = entry["time"]
+    assert isinstance(when, datetime.datetime)
+    return when
 
 
 def _ordered(entry: Facts) -> list[str]:

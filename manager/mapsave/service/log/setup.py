@@ -87,12 +87,11 @@ class _Handler(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry as it is written; the empty text where journald has taken it."""
-        created = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         extra = {key: vars(record)[key] for key in formats.CONTEXT if key in vars(record)}
         entry = {
             **_FACTS.get(),
             **extra,
-            "time": created.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "logger": record.name,

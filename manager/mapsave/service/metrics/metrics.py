@@ -14,7 +14,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import CollectorRegistry
 
 import mapsave
-from mapsave import errors, key_types
+from mapsave import blocking, errors, key_types
 from mapsave.history.rows import Record
 from mapsave.history.states import ENDED, State
 from mapsave.service.metrics import textfile
@@ -85,6 +85,17 @@ class Metrics:
         self._restore_seconds = made(
             Histogram, "restore_duration_seconds", words, [], buckets=_SECONDS
         )
+        self._digested = made(
+            Counter,
+            "image_digests_total",
+            "Images whose digests the service was to take, by outcome.",
+            ["outcome"],
+        )
+        self._digest_bytes = made(
+            Counter, "image_digest_bytes_total", "Bytes of images read to take digests.", []
+        )
+        for outcome in ("done", "failed"):
+            self._digested.labels(outcome)
         # A rate() sees the first event only where the series was there, at 0, before it.
         for kind in kinds:
             self._begun.labels(kind)
@@ -109,6 +120,11 @@ class Metrics:
     def began(self, kind: str) -> None:
         """Count an operation that is begun."""
         self._begun.labels(kind).inc()
+
+    def digested(self, outcome: str, size: int) -> None:
+        """Count an image whose digests were taken, or not, and the bytes read for them."""
+        self._digested.labels(outcome).inc()
+        self._digest_bytes.inc(size)
 
     def ended(self, record: Record) -> None:
         """Count an operation that has ended."""
@@ -168,9 +184,9 @@ class Metrics:
         view = _View(self.registry)
         # In a thread: many guests make many lines, and the loop has saves to serve.
         if _takes_openmetrics(accept):
-            made = await asyncio.to_thread(openmetrics.generate_latest, view)
+            made = await blocking.call(openmetrics.generate_latest, view)
             return made, openmetrics.CONTENT_TYPE_LATEST
-        return await asyncio.to_thread(prometheus_client.generate_latest, view), TEXT
+        return await blocking.call(prometheus_client.generate_latest, view), TEXT
 
     async def write_textfile(self, path: Path) -> None:
         """Write the series to ``path`` for node_exporter; what fails is logged, once a reason.
@@ -181,8 +197,8 @@ class Metrics:
             self._scrape.look(await self._usage.read())
             view = _View(self.registry, prefix="mapsave_")
             try:
-                made = await asyncio.to_thread(prometheus_client.generate_latest, view)
-                await asyncio.to_thread(textfile.replace, path, made)
+                made = await blocking.call(prometheus_client.generate_latest, view)
+                await blocking.call(textfile.replace, path, made)
             except OSError as error:
                 problem = f"{os.fspath(path)!r}: {error.strerror}"
                 if problem != self._textfile_problem:

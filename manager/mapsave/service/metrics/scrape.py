@@ -59,21 +59,27 @@ class Scrape:
         self._sources = sources
         self._past = past
         self._families: list[metrics_core.Metric] = []
+        self._jobs: Mapping[str, JobState] = {}
+        self._successes: Mapping[tuple[str, str], float] = {}
         self._failing: set[str] = set()
 
     def collect(self) -> Iterator[metrics_core.Metric]:
-        """Yield the families; called by whichever thread renders them."""
+        """Yield the families; called by whichever thread renders them.
+
+        That with a line for each guest is made here, and does not hold up the loop.
+        """
         yield from self._families
+        yield _last_success(self._jobs, self._successes)
 
     def look(self, usage: Usage | None) -> None:
         """Ask all sources; ``usage`` is that of the image directory, None where it is unknown."""
-        jobs = self._ask("jobs", self._sources.jobs) or {}
+        self._jobs = self._ask("jobs", self._sources.jobs) or {}
+        self._successes = dict(self._past.successes)
         self._families = [
             self._running(),
             *self._single(),
             *_images(usage),
-            self._last_success(jobs),
-            *self._job_runs(jobs),
+            *self._job_runs(self._jobs),
         ]
 
     def _ask(self, name: str, source: Callable[[], T]) -> T | None:
@@ -112,28 +118,6 @@ class Scrape:
             value = self._ask(name, source)
             yield _gauge(name, words, [] if value is None else [((), value)])
 
-    def _last_success(self, jobs: Mapping[str, JobState]) -> metrics_core.Metric:
-        # A job that is due but has never saved a guest has to be seen, or no alert could fire.
-        due = {
-            (guest, name): 0.0
-            for name, job in jobs.items()
-            if job.next_run is not None
-            for guest in job.guests
-        }
-        # And a guest that is no longer a job's would be late forever.
-        known = {
-            (guest, job): when
-            for (guest, job), when in self._past.successes.items()
-            if not job or (job in jobs and guest in jobs[job].guests)
-        }
-        return _gauge(
-            "last_success_timestamp_seconds",
-            "Time of the guest's last successful save by the job; 0 if the job is due but has "
-            "never saved it.",
-            list({**due, **known}.items()),
-            ["guest", "job"],
-        )
-
     def _job_runs(self, jobs: Mapping[str, JobState]) -> Iterator[metrics_core.Metric]:
         due = [((name,), job.next_run) for name, job in jobs.items() if job.next_run is not None]
         yield _gauge("job_next_run_timestamp_seconds", "Time of the job's next run.", due, ["job"])
@@ -150,6 +134,23 @@ class Scrape:
             [((name,), int(is_good)) for name, (_, is_good) in runs.items()],
             ["job"],
         )
+
+
+def _last_success(
+    jobs: Mapping[str, JobState], successes: Mapping[tuple[str, str], float]
+) -> metrics_core.Metric:
+    of_jobs = dict.fromkeys((guest, name) for name, job in jobs.items() for guest in job.guests)
+    # A job that is due but has never saved a guest has to be seen, or no alert could fire.
+    due = {each: 0.0 for each in of_jobs if jobs[each[1]].next_run is not None}
+    # And a guest that is no longer a job's would be late forever.
+    known = {each: when for each, when in successes.items() if not each[1] or each in of_jobs}
+    return _gauge(
+        "last_success_timestamp_seconds",
+        "Time of the guest's last successful save by the job; 0 if the job is due but has "
+        "never saved it.",
+        list({**due, **known}.items()),
+        ["guest", "job"],
+    )
 
 
 def _images(usage: Usage | None) -> Iterator[metrics_core.Metric]:

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mapsave import errors
-from mapsave.image import image
+from mapsave import blocking, errors
+from mapsave.image import image, partial_names
+from mapsave.operations.image_index import SETTLED
 
 Usage = Mapping[str, tuple[int, int]]
 
@@ -24,7 +25,7 @@ _TOO_OLD = 4 * FRESH
 class StoreUsage:
     """Counts the images of a directory, in a thread, at most every ``fresh`` seconds.
 
-    A file's header is read again only when the file has changed.
+    A file's header is read again only when the file has changed, or did so a moment ago.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class StoreUsage:
 
     async def _look(self, directory: Path) -> None:
         try:
-            found = await asyncio.to_thread(self._scan, directory)
+            found = await blocking.call(self._scan, directory)
         except OSError as error:
             self._seen = None
             problem = f"{os.fspath(directory)!r}: {error.strerror}"
@@ -73,6 +74,7 @@ class StoreUsage:
         """Raises OSError where the directory cannot be read; one that is not there is empty."""
         found = dict.fromkeys(STATES, (0, 0))
         known: dict[str, tuple[tuple[int, ...], str | None]] = {}
+        now = time.time_ns()
         try:
             with os.scandir(directory) as files:
                 for file in files:
@@ -84,7 +86,8 @@ class StoreUsage:
                     was, state = self._known.get(file.path, (None, None))
                     if was != mark:
                         state = _state(file.path, stats)
-                    known[file.path] = (mark, state)
+                    if now - stats.st_ctime_ns > SETTLED:
+                        known[file.path] = (mark, state)
                     if state is not None:
                         count, size = found[state]
                         found[state] = (count + 1, size + stats.st_blocks * 512)
@@ -104,7 +107,7 @@ def _state(path: str, stats: os.stat_result) -> str | None:
     except (errors.InvalidImage, errors.NotPermitted, OSError) as error:
         if not stat.S_ISREG(stats.st_mode):
             return None
-        if image.is_partial_name(path):
+        if partial_names.is_partial_name(path):
             return "partial"
         cannot_look = (errors.NotPermitted, errors.UnreadableImage, OSError)
         return "unreadable" if isinstance(error, cannot_look) else "invalid"
