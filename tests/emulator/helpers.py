@@ -22,7 +22,7 @@ class Qmp(qmp.Client):
     """One connection to an emulator or a QEMU, ``process``; replies are returned whole."""
 
     def __init__(self, path: Path, process: subprocess.Popen[bytes], *, negotiate: bool) -> None:
-        super().__init__(path, timeout=30, negotiate=negotiate)
+        super().__init__(path, negotiate=negotiate)
         self.process = process
 
     def raw(self, text: str | bytes) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Qmp(qmp.Client):
         """Return the migration's status, ``none`` if there was none."""
         return str(self("query-migrate").get("status", "none"))
 
-    def wait(self, *statuses: str, seconds: float = 30) -> dict[str, Any]:
+    def wait(self, *statuses: str, seconds: float = wait.LONG) -> dict[str, Any]:
         """Poll until the migration has one of ``statuses``; return what query-migrate said."""
         until = time.monotonic() + seconds
         while True:
@@ -58,7 +58,7 @@ class Qmp(qmp.Client):
 
     def wait_run_state(self, state: str) -> None:
         """Poll until ``query-status`` says ``state``."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + wait.LONG
         while (found := self("query-status")["status"]) != state:
             assert time.monotonic() < until, found
             time.sleep(0.005)
@@ -70,7 +70,7 @@ class Qmp(qmp.Client):
 
     def ended(self) -> int:
         """Wait for the process to end by itself and return its exit status."""
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=wait.LONG)
 
 
 def _word(event: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from tests.emulator import helpers, requests
 from tests.emulator.helpers import MIB, MULTIFD
-from tests.kit import files
+from tests.kit import files, wait
 
 
 def normal(message: dict[str, Any]) -> str:
@@ -239,7 +238,7 @@ def test_switchover_ack_is_never_given(tmp_path: Path) -> None:
             qmp.capabilities("mapped-ram", "multifd", "return-path", "switchover-ack")
             told: list[Any] = [qmp.ask("migrate", uri=f"file:{tmp_path}/image")]
             qmp.wait("active", "failed")
-            time.sleep(0.3)
+            wait.until(lambda qmp=qmp: "error-desc" in qmp("query-migrate"), what="its reason")
             told += [qmp("query-migrate")["error-desc"], qmp.status(), qmp.ask("migrate_cancel")]
             qmp.wait("cancelled", "failed")  # QEMU 11.1 fails at its end, older ones go on forever
             heard.append([*told, *_ending(qmp)])

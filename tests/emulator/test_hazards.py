@@ -16,7 +16,7 @@ from mapsave.emulator.versions import VERSIONS
 
 from tests.emulator import helpers
 from tests.emulator.helpers import MIB, MULTIFD
-from tests.kit import files, qemu, storage
+from tests.kit import files, limits, qemu, storage, wait
 from tests.kit.qmp import QmpClosed
 
 Start = Callable[..., AbstractContextManager[helpers.Qmp]]
@@ -57,7 +57,7 @@ def death(qmp: helpers.Qmp, *steps: Callable[[], Any]) -> int:
     with pytest.raises(QmpClosed):
         for step in steps:
             step()
-        until = time.monotonic() + 20
+        until = time.monotonic() + wait.LONG
         while time.monotonic() < until:
             qmp("query-status")
             time.sleep(0.01)
@@ -152,8 +152,8 @@ def test_changing_channels_and_cancelling_kills(tmp_path: Path, start: Start) ->
         qmp.capabilities(*MULTIFD)
         qmp("migrate-set-parameters", max_bandwidth=4 * MIB)
         qmp("migrate", uri=f"file:{tmp_path}/image")
-        qmp.wait("active")
-        time.sleep(0.2)
+        while not qmp.wait("active")["ram"]["normal-bytes"]:  # its channels are at work
+            time.sleep(0.01)
         qmp("migrate-set-parameters", multifd_channels=3)
         status = death(qmp, lambda: qmp.ask("migrate_cancel"))
         assert status in (-signal.SIGSEGV, -signal.SIGABRT)
@@ -174,7 +174,7 @@ def test_background_snapshot_loses_ram_silently(tmp_path: Path, start: Start) ->
             qmp, f"{tmp_path}/image", "events", "mapped-ram", "background-snapshot"
         )
         assert result["status"] == "completed"
-        assert qmp("query-status")["status"] == "running"
+        qmp.wait_run_state("running")
         assert qmp.trace() == ["setup", "active", "STOP", "RESUME", "completed"]
 
 
@@ -238,22 +238,29 @@ def test_full_disk(
     capabilities: tuple[str, ...],
     times: int,
 ) -> None:
-    """The save fails, told once or twice, the guest goes on, and a second try works."""
+    """The save fails, told once or twice, the guest goes on, and a second try works.
+
+    With one channel: of several QEMU 10.0 dies now and then where one fails (docs/hazards.md).
+    """
     with dense(start, tmp_path, *arguments) as qmp:
-        result = helpers.save(qmp, f"{small}/image", *capabilities)
+        threads = limits.threads(qmp.process.pid)
+        result = helpers.save(qmp, f"{small}/image", *capabilities, multifd_channels=1)
         assert result == {
             "status": "failed",
             "error-desc": "Unable to write to file: No space left on device",
         }
-        assert qmp("query-status")["status"] == ("prelaunch" if arguments else "running")
-        until = time.monotonic() + 5
-        expected = ["setup", "pass 1", "active", *["failed"] * times]
+        qmp.wait_run_state("prelaunch" if arguments else "running")
+        expected = ["setup", "active", *["failed"] * times]
         if VERSIONS[qemu.emulated_version()].fails_in_two_steps:
             expected = ["setup", "active", *["failing"] * times, "failed"]
-        while qmp.trace() != expected and time.monotonic() < until:
-            time.sleep(0.01)
-        assert qmp.trace() == expected
-        time.sleep(0.1)
+
+        def told() -> list[str]:
+            # Whether it fails in its first pass or at its end depends on what the host does.
+            return [word for word in qmp.trace() if word in expected]
+
+        wait.until(lambda: told() == expected, what="the events")
+        # Those of the first save end when it is cleaned up: a second one before that is a hazard.
+        wait.until(lambda: limits.threads(qmp.process.pid) <= threads, what="end of its threads")
         assert helpers.save(qmp, f"{tmp_path}/image", *capabilities)["status"] == "completed"
 
 
@@ -311,11 +318,13 @@ def switch(names):
     machine.capabilities.change(wanted, machine.parameters)
 
 def wait(ended):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not ended():
         assert time.monotonic() < deadline, outgoing.query()
         time.sleep(0.001)
 
+# Else it may find that it can stop the guest before the disk is full, which takes the lock.
+machine.parameters.change({"downtime-limit": 0}, machine.capabilities)
 switch(before)
 with machine.lock:
     outgoing.start(Address("file", full + "/image", 4096))
@@ -332,7 +341,7 @@ wait(lambda: not outgoing.is_registered)
 def _switched(full: Path, free: Path, before: str, after: str) -> subprocess.CompletedProcess[str]:
     """Let a save fail, switch capabilities before it is cleaned up, and save once more."""
     command = [sys.executable, "-c", _SWITCHED, str(full), str(free), before, after]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=wait.LONG)
 
 
 def test_multifd_off_before_the_end_of_a_save_kills_the_next(tmp_path: Path, small: Path) -> None:

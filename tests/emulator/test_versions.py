@@ -19,8 +19,8 @@ def test_every_version_of_the_configuration_is_there() -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("10.0", r"setup pass_1 active (pass_\d )*STOP device pass_\d completed RESUME"),
-        ("11.1", r"setup active pass_2 (pass_\d )*STOP device completed RESUME"),
+        ("10.0", r"setup pass_1 active (pass_\d+ )*STOP device pass_\d+ completed RESUME"),
+        ("11.1", r"setup active pass_2 (pass_\d+ )*STOP device completed RESUME"),
     ],
 )
 def test_order_of_events(tmp_path: Path, version: config.EmulatedVersion, expected: str) -> None:

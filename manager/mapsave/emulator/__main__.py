@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mapsave import units
-from mapsave.emulator.options import PATTERNS, EmulatorOptions
+from mapsave.emulator.options import PATTERNS, EmulatorOptions, backend
 from mapsave.emulator.run import run
 from mapsave.emulator.versions import VERSIONS
 
@@ -25,6 +25,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--throttle", type=units.parse_size, default=0)
     parser.add_argument("--as", dest="version", choices=VERSIONS, default="10.0")
+    parser.add_argument("--object", "-object", dest="backend", type=backend)
+    parser.add_argument("--machine", "-machine")
     try:
         options = EmulatorOptions(**vars(parser.parse_args()))
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""The guest's RAM: a memfd, its contents, its dirty log, and a thread that plays the guest."""
+"""The guest's RAM: contents, dirty log, and a thread that plays the guest.
+
+It is a memfd, or a private mapping of a file.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,7 @@ class GuestMemory:
     def __init__(self, options: EmulatorOptions) -> None:
         self.size = options.memory
         self.pages = options.memory // PAGE
-        self._fd = os.memfd_create("mapsave-emulator-ram")
-        os.ftruncate(self._fd, self.size)
-        self._map = mmap.mmap(self._fd, self.size)
+        self._map = _mapped(options) if options.backend is not None else _fresh(self.size)
         self.view = memoryview(self._map)
         self._dirty: set[int] = set()
         self._gate = threading.Lock()
@@ -82,6 +83,25 @@ class GuestMemory:
                         _COUNTER.pack_into(self.view, page * PAGE, (count + 1) % (1 << 64))
                         self._dirty.add(page)
             threading.Event().wait(_WRITER_PAUSE)
+
+
+def _fresh(size: int) -> mmap.mmap:
+    fd = os.memfd_create("mapsave-emulator-ram")
+    os.ftruncate(fd, size)
+    return mmap.mmap(fd, size)
+
+
+def _mapped(options: EmulatorOptions) -> mmap.mmap:
+    """Map the RAM from a file: what the guest writes is its own. Raises OSError."""
+    assert options.backend is not None
+    fd = os.open(options.backend.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        return mmap.mmap(
+            fd, options.memory, mmap.MAP_PRIVATE, access, offset=options.backend.offset
+        )
+    finally:
+        os.close(fd)
 
 
 def fill(ram: memoryview, pattern: str, seed: int) -> None:

@@ -4,11 +4,34 @@ import dataclasses
 from pathlib import Path
 from typing import Literal, get_args
 
+from mapsave import qemu_options, units
 from mapsave.config import EmulatedVersion
 
 Pattern = Literal["zero", "random", "sparse", "fragmented", "linux"]
+_BACKEND = "memory-backend-file"
 PATTERNS: tuple[str, ...] = get_args(Pattern)
 PAGE = 4096  # bytes; x86's TARGET_PAGE_SIZE, and the alignment every RAM size must have
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """A file that the RAM is a private mapping of, from ``offset`` on."""
+
+    id: str
+    size: int
+    path: str
+    offset: int
+
+
+def backend(text: str) -> Backend:
+    """Return the backend that an option ``-object`` means. Raises ValueError for any other."""
+    found = next(qemu_options.options(["-object", text], "object"), None)
+    if found is None or found.text("qom-type") != _BACKEND:
+        raise ValueError(f"{text!r}: only {_BACKEND} is emulated")
+    if found.is_on("share") or not found.is_on("readonly") or found.text("rom") != "off":
+        raise ValueError(f"{text!r}: only share=off,readonly=on,rom=off is emulated")
+    numbers = [units.parse_size(str(found.text(key) or 0)) for key in ("size", "offset")]
+    return Backend(str(found.text("id")), numbers[0], str(found.text("mem-path")), numbers[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +42,9 @@ class EmulatorOptions:
     takes them), so that a test can catch a save half way. ``writer`` starts a thread that dirties
     pages while the guest is running. ``paused`` is QEMU's ``-S``. ``stale`` fills RAM by
     ``pattern`` even if it awaits a restore, as a memory backend file that was used before.
-    ``version``: of QEMU, to play. Raises ValueError if the memory is not a positive number of whole
-    pages.
+    ``version``: of QEMU, to play. ``backend`` is what QEMU's ``-object`` says of the RAM; as in
+    QEMU the option ``machine`` names it. Raises ValueError if the memory is not a positive number
+    of whole pages, or not the backend's.
     """
 
     qmp: Path
@@ -35,7 +59,11 @@ class EmulatorOptions:
     throttle: int = 0
     stale: bool = False
     version: EmulatedVersion = "10.0"
+    backend: Backend | None = None
+    machine: str | None = None
 
     def __post_init__(self) -> None:
+        if self.backend is not None and self.backend.size != self.memory:
+            raise ValueError(f"the backend has {self.backend.size} bytes, not {self.memory}")
         if self.memory <= 0 or self.memory % PAGE:
             raise ValueError(f"memory must be whole pages of {PAGE} bytes, not {self.memory}")

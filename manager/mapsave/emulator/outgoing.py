@@ -74,16 +74,19 @@ class Outgoing:
         self._thread.start()
 
     def cancel(self) -> None:
-        before = self.status
-        if before not in _CANCELLABLE:
+        if self.status not in _CANCELLABLE:
             return
         wanted = len(self._channel_fds)
         if wanted and wanted != self._machine.parameters["multifd-channels"]:
             faults.die("multifd-channels was changed during a save that is now cancelled")
+        # The migration thread may take it a step further meanwhile.
+        while (before := self.status) in _CANCELLABLE and not self._change(before, "cancelling"):
+            pass
+        if before not in _CANCELLABLE:
+            return  # it came to its end
         if before == "pre-switchover":
             self.error = self._version.interrupted
             faults.report(self.error)
-        self._change(before, "cancelling")
         self._throttle.lifted.set()
         self._pace.hurry()
         self._proceed.set()
@@ -190,6 +193,9 @@ class Outgoing:
         while self.status == "active":
             ram.check()
             if self._may_complete(ram):
+                ram.settle()  # what a throttle holds back must not keep the monitor waiting
+                if self.status != "active":
+                    return
                 if not (on["switchover-ack"] and self._version.waits_for_acknowledgement):
                     self._complete(ram)
                     return

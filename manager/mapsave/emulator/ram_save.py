@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 
 from bitarray.util import ones, zeros
 
-from mapsave import units
 from mapsave.emulator import stream
 from mapsave.emulator.channels import Channels
 from mapsave.emulator.faults import ChannelError, StreamError
 from mapsave.emulator.memory import GuestMemory
 from mapsave.emulator.options import PAGE
 from mapsave.image import stream_format as fmt
+from mapsave.image import stream_parts
 
 JOB_PAGES = 128  # pages in a job: QEMU's MULTIFD_PACKET_SIZE of 512 KiB
 
@@ -118,7 +118,7 @@ class RamSave(abc.ABC):
     def _list_block(self, *, ignore_shared: bool) -> None:
         size = self.memory.size
         out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
-        out += stream.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
+        out += fmt.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
         # The block's guest physical address.
         self.writer.write(out + (fmt.U64.pack(0) if ignore_shared else b""))
 
@@ -156,17 +156,11 @@ class MappedRamSave(RamSave):
 
     def setup(self, *, ignore_shared: bool) -> None:
         """Write block record and mapped-ram header, and go on after the pages' place."""
-        size = self.memory.size
         self._list_block(ignore_shared=ignore_shared)
-        self._bitmap_offset = self.writer.position + fmt.MAPPED_RAM_HEADER.size
-        behind = self._bitmap_offset + fmt.bitmap_bytes(size, PAGE)
-        self._pages_offset = units.round_up(behind, fmt.PAGES_ALIGNMENT)
-        self.writer.write(
-            fmt.MAPPED_RAM_HEADER.pack(
-                fmt.MAPPED_RAM_VERSION, PAGE, self._bitmap_offset, self._pages_offset
-            )
-        )
-        self.writer.skip_to(self._pages_offset + size)
+        block = stream_parts.placed(stream.RAM_BLOCK, self.memory.size, PAGE, self.writer.position)
+        self._bitmap_offset, self._pages_offset = block.bitmap_offset, block.pages_offset
+        self.writer.write(stream_parts.mapped_ram_header(block))
+        self.writer.skip_to(block.end)
 
     def send(self, pages: Sequence[int]) -> None:
         """Hand ``pages`` to a channel, or write them here without multifd."""
@@ -250,7 +244,7 @@ class PlainRamSave(RamSave):
         for page, is_zero in zip(pages, zero, strict=True):
             start = page * PAGE
             flag = stream.RAM_FLAG_ZERO if is_zero else stream.RAM_FLAG_PAGE
-            name = stream.counted(stream.RAM_BLOCK)
+            name = fmt.counted(stream.RAM_BLOCK)
             if self._named:
                 flag, name = flag | stream.RAM_FLAG_CONTINUE, b""
             self._named = True

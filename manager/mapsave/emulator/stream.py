@@ -83,17 +83,11 @@ def unable_to_write(error: OSError) -> StreamError:
     return StreamError(f"Unable to write to file: {os.strerror(error.errno or 0)}")
 
 
-def counted(text: str) -> bytes:
-    """Return ``text`` after its length in one byte."""
-    raw = text.encode()
-    return bytes([len(raw)]) + raw
-
-
 def header(capabilities: list[str], uuid: bytes | None) -> bytes:
     out = fmt.HEADER.pack(fmt.MAGIC, fmt.VERSION) + bytes([fmt.CONFIGURATION])
     out += fmt.U32.pack(len(MACHINE)) + MACHINE.encode()
     if capabilities:
-        fields = fmt.U32.pack(len(capabilities)) + b"".join(map(counted, capabilities))
+        fields = fmt.U32.pack(len(capabilities)) + b"".join(map(fmt.counted, capabilities))
         out += _subsection(fmt.SUBSECTION_CAPABILITIES) + fields
     if uuid is not None:
         out += _subsection(fmt.SUBSECTION_UUID) + uuid
@@ -101,14 +95,14 @@ def header(capabilities: list[str], uuid: bytes | None) -> bytes:
 
 
 def _subsection(name: str) -> bytes:
-    return bytes([fmt.SUBSECTION]) + counted(name) + fmt.U32.pack(1)
+    return bytes([fmt.SUBSECTION]) + fmt.counted(name) + fmt.U32.pack(1)
 
 
 def section(kind: int, section_id: int, name: str = "", version: int = 0) -> bytes:
     """Return the head of a section; START and FULL carry name, instance 0 and version."""
     out = bytes([kind]) + fmt.U32.pack(section_id)
     if kind in (fmt.SECTION_START, fmt.SECTION_FULL):
-        out += counted(name) + fmt.U32.pack(0) + fmt.U32.pack(version)
+        out += fmt.counted(name) + fmt.U32.pack(0) + fmt.U32.pack(version)
     return out
 
 
