@@ -5,7 +5,7 @@ circle; ``tests/test_layers.py`` enforces both::
 
     cli/                            how people come in
     service/  {api,log,metrics}     how machines come in
-    client/                         speaks to the service
+    client/                         speaks to the service, for commands and programs
     evacuation/                     all guests of this host, and back
     jobs/                           YAML jobs and the engine that runs them
     hooks/     history/             around operations  |  SQLite: what was done

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, field, structs
 
-from mapsave import errors, keys
+from mapsave import errors, guest_address, keys
+from mapsave.clone_template import CloneTemplate
+from mapsave.guest_address import LIBVIRT_URI
 from mapsave.key_types import (
-    ADDRESSES,
     Argument,
     Channels,
-    Duration,
     Name,
     Place,
     Size,
@@ -28,15 +28,17 @@ from mapsave.key_types import (
     Variable,
 )
 from mapsave.keys import Check, Keys, Parse, help, written
-from mapsave.service_settings import Hooks, Service, Webhook
+from mapsave.restore_settings import RestoreOptions, RestoreSettings
+from mapsave.service_settings import Hooks, Remote, Service, Webhook, check_webhook
 
 SYSTEM_FILE = Path("/etc/mapsave/manager.yaml")
+SYSTEM_SOCKET = Path("/run/mapsave/mapsave.sock")
 VARIABLE = "MAPSAVE_CONFIG"
-LIBVIRT_URI = "qemu:///system"
 
 Then = Literal["quit", "resume", "leave"]
 Format = Literal["auto", "native", "libvirt"]
 Preference = Literal["time", "space"]
+Digests = Literal["after", "before", "off"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
 Pattern = Literal["random", "sparse", "fragmented", "linux"]
 Clones = Literal["admin", "operator"]
@@ -66,8 +68,11 @@ def _check_guest(guest: Guest) -> Guest:
         raise ValueError(f"launch applies to qmp guests, not to {given[0]} ones")
     if launch and not launch[0]:
         raise ValueError("launch must begin with a command")
-    if {"-incoming", "--incoming"} & set(launch):
-        raise ValueError("launch must not contain -incoming: mapsave adds it")
+    for words in (launch, guest.clone.launch if guest.clone is not None else ()):
+        if {"-incoming", "--incoming"} & set(words):
+            raise ValueError("launch must not contain -incoming: mapsave adds it")
+    if guest.clone is not None:
+        guest.clone.check(given[0])
     return guest
 
 
@@ -118,6 +123,9 @@ class Guest(Keys, frozen=True):
     launch_environment: Annotated[
         Variables, help("Environment variables passed to it, instead of the general ones.")
     ] = ()
+    restore: Annotated[
+        RestoreOptions | None, help("How to restore it; what is left out is as for all guests.")
+    ] = None
     policy: Annotated[Name | None, help("Label policy of its images.")] = None
     priority: Annotated[
         int,
@@ -125,8 +133,11 @@ class Guest(Keys, frozen=True):
         help("`save-all` and `restore-all` take guests with a higher priority first."),
     ] = 0
     clones: Annotated[
-        Clones, help("Who may restore another guest's image into it through the service.")
+        Clones,
+        help("Who may restore another guest's image into it, and clone it, through the service."),
     ] = "admin"
+    clone: Annotated[CloneTemplate | None, help("How clones of it are started.")] = None
+    clone_of: str = ""
 
 
 class Trust(Keys, frozen=True):
@@ -156,6 +167,13 @@ class SaveSettings(Keys, frozen=True):
     format: Annotated[
         Format, help("Format of the image; `auto` is libvirt's for libvirt guests.")
     ] = "auto"
+    managed: Annotated[
+        Switch,
+        help(
+            "Whether the image goes where libvirt keeps managed saves, so that `virsh start` "
+            "restores it; `auto`: if `save-all` saves a persistent domain."
+        ),
+    ] = "auto"
     direct_io: Annotated[Switch, help("Whether to bypass the page cache.")] = "auto"
     zero_pages: Annotated[ZeroPages, help("How to detect zero pages.")] = "auto"
     channels: Annotated[Channels, help("Number of multifd channels.")] = "auto"
@@ -169,6 +187,13 @@ class SaveSettings(Keys, frozen=True):
     policy: Annotated[
         Name | None, help("Label policy of the images; by default that of the guest.")
     ] = None
+    digests: Annotated[
+        Digests,
+        help(
+            "When digests of the image's data are taken: by the service once it is committed, "
+            "before that, or not at all."
+        ),
+    ] = "after"
 
 
 class SaveOptions(SaveSettings, frozen=True):
@@ -182,16 +207,12 @@ class SaveOptions(SaveSettings, frozen=True):
         return {name: getattr(self, name) for name in self.given if name in known}
 
 
-class RestoreSettings(Keys, frozen=True):
-    """How to restore."""
-
-    stall: Annotated[
-        Duration, help("How long a load may make no progress before the restore fails.")
-    ] = 30.0
-
-
 class Config(Keys, frozen=True):
-    """The configuration of mapsave: manager.yaml. ``source`` is the file that it came from."""
+    """The configuration of mapsave: manager.yaml. ``source`` is the file that it came from.
+
+    With ``is_unread`` the caller may not read it, or it is another host's: the service alone knows
+    what is in it.
+    """
 
     images: Annotated[Place, help("The image directory.")] = field(
         default_factory=lambda: Path("/var/lib/mapsave/images")
@@ -200,7 +221,7 @@ class Config(Keys, frozen=True):
         default_factory=lambda: Path("/var/lib/mapsave/state")
     )
     socket: Annotated[Place, help("Socket where `mapsaved` listens.")] = field(
-        default_factory=lambda: Path("/run/mapsave/mapsave.sock")
+        default_factory=lambda: SYSTEM_SOCKET
     )
     jobs: Annotated[Place, help("The jobs directory.")] = field(
         default_factory=lambda: Path("/etc/mapsave/jobs.d")
@@ -215,12 +236,37 @@ class Config(Keys, frozen=True):
     save: Annotated[SaveSettings, help("Defaults of every save.")] = SaveSettings()
     restore: Annotated[RestoreSettings, help("How to restore.")] = RestoreSettings()
     service: Annotated[Service, help("How `mapsaved` runs.")] = Service()
+    hosts: Annotated[Mapping[Name, Remote], help("Services of other hosts, for `--host`.")] = field(
+        default_factory=dict
+    )
     hooks: Annotated[Hooks, help("Executables run before and after each operation.")] = field(
         default_factory=Hooks
     )
-    notify: Annotated[tuple[Webhook, ...], help("Webhooks that outcomes are sent to.")] = ()
+    notify: Annotated[
+        tuple[Annotated[Webhook, Check(check_webhook)], ...],
+        help("Webhooks that outcomes are sent to."),
+    ] = ()
     trust: Annotated[Trust, help("Which resources of this host images may name.")] = Trust()
     source: Path | None = None
+    is_unread: bool = False
+
+    def named(self, name: str) -> Guest | None:
+        """Return the guest of that name, be it the clone of one; None where there is none.
+
+        Of a name that suits several templates the longest is meant.
+        """
+        if (found := self.guests.get(name)) is not None:
+            return found
+        suiting = [
+            (len(each.clone.names(each.name)), each, each.clone, part)
+            for each in self.guests.values()
+            if each.clone is not None and (part := each.clone.part(each.name, name)) is not None
+        ]
+        if not suiting:
+            return None
+        _, guest, template, part = max(suiting, key=lambda one: one[0])
+        made = template.made(name, part)
+        return structs.replace(guest, name=name, clone=None, clone_of=guest.name, **made)
 
     def guest(self, address: str) -> Guest:
         """Return the guest of a name, ``qmp:SOCKET``, ``libvirt:DOMAIN`` or ``libvirt+URI#DOMAIN``.
@@ -228,36 +274,72 @@ class Config(Keys, frozen=True):
         A guest that is given by its address has that as its name. Raises UnknownGuest; UsageError
         where the address is no text that could name one.
         """
-        found = self.guests.get(address) or _by_address(address)
+        found = self.named(address) or _by_address(address)
+        socket = None if found is not None else guest_address.of_path(address)
+        if found is None and self.is_unread and (socket is None or "/" not in address):
+            return Guest(address)
         if found is None:
             where = f"in {self.source}" if self.source else "and there is no configuration file"
+            hint = keys.did_you_mean(address, self.guests) or "or give qmp:SOCKET"
             raise errors.UnknownGuest(
                 f"no guest {address!r} {where}",
-                hint=keys.did_you_mean(address, self.guests) or "or give qmp:SOCKET",
+                hint=f"did you mean {socket!r}?" if socket is not None else hint,
                 guest=address,
             )
         return found
 
 
-def load(explicit: Path | None, environ: Mapping[str, str]) -> Config:
+def load(explicit: Path | None, environ: Mapping[str, str], *, for_client: bool = False) -> Config:
     """Return the configuration that is in force.
 
     The first of: ``explicit`` (``--config``), the file that ``$MAPSAVE_CONFIG`` names,
-    ``/etc/mapsave/manager.yaml`` if it exists, built-in defaults. Raises ConfigMissing if the file
-    cannot be read, ConfigError if something in it is wrong.
+    ``/etc/mapsave/manager.yaml`` if it exists, built-in defaults. ``for_client`` of the service the
+    system's file need not be readable. Raises ConfigMissing, NotPermitted if the file cannot be
+    read, ConfigError if something in it is wrong.
     """
-    built_in = defaults(environ)
-    named = explicit or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
-    if named is None and not os.path.lexists(SYSTEM_FILE):
+    path = file_in_force(explicit, environ)
+    built_in = places(path, environ)
+    if path is None:
         return built_in
     from mapsave import yaml_file
 
-    path = named or SYSTEM_FILE
-    document = yaml_file.read(path)
+    try:
+        document = yaml_file.read(path)
+    except errors.NotPermitted:
+        if for_client and is_system_file(path):
+            return structs.replace(built_in, source=path, is_unread=True)
+        raise
     found = document.validate(Config, place_from(path))
     unsaid = {key: getattr(built_in, key) for key in _XDG if document.data.get(key) is None}
     guests = {name: structs.replace(guest, name=name) for name, guest in found.guests.items()}
     return structs.replace(found, **unsaid, guests=guests, source=path)
+
+
+def file_in_force(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Return the file that ``load`` reads; None where the built-in defaults hold."""
+    named = explicit or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
+    if named is not None:
+        return named
+    try:
+        os.lstat(SYSTEM_FILE)
+    except PermissionError:  # it may be there
+        return SYSTEM_FILE
+    except OSError:
+        return None
+    return SYSTEM_FILE
+
+
+def is_system_file(path: Path | None) -> bool:
+    """Return whether a file is ``/etc/mapsave/manager.yaml``, by its path."""
+    return path is not None and os.path.abspath(path) == str(SYSTEM_FILE)
+
+
+def places(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Return what holds where the file in force leaves it out.
+
+    The system's file is for everybody on the host, so its defaults, such as the socket, are root's.
+    """
+    return Config() if is_system_file(path) else defaults(environ)
 
 
 def place_from(path: Path) -> keys.Hook:
@@ -289,57 +371,10 @@ def defaults(environ: Mapping[str, str], *, root: bool | None = None) -> Config:
     )
 
 
-def show(config: Config) -> str:
-    """Return what is in force as a configuration file that means the same."""
-    import yaml
-
-    origin = ascii(str(config.source)) if config.source else "built-in defaults, without a file"
-    return f"# from {origin}\n" + yaml.safe_dump(
-        _plain(config), sort_keys=False, allow_unicode=True
-    )
-
-
 def _by_address(address: str) -> Guest | None:
-    kind, _, rest = address.partition(":")
-    if address.startswith(ADDRESSES):
-        _check_text(address, is_path=kind == "qmp")
-    if kind == "qmp" and rest:
-        return Guest(address, qmp=Path(rest))
-    if kind == "libvirt" and rest:
-        return Guest(address, libvirt=LibvirtDomain(rest))
-    if address.startswith("libvirt+"):
-        # A URI has no raw '#' but the one in front of its fragment (RFC 3986); a name may have.
-        uri, _, domain = address.removeprefix("libvirt+").partition("#")
-        if uri and domain:
-            return Guest(address, libvirt=LibvirtDomain(domain, uri))
-    return None
-
-
-def _check_text(address: str, *, is_path: bool) -> None:
-    """Raise UsageError where the kernel, or libvirt, could not be given what is in the address."""
-    try:
-        raw = os.fsencode(address) if is_path else address.encode()
-    except UnicodeEncodeError:
-        wrong = "bytes that are not UTF-8"
-    else:
-        if b"\0" not in raw:
-            return
-        wrong = "a NUL character"
-    raise errors.UsageError(
-        f"the address {address!r} contains {wrong}",
-        hint="'mapsave list --libvirt' lists the domains",
-    )
-
-
-def _plain(value: object) -> object:
-    """Return keys as dicts without what is None or empty, paths as text."""
-    if isinstance(value, Keys):
-        pairs = ((key, getattr(value, it.name)) for key, it in keys.fields(type(value)).items())
-        return {key: _plain(item) for key, item in pairs if item is not None and item != ()}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # seconds, as people write them
-    return str(value) if isinstance(value, Path) else value
+    found = guest_address.parse(address)
+    if found is None:
+        return None
+    if found.socket is not None:
+        return Guest(address, qmp=Path(found.socket))
+    return Guest(address, libvirt=LibvirtDomain(found.domain, found.uri))

@@ -1,4 +1,4 @@
-"""The catalogue of errors, as ``docs/errors.md`` prints it."""
+"""The catalogue of errors: the page ``docs/errors.md``."""
 
 from mapsave import errors
 
@@ -17,5 +17,13 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+_BEFORE = """\
+# Errors
+
+The ids are stable. `--json` and the service print an error as `id`, `exit_code`, `message` (what is
+wrong, and where), `hint` (what to do) and `data`. [faq.md](faq.md) says more about frequent ones.
+
+"""
+
 if __name__ == "__main__":
-    print(table(), end="")
+    print(_BEFORE + table(), end="")

@@ -16,8 +16,20 @@ NAME_PATTERN = (
     r"^(?!\.{1,2}$|qmp:|libvirt[:+])"
     r"[^\u0000-\u0020\u007f/\-]([^\u0000-\u001f\u007f/]*[^\u0000-\u0020\u007f/])?$"
 )
-_DURATION = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|([1-9][0-9]*(\.[0-9]+)?(ms|s|m|h|d))+)$"
+_DURATION = (
+    r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|"
+    rf"([1-9][0-9]*(\.[0-9]+)? ?({units.DURATION_UNITS}) ?)+)$"
+)
+_NOTE = 1000  # characters
 _TRUTH = {"on": True, "yes": True, "off": False, "no": False}
+
+
+def check_note(text: str) -> str:
+    """Return a note that goes into an image; raise ValueError where it is too long, or no text."""
+    text.encode()
+    if not text or len(text) > _NOTE or "\0" in text:
+        raise ValueError(f"must be text of 1 to {_NOTE} characters")
+    return text
 
 
 def check_name(name: str) -> str:
@@ -91,6 +103,7 @@ Name = Annotated[
         title="a name", extra_json_schema={"pattern": NAME_PATTERN, "maxLength": NAME_BYTES}
     ),
 ]
+Note = Annotated[Text, Check(check_note), msgspec.Meta(extra_json_schema={"maxLength": _NOTE})]
 # A path that the reader's hook takes as relative to the file it is in.
 Place = Annotated[
     Path,

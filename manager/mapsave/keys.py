@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from mapsave import typed
+
 Loc = tuple[str | int, ...]  # the path of keys and indexes to a value
 T = TypeVar("T")
 Hook = Callable[[type, Any], object]  # msgspec's ``dec_hook``: reads types that it does not know
@@ -221,7 +223,7 @@ class _Reader:
             found = self._inside(value, core, loc)
             if len(self.mistakes) == before:
                 if not isinstance(found, msgspec.Struct):
-                    found = msgspec.convert(found, typing.cast("type", kind), dec_hook=self._hook)
+                    found = typed.convert(found, typing.cast("type", kind), hook=self._hook)
                 for each in notes:
                     found = each.function(found) if isinstance(each, Check) else found
         except msgspec.ValidationError:

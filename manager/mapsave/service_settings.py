@@ -1,10 +1,13 @@
 """What the operator configured of the service, its hooks and its notifications."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
+from mapsave import errors, keys
 from mapsave.key_types import AtOnce, Duration, Place, Size, Text
 from mapsave.keys import Check, Keys, help
 
@@ -31,9 +34,25 @@ def host_and_port(address: str) -> tuple[str, int]:
         raise ValueError(f"{address!r} is not ADDRESS:PORT with a numeric address") from None
     if (found.version == 6) != host.startswith("[") or host.startswith("[") != host.endswith("]"):
         raise ValueError(f"{address!r}: put an IPv6 address in brackets")
+    return str(found), _port(address, port)
+
+
+def name_and_port(address: str) -> tuple[str, int]:
+    """Return the parts of ``kvm1.example.org:8443``, or do as ``host_and_port``; raise ValueError
+    if it is neither."""
+    host, _, port = address.rpartition(":")
+    if re.fullmatch(r"(?=.*[A-Za-z])[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", host):
+        return host, _port(address, port)
+    try:
+        return host_and_port(address)
+    except ValueError:
+        raise ValueError(f"{address!r} is not NAME:PORT or ADDRESS:PORT") from None
+
+
+def _port(address: str, port: str) -> int:
     if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
         raise ValueError(f"{address!r}: the port is not a number from 1 to 65535")
-    return str(found), int(port)
+    return int(port)
 
 
 def hook_name(value: str) -> str:
@@ -48,7 +67,13 @@ def _address(value: str) -> str:
     return value
 
 
-def _url(value: str) -> str:
+def _remote_address(value: str) -> str:
+    name_and_port(value)
+    return value
+
+
+def check_url(value: str) -> str:
+    """Return the address of a webhook; raise ValueError where it is none, without showing it."""
     import urllib.parse
 
     try:
@@ -61,6 +86,21 @@ def _url(value: str) -> str:
     if not value.isprintable() or " " in value:
         raise ValueError("must not contain spaces or control characters")
     return value
+
+
+def _credential(value: str) -> str:
+    if not value or "/" in value or value.startswith(".") or not value.isprintable():
+        raise ValueError("must be the name of a credential")
+    return value
+
+
+def check_webhook(webhook: "Webhook") -> "Webhook":
+    """Return ``webhook``; raise ValueError unless just one key says where its address is."""
+    given = [key for key in ("url", "url_file", "url_credential") if getattr(webhook, key)]
+    if len(given) != 1:
+        found = f", not {' and '.join(given)}" if given else ""
+        raise ValueError(f"needs exactly one of url, url_file and url_credential{found}")
+    return webhook
 
 
 Hook = Annotated[str, Check(hook_name), Meta(title="a name")]
@@ -88,7 +128,13 @@ class Hooks(Keys, frozen=True):
 class Webhook(Keys, frozen=True):
     """Where outcomes are reported, by a POST of JSON."""
 
-    url: Annotated[str, Check(_url), help("An `http` or `https` address.")]
+    url: Annotated[str | None, Check(check_url), help("An `http` or `https` address.")] = None
+    url_file: Annotated[Place | None, help("File that holds the address instead.")] = None
+    url_credential: Annotated[
+        str | None,
+        Check(_credential),
+        help("Credential of the service's unit that holds it (systemd.exec(5))."),
+    ] = None
     on: Annotated[tuple[Outcome, ...], Meta(min_length=1), help("Which outcomes to report.")] = (
         "failure",
     )
@@ -111,12 +157,32 @@ class Listen(Keys, frozen=True):
     crl: Annotated[Place | None, help("File of the revocation lists of these CAs (PEM).")] = None
 
 
+class Remote(Keys, frozen=True):
+    """The service of another host, which listens with mutual TLS."""
+
+    address: Annotated[
+        str, Check(_remote_address), help("Name and port, such as `kvm1.example.org:8443`.")
+    ]
+    certificate: Annotated[Place, help("File of your certificate (PEM).")]
+    key: Annotated[Place, help("File of its key (PEM).")]
+    ca: Annotated[Place, help("File of the CAs that sign the service's certificate (PEM).")]
+    crl: Annotated[Place | None, help("File of the revocation lists of these CAs (PEM).")] = None
+
+
+def host(hosts: Mapping[str, Remote], name: str) -> Remote:
+    """Return the service of another host. Raises UsageError where it is not configured."""
+    if name not in hosts:
+        raise errors.UsageError(
+            f"no host {name!r} is configured",
+            hint=keys.did_you_mean(name, hosts)
+            or "add it to 'hosts:' of the file that --config or $MAPSAVE_CONFIG names",
+        )
+    return hosts[name]
+
+
 class Service(Keys, frozen=True):
     """How mapsaved runs."""
 
-    group: Annotated[
-        Text | None, help("Group that owns the socket, by name; by default that of the user.")
-    ] = None
     operators: Annotated[
         tuple[Text, ...], help("Groups whose members may save, restore and cancel.")
     ] = ()

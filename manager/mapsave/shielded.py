@@ -1,10 +1,14 @@
 """Waiting that cancellation must not tear apart."""
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent import futures
 from typing import TypeVar
+
+from mapsave import blocking
 
 T = TypeVar("T")
 
@@ -95,11 +99,75 @@ async def whole(work: Awaitable[T]) -> T:
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     """Run a blocking function (an fsync may take long) off the event loop.
 
-    Cancelled, it still waits for the function, which uses descriptors that the caller closes next.
+    Cancelled, it still waits for the function, which uses descriptors that the caller closes next;
+    for storage that hangs no longer than for any other answer.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    task = asyncio.ensure_future(blocking.call(function, *arguments))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=blocking.ANSWER)
+        task.cancel()
         raise
+
+
+@contextlib.asynccontextmanager
+async def entered(
+    context: contextlib.AbstractContextManager[T],
+    on_hang: Callable[[T], object] = lambda _: None,
+    *,
+    seconds: float | None = None,
+) -> AsyncIterator[T]:
+    """Enter and leave ``context``, which blocks, off the event loop.
+
+    Calls that were left alone in the meantime use what it closes, so they end first. Where that, or
+    the end itself, takes longer than ``seconds`` (``blocking.ANSWER``), ``on_hang`` is called with
+    what was entered, and the end comes when it comes; at once where those calls had their time, and
+    no cancellation cut it short. Raises Hangs where it is not entered in time.
+    """
+    limit = blocking.ANSWER if seconds is None else seconds
+    opening = blocking.begin(context.__enter__)
+    try:
+        value = await _answer(opening, limit)
+    except BaseException:
+        blocking.note(blocking.begin(_leave_late, opening, context))
+        raise
+    caught: BaseException | None = None
+    with blocking.noted() as calls:
+        try:
+            yield value
+        except BaseException as error:
+            caught = error
+    if not isinstance(caught, asyncio.CancelledError) and not all(each.done() for each in calls):
+        limit = 0.0
+    try:
+        is_handled = await whole(_answer(blocking.begin(_leave, context, calls, caught), limit))
+    except blocking.Hangs:
+        on_hang(value)
+        is_handled = False
+    if caught is not None and not is_handled:
+        raise caught
+
+
+async def _answer(outcome: futures.Future[T], seconds: float) -> T:
+    try:
+        async with blocking.limited(seconds):
+            return await asyncio.wrap_future(outcome)
+    finally:
+        blocking.note(outcome)  # it uses what contexts around this one close
+
+
+def _leave(
+    context: contextlib.AbstractContextManager[object],
+    calls: Sequence[futures.Future[object]],
+    caught: BaseException | None,
+) -> bool:
+    futures.wait(calls)
+    kind, traceback = (None, None) if caught is None else (type(caught), caught.__traceback__)
+    return bool(context.__exit__(kind, caught, traceback))
+
+
+def _leave_late(opening: futures.Future[T], context: contextlib.AbstractContextManager[T]) -> None:
+    """Leave a context that the caller did not wait for."""
+    if opening.exception() is None:
+        context.__exit__(None, None, None)

@@ -49,6 +49,26 @@ def dumps(data: object, **options: Any) -> str:
     return json.dumps(data, allow_nan=False, **options)
 
 
+def encoded(data: object) -> bytes:
+    """Return JSON in UTF-8, ten times as fast as ``dumps``; an infinity is null.
+
+    Bytes of file names that are not text become escapes, what JSON does not know becomes text.
+    """
+    try:
+        return msgspec.json.encode(data, enc_hook=str)
+    except (UnicodeEncodeError, OverflowError):  # such bytes; numbers of more than 64 bits
+        text = dumps(data, default=str, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace")
+
+
+def decoded(raw: bytes | str) -> Any:
+    """Return what ``raw``, which ``encoded`` or ``dumps`` made, holds. Raises ValueError."""
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError:  # it may have bytes of file names, as escapes
+        return json.loads(raw)
+
+
 def indented(data: object) -> str:
     """Return JSON for people, as ``dumps`` with ``indent=2`` does, ten times as fast."""
     plain = dumps(data)

@@ -21,6 +21,16 @@ async def group() -> AsyncIterator[asyncio.TaskGroup]:
         raise failed.exceptions[0] from None
 
 
+def shared(work: Coroutine[object, object, T]) -> asyncio.Future[T]:
+    """Return the task of ``work``, of which asyncio does not log that no one saw it fail.
+
+    Several may wait for it, shielded; all of them may be cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
 async def all_of(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
     """Return what each of ``works`` returns, in their order. Raises as ``group`` does."""
     async with group() as tasks:

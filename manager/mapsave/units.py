@@ -1,16 +1,39 @@
-"""Sizes, durations and alignments: parsed from what people write, printed as they read it."""
+"""Sizes, durations and times: parsed from what people write, written as they or programs read it.
 
+In JSON a size is a number of bytes under a key that ends in ``bytes``, a duration a number of
+seconds (``_s``), a rate ``bytes_per_s``, and a time is as ``timestamp`` writes it.
+"""
+
+import datetime
 import re
+import time
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
+# The years 1000 to 9998: the time of any zone is one of ``datetime`` as well.
+_EARLIEST, _LATEST = -30610224000, 253370764799
+_UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])(?:i?B)?|B)?\s*", re.IGNORECASE)
 _SIZE_FACTOR = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": 1024 * TIB}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
-_DURATION_FACTOR = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+# The spellings of systemd.time(7); months and years are as long as there.
+_DURATION_SPELLINGS = {
+    1e-6: ("us", "µs", "μs", "usec"),
+    1e-3: ("ms", "msec"),
+    1.0: ("s", "sec", "second", "seconds"),
+    60.0: ("m", "min", "minute", "minutes"),
+    3600.0: ("h", "hr", "hour", "hours"),
+    86400.0: ("d", "day", "days"),
+    604800.0: ("w", "week", "weeks"),
+    2629800.0: ("M", "month", "months"),
+    31557600.0: ("y", "year", "years"),
+}
+_DURATION_FACTOR = {unit: each for each, units in _DURATION_SPELLINGS.items() for unit in units}
+DURATION_UNITS = "|".join(sorted(_DURATION_FACTOR, key=len, reverse=True))  # a regular expression
+_DURATION_PART = rf"(\d+(?:\.\d+)?)\s*({DURATION_UNITS})\s*"
+_DURATION = re.compile(f"({_DURATION_PART})+")
 
 
 def parse_size(text: str | int) -> int:
@@ -34,23 +57,25 @@ def parse_size(text: str | int) -> int:
 
 def format_size(size: int | float) -> str:
     """Return ``size`` bytes as people read it: ``"512 B"``, ``"4.0 GiB"``."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
+    unit = next((unit for unit, one in _UNITS.items() if abs(size) < one * 1024), "TiB")
+    return f"{in_unit(size, unit)} {unit}"
+
+
+def in_unit(size: int | float, unit: str) -> str:
+    """Return the number of ``unit`` in ``size`` bytes, as ``format_size`` has it."""
+    return f"{size / _UNITS[unit]:.{0 if unit == 'B' else 1}f}"
 
 
 def parse_duration(text: str | int | float) -> float:
-    """Return the seconds of ``90``, ``"15m"``, ``"1h30m"``, ``"250ms"``. Raises ValueError."""
+    """Return the seconds of ``90``, ``"15m"``, ``"1h 30min"``, ``"250ms"``: units as systemd spells
+    them. Raises ValueError."""
     bare = str(text).strip()
     try:
         seconds = float(bare)
     except ValueError:
-        parts = _DURATION_PART.findall(bare)
-        if not parts or "".join(n + u for n, u in parts) != bare.replace(" ", ""):
+        if not _DURATION.fullmatch(bare):
             raise ValueError(f"not a duration: {text!r} (write 30s, 15m, 1h30m)") from None
+        parts = re.findall(_DURATION_PART, bare)
         seconds = sum(float(number) * _DURATION_FACTOR[unit] for number, unit in parts)
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"not a duration: {text!r}")
@@ -59,14 +84,39 @@ def parse_duration(text: str | int | float) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return ``seconds`` as people read it: ``"12 ms"``, ``"3.41 s"``, ``"2 m 05 s"``."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.2f} s"
+    if seconds < 59.995:
+        return f"{seconds:.2f}".rstrip("0").rstrip(".") + " s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} m {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} m"
+        return _two(minutes, "m", rest, "s")
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return _two(hours, "h", minutes, "m")
+    return _two(hours // 24, "d", hours % 24, "h")
+
+
+def _two(number: int, unit: str, rest: int, smaller: str) -> str:
+    return f"{number} {unit}" + (f" {rest:02d} {smaller}" if rest else "")
+
+
+def timestamp(seconds: float) -> str:
+    """Return a time, in seconds since the epoch, as JSON has it: RFC 3339, in UTC, to the
+    millisecond. One that no ``datetime`` can be, as a file's may be, is the nearest.
+
+    Tens of thousands of images have two each: ``datetime`` would take thrice as long.
+    """
+    whole, part = divmod(int(min(max(seconds, _EARLIEST), _LATEST) * 1000), 1000)
+    year, month, day, hour, minute, second, *_ = time.gmtime(whole)
+    date = f"{year:04d}-{month:02d}-{day:02d}"
+    return f"{date}T{hour:02d}:{minute:02d}:{second:02d}.{part:03d}+00:00"
+
+
+def format_time(when: datetime.datetime, *, precisely: bool = False) -> str:
+    """Return a time as people read it, that of this host with its offset: ``"2026-11-26
+    09:23:26+01:00"``, with milliseconds if ``precisely``."""
+    return when.astimezone().isoformat(" ", "milliseconds" if precisely else "seconds")
 
 
 def round_up(value: int, alignment: int) -> int:

@@ -6,41 +6,50 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mapsave import errors
-from mapsave.cli import hosts, inspect, output
-from mapsave.cli.here import Options
+from mapsave import errors, guest_address
+from mapsave.cli import candidates, hosts, inspect, output
+from mapsave.cli.here import Options, Result
 from mapsave.cli.options import Command, Globals, pass_globals
+from mapsave.cli.save import SWITCH
 from mapsave.key_types import ADDRESSES
+from mapsave.migration.progress import silent
 
 if TYPE_CHECKING:
     from mapsave.config import Config
 
 
 @click.command("check", cls=Command)
-@click.argument("target", metavar="GUEST|IMAGE")
+@click.argument("target", metavar="GUEST|IMAGE", shell_complete=candidates.GUESTS_AND_IMAGES)
 @click.option("--image", "-o", metavar="PATH", help="Where the image would be written.")
-@click.option("--policy", metavar="NAME", help="Label policy of the save.")
-@click.option("--direct-io", type=click.Choice(["auto", "on", "off"]))
+@click.option(
+    "--policy",
+    metavar="NAME",
+    help="Label policy of the save.",
+    shell_complete=candidates.POLICIES,
+)
+@click.option("--direct-io", type=SWITCH, help="Bypass the page cache.")
 @pass_globals
 def command(given: Globals, /, target: str, **chosen: Any) -> int:
     """Report what would fail: the save of a guest, or the restore of an image.
 
     Nothing is touched: the guest keeps running. Exits with the code of the first problem.
     """
-    config = given.config()
-    if _is_guest(given, config, target):
+    config = given.client_config()
+    if is_guest(hosts.choose(given, config, image=target), config, target):
         return _check_guest(given, config, target, chosen)
     return _check_image(given, config, target)
 
 
-def _is_guest(given: Globals, config: Config, target: str) -> bool:
+def is_guest(host: hosts.Host, config: Config, target: str) -> bool:
     """Tell guests from images: a configured name or an address is a guest, a file is an image.
 
-    The service can read the image directory; the caller may not be able to.
+    The service as ``host`` can read the image directory; the caller may not be able to.
     """
     if target in config.guests or target.startswith(ADDRESSES):
         return True
-    if hosts.choose(given, config, image=target).has_image(target):
+    if "/" in target and guest_address.of_path(target) is not None:
+        config.guest(target)  # raises, with the address
+    if host.has_image(target):
         return False
     if "/" in target:
         raise errors.ImageNotFound(f"no image at {target!r}")
@@ -65,16 +74,19 @@ def _check_guest(given: Globals, config: Config, target: str, chosen: Options) -
 
 def _check_image(given: Globals, config: Config, target: str) -> int:
     host = hosts.choose(given, config, image=target)
-    found, known = host.verify(target), host.inspect(target)
+    found = host.verify(target, silent, data=False, add_digests=False)
+    known = host.inspect(target)
     guest = known["guest"]
-    configured = config.guests.get(guest)
+    configured = config.named(guest) if guest else None
     startable = known["has_domain_xml"] or bool(
         configured and (configured.launch or configured.emulator)
     )
+    startable = startable or config.is_unread  # then the service knows
     lines = [
         f"{found['image']}: valid, guest {guest}"
         + ("" if startable else "; no 'launch:' configured: restore --into a waiting QEMU")
     ]
+    lines += _instant(found["instant"])
     if known["has_domain_xml"] and known["names"]:
         lines += ["its domain XML names", *inspect.names(known)]
     data = {**found, "guest": guest, "launch": startable}
@@ -83,3 +95,15 @@ def _check_image(given: Globals, config: Config, target: str) -> int:
     verdict = ["a restore needs --trust-image [image.untrusted]"] if refused else []
     output.result(given, data, "\n".join([*lines, *output.warnings(found["warnings"]), *verdict]))
     return errors.UntrustedImage.exit_code if refused else 0
+
+
+def _instant(found: Result) -> list[str]:
+    """Return lines about whether RAM can be mapped from the image instead of read."""
+    if not found["is_possible"]:
+        return [f"RAM is read, not mapped: {'; '.join(found['why_not'])}"]
+    how = "RAM is mapped from it" if found["is_used"] else "RAM can be mapped from it: --instant on"
+    return [
+        how,
+        "  the guest needs it then as long as it lives: if the image is truncated or its storage "
+        "fails, the kernel ends QEMU",
+    ]

@@ -1,22 +1,37 @@
-"""``mapsave discard IMAGE``."""
+"""``mapsave discard IMAGE...``."""
 
 import click
 
 from mapsave import units
-from mapsave.cli import hosts, output
+from mapsave.cli import output, several
+from mapsave.cli.here import Result
+from mapsave.cli.hosts import Host
 from mapsave.cli.options import Command, Globals, pass_globals
 
 
 @click.command("discard", cls=Command)
-@click.argument("image")
-@click.option("--yes", is_flag=True, help="Delete an image that was never restored, too.")
+@several.images_argument
+@click.option("--yes", is_flag=True, help="Delete images that were never restored, too.")
+@click.option("--in-use", is_flag=True, help="Delete images that guests live on, too.")
 @pass_globals
-def command(given: Globals, /, image: str, yes: bool) -> None:
-    """Delete an image.
+def command(given: Globals, /, images: tuple[str, ...], yes: bool, in_use: bool) -> int:
+    """Delete images.
 
     Deleting an image that was never restored needs --yes: it is the only copy of its guest, if that
-    was shut down after the save.
+    was shut down after the save. With --in-use an image loses its name though the RAM of a running
+    guest is mapped from it; its space is freed when that guest quits. An image that cannot be
+    deleted does not stop the others. Exits with the code of the first that was not deleted.
     """
-    done = hosts.choose(given, given.config(), image=image).discard(image, unrestored=yes)
-    freed = units.format_size(done["freed_bytes"])
-    output.result(given, done, f"discarded {done['image']}, {freed} freed")
+
+    def work(host: Host, name: str) -> Result:
+        return host.discard(name, unrestored=yes, in_use=in_use)
+
+    return several.report(given, images, work, several.lines(_line))
+
+
+def _line(done: Result) -> str:
+    if "error" in done:
+        return f"{done['image']}: NOT DELETED: {output.described(done['error'])}"
+    if done.get("note"):
+        return f"discarded {done['image']}: {done['note']}"
+    return f"discarded {done['image']}, {units.format_size(done['freed_bytes'])} freed"

@@ -7,13 +7,13 @@ from typing import Any, get_args
 import click
 
 from mapsave import errors, units
-from mapsave.cli.options import Command, Globals, Parsed, pass_globals
+from mapsave.cli.options import Globals, LocalCommand, Parsed, pass_globals
 from mapsave.config import EmulatedVersion
 
 _SIZE = Parsed("size", units.parse_size)  # bytes, or a size such as 256M
 
 
-@click.command("emulate", cls=Command)
+@click.command("emulate", cls=LocalCommand)
 @click.option("--qmp", required=True, type=click.Path(path_type=Path), help="Where to listen.")
 @click.option("--memory", required=True, type=_SIZE, help="The guest's RAM, for example 256M.")
 @click.option(
@@ -22,7 +22,7 @@ _SIZE = Parsed("size", units.parse_size)  # bytes, or a size such as 256M
     default="zero",
     help="The contents of the RAM.",
 )
-@click.option("--incoming", type=click.Choice(["defer"]), help="Wait for a restore.")
+@click.option("--incoming", "-incoming", type=click.Choice(["defer"]), help="Wait for a restore.")
 @click.option("--paused", "-S", is_flag=True, help="Do not run the guest at the start.")
 @click.option("--writer", is_flag=True, help="Keep changing pages while the guest runs.")
 @click.option("--name", help="The guest's name.")
@@ -35,6 +35,14 @@ _SIZE = Parsed("size", units.parse_size)  # bytes, or a size such as 256M
     default="10.0",
     help="The version of QEMU to emulate.",
 )
+@click.option(
+    "--object",
+    "-object",
+    "backend",
+    metavar="BACKEND",
+    help="Map the RAM from a file: memory-backend-file,... with share=off,readonly=on,rom=off.",
+)
+@click.option("--machine", "-machine", metavar="OPTIONS", help="memory-backend=ID, of --object.")
 @click.option("--throttle", type=_SIZE, default=0, help="Bytes of pages saved per second.")
 @pass_globals
 def command(given: Globals, /, **chosen: Any) -> None:
@@ -46,6 +54,8 @@ def command(given: Globals, /, **chosen: Any) -> None:
     from mapsave.emulator import options, run
 
     try:
+        if chosen["backend"] is not None:
+            chosen["backend"] = options.backend(chosen["backend"])
         wanted = options.EmulatorOptions(**chosen)
     except ValueError as error:
         raise errors.UsageError(str(error)) from None

@@ -13,10 +13,12 @@ from mapsave.migration.progress import Report
 
 if TYPE_CHECKING:
     from mapsave.config import Config, Guest
+    from mapsave.evacuation.clones import Cloned
     from mapsave.evacuation.restore_all import Request, RestoredAll
     from mapsave.jobs.engine import Run
     from mapsave.jobs.job import Job
     from mapsave.jobs.retention import Pruned
+    from mapsave.operations import restore_request
     from mapsave.operations.images import Listing
     from mapsave.operations.preview import Preview
     from mapsave.operations.recover import Recovered
@@ -35,7 +37,7 @@ class Here:
 
     ``image`` is a path or a name in the image directory, ``job`` a file or a name in the jobs
     directory. ``check`` also returns the error of the first check that failed, ``prune`` whether
-    the job keeps all images.
+    the job keeps all images, ``latest`` what the other methods take for a guest's last image.
     """
 
     def __init__(self, given: Globals, config: Config) -> None:
@@ -55,6 +57,16 @@ class Here:
 
         request = restore_request.Request(image=image, **options)
         return self._run(around.restore(self._config, request, report))
+
+    def clone(self, image: str, options: Options, report: Report) -> Cloned:
+        from mapsave.evacuation import clones
+        from mapsave.hooks import around
+
+        async def restorer(wanted: restore_request.Request, told: Report) -> RestoreResult:
+            return await around.restore(self._config, wanted, told)
+
+        request = clones.Request(image=image, **options)
+        return self._run(clones.clone(self._config, request, restorer, report))
 
     def check(self, guest: Guest, options: Options) -> tuple[Preview, errors.MapsaveError | None]:
         from mapsave.operations import preview, save_request
@@ -76,23 +88,66 @@ class Here:
 
         return inspect.inspect(self._path(image), self._config)
 
-    def verify(self, image: str) -> Result:
+    def picture(self, image: str) -> str:
+        from mapsave.operations import pictures
+
+        return pictures.of_image(self._path(image))
+
+    def verify(self, image: str, report: Report, *, data: bool, add_digests: bool) -> Result:
         from mapsave.operations import inspect
 
-        return inspect.verify(self._path(image), self._config)
+        path = self._path(image)
+        if not (data or add_digests):
+            return inspect.verify(path, self._config)
+        return self._run(inspect.verify_data(path, self._config, report, add=add_digests))
 
-    def discard(self, image: str, *, unrestored: bool) -> Result:
+    def discard(self, image: str, *, unrestored: bool, in_use: bool) -> Result:
         from mapsave.operations import discard
 
-        return discard.discard(self._config, self._path(image), unrestored=unrestored)
+        path = self._path(image)
+        return discard.discard(self._config, path, unrestored=unrestored, in_use=in_use)
 
-    def images(self, directory: Path | None = None) -> Listing:
+    def pin(self, image: str) -> Result:
+        from mapsave.operations import pins
+
+        return pins.pin(self._config, self._path(image))
+
+    def unpin(self, image: str) -> Result:
+        from mapsave.operations import pins
+
+        return pins.unpin(self._config, self._path(image))
+
+    def warm(self, image: str, options: Options, report: Report) -> Result:
+        from mapsave.operations import warm
+
+        request = warm.Request(**options)
+        return {**self._run(warm.warm(self._config, self._path(image), request, report))}
+
+    def images(
+        self, guest: str | None = None, *, latest: bool = False, directory: Path | None = None
+    ) -> Listing:
         """Return the images of ``directory``, without one those of the image directory."""
         from mapsave.image import store
         from mapsave.operations import images
 
         with store.directory(directory or self._config.images, create=directory is None) as held:
-            return images.listing(held, self._config)
+            return images.listing(
+                held, self._config, guest, latest=latest, with_managed=directory is None
+            )
+
+    def latest(self, guest: str) -> str:
+        from mapsave.operations import images
+
+        return str(images.latest(self.images(guest, latest=True), guest)["image"])
+
+    def guests(self) -> Result:
+        from mapsave.evacuation import guest_list
+
+        asked = self._run(guest_list.ask(self._config))
+        found = [*self._config.guests.values(), *asked.clones, *asked.others]
+        lines = guest_list.lines(found, asked, self.images(latest=True)["images"])
+        unreachable = [each.as_dict() for each in asked.unreachable]
+        return {"guests": lines, "unreachable": unreachable}
 
     def recover(self, *, dry_run: bool) -> Recovered:
         from mapsave.hooks import recover
@@ -104,21 +159,23 @@ class Here:
 
         return self._run(restore_all.restore_all(self._config, request, report))
 
-    def run_job(self, job: str) -> Run:
+    def run_job(self, job: str, report: Report) -> Run:
         from mapsave.jobs import engine
 
-        return self._run(engine.run(load_job(self._config, job), self._config))
+        loaded = load_job(self._config, job)
+        return self._run(engine.run(loaded, self._config, report=report))
 
     def check_job(self, job: str) -> Run:
         from mapsave.jobs import engine
 
         return self._run(engine.check(load_job(self._config, job), self._config))
 
-    def prune(self, job: str, *, dry_run: bool) -> tuple[Pruned, bool]:
+    def prune(self, job: str, *, dry_run: bool, in_use: bool) -> tuple[Pruned, bool]:
         from mapsave.jobs import retention
 
         loaded = load_job(self._config, job)
-        lines = self._run(retention.prune(loaded, self._config, dry_run=dry_run))
+        pruning = retention.prune(loaded, self._config, dry_run=dry_run, in_use=in_use)
+        lines = self._run(pruning)
         return retention.summary(loaded, lines, dry_run=dry_run), loaded.keep is None
 
     def jobs(self) -> Result:
@@ -127,7 +184,7 @@ class Here:
         found = job_files.load(self._config)
         unknown = {"next_run": None, "last_run": None}  # the service alone knows
         return {
-            "jobs": [{**job_files.line(job, self._config), **unknown} for job in found],
+            "jobs": [{**job_files.line(job, found.guests[job.name]), **unknown} for job in found],
             "broken": [broken.line() for broken in found.broken],
         }
 

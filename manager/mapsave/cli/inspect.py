@@ -1,28 +1,35 @@
 """``mapsave inspect IMAGE``."""
 
+import datetime
 import sys
 
 import click
 
 from mapsave import units
-from mapsave.cli import hosts, output
+from mapsave.cli import candidates, hosts, options, output
 from mapsave.cli.here import Result
 from mapsave.cli.options import Command, Globals, pass_globals
 
 
 @click.command("inspect", cls=Command)
-@click.argument("image")
+@click.argument("image", shell_complete=candidates.IMAGES)
 @click.option(
     "--xml", is_flag=True, help="Print the domain XML of a libvirt guest, passwords included."
 )
+@options.picture
 @pass_globals
-def command(given: Globals, /, image: str, xml: bool) -> None:
+def command(given: Globals, /, image: str, xml: bool, picture: str | None) -> None:
     """Show the contents of an image: guest, state, RAM blocks, and how its used pages are
-    distributed."""
-    config = given.config()
+    distributed.
+
+    A picture has a square for each RAM block, its pages on a Hilbert curve: neighbours in memory
+    are neighbours there.
+    """
+    config = given.client_config()
     if xml:
         from mapsave.operations import images, inspect
 
+        given.refuse_host("'mapsave inspect --xml'")
         path = images.resolve(image, config)
         held = inspect.domain_xml(path)
         if given.json:
@@ -30,7 +37,11 @@ def command(given: Globals, /, image: str, xml: bool) -> None:
         else:
             output.say(_printable(held).rstrip("\n") + "\n")
         return
-    found = hosts.choose(given, config, image=image).inspect(image)
+    host = hosts.choose(given, config, image=image)
+    if picture is not None:
+        output.picture(given, picture, host.picture(image))
+        return
+    found = host.inspect(image)
     output.result(given, found, text(found))
 
 
@@ -46,10 +57,17 @@ def text(found: Result) -> str:
     size = units.format_size
     qemu = found["qemu"] or {}
     lines = [
-        f"{found['image']}: {found['state']}, {found['format']} format",
+        f"{found['image']}: {found['state']}, {found['format']} format"
+        + (", pinned" if found["pinned"] else ""),
         f"  guest      {found['guest']} ({found['run_state']})"
-        + (f", saved {found['started']}" if found["started"] else ""),
+        + (f", saved {_time(found['started'])}" if found["started"] else ""),
     ]
+    if found["in_use_by"]:
+        lines.append(f"  in use by  {output.users(found['in_use_by'])}: RAM is mapped from it")
+    if found["working_set"]:
+        lines.append(f"  touched    {size(found['working_set']['bytes'])} after its restore")
+    if found["note"]:
+        lines.append(f"  note       {found['note']}")
     if "version" in qemu:
         lines.append(f"  QEMU       {qemu['version']} {qemu.get('package', '')}")
     on_disk = size(found["allocated_bytes"])
@@ -63,6 +81,7 @@ def text(found: Result) -> str:
         f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
         f"  devices    {len(found['devices'])}",
         f"  written    {_written(found.get('written'))}",
+        *_filled(found["filled_bytes"]),
         *_used(found),
         *output.warnings(found["warnings"]),
         "",
@@ -77,6 +96,10 @@ def text(found: Result) -> str:
     return "\n".join(lines)
 
 
+def _time(timestamp: str) -> str:
+    return units.format_time(datetime.datetime.fromisoformat(timestamp))
+
+
 def _written(record: Result | None) -> str:
     if record is None:
         return "not recorded whether every used page is in data"
@@ -84,6 +107,14 @@ def _written(record: Result | None) -> str:
     compared, left = record.get("compared"), record.get("not_compared")
     rest = f", {left} not: {record.get('reason')}" if left else ""
     return f"{where}; {compared} ends of writes compared with the guest's RAM{rest}"
+
+
+def _filled(length: int) -> list[str]:
+    """Return the line about gaps that were filled; none where none were."""
+    if not length:
+        return []
+    size = units.format_size(length)
+    return [f"  filled     {size} of zeros in short gaps are read as well, in long runs"]
 
 
 def names(found: Result) -> list[str]:

@@ -26,6 +26,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds for the undoing; the rest of the five is for the report, and for a busy host.
 LIMIT = 4.0
 _REPORT_LIMIT = 0.5
+# A thread that waits for a disk, or a server, cannot be killed (proc(5): state D).
+_STAYS = "if the process stays, its storage hangs: it exits when the storage answers"
 _JOURNAL = "mapsave.operations.journal"
 _HOOKS = "mapsave.hooks.process"
 
@@ -82,14 +84,17 @@ class Stop:
         """Return the error for work that has not ended in time; hooks that still run are killed."""
         if hooks := sys.modules.get(_HOOKS):
             hooks.kill_all()
-        return Abandoned(self._report(self.name or "a signal"))
+        error = self._report(self.name or "a signal")
+        error.hint = f"{error.hint}; {_STAYS}" if error.hint else _STAYS
+        return Abandoned(error)
 
 
 def run(work: Callable[[], T], stop: Stop) -> T:
     """Run ``work`` in another thread and return what it returns; raise what it raises.
 
-    Raises Abandoned where it does not end in time after a signal, TooLittleLeft where no thread can
-    be had.
+    Also a signal that comes when the work has just ended has its name in ``stop`` then. Raises
+    Abandoned where it does not end in time after a signal, TooLittleLeft where no thread can be
+    had.
     """
     results: list[T] = []
     failures: list[BaseException] = []
@@ -121,6 +126,8 @@ def run(work: Callable[[], T], stop: Stop) -> T:
                 seconds = stop.signal(number)
                 if deadline is None:
                     deadline = time.monotonic() + seconds
+    if stop.name is None and signals.came:
+        stop.name = signal.Signals(signals.came[0]).name
     if failures:
         raise failures[0]
     return results[0]
@@ -173,7 +180,7 @@ def _nothing() -> None:
 
 
 class _Signals:
-    """Signals as they arrive at a descriptor (``signal.set_wakeup_fd``).
+    """Signals as they arrive at a descriptor (``signal.set_wakeup_fd``), all of them in ``came``.
 
     Any thread may get one from the kernel, and the handler alone would not wake the main thread.
     """
@@ -181,6 +188,7 @@ class _Signals:
     def __init__(self, reader: int, writer: int) -> None:
         self._reader = reader
         self._writer = writer
+        self.came: list[int] = []
 
     def wait(self, timeout: float | None) -> list[int]:
         """Return the signals of now, at the latest after ``timeout`` seconds or ``wake``."""
@@ -198,10 +206,15 @@ class _Signals:
 def _signals() -> Iterator[_Signals]:
     """Take the signals that mean stop; restore their handlers at the end."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    signals = _Signals(reader, writer)
+
+    def note(number: int, _: object) -> None:
+        signals.came.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield _Signals(reader, writer)
+        yield signals
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():

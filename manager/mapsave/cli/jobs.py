@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
-from mapsave import units
-from mapsave.cli import hosts, output
-from mapsave.cli.options import Command, Globals, Group, pass_globals
+from mapsave import typed, units
+from mapsave.cli import candidates, hosts, output, reporting
+from mapsave.cli.options import Command, Globals, Group, no_wait, pass_globals
+from mapsave.client import responses
 from mapsave.jobs import outcome
 from mapsave.jobs.outcome import Level
-from mapsave.service.api import responses
 
 if TYPE_CHECKING:
     from mapsave.jobs.engine import Run
@@ -30,42 +29,49 @@ def command() -> None:
 
 
 @command.command("run", cls=Command)
-@click.argument("job", metavar="JOB")
+@click.argument("job", metavar="JOB", shell_complete=candidates.JOBS)
+@no_wait
 @pass_globals
-def run(given: Globals, /, job: str) -> int:
+def run(given: Globals, /, job: str, no_wait: bool) -> int:
     """Run a job once: save its guests, in parallel as far as the job allows.
 
     A guest that fails does not stop the others. Exits with the worst code of all. Images that
     the job does not keep are removed afterwards.
     """
-    done = hosts.choose(given, given.config(), job=job).run_job(job)
+    host = hosts.choose(given, given.client_config(), job=job)
+    if no_wait:
+        output.begun(given, hosts.background(host).begin_job(job))
+        return 0
+    with reporting.reporting(given, "job", Path(job).stem) as report:
+        done = host.run_job(job, report)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 
 
 @command.command("check", cls=Command)
-@click.argument("job", metavar="JOB")
+@click.argument("job", metavar="JOB", shell_complete=candidates.JOBS)
 @pass_globals
 def check(given: Globals, /, job: str) -> int:
     """Report what would fail, for the file and for each of its guests; nothing is touched."""
-    done = hosts.choose(given, given.config(), job=job).check_job(job)
+    done = hosts.choose(given, given.client_config(), job=job).check_job(job)
     output.result(given, done, check_text(done))
     return int(done["exit_code"])
 
 
 @command.command("prune", cls=Command)
-@click.argument("job", metavar="JOB")
+@click.argument("job", metavar="JOB", shell_complete=candidates.JOBS)
 @click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
+@click.option("--in-use", is_flag=True, help="Remove images that guests live on, too.")
 @pass_globals
-def prune(given: Globals, /, job: str, dry_run: bool) -> int:
+def prune(given: Globals, /, job: str, dry_run: bool, in_use: bool) -> int:
     """Remove the images that a job does not keep.
 
     Never removed are the newest good image of a guest, an image that is the only copy of its
     guest (saved with 'then: quit', not restored since, and with no later image of the guest), and
     damaged ones.
     """
-    host = hosts.choose(given, given.config(), job=job)
-    done, keeps_all = host.prune(job, dry_run=dry_run)
+    host = hosts.choose(given, given.client_config(), job=job)
+    done, keeps_all = host.prune(job, dry_run=dry_run, in_use=in_use)
     output.result(given, done, prune_text(done, keeps_all=keeps_all))
     return int(done["exit_code"])
 
@@ -77,8 +83,8 @@ def list_jobs(given: Globals, /) -> None:
 
     Only the service knows when a job ran and when it runs next.
     """
-    found = hosts.choose(given, given.config()).jobs()
-    output.result(given, found, list_text(msgspec.convert(found, responses.Jobs)))
+    found = hosts.choose(given, given.client_config()).jobs()
+    output.result(given, found, list_text(typed.convert(found, responses.Jobs)))
 
 
 def text(done: Run) -> str:
@@ -139,6 +145,13 @@ def check_text(done: Run) -> str:
 
 def list_text(found: responses.Jobs) -> str:
     """Return the jobs for people, what is wrong last."""
+    lines = [table(found.jobs) if found.jobs else "no jobs"]
+    invalid = output.marked(Level.ERROR, "INVALID")
+    return "\n".join([*lines, *(f"{invalid}: {output.described(e.error)}" for e in found.broken)])
+
+
+def table(jobs: list[responses.Job]) -> str:
+    """Return a table of jobs for people."""
     header = ("job", "guests", "schedule", "last run", "next run", "file")
     rows = [
         (
@@ -146,18 +159,16 @@ def list_text(found: responses.Jobs) -> str:
             str(len(each.guests)),
             str(each.schedule["cron"]) if each.schedule else "-",
             _last_run(each.last_run) if each.last_run else "-",
-            each.next_run or "-",
+            units.format_time(each.next_run) if each.next_run else "-",
             each.file,
         )
-        for each in found.jobs
+        for each in jobs
     ]
-    lines = [output.table(rows, header) if rows else "no jobs"]
-    invalid = output.marked(Level.ERROR, "INVALID")
-    return "\n".join([*lines, *(f"{invalid}: {output.described(e.error)}" for e in found.broken)])
+    return output.table(rows, header)
 
 
 def _last_run(last: responses.Operation) -> str:
     came_to = "" if last.error else output.came_to(last)
-    return f"{output.moment(last.created)} {output.state(last)}" + (
+    return f"{units.format_time(last.created)} {output.state(last)}" + (
         f": {came_to}" if came_to else ""
     )

@@ -1,16 +1,31 @@
 """``mapsave list``."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
-from mapsave import errors, units
-from mapsave.cli import here, hosts, output
+from mapsave import errors, typed, units
+from mapsave.cli import candidates, here, hosts, output
 from mapsave.cli.options import Command, Globals, pass_globals
-from mapsave.service.api import responses
+from mapsave.client import responses
+
+if TYPE_CHECKING:
+    from mapsave.operations.images import Listing
 
 _UNREADABLE = "unreadable"  # store.EntryState.UNREADABLE, without what that module loads
+_NOTE = 30  # characters
+# What an image is sorted by; those that are equal stay in the order of their changes.
+_SORTED: dict[str, Callable[[Any], Any]] = {
+    "saved": lambda line: line["saved"],
+    "guest": lambda line: (line["guest"] is None, line["guest"]),
+    "size": lambda line: line["allocated_bytes"],
+    "name": lambda line: line["name"],
+}
+_LARGEST_FIRST = ("saved", "size")
 
 
 @click.command("list", cls=Command)
@@ -19,26 +34,56 @@ _UNREADABLE = "unreadable"  # store.EntryState.UNREADABLE, without what that mod
     "--libvirt", is_flag=True, help="List libvirt domains, and which of them can be saved."
 )
 @click.option("--uri", metavar="URI", help="libvirt connection URI (default: qemu:///system).")
+@click.option(
+    "--guest",
+    metavar="GUEST",
+    help="Only images of this guest.",
+    shell_complete=candidates.GUESTS,
+)
+@click.option("--latest", is_flag=True, help="Of each guest only the image that was saved last.")
+@click.option("--names", is_flag=True, help="Print only the names of the images, one a line.")
+@click.option(
+    "--sort",
+    type=click.Choice(tuple(_SORTED)),
+    default="saved",
+    show_default=True,
+    help="Sort by: the newest first, the largest first, guest or name in alphabetical order.",
+)
 @pass_globals
-def command(given: Globals, /, directory: Path | None, libvirt: bool, uri: str | None) -> int:
+def command(
+    given: Globals, /, directory: Path | None, libvirt: bool, uri: str | None, **chosen: Any
+) -> int:
     """List the images of a directory, newest first: partial and damaged ones too.
 
     A file that cannot be read is 'unreadable'. If that is so of all of them, the exit code says why
     (7: not permitted).
     """
     if libvirt:
-        if directory is not None:
+        if directory is not None or chosen["guest"] or chosen["latest"] or chosen["names"]:
             raise errors.UsageError("--libvirt lists domains, not the images of a directory")
+        given.refuse_host("'mapsave list --libvirt'")
         _list_domains(given, uri)
         return 0
     if uri is not None:
         raise errors.UsageError("--uri requires --libvirt")
-    return _list_images(given, directory)
+    found = _listing(given, directory, chosen["guest"], latest=chosen["latest"])
+    by = chosen["sort"]
+    found["images"].sort(key=_SORTED[by], reverse=by in _LARGEST_FIRST)
+    images = typed.convert(found["images"], list[responses.Image])
+    if chosen["names"]:
+        text = "\n".join(line.name for line in images)
+    elif images:
+        text = _table(images)
+    else:
+        of_guest = f" of guest {chosen['guest']!r}" if chosen["guest"] else ""
+        text = f"no images{of_guest} in {found['directory']}"
+    output.result(given, {**found}, text)
+    return _report_unreadable(images)
 
 
 def _list_domains(given: Globals, uri: str | None) -> None:
     from mapsave.cli import local
-    from mapsave.config import LIBVIRT_URI
+    from mapsave.guest_address import LIBVIRT_URI
     from mapsave.operations import domains
 
     place = uri or LIBVIRT_URI
@@ -57,18 +102,11 @@ def _list_domains(given: Globals, uri: str | None) -> None:
     output.result(given, {"uri": place, "domains": found}, text)
 
 
-def _list_images(given: Globals, directory: Path | None) -> int:
-    config = given.config()
+def _listing(given: Globals, directory: Path | None, guest: str | None, *, latest: bool) -> Listing:
     if directory is None:
-        found = hosts.choose(given, config).images()
-    else:
-        found = here.Here(given, config).images(directory)
-    images = msgspec.convert(found["images"], list[responses.Image])
-    rows = [_row(line) for line in images]
-    header = ("saved", "guest", "state", "format", "size", "on disk", "image")
-    text = output.table(rows, header) if rows else f"no images in {found['directory']}"
-    output.result(given, found, text)
-    return _report_unreadable(images)
+        return hosts.choose(given, given.client_config()).images(guest, latest=latest)
+    given.refuse_host("'mapsave list DIRECTORY'")
+    return here.Here(given, given.config()).images(guest, latest=latest, directory=directory)
 
 
 def _report_unreadable(images: list[responses.Image]) -> int:
@@ -83,13 +121,30 @@ def _report_unreadable(images: list[responses.Image]) -> int:
     return why[0]["exit_code"] if len(why) == len(images) else 0
 
 
-def _row(line: responses.Image) -> tuple[str, ...]:
+def _table(images: list[responses.Image]) -> str:
+    """Return a table of images, with their notes if there are any."""
+    with_note = any(line.note for line in images)
+    note = ("note",) if with_note else ()
+    header = ("saved", "guest", "state", "format", "size", "on disk", *note, "image")
+    return output.table([_row(line, with_note=with_note) for line in images], header)
+
+
+def _row(line: responses.Image, *, with_note: bool) -> tuple[str, ...]:
+    more = ", pinned" if line.pinned else ""
+    more += f", in use by {output.users(line.in_use_by)}" if line.in_use_by else ""
     return (
-        output.moment(line.modified),
+        units.format_time(line.saved),
         line.guest or "-",
-        line.state + (", untrusted" if line.writable_by else ""),
+        line.state + more + (", untrusted" if line.writable_by else ""),
         line.format or "-",
         units.format_size(line.file_bytes),
         units.format_size(line.allocated_bytes),
+        *([_short(line.note)] if with_note else []),
         line.name,
     )
+
+
+def _short(note: str | None) -> str:
+    """Return what of a note fits into a table."""
+    line = " ".join((note or "-").split())
+    return line if len(line) <= _NOTE else line[: _NOTE - 1] + "…"

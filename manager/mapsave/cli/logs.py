@@ -1,32 +1,76 @@
 """``mapsave logs OPERATION``."""
 
-from collections.abc import Callable
+import datetime
+from collections.abc import Callable, Iterator
 
 import click
-import msgspec
 
-from mapsave.cli import hosts, output
+from mapsave import strict_json, typed, units
+from mapsave.cli import candidates, hosts, options, output, streams
 from mapsave.cli.options import Command, Globals, pass_globals
-from mapsave.client import connection
+from mapsave.cli.service_client import ServiceClient
+from mapsave.client import exchange, responses
+from mapsave.client.exchange import Answer
+from mapsave.history.states import ENDED
 from mapsave.operations.steps import Step
-from mapsave.service.api import responses
 from mapsave.strict_json import Facts
 
 
 @click.command("logs", cls=Command)
-@click.argument("operation")
+@click.argument("operation", shell_complete=candidates.OPERATIONS)
+@click.option("--follow", "-f", is_flag=True, help="Print steps as they are taken, to the end.")
+@options.picture
 @pass_globals
-def command(given: Globals, /, operation: str) -> None:
+def command(given: Globals, /, operation: str, follow: bool, picture: str | None) -> None:
     """Show the steps of an operation of the service, with their times.
 
-    With --json each step has all that was recorded of it.
+    With --json each step has all that was recorded of it; with --follow too it is one step a line,
+    and the operation once it has ended. A picture has phases and rate over time.
     """
     client = hosts.needed_service(given)
-    found = client.get(f"/v1/operations/{connection.quoted(operation)}/steps")
-    output.result(given, found, text(msgspec.convert(found, responses.Steps)))
+    path = exchange.operation(operation)
+    if picture is not None:
+        output.picture(given, picture, client.operation_picture(operation))
+        return
+    if not follow:
+        found = client.get(f"{path}/steps")
+        output.result(given, found, "\n".join(_lines(typed.convert(found, responses.Steps))))
+        return
+    with client.until_interrupted():
+        shown = 0
+        for found in _growing(client, client.get(path)["id"]):
+            if not streams.is_read():
+                return
+            lines = _objects(found) if given.json else _lines(typed.convert(found, responses.Steps))
+            for line in lines[shown:]:
+                output.say(output.printable(line) + "\n")
+            shown = len(lines)
 
 
-def text(found: responses.Steps) -> str:
+def _growing(client: ServiceClient, number: str) -> Iterator[Answer]:
+    """Yield the operation with its steps, each time that there are more of them, until it ends.
+
+    Raises UnknownOperation, ServiceUnreachable, NotPermitted.
+    """
+    path = exchange.operation(number)
+    now = client.get(path)
+    while True:
+        found = client.get(f"{path}/steps")
+        yield found
+        if found["operation"]["state"] in ENDED:
+            return
+        step = now["step"]
+        while now["step"] == step and now["state"] not in ENDED:
+            now = client.get(path, wait=30, since=now["revision"])
+
+
+def _objects(found: Answer) -> list[str]:
+    """Return the steps as JSON, the operation last once it has ended."""
+    over = [found["operation"]] if found["operation"]["ended"] else []
+    return [strict_json.dumps(each) for each in (*found["steps"], *over)]
+
+
+def _lines(found: responses.Steps) -> list[str]:
     """Return the steps for people, the outcome last."""
     of_it = found.operation
     what = of_it.guest or of_it.job or of_it.image or ""
@@ -37,7 +81,7 @@ def text(found: responses.Steps) -> str:
         came_to = output.came_to(of_it)
         line = f"{_time(of_it.ended)}  {output.state(of_it)}"
         lines.append(f"{line}: {came_to}" if came_to else line)
-    return "\n".join(lines)
+    return lines
 
 
 def _step(each: responses.Step) -> str:
@@ -47,8 +91,8 @@ def _step(each: responses.Step) -> str:
     return f"{each.step:<9}  {said}".rstrip()
 
 
-def _time(seconds: float) -> str:
-    return f"{output.moment(seconds)}.{int(seconds % 1 * 1000):03d}"
+def _time(when: datetime.datetime) -> str:
+    return units.format_time(when, precisely=True)
 
 
 def _begin(data: Facts) -> str:

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import click
-import msgspec
 
 from mapsave import units
 from mapsave.cli import local, output
-from mapsave.cli.options import Command, Globals, pass_globals
+from mapsave.cli.options import Globals, LocalCommand, pass_globals
 
 
-@click.command("probe", cls=Command)
+@click.command("probe", cls=LocalCommand)
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 @pass_globals
 def command(given: Globals, /, directory: Path | None) -> None:
@@ -27,13 +26,27 @@ def command(given: Globals, /, directory: Path | None) -> None:
     config = given.config()
     with store.directory(directory or config.images) as held:
         found = local.run(learning.measured(config.state, held), given)
+    kinds = {
+        "direct writes into holes": found.holes,
+        "direct writes, preallocated": found.preallocated,
+        "direct reads": found.reads,
+    }
+    rates = [
+        {"kind": kind, "request_bytes": size, "in_flight": depth, "bytes_per_s": size / seconds}
+        for kind, costs in kinds.items()
+        for size, by_depth in costs.items()
+        for depth, seconds in by_depth.items()
+    ]
+    data = {
+        "directory": held.path,
+        "measured": units.timestamp(found.measured),
+        "direct": rates,
+        "cached_writes_bytes_per_s": 1 / found.buffered,
+        "cached_reads_bytes_per_s": 1 / found.cached_reads,
+    }
     rows = [
-        (what, units.format_size(size), *(_rates(size, costs[size], probe.DEPTHS)))
-        for what, costs in (
-            ("direct writes into holes", found.holes),
-            ("direct writes, preallocated", found.preallocated),
-            ("direct reads", found.reads),
-        )
+        (kind, units.format_size(size), *(_rates(size, costs[size], probe.DEPTHS)))
+        for kind, costs in kinds.items()
         for size in costs
     ]
     header = ("", "of", *(f"{depth} in flight" for depth in probe.DEPTHS))
@@ -42,7 +55,6 @@ def command(given: Globals, /, directory: Path | None) -> None:
         f"through the page cache: writes {_rate(1 / found.buffered)}, reads "
         f"{_rate(1 / found.cached_reads)}"
     )
-    data = {"directory": held.path, **msgspec.to_builtins(found, str_keys=True)}
     output.result(given, data, "\n".join(lines))
 
 

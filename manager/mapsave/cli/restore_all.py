@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mapsave.cli import hosts, local, output
+from mapsave import errors
+from mapsave.cli import hosts, output, reporting
+from mapsave.cli.here import Here
 from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.jobs import outcome
 from mapsave.jobs.outcome import Level
 
 if TYPE_CHECKING:
-    from mapsave.evacuation.restore_all import RestoredAll
+    from mapsave.evacuation.restore_all import Request, RestoredAll
+    from mapsave.migration.progress import Report
 
+# A service that dies of it this often is not asked again.
+_TRIES = 3
 _WORDS = {
     "planned": "would be restored",
     "restored": "restored",
@@ -42,11 +47,36 @@ def command(given: Globals, /, **chosen: Any) -> int:
     """
     from mapsave.evacuation import restore_all
 
-    host = hosts.choose(given, given.config())
-    with local.reporting(given, "restoring") as report:
-        done = host.restore_all(restore_all.Request(**chosen), report)
+    with reporting.reporting(given, "restoring") as report:
+        done = _restored(given, restore_all.Request(**chosen), report)
     output.result(given, done, text(done))
     return int(done["exit_code"])
+
+
+def _restored(given: Globals, request: Request, report: Report) -> RestoredAll:
+    """Have it done, by the service where one runs: at a boot no one asks again.
+
+    A service that died over it recovers the restores that it was at, and is asked again; where it
+    does not answer, does not come back, or dies each time, the guests are restored here.
+    """
+    config = given.client_config()
+    for _ in range(_TRIES):
+        try:
+            return hosts.choose(given, config).restore_all(request, report)
+        except errors.Interrupted as error:
+            if "step" not in error.data:  # by a signal, or by someone who cancelled it
+                raise
+            lost: errors.MapsaveError = error
+        except (errors.ServiceUnreachable, errors.ServiceLost) as error:
+            if error.data.get("interrupted"):
+                raise
+            lost = error
+            break
+        output.note(f"{lost.message}; asking it again")
+    if given.host is not None or config.is_unread:
+        raise lost
+    output.note(f"{lost.message}; restoring the guests without it")
+    return Here(given, config).restore_all(request, report)
 
 
 def text(done: RestoredAll) -> str:

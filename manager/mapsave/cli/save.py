@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mapsave import units
-from mapsave.cli import hosts, local, output
-from mapsave.cli.options import Command, Globals, Parsed, pass_globals
+from mapsave import key_types, units
+from mapsave.cli import candidates, hosts, output, reporting
+from mapsave.cli.options import Command, Globals, Parsed, no_wait, pass_globals
 
 if TYPE_CHECKING:
     from mapsave.operations.results import RestoreResult, SaveResult
 
 _WORTH_A_RATE = 64 * units.MIB
-_SWITCH = click.Choice(["auto", "on", "off"])
+SWITCH = click.Choice(["auto", "on", "off"])
 
 
 def _channels(value: Any) -> int | str:
@@ -36,10 +36,11 @@ def _duration(value: Any) -> float:
 CHANNELS = Parsed("1..255|auto", _channels)
 # Seconds, or a duration such as 15m; none is 0, as in configuration and service.
 DURATION = Parsed("duration", _duration)
+NOTE = Parsed("text", key_types.check_note)
 
 
 @click.command("save", cls=Command)
-@click.argument("guest")
+@click.argument("guest", shell_complete=candidates.GUESTS)
 @click.option("--image", "-o", metavar="PATH", help="Path, or name in the image directory.")
 @click.option(
     "--then",
@@ -53,35 +54,62 @@ DURATION = Parsed("duration", _duration)
     help="libvirt: also readable by 'virsh restore' (default for libvirt guests).",
 )
 @click.option(
+    "--managed",
+    "managed",
+    flag_value="on",
+    help="Save to where libvirt keeps managed saves: 'virsh start' restores it.",
+)
+@click.option(
     "--live",
     is_flag=True,
     default=None,
     help="Keep the guest running while its RAM is written; pause it only at the end.",
 )
-@click.option("--direct-io", type=_SWITCH, help="Bypass the page cache.")
+@click.option("--direct-io", type=SWITCH, help="Bypass the page cache.")
 @click.option("--channels", type=CHANNELS, help="Number of multifd channels.")
-@click.option("--zero-pages", type=click.Choice(["auto", "multifd", "legacy", "none"]))
-@click.option("--preallocate", type=_SWITCH, help="Preallocate the image's space.")
-@click.option("--policy", metavar="NAME", help="Label policy: a name or a YAML file.")
+@click.option(
+    "--zero-pages",
+    type=click.Choice(["auto", "multifd", "legacy", "none"]),
+    help="How to detect zero pages; with none they are written.",
+)
+@click.option(
+    "--digests",
+    type=click.Choice(["after", "before", "off"]),
+    help="Take digests of the image's data once it is committed (default; the service does), "
+    "before that, or not at all.",
+)
+@click.option("--preallocate", type=SWITCH, help="Preallocate the image's space.")
+@click.option(
+    "--policy",
+    metavar="NAME",
+    help="Label policy: a name or a YAML file.",
+    shell_complete=candidates.POLICIES,
+)
+@click.option("--note", type=NOTE, help="A note for the image, which 'list' and 'inspect' show.")
 @click.option(
     "--replace",
     is_flag=True,
     help="Replace an existing image of that name once the save is complete.",
 )
+@click.option("--in-use", is_flag=True, help="Replace it even if a guest lives on it.")
 @click.option(
     "--timeout", type=DURATION, help="Give up after this long; the guest stays as before."
 )
+@no_wait
 @pass_globals
-def command(given: Globals, /, guest: str, **chosen: Any) -> None:
+def command(given: Globals, /, guest: str, no_wait: bool, **chosen: Any) -> None:
     """Save a running guest to an image.
 
     The guest is told to quit only after the image has been verified and is on stable storage. If
     anything fails before that, the guest returns to the run state it had.
     """
-    config = given.config()
+    config = given.client_config()
     target = config.guest(guest)
     host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])
-    with local.reporting(given, f"saving {target.name}") as report:
+    if no_wait:
+        output.begun(given, hosts.background(host).begin_save(target, chosen))
+        return
+    with reporting.reporting(given, "saving", target.name) as report:
         done = host.save(target, chosen, report)
     output.result(given, done.as_dict(), summary(done))
 
@@ -90,6 +118,8 @@ def summary(done: SaveResult) -> str:
     """Return one sentence about a save."""
     ending = {"quit": "shut down", "resume": "resumed"}.get(str(done.then), "left paused")
     size = units.format_size
+    if done.managed:
+        ending += "; its next start by libvirt restores it"
     return (
         f"saved {done.guest} to {done.image}: {size(done.data_bytes)} of "
         f"{size(done.ram_bytes)} RAM in {units.format_duration(done.duration_s)}"

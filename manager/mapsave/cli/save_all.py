@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mapsave import errors, units
-from mapsave.cli import local, output
+from mapsave.cli import candidates, output, reporting
 from mapsave.cli.options import Command, Globals, pass_globals
 from mapsave.cli.save import DURATION
 from mapsave.jobs import outcome
@@ -36,7 +36,7 @@ _UNTOUCHED = {
 
 
 @click.command("save-all", cls=Command)
-@click.argument("guests", nargs=-1, metavar="[GUEST]...")
+@click.argument("guests", nargs=-1, metavar="[GUEST]...", shell_complete=candidates.GUESTS)
 @click.option("--deadline", type=DURATION, help="Time limit for all saves together, such as 4m.")
 @click.option("--libvirt", is_flag=True, help="Also save libvirt's active domains.")
 @click.option("--uri", metavar="URI", help="libvirt connection URI (default: qemu:///system).")
@@ -67,14 +67,14 @@ def command(given: Globals, /, **chosen: Any) -> int:
 
     chosen["libvirt"] = _uri(chosen["libvirt"], chosen.pop("uri"))
     request = save_run.Request(**chosen)
-    with local.reporting(given, "saving") as report:
+    with reporting.reporting(given, "saving") as report:
         done = shutdown.save_all(given, request, report)
     output.result(given, done, text(done))
     return int(done["exit_code"])
 
 
 def _uri(libvirt: bool, uri: str | None) -> str | None:
-    from mapsave.config import LIBVIRT_URI
+    from mapsave.guest_address import LIBVIRT_URI
 
     if uri is not None and not libvirt:
         raise errors.UsageError("--uri requires --libvirt")

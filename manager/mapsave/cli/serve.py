@@ -5,16 +5,21 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
 import click
 
 from mapsave import __version__
-from mapsave.cli.options import Command, Globals, pass_globals
+from mapsave.cli.options import Globals, LocalCommand, pass_globals
+
+# Seconds that a thread at work may keep the interpreter while another waits for it (Python: 0.005).
+# For an answer the event loop takes it a dozen times, as every system call may let go of it.
+_SWITCH = 0.0005
 
 
-@click.command("serve", cls=Command)
+@click.command("serve", cls=LocalCommand)
 @click.version_option(__version__, prog_name="mapsaved")
 @pass_globals
 def command(given: Globals, /) -> None:
@@ -51,4 +56,9 @@ def run(given: Globals) -> None:
 
     level = logging.DEBUG if given.debug else logging.INFO
     setup.configure(config.service.log, level, sys.stderr)
-    asyncio.run(server.serve(given.config, config))
+    sys.setswitchinterval(_SWITCH)
+    try:
+        asyncio.run(server.serve(given.config, config))
+    finally:
+        # asyncio leaves Python's own handler, whose traceback would be the last that is seen.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

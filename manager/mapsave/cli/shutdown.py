@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapsave import errors
-from mapsave.cli import hosts, local, output
+from mapsave.cli import hosts, local, output, service_client
 from mapsave.cli.options import Globals
+from mapsave.cli.service_client import ServiceClient
 from mapsave.cli.through_service import ThroughService
-from mapsave.client import connection, delegate
-from mapsave.client.connection import Client
+from mapsave.client.delegate import Patience
 from mapsave.migration.progress import Report
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 _HEALTH = 5.0
 # A service that is saving may take longer for an answer.
 _ANSWER = 15.0
-_PATIENCE = delegate.Patience(wait=2.0, reconnect=10.0)
+_PATIENCE = Patience(wait=2.0, reconnect=10.0)
 # What a service was at is recovered first; what takes longer than this, beside the saves.
 _HEAD_START = 5.0
 # How long another save-all is waited for where there is no deadline, and how often it is looked at.
@@ -70,26 +70,31 @@ def save_all(given: Globals, request: Request, report: Report) -> SavedAll:
     A service that does not answer within seconds, is stopping, or is lost is reported on standard
     error; what it left is recovered, and the guests are saved here. Where the configuration is
     wrong, a service that has it in force from before saves by that. Raises ConfigError,
-    ConfigMissing where there is no such service, and as ``save_all`` does.
+    ConfigMissing where there is no such service, and as ``save_all`` does. With ``--host`` nothing
+    can be done here instead.
     """
     clock = _Clock(request)
+    if given.host is not None:
+        return _by_service(hosts.needed_service(given), given.client_config(), clock, report)
     try:
-        config = given.config()
+        config = given.client_config()
     except errors.UsageError as broken:
         return _by_what_is_in_force(given, broken, clock, report)
     try:
         client = hosts.service(given, config, _HEALTH)
         if client is not None:
             return _by_service(client, config, clock, report)
+        given.config()  # it must be readable from here on
     except (errors.ServiceUnreachable, errors.ServiceLost, errors.ServiceStopping) as error:
         if error.data.get("interrupted"):
             raise
+        given.config()
         output.note(f"{error.message}; saving the guests without it")
         return local.run(_here(config, clock, report, behind_service=True), given)
     return local.run(_here(config, clock, report), given)
 
 
-def _by_service(client: Client, config: Config, clock: _Clock, report: Report) -> SavedAll:
+def _by_service(client: ServiceClient, config: Config, clock: _Clock, report: Report) -> SavedAll:
     """Have the service do it. Raises ServiceLost also where it came back without it."""
     client.timeout = _ANSWER
     try:
@@ -109,8 +114,9 @@ def _by_what_is_in_force(
     """
     from mapsave import config as configuration
 
-    config = configuration.defaults(os.environ)
-    file = given.config_file or os.environ.get(configuration.VARIABLE) or configuration.SYSTEM_FILE
+    file = configuration.file_in_force(given.config_file, os.environ)
+    assert file is not None, "the built-in defaults are never wrong"
+    config = configuration.places(file, os.environ)
     client = None if given.local else _with_configuration(given, str(config.socket), file)
     if client is None:
         raise broken
@@ -120,11 +126,11 @@ def _by_what_is_in_force(
     return _by_service(client, config, clock, report)
 
 
-def _with_configuration(given: Globals, path: str, file: str | Path) -> Client | None:
+def _with_configuration(given: Globals, path: str, file: str | Path) -> ServiceClient | None:
     """Return the client of the service at ``path`` if it has read ``file``."""
-    client = connection.Client(path, given.stop, _HEALTH)
+    client = ServiceClient(path, given.stop, _HEALTH)
     try:
-        if connection.listens(path, _HEALTH) and connection.same(
+        if service_client.listens(path, _HEALTH) and service_client.same(
             client.get("/v1/health")["config"], file
         ):
             return client

@@ -18,21 +18,21 @@ else:
 
 _NEW_OBJECTS = 50_000
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_COMPLETE = "__complete"  # what the scripts of ``mapsave completion`` run
 _REFUSED = 3  # the exit code of errors.TooLittleLeft
 
 
-def command() -> NoReturn:
-    """Run the command line as this process, and leave without taking Python's modules down.
+def command(*before: str) -> NoReturn:
+    """Run the words ``before`` and the command line; leave without taking Python's modules down.
 
     That would take some 15 ms. By then every operation has rolled back and closed what it
-    opened, its threads were joined (``asyncio.run``), and nothing here leaves work to the end of
-    the process.
+    opened, and nothing here leaves work to the end of the process.
     """
     # Loading modules makes many objects and no garbage: looking for it after every 700 new ones, as
     # Python would, took a tenth of the time until QEMU is first asked.
     gc.set_threshold(_NEW_OBJECTS)
     try:
-        run(sys.argv[1:])
+        run([*before, *sys.argv[1:]])
     except SystemExit as ended:
         from mapsave.cli import streams
 
@@ -48,6 +48,11 @@ def run(arguments: list[str]) -> NoReturn:
         from mapsave.cli import streams
 
         streams.prepare()
+        if arguments[:1] == [_COMPLETE]:
+            from mapsave.cli import complete
+
+            complete.run(arguments[1:])
+            sys.exit(0)
         from mapsave.cli import main
     except OSError as error:
         if error.errno not in _NO_DESCRIPTORS:

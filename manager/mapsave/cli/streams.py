@@ -37,6 +37,13 @@ def prepare() -> None:
     sys.stderr = _text(sys.stderr, io.BufferedWriter(_Raw(2, raises=False)))
 
 
+def is_read() -> bool:
+    """Return whether what is printed on standard output may still be read: a pipe has a reader."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def _text(before: TextIO | None, buffer: io.BufferedWriter) -> io.TextIOWrapper:
     """Return a stream for text as Python has made ``before``."""
     return io.TextIOWrapper(

@@ -1,45 +1,82 @@
 """``mapsave verify IMAGE...``."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
 import click
 
-from mapsave import errors, units
-from mapsave.cli import hosts, output
-from mapsave.cli.here import Result
+from mapsave import units
+from mapsave.cli import output, reporting, several
 from mapsave.cli.options import Command, Globals, pass_globals
+from mapsave.jobs.outcome import Level
+
+if TYPE_CHECKING:
+    from mapsave.cli.here import Result
+    from mapsave.cli.hosts import Host
+
+_HEADER = ("STATE", "FORMAT", "STRUCTURE", "DATA", "CONTENTS", "IMAGE")
+# What of an image is bad, by the id of the error: structure and data.
+_BAD = {
+    "image.data_damaged": ("valid", "DAMAGED"),
+    "image.digests_damaged": ("valid", "DIGESTS DAMAGED"),
+    "image.not_digested": ("-", "NO DIGESTS"),
+}
+_DIGESTS = {"taken": "not compared", "pending": "no digests yet", "none": "no digests"}
 
 
 @click.command("verify", cls=Command)
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@several.images_argument
+@click.option("--data", is_flag=True, help="Compare the data with its digests; reads all of it.")
+@click.option(
+    "--add-digests",
+    is_flag=True,
+    help="Take digests of the data first, where they are still to be taken; implies --data.",
+)
 @pass_globals
-def command(given: Globals, /, images: tuple[str, ...]) -> int:
+def command(given: Globals, /, images: tuple[str, ...], data: bool, add_digests: bool) -> int:
     """Verify that images are complete: superblock, metadata, structure, bitmaps, description.
 
-    Exits with the code of the first image that is not.
+    With --data also that RAM, device state and all else are as they were when their digests were
+    taken. Exits with the code of the first image that is not.
     """
-    from mapsave.operations.images import resolve
 
-    config = given.config()
-    found: list[Result] = []
-    code = 0
-    for name in images:
-        path = resolve(name, config)
-        try:
-            found.append(hosts.choose(given, config, image=name).verify(name))
-        except errors.MapsaveError as error:
-            if len(images) == 1:
-                raise
-            code = code or error.exit_code
-            found.append({"image": path, "valid": False, "error": error.as_dict()})
-    data = found[0] if len(images) == 1 else {"images": found}
-    output.result(given, data, "\n".join(_line(each) for each in found))
-    return code
+    def work(host: Host, name: str) -> Result:
+        with reporting.reporting(given, "verifying", os.path.basename(name)) as report:
+            return host.verify(name, report, data=data or add_digests, add_digests=add_digests)
+
+    return several.report(given, images, work, _text, marked=_marked)
 
 
-def _line(found: Result) -> str:
+def _marked(each: Result) -> Result:
+    return {**each, "valid": "error" not in each}
+
+
+def _text(found: list[Result]) -> str:
+    """Return a table, and below it what is wrong with the images."""
+    lines = [output.table(map(_row, found), _HEADER)]
+    for each in found:
+        if each["valid"]:
+            lines += output.warnings(each["warnings"])
+        else:
+            lines.append(output.described(each["error"]))
+    return "\n".join(lines)
+
+
+def _row(found: Result) -> tuple[str, ...]:
     if not found["valid"]:
-        return f"{found['image']}: INVALID: {output.described(found['error'])}"
-    size = units.format_size(found["data_bytes"])
-    lines = [
-        f"{found['image']}: valid ({found['state']}, {found['format']}, {size} of RAM contents)"
-    ]
-    return "\n".join([*lines, *output.warnings(found["warnings"])])
+        bad = _BAD.get(found["error"]["id"], ("INVALID", "-"))
+        columns = (output.marked(Level.ERROR, word) if word.isupper() else word for word in bad)
+        return ("-", "-", *columns, "-", found["image"])
+    known = found["data"]
+    size = known["verified_bytes"]
+    data = _DIGESTS[known["digests"]] if size is None else f"valid, {units.format_size(size)} read"
+    return (
+        found["state"],
+        found["format"],
+        "valid",
+        data,
+        units.format_size(found["data_bytes"]),
+        found["image"],
+    )

@@ -1,16 +1,21 @@
 """``mapsave wait OPERATION...``."""
 
 import click
-import msgspec
 
-from mapsave.cli import hosts, local, output
+from mapsave import typed
+from mapsave.cli import candidates, hosts, output, reporting
 from mapsave.cli.options import Command, Globals, pass_globals
-from mapsave.client import connection, delegate
-from mapsave.service.api import responses
+from mapsave.client import exchange, responses
 
 
 @click.command("wait", cls=Command)
-@click.argument("operations", nargs=-1, required=True, metavar="OPERATION...")
+@click.argument(
+    "operations",
+    nargs=-1,
+    required=True,
+    metavar="OPERATION...",
+    shell_complete=candidates.ACTIVE,
+)
 @pass_globals
 def command(given: Globals, /, operations: tuple[str, ...]) -> int:
     """Wait until operations of the service have finished.
@@ -20,12 +25,12 @@ def command(given: Globals, /, operations: tuple[str, ...]) -> int:
     client = hosts.needed_service(given)
     found, code = [], 0
     for name in operations:
-        number = client.get(f"/v1/operations/{connection.quoted(name)}")["id"]
-        with local.reporting(given, f"operation {number}") as report:
-            ended = delegate.follow(client, number, report)
+        number = client.get(exchange.operation(name))["id"]
+        with reporting.reporting(given, "operation", number) as report:
+            ended = client.follow(number, report)
         found.append(ended)
         code = code or (ended["error"] or ended["result"] or {}).get("exit_code", 0)
-    lines = map(_line, msgspec.convert(found, list[responses.Operation]))
+    lines = map(_line, typed.convert(found, list[responses.Operation]))
     output.result(given, {"operations": found}, "\n".join(lines))
     return code
 

@@ -18,6 +18,7 @@ from mapsave.errors.base import MapsaveError
 from mapsave.errors.before import *  # noqa: F403
 from mapsave.errors.outcome import *  # noqa: F403
 from mapsave.errors.permissions import denied as denied
+from mapsave.errors.permissions import explained as explained
 from mapsave.errors.permissions import of_os_error as of_os_error
 
 

@@ -38,6 +38,15 @@ class PagesMissing(InvalidImage, id="image.pages_missing"):
     """Pages that QEMU reported as written are not in the file: the storage lost a write."""
 
 
+class DataDamaged(InvalidImage, id="image.data_damaged"):
+    """Data of the image is not what its digests say; the message names file offsets, RAM blocks
+    and addresses."""
+
+
+class DigestsDamaged(InvalidImage, id="image.digests_damaged"):
+    """The digests of the image's data are damaged themselves: the data cannot be verified."""
+
+
 class UnreadableImage(InvalidImage, id="image.unreadable"):
     """The image cannot be read: its disk or file system fails. The image itself may be valid."""
 
@@ -87,6 +96,11 @@ class RoleMissing(NotPermitted, id="permission.role"):
 
 class Busy(MapsaveError, id="guest.busy", exit_code=8, http_status=409):
     """Another mapsave process is using the guest or the image."""
+
+
+class ImageInUse(Busy, id="image.in_use"):
+    """The RAM of a guest that was restored instantly is mapped from the image; ``--in-use``
+    overrides."""
 
 
 class AlreadyMigrating(Busy, id="guest.migrating"):

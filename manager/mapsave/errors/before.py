@@ -100,7 +100,8 @@ class QemuKeeps(Refused, id="check.kept_by_qemu"):
 
 
 class BadDirectory(Refused, id="check.directory"):
-    """The image directory is gone, read-only, or cannot hold an image of that name."""
+    """The image directory is gone, read-only, does not answer, or cannot hold an image of that
+    name."""
 
 
 class NoRoom(Refused, id="check.room"):
@@ -113,6 +114,10 @@ class NoDirectIO(Refused, id="check.direct_io"):
 
 class ImageExists(Refused, id="check.image_exists"):
     """An image of that name already exists, and ``--replace`` was not given."""
+
+
+class GuestSaved(Refused, id="check.guest_saved"):
+    """The guest's memory is in an image that was not restored: started afresh, it would be lost."""
 
 
 class DestinationMismatch(Refused, id="check.destination"):
@@ -139,6 +144,11 @@ class NoDestination(Refused, id="check.no_destination"):
     """Nothing says how to start the destination: ``launch``, ``--into`` or a trusted command."""
 
 
+class NotInstant(Refused, id="check.instant"):
+    """``instant: on`` was requested, but RAM cannot be mapped from the image; the message says
+    why."""
+
+
 class JournalUnusable(Refused, id="recover.journal"):
     """The step journal of an interrupted operation lacks what recovery needs to know."""
 
@@ -150,6 +160,10 @@ class JournalLost(JournalUnusable, id="recover.journal_lost"):
 
 class HookRefused(Refused, id="hook.refused"):
     """A hook that runs before the operation refused it, or failed; its message is quoted."""
+
+
+class NotDigested(Refused, id="image.not_digested"):
+    """The digests of an image's data could not be written; the image is as good as it was."""
 
 
 class NoTime(Refused, id="check.deadline"):

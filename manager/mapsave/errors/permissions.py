@@ -1,8 +1,10 @@
 """What the kernel refuses for want of permission: one error, which names what refuses, and why."""
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from mapsave.errors.access import NotPermitted
@@ -58,6 +60,24 @@ def of_os_error(
     if error.errno in (errno.EACCES, errno.EPERM):
         return denied(message, path, need)
     return otherwise(message, hint=hint, **data)
+
+
+@contextlib.contextmanager
+def explained(
+    work: str,
+    path: str | os.PathLike[str],
+    need: int = os.R_OK,
+    /,
+    *,
+    otherwise: type[MapsaveError],
+    hint: str | None = None,
+) -> Iterator[None]:
+    """Raise what ``of_os_error`` returns in place of an OSError of ``work``, a verb and more."""
+    try:
+        yield
+    except OSError as error:
+        words = f"cannot {work}: {error.strerror}"
+        raise of_os_error(error, words, path, need, otherwise=otherwise, hint=hint) from None
 
 
 def _refusing(path: str, need: int) -> tuple[str, str, str] | None:

@@ -23,7 +23,7 @@ from mapsave.config import Config, Guest
 from mapsave.hooks import monitor
 from mapsave.migration import progress
 from mapsave.migration.progress import Report
-from mapsave.operations import journal
+from mapsave.operations import answering, journal
 from mapsave.operations.results import RestoreResult, SaveResult
 from mapsave.operations.steps import Step
 from mapsave.service_settings import Moment
@@ -100,20 +100,35 @@ async def restore(
     *,
     more: More = _NO_MORE,
 ) -> RestoreResult:
-    """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``."""
-    from mapsave.operations import images
+    """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``.
+
+    Where its RAM is mapped it goes on to read the pages that the guest needs; that ends with the
+    time for it, or by a cancellation, which has come too late for all else.
+    """
+    from mapsave.operations import images, warming
     from mapsave.operations import restore as restoring
 
     image = images.resolve(request.image, config)
     address = request.guest if request.into is None else f"qmp:{request.into}"
     facts = {
         "guest": request.guest,
+        "clone_of": _original(config, request),
         "job": None,
         "image": image,
         **monitor.facts(config, address),
     }
-    work = functools.partial(restoring.restore, config, request, report)
-    return await _around("restore", config, more, facts, work, report)
+    with warming.beside(config.state) as warm:
+        work = functools.partial(restoring.restore, config, request, report, warm)
+        done = await _around("restore", config, more, facts, work, report)
+        if done.instant:
+            done.warm = await warm.rest(report)
+        return done
+
+
+def _original(config: Config, request: restore_request.Request) -> str | None:
+    """Return the guest that the restored one becomes a clone of; None where it is itself."""
+    guest = config.named(request.guest or "") if request.is_clone else None
+    return guest.clone_of if guest is not None else None
 
 
 async def _around(
@@ -159,6 +174,7 @@ async def _around(
     with contextlib.ExitStack() as stack:
         try:
             begun = {**facts, "of": kind, "more": more, "began": time.time()}
+            await answering.check(config.state, writable=True)
             log = stack.enter_context(journal.around(config.state, begun))
             await run(before)
             result = await work()

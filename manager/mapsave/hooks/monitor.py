@@ -21,8 +21,3 @@ def facts(config: Config, address: str | None) -> Facts:
     if guest.qmp is not None or guest.emulator is not None:
         return {**found, "socket": attach.socket_path(guest, config)}
     return found
-
-
-def address(place: str) -> str:
-    """Return the address of a monitor that a journal names: a socket's path, or ``URI#UUID``."""
-    return f"qmp:{place}" if place.startswith("/") else f"libvirt+{place}"

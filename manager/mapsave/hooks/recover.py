@@ -15,7 +15,14 @@ from mapsave.config import Config
 from mapsave.hooks import around, monitor
 from mapsave.image import store
 from mapsave.image.store import Entry
-from mapsave.operations import journal, journal_facts, recover_restore, recover_result, results
+from mapsave.operations import (
+    answering,
+    journal,
+    journal_facts,
+    recover_restore,
+    recover_result,
+    results,
+)
 from mapsave.operations import recover as recovering
 from mapsave.operations.journal import Orphan
 from mapsave.operations.recover import Line, Recovered
@@ -25,7 +32,6 @@ from mapsave.strict_json import Facts
 
 Told = Callable[[Line], Awaitable[None]]
 
-_RESTORED = (recover_restore.RUNS, recover_restore.ENDED_SINCE)
 _TOLD = ("guest", "job", "image", "domain", "uri", "socket", "outcome", "result", "error")
 UNTOUCHED = "nothing was in progress any more"
 _MOVE = "the hooks of that operation were not run; move the journal away"
@@ -38,6 +44,7 @@ async def recover(config: Config, *, dry_run: bool = False, told: Told | None = 
     An operation that died in its hooks alone is one of the ``operations`` as well. ``told`` gets
     each entry after its hooks. A hook that fails is a warning in the log.
     """
+    await answering.check(config.state, writable=True)
     with journal.orphans(config.state, around=True) as orphans:
         left = {orphan.path.name: orphan for orphan in orphans if orphan.problem != journal.BLANK}
 
@@ -113,7 +120,9 @@ async def _run_alone(config: Config, outer: Orphan) -> list[str]:
     facts = outer.facts
     if outer.reached(Step.BEHIND):
         return await _run(config, outer, {})  # reported already, if only to a hook that did not end
-    entry = await asyncio.to_thread(_saved, config, outer) if facts.get("of") == "save" else None
+    entry = None
+    if facts.get("of") == "save":
+        entry = await answering.within(config.images, _saved, config, outer)
     if entry is not None:
         return await _run(config, outer, _success(results.recovered_save(entry)))
     return await _run(config, outer, _cancelled(UNTOUCHED, None))
@@ -123,13 +132,12 @@ async def _ending(config: Config, outer: Orphan, line: Line, orphan: Orphan) -> 
     """Return what became of an operation that recovery has dealt with, as hooks receive it."""
     outcome, path = str(line["outcome"]), str(line["image"])
     if orphan.kind == "save" and recover_result.holds_guest(outcome):
-        entry = await asyncio.to_thread(_entry, path, orphan.facts.get("uuid"))
+        entry = await answering.within(path, _entry, path, orphan.facts.get("uuid"))
         return _success(results.gone(line) if entry is None else results.recovered_save(entry))
-    if orphan.kind == "restore" and outcome in _RESTORED:
-        entry = await asyncio.to_thread(_entry, path)
+    if orphan.kind == "restore" and outcome in recover_restore.RESTORED:
+        entry = await answering.within(path, _entry, path)
         result = results.recovered_restore(entry, line, outer.facts.get("guest"))
-        place = line["monitor"] and monitor.address(line["monitor"])
-        return {**_success(result), **monitor.facts(config, place)}
+        return {**_success(result), **monitor.facts(config, line["monitor"])}
     return _cancelled(outcome, str(line["interrupted_at"]))
 
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Mapping
 
 import mapsave
-from mapsave import errors, strict_json
+from mapsave import errors, strict_json, units
 from mapsave.hooks import process
 from mapsave.hooks.process import Ended
 from mapsave.service_settings import Hooks, Moment
@@ -22,7 +22,17 @@ ABORT = 62  # as in barman's hook scripts; sysexits.h and shells leave it free
 GRACE = 2.0  # a command ends within five seconds of a signal
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The facts that a hook also finds in its environment, so that a shell script needs no JSON.
-_IN_ENVIRONMENT = ("operation", "guest", "job", "image", "domain", "uri", "socket", "outcome")
+_IN_ENVIRONMENT = (
+    "operation",
+    "guest",
+    "clone_of",
+    "job",
+    "image",
+    "domain",
+    "uri",
+    "socket",
+    "outcome",
+)
 
 
 async def run(
@@ -103,7 +113,7 @@ async def _run_one(
 
 def _how(ended: Ended, timeout: float) -> str:
     if ended.status is None:
-        how = f"did not finish within {timeout:g} s"
+        how = f"did not finish within {units.format_duration(timeout)}"
     elif ended.status == ABORT:
         how = "said no"
     elif ended.status < 0:

@@ -1,0 +1,1 @@
+"""Pictures as text: SVG that reads on light and on dark ground."""
