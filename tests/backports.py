@@ -1,8 +1,9 @@
 """Derive the apt source of a suite's backports from the sources that this machine already has.
 
-``python3 backports.py CODENAME [DIRECTORY]`` prints a deb822 source, or nothing if no source of the
-main archive is found in DIRECTORY (/etc/apt). Formats: sources.list(5). Runs before anything of
-ours is installed, so it uses the standard library only.
+``python3 backports.py CODENAME [DIRECTORY [SUITE]]`` prints a deb822 source, or nothing if no
+source of CODENAME's main archive is found in DIRECTORY (/etc/apt). SUITE is another suite of that
+archive. Formats: sources.list(5). Runs before anything of ours is installed, so it uses the
+standard library only.
 """
 
 import re
@@ -17,8 +18,10 @@ _LINE = re.compile(
 )
 
 
-def derive(sources: list[Source], codename: str) -> str | None:
-    """Return the deb822 source of ``codename``-backports, None if nothing leads to it.
+def derive(sources: list[Source], codename: str, suite: str | None = None) -> str | None:
+    """Return the deb822 source of ``suite``, None if nothing leads to it.
+
+    Without ``suite`` it is ``codename``-backports.
 
     Of several archives that have the suite, the one that also has its updates is the main one.
     """
@@ -40,7 +43,7 @@ def derive(sources: list[Source], codename: str) -> str | None:
     lines = [
         "Types: deb",
         f"URIs: {main[0]['uris']}",
-        f"Suites: {codename}-backports",
+        f"Suites: {suite or f'{codename}-backports'}",
         "Components: main",
         *(
             f"{field.title()}: {main[0][field]}".replace(": \n", ":\n")
@@ -101,5 +104,6 @@ def one_line(text: str) -> list[Source]:
 
 
 if __name__ == "__main__":
-    found = derive(read(Path(sys.argv[2] if len(sys.argv) > 2 else "/etc/apt")), sys.argv[1])
+    etc = Path(sys.argv[2] if len(sys.argv) > 2 else "/etc/apt")
+    found = derive(read(etc), sys.argv[1], *sys.argv[3:4])
     print(found or "", end="")

@@ -6,12 +6,24 @@ from pathlib import Path
 import pytest
 from mapsave.monitor.session import Session
 
-from tests.kit import cli, emulated, need, processes, storage
+from tests.kit import cli, emulated, frail, need, processes, storage
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker, meaning in need.MARKERS.items():
+    for marker, meaning in {**need.MARKERS, **frail.MARKERS}.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    return frail.run(item, nextitem) or None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests were done once more."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and (words := frail.said(report)):
+                terminalreporter.write_line(words, yellow=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -42,6 +54,15 @@ def _nothing_left_behind_at_the_end() -> Iterator[None]:
 def site(tmp_path: Path) -> cli.Site:
     """An operator's set-up of its own: images, state, configuration."""
     return cli.Site(tmp_path / "site")
+
+
+@pytest.fixture
+def images_in_memory(site: cli.Site, tmp_path: Path) -> Iterator[None]:
+    """Have the site's images in memory: to remove a file of many pieces takes a disk seconds."""
+    with storage.tmpfs(400 << 20, tmp_path) as place:
+        site.settings["images"] = str(place)
+        site.write()
+        yield
 
 
 @pytest.fixture

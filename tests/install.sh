@@ -9,12 +9,20 @@ least_qemu=9.1     # the first QEMU that saves behind a header through descripto
 least_libvirt=11.2 # the first libvirt that has this format
 python=${PYTHON-python3}
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+policy=/usr/sbin/policy-rc.d
+made_here="# Made by tests/install.sh of mapsave."
 
-# package:command, for a command tells on any system whether it is there
+# package:command, for a command tells on any system whether it is there; or package:/file
 tools=(
     qemu-utils:qemu-img
-    xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 busybox-static:busybox cpio:cpio kmod:modprobe
+    xfsprogs:mkfs.xfs e2fsprogs:mkfs.ext4 btrfs-progs:mkfs.btrfs
+    busybox-static:busybox cpio:cpio kmod:modprobe groff-base:groff
+    fonts-dejavu-core:/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
+    chromium:chromium chromium-driver:chromedriver cockpit-bridge:cockpit-bridge
+    cockpit-ws:/usr/lib/cockpit/cockpit-ws cockpit-system:/usr/share/cockpit/shell/index.html
     apparmor:apparmor_parser mmdebstrap:mmdebstrap systemd:systemd-analyze
+    prometheus:promtool openssl:openssl tmux:tmux
+    binutils:strip lintian:lintian rpmlint:rpmlint rpm:rpm
 )
 libvirt_tools=(
     libvirt-daemon:libvirtd libvirt-daemon-driver-qemu:virt-qemu-run libvirt-clients:virsh
@@ -27,7 +35,7 @@ at_least() { # VERSION LEAST
 absent() { # PACKAGE:COMMAND...; one package a line
     local tool
     for tool in "$@"; do
-        command -v "${tool#*:}" >/dev/null || echo "${tool%%:*}"
+        command -v "${tool#*:}" >/dev/null || [ -e "${tool#*:}" ] || echo "${tool%%:*}"
     done
 }
 
@@ -92,7 +100,7 @@ choose_suite() { # PACKAGE LEAST
             echo "no apt source of the main archive to derive $codename-backports from" >&2
             return 1
         fi
-        printf '%s\n' "# Made by tests/install.sh of mapsave." "$source" \
+        printf '%s\n' "$made_here" "$source" \
             >"$parts/mapsave-backports.sources"
         apt update || return 1
         candidate_is_good "$1" "$2" && return
@@ -102,27 +110,37 @@ choose_suite() { # PACKAGE LEAST
     suite=(-t "$codename-backports")
 }
 
-# Install without starting the services that packages bring: the tests start their own.
-install_quietly() { # OPTION or PACKAGE...
-    local policy=/usr/sbin/policy-rc.d made='' code=0
-    if [ ! -e "$policy" ]; then
-        made=yes
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod +x "$policy"
-    fi
-    apt install --no-install-recommends "$@" || code=$?
-    [ -z "$made" ] || rm -f -- "$policy"
-    return $code
+# Have no service started that packages bring: the tests start their own. A signal is heeded when
+# apt-get has ended, and not before the policy is gone again.
+start_no_services() {
+    [ ! -e "$policy" ] || grep -qsxF "$made_here" "$policy" || return 0 # an administrator's
+    trap 'rm -f -- "$policy"' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    printf '%s\n' '#!/bin/sh' "$made_here" 'exit 101' >"$policy"
+    chmod +x "$policy"
+}
+
+# All at once; where that fails, one by one: what cannot be had keeps no other package away.
+install_packages() { # PACKAGE...; from where the array suite says
+    local package
+    apt install --no-install-recommends ${suite[@]+"${suite[@]}"} "$@" && return
+    [ $# -gt 1 ] || return 0
+    for package in "$@"; do
+        apt install --no-install-recommends ${suite[@]+"${suite[@]}"} "$package" || true
+    done
 }
 
 install_from_suite() { # PACKAGE LEAST PACKAGE...; the first decides on the suite
     local suite
     choose_suite "$1" "$2" || suite=()
-    install_quietly ${suite[@]+"${suite[@]}"} "$1" "${@:3}" || true
+    install_packages "$1" "${@:3}"
 }
 
 install_missing() { # PACKAGE...
-    local package qemu=() libvirt=() rest=()
+    local package qemu=() libvirt=() rest=() suite=()
+    start_no_services
     apt-cache show "$1" >/dev/null 2>&1 || apt update || true
     for package in "$@"; do
         case $package in
@@ -131,7 +149,7 @@ install_missing() { # PACKAGE...
         *) rest+=("$package") ;;
         esac
     done
-    [ ${#rest[@]} -eq 0 ] || install_quietly "${rest[@]}" || true
+    [ ${#rest[@]} -eq 0 ] || install_packages "${rest[@]}"
     [ ${#qemu[@]} -eq 0 ] || install_from_suite qemu-system-x86 "$least_qemu" "${qemu[@]}"
     # libvirt's packages are of one version, or none of them can be installed.
     [ ${#libvirt[@]} -eq 0 ] ||

@@ -4,7 +4,7 @@
 # Says what it had to leave out; with CI=true nothing may be left out.
 set -euo pipefail
 
-stages=(lint unit emulator qemu libvirt faults service mac)
+stages=(lint unit emulator qemu libvirt faults service outside mac)
 STAGE_LIMIT=3600 # seconds
 
 usage() {
@@ -35,7 +35,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 checkout=$(pwd)
 venv=${venv:-$checkout/.venv}
 work=$(mktemp -d /tmp/msXXXXXX) # short, for the sockets of QEMUs that are below it
-builder= # the process that does the boots of the stage mac, as long as it is not waited for
+builder= # the process that boots machines for the last stages, as long as it is not waited for
 trap 'end_builder; rm -rf -- "$work"' EXIT
 
 find_python() {
@@ -91,13 +91,25 @@ install_python() {
     cp -- "$work/stamp" "$stamp"
 }
 
-# The disk and the boots of the stage mac take ten minutes of one processor. The stages that wait for
-# guests leave as much idle; beside the others, which only work, the machine would starve.
+# As an installed mapsave is. Where PYTHONDONTWRITEBYTECODE is set, or another user runs it, each of
+# thousands of processes would compile for a tenth of a second.
+compile_modules() {
+    "$venv/bin/python" -m compileall -q -j 0 manager tests
+}
+
+# The disk and the boots of the stages outside and mac take twelve minutes of one processor. The
+# stages that wait for guests leave as much idle; beside the others, which only work, the machine
+# would starve.
 start_builder() { # STAGE
-    if [[ " ${chosen[*]} " == *" mac "* && " qemu libvirt faults service " == *" $1 "* ]] &&
-        [ ! -e "$MAPSAVE_MAC_BOOTS" ]; then
-        mkdir -- "$MAPSAVE_MAC_BOOTS"
-        "$venv/bin/python" -m tests.mac.build "$MAPSAVE_MAC_BOOTS" >"$work/boots.log" 2>&1 &
+    local stage booted=()
+    [[ " qemu libvirt faults service " == *" $1 "* && ! -e "$MAPSAVE_VM_BOOTS" ]] || return 0
+    for stage in outside mac; do
+        [[ " ${chosen[*]} " != *" $stage "* ]] || booted+=("$stage")
+    done
+    if [ ${#booted[@]} -gt 0 ]; then
+        mkdir -- "$MAPSAVE_VM_BOOTS"
+        "$venv/bin/python" -m tests.vm.build "$MAPSAVE_VM_BOOTS" "${booted[@]}" \
+            >"$work/boots.log" 2>&1 &
         builder=$!
     fi
 }
@@ -122,7 +134,13 @@ end_builder() {
 run_lint() {
     "$venv/bin/python" -m ruff check manager tests &&
         "$venv/bin/python" -m ruff format --check manager tests &&
-        "$venv/bin/python" -m mypy
+        "$venv/bin/python" -m mypy &&
+        build_site
+}
+
+# The documentation as a site: links, headings and the navigation are checked.
+build_site() {
+    "$venv/bin/python" -m sphinx -q -W --keep-going -c docs/site -d "$work/doctrees" . "$work/site"
 }
 
 run_pytest() { # PATH or option...
@@ -136,10 +154,24 @@ run_pytest() { # PATH or option...
 
 run_unit() {
     local ignored=() directory
-    for directory in emulator qemu libvirt faults campaign service evacuation mac bench; do
+    for directory in emulator qemu libvirt faults campaign service evacuation outside mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
     run_pytest -n 4 tests "${ignored[@]}"
+}
+
+# Boots what was not booted beside other stages: the first test waits for that.
+run_booted() { # PATH
+    run_pytest -o faulthandler_timeout=0 "$1"
+}
+
+run_outside() {
+    local code=0
+    # A worker has all tests of a file or class, in their order. Not loadgroup: pytest 9.2 does not
+    # see the groups of pytest-xdist 3.8, which spreads the tests then.
+    run_pytest -n 2 --dist loadscope tests/outside --ignore=tests/outside/test_machine.py || code=$?
+    await_builder && run_booted tests/outside/test_machine.py || code=$?
+    return $code
 }
 
 run_stage() { # STAGE
@@ -152,12 +184,14 @@ run_stage() { # STAGE
     service) run_pytest -n 5 tests/service tests/evacuation ;; # these wait most of the time
     libvirt) run_pytest -n 4 tests/libvirt ;;
     emulator) run_pytest -n 3 tests/emulator ;;
-    # Boots what was not booted beside other stages: the first test waits for that.
-    mac) await_builder && run_pytest -o faulthandler_timeout=0 tests/mac ;;
+    outside) run_outside ;;
+    mac) await_builder && run_booted tests/mac ;;
     esac
 }
 
-export MAPSAVE_SKIPPED="$work/skipped" MAPSAVE_MAC_BOOTS="$work/boots"
+export MAPSAVE_SKIPPED="$work/skipped" MAPSAVE_VM_BOOTS="$work/boots"
+# Builds for the machine and for the chroots are the same ones.
+export MAPSAVE_PACKAGES="$work/packages"
 [ "${CI-}" != true ] || export MAPSAVE_NO_SKIPS=1
 : >"$work/left-out"
 : >"$MAPSAVE_SKIPPED"
@@ -170,6 +204,7 @@ if [ "${chosen[*]}" != lint ]; then
     }
 fi
 install_python
+compile_modules
 
 failed=0
 summary=()

@@ -1,6 +1,5 @@
 """The command line itself: help, usage errors, configuration, and that it starts quickly."""
 
-import io
 import json
 import subprocess
 import sys
@@ -9,16 +8,27 @@ from pathlib import Path
 import pytest
 import yaml
 from mapsave import errors
-from mapsave.cli import local, options, output
+from mapsave.cli import output
 from mapsave.cli.options import Globals
-from mapsave.migration.progress import Progress
 
-from tests.kit import cli, processes, tree
+from tests.kit import cli, processes, tree, wait
 
 COMMANDS = (
-    *("save", "restore", "check", "inspect", "verify", "list", "discard", "recover", "emulate"),
-    *("plan", "probe"),
-    *("save-all", "restore-all", "serve", "ps", "wait", "cancel", "logs"),
+    *("pin", "unpin", "warm", "guests", "status", "reload", "events"),
+    *(
+        "save",
+        "restore",
+        "check",
+        "inspect",
+        "diff",
+        "verify",
+        "list",
+        "discard",
+        "recover",
+        "emulate",
+    ),
+    *("plan", "probe", "guard"),
+    *("clone", "save-all", "restore-all", "serve", "ps", "wait", "cancel", "logs"),
     *(
         "job",
         "job run",
@@ -29,10 +39,15 @@ COMMANDS = (
         "config show",
         "config schema",
         "config policies",
+        "setup",
+        "setup systemd",
+        "setup apparmor",
+        "setup selinux",
+        "completion",
     ),
 )
 HEAVY = {"qemu.qmp", "yaml", "tenacity"}
-GLOBAL_OPTIONS = ("--config", "--json", "--debug", "--local", "--quiet")
+GLOBAL_OPTIONS = ("--config", "--host", "--json", "--debug", "--local", "--quiet", "--progress")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -86,7 +101,7 @@ def test_libraries_are_not_imported_in_vain(arguments: list[str], unwanted: set[
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        loaded = process.communicate(timeout=30)[1].splitlines()[-1].split()
+        loaded = process.communicate(timeout=wait.LONG)[1].splitlines()[-1].split()
     assert "mapsave.cli.main" in loaded
     assert not unwanted & set(loaded)
 
@@ -118,41 +133,6 @@ def test_a_good_configuration_costs_no_library_in_vain(
     assert not (unwanted | in_vain) & loaded
 
 
-class Terminal(io.StringIO):
-    """What stderr is where a person reads it, 80 columns wide."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_one_line_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with local.reporting(options.Globals(), "saving web\x1b[2J") as report:
-        report(Progress("prepare"))
-        report(Progress("write", done_bytes=1 << 30, total_bytes=2 << 30, rate=1 << 30))
-        output.note("a warning")
-    first, *shown = terminal.getvalue().split("\r\x1b[K")
-    assert first == ""
-    assert shown[0].rstrip() == r"saving web\x1b[2J: prepare"
-    assert shown[1].startswith(
-        rf"saving web\x1b[2J: write  [{'#' * 15}{' ' * 15}] 1.0 GiB of 2.0 GiB"
-    )
-    assert len(shown[1]) == 79
-    assert shown[2:] == ["mapsave: a warning\n", ""]
-
-
-@pytest.mark.parametrize("given", [{"quiet": True}, {"debug": True}])
-def test_no_progress_where_it_is_not_wanted(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, bool]
-) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with local.reporting(options.Globals(**given), "saving web") as report:
-        report(Progress("write"))
-    assert terminal.getvalue() == ""
-
-
 def test_all_of_a_long_output_arrives(site: cli.Site) -> None:
     site.guests = {f"guest-{n}": {"qmp": f"/run/{n}"} for n in range(5_000)}
     site.write()
@@ -166,6 +146,9 @@ def test_all_of_a_long_output_arrives(site: cli.Site) -> None:
         (["sav"], "Did you mean 'save'?"),
         (["job", "rum"], "Did you mean 'run'?"),
         (["verify"], "Missing argument 'IMAGE...'"),
+        (["restore"], "either IMAGE or --latest GUEST"),
+        (["restore", "image", "--latest", "web01"], "either IMAGE or --latest GUEST"),
+        (["list", "--sort", "date"], "'saved', 'guest', 'size', 'name'"),
         (["save", "web01", "--thn", "quit"], "--then"),
         (["save", "web01", "web02"], "unexpected extra argument"),
         (["save", "web01", "--then", "explode"], "'quit', 'resume', 'leave'"),
@@ -200,7 +183,7 @@ def test_traceback_only_if_asked(site: cli.Site) -> None:
     # tests.kit.cli fails on any traceback, so the one that was asked for is read past it.
     assert "mapsave:" in site.run("inspect", "nosuch", check=2).stderr
     with site.start("--debug", "inspect", "nosuch") as process:
-        stderr = process.communicate(timeout=30)[1]
+        stderr = process.communicate(timeout=wait.LONG)[1]
     assert process.returncode == 2
     assert "Traceback (most recent call last)" in stderr
     assert "[image.not_found]" in stderr
@@ -285,12 +268,15 @@ def test_mapsaved_is_mapsave_serve(site: cli.Site) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=wait.LONG)
     assert (process.returncode, stdout) == (2, "")
     assert f"{site.config}:1" in stderr
 
 
-@pytest.mark.parametrize("command", [("ps",), ("logs", "a"), ("wait", "a"), ("cancel", "a")])
+@pytest.mark.parametrize(
+    "command",
+    [("ps",), ("status",), ("reload",), ("events",), ("logs", "a"), ("wait", "a"), ("cancel", "a")],
+)
 def test_without_a_service_its_commands_say_so(site: cli.Site, command: tuple[str, ...]) -> None:
     failed = site.run(*command, check=3)
     assert "[service.unreachable]" in failed.stderr

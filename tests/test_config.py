@@ -1,6 +1,8 @@
 """The configuration: which file counts, what it may say, and what holds without one."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +13,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mapsave import config, errors, keys
+from mapsave.cli import configuration
 from mapsave.service_settings import DAY, Hooks, Listen, Service, Webhook
 from msgspec import structs
 
+from tests.kit import cli
 from tests.kit.full import CONFIGURATION
 
 
@@ -65,10 +69,20 @@ def test_every_key_arrives(tmp_path: Path) -> None:
             ),
         },
         save=config.SaveSettings(
-            "resume", True, "libvirt", "on", "legacy", 4, "off", "space", 8 << 30, "none"
+            "resume",
+            True,
+            "libvirt",
+            "off",
+            "on",
+            "legacy",
+            4,
+            "off",
+            "space",
+            8 << 30,
+            "none",
+            "before",
         ),
         service=Service(
-            group="mapsave",
             operators=("ops", "wheel"),
             readers=("monitoring",),
             on_stop="cancel",
@@ -99,7 +113,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
             after_restore=("clock",),
         ),
         notify=(
-            Webhook("http://127.0.0.1:9/hook", ("failure", "success"), 5.0),
+            Webhook("http://127.0.0.1:9/hook", on=("failure", "success"), timeout=5.0),
             Webhook("https://example.org/"),
         ),
         source=source,
@@ -163,6 +177,19 @@ def test_defaults_of_root() -> None:
         socket=Path("/run/mapsave/mapsave.sock"),
         jobs=Path("/etc/mapsave/jobs.d"),
     )
+
+
+def test_places_of_the_systems_file_are_the_systems(
+    no_system_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For everybody: else the commands of an operator would not find the service."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    no_system_file.write_text("images: /srv/images\n")
+    environ = {"HOME": "/home/alice", "XDG_RUNTIME_DIR": "/run/user/1"}
+    found = config.load(None, environ)
+    assert (found.socket, found.state) == (config.Config().socket, config.Config().state)
+    assert found.images == Path("/srv/images")
+    assert config.load(no_system_file, environ) == found
 
 
 def test_defaults_of_an_ordinary_user() -> None:
@@ -303,9 +330,19 @@ def test_unknown_guest(address: str) -> None:
         assert caught.value.hint == "did you mean 'web01'?"
 
 
+@pytest.mark.parametrize("word", ["save", "check", "plan", "guard", "save-all", "restore"])
+def test_a_socket_without_its_prefix_is_suggested_with_it(site: cli.Site, word: str) -> None:
+    path = site.directory / "web.qmp"
+    words = ["nothing", "--into", path] if word == "restore" else [path]
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        error = site.run(word, *words, "--json", check=2).error()
+    assert error["hint"] == f"did you mean 'qmp:{path}'?"
+
+
 def test_show_is_a_file_that_means_the_same(tmp_path: Path) -> None:
     loaded = config.load(write(tmp_path / "manager.yaml", CONFIGURATION), {})
-    shown = config.show(loaded)
+    shown = configuration.text(loaded)
     assert shown.startswith(f"# from '{tmp_path}/manager.yaml'\n")
     again = config.load(write(tmp_path / "again.yaml", shown), {})
     assert structs.replace(again, source=loaded.source) == loaded
@@ -313,7 +350,7 @@ def test_show_is_a_file_that_means_the_same(tmp_path: Path) -> None:
 
 def test_show_of_built_in_defaults() -> None:
     built_in = config.defaults({}, root=True)
-    shown = config.show(built_in)
+    shown = configuration.text(built_in)
     assert shown.startswith("# from built-in defaults")
     assert yaml.safe_load(shown)["images"] == "/var/lib/mapsave/images"
 
@@ -324,6 +361,7 @@ def test_schema_describes_every_key() -> None:
     assert set(schema["properties"]) == {
         *("images", "state", "socket", "jobs", "policies", "guests", "save"),
         *("service", "hooks", "notify", "launch_environment", "trust", "restore"),
+        "hosts",
     }
     for model in (schema, *schema["$defs"].values()):
         assert model["additionalProperties"] is False
@@ -386,7 +424,7 @@ def test_random_files_give_a_configuration_or_a_declared_error(tmp_path: Path, t
     except errors.ConfigError:
         return
     assert loaded.images.is_absolute()
-    assert config.show(loaded)
+    assert configuration.text(loaded)
 
 
 def test_as_many_guests_as_a_large_host_has(tmp_path: Path) -> None:
@@ -397,4 +435,4 @@ def test_as_many_guests_as_a_large_host_has(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     begun = time.process_time()
     assert len(config.load(path, {}).guests) == 20_000
-    assert time.process_time() - begun < 10
+    assert time.process_time() - begun < 60

@@ -292,4 +292,4 @@ def test_the_largest_xml_costs_little() -> None:
     began = time.process_time()
     assert domain_resources.of_xml(f"<domain>{wide}</domain>") == [Resource("path", "/a")]
     domain_resources.of_xml(f"<domain>{deep}</domain>")
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 60

@@ -15,6 +15,7 @@ def test_example_job_saves_the_guests_of_the_example_configuration() -> None:
     assert nightly.keep == job.Keep(last=3, daily=7, weekly=4)
     assert nightly.retries.times == 3
     assert configured.guests["web01"].launch[0] == "qemu-system-x86_64"
+    assert "file=/srv/clones/web01-3.qcow2,if=virtio" in configured.guest("web01-3").launch
 
 
 def test_example_configuration_sets_what_is_built_in_for_root() -> None:

@@ -41,7 +41,7 @@ CHANGES = {
     ),
     "a kind of operation": (
         r"requests\.Discard\b|class Discard\(",
-        {"service/api/requests.py", "service/work.py"},
+        {"client/requests.py", "service/work.py"},
     ),
     "a field of `save --json`": (r"\ballocated_bytes=", {"operations/results.py"}),
     "a command": (r'"discard": "|command\("discard"', {"cli/main.py", "cli/discard.py"}),

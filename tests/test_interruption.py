@@ -8,6 +8,8 @@ import pytest
 from mapsave.cli import interruption
 from mapsave.operations import journal
 
+from tests.kit import wait
+
 
 def interrupt(number: signal.Signals = signal.SIGINT) -> None:
     os.kill(os.getpid(), number)
@@ -24,7 +26,7 @@ def test_first_signal_cancels_and_the_next_pass() -> None:
     def work() -> str:
         with stop.cancels(cancel):
             interrupt()
-            assert cancelled.wait(20)
+            assert cancelled.wait(wait.LONG)
             interrupt(signal.SIGTERM)
         return "undone"
 
@@ -58,7 +60,7 @@ def test_signal_that_another_thread_gets(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def work() -> None:
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-        threading.Event().wait(20)
+        threading.Event().wait(60)
 
     with pytest.raises(interruption.Abandoned) as abandoned:
         interruption.run(work, stop)

@@ -24,7 +24,7 @@ FLOORS = (
     ("jobs",),
     ("hooks", "history"),
     ("operations",),
-    ("plan", "migration"),
+    ("plan", "migration", "pictures"),
     ("monitor", "image", "labels"),
     (BASE,),
 )

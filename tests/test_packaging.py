@@ -54,7 +54,9 @@ def test_the_sdist_has_every_file_of_the_project(published: Path) -> None:
     (sdist,) = published.glob("mapsave-*.tar.gz")
     with tarfile.open(sdist) as archive:
         held = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    assert sources() - held <= {"manager/mapsave/policies"}  # a link here, a directory there
+    # Links here, directories there.
+    links = {"manager/mapsave/policies", "manager/mapsave/systemd"}
+    assert sources() - held <= links
     assert not [name for name in held if "__pycache__" in name or ".git/" in name]
 
 
@@ -69,6 +71,9 @@ def test_the_wheel_says_what_it_is(published: Path) -> None:
     assert said.get_all("License-File") == ["LICENSE"]
     assert said["Requires-Python"] == ">=3.11"
     assert "mapsave/py.typed" in names
+    page = {f"mapsave/cockpit/{name}" for name in files(tree.SOURCES / "mapsave/cockpit")}
+    assert len(page) > 3
+    assert page <= set(names)
 
 
 def test_each_way_to_install_brings_every_policy(published: Path, tmp_path: Path) -> None:
@@ -88,6 +93,7 @@ def test_each_way_to_install_brings_every_policy(published: Path, tmp_path: Path
     expected = files(tree.ROOT / "policies")
     names = {Path(name).stem for name in expected if name.endswith(".yaml")}
     assert {"selinux/mapsave.cil", "apparmor/usr.bin.mapsave"} <= expected
+    units = files(tree.ROOT / "examples/systemd")
     for way in ("venv", "user", "default", "deb", "target"):
         (script,) = (tmp_path / way).rglob("bin/mapsave")
         (package,) = (path.parent for path in (tmp_path / way).rglob("mapsave/__main__.py"))
@@ -96,6 +102,7 @@ def test_each_way_to_install_brings_every_policy(published: Path, tmp_path: Path
         assert told["directory"] == str(package / "policies"), way
         assert files(Path(told["directory"])) == expected, way
         assert set(told["policies"]) >= names, way
+        assert files(package / "systemd") == units, way
 
 
 def test_as_a_module_it_has_the_name_of_the_command() -> None:

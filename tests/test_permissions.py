@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mapsave import errors
+from mapsave import errors, tls_files
 from mapsave.errors import permissions
 from mapsave.operations import restored_notes
-from mapsave.service import sockets, tls
+from mapsave.service import sockets
 
 from tests.image import build
 from tests.kit import cli, emulated
@@ -198,7 +198,8 @@ def test_files_of_the_service(place: Path, request: pytest.FixtureRequest) -> No
     key = place / "key.pem"
     key.touch(mode=0o600)
     request.getfixturevalue("nobody")
-    with pytest.raises(errors.NotPermitted, match=r"service\.listen\.key"), tls._named("key", key):
+    named = tls_files._named("service.listen.key", key)
+    with pytest.raises(errors.NotPermitted, match=r"service\.listen\.key"), named:
         key.read_bytes()
-    with pytest.raises(errors.NotPermitted), sockets.unix(place / "new.sock", None):
+    with pytest.raises(errors.NotPermitted), sockets.unix(place / "new.sock"):
         pass

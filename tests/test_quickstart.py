@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import processes, tree
+from tests.kit import processes, tree, wait
 
 PROOF = re.compile(r"^PROVED: the (.*) guest's \d+ MiB of RAM came back byte for byte", re.M)
 
@@ -37,7 +37,7 @@ def quickstart(checkout: Path, **env: str) -> subprocess.CompletedProcess[str]:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        output, errors = process.communicate(timeout=90)
+        output, errors = process.communicate(timeout=wait.LONG)
     assert list(temporary.iterdir()) == []
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests import backports
-from tests.kit import linux_guest, processes, tree, wait
-from tests.mac import image, machine
+from tests.kit import linux_guest, need, processes, tree, wait
+from tests.vm import image, machine
 
 
 def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MAPSAVE_")}
     kept.pop("CI", None)
     return subprocess.run(
-        command, env=kept | environ, capture_output=True, text=True, timeout=100, check=False
+        command, env=kept | environ, capture_output=True, text=True, timeout=wait.LONG, check=False
     )
 
 
@@ -28,7 +28,7 @@ def test_unknown_stage_is_a_usage_error_that_lists_the_stages() -> None:
         done = run("bash", tree.ROOT / "tests/run.sh", "lint", stage)
         assert done.returncode == 2
         assert f"unknown stage: {stage}" in done.stderr
-        assert "stages: lint unit emulator qemu libvirt faults service mac" in done.stderr
+        assert "stages: lint unit emulator qemu libvirt faults service outside mac" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["tests/run.sh", "tests/install.sh", ".ci/run"])
@@ -37,26 +37,25 @@ def test_script_parses(script: str) -> None:
 
 
 def test_build_of_the_disk_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
-    """What ``run.sh`` does when it ends before the stage mac: SIGTERM, and wait."""
+    """What ``run.sh`` does when it ends before its last stages: SIGTERM, and wait."""
     if reason := image.unavailable():
         pytest.skip(reason)
     kernel, _ = linux_guest.files()
     for file in (kernel, kernel.with_name("busybox")):
         (tmp_path / file.name).symlink_to(file)
-    command = [sys.executable, "-m", "tests.mac.build"]
+    command = [sys.executable, "-m", "tests.vm.build"]
     before = set(Path("/tmp").glob("mmdebstrap.*"))
     with processes.running(
         command, env={"MAPSAVE_TEST_CACHE": str(tmp_path)}, cwd=tree.ROOT, stderr=subprocess.PIPE
     ) as builder:
         wait.until(
-            lambda: any(tmp_path.glob("mac-building-*/root/var/lib/dpkg")),
-            timeout=60,
+            lambda: any(tmp_path.glob("vm-building-*/root/var/lib/dpkg")),
             what="a tree that grows",
         )
         builder.send_signal(signal.SIGTERM)
-        _, said = builder.communicate(timeout=60)
+        _, said = builder.communicate(timeout=wait.LONG)
         assert builder.returncode == 128 + signal.SIGTERM, said
-    assert list(tmp_path.glob("mac-*")) == []
+    assert list(tmp_path.glob("vm-*")) == []
     assert set(Path("/tmp").glob("mmdebstrap.*")) <= before
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert processes.strays() == {}
@@ -70,7 +69,7 @@ def test_boots_that_are_done_are_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "none/serial").write_text(f"[ 1.0] {machine.RESULT}{json.dumps(found)}\n")
     only = tree.ROOT / f"tests/mac/test_modes.py::test_case[none-{case}]"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", only]
-    done = run(*command, MAPSAVE_MAC_BOOTS=str(tmp_path), PYTHONPATH=tree.PYTHONPATH)
+    done = run(*command, MAPSAVE_VM_BOOTS=str(tmp_path), PYTHONPATH=tree.PYTHONPATH)
     assert f"{case} failed inside:" in done.stdout, done.stdout
 
 
@@ -162,6 +161,73 @@ def test_libvirt_that_is_too_old_is_left_out(bare_machine: Path, version: str, g
     (bare_machine / "virsh").unlink()
     done = run("bash", tree.ROOT / "tests/install.sh", PATH=str(bare_machine))
     assert "left out: libvirt >= 11.2" in done.stdout
+
+
+# One that knows all packages but one, and is sent a signal, or writes down what it was to install.
+APT_GET = """\
+#!/bin/sh
+here=${0%/*}
+case " $* " in
+*" install "*)
+    [ ! -e "$here/signal" ] || { read -r name <"$here/signal"; kill -"$name" $PPID; }
+    [ -x /usr/sbin/policy-rc.d ] || exit 99
+    case " $* " in *" rpmlint "*) exit 100 ;; esac
+    for word; do echo "$word"; done >>"$here/installed"
+    ;;
+esac
+"""
+
+
+@pytest.fixture
+def bare_debian(bare_machine: Path) -> Path:
+    """The directory for PATH on a machine with such an apt, whose /usr/sbin is ``sbin`` in it."""
+    need.skip_if(need.root())
+    for name in ("grep", "rm", "chmod"):
+        (bare_machine / name).symlink_to(shutil.which(name) or name)
+    (bare_machine / "sbin").mkdir()
+    for name, script in (
+        ("apt-get", APT_GET),
+        ("apt-cache", "#!/bin/sh\necho '  Candidate: 99.0'\n"),
+    ):
+        (bare_machine / name).write_text(script)
+        (bare_machine / name).chmod(0o755)
+    return bare_machine
+
+
+def install(bare_debian: Path) -> subprocess.CompletedProcess[str]:
+    """Run install.sh there, heeding signals even where this process ignores them."""
+    tools = {name: shutil.which(name) for name in ("unshare", "mount", "env")}
+    script = f'{tools["mount"]} --bind "$PATH/sbin" /usr/sbin; '
+    script += f'exec {tools["env"]} --default-signal bash "$0"'
+    command = [str(tools["unshare"]), "--mount", "/bin/sh", "-ec", script]
+    return run(*command, tree.ROOT / "tests/install.sh", PATH=str(bare_debian))
+
+
+def test_a_package_that_is_not_to_be_had_keeps_no_other_away(bare_debian: Path) -> None:
+    done = install(bare_debian)
+    assert done.returncode == 0, done.stderr
+    installed = (bare_debian / "installed").read_text().split()
+    assert {"tmux", "lintian", "qemu-system-x86", "libvirt-daemon"} <= set(installed), done.stderr
+    assert "left out: rpmlint is not installed\n" in done.stdout
+    assert list((bare_debian / "sbin").iterdir()) == []
+
+
+@pytest.mark.parametrize("signal_name", ["INT", "TERM", "HUP"])
+def test_an_installation_that_is_ended_leaves_no_policy(
+    bare_debian: Path, signal_name: str
+) -> None:
+    (bare_debian / "signal").write_text(f"{signal_name}\n")
+    done = install(bare_debian)
+    assert done.returncode == 128 + signal.Signals[f"SIG{signal_name}"], done.stderr
+    assert list((bare_debian / "sbin").iterdir()) == []
+
+
+def test_a_policy_of_an_administrator_stays(bare_debian: Path) -> None:
+    policy = bare_debian / "sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101 # here\n")
+    policy.chmod(0o755)
+    assert install(bare_debian).returncode == 0
+    assert policy.read_text().endswith("# here\n")
 
 
 SECURITY = """\

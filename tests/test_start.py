@@ -11,9 +11,8 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from mapsave.cli import main
 
-from tests.kit import cli, processes, service, tree
+from tests.kit import cli, command_line, processes, service, tree, wait, warm
 
 # What becomes mapsave whose output no one can read.
 _BROKEN = """
@@ -51,43 +50,50 @@ LINES = (
     ("save toy -o image", 0, True),
     ("verify image", 0, True),
     ("inspect image", 0, True),
+    ("diff image image", 0, True),
     ("list", 0, True),
+    ("guests", 0, True),
     ("restore image", 0, True),
     ("save-all", 0, True),
     ("restore-all --discard", 0, True),
+    ("pin image", 0, True),
+    ("unpin image", 0, True),
+    ("warm image --all", 0, True),
     ("save-all nosuch", 2, False),
     ("save toy -o image", 3, False),
     ("restore image", 3, False),
+    ("clone image", 3, False),
     ("discard image", 0, True),
     ("discard image", 2, False),
+    ("guard toy", 0, True),
     ("recover", 0, True),
     ("config show", 0, True),
     ("config schema", 0, True),
     ("config policies", 0, True),
+    ("completion bash", 0, True),
     ("ps", 3, False),
     ("wait nosuch", 3, False),
     ("cancel nosuch", 3, False),
     ("logs nosuch", 3, False),
+    ("status", 3, False),
+    ("reload", 3, False),
+    ("events", 3, False),
     ("serve --help", 0, True),
+    ("setup systemd --help", 0, True),
+    ("setup apparmor --help", 0, True),
+    ("setup selinux --help", 0, True),
     ("emulate --memory 64M", 2, False),
     ("--help", 0, True),
     ("--version", 0, True),
 )
 
 
-def commands(command: click.Command, context: click.Context, *words: str) -> Iterator[str]:
-    """Yield each command that does something, as it is typed."""
-    if not isinstance(command, click.Group):
-        yield " ".join(words)
-        return
-    for name in command.list_commands(context):
-        below = command.get_command(context, name)
-        assert below is not None
-        yield from commands(below, context, *words, name)
-
-
 def test_there_is_a_line_of_each_command() -> None:
-    known = set(commands(main.mapsave, click.Context(main.mapsave)))
+    known = {
+        context.command_path.removeprefix("mapsave ")
+        for context in command_line.contexts()
+        if not isinstance(context.command, click.Group)
+    }
     found = {name for name in known for line, _, _ in LINES if f" {line} ".count(f" {name} ")}
     assert found == known
 
@@ -133,7 +139,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     with processes.running(
         command, cwd=tmp_path, env={"PYTHONPATH": tree.PYTHONPATH}, close_fds=True
     ) as process:
-        assert process.wait(30) == 0
+        assert process.wait(wait.LONG) == 0
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -156,7 +162,7 @@ def test_installed_command_is_the_one_that_leaves_at_once() -> None:
             stdout=subprocess.PIPE,
             text=True,
         ) as process:
-            said[call] = process.communicate(timeout=30)[0]
+            said[call] = process.communicate(timeout=wait.LONG)[0]
     version = cli.mapsave("--version").stdout
     assert list(said.values()) == [version + "late\n", version]
 
@@ -183,7 +189,7 @@ def test_interrupted_while_it_is_loaded(site: cli.Site, after: str) -> None:
     for words in (["list"], ["save", "toy"]):
         with loading("--config", str(site.config), *words, after=after) as process:
             process.send_signal(signal.SIGINT)
-            stdout, stderr = process.communicate(timeout=30)
+            stdout, stderr = process.communicate(timeout=wait.LONG)
         assert "Traceback" not in stdout + stderr
         assert process.returncode in (-signal.SIGINT, 9, 0 if words == ["list"] else 2)
 
@@ -198,7 +204,26 @@ def test_one_that_ignores_interrupts_still_does() -> None:
     with processes.running(
         [sys.executable, "-c", program], cwd=tree.ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.communicate(timeout=30)[0].endswith("True\n")
+        assert process.communicate(timeout=wait.LONG)[0].endswith("True\n")
+
+
+def test_a_service_that_is_stopped_before_it_starts(site: cli.Site) -> None:
+    """The signal comes when the command line has been read, and nothing else waits for it."""
+    program = (
+        "import os, sys\n"
+        "from mapsave.cli import interruption, start\n"
+        "wait = interruption._Signals.wait\n"
+        "def late(*given):\n"
+        "    found = wait(*given)\n"
+        "    os.kill(os.getpid(), interruption.signal.SIGTERM)\n"
+        "    return found\n"
+        "interruption._Signals.wait = late\n"
+        "start.run(sys.argv[1:])\n"
+    )
+    words = ("--config", site.config, "serve")
+    with warm.cold():  # the work of a fork may have ended before anything waits for it
+        stopped = cli.mapsave(*words, command=[sys.executable, "-c", program], check=9)
+    assert "interrupted by SIGTERM" in stopped.stderr
 
 
 # Few open files for mapsave itself.

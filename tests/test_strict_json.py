@@ -1,6 +1,7 @@
 """JSON of others: only what is plain, and what is printed is as json itself prints it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,22 @@ _VALUES = st.recursive(
 @given(st.dictionaries(st.text(), _VALUES))
 def test_indented_is_what_json_indents(data: dict[str, Any]) -> None:
     assert strict_json.indented(data) == json.dumps(data, indent=2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(_VALUES)
+def test_what_is_encoded_is_decoded(data: object) -> None:
+    raw = strict_json.encoded(data)
+    assert json.loads(raw) == json.loads(json.dumps(data))
+    assert strict_json.decoded(raw) == strict_json.decoded(json.dumps(data)) == json.loads(raw)
+
+
+def test_what_json_does_not_know_is_encoded_as_text() -> None:
+    data = {"path": Path("/a"), "name": "\udcff", "number": 1 << 70, "none": float("nan")}
+    known = {"path": "/a", "name": "\udcff", "number": 1 << 70}
+    for name, value in known.items():
+        assert strict_json.decoded(strict_json.encoded({name: data[name]})) == {name: value}
+    assert strict_json.encoded({"none": data["none"]}) == b'{"none":null}'
 
 
 def test_depth_is_counted_in_lists_and_mappings() -> None:

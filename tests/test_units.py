@@ -1,6 +1,7 @@
 """Sizes and durations: what people write, and what they read."""
 
 import contextlib
+import datetime
 import math
 
 import pytest
@@ -61,14 +62,26 @@ def test_size_beyond_all_floats_is_exact() -> None:
         ("250ms", 0.25),
         ("1.5h", 5400.0),
         ("2d", 172800.0),
+        ("5min 20s", 320.0),
+        ("1 hour 2 minutes", 3720.0),
+        ("1day", 86400.0),
+        ("2 weeks", 1209600.0),
+        ("1w1d", 691200.0),
+        ("1M", 2629800.0),
+        ("1 year", 31557600.0),
+        ("55s500msec", 55.5),
+        ("200 usec", 0.0002),
+        ("3hr", 10800.0),
         (" 30s ", 30.0),
     ],
 )
 def test_duration(text: str | float, seconds: float) -> None:
-    assert units.parse_duration(text) == seconds
+    assert units.parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "m", "-5", "-5s", "1:30", "15 minutes", "m15", "15m15", "5w"])
+@pytest.mark.parametrize(
+    "text", ["", "m", "-5", "-5s", "1:30", "1:15 minutes", "m15", "15m15", "5 S"]
+)
 def test_not_a_duration(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         units.parse_duration(text)
@@ -112,12 +125,35 @@ def test_format_size(size: int, text: str) -> None:
         (3.414, "3.41 s"),
         (125, "2 m 05 s"),
         (3599.4, "59 m 59 s"),
-        (3600, "1 h 00 m"),
+        (3600, "1 h"),
+        (0.9999, "1 s"),
+        (5.0, "5 s"),
+        (2.5, "2.5 s"),
+        (59.999, "1 m"),
+        (900, "15 m"),
         (7384, "2 h 03 m"),
+        (172799, "47 h 59 m"),
+        (187200, "2 d 04 h"),
     ],
 )
 def test_format_duration(seconds: float, text: str) -> None:
     assert units.format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000+00:00"),
+        (1795747752.319, "2026-11-27T02:49:12.319+00:00"),
+        (-1.5, "1969-12-31T23:59:58.500+00:00"),
+        (1e20, "9998-12-31T23:59:59.000+00:00"),
+        (-1e20, "1000-01-01T00:00:00.000+00:00"),
+    ],
+)
+def test_timestamp(seconds: float, text: str) -> None:
+    assert units.timestamp(seconds) == text
+    when = datetime.datetime.fromisoformat(text)
+    assert datetime.datetime.fromisoformat(units.format_time(when, precisely=True)) == when
 
 
 @settings(max_examples=200, deadline=None)

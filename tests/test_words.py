@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from mapsave import error_table
-from mapsave.cli import main
+from mapsave.cli import manual
 
-from tests.kit import tree
+from tests.kit import command_line, tree
 
 # A pattern, and what to write instead.
 INSTEAD = {
@@ -42,6 +41,7 @@ INSTEAD = {
     r"\b(?:mend(?:s|ed)?|nevertheless|dearest|half-way|half way)\b": "fix; anyway; highest; partly",
     r"\bfor want of\b|\bas of late\b|\bside by side\b": "lack of; recent; in parallel",
     r"\b(?:disk|service) is well\b|\bbe well\b": "works, healthy",
+    r"<{7} |>{7} ": "one of the two sides of a merge",
 }
 WORDS = re.compile("|".join(INSTEAD), re.IGNORECASE)
 
@@ -73,16 +73,6 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-def commands(command: click.Command, context: click.Context) -> Iterator[click.Context]:
-    """Yield a context for ``command`` and for each below it."""
-    yield context
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
-            assert below is not None
-            yield from commands(below, click.Context(below, info_name=name, parent=context))
-
-
 CODE = [
     path
     for path in sorted((tree.ROOT / "manager/mapsave").rglob("*.py"))
@@ -106,10 +96,14 @@ def test_texts_of_the_code(path: Path) -> None:
 def test_help_of_every_command() -> None:
     found = [
         f"{context.command_path}: {part}"
-        for context in commands(main.mapsave, click.Context(main.mapsave, info_name="mapsave"))
+        for context in command_line.contexts()
         for part in wrong(context.command.get_help(context))
     ]
     assert not found, "\n".join(found)
+
+
+def test_manual_pages() -> None:
+    assert not [part for text in manual.pages().values() for part in wrong(text)]
 
 
 def test_catalogue_of_errors() -> None:
@@ -125,4 +119,5 @@ def test_documentation(path: Path) -> None:
 def test_the_words_are_found() -> None:
     for text in ("see whether somebody has let it run", "it is told anew", "the file is no image"):
         assert wrong(text)
+    assert wrong("<<<<<<< HEAD")
     assert not wrong("QEMU is told to quit; there is no image, and it is no longer needed")

@@ -118,10 +118,10 @@ def test_bytes_that_are_not_utf8_are_placed() -> None:
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
 def test_deep_nesting_is_refused_at_once(opening: str) -> None:
     """By us, or since PyYAML 6.0.4 by its scanner, which reads ahead and has a limit of its own."""
-    start = time.monotonic()
+    start = time.process_time()
     words = error_of(opening * 200_000).message
     assert "nested deeper than 32" in words or "exceeded maximum nesting depth" in words
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 30
 
 
 def test_alias_is_expanded() -> None:

@@ -56,7 +56,7 @@ class Bench:
 
 def compared(what: str, ours: Series, theirs: Series, factor: float | None = _FACTOR) -> Row:
     """Return the row of two series; without a ``factor`` there is no target."""
-    ratio = ours.seconds / theirs.seconds
+    ratio = round(ours.seconds / theirs.seconds, 3)  # as it is shown
     shown = (f"{ours.seconds:.3f} s", f"{theirs.seconds:.3f} s", f"{ratio:.3f}")
     if factor is None:
         return Row(what, *shown)
@@ -148,7 +148,7 @@ def restore(bench: Bench) -> Iterator[Row]:
             guests.end_listener(site)
 
     def ours() -> Run:
-        words = ("restore", path, "--again", "--channels", channels)
+        words = ("restore", path, "--again", "--instant", "off", "--channels", channels)
         return restored(lambda: run_mapsave(site.config, *words))
 
     def peer() -> Run:
@@ -212,6 +212,20 @@ def size(bench: Bench) -> Iterator[Row]:
     yield from size_cases.rows(bench)
 
 
+def instant(bench: Bench) -> Iterator[Row]:
+    """Restores that map RAM from the image; the peer is the same restore that reads it."""
+    from tests.bench import instant_cases
+
+    yield from instant_cases.rows(bench)
+
+
+def proof(bench: Bench) -> Iterator[Row]:
+    """Digests of an image's data."""
+    from tests.bench import proof_cases
+
+    yield from proof_cases.rows(bench)
+
+
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "help": help_,
     "idle": idle,
@@ -221,7 +235,9 @@ CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 # What is measured only if it is named, and alone.
 NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "instant": instant,
     "libvirt": libvirt,
+    "proof": proof,
     "service": service,
     "size": size,
 }

@@ -55,14 +55,20 @@ class Site:
         return path
 
 
-def command(site: Site, size: int, source: Path | None = None) -> list[str]:
-    """Return QEMU's command line for ``size`` bytes of RAM: ``source``'s content, or zero."""
+def command(
+    site: Site, size: int, source: Path | None = None, *, accelerated: bool = True
+) -> list[str]:
+    """Return QEMU's command line for ``size`` bytes of RAM: ``source``'s content, or zero.
+
+    ``accelerated``: by KVM, where there is one.
+    """
     backend = f"memory-backend-ram,id=ram,size={size}"
     if source:
         # prealloc gives the guest its own copy of every page before the clock runs.
         private = f"share=off,prealloc=on,mem-path={source}"
         backend = f"memory-backend-file,id=ram,size={size},{private}"
-    accelerators = ["-accel", "kvm"] if os.access("/dev/kvm", os.R_OK | os.W_OK) else []
+    has_kvm = accelerated and os.access("/dev/kvm", os.R_OK | os.W_OK)
+    accelerators = ["-accel", "kvm"] if has_kvm else []
     return [
         *(QEMU, "-name", NAME, "-display", "none", "-nodefaults", "-no-user-config", "-S"),
         *(*accelerators, "-accel", "tcg", "-machine", "pc,memory-backend=ram"),
@@ -106,16 +112,6 @@ def end_listener(site: Site) -> None:
     finally:
         os.close(handle)
         monitor.close()
-
-
-def evict(path: Path) -> None:
-    """Bring the file to the disk and out of the page cache, so that every restore reads it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def affordable(directory: Path, wanted: int) -> int:

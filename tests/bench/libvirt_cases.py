@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from tests.bench import cases, guests, measure
 from tests.bench.cases import Bench, Row
 from tests.bench.measure import Run, Series
-from tests.kit import cli, domain, libvirtd, service, tree
+from tests.kit import cache, cli, domain, libvirtd, service, tree
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 
@@ -75,7 +75,7 @@ class Guest:
     def restored(self, way: str) -> Run:
         """Restore the image that was kept, and end the guest again."""
         path = self.site.images / "image"
-        guests.evict(path)
+        cache.evict(path)
         guest = Domain(self.daemon, guests.NAME, self.identity)
         try:
             if way == VIRSH:
@@ -156,11 +156,13 @@ def _compared(
         target = targets[way][guest.kind]
         yield cases.compared(f"{name}; {way}", taken[way], taken[VIRSH], target)
         results = [cases.result(run) for run in guest.results[way]]
-        for phase in results[0]["phases"]:
-            seconds = statistics.median(each["phases"][phase] for each in results)
+        for phase in results[0]["phases_s"]:
+            seconds = statistics.median(each["phases_s"][phase] for each in results)
             yield Row(f"    {phase}", f"{seconds:.3f} s")
         runs = zip(guest.results[way], results, strict=True)
-        beside = statistics.median(run.seconds - sum(each["phases"].values()) for run, each in runs)
+        beside = statistics.median(
+            run.seconds - sum(each["phases_s"].values()) for run, each in runs
+        )
         if way == SERVICE and targets is SAVE and not guest.dense:
             yield cases.limited("    beside these", beside, CLIENT)
         else:

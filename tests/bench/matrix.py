@@ -229,7 +229,7 @@ def _place(filesystem: Filesystem, found: Matrix, scratch: Path, short: Path) ->
         if filesystem == "tmpfs":
             mounted = stack.enter_context(storage.tmpfs(3 * largest + _ROOM, scratch))
         else:
-            size = max(3 * largest, found.dense) + _ROOM
+            size = max(3 * largest, 2 * found.dense) + _ROOM
             mounted = stack.enter_context(
                 storage.loop_filesystem(filesystem, size, scratch, like_disk=True)
             )

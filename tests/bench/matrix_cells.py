@@ -31,7 +31,7 @@ class Measured:
         if self.way.kind not in ("auto", "fixed"):
             return {}
         typical = min(self.series.runs, key=lambda run: abs(run.seconds - self.seconds))
-        found: dict[str, float] = cases.result(typical)["phases"]
+        found: dict[str, float] = cases.result(typical)["phases_s"]
         return {**found, "python": typical.seconds - sum(found.values())}
 
 

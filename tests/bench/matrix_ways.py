@@ -14,7 +14,7 @@ from tests.bench.bare import Monitor
 from tests.bench.guests import Site
 from tests.bench.matrix_layouts import MIB, Content
 from tests.bench.measure import Run
-from tests.kit import domain, tree
+from tests.kit import cache, domain, tree
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.kit.ram import LiveRam
@@ -133,7 +133,7 @@ class Subject:
         Raises as ``saved`` does.
         """
         path = self._image(way)
-        guests.evict(path)
+        cache.evict(path)
         return self._back_in_libvirt(path) if way == VIRSH else self._back(path)
 
     def forget(self) -> None:
@@ -184,7 +184,7 @@ class Subject:
     def _back(self, path: Path) -> Run:
         site = self.place.site
         try:
-            words = ("restore", str(path), "--again")
+            words = ("restore", str(path), "--again", "--instant", "off")
             run = cases.run_mapsave(site.config, "--local", *words)
             monitor = Monitor(str(site.socket), timeout=0)
             try:

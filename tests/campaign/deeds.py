@@ -8,6 +8,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from tests.kit import wait
 from tests.kit.qmp import QmpClosed, QmpError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _kill(scene: Scene) -> None:
 
 def _quit(scene: Scene) -> None:
     _tell(scene, "quit")
-    scene.guest.ends_within(5)
+    scene.guest.ends_within(wait.LONG)
 
 
 def _cont_and_kill(scene: Scene) -> None:

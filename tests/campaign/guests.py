@@ -86,7 +86,7 @@ class Guest:
         """Kill it, and wait until it is gone."""
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGKILL)
-        processes.await_end(self._handle, 20)
+        processes.await_end(self._handle, wait.LONG)
 
     def leave(self) -> None:
         if isinstance(self.monitor, qmp.Client):
@@ -147,8 +147,7 @@ class QemuWorld:
         self._site = site
         self._shape = plan.shape
         self.address = plan.shape.name
-        # Firmware takes seconds to boot by KVM where that is nested.
-        self._accel = "tcg" if plan.shape.state == "suspended" else None
+        self._accel = "kvm" if qemu.has_kvm() and plan.shape.state != "suspended" else "tcg"
         self._source: list[str] = []
         self._target: list[str] = []
         self._prepare()

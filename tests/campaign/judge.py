@@ -16,6 +16,7 @@ from tests.faults import struck
 from tests.kit import ram
 
 MIB = 1 << 20
+SOON = 60.0  # seconds: a guest that was told to end does so, on a busy host too
 OLD = b"an older file of that name"
 FOREIGN = b"another program's file" * 500
 # A guest that did not run has these run states by turns; postmigrate is QEMU's, and documented.
@@ -158,7 +159,7 @@ def _left_as_told(scene: Scene, done: Done) -> None:
     then = str(done.told.get("then", scene.plan.then))
     guest = scene.guest
     if then == "quit":
-        if not guest.ends_within(5):
+        if not guest.ends_within(SOON):
             scene.violate(f"exit 0, but the guest is {guest.status()}")
         return
     if not guest.alive():

@@ -30,6 +30,8 @@ def restore(scene: Scene, path: Path) -> None:
 
 def in_peace(scene: Scene, path: Path, options: tuple[str, ...] = ()) -> None:
     """Restore with nothing in the way: it must work."""
+    scene.site.settings.pop("restore", None)
+    scene.site.write()
     with scene.world.destination(()) as more:
         done = scene.mapsave("restore", str(path), *options, *more)
         if done.code == 0:
@@ -87,10 +89,12 @@ def _hit(scene: Scene, path: Path) -> bool:
     """Restore with what goes wrong in it; return whether the image is used up by it."""
     plan = scene.plan
     content = path.read_bytes()
+    # What fails in the destination is its reading.
+    options = (*plan.restore, *(("--instant", "off") if plan.destination_rules else ()))
     with scene.world.destination(plan.destination_rules) as more:
-        done = scene.mapsave("restore", str(path), *plan.restore, *more, blow=plan.restore_blow)
+        done = scene.mapsave("restore", str(path), *options, *more, blow=plan.restore_blow)
         if done.code == 0:
-            _good(scene, path, "restored under fire", plan.restore)
+            _good(scene, path, "restored under fire", options)
             if struck.journals(scene.site):
                 recovering.recover(scene, ())
         elif done.code is not None and done.code > 0 and not struck.journals(scene.site):

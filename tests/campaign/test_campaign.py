@@ -9,7 +9,7 @@ from tests.campaign import kinds, run
 from tests.kit import libvirtd, need
 from tests.kit.libvirtd import Daemon
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(2 * run.MOST)]
 
 # Where another seed than 1 meets the fault better.
 _SEEDS = {"limits": 6}

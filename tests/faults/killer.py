@@ -4,30 +4,34 @@
 
 WHERE is ``before`` or ``after`` the STEP is recorded; the first time the step comes is the one. The
 STEP ``end`` is when all is done but the removal of the journal. SIGKILL ends the process there and
-then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid before it,
-``1234:KILL``, sends it to that process: to QEMU; ``child:KILL`` to what mapsave has started: the
-destination of a restore. The file that MAPSAVE_TEST_MET names gets a line when it happens.
+then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid before a
+deadly one, ``1234:KILL``, sends it to that process, to QEMU, and waits for its end;
+``child:KILL`` to what mapsave has started: the destination of a restore. The file that
+MAPSAVE_TEST_MET names gets a line when it happens.
 """
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mapsave.cli import main
+from mapsave.cli import interruption, main
 from mapsave.operations import journal
 
 END = "end"
-_SETTLE = 0.05  # seconds from a signal to another process until it is sure to have arrived
+# Seconds that another process may take to end, and the work to hear of a signal to ourselves.
+_MOST = 240.0
+_heard = threading.Event()
 
 
 def arm(where: str, wanted: str, signals: str) -> None:
     """Wrap ``Journal.record`` so that ``signals`` are sent at the step ``wanted``."""
+    _hear()
     original = journal.Journal.record
     pending = [wanted]
 
@@ -53,17 +57,53 @@ def strike(signals: str) -> None:
         with open(path, "a") as file:
             file.write(f"struck by {signals}\n")
     pid, _, names = signals.rpartition(":")
-    targets = _children() if pid == "child" else [int(pid or os.getpid())]
-    for name in names.split("+"):
-        for target in targets:
-            if name == "STOP" and target == os.getpid():
-                # Sent to the process, another thread may take it, and this one goes on until then.
-                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
-            else:
-                with contextlib.suppress(ProcessLookupError):  # a guest may have ended by then
-                    os.kill(target, signal.Signals[f"SIG{name}"])
     if pid:
-        time.sleep(_SETTLE)
+        for target in _children() if pid == "child" else [int(pid)]:
+            _end(target, signal.Signals[f"SIG{names}"])
+        return
+    for name in names.split("+"):
+        if name == "STOP":
+            # Sent to the process, another thread may take it, and this one goes on until then.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        else:
+            os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+    if _is_to_stop(names) and _is_waited_for():
+        _heard.wait(_MOST)
+
+
+def _end(pid: int, number: signal.Signals) -> None:
+    """Have another process die of a signal, and return when it has."""
+    with contextlib.suppress(ProcessLookupError):  # a guest may have ended by then
+        handle = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(handle, number)
+            select.select([handle], [], [], _MOST)
+        finally:
+            os.close(handle)
+
+
+def _is_to_stop(names: str) -> bool:
+    return any(signal.Signals[f"SIG{name}"] in interruption.SIGNALS for name in names.split("+"))
+
+
+def _is_waited_for() -> bool:
+    """Return whether the main thread waits for signals while another works."""
+    return any(thread.name == "work" for thread in threading.enumerate())
+
+
+def _hear() -> None:
+    """Have ``_heard`` say that the main thread has passed a signal on to the work.
+
+    On a busy host the work would come to its end before that.
+    """
+    original = interruption.Stop.signal
+
+    def heard(self: interruption.Stop, number: int) -> float:
+        seconds = original(self, number)
+        _heard.set()
+        return seconds
+
+    interruption.Stop.signal = heard  # type: ignore[method-assign]
 
 
 def _children() -> list[int]:

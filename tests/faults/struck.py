@@ -81,7 +81,7 @@ def stopped(
         wait.until(lambda: stands_still(process), what=f"mapsave to stop at {step}")
         yield process
         process.send_signal(signal.SIGCONT)
-        process.wait(60)
+        process.wait(wait.LONG)
 
 
 def stands_still(process: subprocess.Popen[str]) -> bool:
@@ -135,6 +135,16 @@ def partials(site: cli.Site) -> list[Path]:
     return sorted(site.images.glob("*.partial"))
 
 
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Let not even root write or rename ``path``, or what is in it (chattr(1))."""
+    subprocess.run(["chattr", "+i", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
 def rewrite(journal: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Write the lines of a journal again, each as ``change`` makes it, with its checksum."""
     lines = []
@@ -154,10 +164,13 @@ def cut(journal: Path, step: str) -> None:
 
 
 def contents(site: cli.Site) -> dict[str, tuple[int, int]]:
-    """Return size and time of change of every file of the site but the locks."""
+    """Return size and time of change of every file of the site.
+
+    Not those of locks, and of what is known of QEMUs whatever becomes of a save.
+    """
     found = {}
     for path in sorted(site.directory.rglob("*")):
-        if path.is_file() and path.parent.name != "locks":
+        if path.is_file() and path.parent.name not in ("locks", "machines", "processes"):
             stats = path.stat()
             found[str(path)] = (stats.st_size, stats.st_mtime_ns)
     return found

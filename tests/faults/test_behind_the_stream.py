@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, qemu
+from tests.kit import cli, qemu, wait
 
 NAME = "web01"
 IMAGE = "one.mapsave"
@@ -82,7 +82,7 @@ def test_what_happens_to_a_guest_that_goes_on_anyway_is_no_matter(
     with struck.stopped(site, "complete", *SAVE, "--then", "resume") as process:
         _continue_and_stop(guest)
         process.send_signal(signal.SIGCONT)
-        assert process.wait(60) == 0
+        assert process.wait(wait.LONG) == 0
     assert guest.status() == "running"
     assert struck.states(site) == {IMAGE: "saved"}
 

@@ -24,6 +24,7 @@ def waits_for(process: subprocess.Popen[str], what: str) -> None:
     wait.until(lambda: what in calls(process.pid), what=f"mapsave in {what}")
 
 
+@pytest.mark.cancels
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     "step", ["label", "hand-over", "pause", "migrate", "complete", "commit", "committed"]
@@ -70,17 +71,15 @@ def connections(pid: int) -> int:
 
 
 def test_fsync_that_hangs(site: cli.Site) -> None:
-    """No thread can be called back from there: the process ends without it."""
+    """No thread can be called back from there: guest and process go on without it."""
     with qemu.guest(site, NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
         rules = inject.environment(inject.Rule("fsync", "hang", path=".partial"))
         with site.start("save", NAME, "--image", IMAGE, "--json", env=rules) as process:
             waits_for(process, "pause")
             (left,) = stopped(process)["data"]["left"]
             assert left["step"] == "complete"
-        assert guest.status() == "postmigrate"
-        site.run("recover", check=0)
-        guest.wait()
-        assert site.run("inspect", IMAGE, "--json", check=0).json()["state"] == "saved"
+        assert guest.status() == "running"
+        struck.recovered(site, "save rolled back")
 
 
 @pytest.mark.parametrize("command", ["list", "inspect", "verify", "check", "discard", "restore"])
@@ -93,11 +92,11 @@ def test_image_on_storage_that_hangs(site: cli.Site, command: str) -> None:
     with site.start(*words, env=rules) as process:
         waits_for(process, "pause")
         error = stopped(process)
-    assert "nothing is left to undo" in error["message"]
+    assert error["message"].endswith(("nothing is left to undo", "everything was rolled back"))
 
 
 def test_hook_that_does_not_end(site: cli.Site) -> None:
-    script = f"trap '' TERM; echo $$ > {site.directory}/pid; sleep 60"
+    script = f"trap '' TERM; echo $$ > {site.directory}/pid; sleep 600"
     site.add_hook("stubborn", script, "before_save", "on_failure")
     site.add_guest("toy", emulator={"memory": "8M"})
     with site.start("save", "toy", "--json") as process:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.faults import struck
-from tests.kit import cli, patterns, qemu
+from tests.kit import cli, patterns, qemu, service
 
 NAME = "web01"
 IMAGE = "one.mapsave"
@@ -58,6 +58,17 @@ def test_a_destination_that_is_not_reached_lives_and_is_resumed_by_recovery(site
         _is_used_up(site)
 
 
+def test_a_paused_guest_whose_monitor_is_lost_in_the_end_is_restored(site: cli.Site) -> None:
+    with _about_to_resume(site, step="mark", paused=True) as (process, restored):
+        struck.cut_off(process, restored.qmp)
+        done = cli.ended(process, check=0).json()
+        assert done["run_state"] == "unknown"
+        assert any("could not be queried" in words for words in done["warnings"])
+        assert restored.status() != "running"
+        assert not struck.journals(site)
+        _is_used_up(site)
+
+
 # The destination is killed as soon as it has resumed the guest.
 _ENDS_AT_ONCE = """
 import sys
@@ -81,3 +92,15 @@ def test_a_guest_that_ran_and_is_gone_leaves_its_image_marked(site: cli.Site) ->
     assert "the image remains marked as restored" in done.stdout
     assert not struck.journals(site)
     _is_used_up(site)
+
+
+def test_a_clone_that_ran_and_is_gone_says_nothing_of_a_mark(site: cli.Site) -> None:
+    """Its image has none: it was not restored by it."""
+    site.add_guest("toy", emulator={"memory": "8M"}, clone={})
+    with service.emulated_ended(site):
+        site.run("save", "toy", "-o", IMAGE, check=0)
+        words = ("clone", IMAGE, "--json")
+        done = site.run(*words, check=5, command=[sys.executable, "-c", _ENDS_AT_ONCE]).json()
+    error = done["clones"][0]["error"]
+    assert "has exited since" in error["message"]
+    assert ("marked" in error["message"], error["hint"]) == (False, None)

@@ -28,10 +28,9 @@ ROUNDS = 40
 IMAGE = "one.mapsave"
 SET = 1_000_000
 THREAD = "mig/src/main"
-# The channels' first writes take their time and fail; what comes later is written.
-LATE = 500_000  # microseconds
+# The channels' first writes wait, and fail; what comes later is written.
 FAIL_LATE = (
-    inject.Rule("pwritev", "delay", LATE, count=CHANNELS),
+    inject.Rule("pwritev", "hold", count=CHANNELS),
     inject.Rule("pwritev", "errno", errno.ENOSPC, count=CHANNELS),
 )
 SAVE = ("--channels", str(CHANNELS), "--json")
@@ -40,11 +39,19 @@ SAVE = ("--channels", str(CHANNELS), "--json")
 @contextmanager
 def running(*rules: inject.Rule, **options: Any) -> Iterator[qemu.Qemu]:
     """Run a guest whose threads have names, and whose writes fail as ``rules`` say."""
-    environment = inject.environment(*rules) if rules else None
-    with qemu.running(
-        *threads.NAMED, machine="none", ram=patterns.dense, env=environment, **options
-    ) as guest:
-        yield guest
+    with contextlib.ExitStack() as stack:
+        options.setdefault("directory", stack.enter_context(qemu.directory_for()))
+        environment = inject.environment(*rules, go=_go(options["directory"])) if rules else None
+        yield stack.enter_context(
+            qemu.running(
+                *threads.NAMED, machine="none", ram=patterns.dense, env=environment, **options
+            )
+        )
+
+
+def _go(directory: Path) -> Path:
+    """Return the file that ends the waiting of the channels."""
+    return directory / "go"
 
 
 @contextmanager
@@ -52,6 +59,7 @@ def failed_and_held(guest: qemu.Qemu) -> Iterator[None]:
     """Hold the migration thread of a save whose channels are writing; return once it has failed."""
     wait.until(lambda: _writes(guest), what="writes of the channels")
     with threads.stopped(guest.pid, THREAD):
+        _go(guest.directory).touch()
         wait.until(lambda: _status(guest) == "failed", what="the save to fail")
         yield
 
@@ -234,10 +242,13 @@ def test_a_set_that_qemu_keeps(site: cli.Site, then: str) -> None:
 
 
 def test_a_set_that_qemu_keeps_after_a_save_that_failed(site: cli.Site) -> None:
-    """What went wrong first is said first."""
+    """What went wrong first is said first.
+
+    With one channel: of several QEMU 10.0 dies now and then where one fails (docs/hazards.md).
+    """
     failing = inject.Rule("pwritev", "errno", errno.EIO, count=-1)
     with running(failing, paused=False) as guest:
-        error = _held_in_save(site, guest)
+        error = _held_in_save(site, guest, "--channels", "1")
         assert error["id"] == "save.kept_by_qemu"
         assert error["message"].index("Input/output error") < error["message"].index("set")
         assert guest.status() == "running"

@@ -5,6 +5,7 @@ kit; mapsave's connection takes one more.
 """
 
 import os
+import secrets
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from mapsave.operations import save, save_request
 
 from tests.kit import cli, limits, patterns, qemu, qmp, ram, raw, state
 
-USER = 54321
 CHANNELS = 4
 # Two descriptors that are handed over, QEMU's own duplicate, and one for each channel.
 DESCRIPTORS = CHANNELS + 3
@@ -54,6 +54,12 @@ def saved(
         return int(opened.metadata["strategy"]["channels"])
 
 
+@pytest.fixture
+def user() -> int:
+    """A uid that no other process has, of other tests neither: its limit counts all of them."""
+    return (1 << 20) + secrets.randbelow(1 << 29)
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_raw_one_descriptor_too_few_kills_the_guest(tmp_path: Path, missing: int) -> None:
     with qemu.running() as guest:
@@ -70,10 +76,10 @@ def test_raw_one_descriptor_too_few_kills_the_guest(tmp_path: Path, missing: int
 
 @pytest.mark.root
 @pytest.mark.parametrize("missing", [0, 1])
-def test_raw_one_thread_too_few_kills_the_guest(tmp_path: Path, missing: int) -> None:
-    with qemu.running(user=USER) as guest:
+def test_raw_one_thread_too_few_kills_the_guest(tmp_path: Path, missing: int, user: int) -> None:
+    with qemu.running(user=user) as guest:
         most = limits.threads(guest.pid) + THREADS - missing
-        limits.lower(guest.pid, "nproc", most, user=USER)
+        limits.lower(guest.pid, "nproc", most, user=user)
         if not missing:
             raw.save(guest, tmp_path / "image", channels=CHANNELS)
             return
@@ -116,21 +122,23 @@ def test_channels_asked_for_are_not_lowered(site: cli.Site, tmp_path: Path) -> N
 
 @pytest.mark.root
 @pytest.mark.parametrize(("left", "channels"), [(1, 0), (2, 1), (5, 4)])
-def test_threads_of_the_user(site: cli.Site, tmp_path: Path, left: int, channels: int) -> None:
-    with qemu.running(user=USER, ram=patterns.sparse) as guest:
-        limits.lower(guest.pid, "nproc", limits.threads(guest.pid) + left, user=USER)
+def test_threads_of_the_user(
+    site: cli.Site, tmp_path: Path, left: int, channels: int, user: int
+) -> None:
+    with qemu.running(user=user, ram=patterns.sparse) as guest:
+        limits.lower(guest.pid, "nproc", limits.threads(guest.pid) + left, user=user)
         if channels:
             assert saved(site, guest, tmp_path) == channels
         else:
             error = refused(site, guest).json()["error"]
-            assert error["data"]["limit"] == f"RLIMIT_NPROC of user {USER}"
+            assert error["data"]["limit"] == f"RLIMIT_NPROC of user {user}"
 
 
 @pytest.mark.root
-def test_threads_of_the_user_are_counted_in_all_its_processes(site: cli.Site) -> None:
-    with qemu.running(user=USER) as other, qemu.running(user=USER) as guest:
+def test_threads_of_the_user_are_counted_in_all_its_processes(site: cli.Site, user: int) -> None:
+    with qemu.running(user=user) as other, qemu.running(user=user) as guest:
         most = limits.threads(guest.pid) + limits.threads(other.pid) + 1
-        limits.lower(guest.pid, "nproc", most, user=USER)
+        limits.lower(guest.pid, "nproc", most, user=user)
         assert refused(site, guest).json()["error"]["data"]["left"] == 1
 
 
@@ -239,15 +247,15 @@ def test_destination_with_few_descriptors(site: cli.Site, image: ram.Snapshot) -
 
 
 @pytest.mark.root
-def test_destination_with_few_threads(site: cli.Site, tmp_path: Path) -> None:
-    with qemu.running(user=USER, ram=patterns.sparse) as guest:
+def test_destination_with_few_threads(site: cli.Site, tmp_path: Path, user: int) -> None:
+    with qemu.running(user=user, ram=patterns.sparse) as guest:
         contents = guest.snapshot_ram(tmp_path / "ram")
         site.run("save", guest.address, "--image", "x", check=0)
-    with qemu.running(incoming=True, user=USER) as destination:
-        limits.lower(destination.pid, "nproc", limits.threads(destination.pid) + 1, user=USER)
+    with qemu.running(incoming=True, user=user) as destination:
+        limits.lower(destination.pid, "nproc", limits.threads(destination.pid) + 1, user=user)
         site.run("restore", "x", "--into", destination.address, check=3)
-    with qemu.running(incoming=True, user=USER) as destination:
-        limits.lower(destination.pid, "nproc", limits.threads(destination.pid) + 3, user=USER)
+    with qemu.running(incoming=True, user=user) as destination:
+        limits.lower(destination.pid, "nproc", limits.threads(destination.pid) + 3, user=user)
         site.run("restore", "x", "--into", destination.address, check=0)
         ram.assert_same(contents, destination.ram)
 

@@ -17,7 +17,7 @@ def recording(directory: Path, mode: str = "record") -> list[str]:
 
 
 def test_raw_recording_makes_qemu_abort(tmp_path: Path) -> None:
-    with qemu.running(*recording(tmp_path), accel="tcg", paused=False) as guest:
+    with qemu.running(*recording(tmp_path), paused=False) as guest:
         with pytest.raises(qmp.QmpClosed):
             raw.save(guest, tmp_path / "image")
         assert guest.wait() == -signal.SIGABRT
@@ -26,7 +26,7 @@ def test_raw_recording_makes_qemu_abort(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("paused", [True, False])
 def test_recording_is_refused(site: cli.Site, tmp_path: Path, paused: bool) -> None:
-    with qemu.running(*recording(tmp_path), accel="tcg", paused=paused) as guest:
+    with qemu.running(*recording(tmp_path), paused=paused) as guest:
         before = guest.state()
         site.run("check", guest.address, check=3)
         result = site.run("save", guest.address, "--image", "x", "--json", check=3)
@@ -51,14 +51,14 @@ def test_clocks_that_the_destination_lacks(
     """QEMU aborts over a timer that is not there."""
     icount = save_counting(site, saved)
     other = [] if destination is None else ["-icount", destination]
-    with qemu.running(*other, accel="tcg", incoming=True) as guest:
+    with qemu.running(*other, incoming=True) as guest:
         restoring = ("restore", "x", "--into", guest.address, "--json")
         error = site.run(*restoring, check=3).error("check.destination")
         assert "-icount" in error["hint"]
         with pytest.raises((qmp.QmpClosed, AssertionError)):
             raw.restore(guest, site.images / "x")
         assert guest.wait() == -signal.SIGABRT
-    with qemu.running(*icount, accel="tcg", incoming=True) as guest:
+    with qemu.running(*icount, incoming=True) as guest:
         site.run("restore", "x", "--into", guest.address, check=0)
         assert guest.alive()
 
@@ -69,14 +69,14 @@ def test_clocks_that_the_destination_lacks(
 def test_clocks_that_fit(site: cli.Site, saved: str, destination: str | None) -> None:
     save_counting(site, saved)
     other = [] if destination is None else ["-icount", destination]
-    with qemu.running(*other, accel="tcg", incoming=True) as guest:
+    with qemu.running(*other, incoming=True) as guest:
         site.run("restore", "x", "--into", guest.address, check=0)
 
 
 def save_counting(site: cli.Site, icount: str) -> list[str]:
     """Save a guest that counts its instructions; return its arguments."""
     arguments = ["-icount", icount]
-    with qemu.running(*arguments, accel="tcg", paused=False) as guest:
+    with qemu.running(*arguments, paused=False) as guest:
         site.run("save", guest.address, "--image", "x", check=0)
     return arguments
 

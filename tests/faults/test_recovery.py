@@ -1,9 +1,6 @@
 """What ``mapsave recover`` must not do: end a used guest, wait with one, ask for a policy."""
 
 import errno
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ def _killed(site: cli.Site, guest: Qemu, step: str, *more: str) -> None:
 @pytest.mark.parametrize("last", ["running", "paused"])
 def test_saved_guest_that_was_used_since_is_not_ended(site: cli.Site, last: str) -> None:
     """Killed after the commit; its owner let the guest run on, so the image does not hold it."""
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "committed", "--then", "quit")
         assert guest.status() == "postmigrate"
         guest.control.execute("cont")
@@ -47,7 +44,7 @@ def test_saved_guest_that_was_used_since_is_not_ended(site: cli.Site, last: str)
 
 
 def test_guest_paused_by_its_owner_is_not_resumed_behind_the_commit(site: cli.Site) -> None:
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "committed", "--then", "resume")
         assert guest.status() == "running"
         guest.control.execute("stop")
@@ -58,7 +55,7 @@ def test_guest_paused_by_its_owner_is_not_resumed_behind_the_commit(site: cli.Si
 def test_guest_does_not_wait_for_an_image_directory_that_is_gone(site: cli.Site) -> None:
     """It is restored at once and only once; its partial image goes when the directory is back."""
     away = site.images.with_name("away")
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "migrate")
         assert guest.status() == "paused"
         site.images.rename(away)
@@ -82,7 +79,7 @@ def test_guest_does_not_wait_for_an_image_directory_that_is_gone(site: cli.Site)
 
 def test_whole_image_waits_for_its_directory(site: cli.Site) -> None:
     away = site.images.with_name("away")
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "complete")
         site.images.rename(away)
         assert _recovered(site, 3)["error"]["id"] == "check.directory"
@@ -92,25 +89,15 @@ def test_whole_image_waits_for_its_directory(site: cli.Site) -> None:
         guest.wait()
 
 
-@contextmanager
-def _immutable(path: Path) -> Iterator[None]:
-    """Let not even root write or rename ``path``, or what is in it (chattr(1))."""
-    subprocess.run(["chattr", "+i", path], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["chattr", "-i", path], check=True)
-
-
 @pytest.mark.parametrize("step", ["complete", "commit"])
 @pytest.mark.parametrize("what", ["image", "directory"])
 def test_guest_does_not_wait_for_rights(site: cli.Site, what: str, step: str) -> None:
     """Its image is whole, but may not be opened, or given its name: the guest runs on at once."""
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, step)
         (partial,) = struck.partials(site)
         where = partial if what == "image" else site.images
-        with _immutable(where):
+        with struck.immutable(where):
             error = _recovered(site, 7)["error"]
             assert guest.status() == "running"
             assert error["id"] == "permission.denied"
@@ -132,7 +119,7 @@ def test_guest_does_not_wait_for_rights(site: cli.Site, what: str, step: str) ->
 def test_guest_waits_where_its_image_may_have_its_name(site: cli.Site) -> None:
     """It may be restored elsewhere: who may not look does not let the guest run beside it."""
     hidden = inject.environment(inject.Rule("open", "errno", errno.EACCES, f"/{IMAGE}", count=-1))
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "committed")
         struck.cut(struck.journals(site)[0], "commit")
         (line,) = site.run("recover", "--json", env=hidden, check=7).json()["operations"]
@@ -148,7 +135,7 @@ def test_policy_is_not_asked_for_again(site: cli.Site, tmp_path: Path, content: 
     """What is to be done at rest is in the journal."""
     policy = tmp_path / "own.yaml"
     policy.write_text('module: dac\nmode: "0640"\n')
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "complete", "--policy", str(policy))
         (partial,) = struck.partials(site)
         partial.chmod(0o600)
@@ -170,7 +157,7 @@ def test_rules_that_cannot_be_taken_out_keep_the_journal(site: cli.Site, tmp_pat
     detail = {"profile": "vmq", "rules": [rule], "rules_file": str(rules)}
     detail["profile_file"] = str(tmp_path / "profile")
     label = {"module": "apparmor", "value": None, "process": None, "previous": None, "others": []}
-    with qemu.running(name=NAME, ram=patterns.sparse, paused=False) as guest:
+    with qemu.running(name=NAME, memory="16M", ram=patterns.sparse, paused=False) as guest:
         _killed(site, guest, "migrate")
         (journal,) = struck.journals(site)
 

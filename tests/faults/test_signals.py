@@ -9,6 +9,8 @@ from tests.faults import struck
 from tests.faults.slow import IMAGE, NAME, await_writing, looked_at, slow_guest
 from tests.kit import cli, patterns, qemu, state
 
+_ENDLESS = "256K"  # bytes a second, of 64 MiB
+
 
 def _nothing_left(site: cli.Site) -> None:
     assert not struck.journals(site)
@@ -27,7 +29,7 @@ def _nothing_left(site: cli.Site) -> None:
     ids=lambda signals: "+".join(each.name for each in signals),
 )
 def test_signal_in_the_middle_of_a_save(site: cli.Site, signals: list[signal.Signals]) -> None:
-    with slow_guest(site) as path:
+    with slow_guest(site, _ENDLESS) as path:
         before = looked_at(path)
         with site.start("save", NAME, "--image", IMAGE, "--json") as saving:
             await_writing(site)
@@ -39,7 +41,7 @@ def test_signal_in_the_middle_of_a_save(site: cli.Site, signals: list[signal.Sig
 
 
 def test_time_limit(site: cli.Site) -> None:
-    with slow_guest(site) as path:
+    with slow_guest(site, _ENDLESS) as path:
         before = looked_at(path)
         result = site.run("save", NAME, "--image", IMAGE, "--timeout", "1s", "--json", check=4)
         assert result.error_id() == "save.timeout"
@@ -47,6 +49,7 @@ def test_time_limit(site: cli.Site) -> None:
         _nothing_left(site)
 
 
+@pytest.mark.cancels
 @pytest.mark.parametrize(
     ("step", "signals"),
     [
@@ -61,7 +64,7 @@ def test_time_limit(site: cli.Site) -> None:
     ],
 )
 def test_signal_at_a_step(site: cli.Site, step: str, signals: str) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         before = guest.state()
         result = struck.run(site, "after", step, signals, "save", NAME, "--image", IMAGE)
         assert result.returncode == 9, result
@@ -71,7 +74,7 @@ def test_signal_at_a_step(site: cli.Site, step: str, signals: str) -> None:
 
 def test_signal_behind_the_commit_is_too_late(site: cli.Site) -> None:
     """What is about to be committed is: the guest must not go on beside its image."""
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         result = struck.run(site, "after", "commit", "TERM", "save", NAME, "--image", IMAGE)
         assert result.returncode == 0, result
         guest.wait()
@@ -113,7 +116,7 @@ def test_signal_when_all_is_done_is_too_late(site: cli.Site) -> None:
 @pytest.mark.parametrize("step", ["launch", "load"])
 def test_signal_in_a_restore(site: cli.Site, step: str) -> None:
     """The destination goes, and the image is as before."""
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         result = struck.run(site, "after", step, "TERM", "restore", IMAGE)

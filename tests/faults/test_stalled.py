@@ -43,7 +43,7 @@ def launch(saved: scene.Saved, *rules: inject.Rule) -> list[str]:
 @contextmanager
 def failing(site: cli.Site, rule: inject.Rule | None, seconds: str = "1s") -> Iterator[scene.Saved]:
     """Save a guest whose destination is on storage that fails, on a bitmap without ``rule``."""
-    site.settings["restore"] = {"stall": seconds}
+    site.settings["restore"] = {"stall": seconds, "instant": "off"}
     with scene.saved(site) as saved:
         rule = rule or bitmap(site, saved.image)
         site.add_guest("web01", saved.guest.qmp, launch=launch(saved, rule))
@@ -55,6 +55,7 @@ def as_before(site: cli.Site, saved: scene.Saved) -> None:
     assert scene.state_of(site, saved.image) == "saved"
     assert not struck.journals(site)
     assert not processes.strays()
+    del site.settings["restore"]  # what is slow is not to be given up here
     site.add_guest("web01", saved.guest.qmp, launch=saved.guest.argv)
     site.run("restore", saved.image, check=0)
     with saved.guest.successor() as restored:
@@ -64,7 +65,7 @@ def as_before(site: cli.Site, saved: scene.Saved) -> None:
 @pytest.mark.parametrize("rule", [None, _DEAD_PAGES], ids=["bitmap", "pages"])
 def test_launched_destination_is_killed(site: cli.Site, rule: inject.Rule | None) -> None:
     with failing(site, rule) as saved:
-        result = site.run("restore", saved.image, "--json", check=5, timeout=20)
+        result = site.run("restore", saved.image, "--json", check=5)
         error = result.error()
         assert error["id"] == "restore.stalled"
         assert "was killed" in error["message"]
@@ -85,7 +86,7 @@ def test_destination_of_somebody_else_is_named(site: cli.Site) -> None:
         rule = bitmap(site, saved.image)
         with waiting(saved, rule) as destination:
             into = ("restore", saved.image, "--into", destination.address)
-            done = site.run(*into, "--json", check=5, timeout=20)
+            done = site.run(*into, "--json", check=5)
             error = done.error("restore.stalled")
             assert error["data"]["pid"] == destination.pid
             assert f"kill -9 {destination.pid}" in error["hint"]
@@ -134,7 +135,7 @@ def await_hang() -> None:
 
 def test_time_limit_while_the_destination_hangs(site: cli.Site) -> None:
     with failing(site, None, "10m") as saved:
-        result = site.run("restore", saved.image, "--timeout", "2s", "--json", check=5, timeout=20)
+        result = site.run("restore", saved.image, "--timeout", "2s", "--json", check=5)
         assert result.error_id() == "restore.timeout"
         as_before(site, saved)
 
@@ -154,13 +155,13 @@ def _unprivileged() -> list[str]:
 
 @pytest.mark.parametrize("sight", [[], _unprivileged()], ids=["io counters", "no io counters"])
 def test_slow_storage_is_waited_for(site: cli.Site, sight: Sequence[str]) -> None:
-    """It is several times slower than the stall allows for all of it, but never still."""
+    """It is twice as slow as the stall allows for all of it, but never still."""
     slow = inject.Rule("preadv", "delay", 400_000, count=-1)
-    with failing(site, slow, "2s") as saved:
+    with failing(site, slow, "6s") as saved:
         began = time.monotonic()
         restore = ("restore", saved.image, "--channels", "1", "--json")
         site.run(*restore, under=sight, check=0)
-        assert time.monotonic() - began > 4
+        assert time.monotonic() - began > 12
         with saved.guest.successor() as restored:
             assert restored.status() == "prelaunch"
 
@@ -177,8 +178,8 @@ async def test_process_that_is_not_in_sight_gets_the_time_of_a_slow_disk() -> No
     watch = stall.Watch(0.2, 4 << 20, lambda: None)  # half a second for the image
     began = time.monotonic()
     with pytest.raises(errors.RestoreStalled, match="cannot be seen"):
-        await watch.until(asyncio.sleep(60))
-    assert 0.6 < time.monotonic() - began < 30
+        await watch.until(asyncio.sleep(wait.LONG))
+    assert time.monotonic() - began > 0.6
 
 
 async def test_save_that_writes_nothing(site: cli.Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,16 +189,18 @@ async def test_save_that_writes_nothing(site: cli.Site, monkeypatch: pytest.Monk
     rule = inject.environment(inject.Rule("pwritev", "hang"))
     with qemu.guest(site, "web01", memory="32M", ram=patterns.dense, env=rule) as guest:
         config = configuration.load(site.config, {})
-        request = save_request.request(config, config.guests["web01"], image="one.mapsave")
+        # Others that are at work while this one is given up would make QEMU die now and then.
+        wanted = {"image": "one.mapsave", "channels": 1}
+        request = save_request.request(config, config.guests["web01"], **wanted)
         with pytest.raises(
             errors.SaveFailed, match=r"storage hangs|QEMU does not answer"
         ) as failed:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(wait.LONG):
                 await save.save(config.guests["web01"], config, request)
         assert "mapsave recover" in str(failed.value.hint)
         assert struck.journals(site)
         assert guest.alive()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(wait.LONG):
             done = await recover.recover(config)
         assert done["operations"][0]["error"]["id"] in ("save.stalled", "save.failed"), done
         assert struck.journals(site)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import struck
 from tests.kit import cli, memory, patterns, qemu, ram, state, storage, wait
 from tests.kit.nobody import as_nobody
 
@@ -73,7 +74,7 @@ def test_blocks_reserved_for_root(site: cli.Site, tmp_path: Path, user: int | No
         number = os.stat(place).st_dev
         block = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
         reserving = ["tune2fs", "-r", "32000", f"/dev/{os.path.basename(block)}"]
-        subprocess.run(reserving, check=True, timeout=60, capture_output=True)
+        subprocess.run(reserving, check=True, timeout=wait.LONG, capture_output=True)
         with guest_of(site, user=user) as guest:
             arguments = ("--image", place / "image", "--zero-pages", "none", "--then", "leave")
             if user is None:
@@ -133,10 +134,10 @@ def test_directory_deleted_once_the_partial_image_is_there(site: cli.Site, tmp_p
     place.mkdir()
     with guest_of(site, ram=patterns.dense) as guest:
         before = guest.state()
-        with site.start("save", NAME, "--json", "--image", str(place / "image")) as process:
-            wait.until(lambda: list(place.glob("*.partial")), what="the partial image")
-            with guest.frozen():
-                shutil.rmtree(place)
+        save = ("save", NAME, "--json", "--image", place / "image")
+        with struck.stopped(site, "migrate", *save) as process:
+            assert list(place.glob("*.partial"))
+            shutil.rmtree(place)
             cli.ended(process, check=4)
         state.assert_left_as_found(before, guest.state())
         assert_whole(site, guest, tmp_path, "second")
@@ -224,7 +225,7 @@ def test_fifo_socket_and_device_are_no_images(site: cli.Site, command: str) -> N
     os.mkfifo(site.images / "fifo")
     (site.images / "directory").mkdir()
     for name in (site.images / "fifo", site.images / "directory", Path("/dev/null")):
-        result = site.run(command, name, "--json", timeout=10)
+        result = site.run(command, name, "--json")
         assert result.returncode in (2, 6), result
         assert result.error_id().startswith("image.")
     assert site.run("list", "--json", check=0).json()["images"] == []

@@ -12,17 +12,15 @@ from tests.kit import cli, patterns, qemu, raw, state, wait
 
 NAME = "web01"
 IMAGE = "one.mapsave"
-# Seconds within which the second gives up: it must not wait for the first, which takes ten.
-_AT_ONCE = 5.0
+# Seconds within which the second gives up, on a busy host: who waits for a lock waits for sixty.
+_AT_ONCE = 40.0
 
 
 def _refused(site: cli.Site, *arguments: str | os.PathLike[str]) -> str:
-    """Run what must be busy at once, however busy the host is; return the id of the error."""
+    """Run what must be busy at once; return the id of the error."""
     begun = time.monotonic()
-    site.run("list")
-    then = time.monotonic()
     result = site.run(*arguments, "--json", check=8)
-    assert time.monotonic() - then < _AT_ONCE + 5 * (then - begun)
+    assert time.monotonic() - begun < _AT_ONCE
     return result.error_id()
 
 
@@ -47,7 +45,9 @@ def _guest_of_two_monitors(site: cli.Site, tmp_path: Path) -> Iterator[tuple[qem
     """Run a guest with a further monitor for mapsave; yield both."""
     further = tmp_path / "further.qmp"
     monitor = f"unix:{further},server=on,wait=off"
-    with qemu.guest(site, NAME, "-qmp", monitor, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(
+        site, NAME, "-qmp", monitor, memory="16M", ram=patterns.dense, paused=False
+    ) as guest:
         yield guest, f"qmp:{further}"
 
 
@@ -80,11 +80,11 @@ def test_recovery_waits_for_a_save_by_another_monitor(site: cli.Site, tmp_path: 
 
 
 def test_two_restores_of_one_image(site: cli.Site) -> None:
-    with qemu.guest(site, NAME, ram=patterns.dense, paused=False) as guest:
+    with qemu.guest(site, NAME, memory="16M", ram=patterns.dense, paused=False) as guest:
         site.run("save", NAME, "--image", IMAGE, check=0)
         guest.wait()
         # The second has a destination of its own, so that only the image stands between them.
-        with qemu.running(name="spare", incoming=True) as spare:
+        with qemu.running(name="spare", memory="16M", incoming=True) as spare:
             second = ("restore", IMAGE, "--into", f"qmp:{spare.qmp}")
             with struck.stopped(site, "load", "restore", IMAGE) as first:
                 assert _refused(site, *second) == "guest.busy"
@@ -100,7 +100,7 @@ def test_somebody_else_migrates_the_guest(site: cli.Site, tmp_path: Path) -> Non
     """A migration that mapsave did not start is left alone, and goes on to its end."""
     target = tmp_path / "theirs"
     with qemu.running(name=NAME, ram=patterns.dense) as guest:
-        guest.control.execute("migrate-set-parameters", max_bandwidth=8 * raw.MIB)
+        guest.control.execute("migrate-set-parameters", max_bandwidth=raw.MIB // 16)
         guest.control.execute("migrate", uri=f"file:{target}")
         wait.until(lambda: target.exists() and target.stat().st_size > 0, what="their file")
         before = guest.state()

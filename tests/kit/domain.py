@@ -146,7 +146,7 @@ def definition(
     *,
     identity: str | None = None,
     memory: int = 64 * MIB,
-    kvm: bool | None = None,
+    kvm: bool = False,
     machine: str = "pc",
     boot: str = "",
     devices: str = "",
@@ -155,11 +155,11 @@ def definition(
 ) -> str:
     """Return the XML of a guest without disk or network, ready for ``virsh define``.
 
-    ``identity``: its uuid. ``memory`` in bytes. ``kvm``: as far as it is usable. ``boot`` and
+    ``identity``: its uuid. ``memory`` in bytes. ``kvm``: instead of TCG. ``boot`` and
     ``devices``: more XML within ``<os>`` and ``<devices>``. ``arguments``: passed to QEMU as they
     are (``<qemu:commandline>``), as ``env`` is added to its environment.
     """
-    kind = "kvm" if (qemu.has_kvm() if kvm is None else kvm) else "qemu"
+    kind = "kvm" if kvm else "qemu"
     passed = "".join(f"<qemu:arg value={saxutils.quoteattr(each)}/>" for each in arguments)
     for key, value in (env or {}).items():
         passed += f"<qemu:env name='{key}' value={saxutils.quoteattr(value)}/>"
@@ -189,7 +189,7 @@ def running(
     memory: int = 64 * MIB,
     ram: patterns.Pattern | None = None,
     ram_file: Path | None = None,
-    kvm: bool | None = None,
+    kvm: bool = False,
     transient: bool = True,
     paused: bool = True,
     machine: str = "pc",
@@ -210,7 +210,7 @@ def running(
         name,
         identity=str(uuid.uuid4()),
         memory=memory,
-        kvm=kvm if kvm is not None or daemon.user == 0 else False,
+        kvm=kvm,
         machine=machine,
         boot=boot,
         devices=devices,
@@ -259,7 +259,6 @@ def linux(
         daemon,
         name,
         memory=linux_guest.MEMORY_BYTES,
-        kvm=False,
         transient=transient,
         paused=False,
         boot=f"<kernel>{kernel}</kernel><initrd>{initrd}</initrd>"

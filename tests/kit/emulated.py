@@ -53,7 +53,7 @@ class Emulated:
     def kill(self) -> None:
         """End it, as a QEMU that crashes."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(wait.LONG)
 
 
 @contextmanager
@@ -92,6 +92,7 @@ def guest(
     throttle: str | None = None,
     priority: int = 0,
     paused: bool = False,
+    pattern: str = "random",
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """Run an emulated guest that a restore starts again, unthrottled; yield its monitor socket.
@@ -104,10 +105,11 @@ def guest(
     emulator = [sys.executable, "-m", "mapsave.emulator", "--qmp", str(socket)]
     launch = [*emulator, "--memory", str(size), "--name", name]
     site.add_guest(name, socket, launch=launch, priority=priority)
-    words = ["--pattern", "random", "--seed", str(sum(name.encode()))]
+    words = ["--pattern", pattern, "--seed", str(sum(name.encode()))]
     words += ["--throttle", throttle] if throttle else []
     words += ["-S"] if paused else []
-    with processes.running([*launch, *words], env=env):
+    path = {"PYTHONPATH": tree.PYTHONPATH}
+    with processes.running([*launch, *words], env={**path, **(env or {})}):
         try:
             wait.until(lambda: answers(socket), what=f"the monitor of {name}")
             yield socket

@@ -22,15 +22,16 @@ save:
   then: resume
   live: yes
   format: libvirt
+  managed: off
   direct_io: on
   zero_pages: legacy
   channels: 4
   preallocate: false
   prefer: space
   max_file_bytes: 8G
+  digests: before
   policy: none
 service:
-  group: mapsave
   operators: [ops, wheel]
   readers: [monitoring]
   on_stop: cancel
@@ -92,6 +93,7 @@ save:
   preallocate: on
   policy: selinux-svirt
   replace: yes
+  in_use: yes
 schedule: {cron: "30 2 * *   mon-fri", time_zone: Europe/Berlin, persistent: no, jitter: 10m}
 keep: {last: 3, daily: 7}
 concurrency: 2

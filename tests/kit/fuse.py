@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.kit import wait
+
 _IN = struct.Struct("<IIQQIIII")
 _OUT = struct.Struct("<IiQ")
 _GETATTR, _INIT = 3, 26
@@ -39,7 +41,7 @@ def mounted(place: Path, *, user: int) -> Iterator[None]:
             yield
         finally:
             assert libc.umount2(os.fsencode(place), _MNT_DETACH) == 0
-            server.join(20)
+            server.join(wait.LONG)
             assert not server.is_alive()
     finally:
         os.close(device)

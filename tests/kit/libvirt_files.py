@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,10 +44,10 @@ def capabilities_kept(kind: str, place: Path, user: int) -> Iterator[None]:
         yield
     finally:
         kept.mkdir(parents=True, exist_ok=True)
-        for path in found.iterdir():
-            new = kept / f"{path.name}.{os.getpid()}"
-            shutil.copyfile(path, new)
-            new.replace(kept / path.name)
+        # Another worker may copy what is kept just now, so no file there may go again.
+        with tempfile.TemporaryDirectory(prefix=f"libvirt-{kind}-", dir=cache) as beside:
+            for path in found.iterdir():
+                shutil.copyfile(path, Path(beside) / path.name).replace(kept / path.name)
 
 
 def give(directory: Path, user: int) -> None:

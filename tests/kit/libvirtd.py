@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.kit import libvirt_files, need, processes, qemu, wait
+from tests.kit import frail, libvirt_files, need, processes, qemu, wait
 
 LEAST = (11, 2)  # the first libvirt that saves in the sparse format (libvirt's NEWS)
 NOBODY = 65534
@@ -142,7 +142,7 @@ class Daemon:
         """
         pid_file = self.directory / "pid"
         pid_file.unlink(missing_ok=True)
-        around = [*_REAPER, str(pid_file)] if self.reaper else []
+        around = [*_REAPER, str(pid_file), str(frail.log())] if self.reaper else []
         with (self.directory / "libvirtd.log").open("ab") as log:
             child = subprocess.Popen(
                 [*around, *self.argv],
@@ -174,7 +174,7 @@ class Daemon:
             for pid in self.guests():
                 processes.end(pid)
             for child in self._children:
-                child.wait(20)
+                child.wait(wait.LONG)
             self._let_go()
         assert self.guests() == []
 
@@ -197,7 +197,7 @@ class Daemon:
         self._killed = True
         signal.pidfd_send_signal(self._handle, number)
         try:
-            processes.await_end(self._handle, 20)
+            processes.await_end(self._handle, wait.LONG)
         except TimeoutError:
             processes.end(self.pid)
             raise

@@ -3,6 +3,7 @@
 QEMU merges repeated ``-machine`` and ``-m`` options, so these may follow the usual ones.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 _HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+_COMPACT = Path("/proc/sys/vm/compact_memory")
+_PATIENCE = 30.0  # seconds
 
 
 def zeroed(size: str, *, name: str = "m") -> list[str]:
@@ -41,6 +44,13 @@ def dimm(size: str = "16M", *, name: str = "d0", limit: str = "1G") -> list[str]
     return [*slots, "-object", backend, "-device", f"pc-dimm,memdev={name}"]
 
 
+def virtio_mem(size: str = "32M", *, name: str = "v", limit: str = "1G") -> list[str]:
+    """A virtio-mem device, of which nothing is plugged in without a driver in the guest."""
+    backend = f"memory-backend-ram,id={name},size={size}"
+    device = f"virtio-mem-pci,memdev={name},requested-size={size}"
+    return ["-m", f"slots=1,maxmem={limit}", "-object", backend, "-device", device]
+
+
 def huge(size: str, *, name: str = "m") -> list[str]:
     """Main memory on 2 MiB pages; reserve them with ``huge_pages()`` around it."""
     backend = f"memory-backend-memfd,id={name},size={size},hugetlb=on,hugetlbsize=2M"
@@ -52,13 +62,22 @@ def huge_pages(count: int) -> Iterator[None]:
     """Reserve ``count`` more 2 MiB pages and give them back; skip the test if not granted."""
     try:
         before = int(_HUGE_PAGES.read_text())
-        _HUGE_PAGES.write_text(str(before + count))
+        _HUGE_PAGES.write_text(str(before))
     except OSError as error:
         pytest.skip(f"this machine grants no huge pages: {error}")
+
+    def granted() -> int:
+        # Where free memory is in small pieces the kernel brings together what it can each time.
+        _HUGE_PAGES.write_text(str(before + count))
+        return int(_HUGE_PAGES.read_text()) - before
+
     try:
-        granted = int(_HUGE_PAGES.read_text()) - before
-        if granted < count:
-            pytest.skip(f"this machine grants {granted} of {count} huge pages")
+        deadline = time.monotonic() + _PATIENCE
+        while (found := granted()) < count:
+            if time.monotonic() > deadline:
+                pytest.skip(f"this machine grants {found} of {count} huge pages")
+            _COMPACT.write_text("1")
+            time.sleep(0.1)
         yield
     finally:
         _HUGE_PAGES.write_text(str(before))

@@ -22,6 +22,7 @@ with contextlib.suppress(ImportError):
     import libvirt, libvirt_qemu
 from mapsave.cli.main import main
 options, commands = sys.argv[1:3], json.loads(sys.argv[3])
+exec(sys.argv[4])
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     main([*options, "check", "qmp:/nonexistent", "--json"])
 os.setgroups([])
@@ -55,11 +56,18 @@ def as_nobody(site: cli.Site, *arguments: str | Path, check: int | None = None) 
     return done
 
 
-def all_as_nobody(site: cli.Site, commands: Sequence[Sequence[str | Path]]) -> list[cli.Result]:
-    """Run each of the commands so, one after another, all prepared by one process."""
+def all_as_nobody(
+    site: cli.Site, commands: Sequence[Sequence[str | Path]], *, before: str = ""
+) -> list[cli.Result]:
+    """Run each of the commands so, one after another, all prepared by one process.
+
+    ``before`` is Python that this process runs first.
+    """
     wanted = [[str(word) for word in words] for words in commands]
     command = [sys.executable, "-c", _AS_NOBODY]
-    ran = site.run(json.dumps(wanted), command=command, env={"HOME": "/nonexistent"}, check=0)
+    ran = site.run(
+        json.dumps(wanted), before, command=command, env={"HOME": "/nonexistent"}, check=0
+    )
     results = [
         cli.Result(tuple(words), code, out, err)
         for words, (code, out, err) in zip(wanted, json.loads(ran.stdout), strict=True)

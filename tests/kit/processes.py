@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.kit import wait
+from tests.kit import wait, warm
 
 MARK = "MAPSAVE_TEST_RUN"  # the name of the variable
 _MARK = f"{MARK}={os.getpid()}-{secrets.token_hex(8)}"
@@ -47,12 +47,17 @@ def running(
     **options: Any,
 ) -> Iterator[subprocess.Popen[Any]]:
     """Start a process (``options`` are those of Popen); kill it and reap it at the end."""
-    process = subprocess.Popen(arguments, env=environment(env), **options)
+    env = environment(env)
+    start = warm.Popen if warm.program(arguments, env, options) else subprocess.Popen
+    process: subprocess.Popen[Any] = start(arguments, env=env, **options)
     try:
+        # Popen may return while the kernel has not yet set these up: no search would find it.
+        cmdline = Path(f"/proc/{process.pid}/cmdline")
+        wait.until(lambda: cmdline.read_bytes() or process.poll() is not None, what="its begin")
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(wait.LONG)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 # What was not yet flushed into a pipe whose reader is dead is lost: that is fine.
@@ -64,8 +69,9 @@ def strays() -> dict[int, str]:
     """Return the live processes that carry the mark: pid → command line."""
     mark = _MARK.encode()
     found: dict[int, str] = {}
+    ours = {os.getpid(), *warm.pids()}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        if not entry.name.isdigit() or int(entry.name) in ours:
             continue
         # Gone in the meantime, or somebody else's.
         with contextlib.suppress(OSError):
@@ -90,6 +96,15 @@ def end(pid: int, timeout: float = wait.LONG) -> None:
         await_end(handle, timeout)
     finally:
         os.close(handle)
+
+
+def end_at_home(home: Path) -> None:
+    """End what a program of the kit has started whose home is that directory, and itself."""
+    word = f"HOME={home}".encode()
+    for pid in strays():
+        with contextlib.suppress(OSError):
+            if word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                end(pid)
 
 
 def has_ended(handle: int) -> bool:

@@ -23,9 +23,9 @@ from typing import Any, get_args
 
 from mapsave.config import EmulatedVersion
 
-from tests.kit import cli, need, patterns, processes, state, wait
+from tests.kit import cli, frail, need, patterns, processes, state, wait
 from tests.kit import ram as guest_ram
-from tests.kit.qmp import Client, connect
+from tests.kit.qmp import Client, connect, greeted
 from tests.kit.wait import LONG
 
 BINARY = os.environ.get("MAPSAVE_TEST_QEMU", "qemu-system-x86_64")
@@ -159,7 +159,7 @@ class Qemu:
     def _reap(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(20)
+        frail.note(self.process.wait(LONG))
 
 
 def fill_ram(ram: guest_ram.LiveRam, pattern: patterns.Pattern) -> None:
@@ -186,7 +186,7 @@ def command(
     name: str = "guest",
     machine: str = "pc",
     memory: str = "64M",
-    accel: str | None = None,
+    accel: str = "tcg",
     sandbox: bool = False,
     under: Sequence[str] = (),
 ) -> list[str]:
@@ -195,7 +195,7 @@ def command(
     ``under``: the words before it, of a command that becomes QEMU, such as ``runcon CONTEXT``.
     """
     base = [*under, BINARY, "-name", name, "-display", "none", "-nodefaults", "-no-user-config"]
-    base += ["-machine", machine, "-m", memory, "-accel", accel or ("kvm" if has_kvm() else "tcg")]
+    base += ["-machine", machine, "-m", memory, "-accel", accel]
     for kind in ("qmp", "control"):
         base += ["-qmp", f"unix:{directory}/{name}.{kind},server=on,wait=off"]
     if sandbox:
@@ -247,7 +247,7 @@ def running(
     name: str = "guest",
     machine: str = "pc",
     memory: str = "64M",
-    accel: str | None = None,
+    accel: str = "tcg",
     paused: bool = True,
     incoming: bool = False,
     user: int | None = None,
@@ -259,7 +259,8 @@ def running(
 ) -> Iterator[Qemu]:
     """Run a QEMU with these ``arguments`` on top; it is gone at the end.
 
-    ``paused``: with ``-S``. ``incoming``: with ``-incoming defer``. ``accel``: KVM if usable.
+    ``paused``: with ``-S``. ``incoming``: with ``-incoming defer``. ``accel``: where KVM
+    is itself a virtual one, the firmware of a guest that runs takes a processor for seconds.
     ``user``: uid and gid to run as, without supplementary groups. ``ram``: see ``fill_ram``; with
     ``paused=False`` the guest is continued after that. ``directory``: where the monitors are,
     instead of a directory of its own. ``under``: see ``command()``. ``env``: added to its
@@ -269,8 +270,6 @@ def running(
     does not come up.
     """
     need.skip_if(unavailable())
-    if user is not None and accel is None:
-        accel = "tcg"  # /dev/kvm is usually closed to other users.
     with ExitStack() as stack:
         place = directory or stack.enter_context(directory_for(user))
         argv = command(
@@ -354,8 +353,8 @@ def _control(process: subprocess.Popen[bytes], directory: Path, name: str) -> Cl
         stderr = _stderr_of(directory, name)
         assert status is None, f"QEMU did not come up, exit status {status}: {stderr}"
         # A socket file of an earlier QEMU may still be there, or this one may be about to end.
-        with suppress(FileNotFoundError, ConnectionError):
-            return Client(directory / f"{name}.control")
+        with suppress(FileNotFoundError, ConnectionError, TimeoutError):
+            return greeted(directory / f"{name}.control")
         return None
 
     return wait.until(connected, what="QEMU's monitor")

@@ -17,6 +17,7 @@ from mapsave import unix_socket
 from tests.kit import wait
 
 Event = dict[str, Any]
+_GREETING = 30.0  # seconds
 
 
 class QmpError(Exception):
@@ -173,8 +174,18 @@ def connect(path: Path, *, timeout: float = wait.LONG) -> Client:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return Client(path, timeout=timeout)
-        except (FileNotFoundError, ConnectionRefusedError):
+            return greeted(path, timeout)
+        except (FileNotFoundError, ConnectionRefusedError, TimeoutError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
+
+
+def greeted(path: Path, timeout: float = wait.LONG) -> Client:
+    """Connect to a QEMU that may be only starting. Raises as ``Client`` does, TimeoutError soon.
+
+    It may never answer a client that comes just when it sets its monitor up, but the next one.
+    """
+    client = Client(path, timeout=min(timeout, _GREETING))
+    client.timeout = timeout
+    return client

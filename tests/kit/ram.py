@@ -122,6 +122,10 @@ class Snapshot:
 
     files: dict[str, Path]
 
+    def called(self, old: str, new: str) -> "Snapshot":
+        """Return it with another name for a block."""
+        return Snapshot({new if name == old else name: path for name, path in self.files.items()})
+
     def lengths(self) -> dict[str, int]:
         """Return the blocks by name, with their lengths in bytes."""
         return {name: path.stat().st_size for name, path in self.files.items()}

@@ -41,7 +41,7 @@ class Answer:
         return str(self.json()["error"]["id"])
 
 
-def connect(path: Path, timeout: float = 30.0) -> socket.socket:
+def connect(path: Path, timeout: float = wait.LONG) -> socket.socket:
     """Return a connection to a unix socket."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -62,8 +62,8 @@ def request(
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
     """Send one request over a connection of its own, and return the answer."""
-    connection = http.client.HTTPConnection("mapsaved", timeout=70)
-    connection.sock = connect(path, 70)
+    connection = http.client.HTTPConnection("mapsaved")
+    connection.sock = connect(path)
     try:
         connection.request(method, target, body, dict(headers or {}))
         found = connection.getresponse()
@@ -128,6 +128,10 @@ class Service:
         """Wait until the service has logged ``words``."""
         wait.until(lambda: words in self.logged(), what=f"{words!r} in the log")
 
+    def await_recovery(self) -> None:
+        """Wait until nothing is left to recover, or to look for: the service is settled."""
+        wait.until(lambda: self.get("/v1/health")["recovered"], what="the end of the recovery")
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -139,7 +143,7 @@ class Service:
     def kill(self) -> None:
         """Kill the service as a crash would."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(wait.LONG)
 
 
 @contextlib.contextmanager
@@ -148,12 +152,17 @@ def started(
     *options: str,
     command: list[str] | None = None,
     env: Mapping[str, str] | None = None,
+    digests: bool = False,
     **popen: Any,
 ) -> Iterator[Service]:
     """Start a service without waiting for it; it is killed at the end if it still runs.
 
-    ``command`` is what runs ``mapsave``, to which its arguments are added.
+    ``command`` is what runs ``mapsave``, to which its arguments are added. Without ``digests`` it
+    takes none: it would write to images at a time of its own.
     """
+    if not digests:
+        site.settings["save"] = {"digests": "off", **site.settings.get("save", {})}
+        site.write()
     log = site.directory / "service.log"
     words = [*(command or cli.COMMAND), "--config", str(site.config), "serve", *options]
     with (

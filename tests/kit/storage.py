@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+from tests.kit import wait
 
 Kind = Literal["ext4", "xfs", "btrfs"]
 MIB = 1 << 20
@@ -20,7 +22,7 @@ _MKFS: dict[Kind, list[str]] = {
     "xfs": ["mkfs.xfs", "-q", "-f", "-K", "-b", "size={}"],
     "btrfs": ["mkfs.btrfs", "-q", "-f", "-K", "-s", "{}"],
 }
-_MOUNT: dict[Kind, list[str]] = {"ext4": [], "xfs": [], "btrfs": ["-o", "nodiscard"]}
+_MOUNT: dict[Kind, str] = {"ext4": "", "xfs": "", "btrfs": ",nodiscard"}
 # Root's PATH may lack the directories of these tools, for instance after su.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -37,13 +39,14 @@ def loop_filesystem(
     sector: int = 512,
     block: int = 4096,
     like_disk: bool = False,
+    options: str = "defaults",
 ) -> Iterator[Path]:
     """Mount a new file system of ``size`` bytes on a loop device; yield where.
 
     Its sparse backing file and its mount point are made in ``directory``. ``sector`` is the
     logical sector size in bytes, which O_DIRECT has to respect: 512 or 4096. ``block`` is the file
     system's block in bytes. ``like_disk``: as fast as the disk below ``directory``, as the backing
-    file is written in full, and used past the page cache.
+    file is written in full, and used past the page cache. ``options``: those of mount.
     """
     assert size >= SMALLEST[kind], f"{kind} takes {SMALLEST[kind]} bytes at least"
     number = len(_backing)
@@ -57,7 +60,7 @@ def loop_filesystem(
         with _loop_device(backing, sector, direct=like_disk) as device:
             _run(*(word.format(block) for word in _MKFS[kind]), device)
             place = directory / f"{kind}-{number}"
-            with _mount(place, kind, device, *_MOUNT[kind]) as mounted:
+            with _mount(place, kind, device, "-o", f"{options}{_MOUNT[kind]}") as mounted:
                 yield mounted
     finally:
         backing.unlink()
@@ -82,6 +85,50 @@ def without_direct_io(directory: Path) -> Iterator[Path]:
     with _mount(directory / "ramfs", "ramfs", "ramfs", "-o", "mode=700") as place:
         assert not takes_direct_io(place), "this kernel's ramfs takes O_DIRECT"
         yield place
+
+
+@contextmanager
+def frozen(mount_point: Path) -> Iterator[None]:
+    """Freeze a file system, where every write waits then; thaw it at the end."""
+    _run("fsfreeze", "--freeze", str(mount_point))
+    try:
+        yield
+    finally:
+        _run("fsfreeze", "--unfreeze", str(mount_point))
+
+
+@contextmanager
+def failing(mount_point: Path) -> Iterator[None]:
+    """Take the storage away from a file system of ours on a loop device: all reading fails (EIO).
+
+    What is cached is there still. Its files are lost.
+    """
+    (source,) = (line.split()[0] for line in _mounts() if line.split()[1] == str(mount_point))
+    backing = Path("/sys/block", Path(source).name, "loop/backing_file").read_text().strip()
+    size = os.stat(backing).st_size
+    os.truncate(backing, 4096)
+    _run("losetup", "--set-capacity", source)
+    try:
+        yield
+    finally:
+        os.truncate(backing, size)
+        _run("losetup", "--set-capacity", source)
+
+
+def _mounts() -> list[str]:
+    return Path("/proc/self/mounts").read_text().splitlines()
+
+
+@contextmanager
+def unmounted_at_end(place: Path) -> Iterator[Path]:
+    """See that what another process mounts at ``place`` is unmounted, though it may be in use."""
+    place.mkdir()
+    _mounted.add(place)
+    try:
+        yield place
+    finally:
+        _run("umount", "--lazy", str(place))
+        place.rmdir()
 
 
 @contextmanager
@@ -127,15 +174,17 @@ def left_behind() -> list[str]:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     points = {line.split()[4].encode().decode("unicode_escape") for line in mounts}
     left = [f"mount {point}" for point in sorted(map(str, _mounted)) if point in points]
+    devices = [(path, device) for path, device in loop_devices() if path in _backing]
+    return left + [f"loop device {device} on {path}" for path, device in devices]
+
+
+def loop_devices() -> Iterator[tuple[Path, str]]:
+    """Yield the backing file of each loop device of this machine, and the device."""
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         # A device may be detached between the listing and the reading.
-        try:
+        with suppress(OSError):
             path = entry.read_text().strip().removesuffix(" (deleted)")
-        except OSError:
-            continue
-        if Path(path) in _backing:
-            left.append(f"loop device /dev/{entry.parts[3]} on {path}")
-    return left
+            yield Path(path), f"/dev/{entry.parts[3]}"
 
 
 def _write_all(file: BinaryIO, size: int) -> None:
@@ -176,7 +225,7 @@ def _mount(place: Path, kind: str, source: str, *options: str) -> Iterator[Path]
 
 def _unmount(place: Path) -> None:
     """Unmount; a process that was just killed may keep the mount busy for a moment."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + wait.LONG
     while True:
         try:
             _run("umount", str(place))

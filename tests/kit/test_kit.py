@@ -20,6 +20,7 @@ from tests.kit import (
     raw,
     state,
     storage,
+    wait,
 )
 
 MIB = 1 << 20
@@ -89,7 +90,7 @@ def test_raw_save_of_a_running_guest_by_buffered_descriptors(tmp_path: Path) -> 
     with qemu.running(paused=False, ram=patterns.dense) as source:
         assert source.status() == "running"
         raw.save(source, image, offset=4096, direct_io=False, channels=4)
-        source.control.wait_event("MIGRATION", status="completed", timeout=5)
+        source.control.wait_event("MIGRATION", status="completed", timeout=wait.LONG)
         assert "STOP" in source.control.event_names()
         before = source.snapshot_ram(tmp_path / "before")
     with image.open("rb") as file:
@@ -325,7 +326,7 @@ def test_command_runs_as_a_user_runs_it(site: cli.Site) -> None:
         cli.mapsave("nosuch", check=0)
     with site.start("--help") as process:
         process.kill()
-        assert process.wait(10) == -9
+        assert process.wait(wait.LONG) == -9
     with pytest.raises(AssertionError, match="timed out"):
         site.run("--help", timeout=0)
 
@@ -339,7 +340,7 @@ def test_strays_are_found_even_if_orphaned() -> None:
     with processes.running(
         [sys.executable, "-c", parent, *sleeper], stdout=subprocess.PIPE, text=True
     ) as process:
-        pid = int(process.communicate(timeout=20)[0])
+        pid = int(process.communicate(timeout=wait.LONG)[0])
     assert list(processes.strays()) == [pid]
     assert "time.sleep(60)" in processes.strays()[pid]
     processes.end(pid)

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Seconds, for what takes a moment on an idle machine. To wait costs nothing where it comes.
-LONG = 120.0
+# Seconds, for what takes a moment on an idle machine. On a busy one a guest boots for two minutes.
+# To wait costs nothing where it comes.
+LONG = 240.0
 
 
 def until(

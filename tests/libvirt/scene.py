@@ -1,14 +1,13 @@
 """A small guest whose save is interrupted, and what may be left of it."""
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tests.faults import struck
-from tests.kit import cli, domain, patterns, state, wait
+from tests.kit import cli, domain, inject, patterns, state, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
@@ -17,8 +16,9 @@ NAME = "web01"
 IMAGE = "one.mapsave"
 RUNS = "running (unpaused)"
 MIB = 1 << 20
-# Of a guest, and what QEMU may write in a second; it takes that for a hint only.
-_MEMORY, _SLOW = 24 * MIB, MIB
+_MEMORY = 24 * MIB
+# Of each channel's requests, six or so: what is to happen while QEMU writes has seconds for it.
+_SLOW = inject.Rule("pwritev", "delay", 600_000, path=".partial", count=-1)
 # What a save is killed at before QEMU is done with its stream, and after that.
 NOT_YET = ("label", "hand-over", "pause", "migrate")
 WHOLE = ("complete", "commit", "committed")
@@ -33,16 +33,22 @@ def small(daemon: Daemon, **options: Any) -> AbstractContextManager[Domain]:
     return domain.running(daemon, NAME, ram=patterns.dense, **options)
 
 
+def slow(daemon: Daemon, **options: Any) -> AbstractContextManager[Domain]:
+    """Run the same guest on storage that takes seconds for it."""
+    return small(daemon, env=inject.environment(_SLOW), **options)
+
+
 @contextmanager
-def writing(
-    site: cli.Site, guest: Domain, *arguments: str | os.PathLike[str]
-) -> Iterator[subprocess.Popen[str]]:
-    """Run ``mapsave save`` until QEMU writes, slowly, from then on."""
-    with struck.stopped(site, "migrate", *arguments) as process:
-        guest.execute("migrate-set-parameters", max_bandwidth=_SLOW)
-        process.send_signal(signal.SIGCONT)
-        wait.until(lambda: _written(site) > 2 * MIB, what="pages in the partial image")
+def writing(site: cli.Site, *arguments: str | os.PathLike[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run ``mapsave save`` of a guest of ``slow`` until QEMU writes."""
+    with site.start(*arguments) as process:
+        await_writing(site)
         yield process
+
+
+def await_writing(site: cli.Site) -> None:
+    """Wait until pages are in the partial image."""
+    wait.until(lambda: _written(site) > 2 * MIB, what="pages in the partial image")
 
 
 def _written(site: cli.Site) -> int:
@@ -61,3 +67,8 @@ def as_before(guest: Domain, before: state.State, reason: str = RUNS) -> None:
     assert guest.state() == reason
     assert "None" in guest.virsh("domjobinfo").stdout
     assert not [path for path in guest.open_files() if IMAGE in path]
+
+
+def inside(daemon: Daemon) -> list[str]:
+    """Return what a command is run under where the daemon's private /var/lib is: on its host."""
+    return ["nsenter", f"--mount=/proc/{daemon.pid}/ns/mnt", f"--wdns={daemon.directory}", "--"]

@@ -14,7 +14,7 @@ from xml.sax import saxutils
 import pytest
 from mapsave.monitor import definition
 
-from tests.kit import cli, domain, libvirtd, patterns, ram, state, storage
+from tests.kit import cli, domain, libvirtd, patterns, ram, state, storage, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
@@ -105,7 +105,7 @@ def test_internal_snapshot_of_a_guest_that_waited_for_its_image(
         guest.virsh("snapshot-create-as", "one")
         text = guest.virsh("snapshot-dumpxml", "one", "--security-info").stdout
         assert "defer" in text
-        (tmp_path / "one.xml").write_text(definition.without_incoming(text))
+        (tmp_path / "one.xml").write_text(definition.without_restore(text))
         guest.virsh("snapshot-create", tmp_path / "one.xml", "--redefine")
         guest.virsh("snapshot-revert", "one")
         assert guest.state() == "running (from snapshot)"
@@ -138,7 +138,7 @@ def test_restore_right_behind_a_save_whose_qemu_is_not_yet_reaped(
                 restoring = later.enter_context(site.start(*words))
                 time.sleep(0.5)
                 assert restoring.poll() is None, restoring.communicate()
-            assert restoring.wait(20) == 0
+            assert restoring.wait(wait.LONG) == 0
         ram.assert_same(before, guest.ram)
 
 

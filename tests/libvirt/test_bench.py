@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.bench import cases, guests, libvirt_cases
-from tests.kit import cli, libvirtd, patterns, tree
+from tests.kit import cli, libvirtd, patterns, tree, wait
 
 SIZE = 64 * patterns.MIB
 
 
-@pytest.mark.timeout(300)
 def test_both_ways_of_mapsave_are_compared_with_virsh(tmp_path: Path) -> None:
     site = guests.Site(tmp_path, tmp_path / "qmp")
     rows = list(libvirt_cases.rows(cases.Bench(site, SIZE, 1), SIZE))
@@ -68,7 +67,7 @@ def test_libvirt_is_measured_alone() -> None:
         cwd=tree.ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=wait.LONG,
     )
     assert done.returncode == 2
     assert "libvirt is measured alone" in done.stderr

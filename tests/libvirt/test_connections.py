@@ -32,8 +32,12 @@ def test_address_without_a_uri_is_one_of_the_system(
         run(inside, site, "save", f"libvirt:{NAME}", "-o", path)
         guest.wait_state("shut off (shutdown)")
         restored = run(inside, site, "restore", path).json()
-        assert restored["monitor"] == f"libvirt+qemu:///system#{NAME}"
+        assert restored["monitor"] == f"libvirt:{NAME}"
         ram.assert_same(before, guest.ram)
+        for name in (NAME, guest.uuid):  # as guests are there that have names of their own
+            error = site.run("check", name, "--json", command=inside, check=2).error()
+            assert error["id"] == "guest.unknown"
+            assert error["hint"] == f"did you mean {f'libvirt:{name}'!r}?"
         saved = run(inside, site, "save", f"libvirt:{guest.uuid}", "--then", "leave").json()
         assert Path(saved["image"]).name.startswith(f"{guest.uuid}-")
 
@@ -66,7 +70,7 @@ def test_ordinary_user_saves_the_guests_of_the_own_session(
     address, path = f"libvirt+qemu:///session#{NAME}", users_site.images / "image"
     with domain.running(session_daemon, NAME, ram=patterns.sparse, transient=False) as guest:
         before = guest.snapshot_ram(tmp_path / "before")
-        for through in ([], ["--through-libvirt"]):
+        for through in ([], ["--through-libvirt"], ["--instant", "on"]):
             saving = ("save", address, "-o", path, "--replace")
             run(command, users_site, *saving, env=session_daemon.env)
             guest.wait_state("shut off (shutdown)")
@@ -74,7 +78,8 @@ def test_ordinary_user_saves_the_guests_of_the_own_session(
             restoring: list[str | Path] = ["restore", path, "--guest", address, *through]
             restored = run(command, users_site, *restoring, env=session_daemon.env).json()
             assert restored["monitor"] == address
-            ram.assert_same(before, guest.ram)
+            main = "Pc.ram" if restored["instant"] else "pc.ram"
+            ram.assert_same(before.called("pc.ram", main), guest.ram)
 
 
 # Opens the embedded driver, and starts the domain.
@@ -94,7 +99,9 @@ def test_embedded_driver(embedded_uri: str, site: cli.Site, tmp_path: Path) -> N
         socket = place / "qmp"
         monitor = ["-qmp", f"unix:{socket},server=on,wait=off"]
         xml = domain.definition(NAME, arguments=monitor)
-        subprocess.run([sys.executable, "-c", _START, embedded_uri, xml], check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, "-c", _START, embedded_uri, xml], check=True, timeout=wait.LONG
+        )
         with qmp.connect(socket) as client:
             live, pid = ram.LiveRam(client.peer_pid(), client), client.peer_pid()
             qemu.fill_ram(live, patterns.sparse)

@@ -8,7 +8,7 @@ import time
 import pytest
 from mapsave.monitor import kept_open, passthrough, process
 
-from tests.kit import cli, domain, processes
+from tests.kit import cli, domain, processes, wait
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, NAME, nothing_left, small
 
@@ -38,7 +38,7 @@ def test_persistent_domain_is_shut_off(daemon: Daemon, site: cli.Site) -> None:
 
 def test_domain_that_would_restart_is_destroyed(daemon: Daemon, site: cli.Site) -> None:
     """libvirt takes a quit for a shutdown, and would try to start the guest again."""
-    text = domain.definition(NAME, kvm=False).replace(
+    text = domain.definition(NAME).replace(
         "<devices>", "<on_poweroff>restart</on_poweroff><devices>"
     )
     with domain.defined(daemon, text, NAME) as guest:
@@ -86,5 +86,5 @@ async def test_one_that_does_not_quit_is_destroyed(
         async with passthrough.connected(daemon.uri, NAME) as session:
             assert session.pid is not None
             os.kill(session.pid, signal.SIGSTOP)
-            await session.end(60)
+            await session.end(wait.LONG)
         assert guest.state() == "shut off (destroyed)"

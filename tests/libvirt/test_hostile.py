@@ -72,7 +72,7 @@ def test_hostile_images(daemon: Daemon, site: cli.Site, tmp_path: Path, maker: s
             if maker == "virsh":
                 commands += [into, ("verify", path), ("inspect", path)]
             for command in commands:
-                result = site.run(*command, "--json", timeout=30)
+                result = site.run(*command, "--json")
                 if result.returncode != 6:
                     wrong.append((name, command[0], command[-1], result.returncode, result.stderr))
             assert daemon.alive(), name
@@ -84,7 +84,7 @@ def test_hostile_images(daemon: Daemon, site: cli.Site, tmp_path: Path, maker: s
             path.write_bytes(content)
             Victim(path).cookie(text)
             for command in (into, (*into, "--trust-recorded-command")):
-                error = site.run(*command, "--json", check=6, timeout=30).error()
+                error = site.run(*command, "--json", check=6).error()
                 assert "cookie" in error["message"], name
         assert daemon.alive() and daemon.domains() == []
         # The undamaged one is good.

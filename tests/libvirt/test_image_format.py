@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mapsave import domain_xml, errors
-from mapsave.image import image
+from mapsave.image import data_digests, image
 from mapsave.image.libvirt_header import NewLibvirtHeader
 from mapsave.image.superblock import State
 
@@ -35,7 +35,10 @@ def save_by_hand(
     metadata = {"guest": {"name": "web01", "uuid": guest.uuid}, "run_state": "running"}
     new = NewLibvirtHeader(secure_xml(guest), cookie, runs)
     try:
-        with image.creating(held, name, metadata, stream_offset=1 << 20, libvirt=new) as partial:
+        room = data_digests.room(64 << 20)
+        with image.creating(
+            held, name, metadata, stream_offset=1 << 20, libvirt=new, digest_room=room
+        ) as partial:
             wanted = [{"capability": each, "state": True} for each in ("mapped-ram", "multifd")]
             guest.execute("migrate-set-capabilities", capabilities=wanted)
             offset = partial.block.stream_offset
@@ -47,6 +50,7 @@ def save_by_hand(
             guest.virsh("destroy")
             partial.sync()
             partial.validate()
+            partial.take_digests(data_digests.ignore)
             partial.commit(metadata, replace=False)
     finally:
         os.close(held)
@@ -76,6 +80,8 @@ def test_virsh_restores_our_image(guest: Domain, tmp_path: Path) -> None:
     assert domain_xml.identity(shown) == domain_xml.identity(xml)  # virsh adds default devices
     assert cli.mapsave("inspect", "--xml", path, check=0).stdout.strip() == xml.strip()
     marked(path)
+    found = cli.mapsave("verify", "--data", path, "--json", check=0).json()
+    assert found["data"]["verified_bytes"] > found["data_bytes"] > 0
     guest.daemon.virsh("restore", path)
     assert guest.state().startswith("paused")
     ram.assert_same(before, guest.snapshot_ram(tmp_path / "after"))
@@ -105,6 +111,9 @@ def test_virsh_edits_our_image(guest: Domain, tmp_path: Path) -> None:
         assert opened.metadata["guest"]["qemu_name"] == NAME
         assert opened.metadata["run_state"] == "running"
     marked(path)
+    lost = cli.mapsave("verify", "--data", path, "--json", check=0).json()
+    assert lost["data"]["digests"] == "none"
+    assert any("or rewrote its XML" in each for each in lost["warnings"])
     guest.daemon.virsh("restore", path)
     guest.wait_state("running")
 

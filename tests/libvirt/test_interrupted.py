@@ -16,16 +16,16 @@ from tests.kit import cli, domain, patterns, processes, ram, storage, tree, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import (
-    _SLOW,
     IMAGE,
     MIB,
     NAME,
     NOT_YET,
     RUNS,
     WHOLE,
-    _written,
     as_before,
+    await_writing,
     nothing_left,
+    slow,
     small,
     writing,
 )
@@ -56,6 +56,7 @@ def _killed_for_a_while(daemon: Daemon, process: subprocess.Popen[str]) -> cli.R
     return cli.ended(process)
 
 
+@pytest.mark.cancels
 @pytest.mark.parametrize(
     ("step", "then"),
     [*zip((*NOT_YET, "writing", *WHOLE), ("quit", "resume") * 4, strict=True), ("commit", "quit")],
@@ -64,10 +65,10 @@ def test_libvirtd_killed_and_restarted(
     own_daemon: Daemon, site: cli.Site, step: str, then: str
 ) -> None:
     """The save goes on when it is back, or is undone; nothing is left over either way."""
-    with small(own_daemon, paused=False) as guest:
+    with (slow if step == "writing" else small)(own_daemon, paused=False) as guest:
         before, pid = guest.status(), guest.pid
         save = ("save", guest.address, "--image", IMAGE, "--then", then, "--json")
-        at = writing(site, guest, *save) if step == "writing" else struck.stopped(site, step, *save)
+        at = writing(site, *save) if step == "writing" else struck.stopped(site, step, *save)
         with at as process:
             result = _killed_for_a_while(own_daemon, process)
         assert not own_daemon.crashed
@@ -108,6 +109,7 @@ def _impatient(
         yield process
 
 
+@pytest.mark.cancels
 @pytest.mark.parametrize(
     ("step", "slowly", "outcome"),
     [
@@ -122,14 +124,13 @@ def test_libvirtd_killed_for_good(
     own_daemon: Daemon, site: cli.Site, step: str, slowly: bool, outcome: str
 ) -> None:
     """What cannot be finished or undone without it is left to recover, once it is back."""
-    with small(own_daemon, paused=False) as guest:
+    with (slow if slowly else small)(own_daemon, paused=False) as guest:
         before = guest.status()
         save = ("save", guest.address, "--image", IMAGE, "--then", "resume", "--json")
         with _impatient(site, step, *save) as process:
             if slowly:
-                guest.execute("migrate-set-parameters", max_bandwidth=_SLOW)
                 process.send_signal(signal.SIGCONT)
-                wait.until(lambda: _written(site) > 2 * MIB, what="pages in the partial image")
+                await_writing(site)
             own_daemon.kill()
             result = cli.ended(process, check=4)
         error = result.error()
@@ -195,6 +196,7 @@ def test_libvirtd_killed_for_good_in_a_restore(
         assert _marked(site) == ("restored" if restored else "saved")
 
 
+@pytest.mark.cancels
 @pytest.mark.parametrize(
     ("step", "signals"),
     [
@@ -214,11 +216,12 @@ def test_signal_at_a_step(daemon: Daemon, site: cli.Site, step: str, signals: st
         nothing_left(site)
 
 
+@pytest.mark.cancels
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_while_qemu_writes(daemon: Daemon, site: cli.Site, number: signal.Signals) -> None:
-    with small(daemon, paused=False) as guest:
+    with slow(daemon, paused=False) as guest:
         before = guest.status()
-        with writing(site, guest, "save", guest.address, "--image", IMAGE) as process:
+        with writing(site, "save", guest.address, "--image", IMAGE) as process:
             process.send_signal(number)
             cli.ended(process, check=9)
         as_before(guest, before)
@@ -232,6 +235,8 @@ def test_signal_in_a_restore(daemon: Daemon, site: cli.Site, step: str) -> None:
         site.run("save", guest.address, "--image", IMAGE, check=0)
         restore = ("restore", IMAGE, "--guest", guest.address)
         assert struck.run(site, "after", step, "TERM", *restore).returncode == 9
+        if struck.journals(site):  # a busy host may not undo it within the five seconds
+            site.run("recover", check=0)
         guest.wait_state("shut off")
         nothing_left(site, IMAGE)
         site.run(*restore, check=0)
@@ -240,17 +245,20 @@ def test_signal_in_a_restore(daemon: Daemon, site: cli.Site, step: str) -> None:
 
 @pytest.mark.root
 def test_disk_full_half_way(daemon: Daemon, site: cli.Site, tmp_path: Path) -> None:
-    """The guest's RAM is a private mapping of a file that is not resident: no one can know."""
+    """The guest's RAM is a private mapping of a file that is not resident: no one can know.
+
+    With one channel: of several QEMU 10.0 dies now and then where one fails (docs/hazards.md).
+    """
     content = patterns.write(tmp_path / "ram-file", 64 * MIB, patterns.dense)
     with (
         storage.loop_filesystem("ext4", 64 * MIB, tmp_path) as place,
         # KVM counts a clock up in the guest's RAM when it is loaded.
-        domain.running(daemon, NAME, ram_file=content, paused=False, kvm=False) as guest,
+        domain.running(daemon, NAME, ram_file=content, paused=False) as guest,
     ):
         before = guest.status()
         save = ("save", guest.address, "--then", "leave", "--json", "--image")
         with storage.filled(place, leave=30 * MIB):
-            result = site.run(*save, place / IMAGE, check=4)
+            result = site.run(*save, place / IMAGE, "--channels", "1", check=4)
             assert "No space left on device" in result.error()["message"]
             as_before(guest, before)
             assert not list(place.glob(f"{IMAGE}*")), "the partial image was left"

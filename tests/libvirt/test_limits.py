@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mapsave.image import image as images
 
-from tests.kit import cli, domain, libvirtd, limits, patterns, ram
+from tests.kit import cli, domain, libvirtd, limits, patterns, qemu, ram
 from tests.kit.libvirtd import Daemon
 
 
@@ -40,7 +40,7 @@ def test_too_few_descriptors(daemon: Daemon, site: cli.Site) -> None:
 
 def test_destination_that_libvirt_starts(site: cli.Site, daemon: Daemon) -> None:
     """What ``max_files`` leaves it is asked before it is made to read; then it is destroyed."""
-    with domain.running(daemon, "web") as guest:
+    with domain.running(daemon, "web", kvm=qemu.has_kvm()) as guest:
         used, xml = limits.descriptors(guest.pid), guest.xml()
         site.run("save", guest.address, "--image", "x", check=0)
     definition = site.directory / "web.xml"

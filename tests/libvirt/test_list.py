@@ -1,11 +1,13 @@
 """``mapsave list --libvirt`` and ``mapsave check``: what can be saved, told beforehand."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from mapsave import config as configuration
-from mapsave.operations import domains
+from mapsave.evacuation import guest_list
+from mapsave.operations import attach, domains, locks
 
 from tests.kit import cli, domain
 from tests.kit.libvirtd import Daemon
@@ -51,6 +53,28 @@ def test_domain_that_disappears_meanwhile(
     with domain.running(daemon, "going"), domain.running(daemon, "staying"):
         found = asyncio.run(domains.domains(loaded, daemon.uri))
     assert [(line["name"], line["can_save"]) for line in found] == [("staying", True)]
+
+
+def test_guests_are_those_of_the_configuration_and_other_domains(
+    daemon: Daemon, site: cli.Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nowhere = f"qemu+unix:///system?socket={tmp_path}/nowhere"
+    for name, uri in (("web", daemon.uri), ("ended", daemon.uri), ("lost", nowhere)):
+        site.add_guest(name, libvirt={"domain": f"{name}01", "uri": uri})
+    monkeypatch.setattr(guest_list, "LIBVIRT_URI", daemon.uri)
+    monkeypatch.setattr(guest_list, "_SOCKETS", (str(tmp_path),))
+    loaded = configuration.load(site.config, {})
+    with domain.running(daemon, "web01", paused=False), domain.running(daemon, "other") as other:
+        asked = asyncio.run(guest_list.ask(loaded))
+        key = attach.Monitor(uri=daemon.uri, domain=other.uuid).key
+        with locks.held(loaded.state, "a test", key):
+            again = asyncio.run(guest_list.ask(loaded))
+    name = f"libvirt+{daemon.uri}#other"
+    assert asked.states == {"web": "running", "ended": "not running", name: "paused"}
+    assert [guest.name for guest in asked.others] == [name]
+    assert [error.id for error in asked.unreachable] == ["check.unreachable"]
+    assert asked.errors == {"lost": asked.unreachable[0]}
+    assert again.states[name] == "busy"
 
 
 def test_other_drivers_have_no_guests_of_ours(site: cli.Site) -> None:

@@ -14,7 +14,7 @@ from mapsave.monitor import libvirt_connection
 from mapsave.operations import destination_libvirt
 
 from tests.faults import struck
-from tests.kit import cli
+from tests.kit import cli, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt.scene import IMAGE, MIB, nothing_left, small
@@ -154,17 +154,17 @@ def test_started_by_somebody_else_before_our_start(
 
         def start(connection: Any) -> Any:
             asked.set()
-            assert let.wait(30)
+            assert let.wait(wait.LONG)
             return libvirt_connection.life(connection.createXML(xml, 0))
 
         async def restoring() -> None:
             connection = await libvirt_connection.connect(daemon.uri)
-            wanted = destination_libvirt.Start(daemon.uri, xml, lambda: None, None, 30.0)
-            watch = stall.Watch(30.0, 0, lambda: None)
+            wanted = destination_libvirt.Start(daemon.uri, xml, lambda: None, None, wait.LONG)
+            watch = stall.Watch(wait.LONG, 0, lambda: None)
             start_it = destination_libvirt._start(connection, wanted, start, watch)
             starting = asyncio.ensure_future(start_it)
             try:
-                await asyncio.to_thread(asked.wait, 30)
+                await asyncio.to_thread(asked.wait, wait.LONG)
                 await asyncio.to_thread(guest.virsh, "start", "--paused")
                 if is_cancelled_first:
                     starting.cancel()

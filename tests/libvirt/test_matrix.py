@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from tests.kit import cli, domain, patterns, ram
+from tests.kit import cli, domain, patterns, qemu, ram
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.libvirt import ways
@@ -56,7 +56,11 @@ def test_saved_one_way_and_restored_another(
     boot, transient = ways.halting(tmp_path), kind == TRANSIENT
     # A domain that is defined nowhere, and that mapsave has not saved, is a stranger.
     trust = ["--trust-image"] if transient and save == "virsh" else []
-    with domain.running(daemon, ram=patterns.sparse, boot=boot, transient=transient) as guest:
+    # KVM, as users have it: the firmware ends at once.
+    kvm = qemu.has_kvm()
+    with domain.running(
+        daemon, ram=patterns.sparse, boot=boot, transient=transient, kvm=kvm
+    ) as guest:
         before = guest.snapshot_ram(tmp_path / "before")
         defined = None if transient else persistent_xml(guest)
         guest.virsh("resume")

@@ -1,21 +1,19 @@
 """Somebody else at a libvirt guest while mapsave saves it, or before: no guest is lost."""
 
-import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, domain, patterns, processes, qemu, wait
+from tests.kit import cli, domain, inject, patterns, processes, qemu, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.kit.nobody import as_nobody
-from tests.libvirt.scene import IMAGE, MIB, NAME, as_before, nothing_left, small, writing
+from tests.libvirt.scene import IMAGE, MIB, NAME, as_before, nothing_left, slow, small, writing
 
 THEIRS = "theirs"
 
@@ -46,7 +44,7 @@ def _shut_down(guest: Domain, site: cli.Site) -> None:
 @contextmanager
 def _at(site: cli.Site, guest: Domain, step: str, *more: str) -> Iterator[subprocess.Popen[str]]:
     save = ("save", guest.address, "--image", IMAGE, "--json", *more)
-    at = writing(site, guest, *save) if step == "writing" else struck.stopped(site, step, *save)
+    at = writing(site, *save) if step == "writing" else struck.stopped(site, step, *save)
     with at as process:
         yield process
 
@@ -67,7 +65,7 @@ def test_guest_ended_by_somebody_else(
     daemon: Daemon, site: cli.Site, step: str, act: Callable[[Domain, cli.Site], None], words: str
 ) -> None:
     """Nothing of ours stays; what they have saved is theirs, and whole."""
-    with small(daemon, paused=False) as guest:
+    with (slow if step == "writing" else small)(daemon, paused=False) as guest:
         with _at(site, guest, step) as process:
             act(guest, site)
             error = cli.ended(process, check=4).error("save.qemu_died")
@@ -109,6 +107,7 @@ def test_managed_save_by_somebody_else(daemon: Daemon, site: cli.Site, step: str
         guest.wait_state("running" if step != "migrate" else "paused")
 
 
+@pytest.mark.cancels
 @pytest.mark.parametrize(
     ("step", "then"),
     [("migrate", "leave"), ("writing", "quit"), ("complete", "quit"), ("complete", "leave")],
@@ -117,7 +116,7 @@ def test_guest_resumed_by_somebody_else(
     daemon: Daemon, site: cli.Site, step: str, then: str
 ) -> None:
     """The guest runs on, and there is no image of it as it was before."""
-    with small(daemon, paused=False) as guest:
+    with (slow if step == "writing" else small)(daemon, paused=False) as guest:
         before = guest.status()
         with _at(site, guest, step, "--then", then) as process:
             guest.virsh("resume")
@@ -131,7 +130,7 @@ def test_guest_resumed_by_somebody_else(
 def test_libvirt_told_to_save_while_we_write(daemon: Daemon, site: cli.Site, command: str) -> None:
     """Theirs fails; ours goes on."""
     theirs = {"save": (site.directory / THEIRS,), "dump": (site.directory / THEIRS,)}
-    with small(daemon, paused=False, transient=False) as guest:
+    with slow(daemon, paused=False, transient=False) as guest:
         before = guest.status()
         with _at(site, guest, "writing", "--then", "resume") as process:
             done = guest.virsh(command, *theirs.get(command, ()), check=False)
@@ -144,8 +143,9 @@ def test_libvirt_told_to_save_while_we_write(daemon: Daemon, site: cli.Site, com
         as_before(guest, before)
 
 
+@pytest.mark.cancels
 def test_migration_cancelled_by_somebody_else(daemon: Daemon, site: cli.Site) -> None:
-    with small(daemon, paused=False) as guest:
+    with slow(daemon, paused=False) as guest:
         before = guest.status()
         with _at(site, guest, "writing") as process:
             guest.execute("migrate_cancel")
@@ -223,44 +223,30 @@ def test_second_restore_of_one_image(daemon: Daemon, site: cli.Site) -> None:
         assert guest.state().startswith("running")
 
 
-@contextmanager
-def _held(
-    daemon: Daemon, guest: Domain, command: str, path: Path
-) -> Iterator[subprocess.Popen[str]]:
-    """Run virsh's ``command``, which stands still in the middle as what writes for it does."""
-    with processes.running(
-        ["virsh", "--connect", daemon.uri, command, guest.uuid, path],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        helper = wait.until(lambda: _writer(daemon), what="libvirt's writer")
-        os.kill(helper, signal.SIGSTOP)
-        try:
-            yield process
-        finally:
-            os.kill(helper, signal.SIGCONT)
-            process.wait(30)
-
-
-def _writer(daemon: Daemon) -> int | None:
-    for pid in daemon.guests():
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            if b"iohelper" in Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]:
-                return pid
-    return None
-
-
 @pytest.mark.parametrize(("command", "left"), [("save", domain.GONE), ("dump", "running")])
 def test_libvirt_saves_already(
     daemon: Daemon, site: cli.Site, tmp_path: Path, command: str, left: str
 ) -> None:
-    with small(daemon, paused=False) as guest:
-        with _held(daemon, guest, command, tmp_path / THEIRS) as process:
+    writes, go = tmp_path / "writes", tmp_path / "go"
+    # QEMU writes into a pipe, of which libvirt's helper makes the file. Early, and not at the end,
+    # when it answers no one until it is done.
+    held = inject.environment(
+        inject.Rule("writev", "hold", path="pipe:", first=-1, skip=4), met=writes, go=go
+    )
+    with small(daemon, paused=False, env=held) as guest:
+        with processes.running(
+            ["virsh", "--connect", daemon.uri, command, guest.uuid, tmp_path / THEIRS],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            wait.until(writes.exists, what="QEMU to write")
             error = _refused(site, 8, "save", guest.address, "--image", IMAGE)
             assert error["id"] == "guest.migrating"
             assert f"active job on domain '{NAME}': {command}" in error["message"]
-        assert process.returncode == 0, process.communicate()
+            go.touch()
+            said = process.communicate(timeout=wait.LONG)[0]
+        assert process.returncode == 0, said
         guest.wait_state(left)
         if command == "save":
             daemon.virsh("restore", tmp_path / THEIRS)

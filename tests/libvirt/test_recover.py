@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults import struck
-from tests.kit import cli, domain, ram
+from tests.kit import cli, domain, ram, wait
 from tests.kit.domain import Domain
 from tests.kit.libvirtd import Daemon
 from tests.kit.outcomes import COMMITTED, LOADED, PUT_BACK, RESTORED, TAKEN_OVER, UNDONE
-from tests.libvirt.scene import IMAGE, as_before, nothing_left, small, writing
+from tests.libvirt.scene import IMAGE, as_before, nothing_left, slow, small, writing
 
 
 @pytest.mark.parametrize(("where", "step"), struck.NOT_YET)
@@ -91,11 +91,11 @@ def test_adopted_images_hold_the_guest(daemon: Daemon, site: cli.Site, tmp_path:
 @pytest.mark.parametrize("then", ["quit", "resume"])
 def test_killed_while_qemu_writes(daemon: Daemon, site: cli.Site, then: str) -> None:
     """QEMU goes on without mapsave; recover waits for it."""
-    with small(daemon, paused=False) as guest:
+    with slow(daemon, paused=False) as guest:
         before = guest.status()
-        with writing(site, guest, "save", guest.address, "--image", IMAGE, "--then", then) as dies:
+        with writing(site, "save", guest.address, "--image", IMAGE, "--then", then) as dies:
             dies.kill()
-            dies.wait(10)
+            dies.wait(wait.LONG)
         struck.recovered(site, COMMITTED)
         nothing_left(site, IMAGE)
         if then == "resume":
@@ -217,7 +217,7 @@ def test_killed_in_a_restore_through_libvirt(
         struck.killed(site, where, step, *restore)
         struck.recovered(site, outcome)
         if outcome == UNDONE:
-            guest.wait_state(domain.GONE, timeout=2)
+            guest.wait_state(domain.GONE)
             assert struck.states(site) == {IMAGE: "saved"}
             site.run(*restore, check=0)
         if outcome == LOADED:

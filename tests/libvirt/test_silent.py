@@ -48,8 +48,11 @@ def stopped_daemon(pid: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silent(pid: int, at: int) -> Iterator[list[int]]:
-    """Have the daemon stop before the ``at``-th call to it; yield the calls, counted."""
+def silent(pid: int, at: int, patience: float = 2.0) -> Iterator[list[int]]:
+    """Have the daemon stop before the ``at``-th call to it; yield the calls, counted.
+
+    Those before it have ``patience`` seconds each.
+    """
     call = libvirt_connection.call
     seen = [0]
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
@@ -69,24 +72,25 @@ def silent(pid: int, at: int) -> Iterator[list[int]]:
             return await call(*arguments, **named)
 
         # The limit of the call that is not answered is looked up before we see it.
-        patch.setattr(session, "COMMAND_TIMEOUT", 2.0)
-        patch.setattr(session, "DRAIN_TIMEOUT", 2.0)
+        patch.setattr(session, "COMMAND_TIMEOUT", patience)
+        patch.setattr(session, "DRAIN_TIMEOUT", patience)
         patch.setattr(libvirt_connection, "call", counted)
         yield seen
 
 
+@pytest.mark.cancels
 async def test_save(daemon: Daemon, site: cli.Site) -> None:
     """Whatever was not undone, recovery brings the guest back to running."""
     with small(daemon, paused=False) as guest:
         config = configuration.load(site.config, {})
         known = config.guest(guest.address)
-        at = 0
+        at, patience = 0, 2.0
         while True:
             request = save_request.request(config, known, image=IMAGE, replace=True, then="resume")
             failed = False
-            with silent(daemon.pid, at) as seen:
+            with silent(daemon.pid, at, patience) as seen:
                 try:
-                    async with asyncio.timeout(60):
+                    async with asyncio.timeout(wait.LONG):
                         await save.save(known, config, request)
                 except errors.MapsaveError:
                     failed = True
@@ -98,14 +102,17 @@ async def test_save(daemon: Daemon, site: cli.Site) -> None:
                     break
             assert not struck.journals(site), done
             assert guest.state() == "running (unpaused)"
-            at += _STRIDE if seen[0] > at else 0  # else the host was too busy for the limits
+            if seen[0] > at:
+                at += _STRIDE
+            else:  # the host was too busy for the limits
+                patience *= 2
         assert at > 2 * _STRIDE
 
 
 async def test_list(daemon: Daemon, site: cli.Site) -> None:
     config = configuration.load(site.config, {})
     with small(daemon), silent(daemon.pid, 0), pytest.raises(errors.Unreachable):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(wait.LONG):
             await domains.domains(config, daemon.uri)
 
 

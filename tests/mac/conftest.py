@@ -1,53 +1,5 @@
-"""The boots of all modes, before the first test that wants results of any."""
+"""The boots of the modes of this stage."""
 
-import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from tests.vm.boots import booted, pytest_configure
 
-import pytest
-
-from tests.mac import image, machine
-
-Boots = Callable[[str], machine.Boot]
-
-
-# Each machine has one processor; more of them at a time than this would be short of memory.
-_AT_A_TIME = min(2, os.cpu_count() or 1)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker that says which boot a test wants results of."""
-    config.addinivalue_line("markers", "boot(mode): wants results of this one of machine.MODES")
-
-
-@pytest.fixture(scope="session")
-def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Boots:
-    """Return what gives the results of a mode, or raises what went wrong with its boot.
-
-    Boots that ``tests.mac.build`` has finished beforehand are not repeated.
-    """
-    if reason := image.unavailable():
-        pytest.skip(reason)
-    marks = [item.get_closest_marker("boot") for item in request.session.items]
-    wanted = {mark.args[0] for mark in marks if mark}
-    boots: dict[str, Future[dict[str, machine.Boot]]] = {}
-    before = Path(os.environ.get("MAPSAVE_MAC_BOOTS", os.devnull))
-    for modes in machine.together(machine.MODES):
-        if (before / modes[0]).is_dir():
-            boots |= dict.fromkeys(modes, Future())
-            boots[modes[0]].set_result(machine.finished(modes, before / modes[0]))
-    if left := machine.together(wanted - set(boots)):
-        image.files()  # once, before they all want it
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        for modes in left:
-            place = tmp_path_factory.mktemp(modes[0])
-            boots |= dict.fromkeys(modes, pool.submit(machine.boot, modes, place))
-
-    def results(mode: str) -> machine.Boot:
-        if mode not in boots:  # a test without the mark
-            boots[mode] = Future()
-            boots[mode].set_result(machine.boot([mode], tmp_path_factory.mktemp(mode)))
-        return boots[mode].result()[mode]
-
-    return results
+__all__ = ["booted", "pytest_configure"]

@@ -1,23 +1,13 @@
 """Kernels that enforce SELinux, AppArmor (mapsave in its own profile or not), and neither."""
 
-import pytest
+from tests.vm import boots
 
-from tests.mac import machine
-from tests.mac.conftest import Boots
-
-pytestmark = pytest.mark.timeout(machine.TIMEOUT_ALL)
+pytestmark = boots.LIMIT
 CONTROL = "selinux-off"
 
 
-@pytest.mark.parametrize(
-    ("mode", "case"),
-    [
-        pytest.param(mode, case, marks=pytest.mark.boot(mode))
-        for mode in machine.MODES
-        for case in machine.cases(mode)
-    ],
-)
-def test_case(mode: str, case: str, booted: Boots) -> None:
+@boots.parameters("mac")
+def test_case(mode: str, case: str, booted: boots.Boots) -> None:
     """In the control nothing is enforced, and the cases that see a refusal must need that."""
     if mode != CONTROL:
         booted(mode).assert_passed(case)

@@ -1,16 +1,14 @@
 """What the tests against real QEMU share: a guest that writes, an emulated guest, header checks."""
 
-import ctypes
 import hashlib
 import json
 import mmap
 import os
 import struct
-import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.kit import cli, qemu, ram, state
+from tests.kit import cache, cli, qemu, ram, state
 
 MIB = 1 << 20
 
@@ -79,12 +77,6 @@ def restore(site: cli.Site, image: Path, guest: Side, *options: str) -> dict[str
     return site.run("restore", str(image), *into, *options, check=0).json()
 
 
-def filesystem(path: Path) -> str:
-    """Return the type of the file system that holds ``path``, as stat(1) names it."""
-    command = ["stat", "--file-system", "--format=%T", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def cached_pages(image: Path) -> tuple[int, int]:
     """Return how many pages of main memory in ``image`` are in the page cache, and of how many:
     what was written with O_DIRECT is not.
@@ -94,29 +86,13 @@ def cached_pages(image: Path) -> tuple[int, int]:
     """
     cached, asked = 0, 0
     with image.open("rb") as file:
-        there = _resident(file.fileno(), 56 * MIB)
+        there = cache.of_descriptor(file.fileno(), end=56 * MIB)
         end = 8 * MIB  # away from the ends: there the bitmaps are, which were read back
         while (start := os.lseek(file.fileno(), end, os.SEEK_DATA)) < 56 * MIB:
             end = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), 56 * MIB)
             asked += (end - start) // mmap.PAGESIZE
             cached += sum(there[start // mmap.PAGESIZE : end // mmap.PAGESIZE])
     return cached, asked
-
-
-def _resident(descriptor: int, length: int) -> list[bool]:
-    """Return of each page of a file's first ``length`` bytes whether it is in the page cache."""
-    # Writable, because ctypes tells the address of nothing else; private, so nothing is written.
-    writable = mmap.PROT_READ | mmap.PROT_WRITE
-    with mmap.mmap(descriptor, length, mmap.MAP_PRIVATE, writable) as held:
-        pages = (ctypes.c_ubyte * (length // mmap.PAGESIZE))()
-        first = ctypes.c_char.from_buffer(held)
-        place = ctypes.c_void_p(ctypes.addressof(first))
-        failed = ctypes.CDLL(None, use_errno=True).mincore(place, ctypes.c_size_t(length), pages)
-        number = ctypes.get_errno()
-        del first  # or the mapping cannot be closed
-    if failed:
-        raise OSError(number, f"mincore: {os.strerror(number)}")
-    return [bool(page & 1) for page in pages]
 
 
 def assert_header_intact(path: Path, *, restored: bool = False, offset: int = MIB) -> None:

@@ -141,11 +141,22 @@ def test_a_disk_that_is_gone_cannot_be_compared(site: cli.Site, tmp_path: Path) 
         assert "No such file" in said
 
 
-def test_an_image_whose_guest_runs_on_says_nothing(site: cli.Site, tmp_path: Path) -> None:
+def test_an_image_whose_guest_went_on_warns_of_its_disks(site: cli.Site, tmp_path: Path) -> None:
+    """Whatever they are: a time that was recorded would be one at which it was running already."""
     path = tmp_path / "disk"
-    with qemu.running(*_disk(path, "raw"), paused=False) as guest:
+    with qemu.guest(site, "web01", *_disk(path, "raw"), paused=False) as guest:
+        site.run("save", "web01", "--image", "x", "--then", "resume", check=0)
+        (said,) = _warnings(site.run("check", "x", "--json", check=0).json())
+        assert "kept running after this save at" in said
+        guest.kill()
+        done = site.run("restore", "x", check=0)
+        with guest.successor():
+            assert said in done.stdout
+
+
+def test_an_image_whose_guest_stayed_paused_says_nothing(site: cli.Site, tmp_path: Path) -> None:
+    with qemu.running(*_disk(tmp_path / "disk", "raw")) as guest:
         site.run("save", guest.address, "--image", "x", "--then", "resume", check=0)
-        _write_beside(path)
         assert _warnings(site.run("check", "x", "--json", check=0).json()) == []
 
 

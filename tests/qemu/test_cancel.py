@@ -14,11 +14,13 @@ from mapsave.migration import guest_state, outgoing, parameters, progress
 from mapsave.monitor import fdset, qmp
 from mapsave.monitor.session import Session
 
-from tests.kit import files, qemu
+from tests.kit import files, inject, qemu
 
 OFFSET = 1 << 20
 WANTED = {"direct-io": True, "multifd-channels": 8}
-MEMORY = 512  # MiB; takes a quarter of a second and more: none of the saves comes to its end
+MEMORY = 256  # MiB
+# Behind those that the first moments take, each write takes its time: no save comes to its end.
+SLOW = inject.Rule("pwritev", "delay", 40_000, path="image", first=64 << 20, count=-1)
 ROUNDS = 50
 STEP = 0.0004  # seconds; the first pages are written after some milliseconds
 DEATHS = 2
@@ -43,7 +45,8 @@ async def _all_cancelled(ram: Path, image: Path, moments: list[float]) -> None:
     """Cancel saves of one guest at the ``moments`` and take those off the list."""
     backend = f"memory-backend-file,id=pc.ram,size={MEMORY}M,mem-path={ram},share=off"
     arguments = ("-object", backend, "-machine", "memory-backend=pc.ram")
-    with qemu.running(*arguments, memory=f"{MEMORY}M") as guest:
+    slow = inject.environment(SLOW)
+    with qemu.running(*arguments, memory=f"{MEMORY}M", env=slow) as guest:
         async with qmp.connected(str(guest.qmp)) as session:
             while moments:
                 ended_as = await _cancelled_after(session, image, moments.pop())
@@ -60,7 +63,7 @@ async def _cancelled_after(session: Session, path: Path, seconds: float) -> str:
     ):
         fds = (pair.first, pair.second)
         async with (
-            parameters.configured(session, found, WANTED, fdset.FIRST_ID),
+            parameters.configured(session, found, WANTED),
             fdset.handed_over(session, fds, fdset.FIRST_ID, AssertionError) as target,
         ):
             work = outgoing.save(session, target, OFFSET, progress.Phases(), live=False)

@@ -14,16 +14,19 @@ from tests.qemu.scene import saved, state_of
 MIB = 1 << 20
 SAVE_KEYS = {
     *("image", "guest", "format", "state", "ram_bytes", "data_bytes", "file_bytes"),
-    *("allocated_bytes", "duration_s", "downtime_s", "phases", "bytes_per_s", "strategy"),
+    *("allocated_bytes", "duration_s", "downtime_s", "phases_s", "bytes_per_s", "strategy"),
     *("label", "then"),
 }
-STRATEGY_KEYS = {"direct_io", "zero_pages", "channels", "preallocate", "bandwidth"}
+STRATEGY_KEYS = {"direct_io", "zero_pages", "channels", "preallocate", "bandwidth_bytes_per_s"}
 RESTORE_KEYS = {"image", "guest", "run_state", "duration_s", "downtime_s", "bytes_per_s"}
 
 
 def done(site: cli.Site, *arguments: str | os.PathLike[str]) -> dict[str, Any]:
-    """Run a command with ``--json`` that succeeds; nothing else than its object is printed."""
-    result = site.run(*arguments, "--json", check=0)
+    """Run a command with ``--json`` that succeeds; nothing else than its object is printed.
+
+    Without ``--quiet`` it would say how far it is after ten seconds, as on a busy host.
+    """
+    result = site.run("--quiet", *arguments, "--json", check=0)
     assert result.stderr == ""
     return result.json()
 
@@ -47,7 +50,7 @@ def test_save_and_restore(site: cli.Site) -> None:
             stats.st_blocks * 512,
         )
         assert 0 < found["downtime_s"] <= found["duration_s"]
-        assert sum(found["phases"].values()) == pytest.approx(found["duration_s"], rel=0.2)
+        assert sum(found["phases_s"].values()) == pytest.approx(found["duration_s"], rel=0.2)
         assert found["bytes_per_s"] > 0
 
         back = done(site, "restore", "now.mapsave")
@@ -57,7 +60,8 @@ def test_save_and_restore(site: cli.Site) -> None:
             assert back["run_state"] == "running"
             assert back["downtime_s"] >= 0
             assert back["duration_s"] > 0
-            assert back["bytes_per_s"] > 0
+            assert back["instant"] is True
+            assert back["bytes_per_s"] == 0
 
 
 def test_commands_that_look_at_an_image(site: cli.Site) -> None:
@@ -67,7 +71,7 @@ def test_commands_that_look_at_an_image(site: cli.Site) -> None:
         assert (inspected["image"], inspected["guest"]) == (image, "web01")
         assert (inspected["state"], inspected["run_state"]) == ("saved", "prelaunch")
         (block,) = inspected["ram_blocks"]
-        assert (block["bytes"], block["page_size"]) == (16 * MIB, 4096)
+        assert (block["bytes"], block["page_bytes"]) == (16 * MIB, 4096)
         assert (block["used_pages"], block["zero_pages"]) == (15 * 256, 256)
         assert inspected["runs"] == {
             "total": 1,
@@ -105,7 +109,7 @@ def test_discard_and_recover(site: cli.Site) -> None:
         }
         assert scene.image.exists()
         gone = done(site, "discard", scene.image, "--yes")
-        assert gone == {"image": str(scene.image), "freed_bytes": held}
+        assert gone == {"image": str(scene.image), "freed_bytes": held, "note": None}
         assert done(site, "list")["images"] == []
 
 

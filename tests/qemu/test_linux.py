@@ -56,6 +56,7 @@ def test_guest_that_resumes_can_be_saved_again(site: cli.Site, tmp_path: Path) -
         for name, earliest in (("first", before[-1]), ("second", going_on[-1])):
             site.run("restore", name, check=0)
             with guest.successor() as restored:
-                ticks = restored.serial.wait_ticks(2)
+                restored.serial.wait_ticks(2)
+                ticks = restored.serial.ticks()  # from the first one on
             assert_same_memory([earliest], ticks)
             assert ticks[0].number < last[-1].number

@@ -64,6 +64,32 @@ def test_what_is_asked_for_is_done(site: cli.Site, tmp_path: Path) -> None:
         assert done["strategy"]["preallocate"] is False
 
 
+def test_a_restore_is_done_as_planned_and_what_is_asked_for_wins(
+    site: cli.Site, tmp_path: Path
+) -> None:
+    with qemu.running(*fragmented(tmp_path / "ram"), memory="64M") as guest:
+        before = guest.snapshot_ram(tmp_path / "before")
+        site.run("save", guest.address, "-o", "x", check=0)
+    planned = site.run("plan", "x", "--json", check=0).json()
+    assert planned["measured"] is None  # and it was not measured for that
+    chosen = {name: planned["chosen"][name] for name in ("direct_io", "channels")}
+    asked = ("--direct-io", "off", "--channels", "3")
+    # What QEMU itself was told and did, as it traces it (docs/devel/tracing.rst).
+    traced = ("-trace", "handle_qmp_command", "-trace", "multifd_recv_thread_start")
+    waits = (*traced, *memory.zeroed("64M"))
+    for options, expected in (((), chosen), (asked, {"direct_io": False, "channels": 3})):
+        with qemu.running(*waits, memory="64M", incoming=True) as waiting:
+            into = ("restore", "x", "--again", "--into", waiting.address)
+            done = site.run(*into, *options, "--json", check=0).json()
+            told = waiting.stderr()
+            ram.assert_same(before, waiting.ram)
+        assert done["strategy"] == expected
+        assert ('"direct-io": true' in told) is expected["direct_io"]
+        assert told.count("multifd_recv_thread_start") == expected["channels"]
+        assert done["plan"]["predicted_s"] > 0
+        assert done["plan"]["took_s"] == pytest.approx(done["phases_s"]["read"], abs=1e-5)
+
+
 def test_no_room_for_zeros(site: cli.Site, tmp_path: Path) -> None:
     """What is predicted to be fastest would fill the disk."""
     with (
@@ -111,7 +137,7 @@ def test_a_directory_that_cannot_be_measured_is_planned_for_by_typical_figures(
         qemu.running(*fragmented(tmp_path / "ram"), memory="64M") as guest,
     ):
         planned = site.run("plan", guest.address, "--into", small, "--json", check=0).json()
-        assert planned["measured"] == 0
+        assert planned["measured"] is None
         assert not list(small.iterdir())
         error = site.run("probe", small, "--json", check=3).error("check.directory")
         assert "less than 1.0 GiB is free" in error["message"]

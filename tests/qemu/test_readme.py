@@ -43,11 +43,12 @@ def run_as_shown(site: cli.Site) -> str:
             wait.until(socket.exists, what="the guest's monitor")
             image = ""
             for command in re.findall(r"^\$ mapsave (.*)$", SHOWN, re.MULTILINE):
-                done = site.run(*(image if IMAGE.fullmatch(w) else w for w in command.split()))
+                words = [image if IMAGE.fullmatch(w) else w for w in command.split()]
+                done = site.run("--quiet", *words)  # on a busy host it would say how far it is
                 if found := IMAGE.search(done.stdout):
                     image = found[0]
                 if command == "save web01":
-                    process.wait(30)
+                    process.wait(wait.LONG)
                 said = done.stdout + done.stderr
                 text.append(f"$ mapsave {IMAGE.sub(image, command)}\n{said}")
         places = {str(site.images): "/var/lib/mapsave/images", str(sockets): "/run/qemu"}

@@ -93,7 +93,9 @@ def test_settings_are_put_back_after_a_failed_save(
     ):
         _set(guest, capabilities, parameters)
         before, digests = guest.state(), guest.ram_digests()
-        failed = site.run("save", guest.address, "-o", f"{place}/it.mapsave", "--json", check=4)
+        # Of one channel that fails beside others QEMU dies now and then (hazards.md).
+        save = ("save", guest.address, "-o", place / "it.mapsave", "--channels", "1", "--json")
+        failed = site.run(*save, check=4)
         assert "No space left on device" in failed.json()["error"]["message"]
         state.assert_left_as_found(before, guest.state())
         assert guest.ram_digests() == digests

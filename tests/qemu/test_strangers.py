@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import cli, processes, qemu, ram, service, tree
+from tests.kit import cli, processes, qemu, ram, service, tree, wait
 from tests.qemu.scene import saved, state_of
 
 pytestmark = pytest.mark.root
@@ -112,7 +112,7 @@ def test_the_user_who_runs_mapsave_is_trusted_and_no_other_user() -> None:
 
         def check() -> int:
             words = [*command, "check", str(scene.image)]
-            return subprocess.run(words, env=env, check=False, timeout=60).returncode
+            return subprocess.run(words, env=env, check=False, timeout=wait.LONG).returncode
 
         assert check() == 0
         os.chown(scene.image, EVE + 1, EVE)

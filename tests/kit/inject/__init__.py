@@ -37,7 +37,7 @@ Call = Literal[
     "send",
     "recv",
 ]
-Action = Literal["short", "errno", "delay", "hang", "kill"]
+Action = Literal["short", "errno", "delay", "hold", "hang", "kill"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Rule:
 
     ``short``: at most ``argument`` bytes are done. ``errno``: it fails with that. ``delay``: it
     comes ``argument`` microseconds later, and what a further rule says of it comes after that.
+    ``hold``: it comes once the file ``go`` of ``environment`` is there, else likewise: what is to
+    happen amid a save or a load has all the time that it takes.
     ``hang``: it never returns. ``kill``: the process gets that signal. Only calls at offsets
     ``first`` to ``last`` count (for read and write: where the file stands); ``skip`` of them pass,
     the next ``count`` (-1: all) are hit.
@@ -74,15 +76,16 @@ class Rule:
 FULL = Rule("pwritev", "errno", errno.ENOSPC, path=".partial", count=-1)
 
 
-def environment(*rules: Rule, met: Path | None = None) -> dict[str, str]:
+def environment(*rules: Rule, met: Path | None = None, go: Path | None = None) -> dict[str, str]:
     """Return what to add to a process's environment for these rules to hold in it.
 
-    The file ``met`` gets a line for each call that was hit.
+    The file ``met`` gets a line for each call that was hit; those that are held wait for ``go``.
     """
     return {
         "LD_PRELOAD": str(library()),
         "MAPSAVE_TEST_INJECT": ";".join(map(str, rules)),
         **({"MAPSAVE_TEST_MET": str(met)} if met is not None else {}),
+        **({"MAPSAVE_TEST_GO": str(go)} if go is not None else {}),
     }
 
 

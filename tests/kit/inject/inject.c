@@ -81,17 +81,28 @@ static void report(const struct rule *rule)
     }
 }
 
+/* Wait until the file that MAPSAVE_TEST_GO names is there. */
+static void hold(void)
+{
+    const char *path = getenv("MAPSAVE_TEST_GO");
+    while (path && access(path, F_OK))
+        usleep(5000);
+}
+
 /* Count a call that a rule is about; return whether it is one of those that are hit. One that is
- * only delayed is delayed here, and a further rule may hold for it as well. */
+ * only delayed or held is so here, and a further rule may be for it as well. */
 static int counts(struct rule *rule)
 {
     long long seen = atomic_fetch_add(&rule->seen, 1);
     if (seen < rule->skip || (rule->count >= 0 && seen >= rule->skip + rule->count))
         return 0;
     report(rule);
-    if (strcmp(rule->action, "delay"))
+    if (!strcmp(rule->action, "delay"))
+        usleep((useconds_t)rule->argument);
+    else if (!strcmp(rule->action, "hold"))
+        hold();
+    else
         return 1;
-    usleep((useconds_t)rule->argument);
     return 0;
 }
 

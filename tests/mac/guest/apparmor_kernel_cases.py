@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit import cli, state
+from tests.kit import cli, state, wait
 from tests.kit.qemu import Qemu
 from tests.mac.guest import apparmor_guests as guests
 from tests.mac.guest import apparmor_manager as manager
@@ -115,7 +115,7 @@ def _in_a_namespace_of_its_own(site: cli.Site, mount: str, *words: str) -> cli.R
     command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *cli.COMMAND]
     done = subprocess.run(
         [*command, "--config", site.config, *words],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=wait.LONG, check=False,
     )  # fmt: skip
     return cli.Result(words, done.returncode, done.stdout, done.stderr)
 
@@ -133,6 +133,7 @@ def test_rules_are_taken_out_when_qemu_dies(site: cli.Site) -> None:
     assert list(site.images.iterdir()) == []
 
 
+@pytest.mark.cancels
 def test_rules_are_taken_out_when_mapsave_is_interrupted(site: cli.Site) -> None:
     image = site.images / "interrupted"
     with guests.profile() as profile, guests.running(profile, paused=False) as guest:

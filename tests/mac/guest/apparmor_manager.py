@@ -18,7 +18,7 @@ import pytest
 
 from tests.kit import cli, tree
 
-CONFINED = os.environ["MAC_MODE"] == "apparmor-confined"
+CONFINED = os.environ["VM_MODE"] == "apparmor-confined"
 PROFILES = Path("/etc/apparmor.d")
 COMMAND = Path("/usr/bin/mapsave")
 SECRET = "no-business-of-mapsave"

@@ -4,7 +4,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.kit import cli, patterns, ram, state
+from tests.kit import cli, patterns, ram, state, wait
 from tests.mac.guest import apparmor_guests as guests
 from tests.mac.guest import apparmor_manager as manager
 from tests.mac.guest.apparmor_guests import Profile
@@ -82,7 +82,7 @@ def _killed(site: cli.Site, moment: str, *words: str) -> None:
     """Run ``mapsave``, confined if it is to be, until it is killed before or after a step."""
     where, step = moment.split()
     command = [*manager.KILLER, where, step, "KILL", "--config", str(site.config), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=wait.LONG, check=False)
     # aa-exec is replaced by what it runs.
     assert done.returncode == -signal.SIGKILL, done
 

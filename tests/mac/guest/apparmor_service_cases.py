@@ -34,7 +34,7 @@ def furnished(site: cli.Site) -> Iterator[cli.Site]:
         (_HOOKS / name).write_text(f"#!/bin/sh\n{script}\n")
         (_HOOKS / name).chmod(0o755)
     hooks = {"before_save": ["tell"], "after_save": ["hang"], "timeout": "1s"}
-    settings = {"group": "adm", "operators": ["adm"], "textfile": str(_TEXTFILE)}
+    settings = {"operators": ["adm"], "textfile": str(_TEXTFILE)}
     site.settings.update(hooks=hooks, service=settings)
     yield site
     _TOLD.unlink(missing_ok=True)

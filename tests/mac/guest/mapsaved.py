@@ -12,7 +12,6 @@ from tests.kit import cli, service, wait
 from tests.kit.service import Service
 
 _NOTIFY = Path("/run/systemd/notify")
-_WITHIN = 60.0
 
 
 @contextmanager
@@ -36,7 +35,7 @@ def running(site: cli.Site, command: list[str] | None = None) -> Iterator[Servic
 
 def await_begin(site: cli.Site) -> None:
     """Wait until an operation has begun: until then asking QEMU would only take time from it."""
-    wait.until(lambda: any(site.state.glob("journal/*")), timeout=_WITHIN, what="an operation")
+    wait.until(lambda: any(site.state.glob("journal/*")), what="an operation")
 
 
 def done(service: Service, **body: Any) -> None:
@@ -53,6 +52,6 @@ def _heard() -> Iterator[socket.socket]:
     _NOTIFY.unlink(missing_ok=True)  # of a service before this one, which was killed
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(str(_NOTIFY))
-        heard.settimeout(_WITHIN)
+        heard.settimeout(wait.LONG)
         yield heard
     _NOTIFY.unlink(missing_ok=True)

@@ -14,9 +14,9 @@ from tests.kit.qemu import Qemu
 
 IN_ATTRIB, IN_CREATE = 0x4, 0x100  # inotify(7), linux/inotify.h
 _IN_NONBLOCK = os.O_NONBLOCK
+_WITHIN = 600.0  # seconds
 _EVENT = struct.Struct("iIII")
 _FIRST_FDSET = 1_000_000  # mapsave's are from here upwards
-_WITHIN = 60.0
 
 
 def handed_over(guest: Qemu) -> bool:

@@ -8,7 +8,7 @@ from tests.kit import cli, patterns, qemu, ram
 
 def test_auto_does_nothing_and_works(site: cli.Site, tmp_path: Path) -> None:
     image = site.images / "plain"
-    with qemu.running(accel="tcg", memory="32M", ram=patterns.dense) as guest:
+    with qemu.running(memory="32M", ram=patterns.dense) as guest:
         site.add_guest("web01", guest.qmp, launch=guest.argv)
         before = guest.snapshot_ram(tmp_path / "before")
         saved = site.run("save", "web01", "--image", image, "--json", check=0).json()
@@ -23,7 +23,7 @@ def test_auto_does_nothing_and_works(site: cli.Site, tmp_path: Path) -> None:
 
 def test_policy_of_an_absent_module_is_refused(site: cli.Site) -> None:
     image = site.images / "plain"
-    with qemu.running(accel="tcg", memory="32M") as guest:
+    with qemu.running(memory="32M") as guest:
         before = guest.state()
         for policy in ("selinux-svirt", "apparmor-qemu"):
             words = ("save", guest.address, "--image", image, "--policy", policy, "--json")

@@ -25,7 +25,8 @@ def test_saves_and_restores(site: cli.Site, tmp_path: Path) -> None:
         assert saved["label"]["value"] == svirt.IMAGE
         assert saved["label"]["process"] == svirt.GUEST
         assert svirt.label_of(image) == svirt.AT_REST
-        site.run("restore", image, "--json", check=0)
+        done = site.run("restore", image, "--instant", "on", "--json", check=0).json()
+        assert done["instant"] is True
         with guest.successor() as restored:
             assert svirt.context_of(restored.pid) == svirt.GUEST
             ram.assert_same(before, restored.ram)

@@ -124,6 +124,7 @@ def test_label_changed_before_the_restore_begins(site: cli.Site) -> None:
     assert site.run("inspect", image, "--json", check=0).json()["state"] == "saved"
 
 
+@pytest.mark.cancels
 def test_old_label_is_back_after_a_failed_save(site: cli.Site) -> None:
     """Seen on the partial image, which is deleted, by a descriptor that the test keeps.
 

@@ -1,4 +1,4 @@
-"""Build the disk, and boot it before the stage mac: ``python -m tests.mac.build [DIRECTORY]``.
+"""Build the disk, and boot it for stages: ``python -m tests.vm.build [DIRECTORY STAGE...]``.
 
 ``tests/run.sh`` runs it beside stages that wait more than they work. Each boot that came to its end
 leaves its serial line in ``DIRECTORY/MODE/``, by the first of the modes that share it. SIGTERM ends
@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.mac import image, machine
+from tests.vm import image, machine
 
 
-def main(directory: str | None = None) -> None:
+def main(directory: str | None = None, *stages: str) -> None:
     """Build what is not built yet, and boot; where that cannot be done, do nothing."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if image.unavailable() is not None:
@@ -20,7 +20,8 @@ def main(directory: str | None = None) -> None:
     image.files()
     if directory is None:
         return
-    for modes in machine.together(machine.MODES):  # one at a time: the other processor is taken
+    wanted = [mode for stage in stages for mode in machine.of(stage)]
+    for modes in machine.together(wanted):  # one at a time: the other processor is taken
         partial = Path(directory) / f"{modes[0]}.partial"
         partial.mkdir()
         machine.boot(modes, partial)

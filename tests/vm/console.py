@@ -1,6 +1,6 @@
 """A plugin for pytest: one line of JSON on the serial console for each case that ended.
 
-``$MAC_MODE`` says in which mode of ``machine.MODES`` that is.
+``$VM_MODE`` says in which mode of ``machine.MODES`` that is.
 """
 
 import json
@@ -17,9 +17,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         name = report.nodeid.rpartition("::")[2]
         words = report.longreprtext[-_WORDS:] if report.failed else ""
         result: dict[str, str | float] = {"case": name, "outcome": report.outcome, "words": words}
-        result["mode"] = os.environ["MAC_MODE"]
+        result["mode"] = os.environ["VM_MODE"]
         result["seconds"] = round(report.duration, 1)
-        print("\nMACRESULT " + json.dumps(result), flush=True)
+        print("\nVMRESULT " + json.dumps(result), flush=True)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

@@ -1,4 +1,4 @@
-"""Boot the virtual machine with one security module, and take the results off its serial line."""
+"""Boot the virtual machine for some modes, and take the results off its serial line."""
 
 import ast
 import functools
@@ -17,50 +17,66 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.kit import processes, tree
-from tests.mac import image
+from tests.kit.linux_guest import UNCOUNTED
+from tests.outside import packages
+from tests.vm import image
 
-GUEST = Path(__file__).parent / "guest"
-RESULT = "MACRESULT "  # what a line of results begins with; see guest/console.py
+RESULT = "VMRESULT "  # what a line of results begins with; see console.py
 # Seconds for a boot and all its cases: a busy machine takes several times the usual.
 TIMEOUT = 1500.0
 TIMEOUT_ALL = 3600.0  # for the disk and all the boots, which the first test waits for
 _MIB = 1 << 20
-_TESTS = ("__init__.py", "backports.py", "conftest.py", "faults", "kit", "mac")
-_CARRIED = ("manager", "policies", *(f"tests/{name}" for name in _TESTS))
-_KERNEL = (
-    "root=/dev/nvme0n1 rw init=/usr/sbin/mac-init console=ttyS0 loglevel=4 audit=1 "
-    "audit_backlog_limit=8192 log_buf_len=8M mitigations=off panic=-1"
+_TESTS = (
+    *("__init__.py", "backports.py", "conftest.py", "faults", "kit"),
+    *("vm", "mac", "outside"),
 )
+# With what package data in manager/ links to.
+_CARRIED = ("manager", "policies", "examples/systemd", *(f"tests/{name}" for name in _TESTS))
+# TCG copies by string instructions, which these features recommend, byte by byte. Without SMAP and
+# the fifth level of page tables it is no faster.
+_PROCESSOR = "max,-erms,-fsrm"
+_KERNEL = f"root=/dev/nvme0n1 rw console=ttyS0 loglevel=4 mitigations=off {UNCOUNTED}"
+# Time passes by instructions, 2 ns each, so that no limit of time is missed on a busy host; a
+# processor that waits waits in real time. It begins at a date of its own.
+_OWN_CLOCK = ("-icount", "shift=1,sleep=on", "-rtc", "base=2040-06-01T01:00:00,clock=vm")
 
 
 @dataclass(frozen=True)
 class Mode:
-    """The kernel's switches, the files of cases in ``guest``, and which cases to run.
+    """The kernel's switches, the files of cases, and which cases to run.
 
-    Modes with the same switches share a boot, one after the other, in the order of ``MODES``.
+    Modes with the same switches share a machine, one after the other, in the order of ``MODES``;
+    systemd reboots between them.
     """
 
     switches: str
-    cases: str  # a pattern of file names
+    cases: str  # a pattern of file names in a stage's directory, for instance mac/guest/*_cases.py
     only: str = ""  # an expression of pytest's -m
     before: str = ""  # a command of the shell
 
 
+# Process 1 is a script that runs the cases and nothing else.
+_ALONE = "init=/usr/sbin/mac-init panic=-1 audit=1 audit_backlog_limit=8192 log_buf_len=8M"
+# Process 1 is systemd, without a security module.
+_SYSTEMD = "lsm=capability quiet systemd.unit=tests.target systemd.show_status=0"
+
 # The longest first, for two of them run side by side.
 MODES = {
     # mapsave unconfined, for the cases where that matters.
-    "apparmor": Mode("security=apparmor", "apparmor_*cases.py", "unconfined"),
+    "apparmor": Mode(f"{_ALONE} security=apparmor", "mac/guest/apparmor_*cases.py", "unconfined"),
     # mapsave itself in the profile that ships: after the other, which has none.
-    "apparmor-confined": Mode("security=apparmor", "apparmor_*cases.py"),
-    "selinux": Mode("security=selinux enforcing=1", "selinux_*cases.py"),
+    "apparmor-confined": Mode(f"{_ALONE} security=apparmor", "mac/guest/apparmor_*cases.py"),
+    "selinux": Mode(f"{_ALONE} security=selinux enforcing=1", "mac/guest/selinux_*cases.py"),
     # The control: the cases that see a refusal must fail where nothing is refused.
     "selinux-off": Mode(
-        "security=selinux enforcing=1",
-        "selinux_*cases.py",
+        f"{_ALONE} security=selinux enforcing=1",
+        "mac/guest/selinux_*cases.py",
         only="refusal",
         before="echo 0 >/sys/fs/selinux/enforce",
     ),
-    "none": Mode("lsm=capability", "none_cases.py"),
+    "systemd": Mode(_SYSTEMD, "outside/guest/first_boot_cases.py"),
+    "rebooted": Mode(_SYSTEMD, "outside/guest/second_boot_cases.py"),
+    "none": Mode(f"{_ALONE} lsm=capability", "mac/guest/none_cases.py"),
 }
 
 
@@ -105,7 +121,12 @@ def cases(mode: str) -> list[str]:
 
 
 def _files(mode: Mode) -> list[Path]:
-    return sorted(GUEST.glob(mode.cases))
+    return sorted((tree.ROOT / "tests").glob(mode.cases))
+
+
+def of(stage: str) -> list[str]:
+    """Return the names of the modes of a stage of the tests."""
+    return [name for name, mode in MODES.items() if mode.cases.startswith(f"{stage}/")]
 
 
 def together(modes: Iterable[str]) -> list[tuple[str, ...]]:
@@ -129,7 +150,7 @@ def boot(
     kernel, disk = image.files()
     serial = directory / "serial"
     with _carried(directory, modes, arguments) as carried:
-        command = _command(kernel, disk, carried, serial, MODES[modes[0]].switches)
+        command = _command(kernel, disk, carried, serial, modes)
         with processes.running(command, stdin=subprocess.DEVNULL) as machine:
             try:
                 status: int | None = machine.wait(timeout)
@@ -153,13 +174,21 @@ def _results(log: str, mode: str) -> dict[str, Result]:
     return {each["case"]: Result(*(each[name] for name in Result._fields)) for each in found}
 
 
-def _command(kernel: Path, disk: Path, carried: Path, serial: Path, switches: str) -> list[str]:
+def _by_systemd(modes: Sequence[str]) -> bool:
+    return MODES[modes[0]].switches == _SYSTEMD
+
+
+def _command(
+    kernel: Path, disk: Path, carried: Path, serial: Path, modes: Sequence[str]
+) -> list[str]:
     drives = {"root": f"file={disk},snapshot=on", "carried": f"file={carried},readonly=on"}
     command = [
-        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35"),
+        *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg"),
+        *("-cpu", _PROCESSOR),
         *("-smp", "1", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-no-reboot", "-kernel", str(kernel), "-append", f"{_KERNEL} {switches}"),
+        *("-kernel", str(kernel), "-append", f"{_KERNEL} {MODES[modes[0]].switches}"),
         *("-serial", f"file:{serial}"),
+        *(_OWN_CLOCK if _by_systemd(modes) else ("-no-reboot",)),
     ]
     for name, options in drives.items():
         command += ["-drive", f"if=none,id={name},format=raw,{options}"]
@@ -169,12 +198,15 @@ def _command(kernel: Path, disk: Path, carried: Path, serial: Path, switches: st
 
 @contextmanager
 def _carried(directory: Path, modes: Sequence[str], arguments: tuple[str, ...]) -> Iterator[Path]:
-    """Make the second disk: a plain archive of this checkout and the commands to run."""
+    """Make the second disk: an archive of this checkout, the commands to run, and the package."""
     run = directory / "run"
-    run.write_text("".join(_commands(mode, arguments) for mode in modes))
+    commands = [_commands(mode, arguments) for mode in modes]
+    run.write_text(_by_boot(commands) if _by_systemd(modes) else "".join(commands))
     path = directory / "carried.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(run, "run")
+        if _by_systemd(modes):
+            archive.add(packages.for_host(directory).deb, "mapsave.deb")
         for name in _CARRIED:
             archive.add(tree.ROOT / name, name, filter=_without_caches)
         for name, content in _bytecode().items():
@@ -191,13 +223,25 @@ def _carried(directory: Path, modes: Sequence[str], arguments: tuple[str, ...]) 
 
 def _commands(mode: str, arguments: tuple[str, ...]) -> str:
     chosen = MODES[mode]
-    words = ["-c", "tests/mac/guest/pytest.ini"]
-    words += [str(file.relative_to(tree.ROOT)) for file in _files(chosen)]
+    files = _files(chosen)
+    words = ["-c", str((files[0].parent / "pytest.ini").relative_to(tree.ROOT))]
+    words += [str(file.relative_to(tree.ROOT)) for file in files]
     words += ["-m", chosen.only] if chosen.only else []
     pytest = (
-        f"MAC_MODE={mode} PYTHONPATH=manager python3 -m pytest {shlex.join((*words, *arguments))}\n"
+        f"VM_MODE={mode} PYTHONPATH=manager python3 -m pytest {shlex.join((*words, *arguments))}\n"
     )
     return f"{chosen.before}\n{pytest}"
+
+
+def _by_boot(commands: list[str]) -> str:
+    """Return a script that runs the next of ``commands`` and reboots; after the last it stops."""
+    count = "/var/lib/boots"
+    lines = [f"boot=$(cat {count} 2>/dev/null || echo 0)", f"echo $((boot + 1)) >{count}"]
+    lines.append("case $boot in")
+    for number, command in enumerate(commands):
+        then = "reboot" if number < len(commands) - 1 else "poweroff"
+        lines.append(f"{number})\n{command}systemctl --no-block {then};;")
+    return "\n".join([*lines, "*) systemctl --no-block poweroff;;", "esac", ""])
 
 
 @functools.cache

@@ -22,25 +22,32 @@ from pathlib import Path
 from tests import backports
 from tests.kit import linux_guest, tree
 
-_FILES = Path(__file__).parent / "vm"
+_FILES = Path(__file__).parent / "disk"
 _RULES = [*sorted((tree.ROOT / "policies" / "selinux").glob("*.cil")), _FILES / "tests.cil"]
 
 PACKAGES = (
     *("python3", "qemu-system-x86", "iproute2", "kmod", "mount"),
+    "systemd-sysv",
     *("apparmor", "policycoreutils", "selinux-policy-default", "selinux-utils"),
     # What the service's TLS library reads where it is there, as it is on most hosts.
     *("openssl", "ca-certificates"),
+    *("cockpit-ws", "cockpit-bridge"),
 )
 _SIZE = 1 << 30
 # QEMU of the same age as the host's; its firmware comes along, or apt finds no solution.
 _PIN = "Package: qemu* seabios ipxe-qemu\nPin: release n={suite}\nPin-Priority: 900\n"
+# Units that would do something by time, or wait for a terminal.
+_MASKED = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
+    *("e2scrub_reap.service", "fstrim.timer", "getty.target"),
+)
 _WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 _CONTEXTS = "etc/selinux/default/contexts/files"
 # pip wants each older name of the platform that a package may have been built for.
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64")
 _TEST_PACKAGES = ("pytest >= 8", "pytest-timeout >= 2.3")
 _KEPT = 2
-_BUILD_TIMEOUT = 600.0
+_BUILD_TIMEOUT = 1800.0
 # Processes and mounts of its own: who ends it ends all of them, and nothing is mounted in the tree
 # that is removed then.
 _ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -70,8 +77,8 @@ def files() -> tuple[Path, Path]:
     """
     kernel, _ = linux_guest.files()
     cache = Path(os.environ.get("MAPSAVE_TEST_CACHE") or Path.home() / ".cache" / "mapsave-tests")
-    disk = cache / f"mac-{_digest()}.img"
-    with (cache / "mac.lock").open("w") as lock:
+    disk = cache / f"vm-{_digest()}.img"
+    with (cache / "vm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not disk.exists():
             with _scratch(cache) as scratch:
@@ -83,7 +90,7 @@ def files() -> tuple[Path, Path]:
 
 
 def _remove_old(cache: Path) -> None:
-    found = sorted(cache.glob("mac-*.img"), key=lambda disk: disk.stat().st_mtime)
+    found = sorted(cache.glob("vm-*.img"), key=lambda disk: disk.stat().st_mtime)
     for disk in found[:-_KEPT]:
         disk.unlink()
 
@@ -91,7 +98,7 @@ def _remove_old(cache: Path) -> None:
 @contextmanager
 def _scratch(cache: Path) -> Iterator[Path]:
     # Not /tmp: that may be RAM, or mounted so that no device files can be made.
-    scratch = Path(tempfile.mkdtemp(prefix="mac-building-", dir=cache))
+    scratch = Path(tempfile.mkdtemp(prefix="vm-building-", dir=cache))
     scratch.chmod(0o755)  # apt downloads as its own user
     try:
         yield scratch
@@ -139,8 +146,9 @@ def _build(scratch: Path) -> None:
     root = scratch / "root"
     _bootstrap(scratch, root)
     _install_python(root)
-    for name in ("mac-init", "mac-rc"):
+    for name in ("mac-init", "mac-rc", "run-carried"):
         shutil.copy(_FILES / name, root / "usr/sbin")
+    _install_units(root / "etc/systemd/system")
     (root / "var/lib/mapsave").mkdir()
     _install_policy(root)
     image = scratch / "root.img"
@@ -190,6 +198,16 @@ def _install_python(root: Path) -> None:
     )
     # Compiling takes ten times as long where every instruction is emulated.
     _run("chroot", root, python.name, "-m", "compileall", "-q", "-j2", Path("/") / "usr/local/lib")
+
+
+def _install_units(units: Path) -> None:
+    for name in ("tests.target", "run-carried.service"):
+        shutil.copy(_FILES / name, units)
+    for name in _MASKED:
+        (units / name).unlink(missing_ok=True)
+        (units / name).symlink_to(os.devnull)
+    # Else each boot were the first, at which systemd enables units.
+    (units.parents[1] / "machine-id").write_text(f"{1:032x}\n")
 
 
 def _install_policy(root: Path) -> None:

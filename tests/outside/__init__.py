@@ -1,0 +1,1 @@
+"""What programs around mapsave see of it: installed, scraped, in a browser."""

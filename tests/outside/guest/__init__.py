@@ -1,0 +1,1 @@
+"""Cases that run inside the machine that systemd boots, and what they share."""
