@@ -173,6 +173,28 @@ async def test_listener_that_never_greets(tmp_path: Path) -> None:
         assert "no greeting within 100 ms" in (await unreachable(tmp_path / "silent", 0.1)).message
 
 
+async def test_limits_that_expire_one_after_the_other_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those of a look at a guest and of its greeting: the library takes that for a bug."""
+    waits, get_greeting = asyncio.Event(), qemu.qmp.QMPClient._get_greeting
+
+    async def seen(client: qemu.qmp.QMPClient) -> object:
+        waits.set()
+        return await get_greeting(client)
+
+    monkeypatch.setattr(qemu.qmp.QMPClient, "_get_greeting", seen)
+    with listening(tmp_path / "silent"):
+        asking = asyncio.ensure_future(unreachable(tmp_path / "silent", wait.LONG))
+        await waits.wait()
+        for _ in range(9):
+            asking.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert not [each for each in caplog.records if each.levelname == "CRITICAL"]
+
+
 @pytest.mark.parametrize(
     "says", [b"", b"SSH-2.0-x\r\n", b"{}\r\n", b'{"QMP": 3}\r\n', b"[" * 5000 + b"\r\n", GREETING]
 )

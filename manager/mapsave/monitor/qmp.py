@@ -21,7 +21,7 @@ import qemu.qmp
 from qemu.qmp.error import QMPError
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
-from mapsave import errors, guest_address, together, units, unix_socket
+from mapsave import errors, guest_address, shielded, together, units, unix_socket
 from mapsave.monitor import session as limits
 from mapsave.monitor.listening import is_set_within, next_unless_lost
 from mapsave.monitor.session import Event, Version
@@ -232,8 +232,7 @@ async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.q
         sock = await connect(path, timeout)
         on_error.callback(sock.close)
         try:
-            async with asyncio.timeout(timeout):
-                await client.connect(sock)
+            await _greeted(client, sock, timeout)
         except TimeoutError:
             raise errors.Unreachable(
                 f"qmp:{path}: no greeting within {units.format_duration(timeout)}",
@@ -252,6 +251,21 @@ async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.q
             raise errors.Unreachable(f"qmp:{path}: no QMP monitor answered: {error}") from error
         on_error.pop_all()
     return sock, client
+
+
+async def _greeted(client: qemu.qmp.QMPClient, sock: socket.socket, timeout: float) -> None:
+    """Have the client negotiate. Raises TimeoutError, and what the client raises.
+
+    The client undoes what it began when it is cancelled, and says that it has a bug when it is
+    cancelled again meanwhile, as by two limits that expire at once: no second one gets to it.
+    """
+    negotiating = together.shared(client.connect(sock))
+    try:
+        async with asyncio.timeout(timeout):
+            await asyncio.shield(negotiating)
+    finally:
+        negotiating.cancel()
+        await shielded.whole(asyncio.wait((negotiating,), timeout=limits.SILENT_TIMEOUT))
 
 
 async def connect(path: str, timeout: float) -> socket.socket:
