@@ -7,6 +7,7 @@ it will take is counted, fewer channels are taken where they suffice, and else i
 import dataclasses
 import os
 import resource
+import time
 from collections.abc import Awaitable, Mapping
 
 from mapsave import errors, together, units
@@ -23,6 +24,8 @@ from mapsave.plan.strategy import LIMITED_CHANNELS, Most
 # The first thread, the one that works, those for blocking calls, and one that ends these. More at
 # once are not needed.
 _OWN_THREADS = 6
+# How often these are counted, and the seconds in between, until none ends meanwhile.
+_LOOKS, _MOMENT = 100, 0.001
 # The state of the devices; most guests' take a few hundred KiB.
 _DEVICES = 16 * units.MIB
 
@@ -90,7 +93,7 @@ def for_save(footprint: Footprint, preferred: int, *, is_demanded: bool) -> Limi
 
     Raises TooLittleLeft where not even one fits, or fewer than were asked for explicitly.
     """
-    room = headroom.measure(footprint.pid)
+    own, room = _measured(footprint.pid)
     if room.file_size is not None and room.file_size < footprint.image_bytes:
         raise errors.TooLittleLeft(
             f"QEMU (pid {footprint.pid}) may write files of at most "
@@ -101,17 +104,18 @@ def for_save(footprint: Footprint, preferred: int, *, is_demanded: bool) -> Limi
             most=room.file_size,
             needed=footprint.image_bytes,
         )
-    return _limited(footprint, room, preferred, is_demanded=is_demanded)
+    return _limited(footprint, room, own, preferred, is_demanded=is_demanded)
 
 
 def for_load(footprint: Footprint, wanted: int, *, is_demanded: bool) -> Most | None:
     """Return how many channels a restore may take; None: ``wanted``. Raises TooLittleLeft."""
-    room = headroom.measure(footprint.pid)
-    return _limited(footprint, room, wanted, is_demanded=is_demanded).most
+    own, room = _measured(footprint.pid)
+    return _limited(footprint, room, own, wanted, is_demanded=is_demanded).most
 
 
-def _limited(footprint: Footprint, room: Headroom, wanted: int, *, is_demanded: bool) -> Limited:
-    own = _own_threads()
+def _limited(
+    footprint: Footprint, room: Headroom, own: dict[str, int], wanted: int, *, is_demanded: bool
+) -> Limited:
     needs = plan.needs(room, workers=footprint.workers, handed_over=0, own=own)
     tightest = plan.tightest(needs)
     if tightest is not None and tightest.channels < (wanted if is_demanded else 1):
@@ -152,10 +156,8 @@ def _hint(pid: int | None, limit: Limit) -> str:
 
 def recheck(footprint: Footprint, channels: int) -> None:
     """Raise TooLittleLeft where ``channels`` no longer fit, now that QEMU has the descriptors."""
-    room = headroom.measure(footprint.pid)
-    needs = plan.needs(
-        room, workers=footprint.workers, handed_over=plan.HANDED_OVER, own=_own_threads()
-    )
+    own, room = _measured(footprint.pid)
+    needs = plan.needs(room, workers=footprint.workers, handed_over=plan.HANDED_OVER, own=own)
     tightest = plan.tightest(needs)
     if tightest is not None and tightest.channels < channels:
         error = _refused(footprint.pid, tightest, channels, is_demanded=False)
@@ -163,10 +165,27 @@ def recheck(footprint: Footprint, channels: int) -> None:
         raise error
 
 
-def _own_threads() -> dict[str, int]:
-    """Return how many threads we may still start, by limit. Raises TooLittleLeft if too few."""
-    room = headroom.measure(os.getpid())
-    needed = max(_OWN_THREADS - len(os.listdir("/proc/self/task")), 0)
+def _measured(pid: int | None) -> tuple[dict[str, int], Headroom]:
+    """Return how many threads we may still start, by limit, and what is left to process ``pid``.
+
+    Raises TooLittleLeft where the threads are too few. A thread of ours that ends in between would
+    be counted as taken, and as still to be taken; on a busy host many have yet to end.
+    """
+    for _ in range(_LOOKS):
+        count = _count()
+        own, room = headroom.measure(os.getpid()), headroom.measure(pid)
+        if count <= _OWN_THREADS and count == _count():
+            break
+        time.sleep(_MOMENT)
+    return _own_threads(own, max(_OWN_THREADS - count, 0)), room
+
+
+def _count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _own_threads(room: Headroom, needed: int) -> dict[str, int]:
+    """Return the ``needed`` threads by limit. Raises TooLittleLeft where fewer are left."""
     for limit in room.threads:
         if limit.left < needed:
             threads = "thread" if limit.left == 1 else "threads"
