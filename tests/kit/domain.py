@@ -91,8 +91,18 @@ class Domain:
 
     def wait_state(self, *wanted: str, timeout: float = wait.LONG) -> str:
         """Wait until the state is or begins with one of ``wanted``; return it."""
-        wait.until(lambda: self.state().startswith(wanted), timeout=timeout, what=f"state {wanted}")
-        return self.state()
+        found = ""
+
+        def is_there() -> bool:
+            nonlocal found
+            found = self.state()
+            return found.startswith(wanted)
+
+        try:
+            wait.until(is_there, timeout=timeout, what=f"state {wanted}")
+        except AssertionError as late:
+            raise AssertionError(f"{late}; the state was {found!r}") from None
+        return found
 
     def xml(self, *options: str) -> str:
         """Return the definition as ``virsh dumpxml`` does: of now, while the domain is active."""
