@@ -67,6 +67,19 @@ def test_libvirt_notices_the_end_only_once_the_process_is_gone(daemon: Daemon) -
         guest.wait_state("shut off")
 
 
+def test_descriptors_that_are_closed_meanwhile_are_passed_over(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As QEMU closes what a save had open, while we look at what it has open."""
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: ["99999", *listdir(path), "99999"])
+    with small(daemon) as guest:
+        found = process.identity(guest.pid)
+        assert found is not None
+        with kept_open.connections(*found) as count:
+            assert count == 1
+
+
 def test_no_connection_of_a_process_that_is_gone(daemon: Daemon) -> None:
     with small(daemon) as guest:
         found = process.identity(guest.pid)

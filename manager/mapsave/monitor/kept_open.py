@@ -8,6 +8,7 @@ that off to the moment when there is nothing left to wait for.
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -41,15 +42,30 @@ def _duplicates(pid: int, started: int) -> Iterator[socket.socket]:
         if not process.alive(pid, started):
             return  # the pid is another's by now
         for name in os.listdir(f"/proc/{pid}/fd"):
-            if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                continue
-            found = socket.socket(fileno=duplicate(pidfd, int(name)))
-            if _is_connected_to_monitor(found):
+            found = _socket(pid, pidfd, name)
+            if found is not None and _is_connected_to_monitor(found):
                 yield found
-            else:
+            elif found is not None:
                 found.close()
     finally:
         os.close(pidfd)
+
+
+def _socket(pid: int, pidfd: int, name: str) -> socket.socket | None:
+    """Return a duplicate of a descriptor that is a socket; None of another. Raises OSError."""
+    try:
+        if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+            return None
+        number = duplicate(pidfd, int(name))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EBADF):
+            return None  # closed since it was listed, as QEMU does with what the save had open
+        raise
+    try:
+        return socket.socket(fileno=number)
+    except OSError:
+        os.close(number)  # the number is another file's by now
+        return None
 
 
 def _is_connected_to_monitor(found: socket.socket) -> bool:
