@@ -111,16 +111,23 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         raise
 
 
+async def in_time(function: Callable[..., T], *arguments: object) -> T:
+    """Run a blocking function off the event loop, to its end. Raises Hangs after a minute."""
+    return await whole(blocking.within(blocking.ANSWER, function, *arguments))
+
+
 @contextlib.asynccontextmanager
 async def entered(
     context: contextlib.AbstractContextManager[T],
     on_hang: Callable[[T], object] = lambda _: None,
     *,
     seconds: float | None = None,
+    is_used: bool = True,
 ) -> AsyncIterator[T]:
     """Enter and leave ``context``, which blocks, off the event loop.
 
-    Calls that were left alone in the meantime use what it closes, so they end first. Where that, or
+    Calls that were left alone in the meantime may use what it closes, so they end first, unless it
+    is not ``is_used`` by them. Where that, or
     the end itself, takes longer than ``seconds`` (``blocking.ANSWER``), ``on_hang`` is called with
     what was entered, and the end comes when it comes; at once where those calls had their time, and
     no cancellation cut it short. Raises Hangs where it is not entered in time.
@@ -138,6 +145,8 @@ async def entered(
             yield value
         except BaseException as error:
             caught = error
+    if not is_used:
+        calls.clear()
     if not isinstance(caught, asyncio.CancelledError) and not all(each.done() for each in calls):
         limit = 0.0
     try:

@@ -6,8 +6,9 @@ WHERE is ``before`` or ``after`` the STEP is recorded; the first time the step c
 STEP ``end`` is when all is done but the removal of the journal. SIGKILL ends the process there and
 then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid before a
 deadly one, ``1234:KILL``, sends it to that process, to QEMU, and waits for its end;
-``child:KILL`` to what mapsave has started: the destination of a restore. The file that
-MAPSAVE_TEST_MET names gets a line when it happens.
+``child:KILL`` to what mapsave has started: the destination of a restore. ``STOP=2.5`` leaves
+storage so many seconds for each answer from then on. The file that MAPSAVE_TEST_MET names gets a
+line when it happens.
 """
 
 import contextlib
@@ -20,10 +21,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mapsave import blocking
 from mapsave.cli import interruption, main
 from mapsave.operations import journal
 
 END = "end"
+_STOPPING = [number.name for number in interruption.SIGNALS]
 # Seconds that another process may take to end, and the work to hear of a signal to ourselves.
 _MOST = 240.0
 _heard = threading.Event()
@@ -62,7 +65,8 @@ def strike(signals: str) -> None:
             _end(target, signal.Signals[f"SIG{names}"])
         return
     for name in names.split("+"):
-        if name == "STOP":
+        if name.startswith("STOP"):
+            blocking.ANSWER = float(name.partition("=")[2] or blocking.ANSWER)
             # Sent to the process, another thread may take it, and this one goes on until then.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         else:
@@ -83,7 +87,7 @@ def _end(pid: int, number: signal.Signals) -> None:
 
 
 def _is_to_stop(names: str) -> bool:
-    return any(signal.Signals[f"SIG{name}"] in interruption.SIGNALS for name in names.split("+"))
+    return any(f"SIG{name}" in _STOPPING for name in names.split("+"))
 
 
 def _is_waited_for() -> bool:

@@ -74,9 +74,13 @@ def stopped(
     step: str,
     *arguments: str | os.PathLike[str],
     env: Mapping[str, str] | None = None,
+    answer: float | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run ``mapsave`` up to right after ``step``, where it stands still; then let it end."""
-    command = killer("after", step, "STOP")
+    """Run ``mapsave`` up to right after ``step``, where it stands still; then let it end.
+
+    ``answer``: seconds that storage gets from then on.
+    """
+    command = killer("after", step, "STOP" if answer is None else f"STOP={answer}")
     with site.start(*arguments, env=env, command=command) as process:
         wait.until(lambda: stands_still(process), what=f"mapsave to stop at {step}")
         yield process

@@ -163,6 +163,61 @@ def test_the_state_directory(site: cli.Site, tmp_path: Path, words: tuple[str, .
             assert not list((place / "journal").iterdir())
 
 
+@pytest.mark.parametrize("step", ["hand-over", "migrate", "complete"])
+def test_the_state_directory_in_a_save(site: cli.Site, tmp_path: Path, step: str) -> None:
+    """A step that cannot be recorded is not taken: the guest runs again, in time."""
+    with passthrough.mounted(tmp_path) as place:
+        site.settings["state"] = str(place)
+        with qemu.guest(site, NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
+            save = ("save", NAME, "--image", IMAGE, "--json")
+            with struck.stopped(site, step, *save, answer=2.0) as process:
+                with passthrough.hanging(place, "write", "fsync", "unlink"):
+                    process.send_signal(signal.SIGCONT)
+                    error = printed(process)["error"]
+                    assert "its storage hangs" in error["message"]
+                    assert guest.status() == "running"
+                assert process.wait(wait.LONG) == 4
+            site.run("recover", check=0)
+            assert guest.status() == "running"
+            assert struck.states(site) == {}
+
+
+def test_the_state_directory_after_a_commit(site: cli.Site, tmp_path: Path) -> None:
+    """The image is good: the guest exits, and what could not be written is a warning."""
+    with passthrough.mounted(tmp_path) as place:
+        site.settings["state"] = str(place)
+        with qemu.guest(site, NAME, ram=patterns.dense, memory="24M", paused=False) as guest:
+            save = ("save", NAME, "--image", IMAGE, "--json")
+            with struck.stopped(site, "commit", *save, answer=2.0) as process:
+                with passthrough.hanging(place, "write", "fsync", "unlink"):
+                    process.send_signal(signal.SIGCONT)
+                    warnings = " ".join(printed(process)["warnings"])
+                    assert "could not be recorded as where its guest is" in warnings
+                    assert "cannot write the journal" in warnings
+                    guest.wait()
+                assert process.wait(wait.LONG) == 0
+            site.run("recover", check=0)
+            assert struck.states(site) == {IMAGE: "saved"}
+
+
+@pytest.mark.parametrize("step", ["launch", "load"])
+def test_the_state_directory_in_a_restore(site: cli.Site, tmp_path: Path, step: str) -> None:
+    """The destination is ended again, and the image is as before."""
+    with passthrough.mounted(tmp_path) as place:
+        site.settings["state"] = str(place)
+        with scene.saved(site, memory="24M") as saved:
+            image = saved.image
+            restore = ("restore", image, "--instant", "off", "--json")
+            with struck.stopped(site, step, *restore, answer=2.0) as process:
+                with passthrough.hanging(place, "write", "fsync", "unlink"):
+                    process.send_signal(signal.SIGCONT)
+                    error = printed(process)["error"]
+                    assert "its storage hangs" in error["message"]
+                assert process.wait(wait.LONG) == 5
+            site.run("recover", check=0)
+            saved.comes_back(site, "--instant", "off")
+
+
 def test_the_service_goes_on(site: cli.Site, place: Path) -> None:
     """What hangs is cancelled, and no one else waits for it; it is recovered afterwards."""
     command = impatient("mapsave.blocking", "ANSWER", 2.0)

@@ -31,12 +31,12 @@ FACTS: dict[str, Any] = msgspec.to_builtins(BEGUN)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> bytes:
+async def data(tmp_path: Path) -> bytes:
     """The bytes of a journal as a save writes it."""
-    with journal.operation(tmp_path, "save", BEGUN) as log:
-        log.step(Step.LABEL, uuid="of-the-image")
+    async with journal.operation(tmp_path, "save", BEGUN) as log:
+        await log.step(Step.LABEL, uuid="of-the-image")
         for step in STEPS[2:]:
-            log.step(Step(step))
+            await log.step(Step(step))
         return log.path.read_bytes()
 
 
@@ -161,14 +161,14 @@ def test_a_step_is_added_behind_damage_and_behind_a_torn_line(data: bytes, tmp_p
         assert (found.is_damaged, found.is_unsure) == (is_damaged, False)
 
 
-def test_a_step_that_was_not_written_is_not_in_the_file(
+async def test_a_step_that_was_not_written_is_not_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.write
-    with journal.operation(tmp_path, "save", BEGUN) as log:
+    async with journal.operation(tmp_path, "save", BEGUN) as log:
         with monkeypatch.context() as patch, pytest.raises(journal.JournalUnwritable):
             patch.setattr(os, "write", lambda fd, text: write(fd, text[:9]))
-            log.step(Step.LABEL)
-        log.step(Step.TIDY)
+            await log.step(Step.LABEL)
+        await log.step(Step.TIDY)
         found = journal_file.read(log.path)
         assert (found.steps, found.is_damaged) == (("begin", "tidy"), False)

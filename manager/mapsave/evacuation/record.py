@@ -113,7 +113,7 @@ class Record:
     async def write(self) -> None:
         """Bring the record to stable storage, off the event loop. Raises OSError."""
         async with self._writing:
-            await shielded.in_thread(_replace, self.path, self.entries)
+            await shielded.in_time(_replace, self.path, self.entries)
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ async def _around(
         return tuple(more.get(moment, ()))
 
     async def run_behind(moment: Moment, **outcome_facts: object) -> None:
-        _note(log, moment, outcome_facts)
+        await _note(log, moment, outcome_facts)
         if not (hooks.of(moment) or more.get(moment)):
             return
         report(progress.Progress(moment))
@@ -171,11 +171,11 @@ async def _around(
             _log.warning("the hooks of %s were cancelled; the outcome does not change", moment)
 
     log: journal.Journal | None = None
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         try:
             begun = {**facts, "of": kind, "more": more, "began": time.time()}
             await answering.check(config.state, writable=True)
-            log = stack.enter_context(journal.around(config.state, begun))
+            log = await stack.enter_async_context(journal.around(config.state, begun))
             await run(before)
             result = await work()
         except (Exception, asyncio.CancelledError) as error:
@@ -190,13 +190,13 @@ async def _around(
     return result
 
 
-def _note(log: journal.Journal | None, moment: Moment, facts: Facts) -> None:
+async def _note(log: journal.Journal | None, moment: Moment, facts: Facts) -> None:
     """Write down what the hooks of ``moment`` receive, for one who finds that we died of it."""
     if log is None:
         return
     try:
         facts = json.loads(json.dumps(facts, default=str))
-        log.record(Step.BEHIND, {"moment": moment, **facts})
+        await log.recorded(Step.BEHIND, {"moment": moment, **facts})
     except OSError as error:
         _log.warning("cannot record the hooks of %s in the journal: %s", moment, error.strerror)
 

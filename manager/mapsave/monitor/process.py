@@ -185,3 +185,12 @@ def unwritten_bytes() -> int:
     """Return how much of this host's page cache is still to be written; 0 where it is not said."""
     found = re.findall(rb"^(?:Dirty|Writeback):\s+(\d+) kB$", read("meminfo") or b"", re.MULTILINE)
     return sum(map(int, found)) * 1024
+
+
+def boot_id() -> str | None:
+    """Return what names this boot of the host (random(4)); None where the kernel reports none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return None

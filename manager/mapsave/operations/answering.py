@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
-from mapsave import blocking, errors
+from mapsave import blocking, errors, shielded
 from mapsave.image import descriptors, store
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 # The calls that hang, by their directories: who tries again and again must not add to them.
 _hung: dict[str, list[futures.Future[Any]]] = {}
@@ -58,6 +61,14 @@ async def check(directory: str | os.PathLike[str], *, writable: bool = False) ->
     What else may be wrong with it is left to the caller.
     """
     await within(directory, _look, directory, writable)
+
+
+async def noted(function: Callable[..., object], *arguments: object) -> None:
+    """Do what only helps later; that it could not be done in time is logged."""
+    try:
+        await shielded.in_time(function, *arguments)
+    except blocking.Hangs as error:
+        _log.warning("%s in the state directory: %s", function.__name__, error.strerror)
 
 
 def _look(directory: str | os.PathLike[str], writable: bool) -> None:

@@ -45,7 +45,7 @@ async def note(config: Config, name: str, target: Destination) -> None:
     need = os.W_OK | os.X_OK
     with errors.explained(work, config.state, need, otherwise=errors.RestoreFailed):
         raw = msgspec.json.encode(clone)
-        await shielded.in_thread(process_files.write, config.state, _PART, target.identity, raw)
+        await shielded.in_time(process_files.write, config.state, _PART, target.identity, raw)
 
 
 def everyone(state: Path) -> Iterator[Running | errors.Refused]:

@@ -73,7 +73,7 @@ async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destinatio
     if request.into is not None:
         why_not = instant.not_launched(asked.settings.instant, "a QEMU that waits").why_not
         monitor = attach.Monitor.at(request.into)
-        log.step(Step.ATTACH, monitor=monitor)
+        await log.step(Step.ATTACH, monitor=monitor)
         with locks.held(config.state, f"the destination {request.into!r}", monitor.key):
             async with destination.waiting_at(request.into) as target:
                 target.why_not_instant = why_not
@@ -91,7 +91,7 @@ async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destinatio
         started = instant.launched(command, decision, start)
     if decision.mapped:
         _warm(asked)
-    log.step(Step.LAUNCH, monitor=monitor)
+    await log.step(Step.LAUNCH, monitor=monitor)
     with locks.held(config.state, f"guest {guest.name!r}", monitor.key):
         async with started as target:
             if not target.mapped and not target.why_not_instant:

@@ -56,7 +56,7 @@ async def to_user(handed: Handed, *, runs: bool) -> str:
         unmark, taken = await _marked(handed)
         try:
             if runs:
-                log.step(Step.RUN)
+                await log.step(Step.RUN)
                 await session.resume()
         except journal.JournalUnwritable:
             await blocking.call(unmark)
@@ -96,7 +96,7 @@ async def _marked(handed: Handed) -> tuple[Callable[[], None], list[str]]:
     """Do as ``_mark``, but for a clone, whose image stays as it is."""
     if handed.is_clone:
         return lambda: None, []
-    handed.log.step(Step.MARK)
+    await handed.log.step(Step.MARK)
     pid = handed.target.session.pid
     return await blocking.call(_mark, handed.config, handed.opened, pid, handed.log)
 

@@ -220,7 +220,7 @@ async def lives_on(
     work = f"note in {str(start.state)!r} that the image is in use"
     need = os.W_OK | os.X_OK
     with errors.explained(work, start.state, need, otherwise=errors.LaunchFailed):
-        await shielded.in_thread(in_use.note, start.state, user)
+        await shielded.in_time(in_use.note, start.state, user)
     target.mapped = decision.mapped
 
 

@@ -21,8 +21,9 @@ from typing import Unpack
 
 import msgspec
 
-from mapsave import errors, file_lock, shielded
-from mapsave.operations import journal_file, locks
+from mapsave import blocking, errors, file_lock, shielded
+from mapsave.monitor import process
+from mapsave.operations import answering, journal_file, locks
 from mapsave.operations.begun import Begun, Noted
 from mapsave.operations.steps import Step
 
@@ -32,7 +33,6 @@ BLANK = "it is empty"
 _UNREADABLE = "it cannot be read"
 FINISHED = "already finished; only its journal was left"
 _AROUND = "around"
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"  # random(4): another one after each boot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +100,29 @@ class Journal:
         self.warnings: list[str] = []
         self.is_settled = True  # nothing is left to undo
         self._watch = watch
+        self._hangs: blocking.Hangs | None = None
 
-    def step(self, step: Step, **noted: Unpack[Noted]) -> None:
-        """Record that ``step`` is about to be taken, durably. Raises JournalUnwritable."""
+    async def step(self, step: Step, **noted: Unpack[Noted]) -> None:
+        """Record that ``step`` is about to be taken, durably; cancelled, wait for that.
+
+        Raises JournalUnwritable, as well where the storage hangs: at once the next time.
+        """
         data = msgspec.to_builtins(noted)
-        self.record(step, data)
+        await self.recorded(step, data)
         self.show(step, data)
 
-    async def step_in_thread(self, step: Step, **noted: Unpack[Noted]) -> None:
-        """Do as ``step`` off the event loop; cancelled, it waits until the step is recorded."""
-        data = msgspec.to_builtins(noted)
-        await shielded.in_thread(self.record, step, data)
-        self.show(step, data)
+    async def recorded(self, step: Step, data: Mapping[str, object]) -> None:
+        """Do as ``record`` off the event loop, within a limit, and as ``step`` where that fails."""
+        try:
+            if self._hangs is not None:
+                raise self._hangs
+            await shielded.in_time(self.record, step, data)
+        except blocking.Hangs as error:
+            self._hangs = error
+            raise JournalUnwritable(error.errno, error.strerror, str(self.path)) from None
 
     def step_for(self, loop: asyncio.AbstractEventLoop, step: Step, **noted: Unpack[Noted]) -> None:
-        """Do as ``step`` in another thread than the one of ``loop``, which is the watcher's."""
+        """Do as ``step``, in another thread than the one of ``loop``, which is the watcher's."""
         data = msgspec.to_builtins(noted)
         self.record(step, data)
         loop.call_soon_threadsafe(self.show, step, data)
@@ -144,28 +152,26 @@ class Journal:
         self.is_settled = False
 
 
-@contextlib.contextmanager
-def operation(state: Path, kind: str, begun: Begun) -> Iterator[Journal]:
+@contextlib.asynccontextmanager
+async def operation(state: Path, kind: str, begun: Begun) -> AsyncIterator[Journal]:
     """Begin the journal of an operation of ``kind`` with what recovery must know of it.
 
-    The file goes at the end, unless the operation said ``unsettled``.
-
-    Raises Refused where the journal cannot be written: without one nothing is begun.
+    The file goes at the end, unless the operation said ``unsettled``. Raises Refused where the
+    journal cannot be written, BadDirectory where its storage hangs: without one nothing is begun.
     """
-    with contextlib.ExitStack() as stack:
-        journal, data = _begin(stack, state, kind, msgspec.to_builtins(begun))
+    facts = msgspec.to_builtins(begun)
+    async with _written(state, kind, facts) as (journal, data):
         journal.show(Step.BEGIN, data)
         yield journal
 
 
-@contextlib.contextmanager
-def around(state: Path, facts: Mapping[str, object]) -> Iterator[Journal]:
+@contextlib.asynccontextmanager
+async def around(state: Path, facts: Mapping[str, object]) -> AsyncIterator[Journal]:
     """Begin the journal of the hooks around an operation, whose own names it as ``within``.
 
-    No one watches its steps. Raises Refused.
+    No one watches its steps. Raises Refused, BadDirectory.
     """
-    with contextlib.ExitStack() as stack:
-        journal, _ = _begin(stack, state, _AROUND, facts)
+    async with _written(state, _AROUND, facts) as (journal, _):
         token = _within.set(journal.path.name)
         try:
             yield journal
@@ -174,40 +180,48 @@ def around(state: Path, facts: Mapping[str, object]) -> Iterator[Journal]:
 
 
 @contextlib.asynccontextmanager
-async def operation_in_thread(state: Path, kind: str, begun: Begun) -> AsyncIterator[Journal]:
-    """Do as ``operation`` does, off the event loop: a disk may take seconds for the beginning."""
-    with contextlib.ExitStack() as stack:
-        facts = msgspec.to_builtins(begun)
-        journal, data = await shielded.in_thread(_begin, stack, state, kind, facts)
-        journal.show(Step.BEGIN, data)
-        yield journal
+async def _written(
+    state: Path, kind: str, facts: Mapping[str, object]
+) -> AsyncIterator[tuple[Journal, dict[str, object]]]:
+    """Begin and end a journal off the event loop; a disk may take seconds for either."""
+    entering = shielded.entered(
+        _owned(state, kind, facts),
+        lambda left: left[0].warn("remove", blocking.hangs(blocking.ANSWER)),
+        is_used=False,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        with answering.reported(state):
+            found = await stack.enter_async_context(entering)
+        yield found
 
 
-def _begin(
-    stack: contextlib.ExitStack, state: Path, kind: str, facts: Mapping[str, object]
-) -> tuple[Journal, dict[str, object]]:
-    """Make a journal whose end is in ``stack``; return it with the data of its first step."""
+@contextlib.contextmanager
+def _owned(
+    state: Path, kind: str, facts: Mapping[str, object]
+) -> Iterator[tuple[Journal, dict[str, object]]]:
+    """Make a journal, which ends with the context; yield it with the data of its first step."""
     directory = locks.state_directory(state, "journal")
-    begun = {"kind": kind, "manager_pid": os.getpid(), "boot": boot_id(), **facts}
+    begun = {"kind": kind, "manager_pid": os.getpid(), "boot": process.boot_id(), **facts}
     watch, within = _watch.get(), _within.get()
     if watch is not None:
         begun["operation"] = watch.operation
     if within is not None:
         begun["within"] = within
-    with errors.explained(
-        f"write the journal in {str(directory)!r}",
-        directory,
-        os.R_OK | os.W_OK | os.X_OK,
-        otherwise=errors.Refused,
-        hint="free some space there, or set 'state:' in the configuration",
-    ):
-        path, fd = _create(directory, kind)
-        journal = Journal(fd, path, None if kind == _AROUND else watch)
-        stack.callback(journal.writer.close)
-        stack.callback(_end, journal, path)
-        journal.record(Step.BEGIN, begun)
-        locks.sync_directory(directory)
-    return journal, begun
+    with contextlib.ExitStack() as stack:
+        with errors.explained(
+            f"write the journal in {str(directory)!r}",
+            directory,
+            os.R_OK | os.W_OK | os.X_OK,
+            otherwise=errors.Refused,
+            hint="free some space there, or set 'state:' in the configuration",
+        ):
+            path, fd = _create(directory, kind)
+            journal = Journal(fd, path, None if kind == _AROUND else watch)
+            stack.callback(journal.writer.close)
+            stack.callback(_end, journal, path)
+            journal.record(Step.BEGIN, begun)
+            locks.sync_directory(directory)
+        yield journal, begun
 
 
 def _create(directory: Path, kind: str) -> tuple[Path, int]:
@@ -232,15 +246,6 @@ def _end(journal: Journal, path: Path) -> None:
         journal.warn("remove", error)
         with contextlib.suppress(OSError):  # recovery then knows that there is nothing to do
             journal.record(Step.TIDY, {"outcome": FINISHED})
-
-
-def boot_id() -> str | None:
-    """Return what names this boot of the host; None where the kernel does not report it."""
-    try:
-        with open(_BOOT_ID, encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError:
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +280,7 @@ class Orphan:
     @property
     def is_of_this_boot(self) -> bool:
         """Whether the host is up since; if not, pids are void, and unsynced data may be lost."""
-        return self.facts.get("boot") == boot_id()
+        return self.facts.get("boot") == process.boot_id()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from mapsave import errors
 from mapsave.migration import parameters
 from mapsave.monitor import fdset, process
 from mapsave.monitor.session import Session
-from mapsave.operations import journal, locks, process_files
+from mapsave.operations import locks, process_files
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def note(state: Path, qemu: tuple[int, int] | None, what: str) -> None:
     """
     if qemu is None:
         return
-    facts = {"pid": qemu[0], "process_started": qemu[1], "boot": journal.boot_id()}
+    facts = {"pid": qemu[0], "process_started": qemu[1], "boot": process.boot_id()}
     try:
         path = process_files.path(state, _PART, qemu)
         locks.replace(path, json.dumps({**facts, "time": time.time(), "what": what}))

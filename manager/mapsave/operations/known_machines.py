@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from mapsave import errors, shielded, together, typed
+from mapsave import errors, together, typed
 from mapsave.image import ownership
 from mapsave.image.metadata import HardwarePart
 from mapsave.monitor import process
 from mapsave.monitor.session import Session
-from mapsave.operations import hardware, journal, locks, trust
+from mapsave.operations import answering, hardware, locks, trust
 
 _PART = "machines"
 _SUFFIX = ".json"
@@ -74,7 +74,7 @@ async def query(session: Session, state: Path) -> Machine:
     found = Machine(asked_type.result(), seen_by_guest.result())
     if name is not None and found.hardware is not None:
         settled = Settled(found.type, hardware.options(found.hardware))
-        await shielded.in_thread(remember, state, name, settled)
+        await answering.noted(remember, state, name, settled)
     return found
 
 
@@ -91,7 +91,7 @@ def key(pid: int) -> str | None:
     except OSError:
         return None
     version = (program.st_dev, program.st_ino, program.st_size, program.st_mtime_ns)
-    facts = (journal.boot_id(), user, version, words)
+    facts = (process.boot_id(), user, version, words)
     return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:32]
 
 

@@ -9,6 +9,7 @@ from mapsave.image.libvirt_header import NewLibvirtHeader
 from mapsave.image.metadata import DomainPart, Metadata, ProcessPart
 from mapsave.image.validation import Contents
 from mapsave.labels.label import Label
+from mapsave.monitor.process import boot_id
 from mapsave.operations import facts as guest_facts
 from mapsave.operations import journal
 from mapsave.operations.save_request import Request
@@ -68,7 +69,7 @@ def process(found: guest_facts.Facts) -> ProcessPart | None:
     if found.process is None:
         return None
     pid, started = found.process
-    return {"pid": pid, "started": started, "boot": journal.boot_id()}
+    return {"pid": pid, "started": started, "boot": boot_id()}
 
 
 def libvirt_header(found: guest_facts.Facts, request: Request) -> NewLibvirtHeader | None:

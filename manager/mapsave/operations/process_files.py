@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mapsave import errors
 from mapsave.monitor import process
-from mapsave.operations import journal, locks
+from mapsave.operations import locks
 
 _SUFFIX = ".json"
 
@@ -28,7 +28,7 @@ def write(state: Path, part: str, qemu: tuple[int, int], text: bytes) -> None:
 
 
 def _boot() -> str:
-    return journal.boot_id() or "unknown"
+    return process.boot_id() or "unknown"
 
 
 def sweep(state: Path, part: str) -> None:

@@ -168,7 +168,7 @@ async def _restore(
                 through_libvirt=request.through_libvirt,
                 is_clone=request.is_clone,
             )
-            with journal.operation(config.state, "restore", begun) as log:
+            async with journal.operation(config.state, "restore", begun) as log:
                 asked = destination_choice.Asked(
                     config=config,
                     request=planned.settled(request),
@@ -245,7 +245,7 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     chosen = job.planned.strategy
     if target.is_loaded:
         pid, started = _process(session)
-        job.log.step(Step.LOADED, pid=pid, process_started=started)
+        await job.log.step(Step.LOADED, pid=pid, process_started=started)
         here = await known_machines.query(session, job.config.state)
         target.warnings += hardware.compare(here.hardware, opened.metadata, force=job.request.force)
     else:
@@ -263,7 +263,7 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
         labelled = restore_labels.applied(labels, aim, job.log)
         if domain is None:
             await clone_notes.note(job.config, job.guest, target)
-        with contextlib.nullcontext(left) if job.request.is_clone else labelled as left:
+        async with contextlib.nullcontext(left) if job.request.is_clone else labelled as left:
             phases.enter("read")
             chosen = await _transfer(job, target, takes)
     phases.enter("run")
@@ -272,7 +272,7 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
     if not job.log.is_settled:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(OSError):
-            job.log.step(Step.TIDY)
+            await job.log.step(Step.TIDY)
     seconds = phases.seconds()
     is_read = not target.is_loaded and not target.mapped
     done = RestoreResult(
@@ -340,7 +340,7 @@ async def _transfer(
         # A destination without -S would run as soon as it is loaded; `stop` makes it wait for us.
         await session.execute("stop")
     pid, started = _process(session)
-    job.log.step(Step.LOAD, fdset=number, settings=found, pid=pid, process_started=started)
+    await job.log.step(Step.LOAD, fdset=number, settings=found, pid=pid, process_started=started)
     try:
         paired = instant.paired(opened, job.contents, target, direct_io=chosen.direct_io)
         async with (

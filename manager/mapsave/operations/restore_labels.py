@@ -7,24 +7,26 @@ context yet. It is expected in the one that it was saved from, which the image r
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 
-from mapsave import typed
+from mapsave import shielded, typed
 from mapsave.image.image import Image
 from mapsave.labels import labelling
 from mapsave.labels.label import Label, Problem, Target
 from mapsave.labels.policy import Policy
-from mapsave.operations import save_request, turns
+from mapsave.operations import answering, save_request, turns
 from mapsave.operations.journal import Journal
 from mapsave.operations.steps import Step
 
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def applied(labels: labelling.Labelling, target: Target, log: Journal) -> Iterator[list[Problem]]:
+@contextlib.asynccontextmanager
+async def applied(
+    labels: labelling.Labelling, target: Target, log: Journal
+) -> AsyncIterator[list[Problem]]:
     """Label the image for QEMU to read, and take that back; both are journalled before.
 
     What cannot be taken back is yielded, for ``mapsave recover``. Raises LabelRefused and its kin.
@@ -36,10 +38,10 @@ def applied(labels: labelling.Labelling, target: Target, log: Journal) -> Iterat
         log.unsettled()
 
     directory, file = os.path.split(os.path.realpath(target.path))
-    labels.check(directory, target.pid, "restore", [file])
-    if (intended := labels.intended(target)) is not None:
-        log.step(Step.LABEL, label=intended)
-    with labels.applied(target, on_left):
+    await answering.within(directory, labels.check, directory, target.pid, "restore", [file])
+    if (intended := await answering.within(directory, labels.intended, target)) is not None:
+        await log.step(Step.LABEL, label=intended)
+    async with shielded.entered(labels.applied(target, on_left), lambda _: log.unsettled()):
         yield left
 
 
@@ -55,9 +57,11 @@ async def before_start(policy: Policy, opened: Image, log: Journal) -> AsyncIter
         yield
         return
     target = Target(opened.fd, opened.path, (), None, "restore", expected)
-    async with turns.taken(log.state, "label", opened.block.uuid):
-        with applied(save_request.policy_labelling(policy), target, log) as left:
-            yield
+    async with (
+        turns.taken(log.state, "label", opened.block.uuid),
+        applied(save_request.policy_labelling(policy), target, log) as left,
+    ):
+        yield
     log.warnings += [problem.text for problem in left]
 
 

@@ -9,7 +9,7 @@ from mapsave.image.image import Image
 from mapsave.image.metadata import PlanPart
 from mapsave.image.validation import Contents
 from mapsave.key_types import Switch
-from mapsave.operations import learning, limits
+from mapsave.operations import answering, learning, limits
 from mapsave.operations.restore_request import Request
 from mapsave.plan import planner, sharing, strategy
 from mapsave.plan.strategy import Most, ReadStrategy
@@ -80,4 +80,4 @@ async def learn_from(
     """Correct later predictions by how long reading took, where it was done as predicted."""
     if chosen.is_as_planned and not share.was_shared:
         found = chosen.plan.chosen
-        await shielded.in_thread(learning.note, config.state, opened.fd, opened.path, found, took)
+        await answering.noted(learning.note, config.state, opened.fd, opened.path, found, took)

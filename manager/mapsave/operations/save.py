@@ -6,7 +6,6 @@ contexts they open are the order in which things are undone, whatever goes wrong
 
 import asyncio
 import contextlib
-import functools
 import os
 from collections.abc import AsyncIterator, Iterator
 
@@ -19,6 +18,7 @@ from mapsave.image.image import Partial
 from mapsave.labels.label import Target
 from mapsave.migration import guest_state, progress
 from mapsave.migration.progress import Phases, Report
+from mapsave.monitor import process
 from mapsave.operations import (
     aftermath,
     answering,
@@ -89,9 +89,7 @@ async def _save(
             await preflight.learn(config, measures=not request.is_urgent)
             strategy = preflight.strategy(share.most(DEFAULT_CHANNELS))
             if found.domain is not None:
-                await shielded.in_thread(
-                    functools.partial(known_domains.remember, config.state, found.domain)
-                )
+                await answering.noted(known_domains.remember, config.state, found.domain)
             known = metadata.before(guest.name, found, strategy, request)
             pid, started = found.process or (None, None)
             begun = SaveBegun(
@@ -110,10 +108,10 @@ async def _save(
                 settings=found.settings,
                 fdset=found.free_fdset,
             )
-            async with journal.operation_in_thread(config.state, "save", begun) as log:
+            async with journal.operation(config.state, "save", begun) as log:
                 known["recovery"] = {
                     "journal": log.path.name,
-                    "boot": journal.boot_id(),
+                    "boot": process.boot_id(),
                     **msgspec.to_builtins(begun),
                 }
                 with session.events("MIGRATION", "RESUME") as events:
@@ -136,13 +134,11 @@ async def _save(
                         state=config.state,
                         touched=touched,
                     )
-                    await shielded.in_thread(
-                        working_sets.note_reading, config.state, found.lives_on
-                    )
+                    await answering.noted(working_sets.note_reading, config.state, found.lives_on)
                     async with aftermath.reported(job, became):
                         result = await _write(job)
                     if not share.was_shared:
-                        await shielded.in_thread(_learn_from, job)
+                        await answering.noted(_learn_from, job)
             result.warnings += log.warnings
             return result
 
@@ -177,7 +173,7 @@ async def _write(job: SaveJob) -> SaveResult:
     """Create, label, let QEMU write, commit, and do what was asked for ``then``."""
     job.phases.enter("prepare")
     async with contextlib.AsyncExitStack() as stack:
-        made = stack.enter_context(_what_is_left(job))
+        made = await stack.enter_async_context(_what_is_left(job))
         stack.enter_context(_save_failures(job))
         created = shielded.entered(_created(job), _leave)
         partial = await stack.enter_async_context(created)
@@ -186,10 +182,10 @@ async def _write(job: SaveJob) -> SaveResult:
         uuid = str(partial.block.uuid)
         intended = await blocking.within(blocking.ANSWER, job.labelling.intended, target)
         if intended is not None:
-            await job.log.step_in_thread(Step.RULES, label=intended, uuid=uuid)
+            await job.log.step(Step.RULES, label=intended, uuid=uuid)
         labelled = shielded.entered(job.labelling.applied(target, job.on_left))
         applied = await stack.enter_async_context(labelled)
-        await job.log.step_in_thread(Step.LABEL, label=applied.label, uuid=uuid)
+        await job.log.step(Step.LABEL, label=applied.label, uuid=uuid)
         if job.managed is not None:
             await blocking.within(blocking.ANSWER, job.managed.give, partial.fd)
         await blocking.within(blocking.ANSWER, save_transfer.preallocate, job, partial)
@@ -201,7 +197,7 @@ async def _write(job: SaveJob) -> SaveResult:
             before = None
             if job.then == "resume" and outcome is not None and paused.continues:
                 before = await save_commit.compare(job, partial, outcome)
-                await job.log.step_in_thread(Step.RESUME)
+                await job.log.step(Step.RESUME)
                 # Where QEMU refuses or has died, the image is the way back: it is committed, and
                 # what became of the guest is reported after that.
                 try:
@@ -253,8 +249,8 @@ def _leave(partial: Partial) -> None:
     partial.is_left = not partial.is_kept
 
 
-@contextlib.contextmanager
-def _what_is_left(job: SaveJob) -> Iterator[list[Partial]]:
+@contextlib.asynccontextmanager
+async def _what_is_left(job: SaveJob) -> AsyncIterator[list[Partial]]:
     """Keep the journal where a failed save cannot remove its partial image: recovery does it."""
     made: list[Partial] = []
     try:
@@ -265,7 +261,7 @@ def _what_is_left(job: SaveJob) -> Iterator[list[Partial]]:
         job.log.unsettled()
         if not isinstance(error, errors.GuestNotPutBack):
             with contextlib.suppress(journal.JournalUnwritable):
-                job.log.step(Step.TIDY, outcome=journal.FINISHED)
+                await job.log.step(Step.TIDY, outcome=journal.FINISHED)
         if isinstance(error, errors.MapsaveError):
             error.message += f"; its partial image {job.partial_path!r} could not be removed"
             also = "run 'mapsave recover' once the disk works again: it removes the partial image"

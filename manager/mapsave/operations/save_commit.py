@@ -326,14 +326,17 @@ async def commit(
         duration=job.phases.total,
         paused_at=time.time() - paused.seconds() if job.facts.runs else None,
     )
-    await job.log.step_in_thread(Step.COMMIT)
+    await job.log.step(Step.COMMIT)
     await _give_its_name(job, partial, applied, paused, final)
     # Nothing is undone any more, whatever fails: the guest must not run beside its image.
     if job.then != "resume":
         paused.release()
-    noted = await shielded.in_thread(_note_whereabouts, job, partial)
     try:
-        await job.log.step_in_thread(Step.COMMITTED)
+        noted = await shielded.in_time(_note_whereabouts, job, partial)
+    except blocking.Hangs as error:
+        noted = whereabouts.unrecorded(job.path, error)
+    try:
+        await job.log.step(Step.COMMITTED)
     except journal.JournalUnwritable as error:
         # `mapsave recover` knows the image by its uuid as well.
         job.log.warn("write", error)
@@ -343,7 +346,7 @@ async def commit(
     if is_left:
         # The guest is its user's from here on: `mapsave recover` leaves it alone.
         with contextlib.suppress(journal.JournalUnwritable):
-            await job.log.step_in_thread(Step.TIDY)
+            await job.log.step(Step.TIDY)
     result = results.saved(job, partial, paused, applied.label, proven)
     result.warnings[:0] = [problem.text for problem in problems]
     result.warnings += [noted] if noted is not None else []

@@ -217,7 +217,7 @@ async def _transfer(
     pace: Pace | None,
 ) -> outgoing.Outcome:
     offset = partial.block.stream_offset
-    await job.log.step_in_thread(Step.HAND_OVER)
+    await job.log.step(Step.HAND_OVER)
     await _check_state(job)
     fds = (pair.first, pair.second)
     dropped = functools.partial(_refused, job, pair.first)
@@ -228,11 +228,11 @@ async def _transfer(
         fdset.handed_over(job.session, fds, job.fdset, dropped) as path,
     ):
         if job.facts.runs and not job.live and job.given_up is None:
-            await job.log.step_in_thread(Step.PAUSE)
+            await job.log.step(Step.PAUSE)
             await job.session.pause()
             paused.since = time.monotonic()
         limits.recheck(job.facts.footprint, job.strategy.channels)
-        await job.log.step_in_thread(Step.MIGRATE)
+        await job.log.step(Step.MIGRATE)
         job.is_begun = True
         job.phases.enter("write")
         # A small guest is saved before the event of its being resumed could be seen.
@@ -249,7 +249,7 @@ async def _transfer(
         if job.live:
             paused.since = time.monotonic() - (outcome.downtime_ms or 0) / 1000
         await job.resumes.saved()
-        await job.log.step_in_thread(Step.COMPLETE)
+        await job.log.step(Step.COMPLETE)
         job.phases.enter("settle")
         return outcome
 

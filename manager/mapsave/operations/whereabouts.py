@@ -75,11 +75,16 @@ def committed(state: Path, note: Note, *, stays: bool) -> str | None:
         else:
             _write(state, note)
     except (OSError, errors.MapsaveError) as error:
-        return (
-            f"{note.image!r} could not be recorded as where its guest is ({error}): "
-            "'mapsave guard' does not know of it"
-        )
+        return unrecorded(note.image, error)
     return None
+
+
+def unrecorded(path: str, error: Exception) -> str:
+    """Return the warning about an image that ``error`` kept from being noted."""
+    return (
+        f"{path!r} could not be recorded as where its guest is ({error}): "
+        "'mapsave guard' does not know of it"
+    )
 
 
 def began(metadata_time: object) -> float:

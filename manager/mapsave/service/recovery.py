@@ -99,12 +99,13 @@ class Recovery:
         """Return whether an operation is still to be recovered."""
         return operation in self._interrupted
 
-    def ended(self, operation: str) -> None:
+    async def ended(self, operation: str) -> None:
         """Recover again where an operation that has ended left its step journal behind."""
+        state = self._config().state
         try:
-            if operation not in journal_facts.operations(self._config().state):
+            if operation not in await answering.within(state, journal_facts.operations, state):
                 return
-        except OSError as error:
+        except (errors.MapsaveError, OSError) as error:
             # Whether it has is found out by trying.
             _log.error("the step journals cannot be read: %s", error)
         else:

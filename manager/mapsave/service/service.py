@@ -170,7 +170,7 @@ class Service:
             await asyncio.wait(self._background)
 
     def _has_ended(self, ended: Operation) -> None:
-        self.recovery.ended(ended.id)
+        self.spawn(f"look at the journal of {ended.id}", self.recovery.ended(ended.id))
         if ended.kind == "save" and (ended.result or {}).get("digests") == "pending":
             self.digests.saved(str(ended.image))
         webhook = self.config.notify
