@@ -174,7 +174,7 @@ def _measured(pid: int | None) -> tuple[dict[str, int], Headroom]:
     for _ in range(_LOOKS):
         count = _count()
         own, room = headroom.measure(os.getpid()), headroom.measure(pid)
-        if count <= _OWN_THREADS and count == _count():
+        if count == _count():
             break
         time.sleep(_MOMENT)
     return _own_threads(own, max(_OWN_THREADS - count, 0)), room
