@@ -195,6 +195,31 @@ async def test_limits_that_expire_one_after_the_other_are_one(
     assert not [each for each in caplog.records if each.levelname == "CRITICAL"]
 
 
+async def test_cancelled_as_it_is_connected(
+    emulator: Emulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was just connected is disconnected: else its number stays in the event loop's list."""
+    establish, clients = qemu.qmp.QMPClient._establish_session, []
+
+    async def established(client: qemu.qmp.QMPClient) -> None:
+        await establish(client)
+        clients.append(client)
+        asking.cancel()
+
+    async def ask() -> None:
+        async with qmp.connected(emulator.path):
+            raise AssertionError("it was cancelled before")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qemu.qmp.QMPClient, "_establish_session", established)
+        asking = asyncio.ensure_future(ask())
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert [each.runstate for each in clients] == [qemu.qmp.Runstate.IDLE]
+    async with qmp.connected(emulator.path) as session:
+        await session.execute("query-status")
+
+
 @pytest.mark.parametrize(
     "says", [b"", b"SSH-2.0-x\r\n", b"{}\r\n", b'{"QMP": 3}\r\n', b"[" * 5000 + b"\r\n", GREETING]
 )

@@ -199,10 +199,7 @@ async def connected(path: str, *, timeout: float | None = None) -> AsyncIterator
             yield session
         finally:
             watcher.cancel()
-            # What QEMU has not read by then it does not get.
-            with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
-                async with asyncio.timeout(limits.SILENT_TIMEOUT):
-                    await client.disconnect()
+            await _disconnected(client)
 
 
 async def _opened(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QMPClient]:
@@ -241,9 +238,6 @@ async def _opened_once(path: str, timeout: float) -> tuple[socket.socket, qemu.q
             ) from None
         except AssertionError:
             # The library's own: the other end hung up as soon as it had answered.
-            with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await client.disconnect()
             raise errors.Unreachable(
                 f"qmp:{path}: no QMP monitor answered: it hung up"
             ) from ConnectionResetError()
@@ -263,9 +257,23 @@ async def _greeted(client: qemu.qmp.QMPClient, sock: socket.socket, timeout: flo
     try:
         async with asyncio.timeout(timeout):
             await asyncio.shield(negotiating)
-    finally:
+    except BaseException:
         negotiating.cancel()
-        await shielded.whole(asyncio.wait((negotiating,), timeout=limits.SILENT_TIMEOUT))
+        await shielded.whole(_undone(client, negotiating))
+        raise
+
+
+async def _undone(client: qemu.qmp.QMPClient, negotiating: asyncio.Future[None]) -> None:
+    """Wait until the client has undone what it began; it may just have finished it instead."""
+    await asyncio.wait((negotiating,), timeout=limits.SILENT_TIMEOUT)
+    await _disconnected(client)
+
+
+async def _disconnected(client: qemu.qmp.QMPClient) -> None:
+    """Disconnect; what QEMU has not read by then it does not get."""
+    with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+        async with asyncio.timeout(limits.SILENT_TIMEOUT):
+            await client.disconnect()
 
 
 async def connect(path: str, timeout: float) -> socket.socket:
