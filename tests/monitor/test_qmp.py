@@ -220,6 +220,27 @@ async def test_cancelled_as_it_is_connected(
         await session.execute("query-status")
 
 
+async def test_cancelled_as_it_is_disconnected(
+    emulator: Emulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is closed only once the library has let go of it."""
+    disconnect, clients = qemu.qmp.QMPClient.disconnect, []
+
+    async def disconnected(client: qemu.qmp.QMPClient) -> None:
+        clients.append(client)
+        asyncio.get_running_loop().call_soon(asking.cancel)
+        await disconnect(client)
+
+    async def ask() -> None:
+        async with qmp.connected(emulator.path):
+            monkeypatch.setattr(qemu.qmp.QMPClient, "disconnect", disconnected)
+
+    asking = asyncio.ensure_future(ask())
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert [each.runstate for each in clients] == [qemu.qmp.Runstate.IDLE]
+
+
 @pytest.mark.parametrize(
     "says", [b"", b"SSH-2.0-x\r\n", b"{}\r\n", b'{"QMP": 3}\r\n', b"[" * 5000 + b"\r\n", GREETING]
 )

@@ -193,13 +193,16 @@ async def connected(path: str, *, timeout: float | None = None) -> AsyncIterator
     """
     sock, client = await _opened(path, GREETING_TIMEOUT if timeout is None else timeout)
     with contextlib.closing(sock):
-        session = QmpSession(client, path, _version(client), _peer_pid(sock))
-        watcher = asyncio.create_task(session.watch())
         try:
-            yield session
+            session = QmpSession(client, path, _version(client), _peer_pid(sock))
+            watcher = asyncio.create_task(session.watch())
+            try:
+                yield session
+            finally:
+                watcher.cancel()
         finally:
-            watcher.cancel()
-            await _disconnected(client)
+            # Before its socket is closed below it, whose number another one may get then.
+            await shielded.whole(_disconnected(client))
 
 
 async def _opened(path: str, timeout: float) -> tuple[socket.socket, qemu.qmp.QMPClient]:
