@@ -12,7 +12,16 @@ from mapsave import strict_json
 
 # The key that the first word of a list may leave out.
 _IMPLIED = {
+    "audio": "driver",
+    "audiodev": "driver",
+    "blockdev": "driver",
+    "chardev": "backend",
+    "fsdev": "fsdriver",
+    "icount": "shift",
+    "net": "type",
+    "nic": "type",
     "object": "qom-type",
+    "virtfs": "fsdriver",
     "machine": "type",
     "M": "type",
     "device": "driver",

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show the contents of an image.",
     "diff": "Show which pages differ between images.",
     "verify": "Verify that an image is complete.",
+    "prove": "Prove that an image can be loaded.",
     "guests": "List the guests, how each is, and its last image.",
     "list": "List the images of a directory.",
     "discard": "Delete images.",

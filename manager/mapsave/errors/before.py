@@ -149,6 +149,11 @@ class NotInstant(Refused, id="check.instant"):
     why."""
 
 
+class NotProvable(Refused, id="check.not_provable"):
+    """The image cannot be loaded into a throwaway QEMU: the message names what has no null backend,
+    or whose guest it is."""
+
+
 class JournalUnusable(Refused, id="recover.journal"):
     """The step journal of an interrupted operation lacks what recovery needs to know."""
 

@@ -44,6 +44,15 @@ class SaveKeptByQemu(SaveFailed, id="save.kept_by_qemu"):
     again."""
 
 
+class NotProven(SaveFailed, id="proof.failed"):
+    """A throwaway QEMU with the guest's command line could not load the image; the message has
+    QEMU's own reason, and no guest was touched."""
+
+
+class ProofStalled(NotProven, id="proof.stalled", http_status=504):
+    """The throwaway QEMU stopped loading the image, and was killed."""
+
+
 # Exit code 5: the restore failed; the image is as it was before.
 
 

@@ -95,6 +95,14 @@ def read(fd: int, offset: int, size: int) -> Stream:
     return _Reader(Cursor(fd, offset, size)).read()
 
 
+def read_devices(fd: int, size: int) -> tuple[DeviceSection, ...]:
+    """Read what QEMU wrote by ``xen-save-devices-state``: a stream of devices alone.
+
+    Raises as ``read`` does.
+    """
+    return _Reader(Cursor(fd, 0, size)).read_devices()
+
+
 class _Reader:
     """The walk through one stream; its methods follow the order of the bytes."""
 
@@ -134,6 +142,11 @@ class _Reader:
             description_length=description_length,
             end=self._at.offset,
         )
+
+    def read_devices(self) -> tuple[DeviceSection, ...]:
+        self._header()
+        self._sections()
+        return tuple(self._devices)
 
     def _header(self) -> None:
         magic, version = fmt.HEADER.unpack(self._at.take(fmt.HEADER.size, "stream header"))

@@ -25,6 +25,7 @@ _RENAME_NOREPLACE = 1
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _AT_EMPTY_PATH = 0x1000
+_CLONE_NEWNET = 0x40000000
 _STATX_DIOALIGN = 0x2000
 # ioprio_set(2), which has another number on each architecture.
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
@@ -203,3 +204,8 @@ def lower_io_priority(*, is_idle: bool) -> None:
         wanted = _IOPRIO_IDLE if is_idle else _IOPRIO_LOWEST
         with contextlib.suppress(OSError):
             _call("syscall", ctypes.c_long(number), _IOPRIO_WHO_PROCESS, 0, wanted)
+
+
+def leave_network() -> None:
+    """Move the calling thread to a network namespace of its own. Raises OSError."""
+    _call("unshare", _CLONE_NEWNET)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 
+NEVER = 2  # of ``overcommits``: all memory is reserved
 _SYS_RESOURCE = 24  # capabilities(7), linux/capability.h
 _STATUS_LINE = re.compile(r"^(\w+):\s+(.*)$", re.MULTILINE)
 _MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)

@@ -33,7 +33,7 @@ _FIRST_FD = 64
 _MOST_STALE = 256 * units.MIB
 _HANGS = OSError(errno.ETIMEDOUT, "its storage does not answer")
 _OFF = "it is off"
-_PATH = "/proc/self/fd/"
+PATH = "/proc/self/fd/"
 _HINTS = {
     "Permission denied": "QEMU's user must be able to read the image (setfacl -m u:USER:r IMAGE); "
     "SELinux must allow it to open, read and map the file, AppArmor to read its path",
@@ -80,18 +80,24 @@ def decided(
             reasons.insert(0, f"the image's file system is none of {known}")
         if mapping is None or reasons:
             return _not(setting, reasons)
-        mapped, left = [], _MOST_STALE
-        for placed in mapping.placed:
-            runs = _stale(opened.fd, placed.block, left)
-            left -= sum(pages for _, pages in runs) * placed.block.page_size
-            has_alias = placed.id == instant_names.alias(placed.block.name)
-            mapped.append(stub.Mapped(placed.block, runs, has_alias))
-    if left < 0:
-        most = units.format_size(_MOST_STALE)
-        return _not(
-            setting, [f"the file has more than {most} of pages that became zeros in a live save"]
-        )
-    return Decision(mapping, tuple(mapped), is_demanded=setting == "on")
+        mapped, reasons = blocks(mapping, opened.fd)
+    if reasons:
+        return _not(setting, reasons)
+    return Decision(mapping, mapped, is_demanded=setting == "on")
+
+
+def blocks(mapping: plan.Mapping, fd: int) -> tuple[tuple[stub.Mapped, ...], list[str]]:
+    """Return what a destination maps of the image ``fd``, and why it must not. Blocks."""
+    mapped, left = [], _MOST_STALE
+    for placed in mapping.placed:
+        runs = _stale(fd, placed.block, left)
+        left -= sum(pages for _, pages in runs) * placed.block.page_size
+        has_alias = placed.id == instant_names.alias(placed.block.name)
+        mapped.append(stub.Mapped(placed.block, runs, has_alias))
+    if left >= 0:
+        return tuple(mapped), []
+    most = units.format_size(_MOST_STALE)
+    return (), [f"the file has more than {most} of pages that became zeros in a live save"]
 
 
 def _stale(fd: int, block: RamBlock, most: int) -> tuple[tuple[int, int], ...]:
@@ -167,10 +173,14 @@ async def launched(
         yield target
 
 
-def _first_fd() -> int:
-    """Return the first number that QEMU's descriptor of the image may have."""
+@contextlib.contextmanager
+def inherited(fd: int) -> Iterator[int]:
+    """Yield a duplicate of ``fd`` under a number that a QEMU may inherit it by."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return most // 2 if 0 < most <= _FIRST_FD else _FIRST_FD
+    first = most // 2 if 0 < most <= _FIRST_FD else _FIRST_FD
+    duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
+    with descriptors.closing(duplicate):
+        yield duplicate
 
 
 @contextlib.asynccontextmanager
@@ -180,11 +190,10 @@ async def _mapping(
     mapping = decision.mapping
     assert mapping is not None
     async with contextlib.AsyncExitStack() as started:
-        fd = fcntl.fcntl(start.opened.fd, fcntl.F_DUPFD_CLOEXEC, _first_fd())
         uid = uid_of(plan.user(command.argv))
-        with descriptors.closing(fd):
+        with inherited(start.opened.fd) as fd:
             async with start.labelled(), readable(start.opened.fd, uid, start):
-                argv = mapping.arguments(path := f"{_PATH}{fd}")
+                argv = mapping.arguments(path := f"{PATH}{fd}")
                 inheriting = dataclasses.replace(command, argv=argv, inherited=(fd,))
                 target = await started.enter_async_context(destination.launched(inheriting))
         called = process.command_line(target.identity[0]) if target.identity is not None else []
@@ -205,7 +214,7 @@ async def lives_on(
             "not be protected"
         )
     fd = start.opened.fd
-    await shielded.in_thread(_check_mapped, target.identity[0], fd, decision.mapped)
+    await shielded.in_thread(check_mapped, target.identity[0], fd, decision.mapped)
     user = in_use.User(
         guest=start.guest,
         image=await shielded.in_thread(os.path.realpath, start.opened.path),
@@ -224,7 +233,7 @@ async def lives_on(
     target.mapped = decision.mapped
 
 
-def _check_mapped(pid: int, fd: int, mapped: Sequence[stub.Mapped]) -> None:
+def check_mapped(pid: int, fd: int, mapped: Sequence[stub.Mapped]) -> None:
     """Raise LaunchFailed unless a process maps all of these blocks of a file, and changed none.
 
     What starts QEMU may have another file by the number of our descriptor, and of what a machine

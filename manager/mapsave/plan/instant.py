@@ -24,16 +24,15 @@ _HUGETLBFS = 0x958458F6
 MOST_LEFT = 256 * units.MIB
 # Programs that close the descriptors of what they start (sudo(8), bwrap(1), systemd-run(1)), or
 # start it elsewhere.
-_CLOSING = frozenset(
+CLOSING = frozenset(
     ("sudo", "doas", "bwrap", "systemd-run", "ssh", "docker", "podman", "machinectl")
 )
 _BACKEND = "memory-backend-"
-_OBJECTS = "/objects/"
+OBJECTS = "/objects/"
 # What a backend keeps of its properties if it becomes a file (host-nodes.0 is one of host-nodes).
 _KEPT = frozenset(("id", "size", "host-nodes", "policy", "merge", "dump"))
 _DEFAULT_UNIT = units.MIB  # of the option -m
 _MEM_PATH = "-mem-path"
-_NEVER = 2  # of /proc/sys/vm/overcommit_memory: all memory is reserved (proc_sys_vm(5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Mapping:
             "rom": "off",
             **({} if self.reserves else {"reserve": False}),
             # Old machine types name the blocks of files by their path; it must be the image's.
-            "x-use-canonical-path-for-ramblock-id": placed.block.name.startswith(_OBJECTS),
+            "x-use-canonical-path-for-ramblock-id": placed.block.name.startswith(OBJECTS),
         }
 
 
@@ -136,7 +135,13 @@ def user(argv: Sequence[str]) -> str | None:
 
 def plan(argv: Sequence[str], contents: Contents) -> tuple[Mapping | None, list[str]]:
     """Return how to map what the image has, or None and why it cannot be mapped."""
-    reasons = list(obstacles(argv))
+    placed, reasons = place(argv, contents)
+    return planned(argv, placed, contents, [*obstacles(argv), *reasons])
+
+
+def place(argv: Sequence[str], contents: Contents) -> tuple[list[Placed], list[str]]:
+    """Return the blocks that are main memory, NUMA nodes or DIMMs, and what is against them."""
+    reasons: list[str] = []
     backends = {
         str(each.text("id")): each
         for each in qemu_options.options(argv, "object")
@@ -145,14 +150,14 @@ def plan(argv: Sequence[str], contents: Contents) -> tuple[Mapping | None, list[
     used, main = _used(argv)
     placed: list[Placed] = []
     for block in contents.stream.blocks:
-        name = block.name.removeprefix(_OBJECTS)
+        name = block.name.removeprefix(OBJECTS)
         if name in used and (option := backends.get(name)) is not None:
             reasons += _wrong(option, block)
             placed.append(Placed(block, name, option))
         elif main is None and name not in backends and instant_names.is_main(name):
             reasons += _wrong_size(argv, block)
             placed.append(Placed(block, name, None))
-    return planned(argv, placed, contents, reasons)
+    return placed, reasons
 
 
 def planned(
@@ -183,7 +188,7 @@ def _is_granted(size: int) -> bool:
     policy of SELinux allows, and refuses it where that is to reserve whatever there is (10.0,
     ``util/mmap-alloc.c``: ``map_noreserve_effective``).
     """
-    return process.overcommits() == _NEVER or size <= process.available_bytes()
+    return process.overcommits() == process.NEVER or size <= process.available_bytes()
 
 
 def _used(argv: Sequence[str]) -> tuple[frozenset[str], str | None]:
@@ -205,7 +210,7 @@ def obstacles(argv: Sequence[str]) -> Iterator[str]:
     # Without such a word the arguments are another program's, which is looked at alone.
     program = next((at for at, word in enumerate(words) if word.startswith("qemu-")), 1)
     for word in words[:program]:
-        if word in _CLOSING:
+        if word in CLOSING:
             yield f"the launch command begins with {word}, which closes descriptors"
     names = qemu_options.switches(argv)
     if "readconfig" in names:
