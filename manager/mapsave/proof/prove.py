@@ -1,0 +1,318 @@
+"""Prove an image: load it into a throwaway QEMU with the guest's own command line.
+
+RAM is mapped from the image as by an instant restore, so it costs the same whatever its size, and
+the devices' state is loaded from the stub. The guest's disks stay inactive, its processors
+stopped, and what it has open is not touched (``command_line.py``). A throwaway QEMU is compared
+with the image as the destination of a restore is, and then asked which devices it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import TypedDict
+
+from mapsave import blocking, errors, open_files, shielded
+from mapsave.config import Config
+from mapsave.image import acl, descriptors, image, stub
+from mapsave.image.image import Image
+from mapsave.image.validation import Contents
+from mapsave.labels import labelling
+from mapsave.migration import guest_state, incoming, parameters, progress, stall
+from mapsave.migration.run_states import RunState
+from mapsave.monitor import fdset, process
+from mapsave.operations import (
+    answering,
+    bounds,
+    destination,
+    destination_choice,
+    instant,
+    save_request,
+    trust,
+)
+from mapsave.operations.destination import Command, Destination
+from mapsave.operations.restore_request import Request as RestoreRequest
+from mapsave.plan import instant as plan
+from mapsave.proof import command_line, devices, taps, throwaway
+
+# Of a QEMU whose disks are never to be activated (qapi/migration.json).
+_INACTIVE = "late-block-activate"
+# Lines that QEMU prints about what does not keep it from loading.
+_APART = re.compile(r": (?:warning|info): ")
+_LINES = 4
+
+
+class Proven(TypedDict):
+    """What ``mapsave prove --json`` prints: the image could be loaded, by what, and what of it.
+
+    ``replaced`` says which backends of the guest were null ones.
+    """
+
+    image: str
+    guest: str
+    proven: bool
+    qemu: dict[str, str]
+    machine: str
+    ram_bytes: int
+    devices: list[str]
+    device_bytes: int
+    replaced: list[str]
+    duration_s: float
+    phases_s: dict[str, float]
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of a proof. ``program``: a QEMU to take in place of the guest's own."""
+
+    guest: str | None = None
+    program: str | None = None
+    trust_recorded_command: bool = False
+    trust_image: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is proven: an image, and the command that starts its guest, by an own ``program``."""
+
+    opened: Image
+    contents: Contents
+    guest: str
+    command: Command
+    is_emulated: bool = False
+    program: str | None = None
+
+
+async def prove(
+    config: Config, path: str, request: Request, report: progress.Report = progress.silent
+) -> Proven:
+    """Prove the image at ``path``.
+
+    Raises NotProvable or one of its kin with nothing started, InvalidImage or one of its kin;
+    NotProven where the image could not be loaded.
+    """
+    phases = progress.Phases(report)
+    phases.enter("verify")
+    await answering.check(config.state, writable=True)
+    async with open_files.reserved(), _opened(path) as opened:
+        with descriptors.reading(path):
+            async with blocking.limited(stall.limit(opened.allocated)):
+                contents = await blocking.call(opened.validate)
+        name = request.guest or bounds.owner(opened.metadata) or "guest"
+        if not request.trust_image:
+            policy = save_request.policy_of(config, config.named(name))
+            trust.check_image(opened, trust.users(policy))
+        return await proven(config, _subject(config, request, opened, contents, name), phases)
+
+
+@contextlib.asynccontextmanager
+async def _opened(path: str) -> AsyncIterator[Image]:
+    with descriptors.reading(path):
+        async with contextlib.AsyncExitStack() as stack:
+            opened = await stack.enter_async_context(shielded.entered(image.opened(path)))
+            held = stack.pop_all()
+    async with held:
+        yield opened
+
+
+def _subject(
+    config: Config, request: Request, opened: Image, contents: Contents, name: str
+) -> Subject:
+    """Return what is proven. Raises NotProvable, NoDestination, UsageError."""
+    restore = RestoreRequest(
+        opened.path,
+        guest=request.guest,
+        trust_recorded_command=request.trust_recorded_command,
+        trust_image=request.trust_image,
+    )
+    asked = destination_choice.Asked(
+        config, restore, restore.settings(config, name), opened, contents, name
+    )
+    if not destination_choice.is_by_command(asked):
+        raise errors.NotProvable(
+            f"{opened.path!r} is of a libvirt guest, which cannot be proven yet",
+            hint="'mapsave verify' looks at its structure; a restore loads it",
+        )
+    if (is_emulated := asked.guest.emulator is not None) and request.program is not None:
+        raise errors.UsageError(f"--with is for guests of QEMU, and {name!r} is emulated")
+    command = destination_choice.command_of(asked)
+    return Subject(opened, contents, name, command, is_emulated, request.program)
+
+
+async def proven(config: Config, subject: Subject, phases: progress.Phases) -> Proven:
+    """Load the subject into a throwaway QEMU. Raises as ``prove`` does."""
+    phases.enter("start")
+    opened = subject.opened
+    uid = instant.uid_of(plan.user(subject.command.argv))
+    if uid is not None and not await shielded.in_thread(acl.may_read, opened.fd, uid):
+        raise errors.NotProvable(
+            f"the image cannot be proven: QEMU's user {uid} may not read {opened.path!r}",
+            hint="setfacl -m u:USER:r IMAGE, or start QEMU as root and have it change its user "
+            "(-run-with user=...)",
+        )
+    async with shielded.entered(throwaway.place(config.state, uid)) as there:
+        with instant.inherited(opened.fd) as fd, taps.taps() as null:
+            try:
+                made = await blocking.within(blocking.ANSWER, _rewritten, subject, there, null)
+            except blocking.Hangs as error:
+                raise errors.NotProvable(
+                    f"the image cannot be proven: the guest's disks do not answer: {error.strerror}"
+                ) from None
+            mapping, mapped = await shielded.in_thread(_mapping, subject, made)
+            command = dataclasses.replace(
+                subject.command,
+                argv=mapping.arguments(f"{instant.PATH}{fd}"),
+                socket=there.socket,
+                log=there.log,
+            )
+            with _reasons(subject):
+                started = throwaway.running(command, there, (fd, *null.descriptors))
+                async with started as target:
+                    with _reasons(subject, target):
+                        pid = target.identity[0] if target.identity is not None else 0
+                        await shielded.in_thread(instant.check_mapped, pid, fd, mapped)
+                        target.mapped = mapped
+                        return await _loaded(config, subject, target, phases, made)
+
+
+def _rewritten(
+    subject: Subject, there: throwaway.Place, null: taps.Taps
+) -> command_line.Rewritten:
+    """Return the throwaway QEMU's command line. Raises NotProvable."""
+    command = subject.command
+    if subject.is_emulated:  # it has nothing but its monitor
+        words = (there.socket if word == command.socket else word for word in command.argv)
+        return command_line.Rewritten(tuple(words), ())
+    return command_line.rewritten(
+        command.argv,
+        cwd=command.cwd,
+        blocks=[block.name for block in subject.contents.stream.blocks],
+        program=subject.program,
+        tap=null.make,
+    )
+
+
+def _mapping(
+    subject: Subject, made: command_line.Rewritten
+) -> tuple[plan.Mapping, tuple[stub.Mapped, ...]]:
+    """Return how the throwaway QEMU maps its RAM. Raises NotProven, NotProvable."""
+    placed, reasons = plan.place(made.argv, subject.contents)
+    if reasons:
+        raise _not_proven(subject, "; ".join(reasons))
+    mapping, reasons = plan.planned(made.argv, placed, subject.contents, [])
+    if mapping is not None:
+        with descriptors.reading(subject.opened.path):
+            mapped, reasons = instant.blocks(mapping, subject.opened.fd)
+        if mapped:
+            # It changes hardly any of it; but there is a policy that reserves whatever there is.
+            reserves = process.overcommits() == process.NEVER
+            return dataclasses.replace(mapping, reserves=reserves), mapped
+    raise errors.NotProvable(f"the image cannot be proven: {'; '.join(reasons)}", reasons=reasons)
+
+
+async def _loaded(
+    config: Config,
+    subject: Subject,
+    target: Destination,
+    phases: progress.Phases,
+    made: command_line.Rewritten,
+) -> Proven:
+    """Compare, load, and look at what was loaded."""
+    session, contents = target.session, subject.contents
+    phases.enter("compare")
+    await destination.compare(target, subject.opened, contents, config.state, force=False)
+    phases.enter("load")
+    await _load(config, subject, target)
+    phases.enter("devices")
+    added = await devices.added(session, contents.stream.devices)
+    if added is None and not subject.is_emulated:
+        target.warnings.append("whether QEMU has more devices than the image could not be compared")
+    elif added:
+        more = f"QEMU has devices that the image does not have: {', '.join(added)}"
+        # A newer one may save the state of more parts of the same machine.
+        if subject.opened.metadata.get("qemu", {}).get("version") == str(session.version):
+            raise _not_proven(subject, more, added=added)
+        target.warnings.append(more)
+    seconds = phases.seconds()
+    return Proven(
+        image=subject.opened.path,
+        guest=subject.guest,
+        proven=True,
+        qemu={"version": str(session.version), "package": session.version.package},
+        machine=contents.stream.machine,
+        ram_bytes=contents.stream.ram_bytes,
+        devices=[device.name for device in contents.stream.devices],
+        device_bytes=sum(device.length for device in contents.stream.devices),
+        replaced=list(made.replaced),
+        duration_s=round(phases.total, 6),
+        phases_s=seconds,
+        warnings=target.warnings,
+    )
+
+
+async def _load(config: Config, subject: Subject, target: Destination) -> None:
+    session, opened = target.session, subject.opened
+    found, sets = await parameters.query(session), await fdset.query(session)
+    watch = stall.Watch(config.restore.stall, subject.contents.used_bytes, lambda: session.pid)
+
+    def dropped(words: str) -> errors.LabelRefused:
+        return labelling.describe_refusal(words, opened.fd, opened.path, session.pid)
+
+    paired = instant.paired(opened, subject.contents, target, direct_io=False)
+    wanted = {"direct-io": False, "multifd-channels": 1}
+    async with (
+        shielded.entered(paired) as pair,
+        parameters.configured(session, found, wanted, is_fresh=True),
+        fdset.handed_over(session, (pair.first, pair.second), fdset.free_id(sets), dropped) as path,
+    ):
+        if _INACTIVE in found.capabilities:  # the emulator has no disks
+            states = [{"capability": _INACTIVE, "state": True}]
+            await session.execute("migrate-set-capabilities", {"capabilities": states})
+        await incoming.restore(session, path, opened.block.stream_offset, watch)
+        await guest_state.left(session, RunState.INMIGRATE)
+
+
+@contextlib.contextmanager
+def _reasons(subject: Subject, target: Destination | None = None) -> Iterator[None]:
+    """Turn what a restore would fail of into NotProven, with QEMU's own reason."""
+    try:
+        yield
+    except errors.NotProven:
+        raise
+    except errors.RestoreStalled as error:
+        raise errors.ProofStalled(
+            f"{subject.opened.path!r} could not be proven: {error.message}", hint=error.hint
+        ) from None
+    except (
+        errors.DestinationMismatch,
+        errors.DestinationNotZero,
+        errors.MissingCapability,
+        errors.OlderQemu,
+        errors.TooOld,
+    ) as error:
+        raise _not_proven(subject, error.message, found=error.as_dict()) from None
+    except (errors.LaunchFailed, errors.RestoreFailed, errors.MonitorError) as error:
+        words = _words(target.words()) if target is not None else ""
+        said = str(error.data.get("qemu_error", error.message))
+        if isinstance(error, errors.MonitorLost):
+            said = "QEMU exited while it loaded the image"
+        reason = f"{said} ({words})" if words and words not in said else said
+        raise _not_proven(subject, reason, qemu=words or said) from None
+
+
+def _words(text: str) -> str:
+    """Return why QEMU did not load, of what it has printed."""
+    lines = [line for line in text.splitlines() if line and not _APART.search(line)]
+    return "; ".join(lines[:_LINES])
+
+
+def _not_proven(subject: Subject, reason: str, **data: object) -> errors.NotProven:
+    return errors.NotProven(
+        f"{subject.opened.path!r} cannot be loaded as guest {subject.guest!r}: {reason}",
+        hint="compare the guest's 'launch:' with the command line that 'mapsave inspect' shows",
+        reason=reason,
+        **data,
+    )
