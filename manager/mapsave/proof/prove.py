@@ -178,9 +178,7 @@ async def proven(config: Config, subject: Subject, phases: progress.Phases) -> P
                         return await _loaded(config, subject, target, phases, made)
 
 
-def _rewritten(
-    subject: Subject, there: throwaway.Place, null: taps.Taps
-) -> command_line.Rewritten:
+def _rewritten(subject: Subject, there: throwaway.Place, null: taps.Taps) -> command_line.Rewritten:
     """Return the throwaway QEMU's command line. Raises NotProvable."""
     command = subject.command
     if subject.is_emulated:  # it has nothing but its monitor
