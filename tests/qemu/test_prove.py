@@ -176,10 +176,10 @@ def _is_found(scene: Scene, at: int, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", _TORN)
 def test_a_torn_section_is_found(scene: Scene, name: str) -> None:
-    """Its last part was not written: there is what the disk had before."""
+    """All but its beginning was not written: there is what the disk had before."""
     device = next(each for each in scene.devices if each.name.rpartition("/")[2] == name)
-    half = device.length // 2
-    _is_found(scene, device.offset + half, b"\xff" * (device.length - half))
+    begin = device.length // 64
+    _is_found(scene, device.offset + begin, b"\xff" * (device.length - begin))
 
 
 def test_a_flipped_bit_in_the_name_of_a_part_is_found(scene: Scene) -> None:
@@ -342,7 +342,7 @@ def test_a_tap_is_of_the_proof_alone(site: cli.Site, queues: int) -> None:
         launch = [f"{each},vnet_hdr=off" if each == tap else each for each in scene.guest.argv]
         site.add_guest("web01", scene.guest.qmp, launch=launch)
         error = site.run("prove", scene.image, "--json", check=4).error("proof.failed")
-        assert "vnet_hdr=on" in error["data"]["qemu"]
+        assert "virtio-net" in error["data"]["qemu"]
 
 
 def test_it_costs_the_same_for_any_ram(site: cli.Site) -> None:

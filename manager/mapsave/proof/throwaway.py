@@ -8,13 +8,15 @@ signal at the death of its parent (PR_SET_PDEATHSIG) would be lost where QEMU ch
 import contextlib
 import dataclasses
 import os
+import select
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
+from mapsave import shielded
 from mapsave.image import descriptors
-from mapsave.operations import destination, instant, locks
+from mapsave.operations import destination, ending, instant, locks
 from mapsave.operations.destination import Command, Destination
 
 _PART = "proofs"
@@ -68,26 +70,36 @@ async def running(
 
     ``inherited`` are descriptors that it gets under their own numbers.
     """
-    with _pipe() as its:
-        # As the guest's own is found: by our PATH, which it need not have.
-        program = shutil.which(command.argv[0]) or command.argv[0]
-        watched = ["/bin/sh", "-c", _WATCHED, "mapsave-proof", str(its), str(there.directory)]
+    # As the guest's own is found: by our PATH, which it need not have.
+    program = shutil.which(command.argv[0]) or command.argv[0]
+    async with _watch() as (watched, held):
+        shell = ["/bin/sh", "-c", _WATCHED, "mapsave-proof", str(watched), str(there.directory)]
         started = dataclasses.replace(
             command,
-            argv=[*watched, program, *command.argv[1:]],
-            inherited=(there.fd, its, *inherited),
+            argv=[*shell, program, *command.argv[1:]],
+            inherited=(there.fd, watched, held, *inherited),
         )
         async with destination.launched(started) as target:
             yield target
 
 
-@contextlib.contextmanager
-def _pipe() -> Iterator[int]:
-    """Yield a number by which QEMU inherits the reading end of a pipe that ends with us."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    with (
-        descriptors.closing(writing),
-        descriptors.closing(reading),
-        instant.inherited(reading) as its,
-    ):
-        yield its
+@contextlib.asynccontextmanager
+async def _watch() -> AsyncIterator[tuple[int, int]]:
+    """Yield the numbers of what is inherited: the end of a pipe that ends with us, and of another
+    that ends with all who have inherited it, which is waited for."""
+    async with contextlib.AsyncExitStack() as stack:
+        watched, ours = os.pipe2(os.O_CLOEXEC)
+        theirs, held = os.pipe2(os.O_CLOEXEC)
+        stack.callback(os.close, theirs)
+        stack.push_async_callback(shielded.in_thread, _await_end, theirs)
+        for fd in (watched, ours, held):
+            stack.callback(os.close, fd)
+        with instant.inherited(watched) as first, instant.inherited(held) as second:
+            yield first, second
+
+
+def _await_end(fd: int) -> None:
+    """Wait until the pipe ``fd`` has ended, or for as long as a process gets to die. Blocks."""
+    ended = select.poll()
+    ended.register(fd)
+    ended.poll(ending.KILL_TIMEOUT * 1000)
