@@ -23,6 +23,7 @@ FLOORS = (
     ("evacuation",),
     ("jobs",),
     ("hooks", "history"),
+    ("proof",),
     ("operations",),
     ("plan", "migration", "pictures"),
     ("monitor", "image", "labels"),
