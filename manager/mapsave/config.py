@@ -39,6 +39,7 @@ Then = Literal["quit", "resume", "leave"]
 Format = Literal["auto", "native", "libvirt"]
 Preference = Literal["time", "space"]
 Digests = Literal["after", "before", "off"]
+Prove = Literal["none", "load", "pages"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
 Pattern = Literal["random", "sparse", "fragmented", "linux"]
 Clones = Literal["admin", "operator"]
@@ -71,6 +72,8 @@ def _check_guest(guest: Guest) -> Guest:
     for words in (launch, guest.clone.launch if guest.clone is not None else ()):
         if {"-incoming", "--incoming"} & set(words):
             raise ValueError("launch must not contain -incoming: mapsave adds it")
+    if guest.save is not None and "policy" in guest.save.given:
+        raise ValueError("the label policy of its images is the guest's own key 'policy'")
     if guest.clone is not None:
         guest.clone.check(given[0])
     return guest
@@ -104,51 +107,6 @@ class EmulatedGuest(Keys, frozen=True):
     pattern: Annotated[Pattern, help("The contents of its RAM.")] = "fragmented"
     writer: Annotated[Truth, help("Whether it changes its RAM while it runs.")] = False
     version: Annotated[Emulated, help("The version of QEMU to emulate.")] = "10.0"
-
-
-class Guest(Keys, frozen=True):
-    """One guest; exactly one of qmp, libvirt and emulator says how it is reached."""
-
-    name: str = ""
-    qmp: Annotated[
-        Place | None, help("Path of QEMU's QMP socket, which serves one client at a time.")
-    ] = None
-    libvirt: Annotated[LibvirtDomain | None, help("Its libvirt daemon and domain.")] = None
-    emulator: Annotated[EmulatedGuest | None, help("The emulated QEMU to start.")] = None
-    launch: Annotated[
-        tuple[Argument, ...],
-        Meta(min_length=1),
-        help("Command and arguments that start it for a restore; mapsave adds `-incoming`."),
-    ] = ()
-    launch_environment: Annotated[
-        Variables, help("Environment variables passed to it, instead of the general ones.")
-    ] = ()
-    restore: Annotated[
-        RestoreOptions | None, help("How to restore it; what is left out is as for all guests.")
-    ] = None
-    policy: Annotated[Name | None, help("Label policy of its images.")] = None
-    priority: Annotated[
-        int,
-        Meta(ge=-1000, le=1000),
-        help("`save-all` and `restore-all` take guests with a higher priority first."),
-    ] = 0
-    clones: Annotated[
-        Clones,
-        help("Who may restore another guest's image into it, and clone it, through the service."),
-    ] = "admin"
-    clone: Annotated[CloneTemplate | None, help("How clones of it are started.")] = None
-    clone_of: str = ""
-
-
-class Trust(Keys, frozen=True):
-    """What an image's domain XML may name beyond what its domain is known to have."""
-
-    programs: Annotated[tuple[Text, ...], help("Programs, such as emulators and scripts.")] = ()
-    paths: Annotated[tuple[Absolute, ...], help("Paths, each including everything below it.")] = ()
-    devices: Annotated[tuple[Text, ...], help("Devices, such as `/dev/sdb` or `bridge br0`.")] = ()
-    others: Annotated[
-        tuple[Text, ...], help("Arguments for QEMU, sockets of a network and settings.")
-    ] = ()
 
 
 class SaveSettings(Keys, frozen=True):
@@ -194,6 +152,16 @@ class SaveSettings(Keys, frozen=True):
             "before that, or not at all."
         ),
     ] = "after"
+    prove: Annotated[
+        Prove,
+        help(
+            "How the image is proven before the guest may go: not at all, by loading it into a "
+            "QEMU that is thrown away, or by comparing all pages with the guest's RAM as well."
+        ),
+    ] = "none"
+    keep_unproven: Annotated[
+        Truth, help("Whether an image that could not be proven is kept, as `NAME.unproven`.")
+    ] = False
 
 
 class SaveOptions(SaveSettings, frozen=True):
@@ -205,6 +173,54 @@ class SaveOptions(SaveSettings, frozen=True):
         """Return the fields of SaveSettings that are given."""
         known = SaveSettings.__struct_fields__
         return {name: getattr(self, name) for name in self.given if name in known}
+
+
+class Guest(Keys, frozen=True):
+    """One guest; exactly one of qmp, libvirt and emulator says how it is reached."""
+
+    name: str = ""
+    qmp: Annotated[
+        Place | None, help("Path of QEMU's QMP socket, which serves one client at a time.")
+    ] = None
+    libvirt: Annotated[LibvirtDomain | None, help("Its libvirt daemon and domain.")] = None
+    emulator: Annotated[EmulatedGuest | None, help("The emulated QEMU to start.")] = None
+    launch: Annotated[
+        tuple[Argument, ...],
+        Meta(min_length=1),
+        help("Command and arguments that start it for a restore; mapsave adds `-incoming`."),
+    ] = ()
+    launch_environment: Annotated[
+        Variables, help("Environment variables passed to it, instead of the general ones.")
+    ] = ()
+    save: Annotated[
+        SaveOptions | None, help("How to save it; what is left out is as for all guests.")
+    ] = None
+    restore: Annotated[
+        RestoreOptions | None, help("How to restore it; what is left out is as for all guests.")
+    ] = None
+    policy: Annotated[Name | None, help("Label policy of its images.")] = None
+    priority: Annotated[
+        int,
+        Meta(ge=-1000, le=1000),
+        help("`save-all` and `restore-all` take guests with a higher priority first."),
+    ] = 0
+    clones: Annotated[
+        Clones,
+        help("Who may restore another guest's image into it, and clone it, through the service."),
+    ] = "admin"
+    clone: Annotated[CloneTemplate | None, help("How clones of it are started.")] = None
+    clone_of: str = ""
+
+
+class Trust(Keys, frozen=True):
+    """What an image's domain XML may name beyond what its domain is known to have."""
+
+    programs: Annotated[tuple[Text, ...], help("Programs, such as emulators and scripts.")] = ()
+    paths: Annotated[tuple[Absolute, ...], help("Paths, each including everything below it.")] = ()
+    devices: Annotated[tuple[Text, ...], help("Devices, such as `/dev/sdb` or `bridge br0`.")] = ()
+    others: Annotated[
+        tuple[Text, ...], help("Arguments for QEMU, sockets of a network and settings.")
+    ] = ()
 
 
 class Config(Keys, frozen=True):

@@ -30,6 +30,8 @@ _IMPLIED = {
     "m": "size",
     "overcommit": "",
     "run-with": "",
+    "runas": "user",
+    "sandbox": "enable",
 }
 
 Properties = dict[str, object]

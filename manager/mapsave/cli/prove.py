@@ -13,7 +13,7 @@ from mapsave.cli import candidates, local, output, reporting
 from mapsave.cli.options import Globals, LocalCommand, pass_globals
 
 if TYPE_CHECKING:
-    from mapsave.proof.prove import Proven
+    from mapsave.operations.prove import Proven
 
 
 @click.command("prove", cls=LocalCommand)
@@ -54,8 +54,7 @@ def command(
     guest's, and its processors never run. This command reads the image itself, not the service.
     The image is as before, and so is the guest.
     """
-    from mapsave.operations import images
-    from mapsave.proof import prove
+    from mapsave.operations import images, prove
 
     config = given.config()
     path = images.resolve(image, config)

@@ -78,6 +78,18 @@ NOTE = Parsed("text", key_types.check_note)
     help="Take digests of the image's data once it is committed (default; the service does), "
     "before that, or not at all.",
 )
+@click.option(
+    "--prove",
+    type=click.Choice(["none", "load", "pages"]),
+    help="Prove the image before the guest may go: load it into a QEMU that is thrown away, with "
+    "pages compare all of them with the guest's RAM, too.",
+)
+@click.option(
+    "--keep-unproven",
+    is_flag=True,
+    default=None,
+    help="Keep an image that could not be proven, as NAME.unproven.",
+)
 @click.option("--preallocate", type=SWITCH, help="Preallocate the image's space.")
 @click.option(
     "--policy",

@@ -49,6 +49,10 @@ class NotProven(SaveFailed, id="proof.failed"):
     QEMU's own reason, and no guest was touched."""
 
 
+class PagesDiffer(NotProven, id="proof.pages"):
+    """Pages of the image are not what the paused guest's RAM has; the message names the first."""
+
+
 class ProofStalled(NotProven, id="proof.stalled", http_status=504):
     """The throwaway QEMU stopped loading the image, and was killed."""
 

@@ -24,7 +24,7 @@ import time
 
 from mapsave import errors, units
 from mapsave.image import piece_reader, syscalls
-from mapsave.image.piece_reader import PIECE, Note
+from mapsave.image.piece_reader import PIECE, Note, Put
 from mapsave.image.superblock import DIGEST_HEAD, MAX_DIGESTS, SLOT_SIZE, Superblock
 from mapsave.image.superblock import DIGEST_SIZE as SIZE
 
@@ -69,14 +69,15 @@ def room(ram_bytes: int) -> int:
     return units.round_up(wanted, SLOT_SIZE) if wanted <= MAX_DIGESTS else 0
 
 
-def take(fd: int, begin: int, end: int, note: Note = ignore) -> Digests:
+def take(fd: int, begin: int, end: int, note: Note = ignore, look: Put | None = None) -> Digests:
     """Return the digests of a file from ``begin`` to ``end``.
 
     ``note`` is called with the bytes of each piece before it is read; what it raises ends the
-    reading. Raises TruncatedImage where the file is shorter, OSError.
+    reading. ``look`` gets each piece as well, as it is digested. Raises TruncatedImage where the
+    file is shorter, OSError, and what ``look`` raises.
     """
     when = int(time.time())
-    return Digests(begin, end, when, _table(fd, begin, end, note))
+    return Digests(begin, end, when, _table(fd, begin, end, note, look))
 
 
 def differing(fd: int, known: Digests, note: Note = ignore) -> list[tuple[int, int]]:
@@ -95,7 +96,7 @@ def differing(fd: int, known: Digests, note: Note = ignore) -> list[tuple[int, i
     ]
 
 
-def _table(fd: int, begin: int, end: int, note: Note) -> bytes:
+def _table(fd: int, begin: int, end: int, note: Note, look: Put | None = None) -> bytes:
     first = begin // PIECE
     table = bytearray(SIZE * (-(-end // PIECE) - first))
     zeros = memoryview(bytes(PIECE))
@@ -111,6 +112,8 @@ def _table(fd: int, begin: int, end: int, note: Note) -> bytes:
         if digest != of_zeros[length]:
             at = (number - first) * SIZE
             table[at : at + SIZE] = digest
+        if look is not None:
+            look(number, data)
 
     piece_reader.read(fd, begin, end, put, note)
     return bytes(table)

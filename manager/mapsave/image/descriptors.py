@@ -16,6 +16,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import stat
 from collections.abc import Iterator
 
@@ -27,6 +28,8 @@ _FORBIDDEN = {os.O_APPEND: "O_APPEND", os.O_SYNC: "O_SYNC", os.O_DSYNC: "O_DSYNC
 _SAY_NOTHING = frozenset(
     (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 )
+# Far from the descriptors that a shell script opens for itself.
+_FIRST_INHERITED = 64
 _PROBE_SIZE = 4096  # the unit in which QEMU writes pages with direct-io (x86)
 
 
@@ -86,6 +89,15 @@ def closing(fd: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def inherited(fd: int) -> Iterator[int]:
+    """Yield a duplicate of ``fd`` under a number that a QEMU may inherit it by. Raises OSError."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    first = most // 2 if 0 < most <= _FIRST_INHERITED else _FIRST_INHERITED
+    with closing(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)) as duplicate:
+        yield duplicate
 
 
 def opened(

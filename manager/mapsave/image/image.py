@@ -90,16 +90,27 @@ class Partial:
             raise errors.InvalidImage("libvirt's header has changed since it was written")
         return validation.validate_written(self.fd, self.block.stream_offset, size)
 
-    def take_digests(self, note: piece_reader.Note) -> None:
+    def take_digests(self, note: piece_reader.Note, look: piece_reader.Put | None = None) -> bool:
         """Take the digests of its data, which is on stable storage; ``commit`` records them.
 
-        None are taken where there is no room for them. Raises as ``data_digests.take``.
+        Returns whether that was done: they may be taken, or there is no room for them. Arguments
+        are, and errors are raised, as for ``data_digests.take``.
         """
         size = os.fstat(self.fd).st_size
         if dataclasses.replace(self.block, file_length=size).digests != "pending":
-            return
-        taken = data_digests.take(self.fd, self.block.stream_offset, size, note)
+            return False
+        taken = data_digests.take(self.fd, self.block.stream_offset, size, note, look)
         self.block = data_digests.write(self.fd, self.block, taken)
+        return True
+
+    def as_image(self, path: str, metadata: Metadata) -> Image:
+        """Return it as what it is to become, to be read beside us."""
+        return Image(path, self.fd, self.block, metadata, None)
+
+    def set_aside(self, name: str) -> None:
+        """Keep the partial image under another name, replacing what has it. Raises OSError."""
+        syscalls.rename(self.directory, self.partial, name, replace=True)
+        self.is_kept = True
 
     def commit(self, metadata: Metadata, *, replace: bool) -> None:
         """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.

@@ -96,6 +96,20 @@ class WrittenPart(TypedDict, total=False):
     reason: str | None
 
 
+class ProofPart(TypedDict, total=False):
+    """How the image was proven before the guest could go: ``by`` is ``load`` or ``pages``.
+
+    ``qemu`` is the version that loaded it, ``devices`` how many it loaded; ``compared_bytes`` of
+    RAM were compared. ``took_s`` in seconds.
+    """
+
+    by: Word
+    qemu: Word
+    devices: Size
+    compared_bytes: Size
+    took_s: Seconds
+
+
 class PlanPart(TypedDict, total=False):
     """What the save's plan had predicted, and how it came out, stable storage included.
 
@@ -163,6 +177,7 @@ class Metadata(TypedDict, total=False):
     structure_digest: Word
     written: WrittenPart
     plan: PlanPart | None
+    proof: ProofPart | None
     disks: list[DiskPart]
     recovery: dict[str, object]  # of a partial image: see ``operations.interrupted``
 

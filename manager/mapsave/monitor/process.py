@@ -66,6 +66,17 @@ def overcommits() -> int:
     return int(read("sys/vm/overcommit_memory") or 0)
 
 
+def committable_bytes() -> int | None:
+    """Return how much memory may yet be reserved; None where there is no limit to that.
+
+    See vm.overcommit_memory in proc_sys_vm(5).
+    """
+    if overcommits() != NEVER:
+        return None
+    known = dict(re.findall(rb"^(\w+):\s+(\d+) kB$", read("meminfo") or b"", re.MULTILINE))
+    return max(0, int(known[b"CommitLimit"]) - int(known[b"Committed_AS"])) << 10
+
+
 def alive(pid: int, started: int) -> bool:
     """Return whether the process that started at ``started`` under ``pid`` still runs."""
     return start_time(pid) == started

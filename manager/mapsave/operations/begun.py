@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import msgspec
 
-from mapsave.config import Then
+from mapsave.config import Prove, Then
 from mapsave.labels.label import Label
 from mapsave.migration.parameters import Settings
 from mapsave.operations.attach import Monitor
@@ -51,6 +51,7 @@ class SaveBegun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     managed: bool = False
     then: Then
     policy: str | None = None
+    prove: Prove = "none"
     was_running: bool
     settings: Settings
     fdset: int

@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
 from mapsave import errors, units
-from mapsave.config import Config
+from mapsave.config import Config, Guest
 from mapsave.image import partial_names, store
 from mapsave.labels.labelling import Labelling
 from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE
 from mapsave.monitor import process
-from mapsave.monitor.session import Version
 from mapsave.operations import (
+    domain_check,
     drives,
     in_use,
     kept,
     learning,
-    managed_save,
     modes,
+    provable,
     replacing,
     save_request,
     trust,
@@ -53,6 +52,7 @@ class Preflight:
     request: Request
     labelling: Labelling
     state: Path
+    means: provable.Means | errors.NotProvable
     kept: str | None = None
     direct_io_refusal: str | None = None
     most_channels: strategy.Most | None = None
@@ -60,12 +60,29 @@ class Preflight:
 
     @classmethod
     def of(
-        cls, config: Config, found: Facts, held: store.Directory, name: str, request: Request
+        cls,
+        config: Config,
+        guest: Guest,
+        found: Facts,
+        held: store.Directory,
+        name: str,
+        request: Request,
     ) -> Preflight:
         """Return what is to be checked. Raises LabelUnavailable."""
+        try:
+            means: provable.Means | errors.NotProvable = provable.means(config, guest, found)
+        except errors.NotProvable as error:
+            means = error
         labels = save_request.policy_labelling(request.policy, found.domain)
         known = kept.known(config.state, found.process)
-        return cls(found, held, name, request, labels, config.state, known)
+        return cls(found, held, name, request, labels, config.state, means, known)
+
+    @property
+    def wanted_means(self) -> provable.Means | None:
+        """What the image is proven by; None where that is not asked for."""
+        if self.request.settings.prove == "none" or isinstance(self.means, errors.NotProvable):
+            return None
+        return self.means
 
     async def learn(self, config: Config, *, measures: bool) -> None:
         """Learn what the strategy is planned from; with ``measures`` as ``learning.learn`` does."""
@@ -283,48 +300,19 @@ def label(found: Preflight) -> str:
 
 def domain(found: Preflight) -> str:
     """libvirt is not at the guest itself, and has nothing that a save would make wrong."""
-    from mapsave.monitor.domain import DomainState  # which loads an XML parser
-
-    known = found.facts.domain
-    assert known is not None
-    if known.job:
-        raise errors.AlreadyMigrating(
-            f"libvirt has an active job on domain {known.name!r}: {known.job}",
-            hint="wait until it has finished; 'virsh domjobinfo' shows it, 'virsh domjobabort' "
-            "aborts it",
-        )
-    if known.state == DomainState.PMSUSPENDED:
-        raise errors.WrongRunState(
-            f"domain {known.name!r} is suspended by its own power management",
-            hint=f"wake it up: virsh dompmwakeup {shlex.quote(known.name)}",
-        )
-    if known.block_jobs:
-        raise errors.NotMigratable(
-            f"domain {known.name!r} has active block jobs on {', '.join(known.block_jobs)}",
-            hint="wait until they have finished, or use 'virsh blockjob --abort'",
-        )
-    managed_save.check_none(found.facts, found.request)
-    devices = f", host devices {', '.join(known.host_devices)}" if known.host_devices else ""
-    alone = "transient: it disappears from libvirt when it shuts down"
-    what = alone if known.is_transient else "persistent, no active job"
-    return f"{what}{devices}{_not_by_libvirt(known.libvirt, found.facts.version)}"
+    return domain_check.check(found.facts, found.request)
 
 
-# libvirt before 11.4 passes `detach` to QEMU's `migrate`, which dropped it in 11.0 (its
-# removed-features.rst; tried with libvirt 11.3.0 and QEMU 11.1.3). mapsave passes none.
-_LIBVIRT_WITHOUT_DETACH = (11, 4, 0)
-_QEMU_WITHOUT_DETACH = (11, 0, 0)
-
-
-def _not_by_libvirt(libvirt: tuple[int, int, int], qemu: Version) -> str:
-    """Return what libvirt itself cannot do with a guest of this QEMU; empty if it can save it."""
-    if libvirt >= _LIBVIRT_WITHOUT_DETACH or qemu.release < _QEMU_WITHOUT_DETACH:
-        return ""
-    return (
-        f"; mapsave can save it, libvirt {'.'.join(map(str, libvirt))} itself cannot with QEMU "
-        f"{qemu}, which no longer accepts the argument 'detach' of 'migrate': virsh save, "
-        "managedsave, dump, migrate and snapshots of memory fail; update libvirt to 11.4 or later"
-    )
+def proof(found: Preflight) -> str:
+    """The image can be proven, if it is to be."""
+    try:
+        if isinstance(found.means, errors.NotProvable):
+            raise found.means
+        return provable.check(found.means, found.facts, found.request.settings)
+    except errors.NotProvable as error:
+        if found.request.settings.prove != "none":
+            raise
+        return f"not asked for; {error.message}"
 
 
 CHECKS: tuple[Callable[[Preflight], str], ...] = (
@@ -354,6 +342,8 @@ def all_pass(found: Preflight) -> None:
     """Run the checks. Raises what the first failing one raises."""
     for check in _checks(found):
         check(found)
+    if found.request.settings.prove != "none":
+        proof(found)
 
 
 class Line(TypedDict):
@@ -369,7 +359,7 @@ def report(found: Preflight) -> tuple[list[Line], errors.MapsaveError | None]:
     """Run every check; return a line for each, and the first error."""
     lines: list[Line] = []
     first: errors.MapsaveError | None = None
-    for check in _checks(found):
+    for check in (*_checks(found), proof):
         name = check.__name__
         try:
             lines.append({"check": name, "ok": True, "detail": check(found), "error": None})

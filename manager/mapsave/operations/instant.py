@@ -8,10 +8,8 @@ given until it has started. Of a file that is mapped nothing more is read at the
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import os
 import pwd
-import resource
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,8 +25,6 @@ from mapsave.operations import answering, destination, in_use, turns
 from mapsave.operations.destination import Command, Destination
 from mapsave.plan import instant as plan
 
-# Far from the descriptors that a shell script opens for itself.
-_FIRST_FD = 64
 # Stale pages become memory of the guest's own.
 _MOST_STALE = 256 * units.MIB
 _HANGS = OSError(errno.ETIMEDOUT, "its storage does not answer")
@@ -173,16 +169,6 @@ async def launched(
         yield target
 
 
-@contextlib.contextmanager
-def inherited(fd: int) -> Iterator[int]:
-    """Yield a duplicate of ``fd`` under a number that a QEMU may inherit it by."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    first = most // 2 if 0 < most <= _FIRST_FD else _FIRST_FD
-    duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
-    with descriptors.closing(duplicate):
-        yield duplicate
-
-
 @contextlib.asynccontextmanager
 async def _mapping(
     command: Command, decision: Decision, start: Start
@@ -191,7 +177,7 @@ async def _mapping(
     assert mapping is not None
     async with contextlib.AsyncExitStack() as started:
         uid = uid_of(plan.user(command.argv))
-        with inherited(start.opened.fd) as fd:
+        with descriptors.inherited(start.opened.fd) as fd:
             async with start.labelled(), readable(start.opened.fd, uid, start):
                 argv = mapping.arguments(path := f"{PATH}{fd}")
                 inheriting = dataclasses.replace(command, argv=argv, inherited=(fd,))

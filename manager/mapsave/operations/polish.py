@@ -42,7 +42,7 @@ async def polish(
     job.phases.enter("polish")
     contents, found = proven
     is_changed = False
-    async with save_commit.proving(job, outcome, job.facts.memory.total):
+    async with save_commit.reading_back(job, outcome, job.facts.memory.total):
         try:
             if job.strategy.preallocate:
                 await blocking.call(_trim, partial, contents)

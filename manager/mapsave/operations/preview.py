@@ -59,7 +59,7 @@ async def preview(
             await fdset.check_passed(session)
         request, managed = managed_save.settled(request, found)
         async with save_request.placed(guest, config, request, managed) as (held, name):
-            preflight = check.Preflight.of(config, found, held, name, request)
+            preflight = check.Preflight.of(config, guest, found, held, name, request)
             lines, error = await answering.within(held.path, check.report, preflight)
             await preflight.learn(config, measures=False)
             chosen = preflight.strategy()

@@ -203,6 +203,8 @@ async def _complete(save: Interrupted[SaveBegun], session: Session) -> bool:
         return True  # whatever the journal says: it may be damaged, or a step be missing
     if not orphan.may_have_reached(Step.MIGRATE):
         return False
+    if save.begun.prove != "none" and not orphan.reached(Step.COMMIT):
+        return False  # its guest must not go before that is done
     if orphan.reached(Step.COMMITTED) or orphan.reached(Step.RESUME):
         return True
     outcome = await outgoing.query(session)

@@ -53,8 +53,8 @@ class SaveResult(_Result):
 
     ``state`` is the image's, None where it is gone from its place since. ``managed``: libvirt
     restores it when the domain is started. ``strategy``, ``plan``,
-    ``label`` and ``written`` are as in the image's metadata, and None where that does not say.
-    ``digests`` of its data are ``taken``, ``pending`` (to be taken) or ``none``.
+    ``label``, ``written`` and ``proof`` are as in the image's metadata, and None where that does
+    not say. ``digests`` of its data are ``taken``, ``pending`` (to be taken) or ``none``.
     """
 
     format: str | None = None
@@ -65,6 +65,7 @@ class SaveResult(_Result):
     label: Mapping[str, object] | None = None
     then: str | None
     written: Mapping[str, object] | None = None
+    proof: Mapping[str, object] | None = None
     digests: str | None = None
 
 
@@ -112,6 +113,7 @@ def saved(
         label=label.as_dict(),
         then=job.then,
         written=found.as_dict(),
+        proof=job.metadata.get("proof"),
         digests=partial.block.digests,
         warnings=[*job.warnings(), *found.warnings()],
     )
@@ -142,6 +144,7 @@ def recovered_save(entry: Entry) -> SaveResult:
         label=known.get("label"),
         then=known.get("then"),
         written=known.get("written"),
+        proof=known.get("proof"),
         digests=entry.block.digests if entry.block is not None else None,
         recovered=True,
     )

@@ -16,6 +16,7 @@ from mapsave.config import Config, Guest
 from mapsave.image import data_digests, image, store
 from mapsave.image.image import Partial
 from mapsave.labels.label import Target
+from mapsave.labels.labelling import Applied
 from mapsave.migration import guest_state, progress
 from mapsave.migration.progress import Phases, Report
 from mapsave.monitor import process
@@ -33,6 +34,7 @@ from mapsave.operations import (
     metadata,
     polish,
     save_commit,
+    save_proof,
     save_request,
     save_transfer,
     working_sets,
@@ -84,7 +86,7 @@ async def _save(
         touched = await working_sets.at_save(config.state, found.lives_on)
         request, managed = managed_save.settled(request, found)
         async with _placed(guest, config, request, found, managed) as (held, name, share):
-            preflight = check.Preflight.of(config, found, held, name, request)
+            preflight = check.Preflight.of(config, guest, found, held, name, request)
             await answering.within(held.path, check.all_pass, preflight)
             await preflight.learn(config, measures=not request.is_urgent)
             strategy = preflight.strategy(share.most(DEFAULT_CHANNELS))
@@ -103,6 +105,7 @@ async def _save(
                 replace=request.replace,
                 managed=managed is not None,
                 then=request.then_for(runs=found.runs),
+                prove=request.settings.prove,
                 policy=request.policy.name,
                 was_running=found.runs,
                 settings=found.settings,
@@ -133,6 +136,7 @@ async def _save(
                         resumes=guest_state.ResumeWatch(events),
                         state=config.state,
                         touched=touched,
+                        means=preflight.wanted_means,
                     )
                     await answering.noted(working_sets.note_reading, config.state, found.lives_on)
                     async with aftermath.reported(job, became):
@@ -194,29 +198,41 @@ async def _write(job: SaveJob) -> SaveResult:
         ) as paused:
             stack.enter_context(save_transfer.kept_if_stuck(job, partial, applied, paused))
             outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
+            resumes = job.then == "resume" and outcome is not None and paused.continues
+            is_compared = job.means is not None and job.request.settings.prove == "pages"
             before = None
-            if job.then == "resume" and outcome is not None and paused.continues:
+            if resumes and outcome is not None and not is_compared:
                 before = await save_commit.compare(job, partial, outcome)
-                await job.log.step(Step.RESUME)
-                # Where QEMU refuses or has died, the image is the way back: it is committed, and
-                # what became of the guest is reported after that.
-                try:
-                    await paused.resume(job.session)
-                except errors.MonitorTimeout as error:
-                    paused.release()
-                    raise save_transfer.left_to_recover(
-                        job, partial, applied, error.message
-                    ) from None
-                except (errors.CommandRefused, errors.MonitorLost):
-                    pass
-            proven = await save_commit.prove(job, partial, outcome, before)
-            proven = await polish.polish(job, partial, outcome, proven)
+                await _resume(job, partial, applied, paused)
+            found = await save_commit.read_back(job, partial, outcome, before)
+            found = await polish.polish(job, partial, outcome, found)
+            await save_proof.prove_image(job, partial, outcome, found[0])
+            if resumes and is_compared:
+                await _resume(job, partial, applied, paused)
             await save_commit.digest(job, partial, outcome)
             await save_commit.check_undisturbed(job, paused)
             shielded.decided()
             return await shielded.to_the_end(
-                save_commit.commit(job, partial, applied, paused, proven)
+                save_commit.commit(job, partial, applied, paused, found)
             )
+
+
+async def _resume(
+    job: SaveJob, partial: Partial, applied: Applied, paused: guest_state.Paused
+) -> None:
+    """Resume the guest, whose image is not committed yet.
+
+    Where QEMU refuses or has died, the image is the way back: it is committed, and what became of
+    the guest is reported after that. Raises SaveFailed where QEMU does not answer.
+    """
+    await job.log.step(Step.RESUME)
+    try:
+        await paused.resume(job.session)
+    except errors.MonitorTimeout as error:
+        paused.release()
+        raise save_transfer.left_to_recover(job, partial, applied, error.message) from None
+    except (errors.CommandRefused, errors.MonitorLost):
+        pass
 
 
 @contextlib.contextmanager

@@ -43,14 +43,17 @@ _log = logging.getLogger(__name__)
 
 
 async def compare(job: SaveJob, partial: Partial, outcome: Outcome) -> written.Written:
-    """Compare the image with the RAM of a guest that is resumed next. Raises as ``prove`` does."""
-    async with proving(job, outcome, job.facts.memory.total):
+    """Compare the image with the RAM of a guest that is resumed next.
+
+    Raises as ``read_back`` does.
+    """
+    async with reading_back(job, outcome, job.facts.memory.total):
         contents = await blocking.call(partial.validate)
         how = _how(job, contents, outcome)
         return await written.check(partial.fd, contents, how, job.session, job.facts.pid)
 
 
-async def prove(
+async def read_back(
     job: SaveJob, partial: Partial, outcome: Outcome | None, before: written.Written | None
 ) -> tuple[Contents, written.Written]:
     """Bring the data to stable storage, read the structure back, and look for missing pages.
@@ -60,10 +63,10 @@ async def prove(
     Raises CommitFailed, with the guest to be resumed by the caller's contexts; SaveQemuDied.
     """
     job.phases.enter("sync")
-    async with proving(job, outcome, process.unwritten_bytes()):
+    async with reading_back(job, outcome, process.unwritten_bytes()):
         await blocking.call(partial.sync)
     job.phases.enter("validate")
-    async with proving(job, outcome, job.facts.memory.total):
+    async with reading_back(job, outcome, job.facts.memory.total):
         contents = await blocking.call(partial.validate)
         if outcome is not None and outcome.ram.normal and not contents.data_bytes:
             raise errors.EmptyRam(
@@ -94,7 +97,7 @@ def _how(job: SaveJob, contents: Contents, outcome: Outcome | None) -> written.H
 
 
 @contextlib.asynccontextmanager
-async def proving(job: SaveJob, outcome: Outcome | None, size: int) -> AsyncIterator[None]:
+async def reading_back(job: SaveJob, outcome: Outcome | None, size: int) -> AsyncIterator[None]:
     """Turn what is wrong with the image, or takes too long, into the error of the save.
 
     A guest must not wait for storage that hangs. What is called within is then left alone: it has
@@ -119,7 +122,7 @@ async def proving(job: SaveJob, outcome: Outcome | None, size: int) -> AsyncIter
 async def digest(job: SaveJob, partial: Partial, outcome: Outcome | None) -> None:
     """Take digests of the image's data before it is committed, where that is asked for.
 
-    Where no thread can be had for that they stay to be taken. Raises as ``prove`` does.
+    Where no thread can be had for that they stay to be taken. Raises as ``read_back`` does.
     """
     if job.request.settings.digests != "before" or not partial.block.digest_room:
         return
@@ -129,7 +132,7 @@ async def digest(job: SaveJob, partial: Partial, outcome: Outcome | None) -> Non
         watch.begin(os.fstat(partial.fd).st_blocks * 512)
         partial.take_digests(watch.note)
 
-    async with proving(job, outcome, job.facts.memory.total):
+    async with reading_back(job, outcome, job.facts.memory.total):
         with contextlib.suppress(blocking.NoThread):
             await digesting.watched(take, job.phases)
 
@@ -141,12 +144,17 @@ async def check_undisturbed(job: SaveJob, paused: guest_state.Paused) -> None:
     """
     if job.then != "resume" and (state := await _disturbed(job)) is not None:
         paused.release()
-        raise errors.GuestContinued(
-            f"{job.session.address}: another client resumed the guest, now {state}, before its "
-            "image was committed; the image was removed",
-            hint="the guest was left as it is; save it again",
-            run_state=state,
-        )
+        raise continued(job, state)
+
+
+def continued(job: SaveJob, state: str) -> errors.GuestContinued:
+    """Return the error for a guest that another client has resumed, in ``state`` now."""
+    return errors.GuestContinued(
+        f"{job.session.address}: another client resumed the guest, now {state}, before its "
+        "image was committed; the image was removed",
+        hint="the guest was left as it is; save it again",
+        run_state=state,
+    )
 
 
 async def _disturbed(job: SaveJob) -> str | None:

@@ -78,7 +78,8 @@ def request(
     Raises Unsupported for a format that the guest cannot have, UnknownPolicy, ConfigError.
     """
     known = {name: value for name, value in chosen.items() if value is not None}
-    settings = structs.replace(config.save, **known)
+    own = guest.save.settings() if guest.save is not None else {}
+    settings = structs.replace(config.save, **(own | known))
     if settings.managed == "on":
         _check_managed(guest, image, settings)
     return Request(

@@ -25,6 +25,7 @@ from mapsave.operations import ending, in_use, journal, kept, limits
 from mapsave.operations.attach import Monitor
 from mapsave.operations.facts import Facts
 from mapsave.operations.managed_place import Managed
+from mapsave.operations.provable import Means
 from mapsave.operations.save_request import Request
 from mapsave.operations.steps import Step
 from mapsave.plan.strategy import Strategy
@@ -63,6 +64,8 @@ class SaveJob:
     stuck: str | None = None  # what became of a guest that cannot be resumed
     given_up: GivenUp | None = None  # what the save was begun with, and restarted
     unpolished: str | None = None  # what to say of an image that could not be polished
+    means: Means | None = None  # of proving it, where that is asked for
+    unproven: str | None = None  # what to say of an image that could not be proven
 
     @property
     def then(self) -> Then:
@@ -90,7 +93,7 @@ class SaveJob:
 
     def warnings(self) -> list[str]:
         """Return what the user should know of a save that was restarted or not polished."""
-        found = [self.unpolished] if self.unpolished is not None else []
+        found = [said for said in (self.unpolished, self.unproven) if said is not None]
         if self.given_up is None:
             return found
         slow = self.given_up

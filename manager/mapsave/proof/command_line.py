@@ -22,7 +22,7 @@ _STAY = frozenset(
     (
         *("accel", "acpitable", "action", "append", "bios", "boot", "compat", "cpu", "dtb"),
         *("fw_cfg", "g", "global", "initrd", "k", "kernel", "L", "m", "msg", "numa", "option-rom"),
-        *("prom-env", "rtc", "runas", "sandbox", "seed", "shim", "smbios", "smp", "tb-size"),
+        *("prom-env", "rtc", "seed", "shim", "smbios", "smp", "tb-size"),
         *("uuid", "usbdevice", "vga", "watchdog-action"),
     )
 )
@@ -114,20 +114,25 @@ def rewritten(
     cwd: str | None = None,
     blocks: Sequence[str] = (),
     program: str | None = None,
+    user: str | None = None,
     tap: Callable[[int], Sequence[int]],
 ) -> Rewritten:
     """Return the command line of a throwaway QEMU for the guest that ``argv`` starts. Blocks.
 
     ``blocks`` are the names of the image's RAM blocks; ``program`` takes the place of the guest's
-    QEMU. ``tap`` makes one of so many queues and returns their descriptors. Raises NotProvable.
+    QEMU, which becomes ``user`` once it is up. ``tap`` makes one of so many queues and returns
+    their descriptors. Raises NotProvable.
     """
     at = program_at(argv)
     for word in argv[:at]:
         if os.path.basename(word) in instant.CLOSING:
             raise _refused(f"the guest is started by {word}, which closes descriptors")
     work = _Rewriting(argv[at + 1 :], cwd, frozenset(blocks), tap)
+    work.user = user
     words = list(work.words())
     added = ["-name", NAME, "-display", "none", "-monitor", "none"]
+    if work.user is not None:
+        added += ["-run-with", f"user={work.user}"]
     head = (*argv[:at], program or argv[at])
     return Rewritten((*head, *words, *added), tuple(work.replaced))
 
@@ -145,6 +150,7 @@ class _Rewriting:
         self._blocks = blocks
         self._tap = tap
         self._hubs = 0
+        self.user: str | None = None  # that it becomes, unless it does so anyway
         self.replaced: list[str] = []
         # Each returns the properties that the option has instead; None where it goes.
         self._known: dict[str, Callable[[Option], Properties | None]] = {
@@ -163,6 +169,8 @@ class _Rewriting:
             "nic": self._nic,
             "object": self._object,
             "run-with": self._run_with,
+            "runas": self._run_as,
+            "sandbox": self._sandbox,
             "spice": self._spice,
             "virtfs": self._file_system,
         }
@@ -316,7 +324,19 @@ class _Rewriting:
         return {"qom-type": "memory-backend-ram", **kept, "reserve": False, **canonical}
 
     def _run_with(self, option: Option) -> Properties | None:
-        return _only(option, "user") or None
+        if found := _only(option, "user"):
+            self.user = None
+        return found or None
+
+    def _run_as(self, option: Option) -> Properties:
+        self.user = None
+        return option.properties
+
+    def _sandbox(self, option: Option) -> Properties:
+        if self.user is None:
+            return option.properties
+        known = option.properties  # it could not become that user
+        return {key: value for key, value in known.items() if key != "elevateprivileges"}
 
 
 def _only(option: Option, *keys: str) -> Properties:

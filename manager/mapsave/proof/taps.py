@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 
 from mapsave import errors
 from mapsave.image import descriptors, syscalls
-from mapsave.operations import instant
 
 _TUN = "/dev/net/tun"
 # linux/if_tun.h
@@ -52,7 +51,7 @@ class Taps:
         found = []
         for fd in tuple(made):
             with descriptors.closing(fd):
-                found.append(self._stack.enter_context(instant.inherited(fd)))
+                found.append(self._stack.enter_context(descriptors.inherited(fd)))
         if failed:
             raise errors.NotProvable(
                 "the image cannot be proven: the guest has a tap, and none could be made for the "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TypedDict
 
 from mapsave import blocking, errors, open_files, shielded
@@ -30,12 +30,13 @@ from mapsave.operations import (
     destination_choice,
     instant,
     save_request,
+    throwaway,
     trust,
 )
 from mapsave.operations.destination import Command, Destination
 from mapsave.operations.restore_request import Request as RestoreRequest
 from mapsave.plan import instant as plan
-from mapsave.proof import command_line, devices, taps, throwaway
+from mapsave.proof import command_line, devices, taps
 
 # Of a QEMU whose disks are never to be activated (qapi/migration.json).
 _INACTIVE = "late-block-activate"
@@ -75,15 +76,23 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """How a guest's command line is taken: by another ``program``, and as another ``user``."""
+
+    is_emulated: bool = False
+    program: str | None = None
+    user: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is proven: an image, and the command that starts its guest, by an own ``program``."""
+    """What is proven: an image, and the command that starts its guest."""
 
     opened: Image
     contents: Contents
     guest: str
     command: Command
-    is_emulated: bool = False
-    program: str | None = None
+    start: Start = Start()
 
 
 async def prove(
@@ -139,7 +148,7 @@ def _subject(
     if (is_emulated := asked.guest.emulator is not None) and request.program is not None:
         raise errors.UsageError(f"--with is for guests of QEMU, and {name!r} is emulated")
     command = destination_choice.command_of(asked)
-    return Subject(opened, contents, name, command, is_emulated, request.program)
+    return Subject(opened, contents, name, command, Start(is_emulated, request.program))
 
 
 async def proven(config: Config, subject: Subject, phases: progress.Phases) -> Proven:
@@ -154,7 +163,7 @@ async def proven(config: Config, subject: Subject, phases: progress.Phases) -> P
             "(-run-with user=...)",
         )
     async with shielded.entered(throwaway.place(config.state, uid)) as there:
-        with instant.inherited(opened.fd) as fd, taps.taps() as null:
+        with descriptors.inherited(opened.fd) as fd, taps.taps() as null:
             try:
                 made = await blocking.within(blocking.ANSWER, _rewritten, subject, there, null)
             except blocking.Hangs as error:
@@ -181,15 +190,24 @@ async def proven(config: Config, subject: Subject, phases: progress.Phases) -> P
 def _rewritten(subject: Subject, there: throwaway.Place, null: taps.Taps) -> command_line.Rewritten:
     """Return the throwaway QEMU's command line. Raises NotProvable."""
     command = subject.command
-    if subject.is_emulated:  # it has nothing but its monitor
+    if subject.start.is_emulated:  # it has nothing but its monitor
         words = (there.socket if word == command.socket else word for word in command.argv)
         return command_line.Rewritten(tuple(words), ())
+    blocks = [block.name for block in subject.contents.stream.blocks]
+    return rewritten(command, subject.start, blocks, tap=null.make)
+
+
+def rewritten(
+    command: Command, start: Start, blocks: Sequence[str], tap: Callable[[int], Sequence[int]]
+) -> command_line.Rewritten:
+    """Return a guest's command line as that of a throwaway QEMU. Raises NotProvable. Blocks."""
     return command_line.rewritten(
         command.argv,
         cwd=command.cwd,
-        blocks=[block.name for block in subject.contents.stream.blocks],
-        program=subject.program,
-        tap=null.make,
+        blocks=blocks,
+        program=start.program,
+        user=start.user,
+        tap=tap,
     )
 
 
@@ -226,7 +244,7 @@ async def _loaded(
     await _load(config, subject, target)
     phases.enter("devices")
     added = await devices.added(session, contents.stream.devices)
-    if added is None and not subject.is_emulated:
+    if added is None and not subject.start.is_emulated:
         target.warnings.append("whether QEMU has more devices than the image could not be compared")
     elif added:
         more = f"QEMU has devices that the image does not have: {', '.join(added)}"

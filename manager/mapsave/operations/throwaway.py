@@ -54,7 +54,7 @@ def place(state: Path, uid: int | None) -> Iterator[Place]:
     directory = Path(tempfile.mkdtemp(dir=locks.state_directory(state, _PART)))
     try:
         opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        with descriptors.closing(opened), instant.inherited(opened) as fd:
+        with descriptors.closing(opened), descriptors.inherited(opened) as fd:
             if uid is not None and uid != os.geteuid():
                 os.chown(directory, uid, -1)
             yield Place(directory, fd)
@@ -94,7 +94,7 @@ async def _watch() -> AsyncIterator[tuple[int, int]]:
         stack.push_async_callback(shielded.in_thread, _await_end, theirs)
         for fd in (watched, ours, held):
             stack.callback(os.close, fd)
-        with instant.inherited(watched) as first, instant.inherited(held) as second:
+        with descriptors.inherited(watched) as first, descriptors.inherited(held) as second:
             yield first, second
 
 
