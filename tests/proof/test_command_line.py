@@ -18,12 +18,17 @@ def _rewritten(
     cwd: str | None = None,
     blocks: Sequence[str] = (),
     program: str | None = None,
+    user: str | None = None,
 ) -> command_line.Rewritten:
     def tap(queues: int) -> Sequence[int]:
         return range(100, 100 + queues)
 
     return command_line.rewritten(
-        [*under, QEMU, *words], cwd=cwd, blocks=blocks, program=program, tap=tap
+        [*under, QEMU, *words],
+        command_line.Start(program=program, user=user),
+        cwd=cwd,
+        blocks=blocks,
+        tap=tap,
     )
 
 
@@ -149,7 +154,7 @@ def test_disks_have_the_size_and_the_place_they_had(tmp_path: Path) -> None:
     raw.write_bytes(bytes((1 << 20) + 5))
     head = b"QFI\xfb" + bytes(20) + (7 << 30).to_bytes(8, "big")
     qcow2.write_bytes(head.ljust(4096, b"\0"))
-    words = _of(
+    disks = [
         *("-drive", f"file={raw},format=raw,if=none,id=a,cache=none,aio=native,media=cdrom"),
         *("-drive", f"file={qcow2},if=pflash,unit=1,readonly=on,snapshot=on"),
         *("-drive", "if=none,id=empty,media=cdrom"),
@@ -157,7 +162,8 @@ def test_disks_have_the_size_and_the_place_they_had(tmp_path: Path) -> None:
         *("-blockdev", "driver=qcow2,node-name=q,file=f,read-only=on"),
         *("-blockdev", "driver=nbd,node-name=n,server.type=unix,server.path=/run/nbd"),
         *("-blockdev", "driver=raw,node-name=loop,file=loop"),
-    )
+    ]
+    words = _of(*disks)
     null = "driver=null-co,read-zeroes=on"
     assert [value for word, value in itertools.pairwise(words) if word.startswith("-")] == [
         f"if=none,id=a,cache=none,media=cdrom,{null},size={(1 << 20) + 512}",
@@ -177,12 +183,12 @@ def test_paths_are_relative_to_the_directory_of_the_command(tmp_path: Path) -> N
 
 
 def test_what_was_replaced_is_said_without_secrets() -> None:
-    found = _rewritten(
+    words = [
         *("-vnc", ":1,password=on", "-object", "secret,id=s,data=hunter2"),
         *("-drive", "id=d,file=nbd://user:hunter2@host/x"),
         *("-netdev", "socket,id=n,connect=host:1", "-chardev", "pty,id=c"),
-    ).replaced
-    assert found == (
+    ]
+    assert _rewritten(*words).replaced == (
         "drive d: a file by null-co",
         "netdev n: socket by hubport",
         "chardev c: pty by null",
@@ -202,3 +208,14 @@ def test_programs_that_start_qemu() -> None:
     for words in (["sudo", QEMU], ["/usr/bin/bwrap", QEMU], ["/usr/local/bin/start-guest", "a"]):
         with pytest.raises(errors.NotProvable):
             command_line.rewritten(words, tap=lambda _: [])
+
+
+def test_qemu_becomes_the_user_of_the_guest() -> None:
+    sandbox = ["-sandbox", "on,elevateprivileges=deny,spawn=deny"]
+    argv = _rewritten(*sandbox, user="64055:64055").argv
+    assert argv[1:3] == ("-sandbox", "on,spawn=deny")
+    assert argv[-2:] == ("-run-with", "user=64055:64055")
+    argv = _rewritten("-run-with", "user=nobody", user="64055:64055").argv
+    assert argv[1:3] == ("-run-with", "user=nobody")
+    assert argv.count("-run-with") == 1
+    assert _rewritten(*sandbox).argv[1:3] == ("-sandbox", "on,elevateprivileges=deny,spawn=deny")

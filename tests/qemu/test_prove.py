@@ -77,7 +77,9 @@ def test_it_is_proven(scene: Scene) -> None:
     assert done["devices"] == [device.name for device in scene.devices]
     assert done["machine"].startswith("pc-q35-")
     assert done["warnings"] == []
-    assert "proven: " in scene.site.run("prove", scene.image, check=0).stdout
+    header, row = scene.site.run("prove", scene.image, check=0).stdout.splitlines()
+    assert header.split() == ["PROVEN", "QEMU", "DEVICES", "TOOK", "IMAGE"]
+    assert row.split()[0] == "yes"
     assert state_of(scene.site, scene.image) == "saved"
 
 
@@ -224,17 +226,33 @@ def test_what_cannot_be_proven_is_refused(scene: Scene, words: list[str], named:
     assert named in error["message"]
 
 
-def test_a_libvirt_guest_is_refused(scene: Scene) -> None:
-    scene.site.add_guest("other", libvirt={"uri": "test:///default", "domain": "test"})
-    error = scene.prove(3, "--guest", "other")
-    assert error["id"] == "check.not_provable"
-    assert "libvirt" in error["message"]
-
-
 def test_the_recorded_command_needs_trust(scene: Scene) -> None:
     scene.site.add_guest("web01", scene.guest.qmp)
     assert scene.prove(3)["id"] == "check.no_destination"
     assert scene.prove(0, "--trust-recorded-command")["proven"] is True
+
+
+def test_all_images_by_another_qemu(site: cli.Site, tmp_path: Path) -> None:
+    """A table: each image, and the reason of what that QEMU does not load."""
+    site.run("prove", "--all", check=6)
+    for name, words in (("web01", []), ("web02", ["-device", "virtio-rng-pci"])):
+        with saved(site, *words, name=name, machine=_MACHINE):
+            pass
+    old = _program(tmp_path, _WITHOUT.format(qemu=qemu.BINARY))
+    found = site.run("prove", "--all", "--with", str(old), check=4)
+    first, second = found.stdout.splitlines()[1:3]
+    assert {first.split()[0], second.split()[0]} == {"yes", "NO"}
+    assert "virtio-rng-pci" in found.stdout
+    both = site.run("prove", "--all", "--with", str(old), "--json", check=4).json()["images"]
+    assert sorted(each["proven"] for each in both) == [False, True]
+    site.run("prove", check=2)
+    site.run("prove", "--all", "web01.mapsave", check=2)
+
+
+# A QEMU that does not know a device.
+_WITHOUT = """case "$*" in *virtio-rng-pci*)
+echo "'virtio-rng-pci' is not a valid device model name" >&2; exit 1;; esac
+exec {qemu} "$@\""""
 
 
 def _program(directory: Path, script: str) -> Path:

@@ -58,7 +58,13 @@ def _plan_save(given: Globals, config: Config, guest: str, into: Path | None) ->
         "reason": plan.reason,
         "others": [_data(each) for each in plan.others],
     }
-    output.result(given, data, f"{guest}: {plan.reason}\n{_table(rows, header)}")
+    lines = [f"{guest}: {plan.reason}", _table(rows, header)]
+    if found.proof is not None:
+        prove, seconds = found.proof
+        data["proof"] = {"by": prove, "predicted_s": round(seconds, 6)}
+        while_paused = ", for which the guest stays paused" if prove == "pages" else ""
+        lines.append(f"proof by {prove}: {units.format_duration(seconds)} more{while_paused}")
+    output.result(given, data, "\n".join(lines))
 
 
 def _plan_restore(given: Globals, config: Config, target: str) -> None:

@@ -1,10 +1,13 @@
 """Which destination a restore gets: attached to, started by command, or created by libvirt."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import dataclasses
 import os
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from mapsave import config as configuration
 from mapsave import domain_xml, errors, shielded
@@ -31,6 +34,9 @@ from mapsave.operations.steps import Step
 from mapsave.operations.warming import Wanted, Warming
 from mapsave.plan import generation
 from mapsave.restore_settings import RestoreSettings
+
+if TYPE_CHECKING:
+    from mapsave.operations import domain_trust
 
 _Choice = tuple[
     attach.Monitor, contextlib.AbstractAsyncContextManager[Destination], instant.Decision
@@ -170,10 +176,26 @@ def domain_of(asked: Asked) -> tuple[str, str]:
     return xml, recorded_uri.followed((opened.metadata.get("domain") or {}).get("uri"))
 
 
-def _by_libvirt(asked: Asked, log: journal.Journal, mapping: instant.Start) -> _Choice:
-    """Return the domain's monitor, how it is started, and whether its RAM is mapped. Blocks."""
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What libvirt is to start a guest from; ``vetting`` is None where the XML is trusted.
+
+    As libvirt does, the CPU that the guest has seen, which ``cookie`` has, is kept under another
+    definition too.
+    """
+
+    xml: str
+    uri: str
+    identity: domain_xml.Identity
+    vetting: domain_trust.Vetting | None
+    cookie: str | None
+
+
+def definition_of(asked: Asked) -> Definition:
+    """Return what libvirt starts the guest from. Raises as ``domain_of``, and UsageError,
+    InvalidImage where that is no definition, or another guest's. Blocks."""
     from mapsave.monitor import definition
-    from mapsave.operations import destination_libvirt, domain_trust, instant_libvirt
+    from mapsave.operations import domain_trust
 
     config, request, opened, guest = asked.config, asked.request, asked.opened, asked.guest
     xml, uri = domain_of(asked)
@@ -187,7 +209,6 @@ def _by_libvirt(asked: Asked, log: journal.Journal, mapping: instant.Start) -> _
         raise errors.UsageError(f"--xml: {error.message}") from None
     if request.xml is None:
         _check_named(opened, guest, identity)
-    monitor = attach.Monitor(uri=uri, domain=identity.uuid)
     vetting = None
     if not request.trust_image:
         what = "--xml" if request.xml is not None else repr(opened.path)
@@ -195,18 +216,27 @@ def _by_libvirt(asked: Asked, log: journal.Journal, mapping: instant.Start) -> _
         vetting = domain_trust.Vetting(
             config.trust, config.state, frozenset((identity.uuid, own)), what
         )
+    cookie = opened.libvirt.cookie if opened.libvirt else None
+    cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
+    return Definition(xml, uri, identity, vetting, cookie)
+
+
+def _by_libvirt(asked: Asked, log: journal.Journal, mapping: instant.Start) -> _Choice:
+    """Return the domain's monitor, how it is started, and whether its RAM is mapped. Blocks."""
+    from mapsave.operations import destination_libvirt, instant_libvirt
+
+    request, opened, found = asked.request, asked.opened, definition_of(asked)
+    xml, uri = found.xml, found.uri
+    monitor = attach.Monitor(uri=uri, domain=found.identity.uuid)
     stall = asked.settings.stall
-    start = destination_libvirt.Start(uri, xml, log.unsettled, vetting, stall_seconds=stall)
+    start = destination_libvirt.Start(uri, xml, log.unsettled, found.vetting, stall_seconds=stall)
     wanted = asked.settings.instant
     if request.through_libvirt:
         instant_libvirt.check_own(opened, asked.contents)
         decision = instant.not_launched(wanted, "libvirt itself")
         return monitor, destination_libvirt.loaded(start, opened, request), decision
-    # As libvirt does, the CPU that the guest has seen is kept under another definition too.
-    cookie = opened.libvirt.cookie if opened.libvirt else None
-    cookie = cookie or (opened.metadata.get("domain") or {}).get("cookie")
     decision = instant_libvirt.decide(wanted, xml, uri, opened, asked.contents)
-    started = instant_libvirt.created(start, cookie, decision, mapping)
+    started = instant_libvirt.created(start, found.cookie, decision, mapping)
     return monitor, started, decision
 
 

@@ -90,7 +90,7 @@ async def created(
         async with destination_libvirt.created(asked, cookie, memory) as target:
             yield target
         return
-    uid = await _user(asked)
+    uid = await user_of(asked.xml, asked.uri)
     path = start.opened.path
     await answering.within(os.path.dirname(path), _check_searchable, path, uid)
     async with contextlib.AsyncExitStack() as stack:
@@ -106,11 +106,11 @@ async def created(
         yield target
 
 
-async def _user(asked: Start) -> int:
-    """Return the user that QEMU will run as."""
-    async with libvirt_connection.connected(asked.uri) as connection:
+async def user_of(xml: str, uri: str) -> int:
+    """Return the user that QEMU will run as. Raises LaunchFailed, Unreachable."""
+    async with libvirt_connection.connected(uri) as connection:
         told = await libvirt_connection.call(lambda: str(connection.getCapabilities()))
-    user = definition.qemu_user(asked.xml, told)
+    user = definition.qemu_user(xml, told)
     found = instant.uid_of(user)
     if user is not None and found is None:
         raise errors.LaunchFailed(f"libvirt starts QEMU as user {user!r}, which does not exist")

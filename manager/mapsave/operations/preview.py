@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from mapsave import errors, open_files, shielded
-from mapsave.config import Config, Guest
+from mapsave.config import Config, Guest, Prove
 from mapsave.image import image, store
 from mapsave.image.metadata import ProcessPart
 from mapsave.monitor import fdset, process
@@ -24,7 +24,7 @@ from mapsave.operations import (
     restore_request,
     save_request,
 )
-from mapsave.plan import planner
+from mapsave.plan import cost, planner
 
 
 class Preview(TypedDict):
@@ -83,12 +83,16 @@ async def preview(
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A plan, the directory it is for and when that was measured, and how full the RAM is."""
+    """A plan, the directory it is for and when that was measured, and how full the RAM is.
+
+    ``proof`` is how the image is proven, and the seconds that this takes beside the plan's.
+    """
 
     plan: planner.Plan
     directory: str
     measured: float
     filled: float
+    proof: tuple[Prove, float] | None
 
 
 async def plan(guest: Guest, config: Config, directory: Path) -> Planned:
@@ -116,6 +120,9 @@ async def plan(guest: Guest, config: Config, directory: Path) -> Planned:
                 held.path,
                 learned.probe.measured,
                 learned.layout.filled,
+                (prove, cost.proof(learned.layout, learned.probe, prove))
+                if (prove := request.settings.prove) != "none"
+                else None,
             )
 
 

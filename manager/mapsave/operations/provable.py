@@ -14,9 +14,10 @@ from pathlib import Path
 from mapsave import errors, units
 from mapsave.config import Config, Guest, SaveSettings
 from mapsave.monitor import process, process_memory
-from mapsave.operations import attach, facts, launch, prove
+from mapsave.operations import attach, facts, launch
 from mapsave.operations.destination import Command
 from mapsave.operations.facts import Facts
+from mapsave.proof import command_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Means:
 
     config: Config
     command: Command
-    start: prove.Start
+    start: command_line.Start
 
 
 def means(config: Config, guest: Guest, found: Facts) -> Means:
@@ -35,9 +36,11 @@ def means(config: Config, guest: Guest, found: Facts) -> Means:
         socket = attach.socket_path(guest, config)
         argv = attach.emulator_command(guest, socket)
         command = Command(argv, socket, log, attach.emulator_environment(guest, config))
-        return Means(config, command, prove.Start(is_emulated=True))
+        return Means(config, command, command_line.Start(is_emulated=True))
     if guest.launch and guest.qmp is not None:
-        return Means(config, Command(guest.launch, str(guest.qmp), log, variables), prove.Start())
+        return Means(
+            config, Command(guest.launch, str(guest.qmp), log, variables), command_line.Start()
+        )
     known = facts.command(found.pid, found.lives_on)
     if known is None or found.pid is None:
         raise errors.NotProvable("the image cannot be proven: its QEMU's process is not in sight")
@@ -45,7 +48,7 @@ def means(config: Config, guest: Guest, found: Facts) -> Means:
     program = known["executable"]
     if shutil.which(program) is None:  # another version has been installed since
         program = known["argv"][0]
-    return Means(config, command, prove.Start(program=program, user=_user(found.pid)))
+    return Means(config, command, command_line.Start(program=program, user=_user(found.pid)))
 
 
 def _user(pid: int) -> str | None:
@@ -62,7 +65,9 @@ def check(given: Means, found: Facts, settings: SaveSettings) -> str:
     replaced: tuple[str, ...] = ()
     if not given.start.is_emulated:
         names = list(found.blocks)
-        replaced = prove.rewritten(given.command, given.start, names, tap=range).replaced
+        replaced = command_line.rewritten(
+            given.command.argv, given.start, cwd=given.command.cwd, blocks=names, tap=range
+        ).replaced
     room = process.committable_bytes()
     if room is not None and room < found.memory.total:
         raise errors.NotProvable(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import TypedDict
 
 from mapsave import blocking, errors, open_files, shielded
@@ -76,15 +76,6 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """How a guest's command line is taken: by another ``program``, and as another ``user``."""
-
-    is_emulated: bool = False
-    program: str | None = None
-    user: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Subject:
     """What is proven: an image, and the command that starts its guest."""
 
@@ -92,7 +83,7 @@ class Subject:
     contents: Contents
     guest: str
     command: Command
-    start: Start = Start()
+    start: command_line.Start
 
 
 async def prove(
@@ -114,7 +105,8 @@ async def prove(
         if not request.trust_image:
             policy = save_request.policy_of(config, config.named(name))
             trust.check_image(opened, trust.users(policy))
-        return await proven(config, _subject(config, request, opened, contents, name), phases)
+        subject = await _subject(config, request, opened, contents, name)
+        return await proven(config, subject, phases)
 
 
 @contextlib.asynccontextmanager
@@ -127,7 +119,7 @@ async def _opened(path: str) -> AsyncIterator[Image]:
         yield opened
 
 
-def _subject(
+async def _subject(
     config: Config, request: Request, opened: Image, contents: Contents, name: str
 ) -> Subject:
     """Return what is proven. Raises NotProvable, NoDestination, UsageError."""
@@ -141,14 +133,17 @@ def _subject(
         config, restore, restore.settings(config, name), opened, contents, name
     )
     if not destination_choice.is_by_command(asked):
-        raise errors.NotProvable(
-            f"{opened.path!r} is of a libvirt guest, which cannot be proven yet",
-            hint="'mapsave verify' looks at its structure; a restore loads it",
-        )
+        from mapsave.operations import prove_libvirt
+
+        found = await shielded.in_thread(destination_choice.definition_of, asked)
+        command, start = await prove_libvirt.means(found, request.program)
+        return Subject(opened, contents, name, command, start)
     if (is_emulated := asked.guest.emulator is not None) and request.program is not None:
         raise errors.UsageError(f"--with is for guests of QEMU, and {name!r} is emulated")
     command = destination_choice.command_of(asked)
-    return Subject(opened, contents, name, command, Start(is_emulated, request.program))
+    return Subject(
+        opened, contents, name, command, command_line.Start(is_emulated, request.program)
+    )
 
 
 async def proven(config: Config, subject: Subject, phases: progress.Phases) -> Proven:
@@ -194,20 +189,8 @@ def _rewritten(subject: Subject, there: throwaway.Place, null: taps.Taps) -> com
         words = (there.socket if word == command.socket else word for word in command.argv)
         return command_line.Rewritten(tuple(words), ())
     blocks = [block.name for block in subject.contents.stream.blocks]
-    return rewritten(command, subject.start, blocks, tap=null.make)
-
-
-def rewritten(
-    command: Command, start: Start, blocks: Sequence[str], tap: Callable[[int], Sequence[int]]
-) -> command_line.Rewritten:
-    """Return a guest's command line as that of a throwaway QEMU. Raises NotProvable. Blocks."""
     return command_line.rewritten(
-        command.argv,
-        cwd=command.cwd,
-        blocks=blocks,
-        program=start.program,
-        user=start.user,
-        tap=tap,
+        command.argv, subject.start, cwd=command.cwd, blocks=blocks, tap=null.make
     )
 
 

@@ -30,6 +30,8 @@ _READING = 8
 # that one thread copies from the page cache into memory that was not touched before (QEMU 10.0).
 _DISPATCH = 1.7e-5
 _COPY = 1 / 1.2e9
+# Seconds that a QEMU takes to start and to load devices (docs/benchmarks.md).
+_LOAD = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,14 @@ def course(layout: Layout, probe: Probe, found: Prediction) -> tuple[float, ...]
     ]
     scale = found.seconds / (sum(parts) or 1.0)
     return tuple(scale * until for until in itertools.accumulate(parts))
+
+
+def proof(layout: Layout, probe: Probe, prove: str) -> float:
+    """Return the seconds that a proof takes; with ``pages`` all that has contents is read."""
+    if prove != "pages":
+        return _LOAD
+    _, large = _read_costs(probe, ReadWay(direct_io=True, channels=_READING), cached=0.0)
+    return _LOAD + layout.filled * layout.pages * PAGE / LARGE * large
 
 
 def predict_read(stored: Stored, probe: Probe, way: ReadWay) -> ReadPrediction:

@@ -92,6 +92,15 @@ _HUBS = 1 << 20  # hubs that a guest has are numbered from 0
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """How a guest's command line is taken: by another ``program``, and as another ``user``."""
+
+    is_emulated: bool = False
+    program: str | None = None
+    user: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Rewritten:
     """The words of a throwaway QEMU, and what was replaced: what it is, and by what."""
 
@@ -110,30 +119,28 @@ def program_at(argv: Sequence[str]) -> int:
 
 def rewritten(
     argv: Sequence[str],
+    start: Start = Start(),
     *,
     cwd: str | None = None,
     blocks: Sequence[str] = (),
-    program: str | None = None,
-    user: str | None = None,
     tap: Callable[[int], Sequence[int]],
 ) -> Rewritten:
     """Return the command line of a throwaway QEMU for the guest that ``argv`` starts. Blocks.
 
-    ``blocks`` are the names of the image's RAM blocks; ``program`` takes the place of the guest's
-    QEMU, which becomes ``user`` once it is up. ``tap`` makes one of so many queues and returns
-    their descriptors. Raises NotProvable.
+    ``blocks`` are the names of the image's RAM blocks. ``tap`` makes one of so many queues and
+    returns their descriptors. Raises NotProvable.
     """
     at = program_at(argv)
     for word in argv[:at]:
         if os.path.basename(word) in instant.CLOSING:
             raise _refused(f"the guest is started by {word}, which closes descriptors")
     work = _Rewriting(argv[at + 1 :], cwd, frozenset(blocks), tap)
-    work.user = user
+    work.user = start.user
     words = list(work.words())
     added = ["-name", NAME, "-display", "none", "-monitor", "none"]
     if work.user is not None:
         added += ["-run-with", f"user={work.user}"]
-    head = (*argv[:at], program or argv[at])
+    head = (*argv[:at], start.program or argv[at])
     return Rewritten((*head, *words, *added), tuple(work.replaced))
 
 
