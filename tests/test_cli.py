@@ -22,6 +22,7 @@ COMMANDS = (
         "inspect",
         "diff",
         "verify",
+        "prove",
         "list",
         "discard",
         "recover",

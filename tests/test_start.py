@@ -51,6 +51,7 @@ LINES = (
     ("verify image", 0, True),
     ("inspect image", 0, True),
     ("diff image image", 0, True),
+    ("prove image", 0, True),
     ("list", 0, True),
     ("guests", 0, True),
     ("restore image", 0, True),

@@ -10,7 +10,7 @@ import pytest
 from mapsave.image import image
 
 from tests.faults import struck
-from tests.kit import cli, inject, patterns, qemu
+from tests.kit import cli, inject, passthrough, patterns, qemu
 
 NAME = "web01"
 IMAGE = "one.mapsave"
@@ -63,6 +63,34 @@ def test_recovery_waits_for_an_image_that_cannot_be_read(site: cli.Site) -> None
         with guest.successor() as restored:
             assert restored.status() == "running"
     assert site.run("restore", IMAGE, "--json", check=3).error_id() == ("check.already_restored")
+
+
+def test_what_qemu_would_die_of_is_read_before(site: cli.Site) -> None:
+    """On a device that has failed once: QEMU itself can read the image here, mapsave cannot."""
+    fails = _failing("preadv")
+    with _saved(site) as guest:
+        before = set(site.state.rglob("*.log"))
+        site.run("verify", "--add-digests", IMAGE, "--json", env=fails, check=6)
+        result = site.run("restore", IMAGE, "--json", env=fails, check=6)
+        assert result.error_id() == "image.unreadable"
+        assert set(site.state.rglob("*.log")) == before  # no QEMU was started
+        site.run("restore", IMAGE, check=0)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
+
+
+def test_storage_that_is_elsewhere_is_read_before(site: cli.Site, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    with passthrough.mounted(tmp_path / "here") as place, _saved(site) as guest:
+        moved = place / IMAGE
+        moved.write_bytes((site.images / IMAGE).read_bytes())
+        moved.chmod(0o600)
+        trust = ("--trust-image", "--json")  # it is another process that serves it
+        result = site.run("restore", moved, *trust, env=_failing("preadv"), check=6)
+        assert result.error_id() == "image.unreadable"
+        site.run("restore", moved, *trust, check=0)
+        with guest.successor() as restored:
+            assert restored.status() == "running"
 
 
 def _turn(path: Path, at: int) -> None:

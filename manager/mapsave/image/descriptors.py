@@ -197,6 +197,7 @@ def unreadable(name: str, error: OSError) -> errors.UnreadableImage:
     return errors.UnreadableImage(
         f"{name!r} cannot be read: {error.strerror}",
         hint="try again once its disk and file system work, or restore from another copy",
+        errno=error.errno,
     )
 
 

@@ -16,6 +16,7 @@ from mapsave.operations import (
     instant_preview,
     origin,
     pins,
+    reading_first,
     restored_notes,
     working_sets,
 )
@@ -201,7 +202,7 @@ async def verify_data(
     phases = Phases(report)
     phases.enter("verify")
     work = functools.partial(verify, path, config, add=add)
-    with descriptors.reading(path):
+    with reading_first.noted(config.state, path), descriptors.reading(path):
         return await digesting.watched(work, phases)
 
 

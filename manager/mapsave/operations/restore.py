@@ -44,6 +44,7 @@ from mapsave.operations import (
     locks,
     lost,
     managed_save,
+    reading_first,
     restore_labels,
     restore_plan,
     restored_notes,
@@ -154,8 +155,11 @@ async def _restore(
                 restored_notes.check_unused(config.state, opened)
             warnings += await _disks(opened)
             settings = request.settings(config, name)
-            if settings.verify_data:
-                warnings += await digesting.before_restore(opened, phases)
+            with reading_first.noted(config.state, opened.path):
+                if settings.verify_data:
+                    warnings += await digesting.before_restore(opened, phases)
+                elif not request.through_libvirt:
+                    await reading_first.read(config.state, opened, phases)
             for text in warnings:
                 _log.warning("%s", text)
             planned = await restore_plan.plan(

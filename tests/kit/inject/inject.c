@@ -225,7 +225,7 @@ static int cut(const struct iovec *in, int count, size_t most, struct iovec *out
 
 VECTOR(pwritev, "pwritev")
 VECTOR(pwritev64, "pwritev")
-/* What os.pwritev of Python calls. */
+/* What os.pwritev and os.preadv of Python call. */
 #define VECTOR2(name, plain)                                                                      \
     ssize_t name(int fd, const struct iovec *iov, int count, off64_t offset, int flags)           \
     {                                                                                             \
@@ -237,6 +237,8 @@ VECTOR2(pwritev2, pwritev)
 VECTOR2(pwritev64v2, pwritev64)
 VECTOR(preadv, "preadv")
 VECTOR(preadv64, "preadv")
+VECTOR2(preadv2, preadv)
+VECTOR2(preadv64v2, preadv64)
 PLAIN(pwrite, "pwrite", const void *)
 PLAIN(pwrite64, "pwrite", const void *)
 PLAIN(pread, "pread", void *)

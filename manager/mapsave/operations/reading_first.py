@@ -1,0 +1,82 @@
+"""Read an image whole before its restore, where its storage may fail: a QEMU that meets EIO dies.
+
+QEMU 10.0 and 11.1 die where a page cannot be read, and hang where a bitmap cannot. So where storage
+is behind a network or another process, and on a device that has failed before, all that QEMU will
+read is read once, before a destination is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mapsave import errors
+from mapsave.image import descriptors, piece_reader, syscalls
+from mapsave.image.image import Image
+from mapsave.migration.progress import Phases
+from mapsave.operations import digesting, locks
+
+_PART = "failed-devices"
+_REMEMBERED = 30 * 86400.0  # seconds
+# File systems whose storage is elsewhere (linux/magic.h, statfs(2)).
+_ELSEWHERE = {
+    0x6969: "NFS",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB",
+    0x65735546: "FUSE",
+    0x00C36400: "Ceph",
+    0x01021997: "9p",
+    0x5346414F: "AFS",
+    0x01161970: "GFS2",
+    0x7461636F: "OCFS2",
+    0x0BD00BD0: "Lustre",
+}
+
+
+@contextlib.contextmanager
+def noted(state: Path, path: str) -> Iterator[None]:
+    """Note a device on which the image ``path`` cannot be read, for later restores."""
+    try:
+        yield
+    except errors.UnreadableImage as error:
+        if error.data.get("errno") == errno.EIO:
+            with contextlib.suppress(OSError, errors.MapsaveError):
+                _note(state, os.stat(path).st_dev).touch()
+        raise
+
+
+def _note(state: Path, device: int) -> Path:
+    name = f"{os.major(device)}:{os.minor(device)}"
+    return locks.state_directory(state, _PART) / name
+
+
+def reason(state: Path, opened: Image) -> str | None:
+    """Return why an image is to be read before its restore; None where it need not be. Blocks."""
+    if (elsewhere := _ELSEWHERE.get(syscalls.file_system_type(opened.fd))) is not None:
+        return f"it is on {elsewhere}"
+    try:
+        seen = os.stat(_note(state, os.fstat(opened.fd).st_dev)).st_mtime
+    except (OSError, errors.MapsaveError):
+        return None
+    if time.time() - seen > _REMEMBERED:
+        return None
+    return "its device has failed to read an image before"
+
+
+async def read(state: Path, opened: Image, phases: Phases) -> None:
+    """Read an image's data where its storage may fail. Raises UnreadableImage, TruncatedImage."""
+
+    def work(watch: digesting.Watch) -> None:
+        if reason(state, opened) is None:
+            return
+        watch.begin(opened.allocated)
+        start, end = opened.block.stream_offset, opened.size
+        piece_reader.read(opened.fd, start, end, lambda *_: None, watch.note)
+
+    phases.enter("verify")
+    with descriptors.reading(opened.path):
+        await digesting.watched(work, phases)
