@@ -6,7 +6,8 @@ import re
 import signal
 
 NEVER = 2  # of ``overcommits``: all memory is reserved
-_SYS_RESOURCE = 24  # capabilities(7), linux/capability.h
+SETUID = 7  # capabilities(7), linux/capability.h
+_SYS_RESOURCE = 24
 _STATUS_LINE = re.compile(r"^(\w+):\s+(.*)$", re.MULTILINE)
 _MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
@@ -181,7 +182,12 @@ def may_use_reserved_blocks(pid: int | None) -> bool:
         found = status(pid)
     except OSError:
         return False
-    return bool(int(found["CapEff"], 16) >> _SYS_RESOURCE & 1) or found["Uid"].split()[3] == "0"
+    return has_capability(_SYS_RESOURCE, found) or found["Uid"].split()[3] == "0"
+
+
+def has_capability(number: int, found: dict[str, str]) -> bool:
+    """Return whether a process with that ``status`` has a capability in effect."""
+    return bool(int(found.get("CapEff", "0"), 16) >> number & 1)
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -17,7 +17,7 @@ from mapsave.monitor import process, process_memory
 from mapsave.operations import attach, facts, launch
 from mapsave.operations.destination import Command
 from mapsave.operations.facts import Facts
-from mapsave.proof import command_line
+from mapsave.proof import command_line, taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +60,26 @@ def _user(pid: int) -> str | None:
     return f"{uid[0]}:{gid[0]}"
 
 
+def check_becoming(user: str) -> None:
+    """Raise NotProvable where a QEMU that we start could not become another user."""
+    if not process.has_capability(process.SETUID, process.status(os.getpid())):
+        raise errors.NotProvable(
+            f"the image cannot be proven: its QEMU is of user {user}, and mapsave may start none "
+            "that becomes that user (CAP_SETUID)",
+            hint="for mapsaved see docs/systemd.md",
+        )
+
+
 def check(given: Means, found: Facts, settings: SaveSettings) -> str:
     """Return how an image would be proven; touch nothing. Raises NotProvable. Blocks."""
     replaced: tuple[str, ...] = ()
+    if given.start.user is not None:
+        check_becoming(given.start.user)
     if not given.start.is_emulated:
-        names = list(found.blocks)
-        replaced = command_line.rewritten(
-            given.command.argv, given.start, cwd=given.command.cwd, blocks=names, tap=range
-        ).replaced
+        argv, cwd, names = given.command.argv, given.command.cwd, list(found.blocks)
+        with taps.taps() as null:
+            made = command_line.rewritten(argv, given.start, cwd=cwd, blocks=names, tap=null.make)
+        replaced = made.replaced
     room = process.committable_bytes()
     if room is not None and room < found.memory.total:
         raise errors.NotProvable(
@@ -78,8 +90,8 @@ def check(given: Means, found: Facts, settings: SaveSettings) -> str:
         )
     if settings.prove == "pages":
         _check_readable(found)
-    null = f"; {len(replaced)} backends become null ones" if replaced else ""
-    return f"can be loaded into a QEMU that is thrown away{null}"
+    also = f"; {len(replaced)} backends become null ones" if replaced else ""
+    return f"can be loaded into a QEMU that is thrown away{also}"
 
 
 def _check_readable(found: Facts) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mapsave import errors
 from mapsave.monitor import definition, libvirt_connection
-from mapsave.operations import domain_trust, instant_libvirt
+from mapsave.operations import domain_trust, instant_libvirt, provable
 from mapsave.operations.destination import Command
 from mapsave.operations.destination_choice import Definition
 from mapsave.proof import command_line
@@ -42,9 +42,11 @@ async def means(found: Definition, program: str | None) -> tuple[Command, comman
     words = shlex.split(told.replace("\\\n", " "))
     first = next((at for at, word in enumerate(words) if not _VARIABLE.match(word)), len(words))
     variables = dict(word.split("=", 1) for word in words[:first])
-    uid = await instant_libvirt.user_of(found.xml, found.uri)
+    user = _becoming(await instant_libvirt.user_of(found.xml, found.uri))
+    if user is not None:
+        provable.check_becoming(user)
     command = Command(words[first:], "", Path(os.devnull), variables)
-    return command, command_line.Start(program=program, user=_becoming(uid))
+    return command, command_line.Start(program=program, user=user)
 
 
 def _becoming(uid: int) -> str | None:
