@@ -234,7 +234,7 @@ def test_the_recorded_command_needs_trust(scene: Scene) -> None:
 
 def test_all_images_by_another_qemu(site: cli.Site, tmp_path: Path) -> None:
     """A table: each image, and the reason of what that QEMU does not load."""
-    site.run("prove", "--all", check=6)
+    site.run("prove", "--all", check=2)
     for name, words in (("web01", []), ("web02", ["-device", "virtio-rng-pci"])):
         with saved(site, *words, name=name, machine=_MACHINE):
             pass

@@ -38,7 +38,8 @@ def test_a_proven_save(site: cli.Site, guest: qemu.Qemu, how: str) -> None:
     assert (done["proof"].get("compared_bytes", 0) > 0) == (how == "pages")
     assert done["proof"].get("compared_bytes", 0) <= done["ram_bytes"]
     shown = site.run("inspect", "it", "--json", check=0).json()
-    assert shown["metadata"]["proof"] == done["proof"]
+    assert shown["proof"] == done["proof"]
+    assert "  proven     loaded by QEMU " in site.run("inspect", "it", check=0).stdout
     site.run("verify", "--data", "it", check=0)
 
 

@@ -81,6 +81,7 @@ def text(found: Result) -> str:
         f"  RAM        {size(found['ram_bytes'])}, {size(found['data_bytes'])} not zero",
         f"  devices    {len(found['devices'])}",
         f"  written    {_written(found.get('written'))}",
+        *_proven(found.get("proof")),
         *_filled(found["filled_bytes"]),
         *_used(found),
         *output.warnings(found["warnings"]),
@@ -107,6 +108,14 @@ def _written(record: Result | None) -> str:
     compared, left = record.get("compared"), record.get("not_compared")
     rest = f", {left} not: {record.get('reason')}" if left else ""
     return f"{where}; {compared} ends of writes compared with the guest's RAM{rest}"
+
+
+def _proven(record: Result | None) -> list[str]:
+    """Return the line about how the save has proven the image; none where it has not."""
+    if not record:
+        return []
+    compared = "; all pages are the guest's RAM" if record.get("by") == "pages" else ""
+    return [f"  proven     loaded by QEMU {record.get('qemu')}{compared}"]
 
 
 def _filled(length: int) -> list[str]:

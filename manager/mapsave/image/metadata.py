@@ -100,13 +100,14 @@ class ProofPart(TypedDict, total=False):
     """How the image was proven before the guest could go: ``by`` is ``load`` or ``pages``.
 
     ``qemu`` is the version that loaded it, ``devices`` how many it loaded; ``compared_bytes`` of
-    RAM were compared. ``took_s`` in seconds.
+    RAM were compared, in ``compare_s`` of the ``took_s`` seconds.
     """
 
     by: Word
     qemu: Word
     devices: Size
     compared_bytes: Size
+    compare_s: Seconds
     took_s: Seconds
 
 

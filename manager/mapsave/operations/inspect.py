@@ -80,6 +80,7 @@ _SHOWN = (
         "strategy",
         "plan",
         "written",
+        "proof",
         "label",
         "command",
         "host",

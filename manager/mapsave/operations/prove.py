@@ -60,6 +60,7 @@ class Proven(TypedDict):
     devices: list[str]
     device_bytes: int
     replaced: list[str]
+    resident_bytes: int | None
     duration_s: float
     phases_s: dict[str, float]
     warnings: list[str]
@@ -246,6 +247,7 @@ async def _loaded(
         devices=[device.name for device in contents.stream.devices],
         device_bytes=sum(device.length for device in contents.stream.devices),
         replaced=list(made.replaced),
+        resident_bytes=process.resident_bytes(session.pid) if session.pid is not None else None,
         duration_s=round(phases.total, 6),
         phases_s=seconds,
         warnings=target.warnings,

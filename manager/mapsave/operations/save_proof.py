@@ -39,8 +39,10 @@ async def prove_image(
         done = await prove.proven(given.config, subject, phases)
         part |= {"qemu": done["qemu"]["version"], "devices": len(done["devices"])}
         if job.request.settings.prove == "pages" and outcome is not None:
+            phases.enter("pages")
             compared = await _compare(job, partial, outcome, contents)
-            part |= {"by": "pages", "compared_bytes": compared}
+            seconds = phases.seconds()["pages"]
+            part |= {"by": "pages", "compared_bytes": compared, "compare_s": seconds}
     except errors.NotProven as error:
         if outcome is None:
             job.unproven = f"the image could not be proven: {error.message}; {_GONE}"
