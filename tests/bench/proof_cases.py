@@ -10,7 +10,7 @@ from tests.bench import cases, guests, measure
 from tests.bench.cases import MB, Bench, Row
 from tests.bench.guests import NAME
 from tests.bench.measure import Run
-from tests.kit import tree
+from tests.kit import cache, tree
 
 _RATE = 0.9  # of the disk's direct read rate
 _LARGE = 64  # GiB
@@ -106,9 +106,7 @@ def _pages(bench: Bench, name: str, disk: float) -> Iterator[Row]:
     rates = []
     for each in run.runs:
         done = json.loads(each.output)
-        rates.append(
-            done["allocated_bytes"] / (done["phases_s"]["prove"] - done["proof"]["took_s"])
-        )
+        rates.append(done["allocated_bytes"] / done["proof"]["compare_s"])
     rate = statistics.median(rates)
     yield Row(
         f"save --prove pages, {name}: comparison; peer: direct reads",
@@ -122,7 +120,7 @@ def _pages(bench: Bench, name: str, disk: float) -> Iterator[Row]:
 
 
 def _read(way: str, path: Path) -> Run:
-    guests.evict(path)
+    cache.evict(path)
     command = [sys.executable, "-m", "tests.bench.reading", way, str(path)]
     return measure.run(command, tree.ROOT)
 
