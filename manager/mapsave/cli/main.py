@@ -21,6 +21,8 @@ COMMANDS = {
     "diff": "Show which pages differ between images.",
     "verify": "Verify that an image is complete.",
     "prove": "Prove that an image can be loaded.",
+    "export": "Export an image, for another host or an archive.",
+    "import": "Import an image that was exported.",
     "guests": "List the guests, how each is, and its last image.",
     "list": "List the images of a directory.",
     "discard": "Delete images.",
@@ -45,6 +47,7 @@ COMMANDS = {
 }
 _MODULES = {
     "list": "list_images",
+    "import": "import_image",
     "job": "jobs",
     "config": "configuration",
     "save-all": "save_all",

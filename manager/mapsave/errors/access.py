@@ -47,6 +47,11 @@ class DigestsDamaged(InvalidImage, id="image.digests_damaged"):
     """The digests of the image's data are damaged themselves: the data cannot be verified."""
 
 
+class BadArchive(InvalidImage, id="archive.damaged"):
+    """What was to be imported was not written by ``mapsave export``, is damaged, or cut short;
+    nothing was imported."""
+
+
 class UnreadableImage(InvalidImage, id="image.unreadable"):
     """The image cannot be read: its disk or file system fails. The image itself may be valid."""
 
@@ -85,6 +90,10 @@ class UntrustedDirectory(NotPermitted, id="directory.untrusted"):
 class ForeignResource(NotPermitted, id="image.foreign_resource"):
     """The domain XML names a program, path or device that neither the existing domain nor ``trust``
     in the configuration has; ``--trust-image`` overrides."""
+
+
+class NotDecrypted(NotPermitted, id="archive.not_decrypted"):
+    """The archive is encrypted, and for none of the identities that were named."""
 
 
 class RoleMissing(NotPermitted, id="permission.role"):

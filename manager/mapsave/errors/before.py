@@ -105,7 +105,7 @@ class BadDirectory(Refused, id="check.directory"):
 
 
 class NoRoom(Refused, id="check.room"):
-    """The file system has not enough free space for the image."""
+    """The file system has not enough free space for the image, or for its archive."""
 
 
 class NoDirectIO(Refused, id="check.direct_io"):
@@ -169,6 +169,16 @@ class HookRefused(Refused, id="hook.refused"):
 
 class NotDigested(Refused, id="image.not_digested"):
     """The digests of an image's data could not be written; the image is as good as it was."""
+
+
+class ExportFailed(Refused, id="export.failed"):
+    """The archive could not be written: its disk fails, or its reader has ended. The image is as it
+    was, and no file is left."""
+
+
+class ImportFailed(Refused, id="import.failed"):
+    """The archive could not be read, or the image not be written, by a disk that fails; nothing was
+    imported."""
 
 
 class NoTime(Refused, id="check.deadline"):

@@ -58,6 +58,22 @@ class Digests:
         head = _HEAD.pack(_MAGIC, _VERSION, _XXH3_128, PIECE, self.begin, self.end, self.taken)
         return head + _checksum(head, self.table) + self.table
 
+    def digest(self, number: int) -> bytes:
+        """Return that of the piece of that number."""
+        at = (number - self.begin // PIECE) * SIZE
+        return self.table[at : at + SIZE]
+
+    def differing(self, table: bytes) -> list[tuple[int, int]]:
+        """Return the pieces, by first byte and end, that have other digests in ``table``."""
+        if table == self.table:
+            return []
+        first = self.begin // PIECE
+        return [
+            (max(self.begin, (first + at) * PIECE), min(self.end, (first + at + 1) * PIECE))
+            for at in range(len(table) // SIZE)
+            if table[at * SIZE : (at + 1) * SIZE] != self.table[at * SIZE : (at + 1) * SIZE]
+        ]
+
 
 def room(ram_bytes: int) -> int:
     """Return how many bytes of header to reserve for the digests of a guest with so much RAM.
@@ -85,38 +101,51 @@ def differing(fd: int, known: Digests, note: Note = ignore) -> list[tuple[int, i
 
     ``note`` and what is raised are as for ``take``.
     """
-    found = _table(fd, known.begin, known.end, note)
-    if found == known.table:
-        return []
-    first = known.begin // PIECE
-    return [
-        (max(known.begin, (first + at) * PIECE), min(known.end, (first + at + 1) * PIECE))
-        for at in range(len(found) // SIZE)
-        if found[at * SIZE : (at + 1) * SIZE] != known.table[at * SIZE : (at + 1) * SIZE]
-    ]
+    return known.differing(_table(fd, known.begin, known.end, note))
+
+
+class Table:
+    """Digests of the pieces of a file from ``begin`` to ``end``, taken in any order."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        import xxhash  # what takes no digests does without
+
+        self.digests = bytearray(packed_length(begin, end) - _BEGIN)
+        self._first = begin // PIECE
+        self._hash = xxhash.xxh3_128_digest
+        self._zeros = memoryview(bytes(PIECE))
+        self._of_zeros = {PIECE: self._hash(self._zeros)}
+
+    def of(self, data: memoryview) -> bytes:
+        """Return the digest of (a part of) a piece."""
+        digest: bytes = self._hash(data)
+        length = len(data)
+        if length not in self._of_zeros:  # the first piece and the last
+            self._of_zeros[length] = self._hash(self._zeros[:length])
+        return digest if digest != self._of_zeros[length] else bytes(SIZE)
+
+    def put(self, number: int, data: memoryview) -> bytes:
+        """Take the digest of the piece of that number, and return it."""
+        digest = self.of(data)
+        self.note(number, digest)
+        return digest
+
+    def note(self, number: int, digest: bytes) -> None:
+        """Note the digest of the piece of that number."""
+        at = (number - self._first) * SIZE
+        self.digests[at : at + SIZE] = digest
 
 
 def _table(fd: int, begin: int, end: int, note: Note, look: Put | None = None) -> bytes:
-    first = begin // PIECE
-    table = bytearray(SIZE * (-(-end // PIECE) - first))
-    zeros = memoryview(bytes(PIECE))
-    import xxhash  # what takes no digests does without
-
-    of_zeros = {PIECE: xxhash.xxh3_128_digest(zeros)}
+    table = Table(begin, end)
 
     def put(number: int, data: memoryview) -> None:
-        digest = xxhash.xxh3_128_digest(data)
-        length = len(data)
-        if length not in of_zeros:  # the first piece and the last
-            of_zeros[length] = xxhash.xxh3_128_digest(zeros[:length])
-        if digest != of_zeros[length]:
-            at = (number - first) * SIZE
-            table[at : at + SIZE] = digest
+        table.put(number, data)
         if look is not None:
             look(number, data)
 
     piece_reader.read(fd, begin, end, put, note)
-    return bytes(table)
+    return bytes(table.digests)
 
 
 def write(fd: int, block: Superblock, digests: Digests) -> Superblock:
@@ -143,10 +172,20 @@ def read(fd: int, block: Superblock) -> Digests | None:
     length = block.digests_needed
     if block.digest_length != length or length > MAX_DIGESTS:
         raise _damaged(block, f"they have {block.digest_length} bytes in place of {length}")
-    raw = os.pread(fd, length, block.digest_offset)
+    try:
+        return unpack(os.pread(fd, length, block.digest_offset), begin, end)
+    except ValueError as error:
+        raise _damaged(block, str(error)) from None
+
+
+def unpack(raw: bytes, begin: int, end: int) -> Digests:
+    """Return the digests that ``pack`` has packed, of a file from ``begin`` to ``end``.
+
+    Raises ValueError that says what is wrong with them, UnsupportedImage.
+    """
     head, table = raw[: _HEAD.size], raw[_BEGIN:]
-    if len(raw) < length or raw[_HEAD.size : _BEGIN] != _checksum(head, table):
-        raise _damaged(block, "their checksum does not match")
+    if len(raw) < packed_length(begin, end) or raw[_HEAD.size : _BEGIN] != _checksum(head, table):
+        raise ValueError("their checksum does not match")
     magic, version, algorithm, piece, first, last, taken = _HEAD.unpack(head)
     if (version, algorithm, piece) != (_VERSION, _XXH3_128, PIECE):
         raise errors.UnsupportedImage(
@@ -155,8 +194,13 @@ def read(fd: int, block: Superblock) -> Digests | None:
             hint="use the mapsave that took them, or a newer one",
         )
     if (magic, first, last) != (_MAGIC, begin, end):
-        raise _damaged(block, "they are of another file")
+        raise ValueError("they are of another file")
     return Digests(begin, end, taken, table)
+
+
+def packed_length(begin: int, end: int) -> int:
+    """Return how many bytes the digests of a file from ``begin`` to ``end`` are packed in."""
+    return _BEGIN + SIZE * (-(-end // PIECE) - begin // PIECE)
 
 
 def _checksum(head: bytes, table: bytes) -> bytes:

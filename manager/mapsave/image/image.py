@@ -126,6 +126,10 @@ class Partial:
         self.block = superblock.write_twice(self.fd, saved, known)
         if self.libvirt is not None:
             self.libvirt = libvirt_header.write_complete(self.fd, self.libvirt)
+        self.give_name(replace=replace)
+
+    def give_name(self, *, replace: bool) -> None:
+        """Rename it, as the end of a commit, and fsync the directory. Raises as ``commit`` does."""
         try:
             self._rename(replace=replace)
             os.fsync(self.directory)

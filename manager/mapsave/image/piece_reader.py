@@ -17,7 +17,7 @@ PIECE = units.MIB
 # A disk reads as fast with four requests at a time as with more; some threads have data to look at.
 _THREADS = 6
 
-Put = Callable[[int, memoryview], None]
+Put = Callable[[int, memoryview], object]
 Note = Callable[[int], None]
 
 
@@ -28,19 +28,23 @@ def read(
     put: Put,
     note: Note,
     threads: int = _THREADS,
+    *,
+    in_order: bool = False,
 ) -> None:
     """Call ``put`` with the number of each piece that has data, and its bytes of the file.
 
     Of the first and the last piece those from ``begin`` to ``end``. ``put`` is called by several
-    threads, of different pieces; what it gets is overwritten by the next. ``note`` is called by one
-    at a time with the length of each piece before it is read, and may wait; what it raises ends the
-    reading, and is raised. Raises TruncatedImage where the file ends before ``end``, OSError that
-    names the offset.
+    threads, of different pieces; what it gets is overwritten by the next. With ``in_order`` it is
+    called by one at a time, in the order of the file, and may wait while others read ahead.
+    ``note`` is called by one at a time with the length of each piece before it is read, and may
+    wait; what it raises ends the reading, and is raised. Raises TruncatedImage where the file ends
+    before ``end``, OSError that names the offset.
     """
     with contextlib.ExitStack() as stack:
         # Who gives up on storage that hangs closes ``fd``, and its number may mean another file.
         fd = stack.enter_context(descriptors.closing(os.dup(fd)))
         reader = _Reader(fd, begin, end, put, note)
+        reader.in_order = in_order
         with contextlib.suppress(OSError):
             flags = os.O_RDONLY | os.O_DIRECT
             reader.direct = stack.enter_context(descriptors.reopened(fd, flags))
@@ -55,6 +59,7 @@ def read(
 class _Reader:
     def __init__(self, fd: int, begin: int, end: int, put: Put, note: Note) -> None:
         self.direct: int | None = None
+        self.in_order = False
         self._fd = fd
         self._begin = begin
         self._end = end
@@ -63,6 +68,9 @@ class _Reader:
         self._numbers = self._with_data()
         self._lock = threading.Lock()
         self._has_failed = False
+        self._taken = 0  # pieces, by all threads
+        self._turn = 0  # of which ``put`` has got so many, in order
+        self._turns = threading.Condition()
 
     def _with_data(self) -> Iterator[int]:
         """Yield the number of each piece that is not a hole."""
@@ -78,22 +86,42 @@ class _Reader:
         """Read piece after piece, until none is left."""
         try:
             with mmap.mmap(-1, PIECE) as buffer, memoryview(buffer) as view:
-                while (number := self._next()) is not None:
+                while (taken := self._next()) is not None:
+                    turn, number = taken
                     low = max(self._begin, number * PIECE)
                     high = min(self._end, (number + 1) * PIECE)
                     self._read(view, number * PIECE, high)
                     with view[low - number * PIECE : high - number * PIECE] as data:
-                        self._put(number, data)
+                        if not self.in_order:
+                            self._put(number, data)
+                        elif not self._put_in_turn(turn, number, data):
+                            return
         except BaseException:
             self._has_failed = True
+            with self._turns:
+                self._turns.notify_all()
             raise
 
-    def _next(self) -> int | None:
+    def _put_in_turn(self, turn: int, number: int, data: memoryview) -> bool:
+        """Return whether it was put: not where another thread has failed."""
+        with self._turns:
+            self._turns.wait_for(lambda: self._has_failed or self._turn == turn)
+            if self._has_failed:
+                return False
+            self._put(number, data)
+            self._turn += 1
+            self._turns.notify_all()
+            return True
+
+    def _next(self) -> tuple[int, int] | None:
+        """Return the next piece: which it is of those that are read, and its number."""
         with self._lock:
             number = None if self._has_failed else next(self._numbers, None)
-            if number is not None:
-                self._note(min(self._end, (number + 1) * PIECE) - max(self._begin, number * PIECE))
-            return number
+            if number is None:
+                return None
+            self._note(min(self._end, (number + 1) * PIECE) - max(self._begin, number * PIECE))
+            self._taken += 1
+            return self._taken - 1, number
 
     def _read(self, view: memoryview, start: int, end: int) -> None:
         """Fill ``view`` with the file from ``start``, a piece's first byte, to ``end`` at least."""
