@@ -305,7 +305,7 @@ def _decrypting(reader: io.BufferedReader, identities: Sequence[Identity]) -> It
         error = outcome.exception()
         if error is None or guard.failure is not None:
             return guard.failure
-        if not isinstance(error, age.DecryptError):
+        if not isinstance(error, age.DecryptError | OSError):  # it is one or the other, by place
             return error
         if "matching keys" in str(error):
             return errors.NotDecrypted(

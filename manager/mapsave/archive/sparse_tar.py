@@ -55,8 +55,9 @@ class Head:
             b"GNU.sparse.minor": b"0",
             b"GNU.sparse.name": name,
             b"GNU.sparse.realsize": b"%d" % self.size,
-            b"size": b"%d" % self.stored,
         }
+        if self.stored >= _OCTAL:
+            records[b"size"] = b"%d" % self.stored
         # What tells apart nothing but a tar that does not know sparse files.
         shown = b"GNUSparseFile.0/" + name
         return _extended(records, self.modified) + _header(shown, self.stored, self.modified, b"0")
@@ -111,10 +112,12 @@ def read_head(exactly: Exactly) -> Head:
     records = _records(raw)
     try:
         name = records[b"GNU.sparse.name"]
-        size, stored = (_number(records[key]) for key in (b"GNU.sparse.realsize", b"size"))
+        size = _number(records[b"GNU.sparse.realsize"])
     except KeyError:
         raise foreign() from None
-    head = Head(os.fsdecode(name), size, stored, _octal(rest[-BLOCK:][_MODIFIED]))
+    header = rest[-BLOCK:]
+    stored = _number(records[b"size"]) if b"size" in records else _octal(header[_SIZE])
+    head = Head(os.fsdecode(name), size, stored, _octal(header[_MODIFIED]))
     if head.pack() != first + raw + rest:
         raise foreign()
     if not 0 < stored <= size + _most_map_bytes(size) or size > MOST_BYTES:
