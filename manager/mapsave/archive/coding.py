@@ -80,7 +80,7 @@ def _compressing(out: Sink, level: int) -> Iterator[Sink]:
 
 
 class _Guard(Generic[T, R]):
-    """What pyrage reads or writes by: it does nothing more once it has failed, and knows why.
+    """What a library reads or writes by: it does nothing more once it has failed, and knows why.
 
     Of an exception pyrage keeps the words only.
     """
@@ -214,9 +214,9 @@ class Source:
 
 
 class _Joined(io.RawIOBase):
-    """Several readers, one after the other."""
+    """Several readers, one after the other. What a pipe has is read, and no more waited for."""
 
-    def __init__(self, *parts: io.RawIOBase | io.BufferedIOBase) -> None:
+    def __init__(self, *parts: io.BufferedIOBase) -> None:
         self._parts = list(parts)
 
     def readable(self) -> bool:
@@ -224,7 +224,7 @@ class _Joined(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         while self._parts:
-            if count := self._parts[0].readinto(buffer):
+            if count := self._parts[0].readinto1(buffer):
                 return count
             self._parts.pop(0)
         return 0
@@ -259,12 +259,9 @@ def decoding(raw: io.RawIOBase, identities: Sequence[Identity]) -> Iterator[Sour
         # read right after the tar only if the one before it is whole, its checksum included.
         last = os.urandom(16)
         whole = io.BufferedReader(_Joined(reader, io.BytesIO(zstd.compress(last))), _PIPE)
-        yield Source(
-            zstd.ZstdDecompressor(max_window_size=_MOST_WINDOW)
-            .stream_reader(whole, read_size=_PIECE, read_across_frames=True, closefd=False)
-            .readinto,
-            last,
-        )
+        decompressor = zstd.ZstdDecompressor(max_window_size=_MOST_WINDOW)
+        how = {"read_size": _PIECE, "read_across_frames": True, "closefd": False}
+        yield Source(decompressor.stream_reader(_Guard(whole.read1), **how).readinto, last)
 
 
 def _ahead(raw: io.RawIOBase) -> tuple[bytes, io.BufferedReader]:
@@ -295,7 +292,7 @@ class _Decrypted(io.RawIOBase):
 def _decrypting(reader: io.BufferedReader, identities: Sequence[Identity]) -> Iterator[_Decrypted]:
     """Decrypt in another thread. What is read was authenticated, but for its end."""
     age = libraries.age()
-    guard = _Guard(reader.read)
+    guard = _Guard(reader.read1)
 
     def decrypt(fd: int) -> None:
         with open(fd, "wb", buffering=0) as plain:
