@@ -21,7 +21,7 @@ tools=(
     chromium:chromium chromium-driver:chromedriver cockpit-bridge:cockpit-bridge
     cockpit-ws:/usr/lib/cockpit/cockpit-ws cockpit-system:/usr/share/cockpit/shell/index.html
     apparmor:apparmor_parser mmdebstrap:mmdebstrap systemd:systemd-analyze
-    prometheus:promtool openssl:openssl tmux:tmux
+    prometheus:promtool openssl:openssl tmux:tmux zstd:zstd age:age openssh-client:ssh-keygen
     binutils:strip lintian:lintian rpmlint:rpmlint rpm:rpm
 )
 libvirt_tools=(

@@ -71,9 +71,9 @@ choose_extras() {
     include=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     if [ -e "$include/Python.h" ] && command -v gcc >/dev/null &&
         pkg-config --atleast-version=11.2 libvirt 2>/dev/null; then
-        echo libvirt,test,dev
+        echo libvirt,export,test,dev
     else
-        echo test,dev
+        echo export,test,dev
     fi
 }
 

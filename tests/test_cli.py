@@ -23,6 +23,8 @@ COMMANDS = (
         "diff",
         "verify",
         "prove",
+        "export",
+        "import",
         "list",
         "discard",
         "recover",

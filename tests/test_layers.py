@@ -25,7 +25,7 @@ FLOORS = (
     ("hooks", "history"),
     ("operations",),
     ("proof",),
-    ("plan", "migration", "pictures"),
+    ("plan", "migration", "pictures", "archive"),
     ("monitor", "image", "labels"),
     (BASE,),
 )

@@ -52,6 +52,8 @@ LINES = (
     ("inspect image", 0, True),
     ("diff image image", 0, True),
     ("prove image", 0, True),
+    ("export nosuch -o archive", 2, False),
+    ("import nosuch", 2, False),
     ("list", 0, True),
     ("guests", 0, True),
     ("restore image", 0, True),

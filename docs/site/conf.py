@@ -38,7 +38,7 @@ NAVIGATION = {
     ],
     "How to": [
         *("libvirt", "jobs", "service", "client", "cockpit", "systemd", "evacuation"),
-        *("mac", "planning", "instant", "verification", "metrics", "pictures"),
+        *("mac", "planning", "instant", "verification", "moving", "metrics", "pictures"),
     ],
     "Reference": ["errors", "labels", "image-format"],
     "Explanation": [

@@ -123,7 +123,7 @@ def read_head(exactly: Exactly) -> Head:
     if not 0 < stored <= size + _most_map_bytes(size) or size > MOST_BYTES:
         raise errors.BadArchive(
             f"the archive says that its image has {size} bytes, {stored} of them stored",
-            hint="mapsave exports no such image",
+            hint="no image has that",
         )
     return head
 

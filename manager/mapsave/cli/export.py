@@ -104,5 +104,5 @@ def _line(done: Exported) -> str:
     to = "standard output" if done["archive"] == _STREAM else done["archive"]
     words += f", to {to}: {size(done['archive_bytes'])}"
     if done["recipients"]:
-        words += f", encrypted for {done['recipients']}"
+        words += f", for {done['recipients']} to decrypt"
     return f"{words}, in {units.format_duration(done['duration_s'])}"

@@ -39,8 +39,8 @@ def command(
     """Import an image that 'mapsave export' wrote, from a file or standard input (-).
 
     It has its name only once all of it is there, every digest is right, and it is valid. No image
-    is replaced. It is written by this command, not by the service, and is as trustworthy as whoever
-    exported it.
+    is replaced. It is written by this command, not by the service. Import only what you
+    trust: it counts as saved here.
     """
     from mapsave.archive import keys
     from mapsave.cli import local
