@@ -69,7 +69,7 @@ def limited(what: str, seconds: float, limit: float, peer: Series | None = None)
     return Row(what, f"{seconds:.3f} s", other, "", f"<= {limit} s", seconds <= limit)
 
 
-def _peak(what: str, series: Series, limit: int = PEAK) -> Row:
+def peak(what: str, series: Series, limit: int = PEAK) -> Row:
     shown = f"{series.peak / MB:.0f} MB"
     return Row(f"peak memory, {what}", shown, "", "", f"<= {limit // MB} MB", series.peak <= limit)
 
@@ -85,7 +85,7 @@ def idle(bench: Bench) -> Iterator[Row]:
     """Save of a guest with 1 GiB of RAM, nearly all zero."""
     ours, theirs = _saves(bench, guests.GIB, None, 2 * bench.rounds + 1)
     yield limited("save, idle 1 GiB guest", ours.seconds, 0.35, theirs)
-    yield _peak("save of it", ours)
+    yield peak("save of it", ours)
 
 
 def dense(bench: Bench) -> Iterator[Row]:
@@ -93,7 +93,7 @@ def dense(bench: Bench) -> Iterator[Row]:
     name = f"dense {bench.dense / guests.GIB:g} GiB guest"
     ours, theirs = _saves(bench, bench.dense, bench.source, bench.rounds)
     yield compared(f"save, {name}", ours, theirs)
-    yield _peak("save of it", ours)
+    yield peak("save of it", ours)
 
 
 def _saves(bench: Bench, size: int, source: Path | None, rounds: int) -> tuple[Series, Series]:
@@ -158,7 +158,7 @@ def restore(bench: Bench) -> Iterator[Row]:
     ours()
     mapsave, bare = measure.alternating(bench.rounds, ours, peer)
     yield compared(f"restore, dense {bench.dense / guests.GIB:g} GiB guest", mapsave, bare)
-    yield _peak("restore of it", mapsave)
+    yield peak("restore of it", mapsave)
 
 
 def inspect(bench: Bench) -> Iterator[Row]:
@@ -175,7 +175,7 @@ def inspect(bench: Bench) -> Iterator[Row]:
 
         series = measure.repeated(bench.rounds, look)
         yield limited(f"inspect, 1 TiB image, {kind}", series.seconds, 1.0)
-        yield _peak("inspect of it", series, 200 * MB)
+        yield peak("inspect of it", series, 200 * MB)
 
 
 def libvirt(bench: Bench) -> Iterator[Row]:
@@ -220,7 +220,7 @@ def instant(bench: Bench) -> Iterator[Row]:
 
 
 def proof(bench: Bench) -> Iterator[Row]:
-    """Digests of an image's data."""
+    """Digests of an image's data; images as archives."""
     from tests.bench import proof_cases
 
     yield from proof_cases.rows(bench)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench import cases, guests, measure
+from tests.bench import cases, guests, measure, moving_cases
 from tests.bench.cases import MB, Bench, Row
 from tests.bench.guests import NAME
 from tests.bench.measure import Run
@@ -48,6 +48,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         lambda: cases.run_mapsave(bench.site.config, "verify", str(path), "--add-digests"),
     )
     yield Row(f"verify --data, {name}", f"{verifying.seconds:.3f} s")
+    yield from moving_cases.rows(bench, path, name)
     path.unlink()
     yield from _loaded(bench)
     yield from _pages(bench, name, disk)
