@@ -1,5 +1,7 @@
 """``mapsave export`` and ``mapsave import``: whole images, what is refused, what is left behind."""
 
+import asyncio
+import contextlib
 import io
 import os
 import random
@@ -13,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from mapsave import errors
-from mapsave.archive import ends, keys, reading, writing
+from mapsave.archive import coding, ends, keys, libraries, reading, sparse_tar, writing
 from mapsave.archive.coding import Coding
 from mapsave.config import Config
-from mapsave.image import holes, image, piece_reader
+from mapsave.image import holes, image, piece_reader, syscalls
 from mapsave.operations import export, importing
 
 from tests.archive import moved
@@ -119,17 +121,85 @@ async def test_a_damaged_image_is_not_exported(tmp_path: Path, place: str) -> No
 
 
 async def test_data_that_has_become_a_hole_is_damaged_too(tmp_path: Path) -> None:
+    """A whole piece, which is not read then."""
     path = moved.made(tmp_path)
+    with image.opened(path) as opened:
+        block = opened.validate().stream.blocks[0]
+    at = (block.pages_offset + 800 * 4096) // MIB * MIB
+    assert block.pages_offset <= at < at + MIB <= block.end
     with files.opened(path, os.O_RDWR) as fd:
-        size = os.fstat(fd).st_size
-        start = size // MIB * MIB
-        tail = os.pread(fd, size - start, start)
-        os.ftruncate(fd, start)
-        os.ftruncate(fd, size)
-    assert tail.strip(b"\0")
-    with pytest.raises(errors.InvalidImage):
+        assert os.pread(fd, MIB, at).strip(b"\0")
+        syscalls.punch_hole(fd, at, MIB)
+    with pytest.raises(errors.DataDamaged, match=f"bytes {at} to {at + MIB}"):
         await exported(path)
     assert names(tmp_path) == {"images"}
+
+
+def test_no_more_is_written_once_damage_is_found(tmp_path: Path) -> None:
+    path = moved.made(tmp_path)
+    with image.opened(path) as opened, files.opened(path, os.O_RDWR) as fd:
+        known = opened.taken_digests()
+        block = opened.validate().stream.blocks[0]
+        os.pwrite(fd, b"damaged", block.pages_offset + 4 * 4096)
+        layout = sparse_tar.layout(fd, opened.size)
+        source = writing.Image(fd, "web", opened.size, 1, 0, known, lambda: None)
+        out = io.BytesIO()
+        with pytest.raises(errors.DataDamaged):
+            writing.write(source, layout, out, moved.nothing)
+    assert len(out.getvalue()) < 25 * 4096
+    assert layout.data_bytes > 75 * 4096
+
+
+def test_what_fails_is_not_a_whole_archive_for_age_either(tmp_path: Path) -> None:
+    identity = moved.Identity(tmp_path)
+    age = libraries.age()
+    for fails in (False, True):
+        out = io.BytesIO()
+        with (
+            contextlib.suppress(ZeroDivisionError),
+            coding.encoding(out, Coding(None, identity.recipients)) as sink,
+        ):
+            sink.write(bytes(3 * MIB))
+            if fails:
+                raise ZeroDivisionError
+        if fails:
+            time.sleep(0.3)  # nothing is added
+            with pytest.raises(age.DecryptError):
+                age.decrypt(out.getvalue(), list(identity.identities))
+        else:
+            assert age.decrypt(out.getvalue(), list(identity.identities)) == bytes(3 * MIB)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_cancelled_around_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Until it has its name nothing is left; from then on it is imported."""
+    path = moved.made(tmp_path)
+    archive = await exported(path)
+    loop = asyncio.get_running_loop()
+    request = importing.Request(str(archive), "back")
+    task = asyncio.ensure_future(importing.import_(moved.config(tmp_path), request))
+
+    def cancelling(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            if when == "after":
+                result = function(*arguments, **named)
+            loop.call_soon_threadsafe(task.cancel)
+            time.sleep(0.5)  # it has arrived by then
+            return result if when == "after" else function(*arguments, **named)
+
+        return call
+
+    place = (image.Partial, "give_name") if when == "after" else (importing, "_validated")
+    monkeypatch.setattr(*place, cancelling(getattr(*place)))
+    if when == "after":
+        assert (await task)["image"] == str(path.parent / "back")
+        assert_same(path, path.parent / "back")
+    else:
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert names(path.parent) == {path.name}
 
 
 async def test_one_that_was_never_completed_is_not_exported(tmp_path: Path) -> None:
@@ -296,7 +366,7 @@ def test_through_a_pipe_and_what_is_printed(site: cli.Site) -> None:
 
 def test_command_lines_that_contradict_themselves(site: cli.Site, tmp_path: Path) -> None:
     moved.made(site.directory)
-    (tmp_path / "file").mkfifo() if hasattr(Path, "mkfifo") else os.mkfifo(tmp_path / "file")
+    os.mkfifo(tmp_path / "file")
     for words in (
         ("-o", "x", "--level", "3", "--no-compression"),
         ("-o", "x", "--level", "20"),
@@ -435,7 +505,8 @@ def test_a_disk_that_is_full(site: cli.Site, tmp_path: Path) -> None:
             site.run(*words, check=3).error("check.room")
             assert names(small) == set()
         # Known before a byte of data is written, and not.
-        site.run("import", archive, "-o", small / "web", "--json", check=3).error("check.room")
+        known = site.run("import", archive, "-o", small / "web", "--json", check=3)
+        assert "bytes are free" in known.error("check.room")["message"]
         assert names(small) == set()
     with storage.tmpfs(400 << 10, tmp_path) as small, storage.filled(small, leave=40 << 10):
         site.run("import", archive, "-o", small / "web", "--json", check=3).error("check.room")
@@ -501,7 +572,12 @@ def test_a_failure_ends_those_that_wait_for_their_turn(several: int, where: str)
 
         return call
 
-    put = fail(3) if where == "put" else fail(-1)
+    failing = fail(3) if where == "put" else fail(-1)
+
+    def put(*_: object) -> None:
+        time.sleep(0.05)  # all others wait for their turn by the end
+        failing()
+
     note = fail(9) if where == "note" else fail(-1)
     end = (25 if where == "read" else 20) * MIB
     if where == "read":
@@ -520,3 +596,30 @@ def test_a_failure_ends_those_that_wait_for_their_turn(several: int, where: str)
     assert not thread.is_alive()
     expected = errors.TruncatedImage if where == "read" else ZeroDivisionError
     assert [type(each) for each in failures] == [expected]
+
+
+def test_a_failed_read_ends_those_that_wait_for_it(
+    several: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = os.preadv
+
+    def failing(fd: int, buffers: list[memoryview], at: int) -> int:
+        if at == 3 * MIB:
+            time.sleep(0.3)  # all others have read theirs by then
+            raise OSError(5, "failed")
+        return read(fd, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            piece_reader.read(several, 0, 20 * MIB, lambda *_: None, moved.nothing, in_order=True)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert [str(each) for each in failures] == [f"[Errno 5] failed at byte {3 * MIB}"]

@@ -36,6 +36,7 @@ _AHEAD = 512  # bytes that say what an archive is
 _AGE = b"age-encryption.org/v1\n"
 _ARMOURED = b"-----BEGIN AGE ENCRYPTED FILE-----"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_UNDO = 2.0  # seconds
 _AGAIN = "copy or export it again"
 _MOST_WINDOW = 128 << 20  # bytes of memory; what zstd takes without --long=31
 
@@ -100,6 +101,10 @@ class _Guard(Generic[T, R]):
 
     read = write = _call
 
+    def refuse(self) -> None:
+        """Have it do nothing more."""
+        self.failure = self.failure or _early()
+
     def flush(self) -> None:
         """Keep nothing back, as ``write`` does."""
 
@@ -137,15 +142,16 @@ def _encrypting(out: Sink, recipients: Sequence[Recipient]) -> Iterator[Sink]:
 
     reader, writer = _pipe()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(descriptors.closing(writer))
-        outcome = _begin(encrypt, reader)
-        try:
-            yield _Pipe(writer, failure)
-        except BaseException as error:
-            guard.failure = guard.failure or error  # else it would end as if that were all
-            raise
-    if outcome.exception() is not None:
-        raise failure()
+        with descriptors.closing(writer):
+            outcome = _begin(encrypt, reader)
+            stack.callback(_end, outcome, guard)
+            try:
+                yield _Pipe(writer, failure)
+            except BaseException:
+                guard.refuse()  # else it would end as if that were all
+                raise
+        if outcome.exception() is not None:
+            raise failure()
 
 
 def _pipe() -> tuple[int, int]:
@@ -164,8 +170,15 @@ def _begin(function: Callable[[int], None], fd: int) -> futures.Future[None]:
         raise
 
 
+def _end(outcome: futures.Future[None], guard: _Guard[T, R]) -> None:
+    """Wait for a thread that uses what the caller closes next; not for storage that hangs."""
+    guard.refuse()
+    with contextlib.suppress(TimeoutError):
+        outcome.exception(_UNDO)
+
+
 def _early() -> errors.MapsaveError:
-    return errors.MapsaveError("the encryption ended early")
+    return errors.MapsaveError("encryption or decryption ended early")
 
 
 class Source:
@@ -312,6 +325,7 @@ def _decrypting(reader: io.BufferedReader, identities: Sequence[Identity]) -> It
         return errors.BadArchive(f"the archive cannot be decrypted: {error}", hint=_AGAIN)
 
     plain, writer = _pipe()
-    with descriptors.closing(plain):
+    with contextlib.ExitStack() as stack, descriptors.closing(plain):
         outcome = _begin(decrypt, writer)
+        stack.callback(_end, outcome, guard)
         yield _Decrypted(plain, failure)

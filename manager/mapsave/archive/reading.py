@@ -51,9 +51,7 @@ def receive(source: Source, head: Head, fd: int, directory: int, note: Note) -> 
     each MiB of it. Raises BadArchive, NoRoom, and what reading raises; OSError where writing fails.
     """
     if head.size <= HELD_BACK:
-        raise errors.BadArchive(
-            f"the archive has a file of only {head.size} bytes"
-        )
+        raise errors.BadArchive(f"the archive has a file of only {head.size} bytes")
     with descriptors.unnamed(directory) as spool, open(spool, "w+b", closefd=False) as extents:
         data_bytes = 0
         for first, end in sparse_tar.read_map(source.exactly, head):

@@ -271,8 +271,6 @@ def read_map(exactly: Exactly, head: Head) -> Iterator[tuple[int, int]]:
     """
     numbers = _Numbers(exactly, head.stored)
     count = numbers.next()
-    if not 0 < count <= _most_extents(head.size):
-        raise _bad_map()
     data, before = 0, -1
     for _ in range(count):
         first, length = numbers.next(), numbers.next()
@@ -282,6 +280,7 @@ def read_map(exactly: Exactly, head: Head) -> Iterator[tuple[int, int]]:
         before = first + length
         data += length
         yield first, before
+    # As many bytes are in the map as it has lines: that bounds them.
     if before != head.size or numbers.end() + data != head.stored:
         raise _bad_map()
 
