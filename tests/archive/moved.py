@@ -72,7 +72,7 @@ def packed(fd: int, coded: Coding = PLAIN, name: str = "web.mapsave") -> bytes:
     )
     out = io.BytesIO()
     with coding.encoding(out, coded) as sink:
-        writing.write(source, sparse_tar.layout(fd, size), sink, nothing)
+        writing.write(source, sparse_tar.layout(fd, size, nothing), sink, nothing)
     return out.getvalue()
 
 

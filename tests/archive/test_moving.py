@@ -141,7 +141,7 @@ def test_no_more_is_written_once_damage_is_found(tmp_path: Path) -> None:
         known = opened.taken_digests()
         block = opened.validate().stream.blocks[0]
         os.pwrite(fd, b"damaged", block.pages_offset + 4 * 4096)
-        layout = sparse_tar.layout(fd, opened.size)
+        layout = sparse_tar.layout(fd, opened.size, moved.nothing)
         source = writing.Image(fd, "web", opened.size, 1, 0, known, lambda: None)
         out = io.BytesIO()
         with pytest.raises(errors.DataDamaged):

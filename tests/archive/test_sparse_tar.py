@@ -278,7 +278,7 @@ def test_a_window_that_takes_2_gib() -> None:
 def test_a_file_that_changes_between_two_looks() -> None:
     with files.in_memory() as source:
         fill(source, [1])
-        layout = sparse_tar.layout(source, SIZE)
+        layout = sparse_tar.layout(source, SIZE, moved.nothing)
         os.pwrite(source, b"x", 2 * MIB)
-        assert sparse_tar.layout(source, SIZE) != layout
+        assert sparse_tar.layout(source, SIZE, moved.nothing) != layout
         assert sum(map(len, sparse_tar.map_of(source, SIZE, layout))) in range(4096)

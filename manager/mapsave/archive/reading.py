@@ -54,7 +54,7 @@ def receive(source: Source, head: Head, fd: int, directory: int, note: Note) -> 
         raise errors.BadArchive(f"the archive has a file of only {head.size} bytes")
     with descriptors.unnamed(directory) as spool, open(spool, "w+b", closefd=False) as extents:
         data_bytes = 0
-        for first, end in sparse_tar.read_map(source.exactly, head):
+        for first, end in sparse_tar.read_map(source.exactly, head, note):
             extents.write(_EXTENT.pack(first, end))
             data_bytes += end - first
         extents.seek(0)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 from mapsave import errors, units
 from mapsave.image import holes
+from mapsave.image.piece_reader import Note
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -31,6 +32,7 @@ _SIZE, _MODIFIED = slice(124, 136), slice(136, 148)
 _RECORD = re.compile(rb"(\d{1,4}) ([^=\n]{1,40})=")
 _NAME_MAX = 255
 _CHUNK = 64 << 10
+_OFTEN = 4096  # extents
 
 Exactly = Callable[[int], bytes]
 
@@ -237,11 +239,16 @@ class Extents:
         return found
 
 
-def layout(fd: int, size: int) -> Layout:
-    """Return how the file ``fd`` of ``size`` bytes is stored. Raises OSError."""
+def layout(fd: int, size: int, note: Note) -> Layout:
+    """Return how the file ``fd`` of ``size`` bytes is stored.
+
+    ``note`` is called with 0 now and then, and may end it. Raises OSError.
+    """
     seen = Extents()
     count = length = 0
     for first, end in extents(fd, size):
+        if count % _OFTEN == 0:
+            note(0)
         if end > first:
             seen.add(first, end)
         count += 1
@@ -263,8 +270,8 @@ def map_of(fd: int, size: int, layout: Layout) -> Iterator[bytes]:
     yield bytes(piece) + padding(length + len(piece))
 
 
-def read_map(exactly: Exactly, head: Head) -> Iterator[tuple[int, int]]:
-    """Yield the extents of an archive, as (offset, end).
+def read_map(exactly: Exactly, head: Head, note: Note) -> Iterator[tuple[int, int]]:
+    """Yield the extents of an archive, as (offset, end); ``note`` is as for ``layout``.
 
     They are in order, do not touch each other, lie in the file, and have as many bytes of data as
     ``head`` says. Raises BadArchive.
@@ -272,7 +279,9 @@ def read_map(exactly: Exactly, head: Head) -> Iterator[tuple[int, int]]:
     numbers = _Numbers(exactly, head.stored)
     count = numbers.next()
     data, before = 0, -1
-    for _ in range(count):
+    for number in range(count):
+        if number % _OFTEN == 0:
+            note(0)
         first, length = numbers.next(), numbers.next()
         is_end = (first, length) == (head.size, 0)
         if first <= before or first + length > head.size or not (length or is_end):

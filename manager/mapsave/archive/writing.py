@@ -40,6 +40,7 @@ def write(image: Image, layout: Layout, out: Sink, note: Note) -> None:
     out.write(head.pack())
     length = 0
     for piece in sparse_tar.map_of(image.fd, image.size, layout):
+        note(0)
         length += len(piece)
         out.write(piece)
     if length != layout.map_bytes:

@@ -113,7 +113,7 @@ def _write(
         check=check,
     )
     with descriptors.reading(opened.path):
-        layout = sparse_tar.layout(opened.fd, size)
+        layout = sparse_tar.layout(opened.fd, size, watch.note)
     phases.enter("export")
     watch.begin(layout.data_bytes)
     with watch.counting():
