@@ -116,9 +116,8 @@ class Partial:
         """Make it the image ``NAME``: superblock, libvirt's magic, rename, directory fsync.
 
         Data is synced already. Each of the four is on stable storage before the next. Raises
-        OSError; FileExistsError where ``NAME`` exists and ``replace`` is false. Where
-        ``has_its_name`` is true after that, it is the image: only that a crash of the host leaves
-        it is not certain.
+        OSError; FileExistsError where ``NAME`` exists and ``replace`` is false. Where it
+        ``has_its_name`` after that, it is the image, if no crash of the host undoes it.
         """
         size = os.fstat(self.fd).st_size
         saved = dataclasses.replace(self.block, state=State.SAVED, file_length=size)
