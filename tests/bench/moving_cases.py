@@ -16,7 +16,7 @@ _PEAK = 250 * MB  # zstd takes some for each processor
 
 
 def rows(bench: Bench, path: Path, name: str) -> Iterator[Row]:
-    """Yield the rows of an image. Archives go to /dev/null, as it is the same for all who writes."""
+    """Yield the rows of an image; archives go to /dev/null, for each of the ways."""
     age = libraries.age()
     recipient = str(age.x25519.Identity.generate().to_public())
     ways = {
