@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--image",
+    "name",
     metavar="NAME",
     help="Name or path of the image; by default the name that it had.",
 )
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
     help="Decrypt it with the identities of age in a file, or a private SSH key; may be repeated.",
 )
 @pass_globals
-def command(
-    given: Globals, /, archive: str, image: str | None, identities: tuple[str, ...]
-) -> None:
+def command(given: Globals, /, archive: str, name: str | None, identities: tuple[str, ...]) -> None:
     """Import an image that 'mapsave export' wrote, from a file or standard input (-).
 
     It has its name only once all of it is there, every digest is right, and it is valid. No image
@@ -46,7 +45,7 @@ def command(
     from mapsave.cli import local
     from mapsave.operations import importing
 
-    request = importing.Request(archive, image, keys.identities(identities))
+    request = importing.Request(archive, name, keys.identities(identities))
     with reporting.reporting(given, "importing", os.path.basename(archive)) as report:
         done = local.run(importing.import_(given.config(), request, report), given)
     lines = [_line(done), *output.warnings(done["warnings"])]
