@@ -60,6 +60,7 @@ EXIT_CODES = {
     "check.run_state": 3,
     "check.too_old": 3,
     "check.unreachable": 3,
+    "core.failed": 3,
     "hook.refused": 3,
     "recover.journal": 3,
     "recover.journal_lost": 3,

@@ -21,6 +21,7 @@ COMMANDS = {
     "diff": "Show which pages differ between images.",
     "verify": "Verify that an image is complete.",
     "prove": "Prove that an image can be loaded.",
+    "core": "Write a core of an image, for gdb, drgn or crash.",
     "export": "Export an image, for another host or an archive.",
     "import": "Import an image that was exported.",
     "guests": "List the guests, how each is, and its last image.",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from mapsave import errors, units
-from mapsave.cli import candidates, local, output, reporting, several
+from mapsave.cli import candidates, local, output, proof_options, reporting, several
 from mapsave.cli.options import Globals, LocalCommand, pass_globals
 from mapsave.jobs.outcome import Level
 
@@ -24,26 +23,7 @@ _HEADER = ("PROVEN", "QEMU", "DEVICES", "TOOK", "IMAGE")
 @click.command("prove", cls=LocalCommand)
 @click.argument("images", nargs=-1, metavar="[IMAGE]...", shell_complete=candidates.IMAGES)
 @click.option("--all", "all_images", is_flag=True, help="All images of the image directory.")
-@click.option(
-    "--guest",
-    metavar="GUEST",
-    shell_complete=candidates.GUESTS,
-    help="Prove that it can be restored as this guest (default: the one that was saved).",
-)
-@click.option(
-    "--with",
-    "program",
-    metavar="QEMU",
-    help="Take this QEMU in place of the guest's own: whether it could load the image.",
-)
-@click.option(
-    "--trust-recorded-command",
-    is_flag=True,
-    help="Take the command line recorded in the image, where the configuration has none.",
-)
-@click.option(
-    "--trust-image", is_flag=True, help="Prove an image that others could have written, too."
-)
+@proof_options.options
 @pass_globals
 def command(
     given: Globals,
@@ -67,12 +47,7 @@ def command(
     config = given.config()
     if all_images == bool(images):
         raise errors.UsageError("give images, or --all for those of the image directory")
-    request = prove.Request(
-        guest=guest,
-        program=_found(program) if program is not None else None,
-        trust_recorded_command=trust_recorded_command,
-        trust_image=trust_image,
-    )
+    request = proof_options.request(guest, program, trust_recorded_command, trust_image)
 
     def work(_: Host, name: str) -> Result:
         path = places.resolve(name, config)
@@ -81,12 +56,6 @@ def command(
             return cast("Result", done)
 
     return several.report(given, images or _all(config), work, _text, marked=_marked)
-
-
-def _found(program: str) -> str:
-    if (path := shutil.which(program)) is None:
-        raise errors.UsageError(f"--with {program!r}: there is no such program")
-    return os.path.abspath(path)
 
 
 def _all(config: Config) -> tuple[str, ...]:

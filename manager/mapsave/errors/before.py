@@ -176,6 +176,11 @@ class ExportFailed(Refused, id="export.failed"):
     was, and no file is left."""
 
 
+class CoreFailed(Refused, id="core.failed"):
+    """The core could not be written: its disk fails, or QEMU refuses. The image is as it was, and
+    no file is left."""
+
+
 class ImportFailed(Refused, id="import.failed"):
     """The archive could not be read, or the image not be written, by a disk that fails; nothing was
     imported."""

@@ -96,6 +96,15 @@ async def prove(
     NotProven where the image could not be loaded.
     """
     phases = progress.Phases(report)
+    async with chosen(config, path, request, phases) as subject:
+        return await proven(config, subject, phases)
+
+
+@contextlib.asynccontextmanager
+async def chosen(
+    config: Config, path: str, request: Request, phases: progress.Phases
+) -> AsyncIterator[Subject]:
+    """Open and validate the image at ``path``; find by what it is loaded. Raises as ``prove``."""
     phases.enter("verify")
     await answering.check(config.state, writable=True)
     async with open_files.reserved(), _opened(path) as opened:
@@ -106,8 +115,7 @@ async def prove(
         if not request.trust_image:
             policy = save_request.policy_of(config, config.named(name))
             trust.check_image(opened, trust.users(policy))
-        subject = await _subject(config, request, opened, contents, name)
-        return await proven(config, subject, phases)
+        yield await _subject(config, request, opened, contents, name)
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +156,20 @@ async def _subject(
 
 
 async def proven(config: Config, subject: Subject, phases: progress.Phases) -> Proven:
-    """Load the subject into a throwaway QEMU. Raises as ``prove`` does."""
+    """Load the subject into a throwaway QEMU, and look at it. Raises as ``prove`` does."""
+    async with loaded(config, subject, phases) as (target, made):
+        with _reasons(subject, target):
+            return await _described(subject, target, phases, made)
+
+
+@contextlib.asynccontextmanager
+async def loaded(
+    config: Config, subject: Subject, phases: progress.Phases
+) -> AsyncIterator[tuple[Destination, command_line.Rewritten]]:
+    """Load the subject into a throwaway QEMU, which is gone at the end. Raises as ``prove`` does.
+
+    Yields that QEMU, and what its command line was rewritten to.
+    """
     phases.enter("start")
     opened = subject.opened
     uid = instant.uid_of(plan.user(subject.command.argv))
@@ -173,14 +194,21 @@ async def proven(config: Config, subject: Subject, phases: progress.Phases) -> P
                 socket=there.socket,
                 log=there.log,
             )
-            with _reasons(subject):
-                started = throwaway.running(command, there, (fd, *null.descriptors))
-                async with started as target:
-                    with _reasons(subject, target):
-                        pid = target.identity[0] if target.identity is not None else 0
-                        await shielded.in_thread(instant.check_mapped, pid, fd, mapped)
-                        target.mapped = mapped
-                        return await _loaded(config, subject, target, phases, made)
+            started = throwaway.running(command, there, (fd, *null.descriptors))
+            async with contextlib.AsyncExitStack() as stack:
+                with _reasons(subject):
+                    target = await stack.enter_async_context(started)
+                with _reasons(subject, target):
+                    pid = target.identity[0] if target.identity is not None else 0
+                    await shielded.in_thread(instant.check_mapped, pid, fd, mapped)
+                    target.mapped = mapped
+                    phases.enter("compare")
+                    await destination.compare(
+                        target, opened, subject.contents, config.state, force=False
+                    )
+                    phases.enter("load")
+                    await _load(config, subject, target)
+                yield target, made
 
 
 def _rewritten(subject: Subject, there: throwaway.Place, null: taps.Taps) -> command_line.Rewritten:
@@ -213,19 +241,14 @@ def _mapping(
     raise errors.NotProvable(f"the image cannot be proven: {'; '.join(reasons)}", reasons=reasons)
 
 
-async def _loaded(
-    config: Config,
+async def _described(
     subject: Subject,
     target: Destination,
     phases: progress.Phases,
     made: command_line.Rewritten,
 ) -> Proven:
-    """Compare, load, and look at what was loaded."""
+    """Compare the devices of what was loaded with the image's. Raises NotProven."""
     session, contents = target.session, subject.contents
-    phases.enter("compare")
-    await destination.compare(target, subject.opened, contents, config.state, force=False)
-    phases.enter("load")
-    await _load(config, subject, target)
     phases.enter("devices")
     added = await devices.added(session, contents.stream.devices)
     if added is None and not subject.start.is_emulated:
