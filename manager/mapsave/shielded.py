@@ -96,21 +96,6 @@ async def whole(work: Awaitable[T]) -> T:
     return result
 
 
-async def in_thread(function: Callable[..., T], *arguments: object) -> T:
-    """Run a blocking function (an fsync may take long) off the event loop.
-
-    Cancelled, it still waits for the function, which uses descriptors that the caller closes next;
-    for storage that hangs no longer than for any other answer.
-    """
-    task = asyncio.ensure_future(blocking.call(function, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=blocking.ANSWER)
-        task.cancel()
-        raise
-
-
 async def in_time(function: Callable[..., T], *arguments: object) -> T:
     """Run a blocking function off the event loop, to its end. Raises Hangs after a minute."""
     return await whole(blocking.within(blocking.ANSWER, function, *arguments))

@@ -46,7 +46,7 @@ async def _another(
 ) -> History:
     if not error.data.get("may_pass") or path.is_dir():
         try:
-            aside = await shielded.in_thread(_set_aside, path)
+            aside = await shielded.in_time(_set_aside, path)
             kept = await stack.enter_async_context(history.opened(path))
         except OSError as failed:
             problems.append(f"cannot rename {str(path)!r}: {failed.strerror}")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
-from mapsave import errors, shielded
+from mapsave import blocking, errors
 from mapsave.config import Config
 from mapsave.image import image, store
 from mapsave.image.metadata import Metadata
@@ -32,6 +32,7 @@ from mapsave.operations.whereabouts import Note
 
 _log = logging.getLogger(__name__)
 
+_REMOVAL = 600.0  # seconds that the removal of a job's images may take
 # The hour that comes twice in autumn is two hours: they differ by their distance from UTC.
 _BUCKETS = (
     ("hourly", "%Y-%m-%d %H:00%z"),
@@ -172,7 +173,10 @@ async def prune(
     names = job.resolve(config) if guests is None else list(guests)
     await answering.check(config.images, writable=not dry_run)
     work = functools.partial(_prune, in_use=in_use)
-    return await shielded.in_thread(work, job, job.keep, config, names, list(made), dry_run)
+    with answering.reported(config.images):
+        return await blocking.within(
+            _REMOVAL, work, job, job.keep, config, names, list(made), dry_run
+        )
 
 
 def summary(job: Job, lines: list[Line], *, dry_run: bool) -> Pruned:

@@ -94,7 +94,7 @@ async def attached(
             if guest.emulator is not None and not await answers(path):
                 process = await start_emulator(guest, config, path)
                 if only_look:
-                    stack.push_async_callback(shielded.in_thread, _end, process)
+                    stack.push_async_callback(shielded.in_time, _end, process)
             monitor = Monitor(socket=path)
         async with monitor.connected() as session:
             yield session

@@ -74,7 +74,7 @@ async def core(
         await _dump(loaded.session, target.fd, request, phases)
         phases.enter("sync")
         await blocking.within(stall.limit(os.fstat(target.fd).st_size), os.fsync, target.fd)
-        await shielded.in_thread(target.commit)
+        await shielded.in_time(target.commit)
         stats = os.fstat(target.fd)
         return Core(
             image=subject.opened.path,

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from mapsave import config as configuration
-from mapsave import domain_xml, errors, shielded
+from mapsave import domain_xml, errors
 from mapsave.config import Config, Guest
 from mapsave.image import descriptors
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
 from mapsave.labels.policy import BUILT_IN, Policy
 from mapsave.operations import (
+    answering,
     attach,
     destination,
     instant,
@@ -86,13 +87,16 @@ async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destinatio
                 yield target
         return
     guest, start = asked.guest, _start(asked, log)
+    directory = os.path.dirname(asked.opened.path)
     if _is_of_libvirt(request, asked.opened, guest):
-        monitor, started, decision = await shielded.in_thread(_by_libvirt, asked, log, start)
+        monitor, started, decision = await answering.within(
+            directory, _by_libvirt, asked, log, start
+        )
     else:
         command = command_of(asked)
         monitor = attach.Monitor.at(command.socket)
-        decision = await shielded.in_thread(
-            instant.decide, asked.settings.instant, command, asked.opened, asked.contents
+        decision = await answering.within(
+            directory, instant.decide, asked.settings.instant, command, asked.opened, asked.contents
         )
         started = instant.launched(command, decision, start)
     if decision.mapped:

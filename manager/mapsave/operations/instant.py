@@ -200,10 +200,12 @@ async def lives_on(
             "not be protected"
         )
     fd = start.opened.fd
-    await shielded.in_thread(check_mapped, target.identity[0], fd, decision.mapped)
+    directory = os.path.dirname(start.opened.path)
+    pid, _ = target.identity
+    await answering.within(directory, check_mapped, pid, fd, decision.mapped)
     user = in_use.User(
         guest=start.guest,
-        image=await shielded.in_thread(os.path.realpath, start.opened.path),
+        image=await answering.within(directory, os.path.realpath, start.opened.path),
         uuid=str(start.opened.block.uuid),
         inode=os.fstat(fd).st_ino,
         pid=target.identity[0],
@@ -244,7 +246,8 @@ async def readable(fd: int, uid: int | None, start: Start) -> AsyncIterator[None
     Clones of one image take turns: what one found as the ACL before is what no other had changed.
     Raises Busy where its turn does not come, BadDirectory where the image's storage hangs.
     """
-    if uid is None or await shielded.in_thread(acl.may_read, fd, uid):
+    directory = os.path.dirname(start.opened.path)
+    if uid is None or await answering.within(directory, acl.may_read, fd, uid):
         yield
         return
     opened = start.opened

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from mapsave import errors, shielded, typed
+from mapsave import blocking, errors, typed
 from mapsave.config import Config
 from mapsave.image import descriptors, image, store, syscalls
 from mapsave.image.validation import Contents
@@ -44,7 +44,7 @@ async def learn(
     if found.pid is None:
         return "QEMU's process cannot be seen"
     try:
-        sampled = await shielded.in_thread(layout.sample, found.pid, found.blocks)
+        sampled = await blocking.within(blocking.ANSWER, layout.sample, found.pid, found.blocks)
     except OSError as error:
         return f"the memory of QEMU (pid {found.pid}) cannot be sampled: {error.strerror}"
     learned = await _learned(config.state, sampled, held)
@@ -149,7 +149,7 @@ async def measured(state: Path, held: store.Directory) -> Probe:
     with locks.held(state, f"the measurement of {held.path!r}", f"probe:{_name(held.fd)}"):
         work, need = f"measure {held.path!r}", os.W_OK | os.X_OK
         with errors.explained(work, held.path, need, otherwise=errors.BadDirectory):
-            found = await shielded.in_thread(probe.measure, held.fd)
+            found = await blocking.within(blocking.ANSWER, probe.measure, held.fd)
         path = locks.state_directory(state, _NAME) / _name(held.fd)
         with locks.state_errors(f"write {str(path)!r}", path):
             locks.replace(path, msgspec.json.encode(found).decode())

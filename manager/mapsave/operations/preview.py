@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TypedDict
 
@@ -132,6 +133,6 @@ async def plan_restore(path: str, config: Config) -> restore_plan.Planned:
     Raises ImageNotFound, NotPermitted, InvalidImage or one of its kin.
     """
     async with shielded.entered(image.opened(path)) as opened:
-        contents = await shielded.in_thread(opened.validate)
+        contents = await answering.within(os.path.dirname(path), opened.validate)
         settings = restore_request.Request(path).settings(config, bounds.owner(opened.metadata))
         return await restore_plan.plan(config, settings, opened, contents)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import TypedDict
@@ -144,7 +145,9 @@ async def _subject(
     if not destination_choice.is_by_command(asked):
         from mapsave.operations import prove_libvirt
 
-        found = await shielded.in_thread(destination_choice.definition_of, asked)
+        found = await answering.within(
+            os.path.dirname(opened.path), destination_choice.definition_of, asked
+        )
         command, start = await prove_libvirt.means(found, request.program)
         return Subject(opened, contents, name, command, start)
     if (is_emulated := asked.guest.emulator is not None) and request.program is not None:
@@ -172,8 +175,9 @@ async def loaded(
     """
     phases.enter("start")
     opened = subject.opened
+    directory = os.path.dirname(opened.path)
     uid = instant.uid_of(plan.user(subject.command.argv))
-    if uid is not None and not await shielded.in_thread(acl.may_read, opened.fd, uid):
+    if uid is not None and not await answering.within(directory, acl.may_read, opened.fd, uid):
         raise errors.NotProvable(
             f"the image cannot be proven: QEMU's user {uid} may not read {opened.path!r}",
             hint="setfacl -m u:USER:r IMAGE, or start QEMU as root and have it change its user "
@@ -187,7 +191,7 @@ async def loaded(
                 raise errors.NotProvable(
                     f"the image cannot be proven: the guest's disks do not answer: {error.strerror}"
                 ) from None
-            mapping, mapped = await shielded.in_thread(_mapping, subject, made)
+            mapping, mapped = await answering.within(directory, _mapping, subject, made)
             command = dataclasses.replace(
                 subject.command,
                 argv=mapping.arguments(f"{instant.PATH}{fd}"),
@@ -200,7 +204,7 @@ async def loaded(
                     target = await stack.enter_async_context(started)
                 with _reasons(subject, target):
                     pid = target.identity[0] if target.identity is not None else 0
-                    await shielded.in_thread(instant.check_mapped, pid, fd, mapped)
+                    await answering.within(directory, instant.check_mapped, pid, fd, mapped)
                     target.mapped = mapped
                     phases.enter("compare")
                     await destination.compare(

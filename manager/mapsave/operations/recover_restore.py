@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mapsave import errors, instant_names, shielded
+from mapsave import errors, instant_names
 from mapsave.image import acl, image
 from mapsave.image.image import Image
 from mapsave.labels import recovery
@@ -73,27 +73,34 @@ async def recover(restore: _Restore) -> str:
     lives but does not answer, BadDirectory where the image's storage does not.
     """
     state, begun = restore.config.state, restore.begun
-    await answering.check(os.path.dirname(begun.image), writable=not restore.dry_run)
+    directory = os.path.dirname(begun.image)
+    await answering.check(directory, writable=not restore.dry_run)
     with _image_held(restore) as opened:
         monitor = _monitor(restore)
         if monitor is None:
             return UNDONE  # nothing had been started
         with locks.held(state, f"guest {begun.guest!r}", monitor.key):
             if not restore.dry_run:
-                await shielded.in_thread(_remove_link, restore)
+                await answering.within(directory, _remove_link, restore)
             outcome = await restore.outcome(
                 lambda: _finish_or_undo(restore, opened, monitor), default=RUNS
             )
-            if begun.label is not None and not restore.dry_run:
+            if not restore.dry_run:
                 # Under the locks: who begins after them must not rely on what we take out.
-                restore.problems.extend(recovery.take_out(begun.label, begun.image))
-                if opened is not None:
-                    left = recovery.put_back(opened.fd, begun.image, begun.label)
-                    restore.problems.extend(left)
-            if opened is not None and not restore.dry_run:
-                _put_acl_back(restore, opened)
-                _settle_managed(restore, opened, outcome)
+                await answering.within(directory, _settle, restore, opened, outcome)
             return outcome
+
+
+def _settle(restore: _Restore, opened: Image | None, outcome: str) -> None:
+    """Take back the label, and what let QEMU's user open the image. Blocks."""
+    begun = restore.begun
+    if begun.label is not None:
+        restore.problems.extend(recovery.take_out(begun.label, begun.image))
+        if opened is not None:
+            restore.problems.extend(recovery.put_back(opened.fd, begun.image, begun.label))
+    if opened is not None:
+        _put_acl_back(restore, opened)
+        _settle_managed(restore, opened, outcome)
 
 
 def _remove_link(restore: _Restore) -> None:

@@ -333,7 +333,10 @@ async def _commit(
         known = partial.metadata()
         if session is not None and begun.then != "resume":
             opened = await drives.query(session)
-            known["disks"] = await shielded.in_thread(disks.record, begun.pid, opened)
+            with contextlib.suppress(blocking.Hangs):  # as where they cannot be looked at
+                known["disks"] = await blocking.within(
+                    blocking.ANSWER, disks.record, begun.pid, opened
+                )
         final = metadata.after(
             known,
             contents,

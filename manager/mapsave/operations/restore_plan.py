@@ -1,8 +1,8 @@
 """How a restore reads its image: planned before a destination is started, learned from after it."""
 
 import dataclasses
+import os
 
-from mapsave import shielded
 from mapsave.config import Config
 from mapsave.image import descriptors
 from mapsave.image.image import Image
@@ -54,7 +54,8 @@ async def plan(
     ``shared``: how many channels are left where other guests are. Raises UnreadableImage,
     TruncatedImage where it has shrunk since it was validated.
     """
-    learned = await shielded.in_thread(learning.of_image, config.state, opened, contents)
+    directory = os.path.dirname(opened.path)
+    learned = await answering.within(directory, learning.of_image, config.state, opened, contents)
     chosen = strategy.choose_read(
         settings,
         learned,

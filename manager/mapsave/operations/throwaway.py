@@ -91,7 +91,7 @@ async def _watch() -> AsyncIterator[tuple[int, int]]:
         watched, ours = os.pipe2(os.O_CLOEXEC)
         theirs, held = os.pipe2(os.O_CLOEXEC)
         stack.callback(os.close, theirs)
-        stack.push_async_callback(shielded.in_thread, _await_end, theirs)
+        stack.push_async_callback(shielded.in_time, _await_end, theirs)
         for fd in (watched, ours, held):
             stack.callback(os.close, fd)
         with descriptors.inherited(watched) as first, descriptors.inherited(held) as second:
