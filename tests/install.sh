@@ -21,11 +21,8 @@ tools=(
     chromium:chromium chromium-driver:chromedriver cockpit-bridge:cockpit-bridge
     cockpit-ws:/usr/lib/cockpit/cockpit-ws cockpit-system:/usr/share/cockpit/shell/index.html
     apparmor:apparmor_parser mmdebstrap:mmdebstrap systemd:systemd-analyze
-<<<<<<< HEAD
     prometheus:promtool openssl:openssl tmux:tmux zstd:zstd age:age openssh-client:ssh-keygen
-=======
-    prometheus:promtool openssl:openssl tmux:tmux gdb:gdb
->>>>>>> 4a337c5 (core: write memory and registers of an image for gdb)
+    gdb:gdb python3-drgn:/usr/lib/python3/dist-packages/drgn
     binutils:strip lintian:lintian rpmlint:rpmlint rpm:rpm
 )
 libvirt_tools=(

@@ -23,12 +23,9 @@ COMMANDS = (
         "diff",
         "verify",
         "prove",
-<<<<<<< HEAD
         "export",
         "import",
-=======
         "core",
->>>>>>> 4a337c5 (core: write memory and registers of an image for gdb)
         "list",
         "discard",
         "recover",

@@ -52,12 +52,9 @@ LINES = (
     ("inspect image", 0, True),
     ("diff image image", 0, True),
     ("prove image", 0, True),
-<<<<<<< HEAD
     ("export nosuch -o archive", 2, False),
     ("import nosuch", 2, False),
-=======
     ("core image -o out/core", 3, False),
->>>>>>> 4a337c5 (core: write memory and registers of an image for gdb)
     ("list", 0, True),
     ("guests", 0, True),
     ("restore image", 0, True),

@@ -7,13 +7,13 @@ do not boot under KVM on some nested hosts.
 import contextlib
 import fcntl
 import functools
+import lzma
 import os
 import random
 import re
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from tests.kit.qemu import Qemu
 
 _INIT = Path(__file__).parent / "linux" / "init"
 _KERNEL = "linux-image-cloud-amd64"
+# By it the kernel gives QEMU's device vmcoreinfo what a debugger of cores needs.
+_MODULE = "lib/modules/*/kernel/drivers/firmware/qemu_fw_cfg.ko*"
 _TICK = re.compile(rb"tick (\d+) ([0-9a-f]{32}) (kept|lost)\r?\n")
 MEMORY = "192M"
 MEMORY_BYTES = 192 << 20
@@ -151,11 +153,12 @@ def files() -> tuple[Path, Path]:
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kernel, busybox, initrd = cache / "vmlinuz", cache / "busybox", cache / "initrd"
-        if not kernel.exists():
-            _take_from_package(_kernel_package(), "boot/vmlinuz-*", kernel)
+        module = cache / "qemu_fw_cfg.ko"
+        if not (kernel.exists() and module.exists()):
+            _take_from_package(_kernel_package(), {"boot/vmlinuz-*": kernel, _MODULE: module})
         if not busybox.exists():
-            _take_from_package("busybox-static", "*bin/busybox", busybox)
-        _replace(initrd, _initrd(busybox.read_bytes()))
+            _take_from_package("busybox-static", {"*bin/busybox": busybox})
+        _replace(initrd, _initrd(busybox.read_bytes(), module.read_bytes()))
     return kernel, initrd
 
 
@@ -168,28 +171,31 @@ def _kernel_package() -> str:
     return str(found[0])
 
 
-def _take_from_package(package: str, pattern: str, target: Path) -> None:
-    """Download a Debian package and keep the one file of it that matches ``pattern``."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+def _take_from_package(package: str, wanted: Mapping[str, Path]) -> None:
+    """Download a Debian package and keep the one file of it that matches each pattern."""
+    with tempfile.TemporaryDirectory(dir=next(iter(wanted.values())).parent) as scratch:
         # apt downloads as its own user, unless it cannot write here: then as us, with a warning.
         _run("apt-get", "download", "-qq", package, cwd=scratch)
         (archive,) = Path(scratch).glob("*.deb")
         _run("dpkg-deb", "-x", str(archive), f"{scratch}/content")
-        found = list(Path(scratch, "content").glob(pattern)) + list(
-            Path(scratch, "content").glob(f"usr/{pattern}")
-        )
-        if not found:
-            raise FileNotFoundError(f"package {package} has no {pattern}")
-        shutil.move(found[0], target)
+        for pattern, target in wanted.items():
+            found = list(Path(scratch, "content").glob(pattern)) + list(
+                Path(scratch, "content").glob(f"usr/{pattern}")
+            )
+            if not found:
+                raise FileNotFoundError(f"package {package} has no {pattern}")
+            data = found[0].read_bytes()
+            _replace(target, lzma.decompress(data) if found[0].suffix == ".xz" else data)
 
 
-def _initrd(busybox: bytes) -> bytes:
+def _initrd(busybox: bytes, module: bytes) -> bytes:
     """Return the initial RAM file system as a cpio archive."""
     members = [(name, 0o40755, b"") for name in ("bin", "dev", "proc", "memory")]
     members += [
         ("bin/busybox", 0o100755, busybox),
         ("seed", 0o100644, random.Random(1).randbytes(1 << 20)),
         ("init", 0o100755, _INIT.read_bytes()),
+        ("module", 0o100644, module),
     ]
     entries = [_cpio_entry(*member, number) for number, member in enumerate(members, 1)]
     # The kernel opens /dev/console for init before devtmpfs is there.

@@ -1,5 +1,6 @@
 """A core has the memory and the registers of the image, as gdb reads them."""
 
+import re
 import signal
 import struct
 import subprocess
@@ -15,6 +16,16 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")  # elf(5), Elf64_Ehdr
 _SEGMENT = struct.Struct("<IIQQQQQQ")  # Elf64_Phdr
 _LOAD, _NOTE = 1, 4
 _CORE = 4  # e_type
+
+
+_SYSTEM_PYTHON = "/usr/bin/python3"  # which the distribution's drgn is for
+_DRGN = """
+import drgn
+program = drgn.Program()
+program.set_core_dump('{core}')
+print(bool(program.flags & drgn.ProgramFlags.IS_LINUX_KERNEL))
+print(*(f"0x{{byte:02x}}" for byte in program.read(0x{address}, 8)))
+"""
 
 
 @pytest.fixture
@@ -55,7 +66,7 @@ def test_it_has_the_memory_of_the_image(site: cli.Site, scene: Saved, tmp_path: 
 def test_compressed(site: cli.Site, scene: Saved, tmp_path: Path) -> None:
     file = tmp_path / "core"
     site.run("core", scene.image, "-o", file, "--format", "kdump-zlib", check=0)
-    assert file.read_bytes().startswith(b"makedumpfile")
+    assert file.read_bytes().startswith(b"KDUMP")
     assert file.stat().st_size < 16 << 20
 
 
@@ -94,9 +105,9 @@ def test_an_interrupted_core_leaves_nothing(site: cli.Site, scene: Saved, tmp_pa
     assert list(place.iterdir()) == []
 
 
-def test_gdb_sees_the_kernel_of_a_live_guest(site: cli.Site, tmp_path: Path) -> None:
+def test_gdb_and_drgn_see_the_kernel_of_a_live_guest(site: cli.Site, tmp_path: Path) -> None:
     """Where its processor was, and the code that is there, by virtual addresses."""
-    with linux_guest.running(log=tmp_path / "log") as guest:
+    with linux_guest.running("-device", "vmcoreinfo", log=tmp_path / "log") as guest:
         guest.serial.wait_ticks()
         guest.qemu.control.execute("stop")
         told = guest.qemu.control.execute(
@@ -107,10 +118,18 @@ def test_gdb_sees_the_kernel_of_a_live_guest(site: cli.Site, tmp_path: Path) -> 
         guest.qemu.wait()
     (there,) = (word[4:] for word in told.split() if word.startswith("RIP="))
     site.run("core", "it", "-o", tmp_path / "core", check=0)
-    asked = ["-ex", f"core-file {tmp_path}/core", "-ex", "p/x $rip", "-ex", "x/2i $rip"]
+    asked = [f"core-file {tmp_path}/core", "p/x $rip", "x/2i $rip", "echo bytes:", "x/8xb $rip"]
+    options = [word for each in asked for word in ("-ex", each)]
     found = subprocess.run(
-        ["gdb", "-nx", "-batch", *asked], capture_output=True, text=True, check=True
+        ["gdb", "-nx", "-batch", *options], capture_output=True, text=True, check=True
     )
     assert f"0x{there.lstrip('0')}" in found.stdout
     assert f"=> 0x{there}" in found.stdout
     assert "Cannot access memory" not in found.stderr
+    code = re.findall(r"\t(0x[0-9a-f]{2})\b", found.stdout.partition("bytes:")[2])
+    assert len(code) == 8
+    program = _DRGN.format(core=tmp_path / "core", address=there)
+    done = subprocess.run(
+        [_SYSTEM_PYTHON, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", *code]

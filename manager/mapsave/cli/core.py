@@ -22,8 +22,8 @@ from mapsave.cli.options import Globals, LocalCommand, pass_globals
     "form",
     type=click.Choice(["elf", "kdump-zlib", "kdump-lzo", "kdump-snappy"]),
     default="elf",
-    help="elf: for gdb, drgn and crash, as large as the RAM (default); the others are compressed, "
-    "for drgn and crash.",
+    help="elf: for gdb and drgn, as large as the RAM (default); the others are compressed, for "
+    "crash.",
 )
 @click.option(
     "--physical",

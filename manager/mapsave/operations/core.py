@@ -110,7 +110,8 @@ async def _dump(session: Session, fd: int, request: Request, phases: progress.Ph
         "paging": request.virtual,
         "protocol": f"file:/dev/fdset/{number}",
         "detach": True,
-        "format": request.form,
+        # Raw: the other form is for a pipe.
+        "format": request.form.replace("kdump-", "kdump-raw-"),
     }
     with session.events(_ENDED) as events:
         try:
