@@ -127,9 +127,9 @@ def _undone(scene: Scene, path: Path, content: bytes, done: Done, *, launched: b
     """
     deed = scene.plan.restore_blow.deed
     has_run = deed is not None and deed[1].startswith("cont") and "remains marked" in str(done)
-    if path.read_bytes() != content and (found := judge.look(path)) != "saved":
-        if not (has_run and found == "marked"):
-            scene.violate(f"after {done} the image is {found}")
+    allowed = ("saved", "marked") if has_run else ("saved",)
+    if path.read_bytes() != content and (found := judge.look(path)) not in allowed:
+        scene.violate(f"after {done} the image is {found}")
     with _current(scene) as guest:
         if guest is not None and launched:
             scene.violate(f"a destination is left ({guest.status()}) after {done}")
