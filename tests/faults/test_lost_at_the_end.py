@@ -1,4 +1,4 @@
-"""A monitor that is lost anywhere in a restore: the guest has QEMU's settings back, or is not there."""
+"""A monitor that is lost anywhere in a restore: the guest has its settings again, or is gone."""
 
 import errno
 
