@@ -63,7 +63,7 @@ def command(
     size = units.format_size
     line = (
         f"wrote {done['core']}: {size(done['ram_bytes'])} of RAM of guest {done['guest']} as "
-        f"{form}, {size(done['file_bytes'])}, {size(done['allocated_bytes'])} on disk, in "
+        f"{form}, {size(done['file_bytes'])}, {size(done['disk_bytes'])} on disk, in "
         f"{units.format_duration(done['duration_s'])}"
     )
     output.result(given, done, "\n".join([line, *output.warnings(done["warnings"])]))

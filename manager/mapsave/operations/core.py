@@ -37,7 +37,7 @@ class Core(TypedDict):
     virtual: bool
     ram_bytes: int
     file_bytes: int
-    allocated_bytes: int
+    disk_bytes: int
     duration_s: float
     warnings: list[str]
 
@@ -84,7 +84,7 @@ async def core(
             virtual=request.virtual,
             ram_bytes=subject.contents.stream.ram_bytes,
             file_bytes=stats.st_size,
-            allocated_bytes=stats.st_blocks * 512,
+            disk_bytes=stats.st_blocks * 512,
             duration_s=round(phases.total, 6),
             warnings=loaded.warnings,
         )
