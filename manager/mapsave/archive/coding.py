@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from mapsave import blocking, errors
 from mapsave.archive import libraries
-from mapsave.image import descriptors
+from mapsave.archive.channel import Channel
 
 if TYPE_CHECKING:
     from concurrent import futures
@@ -30,7 +29,8 @@ R = TypeVar("R")
 
 DEFAULT_LEVEL = 3
 MOST_LEVEL = 19  # more need as much memory again at import
-_PIPE = 1 << 20  # bytes
+_BUFFER = 1 << 20  # bytes
+_AHEAD_OF_AGE = 256 << 10  # bytes; it reads 8 KiB at a time
 _PIECE = 128 << 10  # bytes that zstd reads and writes at a time
 _AHEAD = 512  # bytes that say what an archive is
 _AGE = b"age-encryption.org/v1\n"
@@ -109,22 +109,18 @@ class _Guard(Generic[T, R]):
         """Keep nothing back, as ``write`` does."""
 
 
-class _Pipe:
-    """The end of a pipe that is written to; another thread reads the other one."""
+class _Into:
+    """Writes to a channel, whose reader may fail."""
 
-    def __init__(self, fd: int, failure: Callable[[], BaseException]) -> None:
-        self._fd = fd
+    def __init__(self, channel: Channel, failure: Callable[[], BaseException]) -> None:
+        self._channel = channel
         self._failure = failure
 
     def write(self, data: ReadableBuffer, /) -> int:
-        with memoryview(data) as view:
-            done = 0
-            while done < len(view):
-                try:
-                    done += os.write(self._fd, view[done:])
-                except BrokenPipeError:
-                    raise self._failure() from None
-            return done
+        try:
+            return self._channel.write(data)
+        except BrokenPipeError:
+            raise self._failure() from None
 
 
 @contextlib.contextmanager
@@ -132,42 +128,29 @@ def _encrypting(out: Sink, recipients: Sequence[Recipient]) -> Iterator[Sink]:
     """Encrypt in another thread: pyrage reads and writes until it has all."""
     age = libraries.age()
     guard = _Guard(out.write)
+    channel = Channel()
 
-    def encrypt(fd: int) -> None:
-        with open(fd, "rb", buffering=_PIPE) as plain:
-            age.encrypt_io(plain, guard, list(recipients))
+    def encrypt() -> None:
+        try:
+            age.encrypt_io(io.BufferedReader(channel, _AHEAD_OF_AGE), guard, list(recipients))
+        finally:
+            channel.leave()
 
     def failure() -> BaseException:
         return guard.failure or outcome.exception() or _early()
 
-    reader, writer = _pipe()
+    outcome = blocking.begin_apart(encrypt)
     with contextlib.ExitStack() as stack:
-        with descriptors.closing(writer):
-            outcome = _begin(encrypt, reader)
-            stack.callback(_end, outcome, guard)
-            try:
-                yield _Pipe(writer, failure)
-            except BaseException:
-                guard.refuse()  # else it would end as if that were all
-                raise
+        stack.callback(_end, outcome, guard)
+        try:
+            yield _Into(channel, failure)
+        except BaseException:
+            guard.refuse()  # else it would end as if that were all
+            raise
+        finally:
+            channel.end()
         if outcome.exception() is not None:
             raise failure()
-
-
-def _pipe() -> tuple[int, int]:
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    with contextlib.suppress(OSError):  # beyond what the user may have, it is as it was
-        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE)
-    return reader, writer
-
-
-def _begin(function: Callable[[int], None], fd: int) -> futures.Future[None]:
-    """Begin what closes ``fd`` in the end. Raises NoThread."""
-    try:
-        return blocking.begin_apart(function, fd)
-    except BaseException:
-        os.close(fd)
-        raise
 
 
 def _end(outcome: futures.Future[None], guard: _Guard[T, R]) -> None:
@@ -271,7 +254,7 @@ def decoding(raw: io.RawIOBase, identities: Sequence[Identity]) -> Iterator[Sour
         # The library does not report a frame that is cut short. So another one follows, which is
         # read right after the tar only if the one before it is whole, its checksum included.
         last = os.urandom(16)
-        whole = io.BufferedReader(_Joined(reader, io.BytesIO(zstd.compress(last))), _PIPE)
+        whole = io.BufferedReader(_Joined(reader, io.BytesIO(zstd.compress(last))), _BUFFER)
         decompressor = zstd.ZstdDecompressor(max_window_size=_MOST_WINDOW)
         how = {"read_size": _PIECE, "read_across_frames": True, "closefd": False}
         yield Source(decompressor.stream_reader(_Guard(whole.read1), **how).readinto, last)
@@ -279,23 +262,23 @@ def decoding(raw: io.RawIOBase, identities: Sequence[Identity]) -> Iterator[Sour
 
 def _ahead(raw: io.RawIOBase) -> tuple[bytes, io.BufferedReader]:
     """Return the first bytes, and a reader of all."""
-    reader = io.BufferedReader(raw, _PIPE)
+    reader = io.BufferedReader(raw, _BUFFER)
     ahead = reader.read(_AHEAD)
-    return ahead, io.BufferedReader(_Joined(io.BytesIO(ahead), reader), _PIPE)
+    return ahead, io.BufferedReader(_Joined(io.BytesIO(ahead), reader), _BUFFER)
 
 
 class _Decrypted(io.RawIOBase):
-    """The end of a pipe that another thread decrypts into; its end is that of a good archive."""
+    """Reads what another thread decrypts; its end is that of a good archive."""
 
-    def __init__(self, fd: int, failure: Callable[[], BaseException | None]) -> None:
-        self._fd = fd
+    def __init__(self, channel: Channel, failure: Callable[[], BaseException | None]) -> None:
+        self._channel = channel
         self._failure = failure
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        count = os.readv(self._fd, [buffer])
+        count = self._channel.readinto(buffer)
         if not count and (error := self._failure()) is not None:
             raise error
         return count
@@ -306,10 +289,13 @@ def _decrypting(reader: io.BufferedReader, identities: Sequence[Identity]) -> It
     """Decrypt in another thread. What is read was authenticated, but for its end."""
     age = libraries.age()
     guard = _Guard(reader.read1)
+    channel = Channel()
 
-    def decrypt(fd: int) -> None:
-        with open(fd, "wb", buffering=0) as plain:
-            age.decrypt_io(guard, plain, list(identities))
+    def decrypt() -> None:
+        try:
+            age.decrypt_io(guard, channel, list(identities))
+        finally:
+            channel.end()
 
     def failure() -> BaseException | None:
         error = outcome.exception()
@@ -324,8 +310,8 @@ def _decrypting(reader: io.BufferedReader, identities: Sequence[Identity]) -> It
             )
         return errors.BadArchive(f"the archive cannot be decrypted: {error}", hint=_AGAIN)
 
-    plain, writer = _pipe()
-    with contextlib.ExitStack() as stack, descriptors.closing(plain):
-        outcome = _begin(decrypt, writer)
+    outcome = blocking.begin_apart(decrypt)
+    with contextlib.ExitStack() as stack:
         stack.callback(_end, outcome, guard)
-        yield _Decrypted(plain, failure)
+        stack.callback(channel.leave)
+        yield _Decrypted(channel, failure)
