@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -362,6 +363,18 @@ def test_through_a_pipe_and_what_is_printed(site: cli.Site) -> None:
     assert one.returncode == 0
     assert b'"archive": "-"' in other.stdout
     assert_same(site.images / "web.mapsave", site.images / "back")
+
+
+def test_progress(site: cli.Site, tmp_path: Path) -> None:
+    moved.made(site.directory)
+    for words, phases in (
+        (("export", "web.mapsave", "-o", tmp_path / "x"), ["validate", "export", "sync"]),
+        (("import", tmp_path / "x", "-o", "b"), ["receive", "sync", "validate", "commit"]),
+    ):
+        done = site.run(*words, "--progress", "json", check=0)
+        lines = [json.loads(line) for line in done.stderr.splitlines()]
+        assert list(dict.fromkeys(line["phase"] for line in lines)) == phases
+        assert 75 * 4096 < lines[-1]["done_bytes"] <= lines[-1]["total_bytes"]
 
 
 def test_command_lines_that_contradict_themselves(site: cli.Site, tmp_path: Path) -> None:
