@@ -60,6 +60,15 @@ class Cursor:
         self.offset += length
         return data
 
+    def take_long(self, length: int, what: str) -> bytes:
+        """Return the next ``length`` bytes, of which the caller knows that there are so many."""
+        pieces = []
+        while length:
+            piece = self.take(min(length, _CHUNK), what)
+            pieces.append(piece)
+            length -= len(piece)
+        return b"".join(pieces)
+
     def seek(self, offset: int) -> None:
         """Move to ``offset``, which the caller knows to be inside the file."""
         self.offset = offset

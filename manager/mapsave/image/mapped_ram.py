@@ -92,7 +92,7 @@ def read(fd: int, offset: int, size: int) -> Stream:
     Raises NotAnImage where no QEMU stream begins there, TruncatedImage where the file ends too
     early, UnsupportedImage for a stream that is not mapped-ram, InvalidImage for anything else.
     """
-    return _Reader(Cursor(fd, offset, size)).read()
+    return Reader(Cursor(fd, offset, size)).read()
 
 
 def read_devices(fd: int, size: int) -> tuple[DeviceSection, ...]:
@@ -100,11 +100,14 @@ def read_devices(fd: int, size: int) -> tuple[DeviceSection, ...]:
 
     Raises as ``read`` does.
     """
-    return _Reader(Cursor(fd, 0, size)).read_devices()
+    return Reader(Cursor(fd, 0, size)).read_devices()
 
 
-class _Reader:
-    """The walk through one stream; its methods follow the order of the bytes."""
+class Reader:
+    """The walk through one stream; its methods follow the order of the bytes.
+
+    ``legacy_stream`` reads streams in which RAM blocks and pages are otherwise.
+    """
 
     def __init__(self, cursor: Cursor) -> None:
         self._at = cursor
@@ -171,11 +174,7 @@ class _Reader:
                 raise errors.InvalidImage(f"subsection {name!r} appears twice in the configuration")
             known.add(name)
             if name == fmt.SUBSECTION_CAPABILITIES:
-                count = self._at.u32("capability count")
-                if count > MAX_CAPABILITIES:
-                    raise errors.InvalidImage(f"{count} capabilities in the configuration")
-                lengths = (self._at.u8("capability length") for _ in range(count))
-                self._capabilities = tuple(self._at.text(each, "capability") for each in lengths)
+                self._read_capabilities()
             elif name == fmt.SUBSECTION_PAGE_BITS:
                 self._page_bits = self._at.u32("target page bits")
                 if self._page_bits not in PAGE_BITS:
@@ -184,6 +183,13 @@ class _Reader:
                 self._uuid = uuids.UUID(bytes=self._at.take(16, "guest uuid"))
             else:
                 raise errors.UnsupportedImage(f"configuration has an unknown subsection {name!r}")
+
+    def _read_capabilities(self) -> None:
+        count = self._at.u32("capability count")
+        if count > MAX_CAPABILITIES:
+            raise errors.InvalidImage(f"{count} capabilities in the configuration")
+        lengths = (self._at.u8("capability length") for _ in range(count))
+        self._capabilities = tuple(self._at.text(each, "capability") for each in lengths)
 
     def _sections(self) -> None:
         for _ in range(MAX_SECTIONS):
@@ -196,8 +202,7 @@ class _Reader:
             elif kind == fmt.SECTION_PART:
                 self._iteration()
             elif kind == fmt.SECTION_END:
-                self._end_of_part(self._started())
-                self._ram_section, self._ram_ended = None, True
+                self._ram_end()
             elif kind == fmt.SECTION_FULL:
                 self._device()
             elif kind == fmt.COMMAND:
@@ -234,15 +239,7 @@ class _Reader:
         if word & fmt.RAM_FLAG_MASK != fmt.RAM_FLAG_MEM_SIZE:
             raise errors.InvalidImage(f"RAM section begins with flags 0x{word & 0xFFF:x}")
         left = word & ~fmt.RAM_FLAG_MASK
-        if fmt.CAPABILITY_MAPPED_RAM not in self._capabilities:
-            raise errors.UnsupportedImage(
-                "the stream was not saved with mapped-ram",
-                hint="QEMU itself can load it: -incoming file:PATH,offset=M",
-            )
-        if fmt.CAPABILITY_IGNORE_SHARED in self._capabilities:
-            raise errors.UnsupportedImage(
-                "the stream was saved with x-ignore-shared: it lacks the guest's shared memory"
-            )
+        self._check_capabilities()
         if left > MAX_RAM:
             raise errors.UnsupportedImage(f"{left} bytes of RAM, more than {MAX_RAM}")
         names: set[str] = set()
@@ -259,6 +256,17 @@ class _Reader:
                 raise errors.InvalidImage(f"more than {MAX_BLOCKS} RAM blocks")
         if not self._blocks:
             raise errors.InvalidImage("the stream has no RAM blocks")
+
+    def _check_capabilities(self) -> None:
+        if fmt.CAPABILITY_MAPPED_RAM not in self._capabilities:
+            raise errors.UnsupportedImage(
+                "the stream was not saved with mapped-ram",
+                hint="QEMU itself can load it: -incoming file:PATH,offset=M",
+            )
+        if fmt.CAPABILITY_IGNORE_SHARED in self._capabilities:
+            raise errors.UnsupportedImage(
+                "the stream was saved with x-ignore-shared: it lacks the guest's shared memory"
+            )
 
     def _ram_block(self) -> RamBlock:
         start = self._at.offset
@@ -327,6 +335,10 @@ class _Reader:
         self._iterations += count
         if self._iterations > MAX_ITERATIONS:
             raise errors.InvalidImage(f"more than {MAX_ITERATIONS} iterations")
+
+    def _ram_end(self) -> None:
+        self._end_of_part(self._started())
+        self._ram_section, self._ram_ended = None, True
 
     def _started(self) -> int:
         section = self._at.u32("section id")

@@ -32,8 +32,11 @@ U32 = struct.Struct(">I")
 U64 = struct.Struct(">Q")
 
 # Flags in the low bits of the page-aligned 64-bit words of the RAM section (migration/ram.c).
+RAM_FLAG_ZERO = 0x02
 RAM_FLAG_MEM_SIZE = 0x04
+RAM_FLAG_PAGE = 0x08
 RAM_FLAG_EOS = 0x10
+RAM_FLAG_CONTINUE = 0x20  # the page is of the same block as the one before
 RAM_FLAG_MASK = 0xFFF
 RAM_SECTION = "ram"
 RAM_VERSION = 4
