@@ -17,6 +17,7 @@ COMMANDS = (
     *("pin", "unpin", "warm", "guests", "status", "reload", "events"),
     *(
         "save",
+        "checkpoint",
         "restore",
         "check",
         "inspect",

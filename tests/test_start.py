@@ -47,6 +47,7 @@ LINES = (
     ("job check nightly", 0, True),
     ("job run nightly", 0, True),
     ("job prune nightly", 0, True),
+    ("checkpoint toy -o other", 3, False),
     ("save toy -o image", 0, True),
     ("verify image", 0, True),
     ("inspect image", 0, True),

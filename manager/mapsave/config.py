@@ -38,6 +38,7 @@ VARIABLE = "MAPSAVE_CONFIG"
 Then = Literal["quit", "resume", "leave"]
 Format = Literal["auto", "native", "libvirt"]
 Preference = Literal["time", "space"]
+Method = Literal["save", "checkpoint"]
 Digests = Literal["after", "before", "off"]
 Prove = Literal["none", "load", "pages"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
@@ -162,6 +163,9 @@ class SaveSettings(Keys, frozen=True):
     keep_unproven: Annotated[
         Truth, help("Whether an image that could not be proven is kept, as `NAME.unproven`.")
     ] = False
+    method: Annotated[
+        Method, help("Whether QEMU writes the RAM, or the image shares its file (`checkpoint`).")
+    ] = "save"
 
 
 class SaveOptions(SaveSettings, frozen=True):

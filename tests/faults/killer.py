@@ -2,7 +2,8 @@
 
     python -m tests.faults.killer WHERE STEP SIGNAL [mapsave's arguments…]
 
-WHERE is ``before`` or ``after`` the STEP is recorded; the first time the step comes is the one. The
+WHERE is ``before`` or ``after`` the STEP is recorded; the first time the step comes is the one. Or
+it is ``at`` a phase, which STEP names then, as it begins. The
 STEP ``end`` is when all is done but the removal of the journal. SIGKILL ends the process there and
 then, as nothing but a crash does. A SIGNAL may be repeated: ``INT+INT``. A pid before a
 deadly one, ``1234:KILL``, sends it to that process, to QEMU, and waits for its end;
@@ -23,6 +24,7 @@ from typing import Any
 
 from mapsave import blocking
 from mapsave.cli import interruption, main
+from mapsave.migration import progress
 from mapsave.operations import journal
 
 END = "end"
@@ -35,6 +37,9 @@ _heard = threading.Event()
 def arm(where: str, wanted: str, signals: str) -> None:
     """Wrap ``Journal.record`` so that ``signals`` are sent at the step ``wanted``."""
     _hear()
+    if where == "at":
+        _arm_at(wanted, signals)
+        return
     original = journal.Journal.record
     pending = [wanted]
 
@@ -52,6 +57,18 @@ def arm(where: str, wanted: str, signals: str) -> None:
     if wanted == END:
         # Called after everything, right before the journal is removed.
         journal._end = lambda *_: strike(signals)
+
+
+def _arm_at(wanted: str, signals: str) -> None:
+    """Wrap ``Phases.enter`` so that ``signals`` are sent where the phase ``wanted`` begins."""
+    original = progress.Phases.enter
+
+    def enter(self: progress.Phases, phase: str) -> None:
+        if phase == wanted:
+            strike(signals)
+        original(self, phase)
+
+    progress.Phases.enter = enter  # type: ignore[method-assign]
 
 
 def strike(signals: str) -> None:

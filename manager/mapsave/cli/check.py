@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     shell_complete=candidates.POLICIES,
 )
 @click.option("--direct-io", type=SWITCH, help="Bypass the page cache.")
+@click.option("--checkpoint", is_flag=True, help="Check for a checkpoint instead of a save.")
 @pass_globals
-def command(given: Globals, /, target: str, **chosen: Any) -> int:
+def command(given: Globals, /, target: str, checkpoint: bool, **chosen: Any) -> int:
     """Report what would fail: the save of a guest, or the restore of an image.
 
     Nothing is touched: the guest keeps running. Exits with the code of the first problem.
     """
     config = given.client_config()
+    if checkpoint:
+        chosen |= {"method": "checkpoint", "then": "resume"}
     if is_guest(hosts.choose(given, config, image=target), config, target):
         return _check_guest(given, config, target, chosen)
     return _check_image(given, config, target)

@@ -10,6 +10,7 @@ from mapsave.cli import interruption, options, output, streams
 
 COMMANDS = {
     "save": "Save a running guest to an image.",
+    "checkpoint": "Save a running guest, paused for milliseconds only.",
     "restore": "Restore a guest from an image.",
     "clone": "Start several guests from one image.",
     "save-all": "Save all guests before the host goes down.",

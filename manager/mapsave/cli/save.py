@@ -65,6 +65,11 @@ NOTE = Parsed("text", key_types.check_note)
     default=None,
     help="Keep the guest running while its RAM is written; pause it only at the end.",
 )
+@click.option(
+    "--method",
+    type=click.Choice(["save", "checkpoint"]),
+    help="checkpoint: share the guest's RAM file with the image instead of writing it.",
+)
 @click.option("--direct-io", type=SWITCH, help="Bypass the page cache.")
 @click.option("--channels", type=CHANNELS, help="Number of multifd channels.")
 @click.option(

@@ -215,6 +215,8 @@ class CheckOptions(Keys, frozen=True):
     image: Annotated[Image | None, help("Name of the image.")] = None
     policy: Annotated[Policy | None, help("Label policy of the image.")] = None
     direct_io: Annotated[Switch | None, help("Whether to bypass the page cache.")] = None
+    method: Annotated[config.Method | None, help("`checkpoint`: whether one can be taken.")] = None
+    then: Annotated[config.Then | None, help("What becomes of the guest afterwards.")] = None
 
 
 class Check(Request, frozen=True, tag="check"):

@@ -112,6 +112,10 @@ class NoDirectIO(Refused, id="check.direct_io"):
     """direct-io was requested, but the image's file system does not support it."""
 
 
+class NoCheckpoint(Refused, id="check.checkpoint"):
+    """No checkpoint can be taken: the guest's RAM must be a shared file beside the images."""
+
+
 class ImageExists(Refused, id="check.image_exists"):
     """An image of that name already exists, and ``--replace`` was not given."""
 

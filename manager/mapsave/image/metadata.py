@@ -123,6 +123,20 @@ class PlanPart(TypedDict, total=False):
     restarted: Mapping[str, object]
 
 
+class CheckpointPart(TypedDict, total=False):
+    """How a checkpoint was taken (``operations.checkpoint``).
+
+    RAM of ``shared_bytes`` is shared with the RAM files, ``written_bytes`` were written. The RAM
+    files had ``extents``, of which ``extents_while_paused`` were shared during the ``paused_s``.
+    """
+
+    shared_bytes: Size
+    written_bytes: Size
+    extents: Size
+    extents_while_paused: Size
+    paused_s: Seconds
+
+
 class BlockPart(TypedDict, total=False):
     """One RAM block; ``bytes`` and how many of its pages are in the file."""
 
@@ -179,6 +193,7 @@ class Metadata(TypedDict, total=False):
     written: WrittenPart
     plan: PlanPart | None
     proof: ProofPart | None
+    checkpoint: CheckpointPart | None
     disks: list[DiskPart]
     recovery: dict[str, object]  # of a partial image: see ``operations.interrupted``
 

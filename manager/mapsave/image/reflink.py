@@ -4,6 +4,7 @@ What is shared takes no space and no time to speak of; who writes to one of the 
 blocks for it. See ioctl_ficlonerange(2).
 """
 
+import errno
 import fcntl
 import os
 import struct
@@ -60,7 +61,12 @@ class Mirror:
         self._known: set[Extent] = set()  # what ``target`` shares
         self._unsure: list[Extent] = []
         self.extents = 0  # as the last update found them
+        self._is_stopped = False
         os.ftruncate(target, length)
+
+    def stop(self) -> None:
+        """Have an update that another thread is in end soon, with an OSError."""
+        self._is_stopped = True
 
     def update(self) -> int:
         """Share what has changed; return in how many extents that was. Raises OSError.
@@ -74,6 +80,8 @@ class Mirror:
         # that is elsewhere now also has changed the extents before and after it.
         changed = (self._known ^ found).union(unsure, self._unsure)
         for start, end in _pieces(changed):
+            if self._is_stopped:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             # An extent may reach out of the part at both ends.
             start, end = max(start, first), min(end, last)
             share(self._source, start, end - start, self._target, start - first)

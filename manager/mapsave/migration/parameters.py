@@ -20,16 +20,20 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 
 from mapsave import errors, shielded, together
 from mapsave.monitor.session import Session
 
 _log = logging.getLogger(__name__)
 
+# QEMU leaves memory that is a shared file out of the stream.
+IGNORE_SHARED = "x-ignore-shared"
 REQUIRED_CAPABILITIES = ("mapped-ram", "multifd")
 # `events` makes QEMU report what happens instead of being polled.
 _ON = frozenset((*REQUIRED_CAPABILITIES, "events"))
+# With mapped-ram as well QEMU 10.0 fails to write the stream ("Bad address").
+CHECKPOINT = frozenset((IGNORE_SHARED, "events"))
 REQUIRED_PARAMETERS = ("direct-io", "multifd-channels", "max-bandwidth", "zero-page-detection")
 # Values without which a file save with mapped-ram works: QEMU's defaults.
 _NEUTRAL = {"multifd-compression": "none", "tls-creds": "", "mode": "normal"}
@@ -81,9 +85,14 @@ def missing(settings: Settings) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def configured(
-    session: Session, found: Settings, wanted: Mapping[str, object], *, is_fresh: bool = False
+    session: Session,
+    found: Settings,
+    wanted: Mapping[str, object],
+    *,
+    capabilities: Collection[str] = _ON,
+    is_fresh: bool = False,
 ) -> AsyncIterator[None]:
-    """Set the parameters ``wanted`` and the capabilities of a mapped-ram save or restore.
+    """Set the parameters ``wanted`` and the ``capabilities``, by default of a mapped-ram stream.
 
     ``found`` is what was in force before; it is restored on every way out, as far as QEMU lets us,
     but not where KeptByQemu comes from within: QEMU has a descriptor set still. ``is_fresh``: it
@@ -92,14 +101,15 @@ async def configured(
     Raises QemuMigrates with nothing touched, CommandRefused, MonitorLost; KeptByQemu where
     nothing can be restored.
     """
-    capabilities = found.capabilities if is_fresh else await _when_cleaned_up(session)
+    there_on = found.capabilities if is_fresh else await _when_cleaned_up(session)
     there = found.parameters
     neutral = {name: value for name, value in _NEUTRAL.items() if there.get(name, value) != value}
     changed = {**neutral, **wanted}
     try:
-        off = await _set_off(session, capabilities)
+        off = await _set_off(session, there_on)
         await _parameters(session, changed)
-        now = Settings(await _set(session, off, dict.fromkeys(_ON, True)), {**there, **changed})
+        on = await _set(session, off, dict.fromkeys(capabilities, True))
+        now = Settings(on, {**there, **changed})
         yield
     except errors.KeptByQemu:
         raise  # it has not cleaned up, and would die of settings that change now

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
-# Addresses, access, offset, device, inode.
-_HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+)\b")
+# Addresses, offset, device, inode, access.
+_HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ...(?P<kind>.) ([0-9a-f]+) (\S+) (\d+)\b")
 _CHANGED = re.compile(r"Anonymous: +(\d+) kB")
 
 
@@ -41,7 +41,7 @@ class Mapping:
     """A part of a process's memory: its addresses, and of which file from which byte on it is.
 
     Without a file ``inode`` is 0. ``changed``: so many bytes are the process's own by now; known
-    only where ``of_file`` has looked.
+    only where ``of_file`` has looked. ``is_shared``: what it writes goes into the file.
     """
 
     pid: int
@@ -50,6 +50,7 @@ class Mapping:
     inode: int
     offset: int
     changed: int = 0
+    is_shared: bool = False
 
     @property
     def end(self) -> int:
@@ -100,5 +101,6 @@ def _mapping(pid: int, line: str) -> Mapping | None:
     """Return the mapping of a line that is the head of one."""
     if (head := _HEAD.match(line)) is None:
         return None
-    first, end, offset = (int(text, 16) for text in head.groups()[:3])
-    return Mapping(pid, range(first, end), head[4], int(head[5]), offset)
+    first, end, offset = (int(text, 16) for text in head.group(1, 2, 4))
+    is_shared = head["kind"] == "s"
+    return Mapping(pid, range(first, end), head[5], int(head[6]), offset, is_shared=is_shared)

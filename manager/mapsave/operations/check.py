@@ -30,11 +30,13 @@ from mapsave.operations import (
     provable,
     replacing,
     save_request,
+    shared_ram,
     trust,
 )
 from mapsave.operations import limits as qemu_limits
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
+from mapsave.operations.shared_ram import SharedRam
 from mapsave.plan import strategy
 from mapsave.plan.planner import Learned
 
@@ -57,6 +59,7 @@ class Preflight:
     direct_io_refusal: str | None = None
     most_channels: strategy.Most | None = None
     learned: Learned | str | None = None
+    shared_ram: SharedRam | None = None  # of which a checkpoint is taken
 
     @classmethod
     def of(
@@ -84,6 +87,11 @@ class Preflight:
             return None
         return self.means
 
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether RAM is not written, but shared with its file."""
+        return self.request.settings.method == "checkpoint"
+
     async def learn(self, config: Config, *, measures: bool) -> None:
         """Learn what the strategy is planned from; with ``measures`` as ``learning.learn`` does."""
         self.learned = await learning.learn(
@@ -92,6 +100,8 @@ class Preflight:
 
     def strategy(self, shared: strategy.Most | None = None) -> strategy.Strategy:
         """Choose how to save; ``shared``: how many channels are left where other guests are."""
+        if self.is_checkpoint:
+            return strategy.of_checkpoint()
         limits = (most for most in (self.most_channels, shared) if most is not None)
         return strategy.choose(
             self.request.settings,
@@ -169,6 +179,8 @@ def memory(found: Preflight) -> str:
 def capabilities(found: Preflight) -> str:
     """This QEMU has the capabilities and parameters that a save needs."""
     missing = parameters.missing(found.facts.settings)
+    if found.is_checkpoint and parameters.IGNORE_SHARED not in found.facts.settings.capabilities:
+        missing.append(parameters.IGNORE_SHARED)
     if missing:
         raise errors.MissingCapability(
             f"QEMU {found.facts.version} lacks {', '.join(missing)}", missing=missing
@@ -189,7 +201,8 @@ def disks(found: Preflight) -> str:
 
 def limits(found: Preflight) -> str:
     """The kernel's limits on QEMU, and on mapsave, leave room for the save."""
-    preallocated = found.facts.memory.total if found.request.settings.preallocate == "on" else 0
+    is_ours = found.is_checkpoint or found.request.settings.preallocate == "on"
+    preallocated = found.facts.memory.total if is_ours else 0
     qemu_limits.check_own_files(preallocated)
     limited = qemu_limits.for_save(
         found.facts.footprint,
@@ -280,6 +293,10 @@ def room(found: Preflight) -> str:
         mapped = found.facts.lives_on.data_bytes if found.facts.lives_on else 0
         # QEMU itself is in the resident size as well; a few MiB of data always go to the disk.
         least = min(most, max((touched or 0) - 256 * units.MIB, mapped, 2 * units.MIB))
+    if found.shared_ram is not None:
+        # What the guest writes from now on needs blocks of its own: else its QEMU is killed.
+        least = found.shared_ram.bytes + _OVERHEAD
+        most = max(most, least)
     figures = f"{units.format_size(free)} free, at most {units.format_size(most)} needed"
     if free < least:
         raise errors.NoRoom(
@@ -289,6 +306,13 @@ def room(found: Preflight) -> str:
             needed_bytes=least,
         )
     return figures + ("" if free >= most else " (zero pages need none)")
+
+
+def checkpoint(found: Preflight) -> str:
+    """The guest's RAM is in shared files whose extents the image can share."""
+    found.shared_ram = shared_ram.find(found.facts, found.directory)
+    size = units.format_size
+    return f"{size(found.shared_ram.bytes)} shared, {size(found.shared_ram.written)} written"
 
 
 def label(found: Preflight) -> str:
@@ -335,7 +359,12 @@ CHECKS: tuple[Callable[[Preflight], str], ...] = (
 
 
 def _checks(found: Preflight) -> tuple[Callable[[Preflight], str], ...]:
-    return CHECKS if found.facts.domain is None else (domain, *CHECKS)
+    checks = CHECKS if found.facts.domain is None else (domain, *CHECKS)
+    if found.is_checkpoint:
+        # Before ``room``, which depends on it.
+        place = checks.index(room)
+        checks = (*checks[:place], checkpoint, *checks[place:])
+    return checks
 
 
 def all_pass(found: Preflight) -> None:

@@ -53,6 +53,7 @@ class Facts:
     blocked_reasons: tuple[str, ...]
     unsavable: tuple[devices.Reason, ...]
     read_only_memory: tuple[str, ...]
+    backends: tuple[memory_backends.Backend, ...]
     free_fdset: int
     kept_fdsets: tuple[int, ...]
     pid: int | None
@@ -110,14 +111,14 @@ async def _gather(session: Session, state: Path) -> Facts:
         asked_machine = ask(known_machines.query(session, state))
         run_state = ask(guest_state.run_state(session))
         blocks = ask(ram_blocks.query(session))
-        read_only = ask(memory_backends.read_only(session, blocks))
+        asked_backends = ask(memory_backends.query(session))
         footprint = ask(limits.footprint(session, memory_size, blocks))
         mode = ask(modes.query(session))
         opened = ask(drives.query(session))
         found_devices = ask(devices.query(session))
     domain, name, uuid = identity.result()
     found, machine = settings.result(), asked_machine.result()
-    migration = asked_migration.result()
+    migration, backends = asked_migration.result(), asked_backends.result()
     return Facts(
         name=name,
         uuid=uuid,
@@ -130,7 +131,8 @@ async def _gather(session: Session, state: Path) -> Facts:
         migration=migration.status,
         blocked_reasons=migration.blocked_reasons,
         unsavable=tuple(devices.unsavable(machine.type, found_devices.result())),
-        read_only_memory=read_only.result(),
+        read_only_memory=memory_backends.read_only(backends, blocks.result()),
+        backends=tuple(backends),
         free_fdset=fdset.free_id(fdsets.result()),
         kept_fdsets=tuple(fdset.kept(fdsets.result())),
         pid=session.pid,

@@ -53,8 +53,9 @@ class SaveResult(_Result):
 
     ``state`` is the image's, None where it is gone from its place since. ``managed``: libvirt
     restores it when the domain is started. ``strategy``, ``plan``,
-    ``label``, ``written`` and ``proof`` are as in the image's metadata, and None where that does
-    not say. ``digests`` of its data are ``taken``, ``pending`` (to be taken) or ``none``.
+    ``label``, ``written``, ``proof`` and ``checkpoint`` (how one was taken) are as in the image's
+    metadata, and None where that does not say. ``digests`` of its data are ``taken``, ``pending``
+    (to be taken) or ``none``.
     """
 
     format: str | None = None
@@ -66,6 +67,7 @@ class SaveResult(_Result):
     then: str | None
     written: Mapping[str, object] | None = None
     proof: Mapping[str, object] | None = None
+    checkpoint: Mapping[str, object] | None = None
     digests: str | None = None
 
 
@@ -106,7 +108,7 @@ def saved(
         duration_s=round(job.phases.total, 6),
         downtime_s=round(paused.seconds(), 6) if job.facts.runs else 0.0,
         phases_s=phases,
-        bytes_per_s=round(contents.data_bytes / seconds) if seconds else 0,
+        bytes_per_s=round(contents.data_bytes / seconds) if seconds and not job.shared_ram else 0,
         strategy=job.strategy.as_dict(),
         plan=job.plan_outcome(),
         reasons=job.strategy.reasons,
@@ -114,6 +116,7 @@ def saved(
         then=job.then,
         written=found.as_dict(),
         proof=job.metadata.get("proof"),
+        checkpoint=job.metadata.get("checkpoint"),
         digests=partial.block.digests,
         warnings=[*job.warnings(), *found.warnings()],
     )
@@ -138,13 +141,14 @@ def recovered_save(entry: Entry) -> SaveResult:
         allocated_bytes=entry.allocated_bytes,
         duration_s=round(seconds, 6),
         downtime_s=round(max(ended - float(paused), 0.0), 6) if paused and ended else 0.0,
-        bytes_per_s=round(data / seconds) if seconds else 0,
+        bytes_per_s=round(data / seconds) if seconds and not known.get("checkpoint") else 0,
         strategy=known.get("strategy"),
         plan=known.get("plan"),
         label=known.get("label"),
         then=known.get("then"),
         written=known.get("written"),
         proof=known.get("proof"),
+        checkpoint=known.get("checkpoint"),
         digests=entry.block.digests if entry.block is not None else None,
         recovered=True,
     )

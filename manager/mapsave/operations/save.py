@@ -25,6 +25,7 @@ from mapsave.operations import (
     answering,
     attach,
     check,
+    checkpoint,
     facts,
     journal,
     known_domains,
@@ -38,6 +39,7 @@ from mapsave.operations import (
     save_request,
     save_transfer,
     working_sets,
+    written,
 )
 from mapsave.operations.begun import SaveBegun
 from mapsave.operations.managed_place import Managed
@@ -88,7 +90,8 @@ async def _save(
         async with _placed(guest, config, request, found, managed) as (held, name, share):
             preflight = check.Preflight.of(config, guest, found, held, name, request)
             await answering.within(held.path, check.all_pass, preflight)
-            await preflight.learn(config, measures=not request.is_urgent)
+            if preflight.shared_ram is None:
+                await preflight.learn(config, measures=not request.is_urgent)
             strategy = preflight.strategy(share.most(DEFAULT_CHANNELS))
             if found.domain is not None:
                 await answering.noted(known_domains.remember, config.state, found.domain)
@@ -137,6 +140,7 @@ async def _save(
                         state=config.state,
                         touched=touched,
                         means=preflight.wanted_means,
+                        shared_ram=preflight.shared_ram,
                     )
                     await answering.noted(working_sets.note_reading, config.state, found.lives_on)
                     async with aftermath.reported(job, became):
@@ -197,10 +201,14 @@ async def _write(job: SaveJob) -> SaveResult:
             job.session, was_running=job.facts.runs, phases=job.phases
         ) as paused:
             stack.enter_context(save_transfer.kept_if_stuck(job, partial, applied, paused))
-            outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
-            resumes = job.then == "resume" and outcome is not None and paused.continues
             is_compared = job.means is not None and job.request.settings.prove == "pages"
             before = None
+            if job.shared_ram is not None:
+                outcome = await checkpoint.write(job, partial, applied, paused)
+                before, resumes = written.NOTHING_MISSING, False  # it is resumed already
+            else:
+                outcome = await save_transfer.let_qemu_write(job, partial, applied, paused)
+                resumes = job.then == "resume" and outcome is not None and paused.continues
             if resumes and outcome is not None and not is_compared:
                 before = await save_commit.compare(job, partial, outcome)
                 await _resume(job, partial, applied, paused)
@@ -220,19 +228,9 @@ async def _write(job: SaveJob) -> SaveResult:
 async def _resume(
     job: SaveJob, partial: Partial, applied: Applied, paused: guest_state.Paused
 ) -> None:
-    """Resume the guest, whose image is not committed yet.
-
-    Where QEMU refuses or has died, the image is the way back: it is committed, and what became of
-    the guest is reported after that. Raises SaveFailed where QEMU does not answer.
-    """
+    """Resume the guest, whose image is not committed yet. Raises SaveFailed."""
     await job.log.step(Step.RESUME)
-    try:
-        await paused.resume(job.session)
-    except errors.MonitorTimeout as error:
-        paused.release()
-        raise save_transfer.left_to_recover(job, partial, applied, error.message) from None
-    except (errors.CommandRefused, errors.MonitorLost):
-        pass
+    await save_transfer.resume(job, partial, applied, paused)
 
 
 @contextlib.contextmanager

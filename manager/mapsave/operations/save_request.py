@@ -80,6 +80,8 @@ def request(
     known = {name: value for name, value in chosen.items() if value is not None}
     own = guest.save.settings() if guest.save is not None else {}
     settings = structs.replace(config.save, **(own | known))
+    if settings.method == "checkpoint":
+        _check_checkpoint(settings)
     if settings.managed == "on":
         _check_managed(guest, image, settings)
     return Request(
@@ -106,6 +108,25 @@ def _format(guest: Guest, wanted: str) -> Literal["native", "libvirt"]:
         )
     is_libvirt = wanted == "libvirt" or (wanted == "auto" and guest.libvirt is not None)
     return "libvirt" if is_libvirt else "native"
+
+
+def _check_checkpoint(settings: SaveSettings) -> None:
+    """Raise UsageError where what is asked does not go with a checkpoint."""
+    if settings.then == "quit":
+        raise errors.UsageError(
+            "a checkpoint does not shut the guest down",
+            hint="set then to resume or leave, or method to save",
+        )
+    if settings.live:
+        raise errors.UsageError(
+            "a checkpoint pauses the guest for a moment: it cannot be a live save",
+            hint="omit --live, or set method to save",
+        )
+    if settings.prove == "pages":
+        raise errors.UsageError(
+            "the guest runs again before a checkpoint could be compared with its memory",
+            hint="set prove to load or none",
+        )
 
 
 def _check_managed(guest: Guest, image: str | None, settings: SaveSettings) -> None:

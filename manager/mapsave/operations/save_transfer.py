@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 
 from mapsave import blocking, errors, shielded, units
@@ -27,6 +27,7 @@ from mapsave.operations.facts import Facts
 from mapsave.operations.managed_place import Managed
 from mapsave.operations.provable import Means
 from mapsave.operations.save_request import Request
+from mapsave.operations.shared_ram import SharedRam
 from mapsave.operations.steps import Step
 from mapsave.plan.strategy import Strategy
 
@@ -60,6 +61,7 @@ class SaveJob:
     resumes: guest_state.ResumeWatch
     state: Path
     touched: WorkingSet | None  # since its restore, of a guest that lives on an image
+    shared_ram: SharedRam | None = None  # of which a checkpoint is taken
     is_begun: bool = False  # QEMU was asked to save
     stuck: str | None = None  # what became of a guest that cannot be resumed
     given_up: GivenUp | None = None  # what the save was begun with, and restarted
@@ -143,13 +145,33 @@ async def let_qemu_write(
     job: SaveJob, partial: image.Partial, applied: labelling.Applied, paused: guest_state.Paused
 ) -> outgoing.Outcome | None:
     """Drive the migration; return its outcome, None where QEMU died after its stream was whole."""
+    return await judged(job, partial, applied, paused, _attempts(job, partial, paused))
+
+
+async def _attempts(
+    job: SaveJob, partial: image.Partial, paused: guest_state.Paused
+) -> outgoing.Outcome:
     try:
-        try:
-            pace = await blocking.within(blocking.ANSWER, _pace, job)
-            return await _attempt(job, partial, paused, pace)
-        except TooSlow as error:
-            await _restart(job, partial, error.seconds)
-            return await _attempt(job, partial, paused, None)
+        pace = await blocking.within(blocking.ANSWER, _pace, job)
+        return await _attempt(job, partial, paused, pace)
+    except TooSlow as error:
+        await _restart(job, partial, error.seconds)
+        return await _attempt(job, partial, paused, None)
+
+
+async def judged(
+    job: SaveJob,
+    partial: image.Partial,
+    applied: labelling.Applied,
+    paused: guest_state.Paused,
+    work: Awaitable[outgoing.Outcome],
+) -> outgoing.Outcome | None:
+    """Return what ``work`` returns, or None where QEMU died after its stream was whole.
+
+    Raises SaveFailed or one of its kin for what QEMU refuses or fails at.
+    """
+    try:
+        return await work
     except errors.MonitorLost as error:
         await _check_loss(job, partial, applied, error)
         return None
@@ -207,7 +229,7 @@ async def _restart(job: SaveJob, partial: image.Partial, seconds: float) -> None
     await blocking.within(blocking.ANSWER, partial.start_over, job.metadata)
 
 
-def _refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
+def refused(job: SaveJob, fd: int, words: str) -> errors.LabelRefused:
     """Return the error for a file that a security module kept from QEMU, with QEMU's message."""
     return labelling.describe_refusal(words, fd, job.partial_path, job.facts.pid)
 
@@ -221,9 +243,9 @@ async def _transfer(
 ) -> outgoing.Outcome:
     offset = partial.block.stream_offset
     await job.log.step(Step.HAND_OVER)
-    await _check_state(job)
+    await check_state(job)
     fds = (pair.first, pair.second)
-    dropped = functools.partial(_refused, job, pair.first)
+    dropped = functools.partial(refused, job, pair.first)
     wanted = job.strategy.parameters()
     # In this order: settings are restored only once QEMU has let go of its descriptors.
     async with (
@@ -257,7 +279,7 @@ async def _transfer(
         return outcome
 
 
-async def _check_state(job: SaveJob) -> None:
+async def check_state(job: SaveJob) -> None:
     """Raise SaveFailed where the guest could not be brought back from after its save.
 
     Of a guest that does not run ``query-status`` does not report whether it is suspended to RAM
@@ -287,7 +309,7 @@ async def _is_suspended(job: SaveJob) -> bool:
         except OSError:
             return False  # the file system has no unnamed files
         try:
-            dropped = functools.partial(_refused, job, fd)
+            dropped = functools.partial(refused, job, fd)
             async with fdset.handed_over(job.session, (writable,), job.fdset, dropped) as path:
                 # With `live` it would hand the disks over, as to another host.
                 arguments = {"filename": path, "live": False}
@@ -307,6 +329,23 @@ def _unnamed(job: SaveJob) -> Iterator[tuple[int, int]]:
             fd = os.open(".", flags, 0o600, dir_fd=job.directory.fd)
         stack.callback(os.close, fd)
         yield fd, stack.enter_context(descriptors.reopened(fd, os.O_WRONLY))
+
+
+async def resume(
+    job: SaveJob, partial: image.Partial, applied: labelling.Applied, paused: guest_state.Paused
+) -> None:
+    """Resume the guest before its image is committed.
+
+    Where QEMU refuses or has died, the image is the way back: it is committed, and what became of
+    the guest is reported after that. Raises SaveFailed where QEMU does not answer.
+    """
+    try:
+        await paused.resume(job.session)
+    except errors.MonitorTimeout as error:
+        paused.release()
+        raise left_to_recover(job, partial, applied, error.message) from None
+    except (errors.CommandRefused, errors.MonitorLost):
+        pass
 
 
 def left_to_recover(

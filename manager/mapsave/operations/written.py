@@ -18,6 +18,8 @@ from mapsave.operations.read_back import How, Ram, ReadBack, Written
 
 __all__ = ["How", "Ram", "Written", "check", "check_holes", "ram"]
 
+# Of an image in whose pages QEMU had no part, before its holes are looked at.
+NOTHING_MISSING = Written(holes=True, compared=0, not_compared=0, reason=None)
 _RUNS_AGAIN = "the guest was resumed first"
 
 

@@ -130,6 +130,14 @@ class ReadStrategy:
         return {"direct-io": self.direct_io, "multifd-channels": self.channels}
 
 
+def of_checkpoint() -> Strategy:
+    """Return how the RAM that is no shared file is written, which is little, and by us."""
+    reasons = {"checkpoint": "the RAM file is shared with the image, and not written"}
+    return Strategy(
+        direct_io=False, zero_pages="legacy", channels=1, preallocate=False, reasons=reasons
+    )
+
+
 def choose_read(
     settings: RestoreSettings, learned: LearnedImage, *, takes_direct: bool, shared: Most | None
 ) -> ReadStrategy:
