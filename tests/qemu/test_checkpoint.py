@@ -250,7 +250,7 @@ def test_too_little_room(tmp_path: Path) -> None:
         with filler.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, free - 80 * MIB)
         error = site.run("checkpoint", NAME, "-o", "it", "--json", check=3).error("check.room")
-        assert error["data"]["needed_bytes"] == 96 * MIB
+        assert 96 * MIB < error["data"]["needed_bytes"] < 98 * MIB
         filler.unlink()
         checkpoint(site, "it")
 

@@ -295,7 +295,7 @@ def room(found: Preflight) -> str:
         least = min(most, max((touched or 0) - 256 * units.MIB, mapped, 2 * units.MIB))
     if found.shared_ram is not None:
         # What the guest writes from now on needs blocks of its own: else its QEMU is killed.
-        least = found.shared_ram.bytes + _OVERHEAD
+        least = found.shared_ram.bytes + found.shared_ram.written + _OVERHEAD
         most = max(most, least)
     figures = f"{units.format_size(free)} free, at most {units.format_size(most)} needed"
     if free < least:
