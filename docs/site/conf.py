@@ -38,7 +38,8 @@ NAVIGATION = {
     ],
     "How to": [
         *("libvirt", "jobs", "service", "client", "cockpit", "systemd", "evacuation"),
-        *("mac", "planning", "instant", "verification", "moving", "metrics", "pictures"),
+        *("mac", "planning", "checkpoints", "instant", "verification", "moving", "metrics"),
+        "pictures",
     ],
     "Reference": ["errors", "labels", "image-format"],
     "Explanation": [
