@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import cli, memory, patterns, qemu, ram, raw, reflinks, state, storage, wait
+from tests.kit import cli, memory, patterns, qemu, ram, raw, reflinks, service, state, storage, wait
 from tests.kit.reflinks import NAME, SIZE, checkpoint, guest, ram_file
 from tests.kit.storage import MIB
 from tests.qemu import helpers
@@ -272,3 +272,20 @@ def test_the_file_that_qemu_maps_is_shared_whatever_its_name(xfs: cli.Site, tmp_
         with qemu.running(*ZEROED, machine="q35", memory="32M", incoming=True) as destination:
             helpers.restore(xfs, xfs.images / "one", destination)
             ram.assert_same(before, destination.ram)
+
+
+def test_through_the_service_and_by_a_job(xfs: cli.Site) -> None:
+    save = {"method": "checkpoint", "then": "resume", "image": "{guest}-{job}.mapsave"}
+    xfs.add_job("hourly", guests=[NAME], save=save, keep={"last": 2})
+    with guest(xfs, paused=False, ram=patterns.dense) as source, service.running(xfs) as running:
+        found = source.state()
+        checked = xfs.run("check", NAME, "--checkpoint", "--json", check=0).json()
+        assert checked["can_save"] is True
+        done = checkpoint(xfs, "one")
+        assert done["checkpoint"]["paused_s"] > 0
+        (operation,) = running.get("/v1/operations?kind=save&limit=1")["operations"]
+        assert operation["result"]["checkpoint"] == done["checkpoint"]
+        xfs.run("job", "run", "hourly", check=0)
+        state.assert_left_as_found(found, source.state())
+    names = [each["name"] for each in xfs.run("list", "--json", check=0).json()["images"]]
+    assert sorted(names) == ["one", "web01-hourly.mapsave"]
