@@ -214,3 +214,89 @@ def test_a_mirror_of_a_part(place: Path) -> None:
         os.pwrite(source, b"inside", 3 * MIB)
         mirror.update()
         assert (place / "mirror").read_bytes() == path.read_bytes()[2 * MIB : 5 * MIB]
+
+
+def test_a_mirror_catches_up_with_what_is_dirty(place: Path) -> None:
+    path, length = place / "ram", 32 * MIB
+    patterns.write(path, length, patterns.dense)
+    with (
+        files.opened(path, os.O_RDWR) as source,
+        files.opened(place / "mirror", os.O_RDWR | os.O_CREAT) as target,
+    ):
+        mirror = _mirror(source, length, target)
+        mirror.update()
+        for number in range(5):
+            # Changed before it is marked, after that, and both.
+            for page in range(number, 8000, 301 + number):
+                os.pwrite(source, bytes([number + 1]) * 3000, page * PAGE + 100)
+            mirror.mark()
+            for page in range(number + 7, 8000, 401 + number):
+                os.pwrite(source, bytes([number + 100]) * 3000, page * PAGE + 100)
+            assert mirror.catch_up() is not None
+            assert path.read_bytes() == (place / "mirror").read_bytes(), number
+            assert mirror.is_certain()
+
+
+@pytest.mark.parametrize("how", ["written", "dug", "both"])
+def test_what_is_on_the_disk_already_is_uncertain(place: Path, how: str) -> None:
+    """The kernel may write what is dirty at any time: nothing shows it while the guest waits."""
+    path, length = place / "ram", 8 * MIB
+    patterns.write(path, length, patterns.dense)
+    with (
+        files.opened(path, os.O_RDWR) as source,
+        files.opened(place / "mirror", os.O_RDWR | os.O_CREAT) as target,
+    ):
+        mirror = _mirror(source, length, target)
+        mirror.update()
+        mirror.mark()
+        if how != "dug":
+            os.pwrite(source, b"changed", 700 * PAGE)
+            os.fdatasync(source)
+        if how != "written":
+            syscalls.punch_hole(source, 900 * PAGE, 16 * PAGE)
+            os.fdatasync(source)
+        os.pwrite(source, b"dirty", 1500 * PAGE)
+        mirror.catch_up()
+        assert os.pread(target, 5, 1500 * PAGE) == b"dirty"
+        assert path.read_bytes() != (place / "mirror").read_bytes()
+        assert not mirror.is_certain()
+        mirror.update()
+        assert path.read_bytes() == (place / "mirror").read_bytes()
+
+
+def test_what_is_next_to_a_part_does_not_make_it_uncertain(place: Path) -> None:
+    path = place / "ram"
+    patterns.write(path, 8 * MIB, patterns.dense)
+    with (
+        files.opened(path, os.O_RDWR) as source,
+        files.opened(place / "mirror", os.O_RDWR | os.O_CREAT) as target,
+    ):
+        mirror = reflink.Mirror(source, 2 * MIB, 3 * MIB, target)
+        mirror.update()
+        mirror.mark()
+        os.pwrite(source, b"outside", 6 * MIB)
+        os.pwrite(source, b"outside", 1 * MIB)
+        os.fdatasync(source)
+        os.pwrite(source, b"inside", 3 * MIB)
+        mirror.catch_up()
+        assert mirror.is_certain()
+        assert (place / "mirror").read_bytes() == path.read_bytes()[2 * MIB : 5 * MIB]
+
+
+def test_a_kernel_that_does_not_say_what_is_dirty(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place / "ram"
+    patterns.write(path, MIB, patterns.dense)
+    with (
+        files.opened(path, os.O_RDWR) as source,
+        files.opened(place / "mirror", os.O_RDWR | os.O_CREAT) as target,
+    ):
+        mirror = _mirror(source, MIB, target)
+        mirror.update()
+        os.pwrite(source, b"changed", 0)
+        mirror.mark()
+        monkeypatch.setattr(syscalls, "_SYS_CACHESTAT", 1 << 20)
+        assert mirror.catch_up() is None
+        mirror.update()
+        assert path.read_bytes() == (place / "mirror").read_bytes()

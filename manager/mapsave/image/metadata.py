@@ -127,13 +127,15 @@ class CheckpointPart(TypedDict, total=False):
     """How a checkpoint was taken (``operations.checkpoint``).
 
     RAM of ``shared_bytes`` is shared with the RAM files, ``written_bytes`` were written. The RAM
-    files had ``extents``, of which ``extents_while_paused`` were shared during the ``paused_s``.
+    files had ``extents``, of which ``extents_while_paused`` were shared during the ``paused_s``, in
+    several pauses if ``pauses`` says so.
     """
 
     shared_bytes: Size
     written_bytes: Size
     extents: Size
     extents_while_paused: Size
+    pauses: Size
     paused_s: Seconds
 
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from mapsave import units
-from mapsave.image import extents, syscalls
+from mapsave.image import extents, spans, syscalls
 from mapsave.image.extents import Extent
 
 _FICLONERANGE = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range)
@@ -22,6 +22,10 @@ _PIECE = 256 * units.MIB
 _TOGETHER = 256
 # Parts that are not farther apart are shared by one call, with what is between them.
 _NEAR = 64 * units.KIB
+# In which dirty pages are looked for, and in those where some are.
+_WINDOW = units.MIB
+_SMALL_WINDOW = 64 * units.KIB
+_ENDLESS = 1 << 63
 FILE_SYSTEMS = {0x58465342: "XFS", 0x9123683E: "btrfs"}  # linux/magic.h
 
 
@@ -60,6 +64,9 @@ class Mirror:
         self._target = target
         self._known: set[Extent] = set()  # what ``target`` shares
         self._unsure: list[Extent] = []
+        self._unshared: set[Extent] = set()
+        self._pending: list[tuple[int, int]] = []
+        self._caught_up: list[tuple[int, int]] = []
         self.extents = 0  # as the last update found them
         self._is_stopped = False
         os.ftruncate(target, length)
@@ -73,21 +80,79 @@ class Mirror:
 
         Where nothing writes in the meantime, ``target`` is equal to that part of the source then.
         """
-        os.fdatasync(self._source)
-        first, last = self._offset, self._offset + self._length
-        found, unsure = extents.places(self._source, first, last)
-        # What has become a hole since is in what is known, and not in what was found. One page
-        # that is elsewhere now also has changed the extents before and after it.
-        changed = (self._known ^ found).union(unsure, self._unsure)
-        for start, end in _pieces(changed):
-            if self._is_stopped:
-                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-            # An extent may reach out of the part at both ends.
-            start, end = max(start, first), min(end, last)
-            share(self._source, start, end - start, self._target, start - first)
-        self._known, self._unsure = found, unsure
-        self.extents = len(found) + len(unsure)
+        changed = self._changed()
+        self._share(changed)
         return len(changed)
+
+    def mark(self) -> None:
+        """Look where the extents are now, for ``catch_up``. Raises OSError."""
+        self._pending = list(_pieces(self._changed()))
+
+    def catch_up(self) -> int | None:
+        """Share what has changed since ``mark``, where nothing writes; return in how many parts.
+
+        Only what is dirty is looked at, and not where each extent is, which takes too long where
+        there are many. ``is_certain`` says later whether that was enough. None, with nothing done,
+        where the kernel does not say what is dirty. Raises OSError.
+        """
+        first, last = self._offset, self._offset + self._length
+        windows: list[tuple[int, int]] = []
+        for start, end in _cut(first, last, _WINDOW):
+            found = syscalls.is_dirty(self._source, start, end - start)
+            if found is None:
+                return None
+            if found:
+                windows += filter(self._is_dirty, _cut(start, end, _SMALL_WINDOW))
+        syscalls.write_out(self._source)
+        self._caught_up = spans.joined([*self._pending, *windows])
+        for start, end in self._caught_up:
+            self._share_part(start, end)
+        return len(self._caught_up)
+
+    def _is_dirty(self, part: tuple[int, int]) -> bool:
+        return bool(syscalls.is_dirty(self._source, part[0], part[1] - part[0]))
+
+    def is_certain(self) -> bool:
+        """Return whether ``catch_up`` has shared all that had changed. Raises OSError.
+
+        A page that was written after ``mark`` and was on the disk before ``catch_up`` was not dirty
+        then. But since the extent that it was in was shared, it is elsewhere now: so all that is
+        neither shared by ``catch_up`` nor where it was at ``mark`` is uncertain. The kernel may
+        as well have written it since.
+        """
+        before, end = self._known, self._offset + self._length
+        after, _ = extents.places(self._source, self._offset, end)
+        outside = [(0, self._offset), (end, _ENDLESS)]
+        shared = spans.joined(part for part in (*self._caught_up, *outside) if part[0] < part[1])
+        return spans.without(before - after, shared) == spans.without(after - before, shared)
+
+    def _changed(self) -> set[Extent]:
+        """Return the extents that are not shared with ``target``; all are known from now on.
+
+        What has become a hole since is in what was known, and not in what is found. One page that
+        is elsewhere now also has changed the extents before and after it.
+        """
+        os.fdatasync(self._source)
+        end = self._offset + self._length
+        found, unsure = extents.places(self._source, self._offset, end)
+        changed = (self._known ^ found).union(unsure, self._unsure, self._unshared)
+        self._known, self._unsure = found, unsure
+        # Until they are.
+        self._unshared = changed
+        self.extents = len(found) + len(unsure)
+        return changed
+
+    def _share(self, changed: Iterable[Extent]) -> None:
+        for start, end in _pieces(changed):
+            self._share_part(start, end)
+        self._unshared = set()
+
+    def _share_part(self, start: int, end: int) -> None:
+        if self._is_stopped:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        # An extent may reach out of the part at both ends.
+        start, end = max(start, self._offset), min(end, self._offset + self._length)
+        share(self._source, start, end - start, self._target, start - self._offset)
 
 
 def _pieces(changed: Iterable[Extent]) -> Iterator[tuple[int, int]]:
@@ -104,6 +169,6 @@ def _pieces(changed: Iterable[Extent]) -> Iterator[tuple[int, int]]:
     yield from _cut(begin, end)
 
 
-def _cut(begin: int, end: int) -> Iterator[tuple[int, int]]:
-    for start in range(begin, end, _PIECE):
-        yield start, min(start + _PIECE, end)
+def _cut(begin: int, end: int, size: int = _PIECE) -> Iterator[tuple[int, int]]:
+    for start in range(begin, end, size):
+        yield start, min(start + size, end)

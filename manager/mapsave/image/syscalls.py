@@ -24,6 +24,7 @@ _RESOLVE_BENEATH = 0x08
 _RENAME_NOREPLACE = 1
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
+_WRITE_AND_WAIT = 0x1 | 0x2 | 0x4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
 _AT_EMPTY_PATH = 0x1000
 _CLONE_NEWNET = 0x40000000
 _STATX_DIOALIGN = 0x2000
@@ -173,10 +174,25 @@ def cached_bytes(fd: int, offset: int, length: int) -> int | None:
     None where the kernel does not say (cachestat(2): Linux 6.5; later ones only to who may write
     the file).
     """
+    counts = _cachestat(fd, offset, length)
+    return counts[0] * os.sysconf("SC_PAGE_SIZE") if counts is not None else None
+
+
+def is_dirty(fd: int, offset: int, length: int) -> bool | None:
+    """Return whether pages of that part of a file are still to be written to the disk, or just are.
+
+    None where the kernel does not say, as ``cached_bytes``.
+    """
+    counts = _cachestat(fd, offset, length)
+    return counts[1] > 0 or counts[2] > 0 if counts is not None else None
+
+
+def _cachestat(fd: int, offset: int, length: int) -> tuple[int, int, int] | None:
+    """Return how many pages are in the page cache, dirty and being written."""
     import ctypes
 
     part = (ctypes.c_uint64 * 2)(offset, length)
-    counts = (ctypes.c_uint64 * 5)()  # struct cachestat begins with the pages in the cache
+    counts = (ctypes.c_uint64 * 5)()  # struct cachestat
     try:
         _call(
             "syscall",
@@ -188,7 +204,19 @@ def cached_bytes(fd: int, offset: int, length: int) -> int | None:
         )
     except OSError:
         return None
-    return int(counts[0]) * os.sysconf("SC_PAGE_SIZE")
+    return counts[0], counts[1], counts[2]
+
+
+def write_out(fd: int) -> None:
+    """Write what is dirty of a file to its disk, and wait for that: not for the disk's own cache.
+
+    Raises OSError (sync_file_range(2)).
+    """
+    import ctypes
+
+    _call(
+        "sync_file_range", fd, ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_WRITE_AND_WAIT)
+    )
 
 
 def lower_io_priority(*, is_idle: bool) -> None:

@@ -59,6 +59,11 @@ class ResumeWatch:
         await self._read()
         return self._seen
 
+    async def restart(self) -> None:
+        """Forget what was seen: the guest is paused and saved once more."""
+        await self._read()
+        self._is_saved = self._seen = False
+
     async def _read(self) -> None:
         with contextlib.suppress(errors.MonitorLost):
             while (event := await self._events.next(timeout=0)) is not None:
@@ -80,10 +85,15 @@ class Paused:
         # Whether `cont` brings the guest back; not if it stopped running by itself while saved.
         self.continues = True
         self._released = False
+        self._earlier = 0.0
 
     def seconds(self) -> float:
         """Return for how long the guest has not run, up to now or until it was resumed."""
-        return (self.until or time.monotonic()) - self.since
+        return self._earlier + (self.until or time.monotonic()) - self.since
+
+    def again(self) -> None:
+        """Count on: a guest that was resumed is paused once more."""
+        self._earlier, self.until, self._released = self.seconds(), None, False
 
     def ended_in(self, found: GlobalState) -> None:
         """Note the state that the guest had at the end of the stream."""

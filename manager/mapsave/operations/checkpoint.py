@@ -32,6 +32,8 @@ from mapsave.operations.steps import Step
 # so often: a guest that writes fast will never be done.
 _SHORT = 0.03  # seconds
 _ROUNDS = 6
+# So many extents are looked at within milliseconds: with more, only those that are dirty are.
+_FEW = 2000
 # Seconds that the guest may be paused for its mirrors: storage that takes longer hangs.
 _MOST_PAUSED = 30.0
 
@@ -53,8 +55,39 @@ class Mirrors:
                 each.stop()
             raise
 
+    async def follow(self) -> None:
+        """Bring all up to date while the guest runs, as far as that is worth it."""
+        for _ in range(_ROUNDS):
+            began = time.monotonic()
+            await self.update(stall.limit(self.total))
+            if time.monotonic() - began <= _SHORT:
+                break
+
+    async def mark(self) -> None:
+        """Look where all extents are, for ``catch_up``. Raises OSError, Hangs."""
+        await blocking.within(stall.limit(self.total), self._mark)
+
+    async def catch_up(self, seconds: float) -> int:
+        """Share what is dirty; return in how many parts that was. Raises OSError, Hangs."""
+        return await blocking.within(seconds, self._catch_up)
+
+    async def are_certain(self) -> bool:
+        """Return whether ``catch_up`` has shared all that had changed. Raises OSError, Hangs."""
+        looks = [each.is_certain for each in self.mirrors]
+        limit = stall.limit(self.total)
+        return await blocking.within(limit, lambda: all(look() for look in looks))
+
+    def _mark(self) -> None:
+        for each in self.mirrors:
+            each.mark()
+
     def _update(self) -> int:
         return sum(each.update() for each in self.mirrors)
+
+    def _catch_up(self) -> int:
+        found = [each.catch_up() for each in self.mirrors]
+        known = [each for each in found if each is not None]
+        return sum(known) if len(known) == len(found) else self._update()
 
     @property
     def extents(self) -> int:
@@ -87,18 +120,18 @@ async def _write(
                 f"{job.session.address}: the guest's RAM files cannot be shared with others in "
                 f"{job.directory.path!r}: {error.strerror}"
             ) from None
-        for _ in range(_ROUNDS):
-            began = time.monotonic()
-            await mirrors.update(stall.limit(mirrors.total))
-            if time.monotonic() - began <= _SHORT:
-                break
-        try:
-            outcome, changed = await _let_qemu_write(job, partial, applied, paused, mirrors)
-        except BaseException:
-            # Before anything else is waited for, such as calls that hang.
-            with contextlib.suppress(errors.MonitorLost):
-                await shielded.whole(paused.put_back(job.session, job.phases))
-            raise
+        pauses = 1
+        await mirrors.follow()
+        is_quick = mirrors.extents > _FEW and job.then == "resume"
+        outcome, changed = await _paused(job, partial, applied, paused, mirrors, is_quick=is_quick)
+        if is_quick and not await mirrors.are_certain():
+            # The kernel has written some of what the guest had changed, at the wrong moment.
+            job.phases.enter("mirror")
+            await mirrors.follow()
+            await job.resumes.restart()
+            paused.again()
+            pauses = 2
+            outcome, changed = await _paused(job, partial, applied, paused, mirrors, is_quick=False)
         job.phases.enter("compose")
         try:
             async with blocking.limited(stall.limit(mirrors.total)):
@@ -114,6 +147,7 @@ async def _write(
         "written_bytes": done.written_bytes,
         "extents": mirrors.extents,
         "extents_while_paused": changed,
+        "pauses": pauses,
         "paused_s": round(paused.seconds(), 6) if job.facts.runs else 0.0,
     }
     # Zeros that are data of the RAM file are no pages that QEMU has failed to write.
@@ -143,12 +177,33 @@ def _mirrored(job: SaveJob, shared: SharedRam) -> Iterator[Mirrors]:
         yield Mirrors(tuple(mirrors), fds, shared.bytes)
 
 
+async def _paused(
+    job: SaveJob,
+    partial: image.Partial,
+    applied: labelling.Applied,
+    paused: guest_state.Paused,
+    mirrors: Mirrors,
+    *,
+    is_quick: bool,
+) -> tuple[outgoing.Outcome, int]:
+    """Do as ``_let_qemu_write``; where it fails the guest is resumed before all else."""
+    try:
+        return await _let_qemu_write(job, partial, applied, paused, mirrors, is_quick=is_quick)
+    except BaseException:
+        # Before anything else is waited for, such as calls that hang.
+        with contextlib.suppress(errors.MonitorLost):
+            await shielded.whole(paused.put_back(job.session, job.phases))
+        raise
+
+
 async def _let_qemu_write(
     job: SaveJob,
     partial: image.Partial,
     applied: labelling.Applied,
     paused: guest_state.Paused,
     mirrors: Mirrors,
+    *,
+    is_quick: bool,
 ) -> tuple[outgoing.Outcome, int]:
     """Have QEMU write its stream to the partial image, and resume the guest.
 
@@ -175,7 +230,7 @@ async def _let_qemu_write(
         if job.facts.runs:
             await job.log.step(Step.PAUSE)
         await job.log.step(Step.MIGRATE)
-        await mirrors.update(stall.limit(mirrors.total))
+        await (mirrors.mark() if is_quick else mirrors.update(stall.limit(mirrors.total)))
         job.is_begun = True
         job.phases.enter("pause")
         if job.facts.runs:
@@ -187,7 +242,8 @@ async def _let_qemu_write(
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=False)
         await job.resumes.saved()
         job.phases.enter("share")
-        changed = await mirrors.update(_MOST_PAUSED)
+        bring = mirrors.catch_up if is_quick else mirrors.update
+        changed = await bring(_MOST_PAUSED)
         with contextlib.suppress(OSError):
             ended_in = await blocking.within(blocking.ANSWER, global_state.read, partial.fd, offset)
             if ended_in is not None:
