@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from tests.kit import cli, linux_guest
+import pytest
+
+from tests.kit import cli, linux_guest, memory, reflinks
 from tests.kit.linux_guest import assert_same_memory
 
 
@@ -60,3 +62,35 @@ def test_guest_that_resumes_can_be_saved_again(site: cli.Site, tmp_path: Path) -
                 ticks = restored.serial.ticks()  # from the first one on
             assert_same_memory([earliest], ticks)
             assert ticks[0].number < last[-1].number
+
+
+@pytest.mark.root
+def test_checkpoints_in_a_row_each_count_on(tmp_path: Path) -> None:
+    """Under a guest that works with its memory all the time, and from what was taken of it."""
+    with reflinks.site_on("xfs", tmp_path, 3 << 30) as site:
+        file, size = site.directory / "web01.ram", linux_guest.MEMORY
+        shared = memory.from_file(file, size, shared=True)
+        with linux_guest.running(*shared, log=tmp_path / "serial.log", name="web01") as guest:
+            fresh = memory.zeroed(size)[1]
+            launch = [fresh if word == shared[1] else word for word in guest.qemu.argv]
+            site.add_guest("web01", guest.qemu.qmp, launch=launch)
+            before = guest.serial.wait_ticks(2)
+            found = guest.qemu.state()
+            for number in range(10):
+                done = site.run(
+                    "checkpoint", "web01", "-o", str(number), "--digests", "off", "--json", check=0
+                ).json()
+                assert 0 < done["downtime_s"] < 30
+            assert guest.qemu.state() == found
+            going_on = guest.serial.wait_ticks(2)
+            assert_same_memory(before, going_on)
+            guest.qemu.control.execute("quit")
+            guest.qemu.wait()
+            last = guest.serial.ticks()
+            for number in (0, 4, 9):
+                site.run("restore", str(number), check=0)
+                with guest.successor() as restored:
+                    restored.serial.wait_ticks(2)
+                    ticks = restored.serial.ticks()
+                assert_same_memory(before[-1:], ticks)
+                assert ticks[0].number <= last[-1].number
