@@ -38,7 +38,7 @@ VARIABLE = "MAPSAVE_CONFIG"
 Then = Literal["quit", "resume", "leave"]
 Format = Literal["auto", "native", "libvirt"]
 Preference = Literal["time", "space"]
-Method = Literal["save", "checkpoint"]
+Method = Literal["save", "checkpoint", "auto"]
 Digests = Literal["after", "before", "off"]
 Prove = Literal["none", "load", "pages"]
 ZeroPages = Literal["auto", "multifd", "legacy", "none"]
@@ -164,7 +164,7 @@ class SaveSettings(Keys, frozen=True):
         Truth, help("Whether an image that could not be proven is kept, as `NAME.unproven`.")
     ] = False
     method: Annotated[
-        Method, help("Whether QEMU writes the RAM, or the image shares its file (`checkpoint`).")
+        Method, help("QEMU writes the RAM, the image shares its file, or that if it can (`auto`).")
     ] = "save"
 
 

@@ -289,3 +289,34 @@ def test_through_the_service_and_by_a_job(xfs: cli.Site) -> None:
         state.assert_left_as_found(found, source.state())
     names = [each["name"] for each in xfs.run("list", "--json", check=0).json()["images"]]
     assert sorted(names) == ["one", "web01-hourly.mapsave"]
+
+
+def test_auto_takes_one_where_it_can(xfs: cli.Site) -> None:
+    auto = ("save", NAME, "--method", "auto", "--json")
+    with guest(xfs, ram=patterns.dense, paused=False) as source:
+        found = source.state()
+        done = xfs.run(*auto, "--then", "resume", "-o", "one", check=0).json()
+        assert done["checkpoint"]["paused_s"] > 0
+        state.assert_left_as_found(found, source.state())
+        done = xfs.run(*auto, "--then", "resume", "--live", "-o", "two", check=0).json()
+        assert done["checkpoint"] is None
+        with xfs.directory.joinpath("filler").open("wb") as file:
+            room = os.statvfs(xfs.images)
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - 90 * MIB)
+        done = xfs.run(*auto, "--then", "resume", "-o", "three", check=0).json()
+        assert done["checkpoint"] is None
+        assert "needed: as much as the guest can change" in done["reasons"]["method"]
+        state.assert_left_as_found(found, source.state())
+        xfs.run(*auto, "-o", "four", check=0)
+        source.wait()
+
+
+def test_auto_saves_a_guest_whose_memory_is_no_shared_file(xfs: cli.Site) -> None:
+    with qemu.guest(xfs, NAME, memory="16M", paused=False) as source:
+        found = source.state()
+        done = xfs.run(
+            "save", NAME, "--method", "auto", "--then", "resume", "-o", "one", "--json", check=0
+        ).json()
+        assert done["checkpoint"] is None
+        assert "is not a shared file" in done["reasons"]["method"]
+        state.assert_left_as_found(found, source.state())

@@ -67,8 +67,9 @@ NOTE = Parsed("text", key_types.check_note)
 )
 @click.option(
     "--method",
-    type=click.Choice(["save", "checkpoint"]),
-    help="checkpoint: share the guest's RAM file with the image instead of writing it.",
+    type=click.Choice(["save", "checkpoint", "auto"]),
+    help="checkpoint: share the guest's RAM file with the image instead of writing it; auto: if "
+    "the guest is to run on, or be left, and that is possible.",
 )
 @click.option("--direct-io", type=SWITCH, help="Bypass the page cache.")
 @click.option("--channels", type=CHANNELS, help="Number of multifd channels.")

@@ -52,22 +52,25 @@ class Mirror:
     """A file that shares the part of another one which begins at ``offset`` and has ``length``.
 
     The other is written to all the time. ``update`` shares what has changed since the last one: the
-    extents that are elsewhere on the disk. For what two files share is never overwritten in its
-    place (copy on write), and is not freed as long as ``target`` has it: where an extent has stayed
-    in its place, so has what is in it. Where that place is not sure, it is shared again.
+    extents that are elsewhere on the disk than those of ``target``. What two files share is never
+    overwritten in its place (copy on write), and is not freed as long as ``target`` has it: where
+    both have the same extent, it has the same contents. Where that place is not sure, it is shared
+    again.
     """
 
     def __init__(self, source: int, offset: int, length: int, target: int) -> None:
         self._source = source
         self._offset = offset
-        self._length = length
+        self._end = offset + length
         self._target = target
-        self._known: set[Extent] = set()  # what ``target`` shares
-        self._unsure: list[Extent] = []
-        self._unshared: set[Extent] = set()
+        # What ``target`` has, by the offsets of the source, once it was looked at.
+        self._has: set[Extent] = set()
+        self._has_unsure: list[Extent] = []
+        self._is_seen = True
+        self._marked: set[Extent] = set()
         self._pending: list[tuple[int, int]] = []
         self._caught_up: list[tuple[int, int]] = []
-        self.extents = 0  # as the last update found them
+        self.extents = 0  # as they were last seen
         self._is_stopped = False
         os.ftruncate(target, length)
 
@@ -75,18 +78,23 @@ class Mirror:
         """Have an update that another thread is in end soon, with an OSError."""
         self._is_stopped = True
 
-    def update(self) -> int:
+    def update(self, *, is_last: bool = False) -> int:
         """Share what has changed; return in how many extents that was. Raises OSError.
 
         Where nothing writes in the meantime, ``target`` is equal to that part of the source then.
+        One that ``is_last`` leaves out what the next one needs to know.
         """
-        changed = self._changed()
-        self._share(changed)
+        _, changed = self._changed()
+        for start, end in _pieces(changed):
+            self._share(start, end)
+        if not is_last:
+            self._look()
         return len(changed)
 
     def mark(self) -> None:
         """Look where the extents are now, for ``catch_up``. Raises OSError."""
-        self._pending = list(_pieces(self._changed()))
+        self._marked, changed = self._changed()
+        self._pending = list(_pieces(changed))
 
     def catch_up(self) -> int | None:
         """Share what has changed since ``mark``, where nothing writes; return in how many parts.
@@ -95,9 +103,8 @@ class Mirror:
         there are many. ``is_certain`` says later whether that was enough. None, with nothing done,
         where the kernel does not say what is dirty. Raises OSError.
         """
-        first, last = self._offset, self._offset + self._length
         windows: list[tuple[int, int]] = []
-        for start, end in _cut(first, last, _WINDOW):
+        for start, end in _cut(self._offset, self._end, _WINDOW):
             found = syscalls.is_dirty(self._source, start, end - start)
             if found is None:
                 return None
@@ -106,11 +113,8 @@ class Mirror:
         syscalls.write_out(self._source)
         self._caught_up = spans.joined([*self._pending, *windows])
         for start, end in self._caught_up:
-            self._share_part(start, end)
+            self._share(start, end)
         return len(self._caught_up)
-
-    def _is_dirty(self, part: tuple[int, int]) -> bool:
-        return bool(syscalls.is_dirty(self._source, part[0], part[1] - part[0]))
 
     def is_certain(self) -> bool:
         """Return whether ``catch_up`` has shared all that had changed. Raises OSError.
@@ -120,38 +124,48 @@ class Mirror:
         neither shared by ``catch_up`` nor where it was at ``mark`` is uncertain. The kernel may
         as well have written it since.
         """
-        before, end = self._known, self._offset + self._length
-        after, _ = extents.places(self._source, self._offset, end)
-        outside = [(0, self._offset), (end, _ENDLESS)]
+        after, _ = extents.places(self._source, self._offset, self._end)
+        outside = [(0, self._offset), (self._end, _ENDLESS)]
         shared = spans.joined(part for part in (*self._caught_up, *outside) if part[0] < part[1])
-        return spans.without(before - after, shared) == spans.without(after - before, shared)
+        gone, new = self._marked - after, after - self._marked
+        return spans.without(gone, shared) == spans.without(new, shared)
 
-    def _changed(self) -> set[Extent]:
-        """Return the extents that are not shared with ``target``; all are known from now on.
+    def _is_dirty(self, part: tuple[int, int]) -> bool:
+        return bool(syscalls.is_dirty(self._source, part[0], part[1] - part[0]))
 
-        What has become a hole since is in what was known, and not in what is found. One page that
-        is elsewhere now also has changed the extents before and after it.
+    def _changed(self) -> tuple[set[Extent], set[Extent]]:
+        """Return the extents of the source, and those that are not what ``target`` has.
+
+        What has become a hole since is in what it has only. One page that is elsewhere now also has
+        changed the extents before and after it.
         """
+        self._look()
         os.fdatasync(self._source)
-        end = self._offset + self._length
-        found, unsure = extents.places(self._source, self._offset, end)
-        changed = (self._known ^ found).union(unsure, self._unsure, self._unshared)
-        self._known, self._unsure = found, unsure
-        # Until they are.
-        self._unshared = changed
+        found, unsure = extents.places(self._source, self._offset, self._end)
         self.extents = len(found) + len(unsure)
-        return changed
+        return found, (self._has ^ found).union(unsure, self._has_unsure)
 
-    def _share(self, changed: Iterable[Extent]) -> None:
-        for start, end in _pieces(changed):
-            self._share_part(start, end)
-        self._unshared = set()
+    def _look(self) -> None:
+        """Look where the extents of ``target`` are, which no one else changes.
 
-    def _share_part(self, start: int, end: int) -> None:
+        Not where those of the source were when they were shared: they may have been replaced
+        before that, and blocks that were freed may be theirs again.
+        """
+        if self._is_seen:
+            return
+        os.fdatasync(self._target)
+        by, length = self._offset, self._end - self._offset
+        has, unsure = extents.places(self._target, 0, length)
+        self._has = {(logical + by, place, size) for logical, place, size in has}
+        self._has_unsure = [(logical + by, place, size) for logical, place, size in unsure]
+        self._is_seen = True
+
+    def _share(self, start: int, end: int) -> None:
         if self._is_stopped:
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        self._is_seen = False
         # An extent may reach out of the part at both ends.
-        start, end = max(start, self._offset), min(end, self._offset + self._length)
+        start, end = max(start, self._offset), min(end, self._end)
         share(self._source, start, end - start, self._target, start - self._offset)
 
 

@@ -60,6 +60,7 @@ class Preflight:
     most_channels: strategy.Most | None = None
     learned: Learned | str | None = None
     shared_ram: SharedRam | None = None  # of which a checkpoint is taken
+    no_checkpoint: str | None = None  # why none is taken, though one would have been
 
     @classmethod
     def of(
@@ -87,11 +88,6 @@ class Preflight:
             return None
         return self.means
 
-    @property
-    def is_checkpoint(self) -> bool:
-        """Whether RAM is not written, but shared with its file."""
-        return self.request.settings.method == "checkpoint"
-
     async def learn(self, config: Config, *, measures: bool) -> None:
         """Learn what the strategy is planned from; with ``measures`` as ``learning.learn`` does."""
         self.learned = await learning.learn(
@@ -100,16 +96,19 @@ class Preflight:
 
     def strategy(self, shared: strategy.Most | None = None) -> strategy.Strategy:
         """Choose how to save; ``shared``: how many channels are left where other guests are."""
-        if self.is_checkpoint:
+        if self.shared_ram is not None:
             return strategy.of_checkpoint()
         limits = (most for most in (self.most_channels, shared) if most is not None)
-        return strategy.choose(
+        found = strategy.choose(
             self.request.settings,
             bandwidth=self.request.bandwidth,
             direct_io_refusal=self.direct_io_refusal,
             most=min(limits, key=lambda most: most.channels, default=None),
             learned=self.learned,
         )
+        if self.no_checkpoint is not None:
+            found.reasons["method"] = self.no_checkpoint
+        return found
 
 
 def run_state(found: Preflight) -> str:
@@ -179,8 +178,6 @@ def memory(found: Preflight) -> str:
 def capabilities(found: Preflight) -> str:
     """This QEMU has the capabilities and parameters that a save needs."""
     missing = parameters.missing(found.facts.settings)
-    if found.is_checkpoint and parameters.IGNORE_SHARED not in found.facts.settings.capabilities:
-        missing.append(parameters.IGNORE_SHARED)
     if missing:
         raise errors.MissingCapability(
             f"QEMU {found.facts.version} lacks {', '.join(missing)}", missing=missing
@@ -201,7 +198,7 @@ def disks(found: Preflight) -> str:
 
 def limits(found: Preflight) -> str:
     """The kernel's limits on QEMU, and on mapsave, leave room for the save."""
-    is_ours = found.is_checkpoint or found.request.settings.preallocate == "on"
+    is_ours = found.shared_ram is not None or found.request.settings.preallocate == "on"
     preallocated = found.facts.memory.total if is_ours else 0
     qemu_limits.check_own_files(preallocated)
     limited = qemu_limits.for_save(
@@ -293,10 +290,6 @@ def room(found: Preflight) -> str:
         mapped = found.facts.lives_on.data_bytes if found.facts.lives_on else 0
         # QEMU itself is in the resident size as well; a few MiB of data always go to the disk.
         least = min(most, max((touched or 0) - 256 * units.MIB, mapped, 2 * units.MIB))
-    if found.shared_ram is not None:
-        # What the guest writes from now on needs blocks of its own: else its QEMU is killed.
-        least = found.shared_ram.bytes + found.shared_ram.written + _OVERHEAD
-        most = max(most, least)
     figures = f"{units.format_size(free)} free, at most {units.format_size(most)} needed"
     if free < least:
         raise errors.NoRoom(
@@ -310,9 +303,15 @@ def room(found: Preflight) -> str:
 
 def checkpoint(found: Preflight) -> str:
     """The guest's RAM is in shared files whose extents the image can share."""
-    found.shared_ram = shared_ram.find(found.facts, found.directory)
-    size = units.format_size
-    return f"{size(found.shared_ram.bytes)} shared, {size(found.shared_ram.written)} written"
+    try:
+        shared = shared_ram.find(found.facts, found.directory)
+    except errors.Refused as error:
+        if found.request.settings.method == "checkpoint":
+            raise
+        found.no_checkpoint = f"RAM is written: {error.message}"
+        return found.no_checkpoint
+    found.shared_ram = shared
+    return f"{units.format_size(shared.bytes)} shared, {units.format_size(shared.written)} written"
 
 
 def label(found: Preflight) -> str:
@@ -360,11 +359,11 @@ CHECKS: tuple[Callable[[Preflight], str], ...] = (
 
 def _checks(found: Preflight) -> tuple[Callable[[Preflight], str], ...]:
     checks = CHECKS if found.facts.domain is None else (domain, *CHECKS)
-    if found.is_checkpoint:
-        # Before ``room``, which depends on it.
-        place = checks.index(room)
-        checks = (*checks[:place], checkpoint, *checks[place:])
-    return checks
+    if not found.request.wants_checkpoint:
+        return checks
+    others = [check for check in checks if check is not limits]
+    place = others.index(room)
+    return (*others[:place], checkpoint, limits, *others[place:])
 
 
 def all_pass(found: Preflight) -> None:

@@ -46,10 +46,10 @@ class Mirrors:
     fds: dict[str, int]
     total: int
 
-    async def update(self, seconds: float) -> int:
+    async def update(self, seconds: float, *, is_last: bool = False) -> int:
         """Bring all up to date; return in how many extents that was. Raises OSError, Hangs."""
         try:
-            return await blocking.within(seconds, self._update)
+            return await blocking.within(seconds, functools.partial(self._update, is_last=is_last))
         except asyncio.CancelledError:
             for each in self.mirrors:
                 each.stop()
@@ -81,13 +81,13 @@ class Mirrors:
         for each in self.mirrors:
             each.mark()
 
-    def _update(self) -> int:
-        return sum(each.update() for each in self.mirrors)
+    def _update(self, *, is_last: bool) -> int:
+        return sum(each.update(is_last=is_last) for each in self.mirrors)
 
     def _catch_up(self) -> int:
         found = [each.catch_up() for each in self.mirrors]
         known = [each for each in found if each is not None]
-        return sum(known) if len(known) == len(found) else self._update()
+        return sum(known) if len(known) == len(found) else self._update(is_last=True)
 
     @property
     def extents(self) -> int:
@@ -242,8 +242,10 @@ async def _let_qemu_write(
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=False)
         await job.resumes.saved()
         job.phases.enter("share")
-        bring = mirrors.catch_up if is_quick else mirrors.update
-        changed = await bring(_MOST_PAUSED)
+        if is_quick:
+            changed = await mirrors.catch_up(_MOST_PAUSED)
+        else:
+            changed = await mirrors.update(_MOST_PAUSED, is_last=True)
         with contextlib.suppress(OSError):
             ended_in = await blocking.within(blocking.ANSWER, global_state.read, partial.fd, offset)
             if ended_in is not None:

@@ -54,6 +54,13 @@ class Request:
     for_shutdown: bool = False
     stream_offset: int = superblock.DEFAULT_STREAM_OFFSET
 
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether a checkpoint is taken, or with ``auto`` would be if it can."""
+        settings = self.settings
+        can = settings.then != "quit" and not settings.live and settings.prove != "pages"
+        return settings.method == "checkpoint" or (settings.method == "auto" and can)
+
     def then_for(self, *, runs: bool) -> Then:
         """Return what becomes of the guest; one that did not run is not started by a ``resume``."""
         return "leave" if self.settings.then == "resume" and not runs else self.settings.then

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mapsave import errors, units
 from mapsave.image import descriptors, reflink
+from mapsave.migration import parameters
 from mapsave.monitor import mappings, process
 from mapsave.monitor.mappings import File, Mapping
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # RAM that is no shared file is written while the guest is paused: video memory, ROMs. In bytes.
 MOST_WRITTEN = 256 * units.MIB
+_OVERHEAD = 64 * units.MIB  # gaps between the blocks, the states of the devices
 INSTEAD = "use 'mapsave save --then resume'"
 _WHAT = "the guest's RAM must be a shared file on the file system of the images, XFS or btrfs"
 
@@ -75,6 +77,11 @@ def find(found: Facts, held: store.Directory) -> SharedRam:
             f"guest {found.name!r}: its QEMU's process or RAM blocks cannot be seen from here",
             hint="run mapsave on the host of the guest, outside of containers",
         )
+    if parameters.IGNORE_SHARED not in found.settings.capabilities:
+        raise errors.MissingCapability(
+            f"QEMU {found.version} lacks {parameters.IGNORE_SHARED}",
+            missing=[parameters.IGNORE_SHARED],
+        )
     if (system := reflink.file_system(held.fd)) is None:
         raise errors.NoCheckpoint(
             f"{held.path!r} is not on XFS or btrfs, so images there cannot share the guest's RAM",
@@ -103,7 +110,27 @@ def find(found: Facts, held: store.Directory) -> SharedRam:
     if written > MOST_WRITTEN or not parts:
         name = max(others, key=lambda name: others[name])
         raise _not_shared(name, others[name], backends.get(name), held)
-    return SharedRam(tuple(parts), written)
+    shared = SharedRam(tuple(parts), written)
+    _check_room(shared, found.pid, held)
+    return shared
+
+
+def _check_room(shared: SharedRam, pid: int, held: store.Directory) -> None:
+    """Raise NoRoom where there is less than the guest may need for what it writes from now on.
+
+    Each page needs a block of its own then; where there is none QEMU is killed.
+    """
+    free = held.free_bytes(with_reserved=process.may_use_reserved_blocks(pid))
+    needed = shared.bytes + shared.written + _OVERHEAD
+    if free < needed:
+        size = units.format_size
+        raise errors.NoRoom(
+            f"{held.path!r}: {size(free)} free, {size(needed)} needed: as much as the guest can "
+            "change of its RAM, which needs blocks of its own from the checkpoint on",
+            hint="free some space, or use a larger file system",
+            free_bytes=free,
+            needed_bytes=needed,
+        )
 
 
 def _part(pid: int, name: str, block: RamBlock, backend: Backend, maps: list[Mapping]) -> Part:
