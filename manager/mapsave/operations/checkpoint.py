@@ -28,9 +28,10 @@ from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.shared_ram import SharedRam
 from mapsave.operations.steps import Step
 
-# The mirrors are brought up to date while the guest runs until that takes no longer than this, or
-# so often: a guest that writes fast will never be done.
+# The mirrors are brought up to date while the guest runs until that takes no longer than this, or no
+# more extents have changed, or so often: a guest that writes fast will never be done.
 _SHORT = 0.03  # seconds
+_LITTLE = 512
 _ROUNDS = 6
 # So many extents are looked at within milliseconds: with more, only those that are dirty are.
 _FEW = 2000
@@ -59,8 +60,8 @@ class Mirrors:
         """Bring all up to date while the guest runs, as far as that is worth it."""
         for _ in range(_ROUNDS):
             began = time.monotonic()
-            await self.update(stall.limit(self.total))
-            if time.monotonic() - began <= _SHORT:
+            changed = await self.update(stall.limit(self.total))
+            if changed <= _LITTLE or time.monotonic() - began <= _SHORT:
                 break
 
     async def mark(self) -> None:
