@@ -4,6 +4,7 @@ All by bare monitor commands, as ``mapsave checkpoint`` does it.
 """
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -300,3 +301,38 @@ def test_a_kernel_that_does_not_say_what_is_dirty(
         assert mirror.catch_up() is None
         mirror.update()
         assert path.read_bytes() == (place / "mirror").read_bytes()
+
+
+def test_random_writes_and_flushes(place: Path) -> None:
+    """Whatever is written and flushed when: the mirror is equal, or says that it may not be."""
+    path, length = place / "ram", 8 * MIB
+    patterns.write(path, length, patterns.dense)
+    chance = random.Random(16)
+    pages = length // PAGE
+    outcomes = set()
+    with files.opened(path, os.O_RDWR) as source:
+
+        def change() -> None:
+            for _ in range(chance.randrange(60)):
+                os.pwrite(source, chance.randbytes(9), chance.randrange(pages) * PAGE + 50)
+            if chance.random() < 0.2:
+                syscalls.punch_hole(source, chance.randrange(pages - 9) * PAGE, 9 * PAGE)
+            if chance.random() < 0.4:
+                os.fsync(source)
+
+        for number in range(25):
+            name = place / f"mirror-{number}"  # each is removed: its blocks are taken again
+            with files.opened(name, os.O_RDWR | os.O_CREAT) as target:
+                mirror = _mirror(source, length, target)
+                for step in (mirror.update, mirror.update, mirror.mark):
+                    step()
+                    change()
+                mirror.catch_up()
+                is_equal = path.read_bytes() == name.read_bytes()
+                change()
+                assert is_equal or not mirror.is_certain()
+                outcomes.add(is_equal)
+                mirror.update()
+                assert path.read_bytes() == name.read_bytes()
+            name.unlink()
+    assert outcomes == {True, False}

@@ -28,8 +28,8 @@ from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.shared_ram import SharedRam
 from mapsave.operations.steps import Step
 
-# The mirrors are brought up to date while the guest runs until that takes no longer than this, or no
-# more extents have changed, or so often: a guest that writes fast will never be done.
+# The mirrors are brought up to date while the guest runs until that takes no longer than this, or
+# no more extents have changed, or so often: a guest that writes fast will never be done.
 _SHORT = 0.03  # seconds
 _LITTLE = 512
 _ROUNDS = 6
