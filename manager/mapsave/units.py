@@ -97,6 +97,14 @@ def format_duration(seconds: float) -> str:
     return _two(hours // 24, "d", hours % 24, "h")
 
 
+def format_ago(seconds: float) -> str:
+    """Return how long ago something was, as people read it: ``"2 d ago"``, ``"just now"``."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    return "just now"
+
+
 def _two(number: int, unit: str, rest: int, smaller: str) -> str:
     return f"{number} {unit}" + (f" {rest:02d} {smaller}" if rest else "")
 

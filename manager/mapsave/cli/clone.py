@@ -49,7 +49,8 @@ _WORDS = {"cloned": "cloned", "failed": "FAILED"}
 @click.option(
     "--force",
     is_flag=True,
-    help="Accept an older QEMU, or another processor or machine, than was saved.",
+    help="Accept an older QEMU, or another processor or machine, than was saved, and an image that "
+    "is known to be damaged.",
 )
 @click.option("--trust-image", is_flag=True, help="Accept an image that others could have written.")
 @no_wait

@@ -40,11 +40,14 @@ def show(given: Globals, /) -> None:
 def schema(_: Globals, /, kind: str) -> None:
     """Print the JSON Schema of manager.yaml, a job or a label policy, for editors."""
     from mapsave import config
-    from mapsave.jobs import job
+    from mapsave.jobs import loading
     from mapsave.labels import policy
 
-    kinds = {"manager": config.Config, "job": job.Job, "policy": policy.Policy}
-    output.say(json.dumps(keys.schema(kinds[kind]), indent=2) + "\n")
+    if kind == "job":
+        found = loading.schema()
+    else:
+        found = keys.schema({"manager": config.Config, "policy": policy.Policy}[kind])
+    output.say(json.dumps(found, indent=2) + "\n")
 
 
 @command.command("policies", cls=LocalCommand)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from mapsave.evacuation.clones import Cloned
     from mapsave.evacuation.restore_all import Request, RestoredAll
     from mapsave.jobs.engine import Run
-    from mapsave.jobs.job import Job
+    from mapsave.jobs.loading import AnyJob
     from mapsave.jobs.retention import Pruned
+    from mapsave.jobs.scrub import Scrubbed
     from mapsave.operations import restore_request
     from mapsave.operations.images import Listing
     from mapsave.operations.preview import Preview
@@ -159,21 +160,28 @@ class Here:
 
         return self._run(restore_all.restore_all(self._config, request, report))
 
-    def run_job(self, job: str, report: Report) -> Run:
-        from mapsave.jobs import engine
+    def run_job(self, job: str, report: Report) -> Run | Scrubbed:
+        from mapsave.jobs import engine, scrub
+        from mapsave.jobs.scrub_job import ScrubJob
 
         loaded = load_job(self._config, job)
+        if isinstance(loaded, ScrubJob):
+            return self._run(scrub.run(loaded, self._config, report=report))
         return self._run(engine.run(loaded, self._config, report=report))
 
-    def check_job(self, job: str) -> Run:
-        from mapsave.jobs import engine
-
-        return self._run(engine.check(load_job(self._config, job), self._config))
-
-    def prune(self, job: str, *, dry_run: bool, in_use: bool) -> tuple[Pruned, bool]:
-        from mapsave.jobs import retention
+    def check_job(self, job: str) -> Run | Scrubbed:
+        from mapsave.jobs import engine, scrub
+        from mapsave.jobs.scrub_job import ScrubJob
 
         loaded = load_job(self._config, job)
+        if isinstance(loaded, ScrubJob):
+            return self._run(scrub.check(loaded, self._config))
+        return self._run(engine.check(loaded, self._config))
+
+    def prune(self, job: str, *, dry_run: bool, in_use: bool) -> tuple[Pruned, bool]:
+        from mapsave.jobs import loading, retention
+
+        loaded = loading.saving(load_job(self._config, job))
         pruning = retention.prune(loaded, self._config, dry_run=dry_run, in_use=in_use)
         lines = self._run(pruning)
         return retention.summary(loaded, lines, dry_run=dry_run), loaded.keep is None
@@ -212,15 +220,15 @@ def is_in_jobs_directory(config: Config, job: str) -> bool:
     )
 
 
-def load_job(config: Config, job: str) -> Job:
+def load_job(config: Config, job: str) -> AnyJob:
     """Return the job of a file, or of that name in the jobs directory.
 
     Raises UnknownJob, ConfigMissing, ConfigError.
     """
     if is_job_file(job):
-        from mapsave.jobs import job as jobs
+        from mapsave.jobs import loading
 
-        return jobs.load(Path(job))
+        return loading.load(Path(job))
     from mapsave.service import job_files
 
     return job_files.load(config).get(job)

@@ -66,6 +66,8 @@ def text(found: Result) -> str:
         lines.append(f"  in use by  {output.users(found['in_use_by'])}: RAM is mapped from it")
     if found["working_set"]:
         lines.append(f"  touched    {size(found['working_set']['bytes'])} after its restore")
+    if found["verified"]:
+        lines.append(f"  data       {output.verified(found['verified'])}")
     if found["note"]:
         lines.append(f"  note       {found['note']}")
     if "version" in qemu:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -17,11 +18,20 @@ from mapsave.jobs.outcome import Level
 if TYPE_CHECKING:
     from mapsave.jobs.engine import Run
     from mapsave.jobs.retention import Pruned
+    from mapsave.jobs.scrub import Scrubbed
+
+_IMAGE = {  # what came of an image that was scrubbed, for people
+    "damaged": "DAMAGED",
+    "unreadable": "UNREADABLE",
+    "without_digests": "no digests: structure only",
+    "begun": "not finished",
+}
+_ENDED = {"timeout": "time was up", "limit": "as much was read as one run may"}
 
 
 @click.group("job", cls=Group)
 def command() -> None:
-    """Run, check or list save jobs, or remove the images that a job does not keep.
+    """Run, check or list jobs, or remove the images that a save job does not keep.
 
     JOB is a YAML file, or the name of a job in the jobs directory ('jobs:' in the
     configuration). The service runs the jobs that it has loaded.
@@ -37,6 +47,10 @@ def run(given: Globals, /, job: str, no_wait: bool) -> int:
 
     A guest that fails does not stop the others. Exits with the worst code of all. Images that
     the job does not keep are removed afterwards.
+
+    A job of kind 'scrub' verifies images instead, those first that have waited longest. Exits
+    with 6 if one is damaged, once all were verified. What is not done when its time is up, or it
+    is interrupted, the next run does.
     """
     host = hosts.choose(given, given.client_config(), job=job)
     if no_wait:
@@ -44,7 +58,7 @@ def run(given: Globals, /, job: str, no_wait: bool) -> int:
         return 0
     with reporting.reporting(given, "job", Path(job).stem) as report:
         done = host.run_job(job, report)
-    output.result(given, done, text(done))
+    output.result(given, {**done}, run_text(done))
     return int(done["exit_code"])
 
 
@@ -52,9 +66,12 @@ def run(given: Globals, /, job: str, no_wait: bool) -> int:
 @click.argument("job", metavar="JOB", shell_complete=candidates.JOBS)
 @pass_globals
 def check(given: Globals, /, job: str) -> int:
-    """Report what would fail, for the file and for each of its guests; nothing is touched."""
+    """Report what would fail, for the file and for each of its guests; nothing is touched.
+
+    Of a job of kind 'scrub' report which images it would verify.
+    """
     done = hosts.choose(given, given.client_config(), job=job).check_job(job)
-    output.result(given, done, check_text(done))
+    output.result(given, {**done}, check_text(done))
     return int(done["exit_code"])
 
 
@@ -87,8 +104,38 @@ def list_jobs(given: Globals, /) -> None:
     output.result(given, found, list_text(typed.convert(found, responses.Jobs)))
 
 
-def text(done: Run) -> str:
+def run_text(done: Run | Scrubbed) -> str:
     """Return the summary of a job's run for people."""
+    if done.get("kind") == "scrub":
+        return scrub_text(cast("Scrubbed", done))
+    return save_text(cast("Run", done))
+
+
+def scrub_text(done: Scrubbed) -> str:
+    """Return the summary of a scrub for people, with a line for each image that it looked at."""
+    rows = []
+    for line in done["images"]:
+        what = _IMAGE.get(line["outcome"], line["outcome"])
+        if line["outcome"] in ("damaged", "unreadable"):
+            what = output.marked(Level.ERROR, what)
+        read = units.format_size(line["read_bytes"])
+        read += " (went on)" if line["resumed_at"] is not None else ""
+        why = f": {output.described(line['error'])}" if line["error"] else ""
+        rows.append((what, read, output.duration({**line}), os.path.basename(line["image"]) + why))
+    whole = outcome.whole("job", {**done})
+    assert whole is not None
+    summary = f"job {done['job']}: {output.marked(whole.level, whole.words)}"
+    if done["not_due"]:
+        summary += f", {done['not_due']} not due yet"
+    summary += f"; read {units.format_size(done['read_bytes'])}"
+    if done["ended"] != "complete":
+        summary += f"; {_ENDED[done['ended']]}, the next run goes on"
+    table = [output.table(rows, ("outcome", "read", "time", "image"))] if rows else []
+    return "\n".join([*table, summary])
+
+
+def save_text(done: Run) -> str:
+    """Return the summary of the run of a save job for people."""
     rows = []
     for each in done["guests"]:
         tries, saved = len(each.get("tries", ())), each["result"] or {}
@@ -129,8 +176,11 @@ def prune_text(done: Pruned, *, keeps_all: bool) -> str:
     return output.table(rows, ("guest", "outcome", "image", "why")) + "\n" + summary
 
 
-def check_text(done: Run) -> str:
+def check_text(done: Run | Scrubbed) -> str:
     """Return the outcome of a job's check for people."""
+    if done.get("kind") == "scrub":
+        return _due_text(cast("Scrubbed", done))
+    done = cast("Run", done)
     lines = [
         f"{each['guest']}: "
         + (
@@ -141,6 +191,15 @@ def check_text(done: Run) -> str:
         for each in done["guests"]
     ]
     return "\n".join([*lines, f"job {done['job']}: {done['failed']} would fail"])
+
+
+def _due_text(done: Scrubbed) -> str:
+    lines = [
+        f"{os.path.basename(line['image'])}: {output.verified(line['last'])}"
+        for line in done["images"]
+    ]
+    summary = f"job {done['job']}: {done['left']} images are due, {done['not_due']} are not"
+    return "\n".join([*lines, summary])
 
 
 def list_text(found: responses.Jobs) -> str:
@@ -156,7 +215,7 @@ def table(jobs: list[responses.Job]) -> str:
     rows = [
         (
             each.name,
-            str(len(each.guests)),
+            str(len(each.guests)) if each.kind == "save" else f"- ({each.kind})",
             str(each.schedule["cron"]) if each.schedule else "-",
             _last_run(each.last_run) if each.last_run else "-",
             units.format_time(each.next_run) if each.next_run else "-",

@@ -122,14 +122,16 @@ def _report_unreadable(images: list[responses.Image]) -> int:
 
 
 def _table(images: list[responses.Image]) -> str:
-    """Return a table of images, with their notes if there are any."""
+    """Return a table of images, with notes and what is known of their data if there is any."""
     with_note = any(line.note for line in images)
-    note = ("note",) if with_note else ()
-    header = ("saved", "guest", "state", "format", "size", "on disk", *note, "image")
-    return output.table([_row(line, with_note=with_note) for line in images], header)
+    with_data = any(line.verified for line in images)
+    more = (*(["data"] if with_data else []), *(["note"] if with_note else []))
+    header = ("saved", "guest", "state", "format", "size", "on disk", *more, "image")
+    rows = [_row(line, with_note=with_note, with_data=with_data) for line in images]
+    return output.table(rows, header)
 
 
-def _row(line: responses.Image, *, with_note: bool) -> tuple[str, ...]:
+def _row(line: responses.Image, *, with_note: bool, with_data: bool) -> tuple[str, ...]:
     more = ", pinned" if line.pinned else ""
     more += f", in use by {output.users(line.in_use_by)}" if line.in_use_by else ""
     return (
@@ -139,6 +141,7 @@ def _row(line: responses.Image, *, with_note: bool) -> tuple[str, ...]:
         line.format or "-",
         units.format_size(line.file_bytes),
         units.format_size(line.allocated_bytes),
+        *([output.verified(line.verified)] if with_data else []),
         *([_short(line.note)] if with_note else []),
         line.name,
     )

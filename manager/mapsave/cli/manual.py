@@ -19,7 +19,7 @@ import click
 import mapsave
 from mapsave import config, key_text, keys
 from mapsave.cli import main, options
-from mapsave.jobs import job
+from mapsave.jobs import job, scrub_job
 from mapsave.keys import Keys
 from mapsave.labels import policy
 
@@ -34,6 +34,7 @@ _ENVIRONMENT = {
 _FILES = (
     ("Configuration", config.Config, f"Where mapsave looks for it: {config.SYSTEM_FILE}"),
     ("Jobs", job.Job, "A file for each job, in the directory `jobs`"),
+    ("Scrub jobs", scrub_job.ScrubJob, "A job of kind `scrub`, which verifies images"),
     ("Label policies", policy.Policy, "A file for each policy, in the directory `policies`"),
 )
 _WRONG_IN_ROFF = {"\\": "\\e", "-": "\\-", "'": "\\(aq", "^": "\\(ha", "~": "\\(ti"}

@@ -167,6 +167,20 @@ def users(found: Iterable[Facts]) -> str:
     return ", ".join(f"{each['guest']} (pid {each['pid']})" for each in found)
 
 
+def verified(found: Facts | None) -> str:
+    """Return what was found when the data of an image was verified last, and how long ago."""
+    if found is None:
+        return "never verified"
+    when = datetime.datetime.fromisoformat(str(found["time"]))
+    ago = units.format_ago((datetime.datetime.now(datetime.UTC) - when).total_seconds())
+    if found["outcome"] == "damaged":
+        return marked(Level.ERROR, "DAMAGED")
+    if found["outcome"] == "unreadable":
+        return marked(Level.ERROR, f"UNREADABLE {ago}")
+    word = "verified" if found["outcome"] == "verified" else "structure verified"
+    return f"{word} {ago}"
+
+
 def came_to(operation: responses.Operation) -> str:
     """Return what came of an operation of the service: its error, or how many guests fared how."""
     if operation.error:

@@ -63,7 +63,8 @@ if TYPE_CHECKING:
 @click.option(
     "--force",
     is_flag=True,
-    help="Accept an older QEMU, or another processor or machine, than was saved.",
+    help="Accept an older QEMU, or another processor or machine, than was saved, and an image that "
+    "is known to be damaged.",
 )
 @click.option(
     "--without-metadata",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mapsave.evacuation.save_all import SavedAll
     from mapsave.jobs.engine import Run
     from mapsave.jobs.retention import Pruned
+    from mapsave.jobs.scrub import Scrubbed
     from mapsave.operations.images import Listing
     from mapsave.operations.preview import Preview
     from mapsave.operations.recover import Recovered
@@ -121,19 +122,19 @@ class ThroughService:
         asked = _given(dataclasses.asdict(request))
         return self._perform(calls.restore_all, asked, report=report)
 
-    def run_job(self, job: str, report: Report) -> Run:
+    def run_job(self, job: str, report: Report) -> Run | Scrubbed:
         return self._perform(calls.run_job, self._job(job)["name"], report=report)
 
     def begin_job(self, job: str) -> Result:
         return self._begin("job", job=self._job(job)["name"])
 
-    def check_job(self, job: str) -> Run:
+    def check_job(self, job: str) -> Run | Scrubbed:
         return self._perform(calls.check_job, self._job(job)["name"])
 
     def prune(self, job: str, *, dry_run: bool, in_use: bool) -> tuple[Pruned, bool]:
         known = self._job(job)
         done = self._perform(calls.prune, known["name"], dry_run=dry_run, in_use=in_use)
-        return done, known["keep"] is None
+        return done, known.get("keep") is None
 
     def jobs(self) -> Result:
         return self._client.get("/v1/jobs")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mapsave.history.states import State
     from mapsave.jobs.engine import Run
     from mapsave.jobs.retention import Pruned
+    from mapsave.jobs.scrub import Scrubbed
     from mapsave.operations.preview import Preview
     from mapsave.operations.recover import Recovered
     from mapsave.operations.results import RestoreResult, SaveResult
@@ -165,16 +166,19 @@ def restore_all(
     return cast("RestoredAll", found)
 
 
-def run_job(job: str, *, report: Report = silent, operation: str | None = None) -> Call[Run]:
-    """Run a save job now. A guest that could not be saved is a line of the result."""
+def run_job(
+    job: str, *, report: Report = silent, operation: str | None = None
+) -> Call[Run | Scrubbed]:
+    """Run a job now. A guest that could not be saved, or an image that is damaged, is a line of the
+    result."""
     found = yield from _run(Follow(report, operation), "job", job=job)
-    return cast("Run", found)
+    return cast("Run | Scrubbed", found)
 
 
-def check_job(job: str, *, operation: str | None = None) -> Call[Run]:
-    """Report what would fail if the job were run."""
+def check_job(job: str, *, operation: str | None = None) -> Call[Run | Scrubbed]:
+    """Report what would fail if the job were run, or which images it would verify."""
     found = yield from _run(Follow(operation=operation), "check", job=job)
-    return cast("Run", found)
+    return cast("Run | Scrubbed", found)
 
 
 def prune(

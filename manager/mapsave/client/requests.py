@@ -147,7 +147,11 @@ class RestoreOptions(Keys, frozen=True):
         Truth, help("Whether an image that has been restored may be restored again.")
     ] = False
     force: Annotated[
-        Truth, help("Whether to accept an older QEMU, another processor or another machine.")
+        Truth,
+        help(
+            "Whether to accept an older QEMU, another processor or machine, or an image that is "
+            "known to be damaged."
+        ),
     ] = False
     timeout: Annotated[Duration | None, help("Time limit of the restore.")] = None
     through_libvirt: Annotated[Truth, help("Whether libvirt reads the image itself.")] = False
@@ -195,7 +199,11 @@ class CloneOptions(Keys, frozen=True):
     )
     again: Annotated[Truth, help("Whether an image that has been restored may be cloned.")] = False
     force: Annotated[
-        Truth, help("Whether to accept an older QEMU, another processor or another machine.")
+        Truth,
+        help(
+            "Whether to accept an older QEMU, another processor or machine, or an image that is "
+            "known to be damaged."
+        ),
     ] = False
     trust_image: Annotated[
         Truth, help("Whether to clone an image that others could have written (root only).")
@@ -304,7 +312,7 @@ class Recover(Request, frozen=True, tag="recover"):
 
 
 class RunJob(Request, frozen=True, tag="job"):
-    """Run a save job now."""
+    """Run a job now."""
 
     job: Annotated[Name, help("Name of the job.")]
 

@@ -103,6 +103,10 @@ class Image(Answer):
         list[Facts], help("Guests whose RAM is mapped from it, each with its pid.")
     ]
     note: Annotated[str | None, help("What was noted at the save.")]
+    verified: Annotated[
+        Facts | None,
+        help("What was found when its data was verified last, and when; null if it never was."),
+    ]
     format: str | None
     saved: Annotated[
         datetime, help("When its save began; where that is not known, when it was changed last.")
@@ -158,11 +162,12 @@ class ImageContents(Answer):
 
 
 class Job(Answer):
-    """A save job."""
+    """A job."""
 
     name: str
+    kind: Annotated[str, help("save or scrub.")]
     file: str
-    guests: list[str]
+    guests: Annotated[list[str], help("Those that it saves.")]
     schedule: Facts | None
     next_run: datetime | None
     last_run: Operation | None
@@ -176,7 +181,7 @@ class BrokenFile(Answer):
 
 
 class Jobs(Answer):
-    """The save jobs, and the files that could not be loaded."""
+    """The jobs, and the files that could not be loaded."""
 
     jobs: list[Job]
     broken: list[BrokenFile]

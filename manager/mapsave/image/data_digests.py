@@ -23,7 +23,7 @@ import struct
 import time
 
 from mapsave import errors, units
-from mapsave.image import piece_reader, syscalls
+from mapsave.image import bitmaps, piece_reader, syscalls
 from mapsave.image.piece_reader import PIECE, Note, Put
 from mapsave.image.superblock import DIGEST_HEAD, MAX_DIGESTS, SLOT_SIZE, Superblock
 from mapsave.image.superblock import DIGEST_SIZE as SIZE
@@ -62,6 +62,13 @@ class Digests:
         """Return that of the piece of that number."""
         at = (number - self.begin // PIECE) * SIZE
         return self.table[at : at + SIZE]
+
+    def part(self, begin: int, end: int) -> "Digests":
+        """Return those from ``begin`` to ``end``, both between two pieces or where they end."""
+        first = begin // PIECE - self.begin // PIECE
+        count = -(-end // PIECE) - begin // PIECE
+        table = self.table[first * SIZE : (first + count) * SIZE]
+        return Digests(begin, end, self.taken, table)
 
     def differing(self, table: bytes) -> list[tuple[int, int]]:
         """Return the pieces, by first byte and end, that have other digests in ``table``."""
@@ -138,6 +145,8 @@ class Table:
 
 def _table(fd: int, begin: int, end: int, note: Note, look: Put | None = None) -> bytes:
     table = Table(begin, end)
+    if bitmaps.data_from(fd, begin) >= end:
+        return bytes(table.digests)
 
     def put(number: int, data: memoryview) -> None:
         table.put(number, data)

@@ -122,6 +122,7 @@ class Entry:
     metadata: Metadata = dataclasses.field(default_factory=lambda: Metadata())
     error: errors.MapsaveError | None = None
     format: str | None = None
+    inode: int = 0
 
     @property
     def guest(self) -> str | None:
@@ -189,4 +190,11 @@ def entry(
 def _entry(path: str, stats: os.stat_result) -> Entry:
     """Return what is known of a file without opening it."""
     allocated = stats.st_blocks * 512
-    return Entry(os.path.basename(path), path, stats.st_size, allocated, stats.st_mtime)
+    return Entry(
+        os.path.basename(path),
+        path,
+        stats.st_size,
+        allocated,
+        stats.st_mtime,
+        inode=stats.st_ino,
+    )

@@ -6,14 +6,14 @@ import datetime
 import fnmatch
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field, structs
 
 from mapsave import config, errors, keys, yaml_file
 from mapsave.jobs import schedule, template
 from mapsave.key_types import Duration, Name, Text, Truth
-from mapsave.keys import Check, Keys, Parse, help, written
+from mapsave.keys import Check, Keys, help
 from mapsave.service_settings import Executables
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -81,12 +81,10 @@ class Job(Keys, frozen=True):
         tuple[Text, ...], Meta(min_length=1), help("Names of guests, or patterns such as `db*`.")
     ]
     save: Annotated[JobSave, help("How to save.")] = JobSave()
-    schedule: Annotated[
-        schedule.Schedule | None,
-        Parse(lambda value: value if isinstance(value, dict) else {"cron": value}),
-        written("text or a mapping", {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Schedule"}]}),
-        help("When to run: times as in crontab(5), a name such as `@daily`, or a mapping."),
-    ] = None
+    kind: Annotated[Literal["save"], help("What the job does; `scrub` jobs have other keys.")] = (
+        "save"
+    )
+    schedule: schedule.When = None
     keep: Annotated[
         Annotated[Keep, Check(_keeps)] | None, help("How many images to keep; by default all.")
     ] = None
@@ -180,7 +178,11 @@ def load(path: Path) -> Job:
 
     Raises ConfigMissing if it cannot be read, ConfigError with file and line for each mistake.
     """
-    document = yaml_file.read(path)
+    return of_document(yaml_file.read(path))
+
+
+def of_document(document: yaml_file.Document) -> Job:
+    """Do as ``load`` with a file that is read."""
     found = structs.replace(document.validate(Job), document=document)
     if found.schedule is not None:
         _ = found.schedule.zone  # one that is not known is reported now, not when the job is due

@@ -11,6 +11,13 @@ _OF_SEVERAL = ("job", "save-all", "restore-all", "clone")
 # Numbers of guests in their results, and what people read.
 _GOOD = {"saved": "saved", "restored": "restored", "cloned": "cloned"}
 _BAD = {"failed": "FAILED", "no_time": "WITHOUT TIME"}
+# Numbers of images in the result of a scrub.
+_BAD_IMAGES = {"damaged": "DAMAGED", "unreadable": "UNREADABLE"}
+_OTHER_IMAGES = {
+    "without_digests": "without digests",
+    "skipped": "skipped",
+    "left": "left for the next run",
+}
 
 
 class Level(enum.StrEnum):
@@ -38,9 +45,12 @@ def whole(kind: str, result: Mapping[str, Any] | None) -> Whole | None:
     """Return what ``result`` of an operation of ``kind`` comes to; None where it is about one.
 
     An error where guests failed and none was saved, restored or cloned, a warning where some were.
+    Of a scrub an error where an image is bad.
     """
     if kind not in _OF_SEVERAL or result is None or result.get("dry_run"):
         return None
+    if result.get("kind") == "scrub":
+        return _of_scrub(result)
     good = {word: result[key] for key, word in _GOOD.items() if key in result}
     bad = {word: result[key] for key, word in _BAD.items() if result.get(key)}
     words = [f"{count} {word}" for word, count in (good | bad).items()]
@@ -52,3 +62,12 @@ def whole(kind: str, result: Mapping[str, Any] | None) -> Whole | None:
         if kind == "job":
             words.append("old images NOT removed")
     return Whole(", ".join(words), level)
+
+
+def _of_scrub(result: Mapping[str, Any]) -> Whole:
+    bad = {word: result[key] for key, word in _BAD_IMAGES.items() if result[key]}
+    rest = {word: result[key] for key, word in _OTHER_IMAGES.items() if result[key]}
+    words = [
+        f"{count} {word}" for word, count in ({"verified": result["verified"]} | bad | rest).items()
+    ]
+    return Whole(", ".join(words), Level.ERROR if bad else Level.INFO)

@@ -3,7 +3,8 @@
 Looked at are only the images whose metadata name the job and the guest. Never removed: what is
 pinned; the newest good image of the guest; an image that is the guest itself, which was saved to
 quit and not brought back since, with no later image of the guest; and what is damaged, not complete
-or of the future, which counts for nothing either.
+or of the future, which counts for nothing either. Damaged is also what ``verify --data`` or a scrub
+has found so: an image whose data is damaged must not cost the guest its good ones.
 """
 
 import contextlib
@@ -25,7 +26,15 @@ from mapsave.image.store import Entry
 from mapsave.image.superblock import Superblock
 from mapsave.jobs import outcome
 from mapsave.jobs.job import Job, Keep
-from mapsave.operations import answering, discard, images, pins, restored_notes, whereabouts
+from mapsave.operations import (
+    answering,
+    discard,
+    images,
+    pins,
+    restored_notes,
+    verified_notes,
+    whereabouts,
+)
 from mapsave.operations import in_use as users_of
 from mapsave.operations.in_use import User
 from mapsave.operations.whereabouts import Note
@@ -225,6 +234,8 @@ def _prune(
             len(unreadable),
             unreadable[0].error,
         )
+    known = verified_notes.Known(config.state)
+    of_guest = {guest: [_as_known(each, known) for each in of_guest[guest]] for guest in guests}
     new = {os.path.realpath(path) for path in made}
     pinned = pins.pinned(config.state)
     users = [] if in_use else users_of.everyone(config.state)
@@ -264,6 +275,14 @@ def _prune(
                 _remove(config, decision.entry, line, in_use=in_use)
             lines.append(line)
     return lines
+
+
+def _as_known(entry: Entry, known: verified_notes.Known) -> Entry:
+    """Return an entry with the error that the image was found with when its data was verified."""
+    if entry.error is not None or entry.block is None:
+        return entry
+    error = verified_notes.failure(known.get(entry.block.uuid, entry.inode))
+    return entry if error is None else dataclasses.replace(entry, error=error)
 
 
 def _users(entry: Entry, users: list[User]) -> list[User]:

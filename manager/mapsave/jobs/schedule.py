@@ -22,7 +22,7 @@ import cronsim
 from mapsave import errors
 from mapsave.jobs import cron
 from mapsave.key_types import Duration, Text, Truth
-from mapsave.keys import Check, Keys, help, nearest
+from mapsave.keys import Check, Keys, Parse, help, nearest, written
 
 LOCALTIME = "/etc/localtime"
 _MOST_JITTER = 86400.0  # seconds
@@ -66,6 +66,14 @@ class Schedule(Keys, frozen=True):
     def zone(self) -> datetime.tzinfo:
         """The time zone that the fields mean. Raises ConfigError where the host's is not known."""
         return local_zone() if self.time_zone is None else named_zone(self.time_zone)
+
+
+When = Annotated[
+    Schedule | None,
+    Parse(lambda value: value if isinstance(value, dict) else {"cron": value}),
+    written("text or a mapping", {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Schedule"}]}),
+    help("When to run: times as in crontab(5), a name such as `@daily`, or a mapping."),
+]
 
 
 def next_run(schedule: Schedule, after: datetime.datetime) -> datetime.datetime:

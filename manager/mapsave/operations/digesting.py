@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypedDict, TypeVar
 
 from mapsave import blocking, errors, units
@@ -17,26 +18,14 @@ from mapsave.image.image import Image
 from mapsave.image.mapped_ram import Stream
 from mapsave.migration import stall
 from mapsave.migration.progress import Phases
+from mapsave.operations import verified_notes
+from mapsave.operations.verified_notes import Outcome, Place
 
 T = TypeVar("T")
 
 _SHOWN = 8  # places that a message names
 _MOST = 1000  # places that the data of an error lists
 _LOOK = 0.25  # seconds between two reports
-
-
-class Place(TypedDict):
-    """Where data differs: ``length`` bytes of the file from ``offset``.
-
-    ``block`` is the RAM block whose pages are there, ``address`` the first of them within it, and
-    ``ram_bytes`` their length. None and 0 where no pages are, or it cannot be told.
-    """
-
-    offset: int
-    length: int
-    block: str | None
-    address: int | None
-    ram_bytes: int
 
 
 class Data(TypedDict):
@@ -165,7 +154,7 @@ def add(opened: Image, watch: Watch, *, when_idle: bool = False) -> bool:
     with _recording(opened), descriptors.reopened(opened.fd, os.O_WRONLY):
         pass
     opened.validate()
-    watch.check = functools.partial(_check_named, opened)
+    watch.check = functools.partial(check_named, opened)
     # A thread of its own has that priority: writing, others wait for us.
     taking = blocking.begin_apart(_taken, opened, watch, when_idle)
     with descriptors.reading(opened.path), watch.counting():
@@ -182,10 +171,10 @@ def _taken(opened: Image, watch: Watch, when_idle: bool) -> data_digests.Digests
     return data_digests.take(opened.fd, block.stream_offset, block.file_length, watch.note)
 
 
-def _check_named(opened: Image) -> None:
+def check_named(opened: Image) -> None:
     """Raise ImageNotFound where an image was removed, whose space we would keep from being free."""
     if not os.fstat(opened.fd).st_nlink:
-        raise errors.ImageNotFound(f"{opened.path!r} was removed while its digests were taken")
+        raise errors.ImageNotFound(f"{opened.path!r} was removed while it was read")
 
 
 @contextlib.contextmanager
@@ -217,37 +206,57 @@ def verify(opened: Image, watch: Watch) -> int | None:
         raise
     except errors.InvalidImage as error:
         with contextlib.suppress(errors.DigestsDamaged, errors.UnsupportedImage):
-            places = _differing(opened, None, watch)
-            error.data = {**error.data, **_data(places or [])}
-            if places:
-                error.message += f"; {_words(places)}"
+            add_places(error, _differing(opened, None, watch) or [])
         raise
     places = _differing(opened, stream, watch)
     if places is None:
         return None
     if places:
-        raise errors.DataDamaged(
-            f"{opened.path!r}: its data is damaged: {_words(places)}",
-            hint="restore from another copy; a guest that is restored from this one has other "
-            "memory there than it was saved with",
-            **_data(places),
-        )
+        raise damaged(opened.path, places)
     return watch.done
 
 
-async def before_restore(opened: Image, phases: Phases) -> list[str]:
+def damaged(path: str, places: list[Place], count: int | None = None) -> errors.DataDamaged:
+    """Return the error for an image whose data differs in these places, or in ``count`` of them and
+    more."""
+    return errors.DataDamaged(
+        f"{path!r}: its data is damaged: {_words(places, count)}",
+        hint="restore from another copy; a guest that is restored from this one has other "
+        "memory there than it was saved with",
+        **_data(places, count),
+    )
+
+
+def add_places(error: errors.InvalidImage, places: list[Place], count: int | None = None) -> None:
+    """Add to the error for an image where its data differs as well, as ``damaged`` has it."""
+    error.data = {**error.data, **_data(places, count)}
+    if places:
+        error.message += f"; {_words(places, count)}"
+
+
+def verify_noted(opened: Image, state: Path, watch: Watch) -> int | None:
+    """Do as ``verify``, and note in ``state`` what was found."""
+    with verified_notes.noting_failure(state, opened):
+        found = verify(opened, watch)
+    outcome = Outcome.UNDIGESTED if found is None else Outcome.VERIFIED
+    verified_notes.note_end(state, opened, outcome, verified=found or 0)
+    return found
+
+
+async def before_restore(opened: Image, state: Path, phases: Phases) -> list[str]:
     """Verify an image's data before it is restored; return a warning where that cannot be done.
 
-    Raises as ``verify``, UnreadableImage where its storage hangs as well.
+    What was found is noted in ``state``. Raises as ``verify``, UnreadableImage where its storage
+    hangs as well.
     """
     phases.enter("verify")
     with descriptors.reading(opened.path):
-        verified = await watched(functools.partial(verify, opened), phases)
+        verified = await watched(functools.partial(verify_noted, opened, state), phases)
     return not_verified(opened) if verified is None else []
 
 
-def _data(places: list[Place]) -> dict[str, object]:
-    return {"damaged": places[:_MOST], "damaged_places": len(places)}
+def _data(places: list[Place], count: int | None) -> dict[str, object]:
+    return {"damaged": places[:_MOST], "damaged_places": len(places) if count is None else count}
 
 
 def _differing(opened: Image, stream: Stream | None, watch: Watch) -> list[Place] | None:
@@ -256,6 +265,11 @@ def _differing(opened: Image, stream: Stream | None, watch: Watch) -> list[Place
         return None
     with descriptors.reading(opened.path), watch.counting():
         pieces = data_digests.differing(opened.fd, known, watch.note)
+    return places_of(stream, pieces)
+
+
+def places_of(stream: Stream | None, pieces: list[tuple[int, int]]) -> list[Place]:
+    """Return what is in pieces of a file, by first byte and end: pages of RAM blocks, or not."""
     return [place for start, end in pieces for place in _places(stream, start, end)]
 
 
@@ -278,10 +292,11 @@ def _places(stream: Stream | None, start: int, end: int) -> Iterator[Place]:
         yield Place(offset=start, length=end - start, block=None, address=None, ram_bytes=0)
 
 
-def _words(places: list[Place]) -> str:
+def _words(places: list[Place], count: int | None = None) -> str:
     words = [_place(each) for each in places[:_SHOWN]]
-    if len(places) > _SHOWN:
-        words.append(f"and {len(places) - _SHOWN} places more")
+    more = (len(places) if count is None else count) - len(words)
+    if more:
+        words.append(f"and {more} places more")
     return "; ".join(words)
 
 

@@ -14,6 +14,7 @@ from mapsave.operations import (
     managed_place,
     pins,
     restored_notes,
+    verified_notes,
     whereabouts,
     working_sets,
 )
@@ -61,6 +62,7 @@ def discard(
             os.fsync(held.fd)
             if uuid is not None:
                 working_sets.forget(config.state, uuid)
+                verified_notes.forget(config.state, uuid, stats.st_ino)
             if name.endswith(managed_place.SUFFIX):
                 note = whereabouts.at(config.state, os.path.abspath(path))
                 if note is not None:

@@ -23,7 +23,7 @@ from mapsave import errors, instant_names, units
 from mapsave.errors import ErrorDict
 from mapsave.image import descriptors, ownership, partial_names, store
 from mapsave.image.superblock import State
-from mapsave.operations import in_use, locks, whereabouts
+from mapsave.operations import in_use, locks, verified_notes, whereabouts
 from mapsave.strict_json import Facts
 
 _DIRECTORY = "listings"
@@ -115,16 +115,18 @@ class Images:
         restored: Container[uuids.UUID],
         pinned: Container[uuids.UUID] = frozenset(),
         users: Collection[in_use.User] = (),
+        verified: verified_notes.Known | None = None,
     ) -> Facts:
         """Return the line of an image; ``restored`` is as ``store.entries`` takes it.
 
-        ``users`` are all guests that live on images.
+        ``users`` are all guests that live on images, ``verified`` is what is known of their data.
         """
         read, path = each.read, os.path.join(self.path, each.name)
         state = read.state
         uuid = uuids.UUID(bytes=read.uuid) if read.uuid else None
         if state == State.SAVED.word and uuid in restored:
             state = State.RESTORED.word
+        note = verified.get(uuid, each.place[1]) if verified is not None else None
         return {
             "image": path,
             "name": each.name,
@@ -135,6 +137,7 @@ class Images:
             "pinned": uuid in pinned,
             "in_use_by": [user.shown() for user in in_use.of_file(users, str(uuid), each.place[1])],
             "note": read.note,
+            "verified": note.shown() if note is not None else None,
             "saved": units.timestamp(each.saved),
             "modified": units.timestamp(-each.place[0] / 1e9),
             "file_bytes": each.bytes,

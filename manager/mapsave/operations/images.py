@@ -10,7 +10,14 @@ from mapsave import errors
 from mapsave.config import Config
 from mapsave.image import store
 from mapsave.image.store import Entry, EntryState
-from mapsave.operations import image_index, in_use, pins, restored_notes, trust
+from mapsave.operations import (
+    image_index,
+    in_use,
+    pins,
+    restored_notes,
+    trust,
+    verified_notes,
+)
 from mapsave.operations.whereabouts import Note
 from mapsave.strict_json import Facts
 
@@ -87,9 +94,9 @@ def listing(
     """
     found = image_index.look(held, config.state, trust.users(), with_managed=with_managed)
     noted, pinned = restored_notes.noted(config.state), pins.shown(config.state)
-    users = in_use.shown(config.state)
+    users, verified = in_use.shown(config.state), verified_notes.Known(config.state)
     chosen = found.chosen(guest, latest=latest)
-    lines = [found.line(each, noted, pinned, users) for each in chosen]
+    lines = [found.line(each, noted, pinned, users, verified) for each in chosen]
     return {"directory": held.path, "images": lines}
 
 

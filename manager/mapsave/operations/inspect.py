@@ -18,8 +18,10 @@ from mapsave.operations import (
     pins,
     reading_first,
     restored_notes,
+    verified_notes,
     working_sets,
 )
+from mapsave.strict_json import Facts
 
 
 def inspect(path: str, config: Config | None = None) -> dict[str, object]:
@@ -100,6 +102,7 @@ def _summary(opened: image.Image, config: Config | None) -> dict[str, object]:
         "pinned": config is not None and opened.block.uuid in pins.shown(config.state),
         "in_use_by": [user.shown() for user in _users(opened, config)],
         "working_set": _working_set(opened, config),
+        "verified": _verified(opened, config),
         "note": known.get("note"),
         "format": opened.format,
         "uuid": str(opened.block.uuid),
@@ -154,15 +157,21 @@ def verify(
 ) -> dict[str, object]:
     """Read the structure of the image at ``path`` whole; ``config`` as for ``inspect``.
 
-    With ``watch`` compare its data with its digests too. With ``add`` take those first, if they are
-    still to be taken. Raises PartialImage, TruncatedImage, InvalidImage; ImageNotFound,
-    NotPermitted; with ``watch`` what ``digesting.verify`` and ``digesting.add`` raise.
+    With ``watch`` compare its data with its digests too, and note what was found where ``config``
+    says. With ``add`` take those first, if they are still to be taken. Raises PartialImage,
+    TruncatedImage, InvalidImage; ImageNotFound, NotPermitted; with ``watch`` what
+    ``digesting.verify`` and ``digesting.add`` raise.
     """
     with image.opened(path) as opened:
         verified = None
         if watch is not None:
             is_new = add and opened.block.digests == "pending" and digesting.add(opened, watch)
-            verified = watch.done if is_new else digesting.verify(opened, watch)
+            if is_new:
+                verified = watch.done
+            elif config is not None:
+                verified = digesting.verify_noted(opened, config.state, watch)
+            else:
+                verified = digesting.verify(opened, watch)
         areas = ["libvirt header"] if opened.libvirt else []
         areas += ["superblock"] if opened.has_superblock else []  # which libvirt's own lack
         areas += ["metadata"] if opened.block.metadata_length else []
@@ -213,6 +222,14 @@ def _working_set(opened: image.Image, config: Config | None) -> dict[str, object
     if found is None:
         return None
     return {"bytes": found.total_bytes, "recorded": units.timestamp(found.recorded), "by": found.by}
+
+
+def _verified(opened: image.Image, config: Config | None) -> Facts | None:
+    """Return what was found when its data was verified last; None where it was not."""
+    if config is None:
+        return None
+    note = verified_notes.read(config.state, verified_notes.key_of(opened))
+    return note.shown() if note is not None else None
 
 
 def _state(opened: image.Image, config: Config | None) -> str:

@@ -50,6 +50,7 @@ from mapsave.operations import (
     restored_notes,
     save_request,
     trust,
+    verified_notes,
     whereabouts,
 )
 from mapsave.operations.begun import RestoreBegun
@@ -155,9 +156,12 @@ async def _restore(
                 restored_notes.check_unused(config.state, opened)
             warnings += await _disks(opened)
             settings = request.settings(config, name)
+            if not settings.verify_data:
+                force = request.force
+                warnings += verified_notes.check_undamaged(config.state, opened, force=force)
             with reading_first.noted(config.state, opened.path):
                 if settings.verify_data:
-                    warnings += await digesting.before_restore(opened, phases)
+                    warnings += await digesting.before_restore(opened, config.state, phases)
                 elif not request.through_libvirt:
                     await reading_first.read(config.state, opened, phases)
             for text in warnings:

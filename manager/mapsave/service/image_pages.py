@@ -11,7 +11,14 @@ from typing import TypedDict
 
 from mapsave.config import Config
 from mapsave.image import store
-from mapsave.operations import image_index, in_use, pins, restored_notes, trust
+from mapsave.operations import (
+    image_index,
+    in_use,
+    pins,
+    restored_notes,
+    trust,
+    verified_notes,
+)
 from mapsave.operations.image_index import Images, Listed
 from mapsave.service.reader_pool import Looking
 from mapsave.strict_json import Facts
@@ -86,5 +93,5 @@ class ImagePages:
     def _lines(self, found: Images, part: list[Listed]) -> list[Facts]:
         state = self._config().state
         noted, pinned = restored_notes.noted(state), pins.shown(state)
-        users = in_use.shown(state)
-        return [found.line(each, noted, pinned, users) for each in part]
+        users, verified = in_use.shown(state), verified_notes.Known(state)
+        return [found.line(each, noted, pinned, users, verified) for each in part]

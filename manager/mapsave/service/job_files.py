@@ -9,8 +9,9 @@ from msgspec import structs
 from mapsave import errors, keys
 from mapsave.config import Config
 from mapsave.image import ownership
-from mapsave.jobs import job as jobs
+from mapsave.jobs import loading
 from mapsave.jobs.job import Job
+from mapsave.jobs.loading import AnyJob
 from mapsave.jobs.schedule import Schedule
 from mapsave.operations import trust
 from mapsave.strict_json import Facts
@@ -40,13 +41,13 @@ class Broken:
 class Jobs:
     """The jobs by name, and the files that could not be loaded.
 
-    ``guests`` are those of each job, by its name, as it was loaded: with thousands of guests it
-    takes long to find which ones a pattern means.
+    ``guests`` are those that each job saves, by its name, as it was loaded: with thousands of them
+    it takes long to find which ones a pattern means.
     """
 
     def __init__(
         self,
-        found: dict[str, Job],
+        found: dict[str, AnyJob],
         guests: Mapping[str, list[str]],
         broken: tuple[Broken, ...] = (),
     ) -> None:
@@ -54,13 +55,13 @@ class Jobs:
         self.guests = guests
         self.broken = broken
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[AnyJob]:
         return iter(self._found.values())
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def get(self, name: str) -> Job:
+    def get(self, name: str) -> AnyJob:
         """Return a job. Raises UnknownJob; for a file that is broken, or a directory that cannot be
         read, its error."""
         if name in self._found:
@@ -79,7 +80,7 @@ def load(config: Config) -> Jobs:
 
     A job whose guests do not exist, or whose name another file has, is broken too.
     """
-    found: dict[str, Job] = {}
+    found: dict[str, AnyJob] = {}
     guests: dict[str, list[str]] = {}
     broken: list[Broken] = []
     try:
@@ -95,11 +96,13 @@ def load(config: Config) -> Jobs:
             continue
         name = None
         try:
-            job = jobs.load(path)
+            job = loading.load(path)
             name = job.name
-            names = job.resolve(config)
-            if "policy" in job.given:
-                _check_writers(path)
+            names = []
+            if isinstance(job, Job):
+                names = job.resolve(config)
+                if "policy" in job.given:
+                    _check_writers(path)
             if job.name in found:
                 raise errors.ConfigError(
                     f"{path}: the job {job.name!r} is already defined in {found[job.name].source}"
@@ -129,16 +132,26 @@ def _check_writers(path: Path) -> None:
         )
 
 
-def line(job: Job, guests: list[str]) -> Facts:
+def line(job: AnyJob, guests: list[str]) -> Facts:
     """Return a job, of those ``guests``, as the API and ``mapsave job list`` show it."""
-    return {
+    found = {
         "name": job.name,
+        "kind": job.kind,
         "file": str(job.source),
         "guests": guests,
         "schedule": None if job.schedule is None else _schedule(job.schedule),
-        "keep": structs.asdict(job.keep) if job.keep is not None else None,
-        "concurrency": job.concurrency,
         "timeout_s": job.timeout,
+    }
+    if isinstance(job, Job):
+        keep = structs.asdict(job.keep) if job.keep is not None else None
+        return {**found, "keep": keep, "concurrency": job.concurrency}
+    return {
+        **found,
+        "images": list(job.images),
+        "images_of": list(job.guests),
+        "every_s": job.every,
+        "rate_bytes_per_s": job.rate,
+        "limit_bytes": job.limit,
     }
 
 

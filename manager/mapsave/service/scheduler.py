@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from mapsave import blocking, errors
 from mapsave.history.history import History
 from mapsave.jobs import schedule as schedules
-from mapsave.jobs.job import Job
+from mapsave.jobs.loading import AnyJob
 from mapsave.service.job_files import Jobs
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Scheduler:
     def __init__(
         self,
         history: History,
-        start: Callable[[Job], Awaitable[str | None]],
+        start: Callable[[AnyJob], Awaitable[str | None]],
         held: Callable[[], str | None] = lambda: None,
         now: Callable[[], datetime.datetime] = _now,
     ) -> None:
@@ -49,7 +49,7 @@ class Scheduler:
         self._now = now
         self._looked = now()
         self._next: dict[str, datetime.datetime] = {}
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, AnyJob] = {}
         self._changed = asyncio.Event()
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
 
@@ -118,7 +118,7 @@ class Scheduler:
             with contextlib.suppress(errors.MapsaveError):  # as it was, where there is no time zone
                 self._next[name] = min(self._next[name], self._after(self._jobs[name], now))
 
-    async def _due(self, job: Job, now: datetime.datetime) -> None:
+    async def _due(self, job: AnyJob, now: datetime.datetime) -> None:
         # The others' runs must not depend on this one.
         self._next[job.name] = now + datetime.timedelta(seconds=_LOOK)
         try:
@@ -135,6 +135,6 @@ class Scheduler:
         else:
             _log.warning("job %s: %s; skipping this run", job.name, left_out)
 
-    def _after(self, job: Job, now: datetime.datetime) -> datetime.datetime:
+    def _after(self, job: AnyJob, now: datetime.datetime) -> datetime.datetime:
         assert job.schedule is not None
         return schedules.next_run(job.schedule, now) + schedules.jitter(job.schedule, self._random)

@@ -15,7 +15,7 @@ from mapsave import blocking, errors, units
 from mapsave.config import Config
 from mapsave.history.history import History
 from mapsave.history.states import State
-from mapsave.jobs.job import Job
+from mapsave.jobs.loading import AnyJob
 from mapsave.operations import launch
 from mapsave.service import job_files, registry, restore_first, webhooks
 from mapsave.service.digests import DigestTaker
@@ -34,7 +34,7 @@ from mapsave.service.slots import Slots
 from mapsave.service.tls import Tls
 from mapsave.strict_json import Facts
 
-StartJob = Callable[["Service", Job], Awaitable[str | None]]
+StartJob = Callable[["Service", AnyJob], Awaitable[str | None]]
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Service:
         self.looking = Looking(_LOOKING, _LOOKING_QUEUE)
         self.pages = ImagePages(lambda: self.config, self.looking)
         self.guests = GuestStates(lambda: self.config)
-        self.digests = DigestTaker(self._to_be_digested, self._moves_guests, self.metrics.digested)
+        self.digests = DigestTaker(self._to_be_digested, self.moves_guests, self.metrics.digested)
         self.verifying = Looking(_LOOKING, registry.MOST)
         self.reading_data = asyncio.Semaphore(1)  # two would read no faster
         listen = config.service.listen
@@ -182,7 +182,8 @@ class Service:
     def _to_be_digested(self) -> Path | None:
         return None if self.config.save.digests == "off" else self.config.images
 
-    def _moves_guests(self) -> bool:
+    def moves_guests(self) -> bool:
+        """Return whether guests are saved or restored just now: reading images can wait."""
         # Not those to be recovered: some stay so for days.
         return any(
             each.kind in ("save", "restore") and each.state != State.PENDING

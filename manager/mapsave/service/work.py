@@ -19,8 +19,11 @@ from mapsave.config import Config, Guest
 from mapsave.hooks import around, recover
 from mapsave.hooks.around import More
 from mapsave.image import store
-from mapsave.jobs import engine, retention
+from mapsave.jobs import engine, loading, retention, scrub
 from mapsave.jobs.job import Job
+from mapsave.jobs.loading import AnyJob
+from mapsave.jobs.scrub import Scrubbed
+from mapsave.jobs.scrub_job import ScrubJob
 from mapsave.migration.progress import Progress, Report, silent
 from mapsave.operations import (
     answering,
@@ -164,7 +167,7 @@ async def perform(
     return await kind.function(task, request)
 
 
-async def start_job(service: Service, job: Job) -> str | None:
+async def start_job(service: Service, job: AnyJob) -> str | None:
     """Begin a run of a job by the schedule; return why it is left out where that is so."""
     under_way = service.operations.under_way()
     if any(each.kind == "job" and each.job == job.name for each in under_way):
@@ -227,7 +230,15 @@ async def _run_job(task: Task, request: requests.RunJob) -> Facts:
     return await _run_loaded(task, task.service.jobs.get(request.job))
 
 
-async def _run_loaded(task: Task, job: Job) -> engine.Run:
+async def _run_loaded(task: Task, job: AnyJob) -> engine.Run | Scrubbed:
+    if isinstance(job, ScrubJob):
+        service = task.service
+        ended, pauses = service.metrics.scrubbed, service.moves_guests
+        return await scrub.run(job, task.config, pauses=pauses, ended=ended, report=task.report())
+    return await _run_saving(task, job)
+
+
+async def _run_saving(task: Task, job: Job) -> engine.Run:
     """Run a job: each of its saves is an operation of its own, and part of this one."""
 
     async def saver(guest: Guest, request: save_request.Request, whole: Report) -> SaveResult:
@@ -278,7 +289,10 @@ def _restorer(task: Task, asked: Facts) -> Callable[..., Awaitable[RestoreResult
 async def _check(task: Task, request: requests.Check) -> Facts:
     permission.check_bounds(task.peer, request, task.config)
     if request.guest is None:
-        return await engine.check(task.service.jobs.get(str(request.job)), task.config)
+        job = task.service.jobs.get(str(request.job))
+        if isinstance(job, ScrubJob):
+            return await scrub.check(job, task.config)
+        return await engine.check(job, task.config)
     guest = task.config.guest(request.guest)
     chosen = msgspec.structs.asdict(request.check or requests.CheckOptions())
     wanted = save_request.request(task.config, guest, **chosen)
@@ -324,7 +338,7 @@ async def _recover(task: Task, request: requests.Recover) -> Facts:
 
 
 async def _prune(task: Task, request: requests.Prune) -> Facts:
-    job = task.service.jobs.get(request.job)
+    job = loading.saving(task.service.jobs.get(request.job))
     lines = await retention.prune(job, task.config, dry_run=request.dry_run, in_use=request.in_use)
     return retention.summary(job, lines, dry_run=request.dry_run)
 

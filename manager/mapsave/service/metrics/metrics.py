@@ -17,6 +17,7 @@ import mapsave
 from mapsave import blocking, errors, key_types
 from mapsave.history.rows import Record
 from mapsave.history.states import ENDED, State
+from mapsave.operations.verified_notes import Outcome
 from mapsave.service.metrics import textfile
 from mapsave.service.metrics.scrape import Past, Scrape, Sources
 from mapsave.service.metrics.store_usage import StoreUsage
@@ -96,6 +97,14 @@ class Metrics:
         )
         for outcome in ("done", "failed"):
             self._digested.labels(outcome)
+        self._scrubbed = made(
+            Counter, "image_scrub_looks_total", "Images that scrubs looked at.", ["outcome"]
+        )
+        self._scrub_bytes = made(
+            Counter, "image_scrub_bytes_total", "Bytes of images that scrubs read.", []
+        )
+        for each in Outcome:
+            self._scrubbed.labels(each.value)
         # A rate() sees the first event only where the series was there, at 0, before it.
         for kind in kinds:
             self._begun.labels(kind)
@@ -125,6 +134,12 @@ class Metrics:
         """Count an image whose digests were taken, or not, and the bytes read for them."""
         self._digested.labels(outcome).inc()
         self._digest_bytes.inc(size)
+
+    def scrubbed(self, outcome: str, size: int) -> None:
+        """Count the bytes that a scrub read of an image, and what came of it if that is known."""
+        self._scrub_bytes.inc(size)
+        if outcome in tuple(Outcome):
+            self._scrubbed.labels(outcome).inc()
 
     def ended(self, record: Record) -> None:
         """Count an operation that has ended."""
@@ -230,7 +245,8 @@ def _why(record: Record) -> str:
     """Return the id of the error; of an operation on several guests, that of the first one's."""
     if record.error is not None:
         return record.error["id"]
-    lines = (record.result or {}).get("guests")
+    result = record.result or {}
+    lines = result.get("guests", result.get("images"))
     for line in lines if isinstance(lines, list) else ():
         if line["error"]:
             return str(line["error"]["id"])
