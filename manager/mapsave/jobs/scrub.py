@@ -249,7 +249,7 @@ class _Work:
         self.limits.read += turn.read
         self._done += each.allocated
         if error is not None:
-            _log.warning("scrub: %s is %s: %s", each.path, result, error)
+            _log.warning("scrub: %s: %s", result, error)
         line = _line(each, result)
         line["read_bytes"], line["resumed_at"] = turn.read, turn.resumed_at
         line["verified_bytes"] = verified

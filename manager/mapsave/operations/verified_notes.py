@@ -288,8 +288,8 @@ def check_undamaged(state: Path, opened: Image, *, force: bool) -> list[str]:
     error = failure(note)
     if note is None or error is None or note.outcome is not Outcome.DAMAGED:
         return []
-    since = units.timestamp(note.time)
-    message = f"{opened.path!r} was found damaged at {since}: {error.message}"
+    what = error.message.removeprefix(f"{note.image!r}: ")
+    message = f"{opened.path!r} was found damaged at {units.timestamp(note.time)}: {what}"
     if force:
         return [message]
     raise errors.DataDamaged(

@@ -206,6 +206,7 @@ class Service:
             listeners=lambda: len(self.hub),
             journal_bytes=history.size_bytes,
             images=lambda: self.config.images,
+            state=lambda: self.config.state,
             jobs=lambda: {
                 name: JobState(self.scheduler.next_run(name), guests)
                 for name, guests in self.jobs.guests.items()

@@ -42,7 +42,7 @@ class Metrics:
     def __init__(self, sources: Sources) -> None:
         self.registry = prometheus_client.CollectorRegistry()
         self._past = Past()
-        self._usage = StoreUsage(sources.images)
+        self._usage = StoreUsage(sources.images, sources.state)
         self._scrape = Scrape(sources, self._past)
         self._addresses: set[str] = set()
         self._writing = asyncio.Lock()
@@ -190,12 +190,16 @@ class Metrics:
             self._addresses.add(guest)
         return guest
 
+    async def _look(self) -> None:
+        usage = await self._usage.read()
+        self._scrape.look(usage, self._usage.verified)
+
     async def render(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return all series and their content type, in that format of the header ``accept``.
 
         Prometheus' text format, or OpenMetrics where it is accepted.
         """
-        self._scrape.look(await self._usage.read())
+        await self._look()
         view = _View(self.registry)
         # In a thread: many guests make many lines, and the loop has saves to serve.
         if _takes_openmetrics(accept):
@@ -209,7 +213,7 @@ class Metrics:
         The series of the process are left out: node_exporter refuses what it has itself.
         """
         async with self._writing:
-            self._scrape.look(await self._usage.read())
+            await self._look()
             view = _View(self.registry, prefix="mapsave_")
             try:
                 made = await blocking.call(prometheus_client.generate_latest, view)

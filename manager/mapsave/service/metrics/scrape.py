@@ -9,6 +9,7 @@ from typing import TypeVar
 from prometheus_client import metrics_core
 
 from mapsave.service.metrics.store_usage import STATES, Usage
+from mapsave.service.metrics.verified import Verified
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Sources:
     how many operations of each kind run, ``pending`` how many wait for their turn,
     ``journal_bytes`` the size of the history, ``images`` the image directory, ``jobs`` the jobs
     that are configured, by name, ``listeners`` how many clients listen to events, ``degraded``
-    whether an operator has to look.
+    whether an operator has to look, ``state`` the state directory.
     """
 
     kinds: Collection[str]
@@ -42,6 +43,7 @@ class Sources:
     jobs: Callable[[], Mapping[str, JobState]]
     listeners: Callable[[], int]
     degraded: Callable[[], bool] = lambda: False
+    state: Callable[[], Path | None] = lambda: None
 
 
 @dataclasses.dataclass
@@ -71,14 +73,16 @@ class Scrape:
         yield from self._families
         yield _last_success(self._jobs, self._successes)
 
-    def look(self, usage: Usage | None) -> None:
-        """Ask all sources; ``usage`` is that of the image directory, None where it is unknown."""
+    def look(self, usage: Usage | None, verified: Verified | None = None) -> None:
+        """Ask all sources; ``usage`` is that of the image directory, ``verified`` what is known of
+        its images' data: None where it is unknown."""
         self._jobs = self._ask("jobs", self._sources.jobs) or {}
         self._successes = dict(self._past.successes)
         self._families = [
             self._running(),
             *self._single(),
             *_images(usage),
+            *(_verified(verified) if usage is not None and verified is not None else ()),
             *self._job_runs(self._jobs),
         ]
 
@@ -160,6 +164,17 @@ def _images(usage: Usage | None) -> Iterator[metrics_core.Metric]:
     yield _gauge("images", "Images in the image directory.", counts, ["state"])
     words = "Disk space used by the images in the image directory, in bytes."
     yield _gauge("image_store_bytes", words, sizes, ["state"])
+
+
+def _verified(found: Verified) -> Iterator[metrics_core.Metric]:
+    counts = [((outcome,), count) for outcome, count in found.counts.items()]
+    words = "Images in the image directory, by the outcome of their last verification."
+    yield _gauge("image_scrub_images", words, counts, ["outcome"])
+    yield _gauge(
+        "image_scrub_oldest_timestamp_seconds",
+        "Time of the oldest verification that counts: that of the image verified least recently.",
+        [] if found.oldest is None else [((), found.oldest)],
+    )
 
 
 def _gauge(

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from mapsave import blocking, errors
 from mapsave.image import image, partial_names
+from mapsave.image.superblock import State
+from mapsave.operations import verified_notes
 from mapsave.operations.image_index import SETTLED
+from mapsave.service.metrics.verified import Verified, VerifiedImages
 
 Usage = Mapping[str, tuple[int, int]]
 
@@ -29,15 +32,25 @@ class StoreUsage:
     """
 
     def __init__(
-        self, directory: Callable[[], Path], *, fresh: float = FRESH, patience: float = 2.0
+        self,
+        directory: Callable[[], Path],
+        state: Callable[[], Path | None] = lambda: None,
+        *,
+        fresh: float = FRESH,
+        patience: float = 2.0,
     ) -> None:
-        """``patience`` is how many seconds a scrape waits for a file system that is slow."""
+        """``state`` is the state directory, whose notes say which images were verified.
+
+        ``patience`` is how many seconds a scrape waits for a file system that is slow.
+        """
         self._directory = directory
+        self._state = state
+        self._notes = VerifiedImages()
         self._fresh = fresh
         self._patience = patience
         self._task: asyncio.Task[None] | None = None
-        self._seen: tuple[Path, float, Usage] | None = None
-        self._known: dict[str, tuple[tuple[int, ...], str | None]] = {}
+        self._seen: tuple[Path, float, Usage, Verified | None] | None = None
+        self._known: dict[str, tuple[tuple[int, ...], str | None, str | None]] = {}
         self._problem: str | None = None
 
     async def read(self) -> Usage | None:
@@ -52,6 +65,11 @@ class StoreUsage:
             return None
         return self._seen[2]
 
+    @property
+    def verified(self) -> Verified | None:
+        """Which of the images that ``read`` has returned last were verified, if that is known."""
+        return None if self._seen is None else self._seen[3]
+
     def _age(self, directory: Path) -> float:
         if self._seen is None or self._seen[0] != directory:
             return float("inf")
@@ -59,7 +77,7 @@ class StoreUsage:
 
     async def _look(self, directory: Path) -> None:
         try:
-            found = await blocking.call(self._scan, directory)
+            found, verified = await blocking.call(self._scan, directory, self._state())
         except OSError as error:
             self._seen = None
             problem = f"{os.fspath(directory)!r}: {error.strerror}"
@@ -68,12 +86,13 @@ class StoreUsage:
             self._problem = problem
             return
         self._problem = None
-        self._seen = (directory, time.monotonic(), found)
+        self._seen = (directory, time.monotonic(), found, verified)
 
-    def _scan(self, directory: Path) -> Usage:
+    def _scan(self, directory: Path, place: Path | None) -> tuple[Usage, Verified | None]:
         """Raises OSError where the directory cannot be read; one that is not there is empty."""
         found = dict.fromkeys(STATES, (0, 0))
-        known: dict[str, tuple[tuple[int, ...], str | None]] = {}
+        known: dict[str, tuple[tuple[int, ...], str | None, str | None]] = {}
+        whole: set[str] = set()
         now = time.time_ns()
         try:
             with os.scandir(directory) as files:
@@ -83,31 +102,38 @@ class StoreUsage:
                     except OSError:  # removed while we looked
                         continue
                     mark = (stats.st_ino, stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns)
-                    was, state = self._known.get(file.path, (None, None))
+                    was, state, key = self._known.get(file.path, (None, None, None))
                     if was != mark:
-                        state = _state(file.path, stats)
+                        state, key = _state(file.path, stats)
                     if now - stats.st_ctime_ns > SETTLED:
-                        known[file.path] = (mark, state)
+                        known[file.path] = (mark, state, key)
+                    if key is not None:
+                        whole.add(key)
                     if state is not None:
                         count, size = found[state]
                         found[state] = (count + 1, size + stats.st_blocks * 512)
         except FileNotFoundError:
             pass
         self._known = known
-        return found
+        return found, None if place is None else self._notes.look(place, whole)
 
 
-def _state(path: str, stats: os.stat_result) -> str | None:
-    """Return the state of an image as `mapsave list` shows it; None for another file."""
+def _state(path: str, stats: os.stat_result) -> tuple[str | None, str | None]:
+    """Return the state of an image as `mapsave list` shows it; None for another file.
+
+    And the key of its note, None where it is not complete.
+    """
     try:
         with image.opened(path) as opened:
-            return opened.block.state.word
+            block = opened.block
+            key = None if block.state is State.PARTIAL else verified_notes.key_of(opened)
+            return block.state.word, key
     except (errors.NotAnImage, errors.ImageNotFound):
-        return None
+        return None, None
     except (errors.InvalidImage, errors.NotPermitted, OSError) as error:
         if not stat.S_ISREG(stats.st_mode):
-            return None
+            return None, None
         if partial_names.is_partial_name(path):
-            return "partial"
+            return "partial", None
         cannot_look = (errors.NotPermitted, errors.UnreadableImage, OSError)
-        return "unreadable" if isinstance(error, cannot_look) else "invalid"
+        return "unreadable" if isinstance(error, cannot_look) else "invalid", None
