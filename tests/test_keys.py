@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapsave import config, key_text, keys, yaml_file
-from mapsave.jobs import job
+from mapsave.jobs import job, scrub_job
 from mapsave.key_types import Argument, Channels, Duration, Name, Size, Switch, Text, Truth
 from mapsave.keys import Keys, help
 from mapsave.labels import policy
 
 from tests.kit import key_tables, tree
-from tests.kit.full import CONFIGURATION, JOB, POLICY
+from tests.kit.full import CONFIGURATION, JOB, POLICY, SCRUB
 
 SLASH = "the name 'a/b' contains a slash or an unprintable character"
 
@@ -163,7 +163,12 @@ ODD: list[Any] = [
     *([], [""], ["x"], ["x", 5], ["x", None], [[]], {}, {"x": "y"}, {"": {}}),
     *({"qmp": "/x"}, {"web01": {"qmp": "/x"}}, {"domain": "d"}, {"memory": 5}, [{"match": "x"}]),
 ]
-KINDS: dict[type[Keys], str] = {config.Config: CONFIGURATION, job.Job: JOB, policy.Policy: POLICY}
+KINDS: dict[type[Keys], str] = {
+    config.Config: CONFIGURATION,
+    job.Job: JOB,
+    scrub_job.ScrubJob: SCRUB,
+    policy.Policy: POLICY,
+}
 
 
 def changed(value: Any, draw: Any) -> Any:

@@ -319,7 +319,7 @@ def test_schema_describes_every_key() -> None:
     schema = keys.schema(job.Job)
     json.dumps(schema)
     assert set(schema["properties"]) == {
-        *("job", "guests", "save", "schedule", "keep"),
+        *("job", "kind", "guests", "save", "schedule", "keep"),
         *("concurrency", "timeout", "retries", "hooks"),
     }
     times, mapping, absent = schema["properties"]["schedule"]["anyOf"]

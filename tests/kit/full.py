@@ -81,6 +81,7 @@ smack: {label: Guests, at_rest: keep}
 
 JOB = """\
 job: nightly-web
+kind: save
 guests: [web01, "db*"]
 save:
   image: "{guest}-{time:%Y%m%dT%H%M%SZ}.mapsave"
@@ -100,4 +101,17 @@ concurrency: 2
 timeout: 15m
 retries: {times: 3, wait: 90s}
 hooks: {before_save: [freeze], after_save: [thaw, copy], on_failure: [thaw]}
+"""
+
+
+SCRUB = """\
+job: weekly-scrub
+kind: scrub
+images: ["*.mapsave"]
+guests: [web01, "db*"]
+every: 30d
+rate: 100M
+limit: 2T
+timeout: 4h
+schedule: {cron: "0 1 * *   sat", time_zone: Europe/Berlin, persistent: no, jitter: 10m}
 """

@@ -127,7 +127,7 @@ def look(turn: Turn, watch: Watch) -> Looked:
     where it cannot be opened, which is not noted.
     """
     syscalls.lower_io_priority(is_idle=True)
-    with image.opened(turn.path) as opened, _alone(turn.state, opened):
+    with image.opened(turn.path) as opened, alone(turn.state, opened):
         if opened.block.state is State.PARTIAL:
             raise errors.PartialImage(f"{turn.path!r} is being written, or was never completed")
         before = os.fstat(opened.fd).st_mtime_ns
@@ -159,7 +159,7 @@ def check_replaced(opened: Image) -> None:
 
 
 @contextlib.contextmanager
-def _alone(state: Path, opened: Image) -> Iterator[None]:
+def alone(state: Path, opened: Image) -> Iterator[None]:
     """Hold what keeps two processes from looking at one image: it would be read twice."""
     key = f"scrub:{verified_notes.key_of(opened)}"
     with contextlib.ExitStack() as stack:
