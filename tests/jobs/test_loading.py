@@ -54,7 +54,7 @@ def test_a_file_is_of_the_kind_that_it_says(tmp_path: Path) -> None:
         ("kind: scrub\nconcurrency: 2", "job.yaml:3:1: 'concurrency' is a key of save jobs"),
         (
             "guests: [db]\nrate: 1M",
-            "job.yaml:3:1: 'rate' is a key of scrub jobs, and this is a save",
+            "job.yaml:3:1: 'rate' is a key of scrub jobs, and this is a",
         ),
         ("kind: scrub\nrate: 100K", "job.yaml:3:7: rate: must be at least 1M"),
         ("kind: scrub\nimages: [a/b]", "job.yaml:3:10: images[0]: must be the name of an image in"),

@@ -39,6 +39,9 @@ def put(site: cli.Site, name: str, *, day: int = 1, digests: bool = True) -> Pat
     try:
         with image.creating(held, name, known, stream_offset=build.M, digest_room=ROOM) as partial:
             fill(partial, zlib.crc32(name.encode()))
+            block = partial.validate().stream.blocks[0]
+            # Pages whose bits are clear as well: dense, so that there is something to read.
+            os.pwrite(partial.fd, os.urandom(block.end - block.pages_offset), block.pages_offset)
             if digests:
                 partial.take_digests(data_digests.ignore)
             known["structure_digest"] = partial.validate().structure_digest
@@ -156,7 +159,8 @@ def test_a_run_that_reaches_its_limit_is_gone_on_with(site: cli.Site, bad: bool)
     assert (first["ended"], first["left"], first["exit_code"]) == ("limit", 2, 0)
     shutil.rmtree(site.state / "verified")
     first = run(site, images=["a"], rate="1M", limit="3M")
-    assert (outcomes(first), first["read_bytes"]) == ({"a": "begun"}, 3 * MIB)
+    assert outcomes(first) == {"a": "begun"}
+    assert 3 * MIB <= first["read_bytes"] < 4 * MIB  # at most one piece more
     note = note_of(site, path)
     assert note is not None
     assert note.under_way is not None

@@ -66,3 +66,31 @@ def turn(path: Path, at: int) -> None:
     with files.opened(path, os.O_RDWR) as fd:
         (was,) = os.pread(fd, 1, at)
         os.pwrite(fd, bytes([was ^ 4]), at)
+
+
+def test_a_scrub_finds_it_and_the_image_is_not_restored_until_it_is_repaired(
+    site: cli.Site,
+) -> None:
+    site.settings["save"] = {"digests": "before"}
+    site.write()
+    job = site.add_job("weekly", kind="scrub", every="1ms")
+    with saved(site, ram=patterns.sparse) as scene:
+        path = scene.image
+        assert site.run("job", "run", job, "--json", check=0).json()["verified"] == 1
+        with image.opened(path) as opened:
+            page = opened.validate().stream.blocks[0].pages_offset
+        turn(path, page + 17)
+        done = site.run("job", "run", job, "--json", check=6).json()
+        (place,) = done["images"][0]["error"]["data"]["damaged"]
+        assert place["offset"] <= page + 17 < place["offset"] + place["length"]
+        assert "DAMAGED" in site.run("list", check=0).stdout
+        site.run("restore", path, "--json", check=6).error("image.data_damaged")
+        assert state_of(site, path) == "saved"
+        turn(path, page + 17)
+        site.run("restore", path, "--json", check=6).error("image.data_damaged")
+        assert site.run("job", "run", job, "--json", check=0).json()["verified"] == 1
+        site.run("restore", path, "--json", check=0)
+        with scene.guest.successor() as guest:
+            ram.assert_same(scene.ram, guest.ram)
+    lines = site.run("list", "--json").json()["images"]
+    assert [each["verified"]["outcome"] for each in lines] == ["verified"]

@@ -32,6 +32,7 @@ _SECONDS = 2.0  # that a part takes at most at a limited rate
 _NOTED = 5.0  # seconds between two notes of how far it is
 _MOST_PLACES = 1000
 _PAUSE = 0.25  # seconds
+_ENDING = 2.0  # seconds that a look which was cancelled takes to end, at most
 
 
 class Over(Exception):
@@ -127,7 +128,7 @@ def look(turn: Turn, watch: Watch) -> Looked:
     where it cannot be opened, which is not noted.
     """
     syscalls.lower_io_priority(is_idle=True)
-    with image.opened(turn.path) as opened, alone(turn.state, opened):
+    with image.opened(turn.path) as opened, alone(turn.state, opened), _forgetting(turn, opened):
         if opened.block.state is State.PARTIAL:
             raise errors.PartialImage(f"{turn.path!r} is being written, or was never completed")
         before = os.fstat(opened.fd).st_mtime_ns
@@ -150,6 +151,19 @@ def look(turn: Turn, watch: Watch) -> Looked:
         return found
 
 
+@contextlib.contextmanager
+def _forgetting(turn: Turn, opened: Image) -> Iterator[None]:
+    """Leave no note of an image that was removed, though some was written since."""
+    try:
+        yield
+    except errors.ImageNotFound:
+        turn.end()
+        stats = os.fstat(opened.fd)
+        if not stats.st_nlink:
+            verified_notes.forget(turn.state, opened.block.uuid, stats.st_ino)
+        raise
+
+
 def check_replaced(opened: Image) -> None:
     """Raise ImageNotFound where an image has lost its name to another one, or altogether."""
     digesting.check_named(opened)
@@ -162,13 +176,18 @@ def check_replaced(opened: Image) -> None:
 def alone(state: Path, opened: Image) -> Iterator[None]:
     """Hold what keeps two processes from looking at one image: it would be read twice."""
     key = f"scrub:{verified_notes.key_of(opened)}"
+    until = time.monotonic() + _ENDING
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locks.held(state, f"image {opened.path!r}", key))
-        except errors.Busy:
-            raise errors.Busy(
-                f"{opened.path!r} is being scrubbed by another job, or its storage hangs"
-            ) from None
+        while True:
+            try:
+                stack.enter_context(locks.held(state, f"image {opened.path!r}", key))
+                break
+            except errors.Busy:
+                if time.monotonic() >= until:
+                    raise errors.Busy(
+                        f"{opened.path!r} is being scrubbed by another job, or its storage hangs"
+                    ) from None
+            time.sleep(_PAUSE / 10)
         yield
 
 
