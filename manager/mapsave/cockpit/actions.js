@@ -116,11 +116,14 @@ function about(kind, word, words) {
 }
 
 function job(world, name) {
-    const guests = world.jobs.find(each => each.name === name)?.guests ?? [];
+    const known = world.jobs.find(each => each.name === name);
+    const guests = known?.guests ?? [];
     ask({
         title: `Run the job ${name} now?`,
         parts: [
-            `It saves ${guests.join(", ") || "no guests"}, and removes images that it does not keep.`,
+            known?.kind === "scrub"
+                ? "It verifies the data of images that are due; that may take hours."
+                : `It saves ${guests.join(", ") || "no guests"}, and removes images that it does not keep.`,
         ],
         button: "Run it",
         send: () => begin(world, { kind: "job", job: name }),

@@ -129,7 +129,7 @@ function outcome({ result }) {
 
 export function jobColumns(world) {
     return [
-        { title: "Job", parts: job => [job.name, faint(job.guests.join(", ") || "no guests")] },
+        { title: "Job", parts: job => [job.name, faint(job.kind === "scrub" ? "verifies images" : job.guests.join(", ") || "no guests")] },
         { title: "Last run", parts: job => lastRun(world, job) },
         { title: "Next run", parts: job => [job.next_run === null ? "not scheduled" : moment(job.next_run)] },
         {
