@@ -201,7 +201,7 @@ async def test_data_that_hangs_is_an_unreadable_image(
             image.opened(path) as opened,
             pytest.raises(errors.UnreadableImage, match="hangs"),
         ):
-            await digesting.before_restore(opened, Phases())
+            await digesting.before_restore(opened, tmp_path, Phases())
     finally:
         may_end.set()
 

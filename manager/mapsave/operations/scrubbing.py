@@ -1,8 +1,8 @@
 """Scrub one image: compare its data with its digests, slowly, and go on where the last look ended.
 
 What was found is noted (``verified_notes``), and now and then how far it is, so that not much is
-read again after a crash. An image that is gone, replaced, or written to meanwhile is left to the
-next run.
+read again after a crash. An image that is gone, replaced, or written to while it is read is left to
+the next run.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class Looked:
 def look(turn: Turn, watch: Watch) -> Looked:
     """Look at an image, and note what was found. Blocks.
 
-    Raises ImageNotFound where it goes meanwhile; Busy where another process looks at it, or changes
-    it; PartialImage; NotPermitted; Over, Interrupted; NoThread; and InvalidImage or one of its kin
-    where it cannot be opened, which is not noted.
+    Raises ImageNotFound where it goes in the meantime; Busy where another process looks at it, or
+    changes it; PartialImage; NotPermitted; Over, Interrupted; NoThread; and InvalidImage or one of
+    its kin where it cannot be opened, which is not noted.
     """
     syscalls.lower_io_priority(is_idle=True)
     with image.opened(turn.path) as opened, alone(turn.state, opened), _forgetting(turn, opened):

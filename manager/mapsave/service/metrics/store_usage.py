@@ -49,7 +49,8 @@ class StoreUsage:
         self._fresh = fresh
         self._patience = patience
         self._task: asyncio.Task[None] | None = None
-        self._seen: tuple[Path, float, Usage, Verified | None] | None = None
+        self._seen: tuple[Path, float, Usage] | None = None
+        self._verified: Verified | None = None
         self._known: dict[str, tuple[tuple[int, ...], str | None, str | None]] = {}
         self._problem: str | None = None
 
@@ -68,7 +69,7 @@ class StoreUsage:
     @property
     def verified(self) -> Verified | None:
         """Which of the images that ``read`` has returned last were verified, if that is known."""
-        return None if self._seen is None else self._seen[3]
+        return self._verified if self._seen is not None else None
 
     def _age(self, directory: Path) -> float:
         if self._seen is None or self._seen[0] != directory:
@@ -77,7 +78,7 @@ class StoreUsage:
 
     async def _look(self, directory: Path) -> None:
         try:
-            found, verified = await blocking.call(self._scan, directory, self._state())
+            found = await blocking.call(self._scan, directory)
         except OSError as error:
             self._seen = None
             problem = f"{os.fspath(directory)!r}: {error.strerror}"
@@ -86,9 +87,9 @@ class StoreUsage:
             self._problem = problem
             return
         self._problem = None
-        self._seen = (directory, time.monotonic(), found, verified)
+        self._seen = (directory, time.monotonic(), found)
 
-    def _scan(self, directory: Path, place: Path | None) -> tuple[Usage, Verified | None]:
+    def _scan(self, directory: Path) -> Usage:
         """Raises OSError where the directory cannot be read; one that is not there is empty."""
         found = dict.fromkeys(STATES, (0, 0))
         known: dict[str, tuple[tuple[int, ...], str | None, str | None]] = {}
@@ -115,7 +116,9 @@ class StoreUsage:
         except FileNotFoundError:
             pass
         self._known = known
-        return found, None if place is None else self._notes.look(place, whole)
+        place = self._state()
+        self._verified = None if place is None else self._notes.look(place, whole)
+        return found
 
 
 def _state(path: str, stats: os.stat_result) -> tuple[str | None, str | None]:
