@@ -44,6 +44,7 @@ class State:
                 "pending": lambda: self.pending,
                 "journal_bytes": lambda: self.journal,
                 "images": lambda: self.images,
+                "state": lambda: self.images.parent / "state",
                 "jobs": lambda: self.jobs,
                 "listeners": lambda: self.listeners,
                 **other,
