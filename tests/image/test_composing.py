@@ -320,7 +320,7 @@ def test_random_writes_and_flushes(place: Path) -> None:
             if chance.random() < 0.4:
                 os.fsync(source)
 
-        for number in range(25):
+        for number in range(12):
             name = place / f"mirror-{number}"  # each is removed: its blocks are taken again
             with files.opened(name, os.O_RDWR | os.O_CREAT) as target:
                 mirror = _mirror(source, length, target)
