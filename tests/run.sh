@@ -182,7 +182,7 @@ run_stage() { # STAGE
     qemu) run_pytest -n 5 tests/qemu tests/bench ;;
     faults) run_pytest -n 5 tests/faults tests/campaign ;;
     service) run_pytest -n 5 tests/service tests/evacuation ;; # these wait most of the time
-    libvirt) run_pytest -n 5 tests/libvirt ;;
+    libvirt) run_pytest -n 4 tests/libvirt ;;
     emulator) run_pytest -n 3 tests/emulator ;;
     outside) run_outside ;;
     mac) await_builder && run_booted tests/mac ;;
