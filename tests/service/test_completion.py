@@ -159,4 +159,4 @@ def test_every_name_is_completed() -> None:
         for parameter in context.command.params
         if parameter.name in NAMES and not getattr(parameter, "_custom_shell_complete", None)
     ]
-    assert missing == ["mapsave save image", "mapsave check image"]
+    assert missing == [f"mapsave {each} image" for each in ("save", "checkpoint", "check")]
