@@ -15,7 +15,14 @@ from mapsave.image.metadata import Metadata, PlanPart
 from mapsave.image.working_set import WorkingSet
 from mapsave.labels import labelling
 from mapsave.labels.label import Problem
-from mapsave.migration import guest_state, outgoing, parameters, run_states, stall
+from mapsave.migration import (
+    device_states,
+    guest_state,
+    outgoing,
+    parameters,
+    run_states,
+    stall,
+)
 from mapsave.migration.pace import Pace, TooSlow
 from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
@@ -308,13 +315,8 @@ async def _is_suspended(job: SaveJob) -> bool:
             fd, writable = await stack.enter_async_context(opened)
         except OSError:
             return False  # the file system has no unnamed files
-        try:
-            dropped = functools.partial(refused, job, fd)
-            async with fdset.handed_over(job.session, (writable,), job.fdset, dropped) as path:
-                # With `live` it would hand the disks over, as to another host.
-                arguments = {"filename": path, "live": False}
-                await job.session.execute("xen-save-devices-state", arguments)
-        except (errors.CommandRefused, errors.LabelRefused):
+        dropped = functools.partial(refused, job, fd)
+        if not await device_states.written(job.session, writable, job.fdset, dropped):
             return False
         found = await blocking.within(blocking.ANSWER, global_state.read, fd)
     return found is not None and found.was_suspended

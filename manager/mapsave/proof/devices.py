@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mapsave import errors
 from mapsave.image import descriptors, mapped_ram
 from mapsave.image.mapped_ram import DeviceSection
+from mapsave.migration import device_states
 from mapsave.monitor import fdset
 from mapsave.monitor.session import Session
 
@@ -22,12 +23,7 @@ async def added(session: Session, saved: Sequence[DeviceSection]) -> list[str] |
     made = os.memfd_create("mapsave-devices", os.MFD_CLOEXEC)
     with descriptors.closing(made), descriptors.reopened(made, os.O_WRONLY) as writable:
         number = fdset.free_id(await fdset.query(session))
-        try:
-            async with fdset.handed_over(session, (writable,), number, errors.LabelRefused) as path:
-                # With `live` it would hand the disks over, as to another host.
-                arguments = {"filename": path, "live": False}
-                await session.execute("xen-save-devices-state", arguments)
-        except (errors.CommandRefused, errors.LabelRefused):
+        if not await device_states.written(session, writable, number, errors.LabelRefused):
             return None
         found = mapped_ram.read_devices(made, os.fstat(made).st_size)
     known = {(device.name, device.instance) for device in saved}
