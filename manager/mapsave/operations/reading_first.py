@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mapsave import errors
+from mapsave import blocking, errors
 from mapsave.image import descriptors, piece_reader, syscalls
 from mapsave.image.image import Image
 from mapsave.migration.progress import Phases
@@ -54,29 +54,26 @@ def _note(state: Path, device: int) -> Path:
     return locks.state_directory(state, _PART) / name
 
 
-def reason(state: Path, opened: Image) -> str | None:
-    """Return why an image is to be read before its restore; None where it need not be. Blocks."""
-    if (elsewhere := _ELSEWHERE.get(syscalls.file_system_type(opened.fd))) is not None:
-        return f"it is on {elsewhere}"
+def _is_needed(state: Path, opened: Image) -> bool:
+    """Return whether an image's storage may fail to be read. Blocks."""
+    if syscalls.file_system_type(opened.fd) in _ELSEWHERE:
+        return True
     try:
         seen = os.stat(_note(state, os.fstat(opened.fd).st_dev)).st_mtime
     except (OSError, errors.MapsaveError):
-        return None
-    if time.time() - seen > _REMEMBERED:
-        return None
-    return "its device has failed to read an image before"
+        return False
+    return time.time() - seen <= _REMEMBERED
 
 
 async def read(state: Path, opened: Image, phases: Phases) -> None:
     """Read an image's data where its storage may fail. Raises UnreadableImage, TruncatedImage."""
 
     def work(watch: digesting.Watch) -> None:
-        if reason(state, opened) is None:
-            return
         watch.begin(opened.allocated)
         start, end = opened.block.stream_offset, opened.size
         piece_reader.read(opened.fd, start, end, lambda *_: None, watch.note)
 
-    phases.enter("verify")
     with descriptors.reading(opened.path):
-        await digesting.watched(work, phases)
+        if await blocking.within(blocking.ANSWER, _is_needed, state, opened):
+            phases.enter("verify")
+            await digesting.watched(work, phases)
