@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mapsave import units
-from mapsave.cli import candidates, hosts, output, reporting
+from mapsave.cli import candidates, save
 from mapsave.cli.options import Command, Globals, no_wait, pass_globals
-from mapsave.cli.save import DURATION, NOTE
 
 if TYPE_CHECKING:
     from mapsave.operations.results import SaveResult
@@ -17,28 +16,18 @@ if TYPE_CHECKING:
 
 @click.command("checkpoint", cls=Command)
 @click.argument("guest", shell_complete=candidates.GUESTS)
-@click.option("--image", "-o", metavar="PATH", help="Path, or name in the image directory.")
-@click.option(
-    "--digests",
-    type=click.Choice(["after", "before", "off"]),
-    help="Take digests of the image's data once it is committed (default; the service does), "
-    "before that, or not at all.",
-)
-@click.option(
-    "--policy",
-    metavar="NAME",
-    help="Label policy: a name or a YAML file.",
-    shell_complete=candidates.POLICIES,
-)
-@click.option("--note", type=NOTE, help="A note for the image, which 'list' and 'inspect' show.")
+@save.image_option
+@save.digests_option
+@save.policy_option
+@save.note_option
 @click.option(
     "--replace",
     is_flag=True,
     help="Replace an existing image of that name once the checkpoint is complete.",
 )
-@click.option("--in-use", is_flag=True, help="Replace it even if a guest lives on it.")
+@save.in_use_option
 @click.option(
-    "--timeout", type=DURATION, help="Give up after this long; the guest runs on as before."
+    "--timeout", type=save.DURATION, help="Give up after this long; the guest runs on as before."
 )
 @no_wait
 @pass_globals
@@ -48,16 +37,8 @@ def command(given: Globals, /, guest: str, no_wait: bool, **chosen: Any) -> None
     The guest's RAM must be a shared file on the file system of the images, XFS or btrfs: the image
     shares the extents of that file. 'mapsave check --checkpoint GUEST' reports what is missing.
     """
-    config = given.client_config()
-    target = config.guest(guest)
     chosen = {**chosen, "method": "checkpoint", "then": "resume"}
-    host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])
-    if no_wait:
-        output.begun(given, hosts.background(host).begin_save(target, chosen))
-        return
-    with reporting.reporting(given, "checkpoint", target.name) as report:
-        done = host.save(target, chosen, report)
-    output.result(given, done.as_dict(), summary(done))
+    save.perform(given, guest, chosen, no_wait=no_wait, doing="checkpoint", text=summary)
 
 
 def summary(done: SaveResult) -> str:

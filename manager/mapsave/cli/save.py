@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,9 +40,33 @@ DURATION = Parsed("duration", _duration)
 NOTE = Parsed("text", key_types.check_note)
 
 
+# What a checkpoint has as well.
+image_option = click.option(
+    "--image", "-o", metavar="PATH", help="Path, or name in the image directory."
+)
+digests_option = click.option(
+    "--digests",
+    type=click.Choice(["after", "before", "off"]),
+    help="Take digests of the image's data once it is committed (default; the service does), "
+    "before that, or not at all.",
+)
+policy_option = click.option(
+    "--policy",
+    metavar="NAME",
+    help="Label policy: a name or a YAML file.",
+    shell_complete=candidates.POLICIES,
+)
+note_option = click.option(
+    "--note", type=NOTE, help="A note for the image, which 'list' and 'inspect' show."
+)
+in_use_option = click.option(
+    "--in-use", is_flag=True, help="Replace it even if a guest lives on it."
+)
+
+
 @click.command("save", cls=Command)
 @click.argument("guest", shell_complete=candidates.GUESTS)
-@click.option("--image", "-o", metavar="PATH", help="Path, or name in the image directory.")
+@image_option
 @click.option(
     "--then",
     type=click.Choice(["quit", "resume", "leave"]),
@@ -78,12 +103,7 @@ NOTE = Parsed("text", key_types.check_note)
     type=click.Choice(["auto", "multifd", "legacy", "none"]),
     help="How to detect zero pages; with none they are written.",
 )
-@click.option(
-    "--digests",
-    type=click.Choice(["after", "before", "off"]),
-    help="Take digests of the image's data once it is committed (default; the service does), "
-    "before that, or not at all.",
-)
+@digests_option
 @click.option(
     "--prove",
     type=click.Choice(["none", "load", "pages"]),
@@ -97,19 +117,14 @@ NOTE = Parsed("text", key_types.check_note)
     help="Keep an image that could not be proven, as NAME.unproven.",
 )
 @click.option("--preallocate", type=SWITCH, help="Preallocate the image's space.")
-@click.option(
-    "--policy",
-    metavar="NAME",
-    help="Label policy: a name or a YAML file.",
-    shell_complete=candidates.POLICIES,
-)
-@click.option("--note", type=NOTE, help="A note for the image, which 'list' and 'inspect' show.")
+@policy_option
+@note_option
 @click.option(
     "--replace",
     is_flag=True,
     help="Replace an existing image of that name once the save is complete.",
 )
-@click.option("--in-use", is_flag=True, help="Replace it even if a guest lives on it.")
+@in_use_option
 @click.option(
     "--timeout", type=DURATION, help="Give up after this long; the guest stays as before."
 )
@@ -121,15 +136,28 @@ def command(given: Globals, /, guest: str, no_wait: bool, **chosen: Any) -> None
     The guest is told to quit only after the image has been verified and is on stable storage. If
     anything fails before that, the guest returns to the run state it had.
     """
+    perform(given, guest, chosen, no_wait=no_wait, doing="saving", text=summary)
+
+
+def perform(
+    given: Globals,
+    guest: str,
+    chosen: dict[str, Any],
+    *,
+    no_wait: bool,
+    doing: str,
+    text: Callable[[SaveResult], str],
+) -> None:
+    """Save a guest as was ``chosen``, or have the service begin it; print what came of it."""
     config = given.client_config()
     target = config.guest(guest)
     host = hosts.choose(given, config, image_to_be=chosen["image"], policy=chosen["policy"])
     if no_wait:
         output.begun(given, hosts.background(host).begin_save(target, chosen))
         return
-    with reporting.reporting(given, "saving", target.name) as report:
+    with reporting.reporting(given, doing, target.name) as report:
         done = host.save(target, chosen, report)
-    output.result(given, done.as_dict(), summary(done))
+    output.result(given, done.as_dict(), text(done))
 
 
 def summary(done: SaveResult) -> str:
