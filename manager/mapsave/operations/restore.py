@@ -361,7 +361,7 @@ async def _transfer(
             limits.recheck(takes, chosen.channels)
             await incoming.restore(session, path, opened.block.stream_offset, watch)
             await guest_state.left(session, RunState.INMIGRATE)
-        # A monitor that was lost while settings were put back: QEMU may live, and still have them.
+        # A monitor that was lost while settings were restored: QEMU may live, and still have them.
         await guest_state.run_state(session)
         return chosen
     except errors.RestoreStalled as error:

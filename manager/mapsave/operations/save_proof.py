@@ -25,7 +25,8 @@ async def prove_image(
 ) -> None:
     """Prove the image as the save is to; note how. Where QEMU has died, a warning says why not.
 
-    Raises NotProven and its like with the image removed, or kept aside; as ``save_commit.read``.
+    Raises NotProven and its like with the image removed, or kept aside; as
+    ``save_commit.read_back``.
     """
     if job.means is None:
         return
