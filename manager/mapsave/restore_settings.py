@@ -21,7 +21,11 @@ class RestoreSettings(Keys, frozen=True):
         ),
     ] = "auto"
     verify_data: Annotated[
-        Truth, help("Whether all data of the image is compared with its digests before.")
+        Truth,
+        help(
+            "Whether all data of the image is compared with its digests: before, or beside an "
+            "instant restore."
+        ),
     ] = False
     warm: Annotated[
         Warm,

@@ -15,7 +15,7 @@ from mapsave import blocking, errors
 from mapsave.image import data_digests, descriptors, image
 from mapsave.migration import stall
 from mapsave.migration.progress import Phases
-from mapsave.operations import digesting, inspect, warming
+from mapsave.operations import digesting, inspect, reading_first, warming
 from mapsave.service.digests import DigestTaker
 
 from tests.image import build
@@ -201,7 +201,7 @@ async def test_data_that_hangs_is_an_unreadable_image(
             image.opened(path) as opened,
             pytest.raises(errors.UnreadableImage, match="hangs"),
         ):
-            await digesting.before_restore(opened, tmp_path, Phases())
+            await reading_first.Verification(tmp_path, opened, Phases(), is_wanted=True).verify()
     finally:
         may_end.set()
 

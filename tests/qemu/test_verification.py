@@ -1,12 +1,14 @@
 """Digests of the data of images that a real QEMU wrote."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from mapsave.image import image
 
-from tests.kit import cli, files, patterns, qemu, ram
+from tests.kit import cli, files, patterns, qemu, ram, wait
+from tests.qemu import helpers
 from tests.qemu.scene import saved, state_of
 
 
@@ -38,13 +40,13 @@ def test_a_bit_that_turned_is_not_restored(site: cli.Site, how: str) -> None:
         (place,) = error["data"]["damaged"]
         assert place["block"] == block.name
         assert place["offset"] <= page + 17 < place["offset"] + place["length"]
-        refused = site.run("restore", "--verify-data", path, "--json", check=6)
-        refused.error("image.data_damaged")
+        restore = ("restore", "--verify-data", "--instant", "off", path, "--json")
+        site.run(*restore, check=6).error("image.data_damaged")
         assert state_of(site, path) == "saved"
         turn(path, page + 17)
-        restore = ("restore", "--verify-data", path, "--json")
         done = site.run(*restore, check=0).json()
         assert done["phases_s"]["verify"] > 0
+        assert done["verified_bytes"] >= found["data_bytes"]
         with scene.guest.successor() as guest:
             ram.assert_same(scene.ram, guest.ram)
     site.run("verify", "--data", path, check=0)
@@ -60,6 +62,85 @@ def test_polish_and_a_live_save_leave_digests_that_are_right(
             save = ("save", guest.address, "-o", name, "--digests", "before", *options)
             assert site.run(*save, "--json", check=0).json()["digests"] == "taken"
             site.run("verify", "--data", name, check=0)
+
+
+def _page(path: Path, name: str, address: int) -> int:
+    """Return where a page of main memory is in the image."""
+    with image.opened(path) as opened:
+        (block,) = (each for each in opened.validate().stream.blocks if each.name == name)
+    return block.pages_offset + address
+
+
+@pytest.fixture
+def slow(site: cli.Site) -> cli.Site:
+    """A site where an image is read slowly beside an instant restore."""
+    site.settings["save"] = {"digests": "before"}
+    site.settings["restore"] = {"instant": "on", "verify_data": True, "warm_rate": "16M"}
+    site.write()
+    return site
+
+
+def test_mapped_data_is_verified_while_the_guest_runs(slow: cli.Site) -> None:
+    with saved(slow, ram=patterns.dense) as scene:
+        done = slow.run("restore", scene.image, "--json", check=0).json()
+        assert done["instant"]
+        assert done["verified_bytes"] >= done["data_bytes"]
+        assert done["duration_s"] < done["verified_bytes"] / (16 << 20)
+        with scene.guest.successor() as guest:
+            ram.assert_same(scene.ram, guest.ram)
+    (line,) = slow.run("list", "--json").json()["images"]
+    assert line["verified"]["outcome"] == "verified"
+
+
+@pytest.mark.parametrize("is_touched", [True, False])
+def test_a_guest_of_damaged_data_is_paused(slow: cli.Site, is_touched: bool) -> None:
+    """Its restore fails, and says what became of it."""
+    address = 24 << 20
+    firmware = helpers.counting_firmware(slow.directory)
+    with saved(slow, *firmware, ram=patterns.dense) as scene:
+        turn(scene.image, _page(scene.image, "pc.ram", address) + 17)
+        restore = ("restore", scene.image, "--run", "--json")
+        with slow.start(*restore) as process, scene.guest.successor() as guest:
+            guest.wait_status("running")
+            if is_touched:
+                guest.ram.write("pc.ram", address, b"touched")
+            error = cli.ended(process, check=6).error("image.data_damaged")
+            (place,) = error["data"]["damaged"]
+            assert place["address"] <= address + 17 < place["address"] + place["ram_bytes"]
+            told = {name: error["data"][name] for name in ("paused", "touched", "monitor")}
+            assert told == {"paused": True, "touched": is_touched, "monitor": guest.address}
+    assert "DAMAGED" in slow.run("list", check=0).stdout
+
+
+def test_an_interrupted_verification_leaves_the_guest_alone(slow: cli.Site) -> None:
+    slow.settings["restore"]["warm_rate"] = "1K"
+    slow.write()
+    with saved(slow, *helpers.counting_firmware(slow.directory), ram=patterns.dense) as scene:
+        restore = ("restore", scene.image, "--run", "--json")
+        with slow.start(*restore) as process, scene.guest.successor() as guest:
+            guest.wait_status("running")
+            wait.until(lambda: state_of(slow, scene.image) == "restored", what="its mark")
+            process.send_signal(signal.SIGINT)
+            done = cli.ended(process, check=0).json()
+            assert 0 < done["verified_bytes"] < done["data_bytes"]
+            assert any("not verified to the end" in text for text in done["warnings"])
+            assert guest.status() == "running"
+
+
+def test_what_is_loaded_is_verified_before(site: cli.Site) -> None:
+    """The guest of an image whose ROM differs never runs."""
+    site.settings["save"] = {"digests": "before"}
+    site.write()
+    with saved(site, *helpers.counting_firmware(site.directory), ram=patterns.dense) as scene:
+        turn(scene.image, _page(scene.image, "pc.bios", 0) + 17)
+        restore = ("restore", scene.image, "--instant", "on", "--json")
+        error = site.run(*restore, "--verify-data", check=6).error("image.data_damaged")
+        assert "pc.bios" in {place["block"] for place in error["data"]["damaged"]}
+        assert "paused" not in error["data"]
+        assert state_of(site, scene.image) == "saved"
+        assert site.run(*restore, "--force", check=0).json()["instant"]
+        with scene.guest.successor():
+            pass
 
 
 def turn(path: Path, at: int) -> None:

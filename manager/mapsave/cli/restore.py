@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     "--verify-data",
     is_flag=True,
     default=None,
-    help="Compare all data of the image with its digests before; reads it twice.",
+    help="Compare all data of the image with its digests: before, or beside an instant restore.",
 )
 @click.option(
     "--warm",

@@ -137,7 +137,11 @@ class RestoreOptions(Keys, frozen=True):
         Switch | None, help("Whether RAM is mapped from the image instead of read.")
     ] = None
     verify_data: Annotated[
-        Truth | None, help("Whether all data of the image is compared with its digests before.")
+        Truth | None,
+        help(
+            "Whether all data of the image is compared with its digests: before, or beside an "
+            "instant restore."
+        ),
     ] = None
     warm: Annotated[
         WarmWay | None, help("What is read into the page cache beside an instant restore.")

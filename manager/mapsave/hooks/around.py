@@ -103,9 +103,10 @@ async def restore(
     """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``.
 
     Where its RAM is mapped it goes on to read the pages that the guest needs; that ends with the
-    time for it, or by a cancellation, which has come too late for all else.
+    time for it, or by a cancellation, which has come too late for all else. So does verifying its
+    data, which raises as ``Verifying.finish``.
     """
-    from mapsave.operations import images, warming
+    from mapsave.operations import destination_choice, images, verifying, warming
     from mapsave.operations import restore as restoring
 
     image = images.resolve(request.image, config)
@@ -117,11 +118,18 @@ async def restore(
         "image": image,
         **monitor.facts(config, address),
     }
-    with warming.beside(config.state) as warm:
-        work = functools.partial(restoring.restore, config, request, report, warm)
+    with warming.beside(config.state) as warm, verifying.beside(config) as verified:
+        beside = destination_choice.Beside(warm, verified)
+
+        async def work() -> RestoreResult:
+            done = await restoring.restore(config, request, report, beside)
+            verified.guard(done)
+            return done
+
         done = await _around("restore", config, more, facts, work, report)
         if done.instant:
             done.warm = await warm.rest(report)
+            await verified.finish(done, report)
         return done
 
 

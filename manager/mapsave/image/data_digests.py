@@ -63,6 +63,10 @@ class Digests:
         at = (number - self.begin // PIECE) * SIZE
         return self.table[at : at + SIZE]
 
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Return the first byte and the end of what is covered of the piece of that number."""
+        return max(self.begin, number * PIECE), min(self.end, (number + 1) * PIECE)
+
     def part(self, begin: int, end: int) -> "Digests":
         """Return those from ``begin`` to ``end``, both between two pieces or where they end."""
         first = begin // PIECE - self.begin // PIECE
@@ -76,7 +80,7 @@ class Digests:
             return []
         first = self.begin // PIECE
         return [
-            (max(self.begin, (first + at) * PIECE), min(self.end, (first + at + 1) * PIECE))
+            self.bounds(first + at)
             for at in range(len(table) // SIZE)
             if table[at * SIZE : (at + 1) * SIZE] != self.table[at * SIZE : (at + 1) * SIZE]
         ]
@@ -141,6 +145,33 @@ class Table:
         """Note the digest of the piece of that number."""
         at = (number - self._first) * SIZE
         self.digests[at : at + SIZE] = digest
+
+
+class Comparing:
+    """Compares pieces of the file ``fd``, in any order, with the digests that are ``known``.
+
+    It reads through the page cache.
+    """
+
+    def __init__(self, fd: int, known: Digests) -> None:
+        self._fd = fd
+        self._known = known
+        self._table = Table(known.begin, known.end)
+        self._buffer = memoryview(bytearray(PIECE))
+
+    def differs(self, number: int) -> bool:
+        """Return whether the piece of that number has another digest.
+
+        Raises TruncatedImage where the file is shorter, OSError.
+        """
+        low, high = self._known.bounds(number)
+        data = self._buffer[: high - low]
+        at = low
+        while at < high:
+            if not (count := os.preadv(self._fd, [data[at - low :]], at)):
+                raise errors.TruncatedImage(f"the file ends at {at}, while it is read")
+            at += count
+        return self._table.of(data) != self._known.digest(number)
 
 
 def _table(fd: int, begin: int, end: int, note: Note, look: Put | None = None) -> bytes:

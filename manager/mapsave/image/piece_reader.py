@@ -56,6 +56,17 @@ def read(
         each.result()
 
 
+def with_data(fd: int, begin: int, end: int) -> Iterator[int]:
+    """Yield the number of each piece from ``begin`` to ``end`` that is not a hole."""
+    at = begin
+    while at < end:
+        at = max(at, bitmaps.data_from(fd, at))
+        if at >= end:
+            return
+        yield at // PIECE
+        at = (at // PIECE + 1) * PIECE
+
+
 class _Reader:
     def __init__(self, fd: int, begin: int, end: int, put: Put, note: Note) -> None:
         self.direct: int | None = None
@@ -65,22 +76,12 @@ class _Reader:
         self._end = end
         self._put = put
         self._note = note
-        self._numbers = self._with_data()
+        self._numbers = with_data(fd, begin, end)
         self._lock = threading.Lock()
         self._has_failed = False
         self._taken = 0  # pieces, by all threads
         self._turn = 0  # of which ``put`` has got so many, in order
         self._turns = threading.Condition()
-
-    def _with_data(self) -> Iterator[int]:
-        """Yield the number of each piece that is not a hole."""
-        at = self._begin
-        while at < self._end:
-            at = max(at, bitmaps.data_from(self._fd, at))
-            if at >= self._end:
-                return
-            yield at // PIECE
-            at = (at // PIECE + 1) * PIECE
 
     def work(self) -> None:
         """Read piece after piece, until none is left."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from mapsave import config as configuration
@@ -38,6 +38,7 @@ from mapsave.restore_settings import RestoreSettings
 
 if TYPE_CHECKING:
     from mapsave.operations import domain_trust
+    from mapsave.operations.verifying import Verifying
 
 _Choice = tuple[
     attach.Monitor, contextlib.AbstractAsyncContextManager[Destination], instant.Decision
@@ -45,11 +46,33 @@ _Choice = tuple[
 
 
 @dataclasses.dataclass(frozen=True)
+class Beside:
+    """What reads the image beside a restore that maps RAM from it."""
+
+    warming: Warming | None = None
+    verifying: Verifying | None = None
+
+    def stop(self) -> None:
+        """End it."""
+        if self.warming is not None:
+            self.warming.stop()
+        if self.verifying is not None:
+            self.verifying.stop()
+
+
+NOTHING = Beside()
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
 class Asked:
     """What a destination is wanted for: the restore that was asked for, as it was settled.
 
     ``name`` is of the guest that it becomes. Where its RAM is mapped, ``policy`` labels the image
-    and ``warming`` reads beside it.
+    and it is read ``beside``; else ``verify`` is done before.
     """
 
     config: Config
@@ -58,8 +81,9 @@ class Asked:
     opened: Image
     contents: Contents
     name: str
-    warming: Warming | None = None
     policy: Policy = BUILT_IN["none"]
+    beside: Beside = NOTHING
+    verify: Callable[[], Awaitable[None]] = _nothing
 
     @property
     def guest(self) -> Guest:
@@ -78,6 +102,7 @@ async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destinatio
     """
     config, request = asked.config, asked.request
     if request.into is not None:
+        await asked.verify()
         why_not = instant.not_launched(asked.settings.instant, "a QEMU that waits").why_not
         monitor = attach.Monitor.at(request.into)
         await log.step(Step.ATTACH, monitor=monitor)
@@ -100,23 +125,35 @@ async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destinatio
         )
         started = instant.launched(command, decision, start)
     if decision.mapped:
-        _warm(asked)
+        await _begin_to_read(asked, decision)
+    else:
+        await asked.verify()
     await log.step(Step.LAUNCH, monitor=monitor)
     with locks.held(config.state, f"guest {guest.name!r}", monitor.key):
         async with started as target:
             if not target.mapped and not target.why_not_instant:
                 target.why_not_instant = decision.why_not
-            if not target.mapped and asked.warming is not None:
-                asked.warming.stop()
+            if decision.mapped and not target.mapped:
+                # QEMU does not map it after all.
+                asked.beside.stop()
+                await asked.verify()
             yield target
 
 
-def _warm(asked: Asked) -> None:
-    """Begin to read what the guest will need, while its destination starts."""
-    if asked.warming is not None:
+async def _begin_to_read(asked: Asked, decision: instant.Decision) -> None:
+    """Begin to read what the guest will need, while its destination starts, and to verify it."""
+    if asked.settings.verify_data:
+        if asked.beside.verifying is None:
+            await asked.verify()
+        else:
+            rate = asked.settings.warm_rate
+            await asked.beside.verifying.begin(
+                asked.opened, asked.contents.stream, decision.mapped, rate
+            )
+    if asked.beside.warming is not None:
         wanted = Wanted(asked.settings.warm, asked.settings.warm_rate, asked.settings.warm_time)
         with descriptors.reading(asked.opened.path):
-            asked.warming.begin(asked.opened, asked.contents.stream, wanted)
+            asked.beside.warming.begin(asked.opened, asked.contents.stream, wanted)
 
 
 def _start(asked: Asked, log: journal.Journal) -> instant.Start:

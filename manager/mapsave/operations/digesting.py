@@ -243,18 +243,6 @@ def verify_noted(opened: Image, state: Path, watch: Watch) -> int | None:
     return found
 
 
-async def before_restore(opened: Image, state: Path, phases: Phases) -> list[str]:
-    """Verify an image's data before it is restored; return a warning where that cannot be done.
-
-    What was found is noted in ``state``. Raises as ``verify``, UnreadableImage where its storage
-    hangs as well.
-    """
-    phases.enter("verify")
-    with descriptors.reading(opened.path):
-        verified = await watched(functools.partial(verify_noted, opened, state), phases)
-    return not_verified(opened) if verified is None else []
-
-
 def _data(places: list[Place], count: int | None) -> dict[str, object]:
     return {"damaged": places[:_MOST], "damaged_places": len(places) if count is None else count}
 

@@ -8,7 +8,9 @@ read is read once, before a destination is started.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from mapsave import blocking, errors
 from mapsave.image import descriptors, piece_reader, syscalls
 from mapsave.image.image import Image
 from mapsave.migration.progress import Phases
-from mapsave.operations import digesting, locks
+from mapsave.operations import digesting, locks, verified_notes
 
 _PART = "failed-devices"
 _REMEMBERED = 30 * 86400.0  # seconds
@@ -65,7 +67,46 @@ def _is_needed(state: Path, opened: Image) -> bool:
     return time.time() - seen <= _REMEMBERED
 
 
-async def read(state: Path, opened: Image, phases: Phases) -> None:
+@dataclasses.dataclass
+class Verification:
+    """Verifies an image's data before it is loaded, where that ``is_wanted``.
+
+    ``verified`` bytes of data had the digests that they should; None where none were compared. What
+    was found is noted in ``state``.
+    """
+
+    state: Path
+    opened: Image
+    phases: Phases
+    is_wanted: bool
+    verified: int | None = None
+
+    async def prepared(self, *, force: bool, is_loaded_elsewhere: bool) -> list[str]:
+        """Look at what is known of the image; return warnings.
+
+        Where nothing is verified, and mapsave is to load it, it is read if its storage may fail.
+        Raises DataDamaged unless ``force``, UnreadableImage, TruncatedImage.
+        """
+        if self.is_wanted:
+            without = self.opened.taken_digests() is None
+            return digesting.not_verified(self.opened) if without else []
+        found = verified_notes.check_undamaged(self.state, self.opened, force=force)
+        if not is_loaded_elsewhere:
+            await _read(self.state, self.opened, self.phases)
+        return found
+
+    async def verify(self) -> None:
+        """Raises as ``digesting.verify``, UnreadableImage where its storage hangs as well."""
+        if not self.is_wanted:
+            return
+        self.phases.enter("verify")
+        work = functools.partial(digesting.verify_noted, self.opened, self.state)
+        with noted(self.state, self.opened.path), descriptors.reading(self.opened.path):
+            self.verified = await digesting.watched(work, self.phases)
+        self.phases.enter("start")
+
+
+async def _read(state: Path, opened: Image, phases: Phases) -> None:
     """Read an image's data where its storage may fail. Raises UnreadableImage, TruncatedImage."""
 
     def work(watch: digesting.Watch) -> None:
@@ -73,7 +114,7 @@ async def read(state: Path, opened: Image, phases: Phases) -> None:
         start, end = opened.block.stream_offset, opened.size
         piece_reader.read(opened.fd, start, end, lambda *_: None, watch.note)
 
-    with descriptors.reading(opened.path):
+    with noted(state, opened.path), descriptors.reading(opened.path):
         if await blocking.within(blocking.ANSWER, _is_needed, state, opened):
             phases.enter("verify")
             await digesting.watched(work, phases)

@@ -29,7 +29,6 @@ from mapsave.operations import (
     clone_notes,
     destination,
     destination_choice,
-    digesting,
     disks,
     giving_up,
     handing,
@@ -50,14 +49,13 @@ from mapsave.operations import (
     restored_notes,
     save_request,
     trust,
-    verified_notes,
     whereabouts,
 )
 from mapsave.operations.begun import RestoreBegun
+from mapsave.operations.destination_choice import NOTHING, Beside
 from mapsave.operations.restore_request import Request
 from mapsave.operations.results import RestoreResult
 from mapsave.operations.steps import Step
-from mapsave.operations.warming import Warming
 from mapsave.plan import sharing
 from mapsave.plan.strategy import ReadStrategy
 
@@ -97,18 +95,19 @@ async def restore(
     config: Config,
     request: Request,
     report: progress.Report = progress.silent,
-    warm: Warming | None = None,
+    beside: Beside = NOTHING,
 ) -> RestoreResult:
     """Restore ``request.image`` and return what ``mapsave restore --json`` prints.
 
-    ``warm`` is begun where RAM is mapped, and may go on after that; it is the caller's to end.
+    What is done ``beside`` it is begun where RAM is mapped, and may go on after that; it is the
+    caller's to end.
     Raises InvalidImage or one of its kin, Refused or one of its kin, NotPermitted, Busy,
     RestoreFailed or one of its kin; the image is then as it was.
     """
     phases = progress.Phases(report)
     try:
         async with asyncio.timeout(request.timeout), open_files.reserved():
-            return await shielded.until_decided(_restore(config, request, phases, warm))
+            return await shielded.until_decided(_restore(config, request, phases, beside))
     except TimeoutError:
         raise errors.RestoreTimeout(
             f"{request.image!r}: not restored within {units.format_duration(request.timeout or 0)}"
@@ -128,7 +127,7 @@ async def restore(
 
 
 async def _restore(
-    config: Config, request: Request, phases: progress.Phases, warm: Warming | None
+    config: Config, request: Request, phases: progress.Phases, beside: Beside
 ) -> RestoreResult:
     phases.enter("validate")
     path = images.resolve(request.image, config)
@@ -156,14 +155,12 @@ async def _restore(
                 restored_notes.check_unused(config.state, opened)
             warnings += await _disks(opened)
             settings = request.settings(config, name)
-            if not settings.verify_data:
-                force = request.force
-                warnings += verified_notes.check_undamaged(config.state, opened, force=force)
-            with reading_first.noted(config.state, opened.path):
-                if settings.verify_data:
-                    warnings += await digesting.before_restore(opened, config.state, phases)
-                elif not request.through_libvirt:
-                    await reading_first.read(config.state, opened, phases)
+            verification = reading_first.Verification(
+                config.state, opened, phases, is_wanted=settings.verify_data
+            )
+            warnings += await verification.prepared(
+                force=request.force, is_loaded_elsewhere=request.through_libvirt
+            )
             for text in warnings:
                 _log.warning("%s", text)
             planned = await restore_plan.plan(
@@ -184,8 +181,9 @@ async def _restore(
                     opened=opened,
                     contents=contents,
                     name=name,
-                    warming=warm,
                     policy=policy,
+                    beside=beside,
+                    verify=verification.verify,
                 )
                 job = _Job(
                     config=config,
@@ -200,7 +198,8 @@ async def _restore(
                     share=share,
                 )
                 async with destination_choice.chosen(asked, log) as target:
-                    done = await _load(job, target)
+                    done = await _load(job, target, beside)
+            done.verified_bytes = verification.verified
             done.warnings += [*log.warnings, *warnings]
             return done
 
@@ -242,7 +241,7 @@ async def _disks(opened: image.Image) -> list[str]:
         return [f"the disks could not be compared with what they were: {error.strerror}"]
 
 
-async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
+async def _load(job: _Job, target: destination.Destination, beside: Beside) -> RestoreResult:
     """Compare, label, hand over, load, mark the image, and let the guest run if it ran."""
     session, opened, contents, phases = target.session, job.opened, job.contents, job.phases
     # Asked before the image is marked.
@@ -274,6 +273,8 @@ async def _load(job: _Job, target: destination.Destination) -> RestoreResult:
         async with contextlib.nullcontext(left) if job.request.is_clone else labelled as left:
             phases.enter("read")
             chosen = await _transfer(job, target, takes)
+    if beside.verifying is not None:
+        beside.verifying.check()
     phases.enter("run")
     shielded.decided()
     state = await shielded.to_the_end(handing.to_user(job.handed(target), runs=job.runs))

@@ -77,7 +77,8 @@ class RestoreResult(_Result):
 
     ``plan`` is None where libvirt has read the image itself, and where RAM is mapped from it
     (``instant``); ``reasons`` say why it is not. ``warm`` is what was read into the page cache
-    beside that.
+    beside that. ``verified_bytes`` of data had the digests that they should; None where none were
+    compared.
     """
 
     run_state: str
@@ -85,6 +86,7 @@ class RestoreResult(_Result):
     pid: int | None = None
     instant: bool = False
     warm: Mapping[str, object] | None = None
+    verified_bytes: int | None = None
 
 
 def saved(
