@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
-_NEW_OBJECTS = 50_000
+_NEW_OBJECTS = 100_000
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _COMPLETE = "__complete"  # what the scripts of ``mapsave completion`` run
 _REFUSED = 3  # the exit code of errors.TooLittleLeft

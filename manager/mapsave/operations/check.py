@@ -10,8 +10,7 @@ import dataclasses
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from mapsave import errors, units
 from mapsave.config import Config, Guest
@@ -27,7 +26,6 @@ from mapsave.operations import (
     kept,
     learning,
     modes,
-    provable,
     replacing,
     save_request,
     shared_ram,
@@ -39,6 +37,9 @@ from mapsave.operations.save_request import Request
 from mapsave.operations.shared_ram import SharedRam
 from mapsave.plan import strategy
 from mapsave.plan.planner import Learned
+
+if TYPE_CHECKING:
+    from mapsave.operations import provable
 
 # Every RAM block starts at a multiple of 1 MiB after its bitmap, and there is device state.
 _OVERHEAD = 64 * units.MIB
@@ -53,8 +54,8 @@ class Preflight:
     name: str
     request: Request
     labelling: Labelling
-    state: Path
-    means: provable.Means | errors.NotProvable
+    config: Config
+    guest: Guest
     kept: str | None = None
     direct_io_refusal: str | None = None
     most_channels: strategy.Most | None = None
@@ -73,20 +74,16 @@ class Preflight:
         request: Request,
     ) -> Preflight:
         """Return what is to be checked. Raises LabelUnavailable."""
-        try:
-            means: provable.Means | errors.NotProvable = provable.means(config, guest, found)
-        except errors.NotProvable as error:
-            means = error
         labels = save_request.policy_labelling(request.policy, found.domain)
         known = kept.known(config.state, found.process)
-        return cls(found, held, name, request, labels, config.state, means, known)
+        return cls(found, held, name, request, labels, config, guest, known)
 
     @property
-    def wanted_means(self) -> provable.Means | None:
-        """What the image is proven by; None where that is not asked for."""
-        if self.request.settings.prove == "none" or isinstance(self.means, errors.NotProvable):
-            return None
-        return self.means
+    def means(self) -> provable.Means:
+        """What the image can be proven by. Raises NotProvable."""
+        from mapsave.operations import provable  # which a save loads where that is asked for
+
+        return provable.means(self.config, self.guest, self.facts)
 
     async def learn(self, config: Config, *, measures: bool) -> None:
         """Learn what the strategy is planned from; with ``measures`` as ``learning.learn`` does."""
@@ -237,7 +234,9 @@ def _replaceable(found: Preflight) -> None:
             f"{path!r} exists and is not a regular file, so it is not replaced",
             hint="choose another name, or remove it",
         )
-    replacing.check(found.state, found.directory, found.name, found.request, found.facts.process)
+    replacing.check(
+        found.config.state, found.directory, found.name, found.request, found.facts.process
+    )
 
 
 def directory(found: Preflight) -> str:
@@ -328,9 +327,9 @@ def domain(found: Preflight) -> str:
 
 def proof(found: Preflight) -> str:
     """The image can be proven, if it is to be."""
+    from mapsave.operations import provable
+
     try:
-        if isinstance(found.means, errors.NotProvable):
-            raise found.means
         return provable.check(found.means, found.facts, found.request.settings)
     except errors.NotProvable as error:
         if found.request.settings.prove != "none":

@@ -25,7 +25,6 @@ from mapsave.operations import (
     answering,
     attach,
     check,
-    checkpoint,
     facts,
     journal,
     known_domains,
@@ -35,7 +34,6 @@ from mapsave.operations import (
     metadata,
     polish,
     save_commit,
-    save_proof,
     save_request,
     save_transfer,
     working_sets,
@@ -139,7 +137,7 @@ async def _save(
                         resumes=guest_state.ResumeWatch(events),
                         state=config.state,
                         touched=touched,
-                        means=preflight.wanted_means,
+                        means=preflight.means if request.settings.prove != "none" else None,
                         shared_ram=preflight.shared_ram,
                     )
                     await answering.noted(working_sets.note_reading, config.state, found.lives_on)
@@ -204,6 +202,8 @@ async def _write(job: SaveJob) -> SaveResult:
             is_compared = job.means is not None and job.request.settings.prove == "pages"
             before = None
             if job.shared_ram is not None:
+                from mapsave.operations import checkpoint
+
                 outcome = await checkpoint.write(job, partial, applied, paused)
                 before, resumes = written.NOTHING_MISSING, False  # it is resumed already
             else:
@@ -214,7 +214,10 @@ async def _write(job: SaveJob) -> SaveResult:
                 await _resume(job, partial, applied, paused)
             found = await save_commit.read_back(job, partial, outcome, before)
             found = await polish.polish(job, partial, outcome, found)
-            await save_proof.prove_image(job, partial, outcome, found[0])
+            if job.means is not None:
+                from mapsave.operations import save_proof
+
+                await save_proof.prove_image(job, partial, outcome, found[0])
             if resumes and is_compared:
                 await _resume(job, partial, applied, paused)
             await save_commit.digest(job, partial, outcome)

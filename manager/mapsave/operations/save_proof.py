@@ -28,11 +28,10 @@ async def prove_image(
     Raises NotProven and its like with the image removed, or kept aside; as
     ``save_commit.read_back``.
     """
-    if job.means is None:
-        return
+    given = job.means
+    assert given is not None
     job.phases.enter("prove")
     opened = partial.as_image(job.partial_path, job.metadata)
-    given = job.means
     subject = prove.Subject(opened, contents, job.guest, given.command, given.start)
     phases = progress.Phases()
     part: ProofPart = {"by": "load"}

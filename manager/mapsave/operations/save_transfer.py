@@ -1,5 +1,7 @@
 """Hand the pair over and let QEMU write the image; decide what it means where QEMU is lost."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -7,6 +9,7 @@ import os
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mapsave import blocking, errors, shielded, units
 from mapsave.config import Then
@@ -15,14 +18,7 @@ from mapsave.image.metadata import Metadata, PlanPart
 from mapsave.image.working_set import WorkingSet
 from mapsave.labels import labelling
 from mapsave.labels.label import Problem
-from mapsave.migration import (
-    device_states,
-    guest_state,
-    outgoing,
-    parameters,
-    run_states,
-    stall,
-)
+from mapsave.migration import device_states, guest_state, outgoing, parameters, run_states, stall
 from mapsave.migration.pace import Pace, TooSlow
 from mapsave.migration.progress import Phases
 from mapsave.migration.run_states import RunState
@@ -32,11 +28,13 @@ from mapsave.operations import ending, in_use, journal, kept, limits
 from mapsave.operations.attach import Monitor
 from mapsave.operations.facts import Facts
 from mapsave.operations.managed_place import Managed
-from mapsave.operations.provable import Means
 from mapsave.operations.save_request import Request
 from mapsave.operations.shared_ram import SharedRam
 from mapsave.operations.steps import Step
 from mapsave.plan.strategy import Strategy
+
+if TYPE_CHECKING:
+    from mapsave.operations.provable import Means
 
 
 @dataclasses.dataclass(frozen=True)
