@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from mapsave.image import image
+from mapsave.image import image, syscalls
 
 from tests.kit import cli, files, patterns, qemu, ram, wait
 from tests.qemu import helpers
@@ -127,15 +127,21 @@ def test_an_interrupted_verification_leaves_the_guest_alone(slow: cli.Site) -> N
             assert guest.status() == "running"
 
 
-def test_what_is_loaded_is_verified_before(site: cli.Site) -> None:
-    """The guest of an image whose ROM differs never runs."""
+@pytest.mark.parametrize("what", ["a ROM", "a hole"])
+def test_what_is_loaded_and_what_is_missing_is_verified_before(site: cli.Site, what: str) -> None:
+    """The guest of an image whose ROM differs, or has lost a piece, never runs."""
     site.settings["save"] = {"digests": "before"}
     site.write()
     with saved(site, *helpers.counting_firmware(site.directory), ram=patterns.dense) as scene:
-        turn(scene.image, _page(scene.image, "pc.bios", 0) + 17)
+        block = "pc.bios" if what == "a ROM" else "pc.ram"
+        if what == "a ROM":
+            turn(scene.image, _page(scene.image, block, 0) + 17)
+        else:
+            with files.opened(scene.image, os.O_RDWR) as fd:
+                syscalls.punch_hole(fd, _page(scene.image, block, 8 << 20), 1 << 20)
         restore = ("restore", scene.image, "--instant", "on", "--json")
         error = site.run(*restore, "--verify-data", check=6).error("image.data_damaged")
-        assert "pc.bios" in {place["block"] for place in error["data"]["damaged"]}
+        assert block in {place["block"] for place in error["data"]["damaged"]}
         assert "paused" not in error["data"]
         assert state_of(site, scene.image) == "saved"
         assert site.run(*restore, "--force", check=0).json()["instant"]

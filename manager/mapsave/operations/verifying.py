@@ -56,6 +56,7 @@ class Verifying:
         self._report: Report | None = None
         self._watch = digesting.Watch()
         self._differing: list[tuple[int, int]] = []
+        self._loop = asyncio.get_running_loop()
         self._first = asyncio.Event()
         self._opened: Image | None = None
         self._stream: Stream | None = None
@@ -77,13 +78,12 @@ class Verifying:
             self._opened, self._stream = dataclasses.replace(opened, fd=fd), stream
             pieces = _Pieces(fd, known, mapped)
             self._watch.begin(opened.allocated)
-            loop = asyncio.get_running_loop()
-            await blocking.within(stall.limit(opened.allocated), self._compare, pieces, loop)
+            await blocking.within(stall.limit(opened.allocated), self._compare, pieces)
         self.check()
 
         def work(_: digesting.Watch) -> None:
             with descriptors.closing(own):
-                self._compare_mapped(dataclasses.replace(pieces, fd=own), rate, loop)
+                self._compare_mapped(dataclasses.replace(pieces, fd=own), rate)
 
         own = os.dup(fd)  # the thread's, which may hang
         self._watch.limit = stall.limit(0) + (PIECE / rate if rate is not None else 0)
@@ -165,30 +165,22 @@ class Verifying:
         if self._report is not None:
             self._report(now)
 
-    def _compare(self, pieces: _Pieces, loop: asyncio.AbstractEventLoop) -> None:
+    def _compare(self, pieces: _Pieces) -> None:
         """Compare what is not mapped, and what is a hole."""
-        self._note(pieces, pieces.lost(), loop)
+        self._note(pieces, pieces.lost())
         comparing = data_digests.Comparing(pieces.fd, pieces.known)
         for number in pieces.loaded:
-            self._compare_one(pieces, comparing, number, loop)
+            self._compare_one(pieces, comparing, number)
 
-    def _compare_one(
-        self,
-        pieces: _Pieces,
-        comparing: data_digests.Comparing,
-        number: int,
-        loop: asyncio.AbstractEventLoop,
-    ) -> int:
+    def _compare_one(self, pieces: _Pieces, comparing: data_digests.Comparing, number: int) -> int:
         """Compare a piece; return its bytes. Raises Interrupted, TruncatedImage, OSError."""
         low, high = pieces.known.bounds(number)
         self._watch.note(high - low)
         if comparing.differs(number):
-            self._note(pieces, [number], loop)
+            self._note(pieces, [number])
         return high - low
 
-    def _compare_mapped(
-        self, pieces: _Pieces, rate: int | None, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def _compare_mapped(self, pieces: _Pieces, rate: int | None) -> None:
         assert self._opened is not None
         assert self._stream is not None
         comparing = data_digests.Comparing(pieces.fd, pieces.known)
@@ -202,18 +194,16 @@ class Verifying:
                     first.extend(range(low // PIECE, -(-high // PIECE)))
         began, count = time.monotonic(), 0
         for number in pieces.mapped(first):
-            count += self._compare_one(pieces, comparing, number, loop)
+            count += self._compare_one(pieces, comparing, number)
             while rate is not None and (pause := began + count / rate - time.monotonic()) > 0:
                 self._watch.note(0)
                 time.sleep(min(pause, _NAP))
 
-    def _note(
-        self, pieces: _Pieces, numbers: Sequence[int], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def _note(self, pieces: _Pieces, numbers: Sequence[int]) -> None:
         if numbers:
             self._differing.extend(pieces.known.bounds(number) for number in numbers)
             with contextlib.suppress(RuntimeError):  # nothing waits any more
-                loop.call_soon_threadsafe(self._first.set)
+                self._loop.call_soon_threadsafe(self._first.set)
 
     async def _guarded(self, done: RestoreResult) -> dict[str, object] | None:
         """Wait until all is read; pause the guest before that if need be, and say how that went."""
