@@ -126,11 +126,16 @@ def test_images_are_alike(tmp_path: Path) -> None:
         assert qmp("query-status")["status"] == "prelaunch"
         helpers.save(qmp, f"{tmp_path}/emulated,offset={OFFSET}")
         images.append(tmp_path / "emulated")
-    real, emulated = (bytearray(_EMPTY_PASS.sub(b"", image.read_bytes())) for image in images)
-    at = real.index(b"\x05timer") + len(b"\x05timer") + 8
-    assert emulated.index(b"\x05timer") + len(b"\x05timer") + 8 == at
-    real[at : at + 24] = emulated[at : at + 24] = bytes(24)
+    real, emulated = map(without_clock, images)
     assert real == emulated
+
+
+def without_clock(image: Path) -> bytes:
+    """Return what is in an image, but for the clock's two counters and passes of nothing."""
+    found = bytearray(_EMPTY_PASS.sub(b"", image.read_bytes()))
+    at = found.index(b"\x05timer") + len(b"\x05timer") + 8
+    found[at : at + 24] = bytes(24)
+    return bytes(found)
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35", "microvm"])

@@ -175,7 +175,7 @@ def _descriptor_talk(qmp: helpers.Qmp, image: Path) -> list[str]:
     return [*out, *qmp.trace()]
 
 
-def _ending(qmp: helpers.Qmp) -> list[Any]:
+def ending(qmp: helpers.Qmp) -> list[Any]:
     """Return what is told of a migration that has ended, without what is a matter of timing.
 
     That includes how many passes over RAM follow the first: QEMU makes further ones as soon as it
@@ -222,11 +222,11 @@ def test_save_of_an_empty_guest(
             helpers.save(qmp, f"{tmp_path}/image", *capabilities, **parameters)
             final = "postmigrate" if "return-path" not in capabilities else None
             qmp.wait_run_state(final or ("prelaunch" if arguments else "running"))
-            told: list[Any] = _ending(qmp)
+            told: list[Any] = ending(qmp)
             told += [qmp.ask("stop"), qmp("query-status"), qmp.ask("migrate_cancel")]
             if final:
                 told.append(qmp.ask("migrate", uri=f"file:{tmp_path}/second"))
-            told += [qmp.ask("cont"), qmp("query-status"), *_ending(qmp)]
+            told += [qmp.ask("cont"), qmp("query-status"), *ending(qmp)]
             heard.append(told)
     assert heard[0] == heard[1]
 
@@ -241,7 +241,7 @@ def test_switchover_ack_is_never_given(tmp_path: Path) -> None:
             wait.until(lambda qmp=qmp: "error-desc" in qmp("query-migrate"), what="its reason")
             told += [qmp("query-migrate")["error-desc"], qmp.status(), qmp.ask("migrate_cancel")]
             qmp.wait("cancelled", "failed")  # QEMU 11.1 fails at its end, older ones go on forever
-            heard.append([*told, *_ending(qmp)])
+            heard.append([*told, *ending(qmp)])
     assert heard[0] == heard[1]
 
 
@@ -258,7 +258,7 @@ def test_pause_before_switchover(tmp_path: Path) -> None:
             told += [qmp.ask("migrate-continue", state=state) for state in states]
             qmp.wait("completed")
             qmp.wait_run_state("postmigrate")
-            heard.append([*told, *_ending(qmp)])
+            heard.append([*told, *ending(qmp)])
     assert heard[0] == heard[1]
 
 
@@ -272,7 +272,7 @@ def test_cancel_in_pre_switchover(tmp_path: Path, arguments: tuple[str, ...]) ->
             qmp.wait("pre-switchover")
             told.append(qmp.ask("migrate_cancel"))
             qmp.wait("cancelled")
-            heard.append([*told, *_ending(qmp)])
+            heard.append([*told, *ending(qmp)])
     assert heard[0] == heard[1]
 
 
@@ -334,7 +334,7 @@ def test_damaged_images(tmp_path: Path, good_image: bytes, name: str) -> None:
     for start, log in ((helpers.emulator, "emulator.stderr"), (helpers.real_qemu, "qemu.stderr")):
         with start(tmp_path, "-incoming", "defer") as qmp:
             helpers.restore(qmp, f"{image},offset={helpers.OFFSET}", *MULTIFD[:2])
-            told = _ending(qmp)
+            told = ending(qmp)
         lines = (tmp_path / log).read_text().splitlines()
         heard.append([*told, *(line.partition(": ")[2] for line in lines)])
     assert heard[0] == heard[1]

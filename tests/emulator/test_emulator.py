@@ -156,7 +156,7 @@ def test_page_that_became_zero_is_zero_in_the_image(tmp_path: Path) -> None:
         saved = ram_save.MappedRamSave(
             ram, stream.StreamWriter(fd), ram_save.Throttle(0), channels=[fd], detection="multifd"
         )
-        saved.setup(ignore_shared=False)
+        saved.setup()
         while len(pages := saved.take()):
             saved.send(pages)
         saved.wrap()

@@ -34,8 +34,8 @@ def guest(site: cli.Site, *arguments: str, **options: Any) -> Iterator[qemu.Qemu
         yield found
 
 
-def checkpoint(site: cli.Site, name: str, *options: str) -> dict[str, Any]:
+def checkpoint(site: cli.Site, name: str, *options: str, guest: str = NAME) -> dict[str, Any]:
     """Take a checkpoint; return what the command has printed."""
-    done = site.run("checkpoint", NAME, "--image", name, "--json", *options, check=0).json()
+    done = site.run("checkpoint", guest, "--image", name, "--json", *options, check=0).json()
     assert done["image"] == str(site.images / name)
     return done

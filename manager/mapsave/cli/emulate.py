@@ -40,7 +40,8 @@ _SIZE = Parsed("size", units.parse_size)  # bytes, or a size such as 256M
     "-object",
     "backend",
     metavar="BACKEND",
-    help="Map the RAM from a file: memory-backend-file,... with share=off,readonly=on,rom=off.",
+    help="Map the RAM from a file: memory-backend-file,... with share=on, or with "
+    "share=off,readonly=on,rom=off.",
 )
 @click.option("--machine", "-machine", metavar="OPTIONS", help="memory-backend=ID, of --object.")
 @click.option("--throttle", type=_SIZE, default=0, help="Bytes of pages saved per second.")

@@ -12,6 +12,7 @@ from mapsave.emulator import schema
 from mapsave.emulator.faults import DEVICE_NOT_FOUND, QmpError
 from mapsave.emulator.incoming import Incoming
 from mapsave.emulator.machine import Machine
+from mapsave.emulator.memory import GuestMemory
 from mapsave.emulator.outgoing import Outgoing
 from mapsave.emulator.versions import Version
 
@@ -37,6 +38,7 @@ class Request(Emulated):
 Handler = Callable[..., object]
 Arguments = schema.Checked[dict[str, object]]  # of an object
 NO_ARGUMENTS = schema.struct()
+NO_PROPERTIES: dict[str, object] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _query_chardev(request: Request) -> object:
 def _query_memdev(request: Request) -> object:
     return [
         {
-            "share": False,
+            "share": request.machine.memory.is_shared,
             "reserve": True,
             "prealloc": False,
             "host-nodes": [],
@@ -126,7 +128,7 @@ def _query_memdev(request: Request) -> object:
             "merge": True,
             "dump": True,
             "policy": "default",
-            "id": "ram",
+            "id": request.machine.memory.block,
         }
     ]
 
@@ -135,18 +137,36 @@ def _query_memdev(request: Request) -> object:
 def _query_ramblock(request: Request) -> object:
     memory = request.machine.memory
     head = f"{'Block Name':>24} {'PSize':>8}  {'Offset':>18} {'Used':>18} {'Total':>18} "
-    row = f"{'ram':>24} {'4 KiB':>8}  0x{0:016x} 0x{memory.size:016x} 0x{memory.size:016x} "
+    row = f"{memory.block:>24} {'4 KiB':>8}  0x{0:016x} 0x{memory.size:016x} 0x{memory.size:016x} "
     text = f"{head}{'HVA':>18}  RO\n{row}0x{memory.address:016x}  rw\n"
     return {"human-readable-text": text}
 
 
 @command("qom-get", schema.struct(path=schema.string, property=schema.string))
 def _qom_get(request: Request, path: str, property: str) -> object:
-    if path not in ("/machine", "machine"):
+    memory = request.machine.memory
+    if path in ("/machine", "machine"):
+        kind, known = "none-machine", NO_PROPERTIES
+    elif path == f"/objects/{memory.block}":
+        kind, known = _backend(memory)
+    else:
         raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
-    if property != "type":
-        raise QmpError(f"Property 'none-machine.{property}' not found")
-    return "none-machine"
+    known = {**known, "type": kind}
+    if property not in known:
+        raise QmpError(f"Property '{kind}.{property}' not found")
+    return known[property]
+
+
+def _backend(memory: GuestMemory) -> tuple[str, dict[str, object]]:
+    """Return the type of the object that the RAM is of, and its properties."""
+    found: dict[str, object] = {"size": memory.size, "share": memory.is_shared}
+    found |= {"merge": True, "dump": True, "prealloc": False, "reserve": True}
+    if memory.backend is None:
+        return "memory-backend-ram", found
+    own = memory.backend
+    found |= {"mem-path": own.path, "offset": own.offset, "align": 0, "pmem": False}
+    found |= {"discard-data": False, "readonly": not own.is_shared}
+    return "memory-backend-file", {**found, "rom": "auto" if own.is_shared else "off"}
 
 
 @command("quit")

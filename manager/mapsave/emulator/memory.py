@@ -1,11 +1,13 @@
 """The guest's RAM: contents, dirty log, and a thread that plays the guest.
 
-It is a memfd, or a private mapping of a file.
+It is a memfd, or a mapping of a file: a private one, or a shared one, where all that the guest
+writes is in the file.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import random
@@ -14,11 +16,12 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mapsave.emulator.options import PAGE, EmulatorOptions
+from mapsave.emulator.options import PAGE, Backend, EmulatorOptions
 
 if TYPE_CHECKING:
     from bitarray import bitarray
 
+BLOCK = "ram"  # as QEMU calls main memory of -machine none that has no backend of the user's
 _ZERO_PAGE = bytearray(PAGE)
 _COUNTER = struct.Struct("=Q")
 _RANDOM_PAGES = 1024  # pages of random bytes that are repeated, each with its number
@@ -32,7 +35,9 @@ class GuestMemory:
     def __init__(self, options: EmulatorOptions) -> None:
         self.size = options.memory
         self.pages = options.memory // PAGE
-        self._map = _mapped(options) if options.backend is not None else _fresh(self.size)
+        self.backend = options.backend
+        self.block = options.backend.id if options.backend is not None else BLOCK
+        self._map = _mapped(options.backend) if options.backend is not None else _fresh(self.size)
         self.view = memoryview(self._map)
         self._dirty: set[int] = set()
         self._gate = threading.Lock()
@@ -44,6 +49,11 @@ class GuestMemory:
             threading.Thread(
                 target=self._write_forever, args=(options.seed,), name="writer", daemon=True
             ).start()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is a shared file, which x-ignore-shared leaves out."""
+        return self.backend is not None and self.backend.is_shared
 
     @property
     def address(self) -> int:
@@ -91,15 +101,25 @@ def _fresh(size: int) -> mmap.mmap:
     return mmap.mmap(fd, size)
 
 
-def _mapped(options: EmulatorOptions) -> mmap.mmap:
-    """Map the RAM from a file: what the guest writes is its own. Raises OSError."""
-    assert options.backend is not None
-    fd = os.open(options.backend.path, os.O_RDONLY | os.O_CLOEXEC)
+def _mapped(backend: Backend) -> mmap.mmap:
+    """Map the RAM from a file, which is made where it is to be shared. Raises OSError."""
+    kind, flags = mmap.MAP_PRIVATE, os.O_RDONLY
+    if backend.is_shared:
+        kind, flags = mmap.MAP_SHARED, os.O_RDWR | os.O_CREAT
     try:
+        fd = os.open(backend.path, flags | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        words = f"can't open backing store {backend.path} for guest RAM: {error.strerror}"
+        raise OSError(error.errno, words) from None
+    try:
+        size, end = os.fstat(fd).st_size, backend.offset + backend.size
+        if backend.offset < size < end:
+            reason = f"backing store size 0x{size:x} does not match 'size' option 0x"
+            raise OSError(errno.EINVAL, f"{reason}{backend.size:x}")
+        if backend.is_shared and size < end:
+            os.ftruncate(fd, end)
         access = mmap.PROT_READ | mmap.PROT_WRITE
-        return mmap.mmap(
-            fd, options.memory, mmap.MAP_PRIVATE, access, offset=options.backend.offset
-        )
+        return mmap.mmap(fd, backend.size, kind, access, offset=backend.offset)
     finally:
         os.close(fd)
 

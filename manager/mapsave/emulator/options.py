@@ -15,12 +15,13 @@ PAGE = 4096  # bytes; x86's TARGET_PAGE_SIZE, and the alignment every RAM size m
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """A file that the RAM is a private mapping of, from ``offset`` on."""
+    """A file that the RAM is a mapping of, from ``offset`` on: a private one, or ``is_shared``."""
 
     id: str
     size: int
     path: str
     offset: int
+    is_shared: bool = False
 
 
 def backend(text: str) -> Backend:
@@ -28,10 +29,14 @@ def backend(text: str) -> Backend:
     found = next(qemu_options.options(["-object", text], "object"), None)
     if found is None or found.text("qom-type") != _BACKEND:
         raise ValueError(f"{text!r}: only {_BACKEND} is emulated")
-    if found.is_on("share") or not found.is_on("readonly") or found.text("rom") != "off":
-        raise ValueError(f"{text!r}: only share=off,readonly=on,rom=off is emulated")
+    is_shared, rom = found.is_on("share"), found.text("rom")
+    if is_shared and (found.is_on("readonly") or rom not in (None, "auto", "off")):
+        raise ValueError(f"{text!r}: with share=on only readonly=off,rom=off is emulated")
+    if not is_shared and (not found.is_on("readonly") or rom != "off"):
+        raise ValueError(f"{text!r}: with share=off only readonly=on,rom=off is emulated")
     numbers = [units.parse_size(str(found.text(key) or 0)) for key in ("size", "offset")]
-    return Backend(str(found.text("id")), numbers[0], str(found.text("mem-path")), numbers[1])
+    names = [str(found.text(key)) for key in ("id", "mem-path")]
+    return Backend(names[0], numbers[0], names[1], numbers[1], is_shared)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,8 +107,7 @@ class Outgoing:
             result |= self._pace.report(self._machine.parameters["downtime-limit"], done=done)
             if self._version.reports_remaining and not done:
                 result["remaining"] = ram.bytes_left
-            total = self._machine.memory.size
-            result["ram"] = self._pace.ram(ram, writer.written, total, done=done)
+            result["ram"] = self._pace.ram(ram, writer.written, ram.total_bytes, done=done)
         if self.error is not None:
             result["error-desc"] = self.error
         return result
@@ -162,7 +161,9 @@ class Outgoing:
         machine = self._machine
         ram: RamSave
         if not on["mapped-ram"]:
-            ram = PlainRamSave(machine.memory, writer, self._throttle)
+            ram = PlainRamSave(
+                machine.memory, writer, self._throttle, ignore_shared=on["x-ignore-shared"]
+            )
         else:
             ram = MappedRamSave(
                 machine.memory,
@@ -170,13 +171,15 @@ class Outgoing:
                 self._throttle,
                 channels=self._channel_fds,
                 detection=machine.parameters.zero_page_detection,
+                ignore_shared=on["x-ignore-shared"],
+                marks_left_out=self._version.knows_left_out,
             )
         if self._version.tells_first_pass and not on["background-snapshot"]:
             self._sync(ram)
         elif not self._version.tells_first_pass:
             ram.sync()
         try:
-            ram.setup(ignore_shared=on["x-ignore-shared"])
+            ram.setup()
             writer.write(stream.END_OF_RAM)
             writer.flush()
         except StreamError:

@@ -55,7 +55,8 @@ class RamLoad:
         self._memory = memory
         self._reader = reader
         self._mapped = mapped
-        self._has_addresses = ignore_shared and (not mapped or version.loads_ignore_shared)
+        self._ignore_shared = ignore_shared
+        self._has_addresses = ignore_shared and (not mapped or version.knows_left_out)
         self._block: memoryview | None = None
         self._loaded_ram = False
         self.foreign = False  # the image is of another machine type
@@ -100,7 +101,7 @@ class RamLoad:
             length = self._reader.u64()
             block = self._find(name, length)
             if self._has_addresses:
-                self._reader.u64()
+                self._check_address(name, self._reader.u64())
             if self._mapped:
                 self._mapped_block(name, length, block)
             elif length != len(block):
@@ -111,10 +112,16 @@ class RamLoad:
                 raise invalid()
             total -= length
 
+    def _check_address(self, name: str, address: int) -> None:
+        """Refuse shared memory that the guest has elsewhere: here it is at 0."""
+        is_left_out = self._ignore_shared and self._memory.is_shared
+        if name == self._memory.block and is_left_out and address:
+            raise invalid(f"Mismatched GPAs for block {name} {address}!= 0")
+
     def _find(self, name: str, length: int) -> memoryview:
         """Return the memory of block ``name``: the guest's RAM, or some to keep aside."""
         ours = self._memory.view
-        if name == stream.RAM_BLOCK:
+        if name == self._memory.block:
             return ours
         if not self.foreign and (self._mapped or length != len(ours)):
             raise invalid(f'Unknown ramblock "{name}", cannot accept migration')
@@ -138,6 +145,8 @@ class RamLoad:
                 "Migration mapped-ram capability version not supported"
                 f" (expected <= {fmt.MAPPED_RAM_VERSION}, got {version})"
             )
+        if self._has_addresses and not bitmap_at and not pages_at:
+            return  # it was left out
         if pages_at % PAGE:
             raise invalid(f"Error reading ramblock {name} pages, region has bad alignment")
         if self._version.checks_page_size and page_size != PAGE:
@@ -177,7 +186,8 @@ class RamLoad:
     def _page(self, address: int, flags: int) -> None:
         if not flags & stream.RAM_FLAG_CONTINUE:
             name = self._reader.counted()
-            self._block = self._memory.view if name == stream.RAM_BLOCK else self.aside.get(name)
+            ours = name == self._memory.block
+            self._block = self._memory.view if ours else self.aside.get(name)
         if self._block is None or address + PAGE > len(self._block):
             raise invalid(f"Illegal RAM offset 0x{address:x}")
         if flags & stream.RAM_FLAG_ZERO:

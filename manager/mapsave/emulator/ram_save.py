@@ -9,6 +9,7 @@ Sources: QEMU's ``docs/devel/migration/mapped-ram.rst``, ``migration/ram.c`` and
 
 import abc
 import dataclasses
+import errno
 import itertools
 import os
 import threading
@@ -60,15 +61,27 @@ class Throttle:
 
 
 class RamSave(abc.ABC):
-    """The RAM of one save. ``left`` has a bit for each page that is still to be sent."""
+    """The RAM of one save. ``left`` has a bit for each page that is still to be sent.
 
-    def __init__(self, memory: GuestMemory, writer: stream.StreamWriter, throttle: Throttle):
+    ``ignore_shared``: the capability, by which memory ``is_left_out`` that is a shared file.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        writer: stream.StreamWriter,
+        throttle: Throttle,
+        *,
+        ignore_shared: bool = False,
+    ) -> None:
         self.memory = memory
         self.writer = writer
         self.throttle = throttle
         self.counters = Counters()
+        self.is_left_out = ignore_shared and memory.is_shared
+        self._ignore_shared = ignore_shared
         self.left = ones(memory.pages, "little")
-        memory.collect_dirty(self.left)  # the dirty log begins here
+        self._collect()  # the dirty log begins here
         self._cursor = 0
         self._count_lock = threading.Lock()
 
@@ -76,9 +89,19 @@ class RamSave(abc.ABC):
     def bytes_left(self) -> int:
         return self.left.count() * PAGE
 
+    @property
+    def total_bytes(self) -> int:
+        """The RAM that is to be sent."""
+        return 0 if self.is_left_out else self.memory.size
+
+    def _collect(self) -> None:
+        self.memory.collect_dirty(self.left)
+        if self.is_left_out:
+            self.left.setall(0)
+
     def sync(self, *, counted: bool = True) -> None:
         """Take in what the guest has written since the last call."""
-        self.memory.collect_dirty(self.left)
+        self._collect()
         self.counters.syncs += counted
 
     def take(self) -> list[int]:
@@ -115,15 +138,15 @@ class RamSave(abc.ABC):
     def close(self) -> None:  # noqa: B027 (see check)
         """Let the channels end."""
 
-    def _list_block(self, *, ignore_shared: bool) -> None:
+    def _list_block(self) -> None:
         size = self.memory.size
         out = fmt.U64.pack(size | fmt.RAM_FLAG_MEM_SIZE)
-        out += fmt.counted(stream.RAM_BLOCK) + fmt.U64.pack(size)
+        out += fmt.counted(self.memory.block) + fmt.U64.pack(size)
         # The block's guest physical address.
-        self.writer.write(out + (fmt.U64.pack(0) if ignore_shared else b""))
+        self.writer.write(out + (fmt.U64.pack(0) if self._ignore_shared else b""))
 
     @abc.abstractmethod
-    def setup(self, *, ignore_shared: bool) -> None:
+    def setup(self) -> None:
         """Write what the RAM section begins with."""
 
     @abc.abstractmethod
@@ -146,18 +169,29 @@ class MappedRamSave(RamSave):
         *,
         channels: list[int],
         detection: str,
+        ignore_shared: bool = False,
+        marks_left_out: bool = False,
     ) -> None:
-        super().__init__(memory, writer, throttle)
+        super().__init__(memory, writer, throttle, ignore_shared=ignore_shared)
+        self._marks_left_out = marks_left_out
         self._present = zeros(memory.pages, "little")
         self._multifd = bool(channels)
         self._detection = detection
         self._channels: Channels[Sequence[int]] = Channels(channels, self._write_job)
         self._bitmap_offset = self._pages_offset = 0
 
-    def setup(self, *, ignore_shared: bool) -> None:
-        """Write block record and mapped-ram header, and go on after the pages' place."""
-        self._list_block(ignore_shared=ignore_shared)
-        block = stream_parts.placed(stream.RAM_BLOCK, self.memory.size, PAGE, self.writer.position)
+    def setup(self) -> None:
+        """Write block record and mapped-ram header, and go on after the pages' place.
+
+        Where QEMU ``marks_left_out``, a block that is left out has no such place.
+        """
+        self._list_block()
+        memory = self.memory
+        block = stream_parts.placed(memory.block, memory.size, PAGE, self.writer.position)
+        if self.is_left_out and self._marks_left_out:
+            nowhere = dataclasses.replace(block, bitmap_offset=0, pages_offset=0)
+            self.writer.write(stream_parts.mapped_ram_header(nowhere))
+            return
         self._bitmap_offset, self._pages_offset = block.bitmap_offset, block.pages_offset
         self.writer.write(stream_parts.mapped_ram_header(block))
         self.writer.skip_to(block.end)
@@ -218,6 +252,12 @@ class MappedRamSave(RamSave):
         """Wait for the channels and write the bitmap to its place."""
         self._channels.sync()
         self.check()
+        if self.is_left_out:
+            if self._marks_left_out:
+                return
+            # Its bitmap was never made: QEMU writes from a null pointer.
+            error = stream.unable_to_write(OSError(errno.EFAULT, ""))
+            raise StreamError(error.desc, f"Failed to write bitmap to file: {error.desc}")
         bits = self._present.tobytes().ljust(fmt.bitmap_bytes(self.memory.size, PAGE), b"\0")
         try:
             os.pwrite(self.writer.fd, bits, self._bitmap_offset)
@@ -234,8 +274,8 @@ class PlainRamSave(RamSave):
 
     _named = False  # the block's name came already in this section
 
-    def setup(self, *, ignore_shared: bool) -> None:
-        self._list_block(ignore_shared=ignore_shared)
+    def setup(self) -> None:
+        self._list_block()
 
     def send(self, pages: Sequence[int]) -> None:
         zero = [self.memory.is_zero(page) for page in pages]
@@ -244,7 +284,7 @@ class PlainRamSave(RamSave):
         for page, is_zero in zip(pages, zero, strict=True):
             start = page * PAGE
             flag = stream.RAM_FLAG_ZERO if is_zero else stream.RAM_FLAG_PAGE
-            name = fmt.counted(stream.RAM_BLOCK)
+            name = fmt.counted(self.memory.block)
             if self._named:
                 flag, name = flag | stream.RAM_FLAG_CONTINUE, b""
             self._named = True

@@ -19,13 +19,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(options: EmulatorOptions) -> int:
     """Be a QEMU with ``options`` until ``quit`` or a signal; return the exit code.
 
-    0 after ``quit`` or SIGTERM, 1 if a restore failed with ``exit-on-error``. It may not return at
-    all: where QEMU 10.0.2 crashes the process is ended by SIGSEGV or SIGFPE. Raises OSError if the
-    socket cannot be made, or the RAM cannot be had.
+    0 after ``quit`` or SIGTERM, 1 if a restore failed with ``exit-on-error``, or the RAM cannot be
+    had. It may not return at all: where QEMU 10.0.2 crashes the process is ended by SIGSEGV or
+    SIGFPE. Raises OSError if the socket cannot be made.
     """
     with listening(options.qmp) as listener:
         server = Server(listener)
-        machine = Machine(options, server)
+        try:
+            machine = Machine(options, server)
+        except OSError as error:
+            faults.report(error.strerror or str(error))
+            return 1
         with _signals_end(server):
             return server.serve(Emulated(machine, Outgoing(machine), Incoming(machine)))
 

@@ -14,7 +14,6 @@ from mapsave.image import sections
 from mapsave.image import stream_format as fmt
 
 MACHINE = "none"
-RAM_BLOCK = "ram"
 # The order in which QEMU 10.0.2 registers the three savevm handlers of -machine none.
 TIMER_SECTION, RAM_SECTION, GLOBAL_STATE_SECTION = 0, 1, 3
 RAM_FLAG_ZERO = 0x02

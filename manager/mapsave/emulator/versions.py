@@ -57,7 +57,7 @@ class Version:
     channel_reports: tuple[str, ...]  # on stderr, before the error of a channel
     # The load.
     checks_page_size: bool
-    loads_ignore_shared: bool  # together with mapped-ram
+    knows_left_out: bool  # shared memory, with mapped-ram as well: writes and loads such images
     partial_read: str
     load: Mapping[str, Load]
 
@@ -130,7 +130,7 @@ _10_0 = Version(
     interrupted="Channel error: Input/output error",
     channel_reports=(),
     checks_page_size=False,
-    loads_ignore_shared=False,
+    knows_left_out=False,
     partial_read="Partial read of size {got}, expected {expected}",
     load={
         "magic": Load(reports=("Not a migration stream",)),
@@ -194,7 +194,7 @@ _11_1 = Version(
     interrupted="Switchover is interrupted",
     channel_reports=("failed to save SaveStateEntry with id(name): 1(ram): -1",),
     checks_page_size=True,
-    loads_ignore_shared=True,
+    knows_left_out=True,
     partial_read="Unexpected end-of-file before all data were read",
     load={
         "magic": Load(causes=("Not a migration stream, magic: {found:x} != 5145564d",)),
