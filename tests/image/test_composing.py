@@ -54,7 +54,7 @@ def _composed(image: Path, legacy: Path, file: Path, name: str) -> composing.Com
         files.opened(legacy) as stream,
         files.opened(file) as copy,
     ):
-        read = legacy_stream.read(stream, legacy.stat().st_size)
+        read = legacy_stream.read(stream, legacy.stat().st_size, "x86_64")
         found = composing.compose(fd, MIB, stream, read, {name: copy})
         validation.validate_written(fd, MIB, image.stat().st_size)
         return found
@@ -108,7 +108,7 @@ def test_until_it_is_whole_no_one_takes_it_for_an_image(
         files.opened(place / "copy", os.O_RDWR | os.O_CREAT) as copy,
     ):
         os.truncate(copy, MIB)
-        stream = legacy_stream.read(legacy, len(data))
+        stream = legacy_stream.read(legacy, len(data), "x86_64")
 
         def fails(*_: object) -> int:
             raise OSError("the disk")
@@ -143,7 +143,7 @@ def test_blocks_that_do_not_fit(tmp_path: Path, copies: dict[str, int], problem:
             os.truncate(opened[name], length)
         try:
             with pytest.raises(errors.InvalidImage, match=problem):
-                stream = legacy_stream.read(legacy, len(data))
+                stream = legacy_stream.read(legacy, len(data), "x86_64")
                 composing.compose(fd, build.M, legacy, stream, opened)
         finally:
             for each in opened.values():

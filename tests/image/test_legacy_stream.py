@@ -12,9 +12,9 @@ from tests.image.build_legacy import CONTINUE, DATA, PAGE, Legacy, Record, conte
 from tests.kit import files
 
 
-def _read(data: bytes) -> LegacyStream:
+def _read(data: bytes, architecture: str = "x86_64") -> LegacyStream:
     with build_legacy.opened(data) as fd:
-        return legacy_stream.read(fd, len(data))
+        return legacy_stream.read(fd, len(data), architecture)
 
 
 def test_blocks_and_pages() -> None:
@@ -83,8 +83,14 @@ def test_other_capabilities_are_refused(names: tuple[bytes, ...]) -> None:
 
 
 def test_an_unknown_page_size_is_refused() -> None:
-    with pytest.raises(errors.UnsupportedImage, match="page size of machine virt"):
-        _read(Legacy(machine=b"virt-10.0").built())
+    with pytest.raises(errors.UnsupportedImage, match="page size of xtensa"):
+        _read(Legacy().built(), "xtensa")
+
+
+@pytest.mark.parametrize("machine", [b"none", b"s390-ccw-virtio-10.0"])
+def test_the_architecture_says_the_page_size(machine: bytes) -> None:
+    found = _read(Legacy(machine=machine).built(), "s390x")
+    assert {each.page_size for each in found.pages} == {PAGE}
 
 
 def test_no_cut_is_taken_for_a_whole_stream() -> None:

@@ -48,13 +48,14 @@ class LegacyStream:
     pages: tuple[Pages, ...]
 
 
-def read(fd: int, size: int) -> LegacyStream:
+def read(fd: int, size: int, architecture: str) -> LegacyStream:
     """Read the stream that a file of ``size`` bytes consists of.
 
-    Raises NotAnImage, TruncatedImage, UnsupportedImage and InvalidImage, as ``mapped_ram.read``;
-    UnsupportedImage as well where it was not saved with x-ignore-shared alone.
+    ``architecture``: of the QEMU that wrote it, as ``query-target`` names it. Raises NotAnImage,
+    TruncatedImage, UnsupportedImage and InvalidImage, as ``mapped_ram.read``; UnsupportedImage as
+    well where it was not saved with x-ignore-shared alone.
     """
-    return _LegacyReader(Cursor(fd, 0, size)).read_legacy()
+    return _LegacyReader(Cursor(fd, 0, size), architecture).read_legacy()
 
 
 class _LegacyReader(Reader):
@@ -63,8 +64,9 @@ class _LegacyReader(Reader):
     ``_kept`` are the parts of the file that the other stream has too, after its RAM blocks.
     """
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: Cursor, architecture: str) -> None:
         super().__init__(cursor)
+        self._architecture = architecture
         self._head = b""
         self._capabilities_at = (0, 0)
         self._kept: list[bytes] = []
@@ -106,11 +108,9 @@ class _LegacyReader(Reader):
         name = self._at.text(self._at.u8("RAM block name length"), "RAM block name")
         used_length = self._at.u64("RAM block length")
         self._at.u64("RAM block address")
-        size = 1 << self._page_bits if self._page_bits else page_sizes.of_machine(self._machine)
+        size = page_sizes.of_target(self._architecture, self._page_bits)
         if size is None:
-            raise errors.UnsupportedImage(
-                f"the page size of machine {self._machine} is not known, and the stream lacks it"
-            )
+            raise errors.UnsupportedImage(f"the page size of {self._architecture} is not known")
         if not used_length or used_length % size:
             raise errors.InvalidImage(f"RAM block {name!r} at offset {start}: length {used_length}")
         pages = Pages(name, used_length, size)

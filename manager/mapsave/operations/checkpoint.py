@@ -23,7 +23,7 @@ from mapsave.labels import labelling
 from mapsave.migration import guest_state, outgoing, parameters, stall
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset
-from mapsave.operations import save_transfer, shared_ram, written
+from mapsave.operations import hardware, save_transfer, shared_ram, written
 from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.shared_ram import SharedRam
 from mapsave.operations.steps import Step
@@ -121,6 +121,7 @@ async def _write(
                 f"{job.session.address}: the guest's RAM files cannot be shared with others in "
                 f"{job.directory.path!r}: {error.strerror}"
             ) from None
+        architecture = await hardware.architecture(job.session, job.facts.hardware)
         pauses = 1
         await mirrors.follow()
         is_quick = mirrors.extents > _FEW and job.then == "resume"
@@ -136,7 +137,7 @@ async def _write(
         job.phases.enter("compose")
         try:
             async with blocking.limited(stall.limit(mirrors.total)):
-                done = await blocking.call(_compose, job, partial, mirrors)
+                done = await blocking.call(_compose, job, partial, mirrors, architecture)
         except errors.InvalidImage as error:
             raise errors.SaveFailed(
                 f"{job.session.address}: the stream that QEMU has written without the guest's "
@@ -259,14 +260,14 @@ async def _let_qemu_write(
         return outcome, changed
 
 
-def _compose(job: SaveJob, partial: image.Partial, mirrors: Mirrors) -> Composed:
+def _compose(job: SaveJob, partial: image.Partial, mirrors: Mirrors, architecture: str) -> Composed:
     """Make the image of QEMU's stream, in whose place it is. Raises InvalidImage, OSError."""
     offset = partial.block.stream_offset
     with descriptors.unnamed(job.directory.fd) as legacy:
         size = os.fstat(partial.fd).st_size - offset
         _move(partial.fd, offset, size, legacy)
         partial.start_over(job.metadata)
-        stream = legacy_stream.read(legacy, size)
+        stream = legacy_stream.read(legacy, size, architecture)
         return composing.compose(partial.fd, offset, legacy, stream, mirrors.fds)
 
 

@@ -246,7 +246,7 @@ async def compare(
         )
     machine = asked_machine.result()
     _compare_machine(machine.type, contents)
-    _compare_page_size(await _architecture(session, machine), contents)
+    _compare_page_size(await hardware.architecture(session, machine.hardware), contents)
     destination.warnings += hardware.compare(machine.hardware, image.metadata, force=force)
     modes.compare_icount(session, image, contents)
     await _compare_memory(session, size.result(), image)
@@ -286,12 +286,6 @@ def _compare_machine(machine: str, contents: Contents) -> None:
             f"{machine!r}",
             hint="start the destination with -machine of the image's type",
         )
-
-
-async def _architecture(session: Session, machine: known_machines.Machine) -> str:
-    """Return what ``query-target`` calls the architecture; processors are reported with it."""
-    told = machine.hardware["target"] if machine.hardware is not None else ""
-    return told or str((await session.execute("query-target"))["arch"])
 
 
 def _compare_page_size(target: str, contents: Contents) -> None:

@@ -101,6 +101,12 @@ async def machine_type(session: Session) -> str:
     return str(found).removesuffix("-machine")
 
 
+async def architecture(session: Session, found: HardwarePart | None) -> str:
+    """Return what ``query-target`` calls the architecture; processors are reported with it."""
+    told = found["target"] if found is not None else ""
+    return told or str((await session.execute("query-target"))["arch"])
+
+
 def _position(props: Mapping[str, object]) -> str:
     """Return where a processor is, as ``-device`` takes it: ``socket-id=0,core-id=1``."""
     return ",".join(f"{level}={props[level]}" for level in sorted(props))
