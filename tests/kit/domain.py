@@ -160,14 +160,16 @@ def definition(
     machine: str = "pc",
     boot: str = "",
     devices: str = "",
+    more: str = "",
     arguments: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> str:
     """Return the XML of a guest without disk or network, ready for ``virsh define``.
 
     ``identity``: its uuid. ``memory`` in bytes. ``kvm``: instead of TCG. ``boot`` and
-    ``devices``: more XML within ``<os>`` and ``<devices>``. ``arguments``: passed to QEMU as they
-    are (``<qemu:commandline>``), as ``env`` is added to its environment.
+    ``devices``: more XML within ``<os>`` and ``<devices>``, ``more``: within ``<domain>``.
+    ``arguments``: passed to QEMU as they are (``<qemu:commandline>``), as ``env`` is added to its
+    environment.
     """
     kind = "kvm" if kvm else "qemu"
     passed = "".join(f"<qemu:arg value={saxutils.quoteattr(each)}/>" for each in arguments)
@@ -186,6 +188,7 @@ def definition(
     <memballoon model='none'/>
     {devices}
   </devices>
+  {more}
   {passed}
 </domain>
 """
@@ -205,6 +208,7 @@ def running(
     machine: str = "pc",
     boot: str = "",
     devices: str = "",
+    more: str = "",
     arguments: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Domain]:
@@ -224,6 +228,7 @@ def running(
         machine=machine,
         boot=boot,
         devices=devices,
+        more=more,
         arguments=arguments,
         env=env,
     )

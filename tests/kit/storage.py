@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -40,13 +40,15 @@ def loop_filesystem(
     block: int = 4096,
     like_disk: bool = False,
     options: str = "defaults",
+    mkfs: Sequence[str] = (),
 ) -> Iterator[Path]:
     """Mount a new file system of ``size`` bytes on a loop device; yield where.
 
     Its sparse backing file and its mount point are made in ``directory``. ``sector`` is the
     logical sector size in bytes, which O_DIRECT has to respect: 512 or 4096. ``block`` is the file
     system's block in bytes. ``like_disk``: as fast as the disk below ``directory``, as the backing
-    file is written in full, and used past the page cache. ``options``: those of mount.
+    file is written in full, and used past the page cache. ``options``: those of mount, ``mkfs``: more
+    of that command's.
     """
     assert size >= SMALLEST[kind], f"{kind} takes {SMALLEST[kind]} bytes at least"
     number = len(_backing)
@@ -58,7 +60,7 @@ def loop_filesystem(
             if like_disk:
                 _write_all(file, size)
         with _loop_device(backing, sector, direct=like_disk) as device:
-            _run(*(word.format(block) for word in _MKFS[kind]), device)
+            _run(*(word.format(block) for word in _MKFS[kind]), *mkfs, device)
             place = directory / f"{kind}-{number}"
             with _mount(place, kind, device, "-o", f"{options}{_MOUNT[kind]}") as mounted:
                 yield mounted

@@ -29,8 +29,9 @@ def small(daemon: Daemon, **options: Any) -> AbstractContextManager[Domain]:
 
     ``options`` are those of ``domain.running``.
     """
-    options = {"boot": ways.halting(daemon.directory), "memory": _MEMORY, **options}
-    return domain.running(daemon, NAME, ram=patterns.dense, **options)
+    boot = ways.halting(daemon.directory)
+    options = {"boot": boot, "memory": _MEMORY, "ram": patterns.dense, **options}
+    return domain.running(daemon, NAME, **options)
 
 
 def slow(daemon: Daemon, **options: Any) -> AbstractContextManager[Domain]:

@@ -19,12 +19,14 @@ from mapsave.image import descriptors, reflink
 from mapsave.migration import parameters
 from mapsave.monitor import mappings, process
 from mapsave.monitor.mappings import File, Mapping
+from mapsave.operations import ram_remedies
 
 if TYPE_CHECKING:
     from mapsave.image import store
     from mapsave.monitor.ram_blocks import RamBlock
     from mapsave.operations.facts import Facts
     from mapsave.operations.memory_backends import Backend
+    from mapsave.operations.ram_remedies import Remedies
 
 # RAM that is no shared file is written while the guest is paused: video memory, ROMs. In bytes.
 MOST_WRITTEN = 256 * units.MIB
@@ -67,11 +69,6 @@ def find(found: Facts, held: store.Directory) -> SharedRam:
 
     Raises NoCheckpoint, with what to change, where it is not enough for a checkpoint.
     """
-    if found.domain is not None:
-        raise errors.NoCheckpoint(
-            f"domain {found.domain.name!r}: checkpoints of libvirt guests are not supported",
-            hint=INSTEAD,
-        )
     if found.pid is None or not found.blocks:
         raise errors.NoCheckpoint(
             f"guest {found.name!r}: its QEMU's process or RAM blocks cannot be seen from here",
@@ -102,14 +99,19 @@ def find(found: Facts, held: store.Directory) -> SharedRam:
         backend = backends.get(name)
         if backend is not None and backend.is_shared and backend.path is not None:
             part = _part(found.pid, name, block, backend, maps)
-            _try(part, backend, held, system)
+            _try(part, backend, held, system, ram_remedies.of(found, backend, held))
             parts.append(part)
         else:
             others[name] = block.used
     written = sum(others.values())
     if written > MOST_WRITTEN or not parts:
         name = max(others, key=lambda name: others[name])
-        raise _not_shared(name, others[name], backends.get(name), held)
+        remedies = ram_remedies.of(found, backends.get(name), held)
+        raise errors.NoCheckpoint(
+            f"RAM block {name!r} ({units.format_size(others[name])}) is not a shared file: it "
+            "would have to be written while the guest is paused",
+            hint=f"{remedies.shared(others[name])}: {_WHAT}; or {INSTEAD}",
+        )
     shared = SharedRam(tuple(parts), written)
     _check_room(shared, found.pid, held)
     return shared
@@ -189,17 +191,18 @@ def _is_it(fd: int, file: File) -> bool:
         return False
 
 
-def _try(part: Part, backend: Backend, held: store.Directory, system: str) -> None:
+def _try(
+    part: Part, backend: Backend, held: store.Directory, system: str, remedies: Remedies
+) -> None:
     """Share the first block of the file with one in the directory. Raises NoCheckpoint."""
     what = f"RAM block {part.block!r}, the file {backend.path!r},"
-    option = f"mem-path= of '-object memory-backend-file,id={backend.name}'"
     try:
         size = reflink.block_size(held.fd)
         if part.offset % size or part.length % size:
             raise errors.NoCheckpoint(
                 f"{what} does not begin and end at a multiple of {size} bytes, the "
                 f"block of {system}",
-                hint=f"choose such a size and offset= for '-object …,id={backend.name}'",
+                hint=remedies.sized(),
             )
         with opened(part) as fd, descriptors.unnamed(held.fd) as target:
             reflink.share(fd, part.offset, size, target, 0)
@@ -207,8 +210,7 @@ def _try(part: Part, backend: Backend, held: store.Directory, system: str) -> No
         if error.errno == errno.EXDEV:
             raise errors.NoCheckpoint(
                 f"{what} is not on the file system of {held.path!r}",
-                hint=f"in the guest's launch:, set {option} to a file on the same file system, or "
-                "keep the images where that file is",
+                hint=f"{remedies.placed()}, or keep the images where that file is",
             ) from None
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             raise errors.NoCheckpoint(
@@ -220,21 +222,3 @@ def _try(part: Part, backend: Backend, held: store.Directory, system: str) -> No
             f"{what} cannot be opened or shared with a file in {held.path!r}: {error.strerror}",
             hint="run mapsave as root, or as the user of that QEMU",
         ) from None
-
-
-def _not_shared(
-    name: str, size: int, backend: Backend | None, held: store.Directory
-) -> errors.NoCheckpoint:
-    """Return the error for RAM that would have to be written, with the option to change."""
-    if backend is not None and backend.path is not None:
-        hint = f"in the guest's launch:, set share=on in '-object …,id={backend.name}'"
-    else:
-        identity = backend.name if backend is not None else "ram"
-        file = f"-object memory-backend-file,id={identity},size={size >> 20}M"
-        file += f",mem-path={held.path}/NAME.ram,share=on -machine memory-backend={identity}"
-        hint = f"in the guest's launch:, give it that memory by '{file}'"
-    return errors.NoCheckpoint(
-        f"RAM block {name!r} ({units.format_size(size)}) is not a shared file: it would have to be "
-        "written while the guest is paused",
-        hint=f"{hint}: {_WHAT}; or {INSTEAD}",
-    )
