@@ -47,8 +47,8 @@ def loop_filesystem(
     Its sparse backing file and its mount point are made in ``directory``. ``sector`` is the
     logical sector size in bytes, which O_DIRECT has to respect: 512 or 4096. ``block`` is the file
     system's block in bytes. ``like_disk``: as fast as the disk below ``directory``, as the backing
-    file is written in full, and used past the page cache. ``options``: those of mount, ``mkfs``: more
-    of that command's.
+    file is written in full, and used past the page cache. ``options``: those of mount, ``mkfs``:
+    more of that command's.
     """
     assert size >= SMALLEST[kind], f"{kind} takes {SMALLEST[kind]} bytes at least"
     number = len(_backing)
