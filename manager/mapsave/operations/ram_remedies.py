@@ -89,8 +89,8 @@ class _OfDomain(Remedies):
             )
         return (
             f"in the domain's XML, set {MEMORY_BACKING}{self._without}, and in libvirt's qemu.conf "
-            "memory_backing_dir to a directory there; restart libvirt's daemon, and start the "
-            "domain anew"
+            f"memory_backing_dir to a directory on the file system of {self.held.path!r}; restart "
+            "libvirt's daemon, and start the domain anew"
         )
 
     def placed(self) -> str:
