@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import subprocess
 import sys
 import time
@@ -169,3 +170,14 @@ def restore(qmp: Qmp, source: str, *capabilities: str, **parameters: Any) -> dic
     qmp("migrate-set-parameters", **parameters)
     qmp("migrate-incoming", uri=f"file:{source}", exit_on_error=False)
     return qmp.wait("completed", "failed")
+
+
+def sparse_ram(size: int) -> bytes:
+    """Random bytes with holes of all lengths, the first and the last page used."""
+    rng = random.Random(11)
+    ram = bytearray(size)
+    pages = [0, size // 4096 - 1]
+    pages += [page for page in range(size // 4096) if rng.random() < (page >> 6) % 5 / 4]
+    for page in pages:
+        ram[page * 4096 : page * 4096 + 4096] = rng.randbytes(4096)
+    return bytes(ram)

@@ -1,14 +1,12 @@
 """The emulator's images restore in a real QEMU and the other way round, byte for byte."""
 
 import os
-import random
-import re
 from pathlib import Path
 
 import pytest
 from mapsave.emulator import address
 
-from tests.emulator import helpers
+from tests.emulator import alike, helpers
 from tests.emulator.helpers import MIB, MULTIFD, OFFSET
 from tests.kit import files
 
@@ -34,17 +32,6 @@ def target_for(qmp: helpers.Qmp, image: Path, access: int, *, fdset: bool, direc
     with files.opened(image, access) as fd:
         qmp("add-fd", fd, fdset_id=7)
     return f"/dev/fdset/7,offset={OFFSET}"
-
-
-def sparse_ram(size: int) -> bytes:
-    """Random bytes with holes of all lengths, the first and the last page used."""
-    rng = random.Random(11)
-    ram = bytearray(size)
-    pages = [0, size // 4096 - 1]
-    pages += [page for page in range(size // 4096) if rng.random() < (page >> 6) % 5 / 4]
-    for page in pages:
-        ram[page * 4096 : page * 4096 + 4096] = rng.randbytes(4096)
-    return bytes(ram)
 
 
 @pytest.mark.parametrize("fdset", [False, True], ids=["path", "fdset"])
@@ -91,7 +78,7 @@ def test_emulator_restores_what_qemu_saved(
     image, ram = tmp_path / "image", tmp_path / "ram"
     image.write_bytes(b"X" * OFFSET)
     size = int(memory[:-1]) * MIB
-    ram.write_bytes(sparse_ram(size))
+    ram.write_bytes(helpers.sparse_ram(size))
     direct = "direct_io" in parameters
     with helpers.real_qemu(tmp_path, memory=memory, ram=ram) as qmp:
         target = target_for(qmp, image, os.O_WRONLY, fdset=fdset, direct=direct)
@@ -105,18 +92,13 @@ def test_emulator_restores_what_qemu_saved(
         assert helpers.memory_of(qmp, size, tmp_path) == ram.read_bytes()
 
 
-# A part of the section of RAM that holds its end mark alone (migration/savevm.c, migration/ram.c):
-# type, id, mark, and the footer with the id again.
-_EMPTY_PASS = re.compile(rb"\x02(....)" + (16).to_bytes(8, "big") + rb"\x7e\1", re.DOTALL)
-
-
 def test_images_are_alike(tmp_path: Path) -> None:
     """The same RAM saved by both gives the same file, but for the clock's two counters.
 
     And for passes over RAM that found nothing: how many there are is a matter of QEMU's timing.
     """
     ram = tmp_path / "ram"
-    ram.write_bytes(sparse_ram(33 * MIB))
+    ram.write_bytes(helpers.sparse_ram(33 * MIB))
     images = []
     with helpers.real_qemu(tmp_path, "-S", ram=ram) as qmp:
         helpers.save(qmp, f"{tmp_path}/real,offset={OFFSET}")
@@ -126,16 +108,8 @@ def test_images_are_alike(tmp_path: Path) -> None:
         assert qmp("query-status")["status"] == "prelaunch"
         helpers.save(qmp, f"{tmp_path}/emulated,offset={OFFSET}")
         images.append(tmp_path / "emulated")
-    real, emulated = map(without_clock, images)
+    real, emulated = map(alike.without_clock, images)
     assert real == emulated
-
-
-def without_clock(image: Path) -> bytes:
-    """Return what is in an image, but for the clock's two counters and passes of nothing."""
-    found = bytearray(_EMPTY_PASS.sub(b"", image.read_bytes()))
-    at = found.index(b"\x05timer") + len(b"\x05timer") + 8
-    found[at : at + 24] = bytes(24)
-    return bytes(found)
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35", "microvm"])
@@ -144,7 +118,7 @@ def test_emulator_reads_ram_of_other_machine_types(
     tmp_path: Path, machine: str, capabilities: tuple[str, ...]
 ) -> None:
     ram = tmp_path / "ram"
-    ram.write_bytes(sparse_ram(40 * MIB))
+    ram.write_bytes(helpers.sparse_ram(40 * MIB))
     with helpers.real_qemu(tmp_path, "-S", machine=machine, memory="40M", ram=ram) as qmp:
         assert helpers.save(qmp, f"{tmp_path}/image", *capabilities)["status"] == "completed"
     with helpers.emulator(tmp_path, "--incoming", "defer", memory="40M") as qmp:

@@ -7,48 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.emulator import helpers, requests
+from tests.emulator import alike, helpers, requests
 from tests.emulator.helpers import MIB, MULTIFD
 from tests.kit import files, wait
-
-
-def normal(message: dict[str, Any]) -> str:
-    """Return ``message`` without what differs from run to run: package, addresses, times."""
-    message = {key: value for key, value in message.items() if key != "timestamp"}
-    text = repr(_sorted(message))
-    text = re.sub(r"'package': '[^']*'", "'package': '...'", text)
-    return re.sub(r"0x00007[0-9a-f]{11}", "HVA", text)
-
-
-def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return [_sorted(each) for each in value] if isinstance(value, list) else value
-
-
-def conversation(qmp: helpers.Qmp, lines: list[str]) -> list[str]:
-    """Send ``lines`` one by one and return replies and events in order."""
-    heard = [normal(qmp.greeting)]
-    for line in lines:
-        heard.append(f"> {line}")
-        qmp.send(line.encode())
-        while "event" in (message := qmp.read()):
-            heard.append(normal(message))
-        heard.append(normal(message))
-    return heard
-
-
-def compare(
-    tmp_path: Path, lines: list[str], *arguments: str, negotiate: bool = True, oob: bool = False
-) -> None:
-    if oob:
-        lines = ['{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}', *lines]
-    with helpers.emulator(tmp_path, *arguments, negotiate=negotiate and not oob) as qmp:
-        emulated = conversation(qmp, lines)
-    with helpers.real_qemu(tmp_path, *arguments, negotiate=negotiate and not oob) as qmp:
-        real = conversation(qmp, lines)
-    assert emulated == real
-
 
 SCRIPTS = {
     "syntax": [line + "\n" for line in requests.SYNTAX],
@@ -77,24 +38,24 @@ SCRIPTS = {
 @pytest.mark.parametrize("arguments", [(), ("-S",)], ids=["running", "stopped"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_same_answers(tmp_path: Path, name: str, arguments: tuple[str, ...]) -> None:
-    compare(tmp_path, SCRIPTS[name], *arguments)
+    alike.compare(tmp_path, SCRIPTS[name], *arguments)
 
 
 def test_negotiation(tmp_path: Path) -> None:
-    compare(tmp_path, requests.NEGOTIATION, negotiate=False)
+    alike.compare(tmp_path, requests.NEGOTIATION, negotiate=False)
 
 
 def test_out_of_band(tmp_path: Path) -> None:
-    compare(tmp_path, requests.OUT_OF_BAND, oob=True)
+    alike.compare(tmp_path, requests.OUT_OF_BAND, oob=True)
 
 
 def test_name_and_uuid(tmp_path: Path) -> None:
     uuid = "11111111-2222-3333-4444-555555555555"
     lines = [requests.request("query-name"), requests.request("query-uuid")]
     with helpers.emulator(tmp_path, "--name", "web", "--uuid", uuid) as qmp:
-        emulated = conversation(qmp, lines)
+        emulated = alike.conversation(qmp, lines)
     with helpers.real_qemu(tmp_path, "-name", "web", "-uuid", uuid) as qmp:
-        assert conversation(qmp, lines) == emulated
+        assert alike.conversation(qmp, lines) == emulated
 
 
 INCOMING = [
@@ -116,7 +77,7 @@ def test_incoming_refusals(tmp_path: Path, line: str) -> None:
     """Every bad start, and what a second one says after it."""
     query = [requests.request("query-migrate"), requests.request("query-status")]
     lines = [line, *query, line, *query]
-    compare(tmp_path, INCOMING + lines, "-incoming", "defer")
+    alike.compare(tmp_path, INCOMING + lines, "-incoming", "defer")
 
 
 def test_descriptor_sets(tmp_path: Path) -> None:
@@ -135,7 +96,7 @@ def _descriptor_talk(qmp: helpers.Qmp, image: Path) -> list[str]:
 
     def say(execute: str, *fds: int, **arguments: Any) -> None:
         reply = qmp.ask(execute, *fds, **arguments)
-        text = re.sub(r"('fd': |fd=)[0-9]+", r"\1N", normal(reply))
+        text = re.sub(r"('fd': |fd=)[0-9]+", r"\1N", alike.normal(reply))
         out.append(f"{execute} {arguments}: {text}")
 
     qmp.capabilities(*MULTIFD)
@@ -175,26 +136,6 @@ def _descriptor_talk(qmp: helpers.Qmp, image: Path) -> list[str]:
     return [*out, *qmp.trace()]
 
 
-def ending(qmp: helpers.Qmp) -> list[Any]:
-    """Return what is told of a migration that has ended, without what is a matter of timing.
-
-    That includes how many passes over RAM follow the first: QEMU makes further ones as soon as it
-    has measured the bandwidth, 100 ms after the beginning.
-    """
-    result = qmp("query-migrate")
-    trace = [word for word in qmp.trace() if word == "pass 1" or not word.startswith("pass ")]
-    passes = result.get("ram", {}).pop("dirty-sync-count", None)
-    if result["status"] == "completed" and passes is not None:
-        assert passes >= 2
-    result.get("ram", {}).pop("mbps", None)
-    times = ("total-time", "setup-time", "downtime", "expected-downtime")
-    counted = {key: value for key, value in result.items() if key not in times}
-    volatile = ("pages-per-second", "downtime-bytes", "precopy-bytes", "transferred")
-    for key in volatile:
-        counted.get("ram", {}).pop(key, None)
-    return [counted, sorted(result), qmp("query-status"), trace]
-
-
 @pytest.mark.parametrize("arguments", [(), ("-S",)], ids=["running", "stopped"])
 @pytest.mark.parametrize(
     ("capabilities", "parameters"),
@@ -222,11 +163,11 @@ def test_save_of_an_empty_guest(
             helpers.save(qmp, f"{tmp_path}/image", *capabilities, **parameters)
             final = "postmigrate" if "return-path" not in capabilities else None
             qmp.wait_run_state(final or ("prelaunch" if arguments else "running"))
-            told: list[Any] = ending(qmp)
+            told: list[Any] = alike.ending(qmp)
             told += [qmp.ask("stop"), qmp("query-status"), qmp.ask("migrate_cancel")]
             if final:
                 told.append(qmp.ask("migrate", uri=f"file:{tmp_path}/second"))
-            told += [qmp.ask("cont"), qmp("query-status"), *ending(qmp)]
+            told += [qmp.ask("cont"), qmp("query-status"), *alike.ending(qmp)]
             heard.append(told)
     assert heard[0] == heard[1]
 
@@ -241,7 +182,7 @@ def test_switchover_ack_is_never_given(tmp_path: Path) -> None:
             wait.until(lambda qmp=qmp: "error-desc" in qmp("query-migrate"), what="its reason")
             told += [qmp("query-migrate")["error-desc"], qmp.status(), qmp.ask("migrate_cancel")]
             qmp.wait("cancelled", "failed")  # QEMU 11.1 fails at its end, older ones go on forever
-            heard.append([*told, *ending(qmp)])
+            heard.append([*told, *alike.ending(qmp)])
     assert heard[0] == heard[1]
 
 
@@ -258,7 +199,7 @@ def test_pause_before_switchover(tmp_path: Path) -> None:
             told += [qmp.ask("migrate-continue", state=state) for state in states]
             qmp.wait("completed")
             qmp.wait_run_state("postmigrate")
-            heard.append([*told, *ending(qmp)])
+            heard.append([*told, *alike.ending(qmp)])
     assert heard[0] == heard[1]
 
 
@@ -272,7 +213,7 @@ def test_cancel_in_pre_switchover(tmp_path: Path, arguments: tuple[str, ...]) ->
             qmp.wait("pre-switchover")
             told.append(qmp.ask("migrate_cancel"))
             qmp.wait("cancelled")
-            heard.append([*told, *ending(qmp)])
+            heard.append([*told, *alike.ending(qmp)])
     assert heard[0] == heard[1]
 
 
@@ -334,7 +275,7 @@ def test_damaged_images(tmp_path: Path, good_image: bytes, name: str) -> None:
     for start, log in ((helpers.emulator, "emulator.stderr"), (helpers.real_qemu, "qemu.stderr")):
         with start(tmp_path, "-incoming", "defer") as qmp:
             helpers.restore(qmp, f"{image},offset={helpers.OFFSET}", *MULTIFD[:2])
-            told = ending(qmp)
+            told = alike.ending(qmp)
         lines = (tmp_path / log).read_text().splitlines()
         heard.append([*told, *(line.partition(": ")[2] for line in lines)])
     assert heard[0] == heard[1]

@@ -9,9 +9,8 @@ import pytest
 from mapsave.config import EmulatedVersion
 
 from tests.emulator import helpers, requests
-from tests.emulator.helpers import MIB, MULTIFD, OFFSET
-from tests.emulator.test_against_qemu import sparse_ram, without_clock
-from tests.emulator.test_differential import compare, ending
+from tests.emulator.alike import compare, ending, without_clock
+from tests.emulator.helpers import MIB, MULTIFD, OFFSET, sparse_ram
 from tests.kit import emulated, qemu, qmp, reflinks, tree, wait
 
 IGNORE = "x-ignore-shared"
@@ -45,25 +44,23 @@ def test_same_answers(tmp_path: Path, ram: Path, name: str | None) -> None:
     compare(tmp_path, lines, *([] if name is None else shared(ram, name=name)))
 
 
-@pytest.mark.parametrize("arguments", [(), ("-S",)], ids=["running", "stopped"])
-@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "private"])
 @pytest.mark.parametrize(
-    "capabilities",
+    ("capabilities", "arguments", "is_shared"),
     [
-        ("events", IGNORE),
-        (IGNORE,),
-        ("events", "mapped-ram", IGNORE),
-        (*MULTIFD, IGNORE),
-        ("events",),
+        (("events", IGNORE), ("-S",), True),
+        (("events", IGNORE), (), True),
+        (("events", IGNORE), (), False),
+        (("events", "mapped-ram", IGNORE), ("-S",), True),
+        (("events", "mapped-ram", IGNORE), (), True),
+        ((*MULTIFD, IGNORE), (), True),
+        ((*MULTIFD, IGNORE), (), False),
     ],
-    ids=lambda each: "-".join(each),
 )
 def test_same_saves(
     tmp_path: Path,
     ram: Path,
     capabilities: tuple[str, ...],
     arguments: tuple[str, ...],
-    *,
     is_shared: bool,
 ) -> None:
     """Events, statistics and run states, what is on stderr, and what is answered after it."""

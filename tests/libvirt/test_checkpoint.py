@@ -18,14 +18,14 @@ from tests.kit.libvirtd import Daemon
 from tests.kit.outcomes import COMMITTED, PUT_BACK
 from tests.kit.storage import MIB
 from tests.libvirt.scene import IMAGE, NAME, as_before, nothing_left, small
-from tests.libvirt.ways import restore
+from tests.libvirt.ways import Restore, restore
 
 pytestmark = pytest.mark.root
 
 # Two nodes and a DIMM, each of which has a file of its own.
 NUMA = (
     "<cpu><numa><cell id='0' cpus='0' memory='16' unit='MiB'/><cell id='1' memory='16' unit='MiB'/>"
-    "</numa></cpu><maxMemory slots='2' unit='MiB'>512</maxMemory>"
+    "</numa></cpu><features><acpi/></features><maxMemory slots='2' unit='MiB'>512</maxMemory>"
 )
 DIMM = "<memory model='dimm'><target><size unit='MiB'>16</size><node>1</node></target></memory>"
 
@@ -67,21 +67,28 @@ def ram_files(place: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "ways"),
     [
-        pytest.param({}, id="one file"),
-        pytest.param({"more": NUMA, "devices": DIMM, "memory": 48 * MIB}, id="nodes and a DIMM"),
+        pytest.param({}, ("virsh", "own"), id="one file"),
+        pytest.param(
+            {"more": NUMA, "devices": DIMM, "memory": 48 * MIB}, ("virsh",), id="nodes and a DIMM"
+        ),
     ],
 )
 def test_ram_is_equal(
-    sharing: Daemon, place: Path, site: cli.Site, tmp_path: Path, options: dict[str, Any]
+    sharing: Daemon,
+    place: Path,
+    site: cli.Site,
+    tmp_path: Path,
+    options: dict[str, Any],
+    ways: tuple[Restore, ...],
 ) -> None:
     """Of a guest that is paused, and stays so; restored by both, which make other RAM files."""
     with shared(sharing, **options) as guest:
         before = guest.snapshot_ram(tmp_path / "before")
         found, was = guest.status(), guest.state()
         assert len(ram_files(place)) == (3 if options else 1)
-        for number, way in enumerate(("virsh", "own", "through")):
+        for number, way in enumerate(ways):
             done = checkpoint(site, guest, way)
             assert (done["then"], done["downtime_s"]) == ("leave", 0)
             if not number:
@@ -107,8 +114,8 @@ def test_the_guest_runs_on(sharing: Daemon, site: cli.Site, tmp_path: Path) -> N
     with shared(sharing, paused=False, transient=False) as guest:
         found, snapshots = guest.status(), []
         for number in range(3):
-            for page in range(number, 6000, 61 + number):
-                guest.ram.write("pc.ram", page * 4096 + 100, bytes([number + 1]) * 64)
+            for place in (2, 9, 17):
+                guest.ram.write("pc.ram", (place + number) * MIB + 100, bytes([number]) * 6000)
             snapshots.append(ram.snapshot(guest.ram, tmp_path / str(number)))
             done = checkpoint(site, guest, str(number))
             assert done["then"] == "resume"
@@ -146,7 +153,8 @@ def test_killed_before_it_is_whole(sharing: Daemon, site: cli.Site, where: str, 
         result = site.run(*words, command=struck.killer(where, step))
         assert result.returncode == -signal.SIGKILL, result
         assert step != "share" or guest.state() == "paused (user)"
-        struck.recovered(site, PUT_BACK)
+        (line,) = site.run("recover", "--json", check=0).json()["operations"]
+        assert line["outcome"].startswith(PUT_BACK)
         as_before(guest, before)
         nothing_left(site)
         checkpoint(site, guest, IMAGE)
@@ -273,5 +281,5 @@ def test_by_a_job(sharing: Daemon, site: cli.Site) -> None:
         site.run("job", "run", "hourly", check=0)
         (name,) = (path.name for path in site.images.iterdir())
         shown = site.run("inspect", name, "--json", check=0).json()
-        assert shown["metadata"]["checkpoint"]["pauses"] == 1
+        assert shown["checkpoint"]["pauses"] in (1, 2)
         as_before(guest, before)

@@ -166,7 +166,7 @@ def _backend(memory: GuestMemory) -> tuple[str, dict[str, object]]:
     own = memory.backend
     found |= {"mem-path": own.path, "offset": own.offset, "align": 0, "pmem": False}
     found |= {"discard-data": False, "readonly": not own.is_shared}
-    return "memory-backend-file", {**found, "rom": "auto" if own.is_shared else "off"}
+    return "memory-backend-file", {**found, "rom": "off"}
 
 
 @command("quit")

@@ -83,6 +83,7 @@ _SHOWN = (
         "plan",
         "written",
         "proof",
+        "checkpoint",
         "label",
         "command",
         "host",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mapsave.operations.facts import Facts
     from mapsave.operations.memory_backends import Backend
 
+_RESTART = "shut the domain down and start it"
 MEMORY_BACKING = "<memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>"
 
 
@@ -85,20 +86,20 @@ class _OfDomain(Remedies):
         if self.backend is not None and self.backend.path is not None and not self._has_huge_pages:
             return (
                 "in the domain's XML, set <access mode='shared'/> in <memoryBacking>, and no other "
-                "memAccess= of a <cell> or access= of a <memory>, and start the domain anew"
+                f"memAccess= of a <cell> or access= of a <memory>; {_RESTART}"
             )
         return (
             f"in the domain's XML, set {MEMORY_BACKING}{self._without}, and in libvirt's qemu.conf "
             f"memory_backing_dir to a directory on the file system of {self.held.path!r}; restart "
-            "libvirt's daemon, and start the domain anew"
+            f"libvirt's daemon, then {_RESTART}"
         )
 
     def placed(self) -> str:
         if self._has_huge_pages:
-            return "remove <hugepages/> from the domain's XML, and start the domain anew"
+            return f"remove <hugepages/> from the domain's XML; {_RESTART}"
         return (
             "set memory_backing_dir in libvirt's qemu.conf to a directory there, restart libvirt's "
-            "daemon, and start the domain anew"
+            f"daemon, then {_RESTART}"
         )
 
     def sized(self) -> str:
