@@ -6,8 +6,6 @@ import abc
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mapsave import domain_resources
-
 if TYPE_CHECKING:
     from mapsave.image import store
     from mapsave.monitor.domain import Domain
@@ -79,6 +77,8 @@ class _OfDomain(Remedies):
 
     @property
     def _has_huge_pages(self) -> bool:
+        from mapsave import domain_resources  # which loads an XML parser
+
         root = domain_resources.parsed(self.domain.live_xml)
         return root.find("./memoryBacking/hugepages") is not None
 
