@@ -138,9 +138,11 @@ def description(capabilities: list[str], uuid: bytes | None) -> bytes:
 def _described_configuration(capabilities: list[str], uuid: bytes | None) -> _Described:
     subsections: list[_Described] = []
     if capabilities:
-        names = [("capabilities", "capability", 1 + len(name)) for name in capabilities]
-        fields = [("caps_count", "uint32", 4), *names]
-        subsections.append(_vmsd(fmt.SUBSECTION_CAPABILITIES, 1, fields))
+        # An array is described by its first element.
+        names = ("capabilities", "capability", 1 + len(capabilities[0]))
+        count = len(capabilities)
+        fields = [("caps_count", "uint32", 4), names]
+        subsections.append(_vmsd(fmt.SUBSECTION_CAPABILITIES, 1, fields, array=count))
     if uuid is not None:
         subsections.append(_vmsd(fmt.SUBSECTION_UUID, 1, [("uuid", "uint8", 16)]))
     own = [("len", "uint32", 4), ("name", "buffer", len(MACHINE))]
@@ -148,8 +150,12 @@ def _described_configuration(capabilities: list[str], uuid: bytes | None) -> _De
     return {**described, "subsections": subsections} if subsections else described
 
 
-def _vmsd(name: str, version: int, fields: Sequence[_Field]) -> _Described:
-    listed = [{"name": name, "type": kind, "size": size} for name, kind, size in fields]
+def _vmsd(name: str, version: int, fields: Sequence[_Field], *, array: int = 1) -> _Described:
+    """Return the description; the last field is an array of so many elements."""
+    listed: list[_Described] = []
+    for number, (field, kind, size) in enumerate(fields, 1):
+        several = {"array_len": array} if array > 1 and number == len(fields) else {}
+        listed.append({"name": field, **several, "type": kind, "size": size})
     return {"vmsd_name": name, "version": version, "fields": listed}
 
 
