@@ -361,7 +361,7 @@ def test_schema_describes_every_key() -> None:
     assert set(schema["properties"]) == {
         *("images", "state", "socket", "jobs", "policies", "guests", "save"),
         *("service", "hooks", "notify", "launch_environment", "trust", "restore"),
-        "hosts",
+        *("hosts", "memory"),
     }
     for model in (schema, *schema["$defs"].values()):
         assert model["additionalProperties"] is False

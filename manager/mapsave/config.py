@@ -16,20 +16,12 @@ from msgspec import Meta, field, structs
 from mapsave import errors, guest_address, keys
 from mapsave.clone_template import CloneTemplate
 from mapsave.guest_address import LIBVIRT_URI
-from mapsave.key_types import (
-    Argument,
-    Channels,
-    Name,
-    Place,
-    Size,
-    Switch,
-    Text,
-    Truth,
-    Variable,
-)
+from mapsave.key_types import Argument, Channels, Name, Place, Size, Switch, Text, Truth, Variable
 from mapsave.keys import Check, Keys, Parse, help, written
+from mapsave.memory_settings import MemoryOptions, MemorySettings
 from mapsave.restore_settings import RestoreOptions, RestoreSettings
 from mapsave.service_settings import Hooks, Remote, Service, Webhook, check_webhook
+from mapsave.trust_settings import Trust
 
 SYSTEM_FILE = Path("/etc/mapsave/manager.yaml")
 SYSTEM_SOCKET = Path("/run/mapsave/mapsave.sock")
@@ -47,12 +39,6 @@ Clones = Literal["admin", "operator"]
 EmulatedVersion = Literal["10.0", "11.1"]  # of QEMU
 
 _XDG = ("images", "state", "socket", "jobs")  # keys whose default depends on the user
-
-
-def _absolute(path: str) -> str:
-    if not path.startswith("/") or ".." in path.split("/"):
-        raise ValueError("must be an absolute path without '..'")
-    return path
 
 
 def _check_guest(guest: Guest) -> Guest:
@@ -73,6 +59,8 @@ def _check_guest(guest: Guest) -> Guest:
     for words in (launch, guest.clone.launch if guest.clone is not None else ()):
         if {"-incoming", "--incoming"} & set(words):
             raise ValueError("launch must not contain -incoming: mapsave adds it")
+    if guest.memory is not None and guest.qmp is None:
+        raise ValueError(f"memory applies to qmp guests, not to {given[0]} ones")
     if guest.save is not None and "policy" in guest.save.given:
         raise ValueError("the label policy of its images is the guest's own key 'policy'")
     if guest.clone is not None:
@@ -80,9 +68,6 @@ def _check_guest(guest: Guest) -> Guest:
     return guest
 
 
-Absolute = Annotated[
-    Text, Check(_absolute), Meta(title="a path", extra_json_schema={"pattern": "^/"})
-]
 Variables = Annotated[tuple[Variable, ...], Meta(min_length=1)]
 
 
@@ -202,6 +187,9 @@ class Guest(Keys, frozen=True):
     restore: Annotated[
         RestoreOptions | None, help("How to restore it; what is left out is as for all guests.")
     ] = None
+    memory: Annotated[MemoryOptions | None, help("Of what its RAM is that a restore starts.")] = (
+        None
+    )
     policy: Annotated[Name | None, help("Label policy of its images.")] = None
     priority: Annotated[
         int,
@@ -214,17 +202,6 @@ class Guest(Keys, frozen=True):
     ] = "admin"
     clone: Annotated[CloneTemplate | None, help("How clones of it are started.")] = None
     clone_of: str = ""
-
-
-class Trust(Keys, frozen=True):
-    """What an image's domain XML may name beyond what its domain is known to have."""
-
-    programs: Annotated[tuple[Text, ...], help("Programs, such as emulators and scripts.")] = ()
-    paths: Annotated[tuple[Absolute, ...], help("Paths, each including everything below it.")] = ()
-    devices: Annotated[tuple[Text, ...], help("Devices, such as `/dev/sdb` or `bridge br0`.")] = ()
-    others: Annotated[
-        tuple[Text, ...], help("Arguments for QEMU, sockets of a network and settings.")
-    ] = ()
 
 
 class Config(Keys, frozen=True):
@@ -255,6 +232,9 @@ class Config(Keys, frozen=True):
     ] = field(default_factory=dict)
     save: Annotated[SaveSettings, help("Defaults of every save.")] = SaveSettings()
     restore: Annotated[RestoreSettings, help("How to restore.")] = RestoreSettings()
+    memory: Annotated[
+        MemorySettings, help("Of what the RAM of guests is that a restore starts.")
+    ] = MemorySettings()
     service: Annotated[Service, help("How `mapsaved` runs.")] = Service()
     hosts: Annotated[Mapping[Name, Remote], help("Services of other hosts, for `--host`.")] = field(
         default_factory=dict

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapsave import domain_resources, errors
-from mapsave.config import Trust
 from mapsave.domain_resources import Resource
 from mapsave.monitor import libvirt_connection
 from mapsave.operations import known_domains
+from mapsave.trust_settings import Trust
 
 if TYPE_CHECKING:
     from libvirt import virConnect
