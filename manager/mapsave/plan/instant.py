@@ -27,10 +27,10 @@ MOST_LEFT = 256 * units.MIB
 CLOSING = frozenset(
     ("sudo", "doas", "bwrap", "systemd-run", "ssh", "docker", "podman", "machinectl")
 )
-_BACKEND = "memory-backend-"
+BACKEND = "memory-backend-"
 OBJECTS = "/objects/"
 # What a backend keeps of its properties if it becomes a file (host-nodes.0 is one of host-nodes).
-_KEPT = frozenset(("id", "size", "host-nodes", "policy", "merge", "dump"))
+KEPT = frozenset(("id", "size", "host-nodes", "policy", "merge", "dump"))
 _DEFAULT_UNIT = units.MIB  # of the option -m
 _MEM_PATH = "-mem-path"
 
@@ -48,12 +48,14 @@ class Placed:
 class Mapping:
     """How a command line is to be rewritten so that it maps these RAM blocks.
 
-    ``reserves``: the kernel sets memory aside for what the guest may change.
+    ``reserves``: the kernel sets memory aside for what the guest may change. ``shares``: the file
+    is not the image, but one in which all that the guest writes is to be.
     """
 
     argv: tuple[str, ...]
     placed: tuple[Placed, ...]
     reserves: bool = True
+    shares: bool = False
 
     def arguments(self, path: str) -> list[str]:
         """Return the command line that maps the blocks from ``path``, in QEMU's sight."""
@@ -98,20 +100,19 @@ class Mapping:
         return words
 
     def _file(self, placed: Placed, path: str) -> qemu_options.Properties:
-        """Return the properties of a backend that maps a block privately from a file.
+        """Return the properties of a backend that maps a block from a file, privately or not.
 
         ``rom=off`` lets QEMU write to its copy of what is opened ``readonly``.
         """
+        copies = {"share": False, "readonly": True, "rom": "off"}
         known = placed.option.properties if placed.option is not None else {"id": placed.id}
         return {
-            "qom-type": f"{_BACKEND}file",
-            **{key: value for key, value in known.items() if key.partition(".")[0] in _KEPT},
+            "qom-type": f"{BACKEND}file",
+            **{key: value for key, value in known.items() if key.partition(".")[0] in KEPT},
             "size": placed.block.used_length,
             "mem-path": path,
             "offset": placed.block.pages_offset,
-            "share": False,
-            "readonly": True,
-            "rom": "off",
+            **({"share": True} if self.shares else copies),
             **({} if self.reserves else {"reserve": False}),
             # Old machine types name the blocks of files by their path; it must be the image's.
             "x-use-canonical-path-for-ramblock-id": placed.block.name.startswith(OBJECTS),
@@ -133,26 +134,37 @@ def user(argv: Sequence[str]) -> str | None:
     return None
 
 
-def plan(argv: Sequence[str], contents: Contents) -> tuple[Mapping | None, list[str]]:
-    """Return how to map what the image has, or None and why it cannot be mapped."""
-    placed, reasons = place(argv, contents)
-    return planned(argv, placed, contents, [*obstacles(argv), *reasons])
+def plan(
+    argv: Sequence[str], contents: Contents, *, shares: bool = False
+) -> tuple[Mapping | None, list[str]]:
+    """Return how to map what the image has, or None and why it cannot be mapped.
+
+    ``shares``: not from the image, but from a file that is the guest's alone.
+    """
+    placed, reasons = place(argv, contents, shares=shares)
+    against = obstacles(argv, shares=shares)
+    mapping, reasons = planned(argv, placed, contents, [*against, *reasons])
+    if mapping is None or not shares:
+        return mapping, reasons
+    return dataclasses.replace(mapping, reserves=True, shares=True), reasons
 
 
-def place(argv: Sequence[str], contents: Contents) -> tuple[list[Placed], list[str]]:
+def place(
+    argv: Sequence[str], contents: Contents, *, shares: bool = False
+) -> tuple[list[Placed], list[str]]:
     """Return the blocks that are main memory, NUMA nodes or DIMMs, and what is against them."""
     reasons: list[str] = []
     backends = {
         str(each.text("id")): each
         for each in qemu_options.options(argv, "object")
-        if str(each.text("qom-type")).startswith(_BACKEND)
+        if str(each.text("qom-type")).startswith(BACKEND)
     }
-    used, main = _used(argv)
+    used, main = backends_in_use(argv)
     placed: list[Placed] = []
     for block in contents.stream.blocks:
         name = block.name.removeprefix(OBJECTS)
         if name in used and (option := backends.get(name)) is not None:
-            reasons += _wrong(option, block)
+            reasons += _wrong(option, block, shares=shares)
             placed.append(Placed(block, name, option))
         elif main is None and name not in backends and instant_names.is_main(name):
             reasons += _wrong_size(argv, block)
@@ -191,7 +203,7 @@ def _is_granted(size: int) -> bool:
     return process.overcommits() == process.NEVER or size <= process.available_bytes()
 
 
-def _used(argv: Sequence[str]) -> tuple[frozenset[str], str | None]:
+def backends_in_use(argv: Sequence[str]) -> tuple[frozenset[str], str | None]:
     """Return the backends of main memory, NUMA nodes and DIMMs, and the one of main memory."""
     main = None
     for option in qemu_options.options(argv, "machine", "M"):
@@ -204,7 +216,7 @@ def _used(argv: Sequence[str]) -> tuple[frozenset[str], str | None]:
     return frozenset(each for each in found if each is not None), main
 
 
-def obstacles(argv: Sequence[str]) -> Iterator[str]:
+def obstacles(argv: Sequence[str], *, shares: bool = False) -> Iterator[str]:
     """Yield what on a command line stands against it for all RAM."""
     words = [os.path.basename(word) for word in argv]
     # Without such a word the arguments are another program's, which is looked at alone.
@@ -227,7 +239,7 @@ def obstacles(argv: Sequence[str]) -> Iterator[str]:
         driver = str(option.text("driver") or option.text("type"))
         if driver.startswith("vfio-") or driver == "vhost-vdpa":
             yield f"{driver} pins all RAM"
-        elif driver.startswith("virtio-balloon"):
+        elif driver.startswith("virtio-balloon") and not shares:
             # QEMU gives nothing back of a file that is read-only, and prints a line for each page
             # that it does not (system/physmem.c: ram_block_discard_range).
             yield "a balloon gives RAM back, which a mapping of the image cannot"
@@ -236,12 +248,12 @@ def obstacles(argv: Sequence[str]) -> Iterator[str]:
         yield "RAM is on huge pages (-mem-path)"
 
 
-def _wrong(option: Option, block: RamBlock) -> Iterator[str]:
-    """Yield why a backend cannot become a private mapping of a file."""
+def _wrong(option: Option, block: RamBlock, *, shares: bool) -> Iterator[str]:
+    """Yield why a backend cannot become a mapping of a file."""
     kind, name = str(option.text("qom-type")), option.text("id")
-    is_memfd = kind == f"{_BACKEND}memfd"
+    is_memfd = kind == f"{BACKEND}memfd"
     path = option.text("mem-path")
-    if option.is_on("share", default=is_memfd):
+    if option.is_on("share", default=is_memfd) and not shares:
         yield f"RAM {name!r} is shared with other processes (share=on)"
     if option.is_on("hugetlb") or (path is not None and _is_huge(path)):
         yield f"RAM {name!r} is on huge pages"
@@ -249,7 +261,7 @@ def _wrong(option: Option, block: RamBlock) -> Iterator[str]:
         yield f"RAM {name!r} is preallocated (prealloc=on)"
     if option.is_on("pmem"):
         yield f"RAM {name!r} is persistent memory"
-    if not is_memfd and kind not in (f"{_BACKEND}ram", f"{_BACKEND}file"):
+    if not is_memfd and kind not in (f"{BACKEND}ram", f"{BACKEND}file"):
         yield f"RAM {name!r} is a {kind}"
     if _bytes(option.text("size"), 1) != block.used_length:
         yield f"RAM {name!r} has another size than in the image"
