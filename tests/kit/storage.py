@@ -213,6 +213,16 @@ def _loop_device(backing: Path, sector: int, *, direct: bool) -> Iterator[str]:
 
 
 @contextmanager
+def mounted(backing: Path, place: Path) -> Iterator[Path]:
+    """Mount a copy of the file of an XFS, be the other mounted or not; yield where."""
+    with (
+        _loop_device(backing, 512, direct=False) as device,
+        _mount(place, "xfs", device, "-o", "nouuid") as found,
+    ):
+        yield found
+
+
+@contextmanager
 def _mount(place: Path, kind: str, source: str, *options: str) -> Iterator[Path]:
     place = place.resolve()
     place.mkdir()

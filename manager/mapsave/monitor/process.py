@@ -8,6 +8,7 @@ import signal
 NEVER = 2  # of ``overcommits``: all memory is reserved
 SETUID = 7  # capabilities(7), linux/capability.h
 _SYS_RESOURCE = 24
+_SELF = "/proc/self/"
 _STATUS_LINE = re.compile(r"^(\w+):\s+(.*)$", re.MULTILINE)
 _MEMORY_FIELD = re.compile(rb"^(VmRSS|VmSwap|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
@@ -168,6 +169,8 @@ def path_seen_by(pid: int | None, path: str) -> str:
     """
     if pid is None:
         return path
+    if path.startswith(_SELF):  # a descriptor of its own
+        return f"/proc/{pid}/{path.removeprefix(_SELF)}"
     base = "root" if os.path.isabs(path) else "cwd"
     inside = f"/proc/{pid}/{base}/{path.lstrip('/')}"
     return inside if os.access(f"/proc/{pid}/{base}", os.X_OK) else path

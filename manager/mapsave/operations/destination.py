@@ -54,7 +54,9 @@ class Destination:
     What it prints goes to the file ``log``, or is read from the open file ``stderr``. ``is_loaded``
     where libvirt has read the image already, ``is_ours`` where mapsave had it started. ``identity``
     is pid and start time. ``warnings`` is what could not be compared. ``mapped`` is what it maps
-    from the image; ``why_not_instant`` says why nothing is.
+    from the image; ``why_not_instant`` says why nothing is. ``has_ram_file``: its RAM is a shared
+    file that mapsave has made, of which ``mapped`` shares the image's; ``why_no_ram_file`` says why
+    it is none that was wanted.
     """
 
     session: Session
@@ -68,6 +70,8 @@ class Destination:
     warnings: list[str] = dataclasses.field(default_factory=list)
     mapped: tuple[stub.Mapped, ...] = ()
     why_not_instant: tuple[str, ...] = ()
+    has_ram_file: bool = False
+    why_no_ram_file: str = ""
 
     def __post_init__(self) -> None:
         self.is_ours = self.is_ours or self.process is not None

@@ -15,6 +15,7 @@ from mapsave.config import Config, Guest
 from mapsave.image import descriptors
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
+from mapsave.key_types import Switch
 from mapsave.labels.policy import BUILT_IN, Policy
 from mapsave.operations import (
     answering,
@@ -25,6 +26,7 @@ from mapsave.operations import (
     launch,
     locks,
     origin,
+    ram_file,
     recorded_uri,
     restore_labels,
     trust,
@@ -93,6 +95,17 @@ class Asked:
             found = self.config.guest(self.request.guest)  # an address
         return found or configuration.Guest(self.name)
 
+    @property
+    def shared_file(self) -> Switch:
+        """Whether a command is to start it with its RAM in a shared file.
+
+        Clones share the image's pages in memory, which such files would not.
+        """
+        own = self.guest.memory.settings() if self.guest.memory is not None else {}
+        wanted: Switch = own.get("shared_file", self.config.memory.shared_file)
+        is_left_out = wanted == "auto" and self.request.is_clone
+        return "off" if is_left_out or self.guest.emulator is not None else wanted
+
 
 @contextlib.asynccontextmanager
 async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destination]:
@@ -120,10 +133,11 @@ async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destinatio
     else:
         command = command_of(asked)
         monitor = attach.Monitor.at(command.socket)
-        decision = await answering.within(
-            directory, instant.decide, asked.settings.instant, command, asked.opened, asked.contents
-        )
-        started = instant.launched(command, decision, start)
+        shared = await answering.within(directory, _in_ram_file, asked, command)
+        decision = instant.Decision()
+        if shared.mapping is None:
+            decision = await answering.within(directory, _by_command, asked, command)
+        started = _launched(asked, command, shared, decision, start)
     if decision.mapped:
         await _begin_to_read(asked, decision)
     else:
@@ -138,6 +152,49 @@ async def chosen(asked: Asked, log: journal.Journal) -> AsyncIterator[Destinatio
                 asked.beside.stop()
                 await asked.verify()
             yield target
+
+
+def _in_ram_file(asked: Asked, command: Command) -> ram_file.Decision:
+    """Decide whether its RAM becomes a shared file. Blocks. Raises NoCheckpoint, NotInstant."""
+    return ram_file.decide(
+        asked.shared_file,
+        ram_file.Source(command.argv, asked.opened, asked.contents, asked.settings.instant),
+        asked.config.images,
+    )
+
+
+def _by_command(asked: Asked, command: Command) -> instant.Decision:
+    """Decide whether its RAM is mapped from the image. Blocks. Raises NotInstant and its kin."""
+    return instant.decide(asked.settings.instant, command, asked.opened, asked.contents)
+
+
+@contextlib.asynccontextmanager
+async def _launched(
+    asked: Asked,
+    command: Command,
+    shared: ram_file.Decision,
+    decision: instant.Decision,
+    start: instant.Start,
+) -> AsyncIterator[Destination]:
+    """Start it as was decided; where QEMU does not take a RAM file, without one, if it may be."""
+    why_not = shared.why_not
+    async with contextlib.AsyncExitStack() as stack:
+        if shared.mapping is not None:
+            launching = ram_file.launched(command, shared, asked.opened, asked.config.state)
+            try:
+                target = await stack.enter_async_context(launching)
+            except errors.LaunchFailed as error:
+                if shared.is_demanded:
+                    raise
+                why_not = error.message
+                directory = os.path.dirname(asked.opened.path)
+                decision = await answering.within(directory, _by_command, asked, command)
+            else:
+                yield target
+                return
+        target = await stack.enter_async_context(instant.launched(command, decision, start))
+        target.why_no_ram_file = why_not
+        yield target
 
 
 async def _begin_to_read(asked: Asked, decision: instant.Decision) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from mapsave.operations import (
     limits,
     memory_backends,
     modes,
+    ram_file_notes,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Facts:
     ``process`` is QEMU's pid and start time, which stays unique when the pid is given away again.
     ``blocked_reasons`` are QEMU's own, ``unsavable`` what it does not tell.
     ``free_fdset`` can be taken for a save; QEMU has not released ``kept_fdsets`` of earlier ones.
-    ``lives_on`` is the image that the guest's RAM is mapped from.
+    ``lives_on`` is the image that the guest's RAM is mapped from; ``started_as`` what its command
+    line would be without a RAM file of ours.
     """
 
     name: str | None
@@ -64,6 +66,15 @@ class Facts:
     blocks: dict[str, RamBlock]
     footprint: limits.Footprint
     lives_on: in_use.User | None = None
+    started_as: tuple[str, ...] | None = None
+
+    @property
+    def command(self) -> CommandPart | None:
+        """QEMU's command line and working directory, as far as they can be read.
+
+        As it would be where mapsave has rewritten it, to map RAM from a file.
+        """
+        return command(self.pid, self.lives_on.argv if self.lives_on else self.started_as)
 
     @property
     def cpu(self) -> str | None:
@@ -143,6 +154,7 @@ async def _gather(session: Session, state: Path) -> Facts:
         blocks=blocks.result(),
         footprint=footprint.result(),
         lives_on=in_use.of_process(state, process.identity(session.pid)),
+        started_as=ram_file_notes.argv(state, process.identity(session.pid)),
     )
 
 
@@ -161,10 +173,10 @@ async def _uuid(session: Session) -> str | None:
     return None if found == "00000000-0000-0000-0000-000000000000" else found
 
 
-def command(pid: int | None, lives_on: in_use.User | None = None) -> CommandPart | None:
+def command(pid: int | None, started_as: Sequence[str] | None = None) -> CommandPart | None:
     """Return the command line and working directory of the QEMU process, if they can be read.
 
-    One whose RAM is mapped from an image was started by another command line than it would be.
+    ``started_as`` is what the command line would be, where it is another.
     """
     argv = process.command_line(pid) if pid is not None else []
     if pid is None or not argv:
@@ -173,5 +185,5 @@ def command(pid: int | None, lives_on: in_use.User | None = None) -> CommandPart
         executable = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         executable = argv[0]
-    argv = list(lives_on.argv) if lives_on is not None else argv
+    argv = list(started_as) if started_as is not None else argv
     return {"argv": argv, "cwd": process.working_directory(pid), "executable": executable}

@@ -37,7 +37,7 @@ def before(guest: str, found: guest_facts.Facts, strategy: Strategy, request: Re
         "process": process(found),
         "memory": {"base": found.memory.base, "plugged": found.memory.plugged},
         # libvirt builds a new command line from its definition, which has passwords, at each start.
-        "command": None if domain else guest_facts.command(found.pid, found.lives_on),
+        "command": None if domain else found.command,
         "strategy": strategy.as_dict(),
         "live": request.settings.live,
         "managed": request.settings.managed == "on",

@@ -14,7 +14,7 @@ from pathlib import Path
 from mapsave import errors, units
 from mapsave.config import Config, Guest, SaveSettings
 from mapsave.monitor import process, process_memory
-from mapsave.operations import attach, facts, launch
+from mapsave.operations import attach, launch
 from mapsave.operations.destination import Command
 from mapsave.operations.facts import Facts
 from mapsave.proof import command_line, taps
@@ -41,7 +41,7 @@ def means(config: Config, guest: Guest, found: Facts) -> Means:
         return Means(
             config, Command(guest.launch, str(guest.qmp), log, variables), command_line.Start()
         )
-    known = facts.command(found.pid, found.lives_on)
+    known = found.command
     if known is None or found.pid is None:
         raise errors.NotProvable("the image cannot be proven: its QEMU's process is not in sight")
     command = Command(known["argv"], "", log, variables, known["cwd"])

@@ -299,6 +299,7 @@ async def _load(job: _Job, target: destination.Destination, beside: Beside) -> R
         plan=None if not is_read else restore_plan.outcome(chosen, seconds["read"]),
         reasons={**chosen.reasons, **_why_read(target)},
         instant=bool(target.mapped),
+        shared_file=target.has_ram_file,
         monitor=session.address,
         pid=session.pid,
         warnings=[*(problem.text for problem in left), *about, *target.warnings],
@@ -314,8 +315,9 @@ def _rate(contents: Contents, target: destination.Destination, took: float) -> i
 
 
 def _why_read(target: destination.Destination) -> dict[str, str]:
-    """Return why the image was read, not mapped."""
-    return {} if target.mapped else {"instant": "; ".join(target.why_not_instant)}
+    """Return why the image was read, not mapped, and why RAM is no shared file."""
+    found = {} if target.mapped else {"instant": "; ".join(target.why_not_instant)}
+    return found | ({"shared_file": target.why_no_ram_file} if target.why_no_ram_file else {})
 
 
 def _downtime(opened: image.Image) -> float | None:

@@ -78,13 +78,14 @@ class RestoreResult(_Result):
     ``plan`` is None where libvirt has read the image itself, and where RAM is mapped from it
     (``instant``); ``reasons`` say why it is not. ``warm`` is what was read into the page cache
     beside that. ``verified_bytes`` of data had the digests that they should; None where none were
-    compared.
+    compared. ``shared_file``: RAM is a shared file that mapsave has made.
     """
 
     run_state: str
     monitor: str | None
     pid: int | None = None
     instant: bool = False
+    shared_file: bool = False
     warm: Mapping[str, object] | None = None
     verified_bytes: int | None = None
 
