@@ -20,6 +20,7 @@ from mapsave.migration import parameters, run_states
 from mapsave.migration.status import IDLE
 from mapsave.monitor import process
 from mapsave.operations import (
+    amplification,
     domain_check,
     drives,
     in_use,
@@ -310,7 +311,7 @@ def checkpoint(found: Preflight) -> str:
         found.no_checkpoint = f"RAM is written: {error.message}"
         return found.no_checkpoint
     found.shared_ram = shared
-    return f"{units.format_size(shared.bytes)} shared, {units.format_size(shared.written)} written"
+    return amplification.shown(found.facts, shared)
 
 
 def label(found: Preflight) -> str:
