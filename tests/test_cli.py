@@ -48,6 +48,7 @@ COMMANDS = (
         "setup systemd",
         "setup apparmor",
         "setup selinux",
+        "setup memory",
         "completion",
     ),
 )

@@ -87,6 +87,7 @@ LINES = (
     ("setup systemd --help", 0, True),
     ("setup apparmor --help", 0, True),
     ("setup selinux --help", 0, True),
+    ("setup memory toy", 2, False),
     ("emulate --memory 64M", 2, False),
     ("--help", 0, True),
     ("--version", 0, True),

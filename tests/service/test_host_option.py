@@ -140,6 +140,7 @@ def test_ctrl_c_cancels_there(mapsaved: service.Service, here: cli.Site) -> None
         "setup systemd --dry-run",
         "setup apparmor --dry-run",
         "setup selinux --dry-run",
+        "setup memory toy",
         "recover --pending",
     ],
 )

@@ -1,4 +1,4 @@
-"""``mapsave setup systemd|apparmor|selinux``."""
+"""``mapsave setup systemd|apparmor|selinux|memory``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mapsave.cli import output
+from mapsave.cli import candidates, local, output
 from mapsave.cli.options import Globals, Group, LocalCommand, pass_globals
 
 if TYPE_CHECKING:
     from mapsave.host_setup import Plan
+    from mapsave.operations.setup_memory import Advice
 
 _undo = click.option("--undo", is_flag=True, help="Remove what it has put there.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
@@ -26,7 +27,7 @@ _root = click.option(
 
 @click.group("setup", cls=Group)
 def command() -> None:
-    """Install units, an AppArmor profile or SELinux rules on this host.
+    """Install units, an AppArmor profile or SELinux rules on this host; prepare a guest.
 
     For mapsave installed by pip or pipx; a package of the distribution has installed the units.
     Each file that is written and each command that is run is shown.
@@ -73,6 +74,37 @@ def selinux(given: Globals, /, tcg: bool, undo: bool, dry_run: bool) -> None:
     from mapsave import host_setup
 
     _carry_out(given, host_setup.selinux(tcg=tcg), Path("/"), undo=undo, dry_run=dry_run)
+
+
+@command.command("memory", cls=LocalCommand)
+@click.argument("guest", shell_complete=candidates.GUESTS)
+@pass_globals
+def memory(given: Globals, /, guest: str) -> None:
+    """Show what to change so that checkpoints can be taken of a guest; nothing is changed.
+
+    That is in its launch: in the configuration, or in the XML of its domain.
+    """
+    from mapsave.operations import setup_memory
+
+    config = given.config()
+    found = local.run(setup_memory.advise(config, config.guest(guest)), given)
+    output.result(given, {**found}, _advice(found))
+
+
+def _advice(found: Advice) -> str:
+    system = found["file_system"] or "a file system that shares nothing"
+    lines = [f"images are in {found['directory']!r}, on {system}"]
+    lines += [f"in the way: {each}" for each in found["obstacles"]]
+    where = ""
+    for step in found["steps"]:
+        if step["where"] != where:
+            where = step["where"]
+            lines.append(f"in the {where}:")
+        lines += [f"  - {step['before']}"] if step["before"] else []
+        lines += [f"  + {step['after']}"] if step["after"] else []
+    if not found["steps"] and not found["obstacles"]:
+        lines.append(f"nothing to change: checkpoints can be taken of guest {found['guest']!r}")
+    return "\n".join([*lines, *(f"note: {each}" for each in found["notes"])])
 
 
 def _carry_out(given: Globals, plan: Plan, root: Path, *, undo: bool, dry_run: bool) -> None:
