@@ -436,3 +436,15 @@ def test_as_many_guests_as_a_large_host_has(tmp_path: Path) -> None:
     begun = time.process_time()
     assert len(config.load(path, {}).guests) == 20_000
     assert time.process_time() - begun < 60
+
+
+def test_memory_is_of_guests_that_a_command_starts(tmp_path: Path) -> None:
+    """What a guest says of it comes before what all have."""
+    text = "memory: {shared_file: auto}\nguests: {web01: {qmp: /x, memory: {shared_file: on}}}\n"
+    loaded = config.load(write(tmp_path / "manager.yaml", text), {})
+    own = loaded.guests["web01"].memory
+    assert own is not None
+    assert (loaded.memory.shared_file, own.settings()) == ("auto", {"shared_file": "on"})
+    text = "guests: {web01: {libvirt: {domain: x}, memory: {shared_file: on}}}\n"
+    with pytest.raises(errors.ConfigError, match="memory applies to qmp guests"):
+        config.load(write(tmp_path / "other.yaml", text), {})
