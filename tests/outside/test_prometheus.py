@@ -11,16 +11,27 @@ import pytest
 import yaml
 
 from tests.kit import cli, ports, service, tree, wait
-from tests.outside import prometheus
+from tests.outside import grafana, prometheus
 from tests.service.authority import Authority
 
-DASHBOARD = json.loads((tree.ROOT / "examples/grafana/mapsave.json").read_text())
+DASHBOARD = json.loads(grafana.DASHBOARD.read_text())
 RULES = prometheus.EXAMPLES / "mapsave.rules.yml"
 CASES = tree.ROOT / "tests/outside/alerts.test.yml"
 PANELS = [each for each in DASHBOARD["panels"] if each["type"] != "row"]
 QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 # What Grafana puts in place of its variables.
 VARIABLES = {"$instance": ".*", "$guest": ".*", "$__rate_interval": "2m"}
+# What Grafana's JSON Schemas demand of each kind of panel (Grafana Foundation SDK 0.0.18), which
+# ``tests.outside.grafana`` checks all of.
+OPTIONS = {
+    "stat": {
+        *("colorMode", "graphMode", "justifyMode", "orientation", "percentChangeColorMode"),
+        *("reduceOptions", "showPercentChange", "textMode", "wideLayout"),
+    },
+    "table": {"frameIndex", "showHeader"},
+    "timeseries": {"legend", "tooltip"},
+}
+LEGEND = {"calcs", "displayMode", "placement", "showLegend"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,10 +108,14 @@ def assert_each_query_of_the_dashboard_has_an_answer(demo: Demo) -> None:
     for name, value in VARIABLES.items():
         queries = [query.replace(name, value) for query in queries]
     assert "$" not in " ".join(queries)
-    found: list[tuple[dict[str, str], float]] = []
+    for variable in DASHBOARD["templating"]["list"][1:]:
+        found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
+        assert found is not None, variable
+        assert found[2] in demo.server.ask(found[1].replace("$instance", ".*"))[0][0]
+    answers: list[tuple[dict[str, str], float]] = []
     for query in queries:
-        found += wait.until(lambda query=query: demo.server.numbers(query), what=query)
-    assert {labels.get("job") for labels, _ in found} == {None, "mapsave"}
+        answers += wait.until(lambda query=query: demo.server.numbers(query), what=query)
+    assert {labels.get("job") for labels, _ in answers} == {None, "mapsave"}
 
 
 def assert_what_is_shown_is_what_was_done(demo: Demo) -> None:
@@ -157,6 +172,13 @@ def test_the_dashboard_is_laid_out_without_overlaps() -> None:
         }
         assert not area & taken, panel["title"]
         taken |= area
+
+
+def test_each_panel_has_what_grafana_demands_of_its_kind() -> None:
+    for panel in PANELS:
+        assert OPTIONS[panel["type"]] <= set(panel["options"]), panel["title"]
+        if "legend" in panel["options"]:
+            assert set(panel["options"]["legend"]) >= LEGEND, panel["title"]
 
 
 def test_the_dashboard_shows_each_series_that_is_documented() -> None:
