@@ -39,6 +39,13 @@ install -d -o 4711 -g 4711 -m 700 $at
 echo "{state: $at, images: $at, guests: {slow: {qmp: $at/slow.qmp}}}" >$at/own.yaml
 as="setpriv --reuid=4711 --regid=4711 --clear-groups env HOME=$at MAPSAVE_CONFIG=$at/own.yaml"
 """
+# As a user who has none: images, state and journals are where XDG has them.
+OF_A_USER = """\
+useradd -m ursula
+at=/home/ursula
+as="setpriv --reuid=ursula --regid=ursula --clear-groups env HOME=$at MAPSAVE_CONFIG=$at/it.yaml"
+echo "{guests: {slow: {qmp: $at/slow.qmp}}}" >$at/it.yaml
+"""
 # Installed, looked at and removed by RPM alone; what is wrong with a unit is printed.
 RPM = """\
 mount -t proc proc $1/proc
@@ -189,6 +196,20 @@ class OfOneRelease:
         )
         assert said.count("not removed or replaced") >= 2, said
         assert re.search(r"process \d+ of user 4711: in progress; journal /var/tmp/own/", said)
+
+    def test_a_save_of_another_user_that_was_interrupted_keeps_it(self, installed: Package) -> None:
+        """Its guest is paused, and root's own journals say nothing of it."""
+        said = installed.run(
+            f"{OF_A_USER}{BEGIN.replace('64K', '1M')}"
+            "kill -9 $saving\n"
+            "wait $saving || true\n"
+            "mapsave recover --pending\n"
+            "! dpkg --purge mapsave\n"
+            "$as mapsave recover\n"
+            "test -z $(find $at -name '*.jsonl')\n"
+            "userdel -f -r ursula"
+        )
+        assert "of user ursula: interrupted; journal /home/ursula/.local/state/mapsave" in said
 
     def test_with_guests_saved_it_is_upgraded(self, installed: Package) -> None:
         """Image and configuration are as they were, and the newer one restores the guest."""
