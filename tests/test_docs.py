@@ -96,6 +96,13 @@ def test_every_block_of_commands_says_whether_it_is_run() -> None:
         assert block.mark.what or block.mark.how == "run", f"{block}: say why"
 
 
+def test_no_commands_are_outside_of_such_a_block() -> None:
+    """An indented block cannot be marked; what is written with brackets is no command to run."""
+    indented = re.compile(r"(?m)^\n {4}((?:\$ |mapsave |bash |apt )[^\[\]|\n]*)$")
+    wrong = {page.name: indented.findall(page.read_text()) for page in pages.PAGES}
+    assert not any(wrong.values()), wrong
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_commands_are_as_they_are_written(block: pages.Block) -> None:
     """Their names, options and values; what they do is seen where the block is run."""
