@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from tests.kit import cockpit, emulated, service, wait, webdriver
-from tests.kit.webdriver import ENTER, ESCAPE, SPACE, TAB, Browser
+from tests.kit.webdriver import ENTER, ESCAPE, SPACE, Browser
+from tests.outside.by_keyboard import agree, buttons, opened, text, to_button, to_field
 from tests.service.users import OPERATORS, READERS
 
 pytestmark = pytest.mark.root
 
 GROUPS = {"admin": None, "operator": [OPERATORS.gr_gid], "reader": [READERS.gr_gid], "none": []}
 Pages = Callable[[str], str]
-_TABS = 60  # more than the page has to be pressed through
 
 
 @pytest.fixture(scope="module")
@@ -69,50 +69,6 @@ def _nothing_is_complained_of(browser: Browser, pages: Pages) -> Iterator[None]:
     assert [each for each in complaints if not each.startswith("DEBUG")] == []
 
 
-def opened(browser: Browser, page: str) -> Browser:
-    browser.go(page)
-    browser.until("document.getElementById('waiting')?.hidden")
-    return browser
-
-
-def text(browser: Browser, place: str = "body") -> str:
-    return str(browser.script("return document.querySelector(arguments[0]).innerText", place))
-
-
-def buttons(browser: Browser) -> set[str]:
-    """Return what the buttons of the page are for."""
-    every = "return [...document.querySelectorAll('[data-act]')].map(each => each.dataset.act)"
-    return set(browser.script(every))
-
-
-def to_button(browser: Browser, act: str, on: str) -> None:
-    """Press Tab until a button has the focus."""
-    at = "const data = document.activeElement.dataset; return [data.act, data.on]"
-    for _ in range(_TABS):
-        browser.press(TAB)
-        if browser.script(at) == [act, on]:
-            return
-    raise AssertionError(f"Tab does not reach {act} {on}")
-
-
-def to_field(browser: Browser, name: str) -> None:
-    """Press Tab until an input of the dialog has the focus; ``button`` is the one that agrees."""
-    at = "const it = document.activeElement; return it.name || it.type"
-    for _ in range(_TABS):
-        if browser.script(at) == name:
-            return
-        browser.press(TAB)
-    raise AssertionError(f"Tab does not reach {name}")
-
-
-def agree(browser: Browser) -> None:
-    """Agree to what the dialog asks, once it is there; it closes."""
-    browser.until("document.querySelector('dialog') !== null")
-    to_field(browser, "submit")
-    browser.press(ENTER)
-    browser.until("document.querySelector('dialog') === null")
-
-
 def ended(mapsaved: service.Service, **query: str) -> Any:
     """Return the last operation that a query finds, once it has ended."""
     chosen = "&".join(f"{key}={value}" for key, value in query.items())
@@ -121,8 +77,8 @@ def ended(mapsaved: service.Service, **query: str) -> Any:
 
 
 MAY = {
-    "admin": {"look", "save", "restore", "discard", "job"},
-    "operator": {"look", "save", "restore", "job"},
+    "admin": {"look", "save", "restore", "discard", "job", "save-all", "restore-all"},
+    "operator": {"look", "save", "restore", "job", "save-all", "restore-all"},
     "reader": {"look"},
 }
 
@@ -148,6 +104,31 @@ def test_a_user_without_a_role_is_shown_what_to_ask_for(browser: Browser, pages:
     assert "permission.role" in shown
     assert READERS.gr_name in shown
     assert "web01" not in shown
+    browser.complaints()  # that the service has answered 403 is one
+
+
+def test_administrative_access_makes_root_of_a_user(
+    browser: Browser, mapsaved: service.Service
+) -> None:
+    """With it, also a service that is root's alone is reached; without it again, it is not."""
+    socket = mapsaved.site.socket
+    said = "turn on Cockpit\\'s administrative access"
+    may_be_turned_on = f"document.body.innerText.includes('{said}')"
+    with cockpit.session(mapsaved.site, [], may_be_root=True) as page:
+        socket.chmod(0o600)
+        try:
+            opened(browser, page)
+            assert "You may not connect" in text(browser)
+            browser.until(may_be_turned_on)
+            cockpit.administrate(browser, on=True)
+            browser.until("document.getElementById('caller').innerText.includes('root')")
+            wait.until(lambda: buttons(browser) == MAY["admin"], what="the buttons of an admin")
+        finally:
+            socket.chmod(0o666)
+        cockpit.administrate(browser, on=False)
+        browser.until("document.body.innerText.includes('You have no right')")
+        browser.until(may_be_turned_on)
+        assert not buttons(browser)
     browser.complaints()  # that the service has answered 403 is one
 
 
@@ -218,6 +199,35 @@ def test_a_guest_that_was_shut_down_is_restored(
         assert ended(mapsaved, kind="restore")["state"] == "done"
         assert emulated.status(socket) == "running"
         browser.until("document.querySelector('#images').innerText.includes('restored')")
+
+
+def test_all_guests_are_saved_and_brought_back(browser: Browser) -> None:
+    with service.reachable_site() as site, contextlib.ExitStack() as stack:
+        site.directory.chmod(0o755)
+        site.settings["service"] = {"operators": [OPERATORS.gr_name]}
+        sockets = [stack.enter_context(emulated.guest(site, name)) for name in ("one", "two")]
+        mapsaved = stack.enter_context(service.running(site))
+        opened(browser, stack.enter_context(cockpit.session(site, GROUPS["operator"])))
+        to_button(browser, "save-all", "all guests")
+        browser.press(ENTER)
+        assert "one, two" in text(browser, "dialog")
+        browser.press(ESCAPE)
+        browser.until("document.activeElement.dataset.act === 'save-all'")
+        assert [emulated.status(each) for each in sockets] == ["running"] * 2
+        browser.press(ENTER)
+        to_field(browser, "deadline")
+        browser.press(*"5m")
+        agree(browser)
+        browser.until("document.querySelector('#operations').innerText.includes('2 saved')")
+        begun = ended(mapsaved, kind="save-all")
+        assert begun["request"] == {"deadline": 300.0}
+        browser.until("document.querySelector('[data-act=save-all]') === null")
+        to_button(browser, "restore-all", "all guests")
+        browser.press(ENTER)
+        agree(browser)
+        browser.until("document.querySelector('#operations').innerText.includes('2 restored')")
+        assert [emulated.status(each) for each in sockets] == ["running"] * 2
+        browser.go("about:blank")
 
 
 def test_an_image_is_discarded_only_with_a_tick(

@@ -31,7 +31,8 @@ PACKAGES = (
     *("apparmor", "policycoreutils", "selinux-policy-default", "selinux-utils"),
     # What the service's TLS library reads where it is there, as it is on most hosts.
     *("openssl", "ca-certificates"),
-    *("cockpit-ws", "cockpit-bridge"),
+    # The last two for administrative access.
+    *("cockpit-ws", "cockpit-bridge", "cockpit-system", "sudo"),
 )
 _SIZE = 1 << 30
 # QEMU of the same age as the host's; its firmware comes along, or apt finds no solution.

@@ -3,12 +3,14 @@
 import { ask, look } from "./dialog.js";
 import { built, element, failure } from "./dom.js";
 import { imagePath, newId } from "./service.js";
-import { act, what } from "./views.js";
+import { act, isUp, what } from "./views.js";
 import { moment, size } from "./words.js";
 
 // Each takes the world and the name of the thing that the button is about.
 export const ACTIONS = {
     save, restore, discard, job, cancel, look: show,
+    "save-all": saveAll,
+    "restore-all": restoreAll,
     verify: about("verify", "Verify",
         "All that describes the memory in it is read and compared. Guest and image stay as they are."),
     pin: about("pin", "Pin",
@@ -86,6 +88,39 @@ async function restore(world, name) {
         button: used ? "Restore it again" : "Restore",
         harm: used || ran,
         send: ({ disks, ...chosen }) => begin(world, { kind: "restore", image: name, restore: chosen }),
+    });
+}
+
+// All guests of this host, as before a shutdown.
+function saveAll(world) {
+    const up = world.guests.filter(isUp).map(guest => guest.name);
+    ask({
+        title: "Save all guests?",
+        parts: [
+            `These are saved, some at once: ${up.join(", ")}. Each stands still while it is saved.`,
+            "Those that are shut down by it are brought back by \"Restore all\".",
+        ],
+        fields: [
+            { name: "then", label: "Afterwards each is", value: "quit", options: [
+                ["quit", "shut down"],
+                ["resume", "resumed"],
+                ["leave", "left paused"],
+            ] },
+            { name: "deadline", label: "Time for all of them", hint: "no limit; for example 4m" },
+        ],
+        button: "Save all guests",
+        harm: true,
+        send: chosen => begin(world, { kind: "save-all", ...chosen }),
+    });
+}
+
+function restoreAll(world) {
+    ask({
+        title: "Restore all guests?",
+        parts: ["What the last saving of all guests has saved is started from its images. Guests that "
+            + "run, and images that were restored since, are left as they are."],
+        button: "Restore all guests",
+        send: () => begin(world, { kind: "restore-all" }),
     });
 }
 

@@ -50,6 +50,8 @@ function open(title, ...children) {
         // The button may be another one by now, or be gone with its row.
         if (row?.isConnected)
             focusIn(row, before.dataset.act);
+        else if (section !== null && row === null && before.isConnected)
+            before.focus();
         else if (section !== null)
             focusTitle(section);
     });

@@ -41,7 +41,7 @@ function button({ act, on, label, harm }) {
         class: harm ? "harm" : null,
         "data-act": act,
         "data-on": on,
-        "aria-label": `${label.replace(" …", "")} ${on}`,
+        "aria-label": `${label.replace(/( all)? …$/, "")} ${on}`,
     }, label);
 }
 

@@ -4,7 +4,7 @@ import { ACTIONS } from "./actions.js";
 import { Table, show } from "./dom.js";
 import { Service } from "./service.js";
 import * as theme from "./theme.js";
-import { ACTIVE, guestColumns, imageColumns, jobColumns, operationColumns, what } from "./views.js";
+import { ACTIVE, everyGuest, guestColumns, imageColumns, jobColumns, operationColumns, what } from "./views.js";
 import { between } from "./words.js";
 
 const RETRY = 5000; // milliseconds until the service is tried again
@@ -182,6 +182,7 @@ function render() {
         return;
     show(place("notices"), world.notices.map(noticePart));
     show(place("health"), healthParts(world.health));
+    show(place("every"), everyGuest(world));
     tables.guests.show(world.guests, [
         ...world.unreachable.map(failure => ({ failure })),
         ...empty("guests", "No guests are configured. Name them in /etc/mapsave/manager.yaml, below 'guests:'."),
@@ -239,18 +240,21 @@ function problemParts(problem) {
                 id: null,
             },
         }];
-    const { message, hint, id } = problem;
+    const { message, hint, id, denied } = problem;
     if (problem.status === 403)
-        return [{ failure: { message: "You have no right to look at saved guests.", hint: `${hint}.`, id } }];
-    return [{ failure: { message, hint, id } }];
+        return [{ failure: { message: "You have no right to look at saved guests.", hint: `${hint}${orBeRoot()}.`, id } }];
+    return [{ failure: { message, hint: denied ? hint + orBeRoot() : hint, id } }];
 }
+
+const orBeRoot = () =>
+    (administrator.allowed === false ? ", or turn on Cockpit's administrative access, if you may" : "");
 
 function callerParts({ user, role, hint }) {
     const rights = {
         reader: "may look, and change nothing",
         operator: "may save and restore, and discard nothing",
     };
-    return [`You are ${user}, ${role}`, ...(role in rights ? [`: you ${rights[role]}. To do more: ${hint}.`] : ["."])];
+    return [`You are ${user}, ${role}`, ...(role in rights ? [`: you ${rights[role]}. To do more: ${hint}${orBeRoot()}.`] : ["."])];
 }
 
 function healthParts(health) {
@@ -283,6 +287,8 @@ let allowed = administrator.allowed;
 administrator.addEventListener("changed", () => {
     if (allowed !== null && allowed !== administrator.allowed)
         connect();
+    else
+        renderSoon(); // what it says of that is known only now
     allowed = administrator.allowed;
 });
 connect();

@@ -7,9 +7,9 @@ const LONGEST_ERROR = 300; // characters of an answer that is not the service's
 
 // What went wrong. `id` and `hint` are the service's, and null where it has not answered.
 export class Failure extends Error {
-    constructor({ id = null, message, hint = null, status = null, unreachable = false }) {
+    constructor({ id = null, message, hint = null, status = null, denied = false, unreachable = false }) {
         super(message);
-        Object.assign(this, { id, hint, status, unreachable });
+        Object.assign(this, { id, hint, status, denied, unreachable });
     }
 }
 
@@ -87,7 +87,8 @@ export class Service {
         if (problem === "access-denied")
             return new Failure({
                 message: `You may not connect to ${this.socket}.`,
-                hint: "Ask root for the mode of the socket: it should be 0666; the service decides who may do what.",
+                hint: "Ask root for the mode of the socket: it should be 0666, for the service decides who may do what",
+                denied: true,
             });
         return new Failure({
             message: UNREACHABLE.includes(problem)

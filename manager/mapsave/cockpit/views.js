@@ -53,12 +53,24 @@ function lastImage(image) {
     return [image.name, faint(moment(image.saved), `, ${size(image.allocated_bytes)}, ${image.state}`)];
 }
 
+// The buttons that are about all guests.
+export function everyGuest(world) {
+    const found = [];
+    if (world.may("save-all") && world.guests.some(isUp))
+        found.push(act("save-all", "all guests", "Save all"));
+    if (world.may("restore-all") && world.guests.some(guest => guest.last_image?.state === "saved"))
+        found.push(act("restore-all", "all guests", "Restore all"));
+    return found;
+}
+
+export const isUp = guest => guest.state !== null && !GONE.includes(guest.state);
+
 function guestActions(world, guest) {
     const image = guest.last_image;
     const found = [];
     if (operationOn(world, guest))
         return found;
-    if (world.may("save") && guest.state !== null && !GONE.includes(guest.state))
+    if (world.may("save") && isUp(guest))
         found.push(act("save", guest.name, "Save"));
     if (world.may("restore") && image?.state === "saved" && GONE.includes(guest.state ?? "not running"))
         found.push(act("restore", image.name, "Restore"));

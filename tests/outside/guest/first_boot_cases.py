@@ -83,6 +83,15 @@ def test_who_logs_in_to_cockpit_has_the_role_of_their_groups() -> None:
     assert (found["user"], found["role"]) == (f"user {host.OPERATOR!r}", "operator")
     refused = json.loads(stranger.ask_service("/v1/caller"))
     assert refused["error"]["id"] == "permission.role"
+
+
+def test_who_turns_on_administrative_access_is_root() -> None:
+    """By sudo, as Cockpit does it."""
+    host.run("usermod", "--append", "--groups=sudo", host.STRANGER)
+    found = json.loads(host.Cockpit(host.STRANGER, administrates=True).ask_service("/v1/caller"))
+    assert (found["user"], found["role"]) == ("user 'root'", "admin")
+    refused = json.loads(host.Cockpit(host.STRANGER).ask_service("/v1/caller"))
+    assert refused["error"]["id"] == "permission.role"
     host.run("systemctl", "stop", "cockpit.socket", "cockpit.service")
 
 

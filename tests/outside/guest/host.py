@@ -50,14 +50,18 @@ def run(*command: str | Path, user: str | None = None, code: int = 0) -> Done:
 
 
 class Cockpit:
-    """A user who has logged in to Cockpit by a password, which is set for that."""
+    """A user who has logged in to Cockpit by a password, which is set for that.
 
-    def __init__(self, user: str) -> None:
+    With ``administrates`` access as root is asked for at the login, as Cockpit's own page does.
+    """
+
+    def __init__(self, user: str, *, administrates: bool = False) -> None:
         password = f"of {user}"
         secret = run("openssl", "passwd", "-6", password).stdout.strip()
         run("usermod", f"--password={secret}", user)
         word = base64.b64encode(f"{user}:{password}".encode()).decode()
-        answer = self._answer("/cockpit/login", Authorization=f"Basic {word}")
+        more = {"X-Superuser": "any"} if administrates else {}
+        answer = self._answer("/cockpit/login", Authorization=f"Basic {word}", **more)
         self._token = json.loads(answer.read())["csrf-token"]
         self._cookie = str(answer.headers["Set-Cookie"]).partition(";")[0]
 
@@ -68,6 +72,7 @@ class Cockpit:
     def ask_service(self, path: str) -> str:
         """Return mapsave's answer to what the page would ask, by the same channel of Cockpit."""
         wanted = {"payload": "http-stream2", "unix": str(SOCKET), "method": "GET", "path": path}
+        wanted["superuser"] = "try"
         query = base64.b64encode(json.dumps(wanted).encode()).decode()
         return self.get(f"/cockpit/channel/{self._token}?{query}")
 
