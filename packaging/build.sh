@@ -8,6 +8,7 @@
 # (default: python3). The chroots are removed, but where MAPSAVE_CHROOTS names a directory that is
 # to keep them.
 set -euo pipefail
+shopt -s inherit_errexit # what fails in $(...) ends it, too
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 
 NFPM=2.48.0

@@ -61,17 +61,18 @@ def unavailable() -> str | None:
         if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
             return f"{tool} is not installed"
     sources = backports.read(Path("/etc/apt"))
-    if backports.derive(sources, _of_host("VERSION_CODENAME")) is None:
+    if backports.derive(sources, of_host("VERSION_CODENAME")) is None:
         return "no apt source of Debian's main archive"
     return None
 
 
 def for_host(place: Path) -> Package:
     """Return the package for the release of this host; see ``built``."""
-    return built(_of_host("VERSION_ID").strip('"'), place)
+    return built(of_host("VERSION_ID").strip('"'), place)
 
 
-def _of_host(name: str) -> str:
+def of_host(name: str) -> str:
+    """Return a value of this host's os-release(5)."""
     lines = Path("/etc/os-release").read_text().splitlines()
     return dict(line.partition("=")[::2] for line in lines).get(name, "")
 
