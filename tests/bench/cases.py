@@ -212,6 +212,13 @@ def size(bench: Bench) -> Iterator[Row]:
     yield from size_cases.rows(bench)
 
 
+def completion(bench: Bench) -> Iterator[Row]:
+    """What the Tab key offers, of each kind of name."""
+    from tests.bench import completion_cases
+
+    yield from completion_cases.rows(bench)
+
+
 def instant(bench: Bench) -> Iterator[Row]:
     """Restores that map RAM from the image; the peer is the same restore that reads it."""
     from tests.bench import instant_cases
@@ -235,6 +242,7 @@ CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 # What is measured only if it is named, and alone.
 NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "completion": completion,
     "instant": instant,
     "libvirt": libvirt,
     "proof": proof,

@@ -128,7 +128,7 @@ def _held(mapsaved: Service) -> tuple[int, int, int]:
 
 def _long_journal(site: cli.Site, rounds: int) -> Iterator[Row]:
     """Time ``mapsave ps`` as a whole process, with many operations in the journal."""
-    asyncio.run(_fill(site.state / "journal.db"))
+    asyncio.run(fill(site.state / "journal.db", _ROWS))
     with service.running(site) as mapsaved:
         for words in (("ps",), ("ps", "--all")):
             command = [*measure.MAPSAVE, "--config", str(site.config), *words, "--json"]
@@ -151,10 +151,11 @@ def _long_journal(site: cli.Site, rounds: int) -> Iterator[Row]:
         assert mapsaved.process.poll() is None
 
 
-async def _fill(path: Path) -> None:
+async def fill(path: Path, count: int) -> None:
+    """Record as many saves in a history, one a second until now."""
     async with history.opened(path) as kept:
         now = time.time()
-        for number in range(_ROWS):
+        for number in range(count):
             record = history.Record(
                 id=secrets.token_hex(6),
                 kind="save",
@@ -165,7 +166,7 @@ async def _fill(path: Path) -> None:
                 image=f"/images/{number}",
                 user="root",
                 request={},
-                created=now - _ROWS + number,
+                created=now - count + number,
             )
             await kept.begin(record)
             kept.step(record.id, "migrate", {})
