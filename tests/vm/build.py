@@ -1,14 +1,16 @@
 """Build the disk, and boot it for stages: ``python -m tests.vm.build [DIRECTORY STAGE...]``.
 
 ``tests/run.sh`` runs it beside stages that wait more than they work. Each boot that came to its end
-leaves its serial line in ``DIRECTORY/MODE/``, by the first of the modes that share it. SIGTERM ends
-it, and nothing else is left behind.
+leaves its serial line in ``DIRECTORY/MODE/``, by the first of the modes that share it. For
+``outside`` the packages are built, too. SIGTERM ends it, and nothing else is left behind.
 """
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
 
+from tests.outside import packages
 from tests.vm import image, machine
 
 
@@ -26,6 +28,10 @@ def main(directory: str | None = None, *stages: str) -> None:
         partial.mkdir()
         machine.boot(modes, partial)
         partial.rename(partial.with_suffix(""))
+    if "outside" in stages and packages.unavailable() is None:
+        for release in packages.PYTHONS:
+            with contextlib.suppress(AssertionError):  # which the tests of the package report
+                packages.built(release, Path(directory))
 
 
 if __name__ == "__main__":
