@@ -226,6 +226,13 @@ def instant(bench: Bench) -> Iterator[Row]:
     yield from instant_cases.rows(bench)
 
 
+def checkpoint(bench: Bench) -> Iterator[Row]:
+    """Checkpoints on XFS and btrfs; the peer is a save of the same guest that runs on."""
+    from tests.bench import checkpoint_cases
+
+    yield from checkpoint_cases.rows(bench)
+
+
 def proof(bench: Bench) -> Iterator[Row]:
     """Digests of an image's data; images as archives."""
     from tests.bench import proof_cases
@@ -243,6 +250,7 @@ CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
 # What is measured only if it is named, and alone.
 NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "completion": completion,
+    "checkpoint": checkpoint,
     "instant": instant,
     "libvirt": libvirt,
     "proof": proof,

@@ -38,7 +38,8 @@ _WALK = bytes.fromhex(
     "ba02040000b045ee"  # end: out 0x402, 'E'
     "f4ebfd"  # hlt
 )
-_SEGMENTS = struct.pack("<QQQ", 0, 0x00CF9A000000FFFF, 0x00CF92000000FFFF)
+# Marked as accessed: a processor would do so itself, and cannot write to a firmware.
+_SEGMENTS = struct.pack("<QQQ", 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
 _RESET = bytes.fromhex("ea000000f0")  # jmp 0xf000:0
 
 
@@ -64,13 +65,19 @@ def runs(size: int, share: float, mean: int = 16, seed: int = 14) -> list[tuple[
 
 def firmware(path: Path, walked: Sequence[tuple[int, int]]) -> Path:
     """Write a firmware that walks these runs of pages."""
+    table = b"".join(struct.pack("<II", first * PAGE, number) for first, number in walked)
+    return assembled(path, _WALK, table)
+
+
+def assembled(path: Path, code: bytes, table: bytes = b"") -> Path:
+    """Write a firmware that says ``S`` and runs 32-bit code, which has a table at its disposal."""
     content = bytearray(_SIZE)
     parts = {
         0: _REAL,
-        _PROTECTED: _WALK,
+        _PROTECTED: code,
         _GDT: _SEGMENTS,
         0xA0: struct.pack("<HI", len(_SEGMENTS) - 1, _BASE + _GDT),
-        _TABLE: b"".join(struct.pack("<II", first * PAGE, number) for first, number in walked),
+        _TABLE: table,
         _SIZE - 16: _RESET,
     }
     for at, part in parts.items():
