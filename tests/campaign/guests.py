@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.campaign.places import Site
 from tests.campaign.plan import Plan
 from tests.kit import (
     cli,
@@ -141,7 +142,7 @@ def _peer(path: Path) -> int:
 class QemuWorld:
     """A QEMU of our own; a restore starts another from the configuration's ``launch``."""
 
-    def __init__(self, plan: Plan, directory: Path, site: cli.Site) -> None:
+    def __init__(self, plan: Plan, directory: Path, site: Site) -> None:
         self._plan = plan
         self._directory = directory
         self._site = site
@@ -173,6 +174,10 @@ class QemuWorld:
                 content = self._directory / "memory"
                 patterns.write(content, self._shape.memory * MIB, patterns.sparse)
                 self._source = memory.from_file(content, size)
+                self._target = memory.zeroed(size)
+            case "shared":
+                assert self._site.disk is not None
+                self._source = memory.from_file(self._site.disk / "ram", size, shared=True)
                 self._target = memory.zeroed(size)
             case "floppy":
                 sector = _SUSPEND.ljust(510, b"\0") + b"\x55\xaa"
@@ -317,7 +322,7 @@ class EmulatorWorld:
         return None
 
 
-def world_of(plan: Plan, directory: Path, site: cli.Site, daemon: Daemon | None) -> World:
+def world_of(plan: Plan, directory: Path, site: Site, daemon: Daemon | None) -> World:
     """Return who runs the guest of this plan."""
     if plan.world == "libvirt":
         assert daemon is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mapsave import errors
-from mapsave.image import image
+from mapsave.image import extents, image
 from mapsave.image.superblock import State
 
 from tests.campaign.guests import Guest
@@ -137,6 +137,8 @@ def claims(scene: Scene, done: Done) -> None:
         if found != "saved":
             scene.violate(f"exit 0, but the image is {found}")
         _left_as_told(scene, done)
+        if scene.plan.is_checkpoint:
+            _shares(scene, done)
         return
     if struck.journals(scene.site) or scene.plan.service:
         return  # it is left to recovery, and judged then
@@ -153,6 +155,18 @@ def claims(scene: Scene, done: Done) -> None:
         scene.violate(f"the guest is gone, and the error does not say so: {done}")
     if not (died and scene.plan.guest_may_die):
         as_before(scene, f"after {done}")
+
+
+def _shares(scene: Scene, done: Done) -> None:
+    """See that a checkpoint shares the RAM file's extents, and says how it was taken."""
+    part = done.told.get("checkpoint") or {}
+    if part.get("pauses") not in (1, 2, 3):
+        scene.violate(f"exit 0, but no checkpoint was taken: {part}")
+        return
+    with scene.image.open("rb") as file:
+        shared = extents.shared_bytes(file.fileno(), scene.image.stat().st_size)
+    if scene.guest.alive() and not shared and part["shared_bytes"]:
+        scene.violate(f"the image shares nothing with the RAM file: {part}")
 
 
 def _left_as_told(scene: Scene, done: Done) -> None:

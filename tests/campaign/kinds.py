@@ -6,7 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests.campaign import deeds
-from tests.campaign.plan import NOTHING, RESTORE_STEPS, SAVE_STEPS, Blow, Plan, World, base
+from tests.campaign.plan import (
+    NOTHING,
+    RESTORE_STEPS,
+    SAVE_STEPS,
+    Blow,
+    Plan,
+    State,
+    World,
+    base,
+)
 from tests.kit.inject import Action, Call, Rule
 
 Draw = Callable[[random.Random, Plan], Plan]
@@ -340,6 +349,40 @@ def _not_marked(rng: random.Random, plan: Plan) -> Plan:
     return replace(plan, restore_blow=Blow(rules=(rule,)), then="quit")
 
 
+# A checkpoint.
+
+
+def _checkpoint(rng: random.Random, plan: Plan) -> Plan:
+    """A guest whose memory is a shared file beside its images; and what hits any save."""
+    states: tuple[State, ...] = ("running", "running", "paused", "prelaunch")
+    shape = replace(
+        plan.shape,
+        machine=rng.choice(("none", "pc", "q35")),
+        state=rng.choice(states),
+        extra="shared",
+    )
+    plan = replace(
+        plan,
+        shape=shape,
+        then=rng.choice(("resume", "resume", "leave")),
+        save=("--method", "checkpoint"),
+        disk="xfs",
+    )
+    hit: Draw = rng.choice(
+        (
+            lambda _, plan: plan,
+            _own_errno,
+            _killed,
+            _told_to_stop,
+            _step_kill,
+            _step_signal,
+            _step_guest_dies,
+            _both_die,
+        )
+    )
+    return hit(rng, plan)
+
+
 # The service.
 
 
@@ -397,6 +440,7 @@ KINDS: dict[str, tuple[int, tuple[World, ...], Draw]] = {
     "not-marked": (3, _REAL, _not_marked),
     "restore-step": (8, _ALL, _restore_step),
     "restore-call": (8, _ALL, _restore_call),
+    "checkpoint": (8, _QEMU, _checkpoint),
     "service": (6, _REAL, _service),
     "service-rot": (2, _REAL, _service_rot),
 }

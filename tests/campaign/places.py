@@ -76,7 +76,8 @@ def site_of(plan: Plan, directory: Path) -> Iterator[Site]:
     # Short where a load is to hang; elsewhere one that is slow on a busy host is not given up.
     settings = {"restore": {"stall": "4s"}} if plan.destination_rules else {}
     (directory / "site").mkdir()
-    size = (2 * plan.shape.memory + 32) * MIB
+    # A checkpoint wants room for all that the guest may write, twice on XFS.
+    size = (600 if plan.is_checkpoint else 2 * plan.shape.memory + 32) * MIB
     with ExitStack() as stack:
         if plan.disk == "plain":
             yield Site(directory / "site", settings=settings)

@@ -103,6 +103,11 @@ class Plan:
         return ["--then", self.then, "--format", self.format, *self.save]
 
     @property
+    def is_checkpoint(self) -> bool:
+        """Whether the image shares the guest's RAM file."""
+        return self.shape.extra == "shared"
+
+    @property
     def guest_may_die(self) -> bool:
         """Whether something but mapsave ends the guest's QEMU."""
         return "guest dies" in self.tags
