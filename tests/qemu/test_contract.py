@@ -14,8 +14,8 @@ from tests.qemu.scene import saved, state_of
 MIB = 1 << 20
 SAVE_KEYS = {
     *("image", "guest", "format", "state", "ram_bytes", "data_bytes", "file_bytes"),
-    *("allocated_bytes", "duration_s", "downtime_s", "phases_s", "bytes_per_s", "strategy"),
-    *("label", "then"),
+    *("allocated_bytes", "exclusive_bytes", "duration_s", "downtime_s", "phases_s", "bytes_per_s"),
+    *("strategy", "label", "then"),
 }
 STRATEGY_KEYS = {"direct_io", "zero_pages", "channels", "preallocate", "bandwidth_bytes_per_s"}
 RESTORE_KEYS = {"image", "guest", "run_state", "duration_s", "downtime_s", "bytes_per_s"}
@@ -109,7 +109,8 @@ def test_discard_and_recover(site: cli.Site) -> None:
         }
         assert scene.image.exists()
         gone = done(site, "discard", scene.image, "--yes")
-        assert gone == {"image": str(scene.image), "freed_bytes": held, "note": None}
+        sizes = {"freed_bytes": held, "shared_bytes": 0}
+        assert gone == {"image": str(scene.image), **sizes, "note": None}
         assert done(site, "list")["images"] == []
 
 

@@ -34,4 +34,6 @@ def _line(done: Result) -> str:
         return f"{done['image']}: NOT DELETED: {output.described(done['error'])}"
     if done.get("note"):
         return f"discarded {done['image']}: {done['note']}"
-    return f"discarded {done['image']}, {units.format_size(done['freed_bytes'])} freed"
+    freed, shared = (units.format_size(done[key]) for key in ("freed_bytes", "shared_bytes"))
+    stays = f", {shared} stay: other files share them" if done["shared_bytes"] else ""
+    return f"discarded {done['image']}, {freed} freed{stays}"

@@ -73,6 +73,9 @@ def text(found: Result) -> str:
     if "version" in qemu:
         lines.append(f"  QEMU       {qemu['version']} {qemu.get('package', '')}")
     on_disk = size(found["allocated_bytes"])
+    own = found["exclusive_bytes"]
+    if own not in (None, found["allocated_bytes"]):
+        on_disk = f"{on_disk} ({size(own)} exclusive)"
     lines.append(f"  file       {size(found['file_bytes'])}, {on_disk} on disk")
     if "ram_blocks" not in found:
         return "\n".join(

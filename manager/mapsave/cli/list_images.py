@@ -122,16 +122,26 @@ def _report_unreadable(images: list[responses.Image]) -> int:
 
 
 def _table(images: list[responses.Image]) -> str:
-    """Return a table of images, with notes and what is known of their data if there is any."""
+    """Return a table of images, with notes and what is known of their data if there is any.
+
+    And with what is of each alone, where some share what they occupy.
+    """
     with_note = any(line.note for line in images)
     with_data = any(line.verified for line in images)
+    with_own = any(line.exclusive_bytes not in (None, line.allocated_bytes) for line in images)
     more = (*(["data"] if with_data else []), *(["note"] if with_note else []))
+    more = (*(["exclusive"] if with_own else []), *more)
     header = ("saved", "guest", "state", "format", "size", "on disk", *more, "image")
-    rows = [_row(line, with_note=with_note, with_data=with_data) for line in images]
+    rows = [
+        _row(line, with_own=with_own, with_note=with_note, with_data=with_data) for line in images
+    ]
     return output.table(rows, header)
 
 
-def _row(line: responses.Image, *, with_note: bool, with_data: bool) -> tuple[str, ...]:
+def _row(
+    line: responses.Image, *, with_own: bool, with_note: bool, with_data: bool
+) -> tuple[str, ...]:
+    own = line.exclusive_bytes
     more = ", pinned" if line.pinned else ""
     more += f", in use by {output.users(line.in_use_by)}" if line.in_use_by else ""
     return (
@@ -141,6 +151,7 @@ def _row(line: responses.Image, *, with_note: bool, with_data: bool) -> tuple[st
         line.format or "-",
         units.format_size(line.file_bytes),
         units.format_size(line.allocated_bytes),
+        *(["-" if own is None else units.format_size(own)] if with_own else []),
         *([output.verified(line.verified)] if with_data else []),
         *([_short(line.note)] if with_note else []),
         line.name,

@@ -116,6 +116,10 @@ class Image(Answer):
     allocated_bytes: int
     writable_by: Annotated[list[str], help("Others who could have written it.")]
     error: Annotated[Error | None, help("Why it is invalid or unreadable.")]
+    exclusive_bytes: Annotated[
+        int | None,
+        help("Bytes on disk that no other file shares, as those of checkpoints do; null: unknown."),
+    ] = None
 
 
 class Guest(Answer):

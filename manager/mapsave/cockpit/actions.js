@@ -130,7 +130,7 @@ function discard(world, name) {
     ask({
         title: `Discard ${name}?`,
         parts: [
-            `The image is deleted; ${size(image?.allocated_bytes ?? 0)} become free.`,
+            `The image is deleted; ${size(image?.exclusive_bytes ?? image?.allocated_bytes ?? 0)} become free.`,
             ...(only ? [`It was never restored: the state of ${image.guest ?? "its guest"} in it is lost.`] : []),
         ],
         fields: only ? [{ name: "unrestored", label: "Delete it although it was never restored", must: true }] : [],

@@ -5,6 +5,7 @@ FIEMAP reports it; see the kernel's ``Documentation/filesystems/fiemap.rst``.
 
 import fcntl
 import struct
+import time
 from collections.abc import Iterator
 
 _FS_IOC_FIEMAP = 0xC020660B  # _IOWR('f', 11, struct fiemap)
@@ -45,8 +46,9 @@ def _reported(fd: int, start: int, end: int) -> Iterator[memoryview]:
 def places(fd: int, start: int, end: int) -> tuple[set[Extent], list[Extent]]:
     """Return the extents that are at least in part from ``start`` to ``end``: all that have data.
 
-    Those whose place may be another, or not theirs alone, are in the second half. There may be
-    hundreds of thousands, while a guest waits. Raises OSError.
+    Those whose place may be another, or not theirs alone, are in the second half; what has no place
+    yet, being dirty, in neither. There may be hundreds of thousands, while a guest waits. Raises
+    OSError.
     """
     sure: set[Extent] = set()
     unsure: list[Extent] = []
@@ -56,13 +58,38 @@ def places(fd: int, start: int, end: int) -> tuple[set[Extent], list[Extent]]:
             sure.update(_PLACE.iter_unpack(there))
             continue
         for *place, flags in _EXTENT.iter_unpack(there):
-            if flags & _UNWRITTEN:
-                continue  # it reads as zeros, as a hole does
+            if flags & (_UNWRITTEN | _DELALLOC):
+                continue  # it reads as zeros, as a hole does; or is not on the disk
             if flags & _UNSURE:
                 unsure.append((place[0], place[1], place[2]))
             else:
                 sure.add((place[0], place[1], place[2]))
     return sure, unsure
+
+
+def count(fd: int, start: int, end: int) -> int:
+    """Return in how many extents that part of a file is. Raises OSError."""
+    head = bytearray(_HEAD.pack(start, end - start, 0, 0, 0, 0))
+    fcntl.ioctl(fd, _FS_IOC_FIEMAP, head)
+    return int(_HEAD.unpack_from(head)[3])
+
+
+def shared_bytes(fd: int, end: int, *, seconds: float = 30.0) -> int | None:
+    """Return how many of the first ``end`` bytes of a file are shared with others.
+
+    None where the file system does not say, or that takes longer: a file may be in hundreds of
+    thousands of extents.
+    """
+    found, until = 0, time.monotonic() + seconds
+    try:
+        for there in _reported(fd, 0, end):
+            if time.monotonic() > until:
+                return None
+            for _, _, length, flags in _EXTENT.iter_unpack(there):
+                found += length if flags & _SHARED else 0
+    except OSError:
+        return None
+    return found
 
 
 def shared(fd: int, start: int, end: int) -> list[tuple[int, int]] | None:

@@ -345,6 +345,8 @@ def _remove(config: Config, entry: Entry, line: Line, *, in_use: bool) -> None:
         done = discard.discard(config, entry.path, unrestored=True, in_use=in_use)
         if done["note"] is not None:  # its space is freed when its guest quits
             line |= {"bytes": 0, "reasons": [*line["reasons"], str(done["note"])]}
+        else:
+            line["bytes"] = int(str(done["freed_bytes"]))
     except errors.ImageNotFound:
         line["reasons"] = ["another process has removed it"]
     except errors.Busy as error:

@@ -9,6 +9,7 @@ from mapsave.config import Config
 from mapsave.image import abandoned, image, store
 from mapsave.image.superblock import State
 from mapsave.operations import (
+    exclusive,
     images,
     locks,
     managed_place,
@@ -27,14 +28,15 @@ def discard(
     """Delete the image at ``path``, be it damaged; one never restored only with ``unrestored``,
     one that a guest lives on only with ``in_use``, one that is pinned never.
 
-    Raises ImageNotFound, NotAnImage, Refused, Busy, ImageInUse, NotPermitted.
+    What other files share stays where it is (``shared_bytes``), the rest is freed. Raises
+    ImageNotFound, NotAnImage, Refused, Busy, ImageInUse, NotPermitted.
     """
     directory, name = os.path.split(os.path.abspath(path))
     if not os.path.lexists(path):
         note = whereabouts.at(config.state, os.path.abspath(path))
         if note is not None:  # libvirt has restored or removed it, or it is lost
             whereabouts.forget(config.state, note)
-            return {"image": path, "freed_bytes": 0, "note": None}
+            return {"image": path, "freed_bytes": 0, "shared_bytes": 0, "note": None}
     with store.directory(directory) as held:
         uuid, state, stats = _look(config, path)
         key = f"image:{os.path.realpath(path)}" if uuid is None else locks.image_key(uuid)
@@ -53,6 +55,7 @@ def discard(
                 )
             users = _users(config, uuid, stats)
             note_of_space = users_of.check_removal(users, path, allowed=in_use)
+            own = _own(path, stats)
             try:
                 os.unlink(name, dir_fd=held.fd)
             except PermissionError as error:
@@ -67,8 +70,19 @@ def discard(
                 note = whereabouts.at(config.state, os.path.abspath(path))
                 if note is not None:
                     whereabouts.forget(config.state, note)
-    freed = 0 if users else stats.st_blocks * 512
-    return {"image": path, "freed_bytes": freed, "note": note_of_space}
+    occupied = stats.st_blocks * 512
+    freed = 0 if users else min(own, occupied)
+    shared = max(occupied - own, 0)
+    return {"image": path, "freed_bytes": freed, "shared_bytes": shared, "note": note_of_space}
+
+
+def _own(path: str, stats: os.stat_result) -> int:
+    """Return what no other file shares of an image; all that it occupies where no one says."""
+    try:
+        own = exclusive.looked(path)
+    except OSError:
+        own = None
+    return stats.st_blocks * 512 if own is None else own
 
 
 def _users(config: Config, uuid: uuids.UUID | None, stats: os.stat_result) -> list[users_of.User]:

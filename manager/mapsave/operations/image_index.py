@@ -23,7 +23,7 @@ from mapsave import errors, instant_names, units
 from mapsave.errors import ErrorDict
 from mapsave.image import descriptors, ownership, partial_names, store
 from mapsave.image.superblock import State
-from mapsave.operations import in_use, locks, verified_notes, whereabouts
+from mapsave.operations import exclusive, in_use, locks, verified_notes, whereabouts
 from mapsave.strict_json import Facts
 
 _DIRECTORY = "listings"
@@ -48,6 +48,7 @@ class _Read(msgspec.Struct, array_like=True, frozen=True, gc=False):
     writers: tuple[str, ...] = ()
     error: ErrorDict | None = None
     note: str | None = None
+    is_checkpoint: bool = False
 
 
 class _Kept(msgspec.Struct, array_like=True):
@@ -116,10 +117,12 @@ class Images:
         pinned: Container[uuids.UUID] = frozenset(),
         users: Collection[in_use.User] = (),
         verified: verified_notes.Known | None = None,
+        budget: exclusive.Budget | None = None,
     ) -> Facts:
         """Return the line of an image; ``restored`` is as ``store.entries`` takes it.
 
-        ``users`` are all guests that live on images, ``verified`` is what is known of their data.
+        ``users`` are all guests that live on images, ``verified`` is what is known of their data;
+        without a ``budget`` it is not looked at what the image shares with other files.
         """
         read, path = each.read, os.path.join(self.path, each.name)
         state = read.state
@@ -142,6 +145,9 @@ class Images:
             "modified": units.timestamp(-each.place[0] / 1e9),
             "file_bytes": each.bytes,
             "allocated_bytes": each.allocated,
+            "exclusive_bytes": budget.of(path, is_checkpoint=read.is_checkpoint)
+            if budget is not None
+            else None,
             "writable_by": self._writable_by(path, each),
             "error": read.error,
         }
@@ -232,6 +238,7 @@ def _read(
         writers=tuple(writers),
         error=entry.error.as_dict() if entry.error else None,
         note=known.get("note"),
+        is_checkpoint=bool(known.get("checkpoint")),
     )
 
 

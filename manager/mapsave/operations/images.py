@@ -11,6 +11,7 @@ from mapsave.config import Config
 from mapsave.image import store
 from mapsave.image.store import Entry, EntryState
 from mapsave.operations import (
+    exclusive,
     image_index,
     in_use,
     pins,
@@ -96,7 +97,8 @@ def listing(
     noted, pinned = restored_notes.noted(config.state), pins.shown(config.state)
     users, verified = in_use.shown(config.state), verified_notes.Known(config.state)
     chosen = found.chosen(guest, latest=latest)
-    lines = [found.line(each, noted, pinned, users, verified) for each in chosen]
+    budget = exclusive.Budget()
+    lines = [found.line(each, noted, pinned, users, verified, budget) for each in chosen]
     return {"directory": held.path, "images": lines}
 
 

@@ -12,6 +12,7 @@ from mapsave.migration.progress import Phases, Report, silent
 from mapsave.operations import (
     digesting,
     disks,
+    exclusive,
     in_use,
     instant_preview,
     origin,
@@ -22,6 +23,8 @@ from mapsave.operations import (
     working_sets,
 )
 from mapsave.strict_json import Facts
+
+_LOOK = 30.0  # seconds, to see what an image shares with other files
 
 
 def inspect(path: str, config: Config | None = None) -> dict[str, object]:
@@ -84,6 +87,7 @@ _SHOWN = (
         "written",
         "proof",
         "checkpoint",
+        "live",
         "label",
         "command",
         "host",
@@ -109,6 +113,9 @@ def _summary(opened: image.Image, config: Config | None) -> dict[str, object]:
         "uuid": str(opened.block.uuid),
         "file_bytes": opened.size,
         "allocated_bytes": opened.allocated,
+        "exclusive_bytes": exclusive.Budget(_LOOK).of(
+            opened.path, is_checkpoint=bool(known.get("checkpoint"))
+        ),
         "guest": guest.get("name"),
         "guest_uuid": guest.get("uuid"),
         **{key: known.get(key) for key in _SHOWN},

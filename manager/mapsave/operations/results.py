@@ -54,8 +54,9 @@ class SaveResult(_Result):
     ``state`` is the image's, None where it is gone from its place since. ``managed``: libvirt
     restores it when the domain is started. ``strategy``, ``plan``,
     ``label``, ``written``, ``proof`` and ``checkpoint`` (how one was taken) are as in the image's
-    metadata, and None where that does not say. ``digests`` of its data are ``taken``, ``pending``
-    (to be taken) or ``none``.
+    metadata, and None where that does not say. ``exclusive_bytes`` are those on the disk that the
+    image does not share with the guest's RAM file. ``digests`` of its data are ``taken``,
+    ``pending`` (to be taken) or ``none``.
     """
 
     format: str | None = None
@@ -63,6 +64,7 @@ class SaveResult(_Result):
     state: str | None = None
     file_bytes: int = 0
     allocated_bytes: int = 0
+    exclusive_bytes: int = 0
     label: Mapping[str, object] | None = None
     then: str | None
     written: Mapping[str, object] | None = None
@@ -108,6 +110,7 @@ def saved(
         data_bytes=contents.data_bytes,
         file_bytes=stats.st_size,
         allocated_bytes=stats.st_blocks * 512,
+        exclusive_bytes=_exclusive(stats.st_blocks * 512, job.metadata),
         duration_s=round(job.phases.total, 6),
         downtime_s=round(paused.seconds(), 6) if job.facts.runs else 0.0,
         phases_s=phases,
@@ -142,6 +145,7 @@ def recovered_save(entry: Entry) -> SaveResult:
         data_bytes=data,
         file_bytes=entry.file_bytes,
         allocated_bytes=entry.allocated_bytes,
+        exclusive_bytes=_exclusive(entry.allocated_bytes, known),
         duration_s=round(seconds, 6),
         downtime_s=round(max(ended - float(paused), 0.0), 6) if paused and ended else 0.0,
         bytes_per_s=round(data / seconds) if seconds and not known.get("checkpoint") else 0,
@@ -185,6 +189,14 @@ def recovered_restore(
         monitor=reported.get("monitor"),
         recovered=True,
     )
+
+
+def _exclusive(allocated: int, known: Metadata) -> int:
+    """Return what an image that was just committed does not share; see ``operations.exclusive``."""
+    part = known.get("checkpoint")
+    if not part or (part.get("afresh") and "extents_after" not in part):
+        return allocated
+    return max(allocated - part.get("shared_bytes", 0), 0)
 
 
 def _ram(known: Metadata) -> int:

@@ -12,6 +12,7 @@ from typing import TypedDict
 from mapsave.config import Config
 from mapsave.image import store
 from mapsave.operations import (
+    exclusive,
     image_index,
     in_use,
     pins,
@@ -94,4 +95,5 @@ class ImagePages:
         state = self._config().state
         noted, pinned = restored_notes.noted(state), pins.shown(state)
         users, verified = in_use.shown(state), verified_notes.Known(state)
-        return [found.line(each, noted, pinned, users, verified) for each in part]
+        budget = exclusive.Budget()
+        return [found.line(each, noted, pinned, users, verified, budget) for each in part]

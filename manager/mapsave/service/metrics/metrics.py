@@ -192,7 +192,7 @@ class Metrics:
 
     async def _look(self) -> None:
         usage = await self._usage.read()
-        self._scrape.look(usage, self._usage.verified)
+        self._scrape.look(usage, self._usage.verified, self._usage.exclusive)
 
     async def render(self, accept: str | None = None) -> tuple[bytes, str]:
         """Return all series and their content type, in that format of the header ``accept``.

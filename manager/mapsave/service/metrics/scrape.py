@@ -73,15 +73,20 @@ class Scrape:
         yield from self._families
         yield _last_success(self._jobs, self._successes)
 
-    def look(self, usage: Usage | None, verified: Verified | None = None) -> None:
+    def look(
+        self,
+        usage: Usage | None,
+        verified: Verified | None = None,
+        exclusive: Mapping[str, int] | None = None,
+    ) -> None:
         """Ask all sources; ``usage`` is that of the image directory, ``verified`` what is known of
-        its images' data: None where it is unknown."""
+        its images' data, ``exclusive`` what they share with no one: None where it is unknown."""
         self._jobs = self._ask("jobs", self._sources.jobs) or {}
         self._successes = dict(self._past.successes)
         self._families = [
             self._running(),
             *self._single(),
-            *_images(usage),
+            *_images(usage, exclusive or {}),
             *(_verified(verified) if usage is not None and verified is not None else ()),
             *self._job_runs(self._jobs),
         ]
@@ -157,13 +162,18 @@ def _last_success(
     )
 
 
-def _images(usage: Usage | None) -> Iterator[metrics_core.Metric]:
+def _images(usage: Usage | None, exclusive: Mapping[str, int]) -> Iterator[metrics_core.Metric]:
     found = usage or {}
     counts = [((state,), found[state][0]) for state in STATES if state in found]
     sizes = [((state,), found[state][1]) for state in STATES if state in found]
     yield _gauge("images", "Images in the image directory.", counts, ["state"])
     words = "Disk space used by the images in the image directory, in bytes."
     yield _gauge("image_store_bytes", words, sizes, ["state"])
+    alone = [
+        ((state,), exclusive[state]) for state in STATES if state in found and state in exclusive
+    ]
+    words = "Those of them that no other file shares, as the images of checkpoints do."
+    yield _gauge("image_store_exclusive_bytes", words, alone, ["state"])
 
 
 def _verified(found: Verified) -> Iterator[metrics_core.Metric]:

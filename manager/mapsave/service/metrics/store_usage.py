@@ -1,6 +1,7 @@
 """How many images the image directory holds, and what they occupy; cheap enough for each scrape."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 from mapsave import blocking, errors
 from mapsave.image import image, partial_names
 from mapsave.image.superblock import State
-from mapsave.operations import verified_notes
+from mapsave.operations import exclusive, verified_notes
 from mapsave.operations.image_index import SETTLED
 from mapsave.service.metrics.verified import Verified, VerifiedImages
 
@@ -51,7 +52,8 @@ class StoreUsage:
         self._task: asyncio.Task[None] | None = None
         self._seen: tuple[Path, float, Usage] | None = None
         self._verified: Verified | None = None
-        self._known: dict[str, tuple[tuple[int, ...], str | None, str | None]] = {}
+        self._exclusive: dict[str, int] = {}
+        self._known: dict[str, tuple[tuple[int, ...], _Look]] = {}
         self._problem: str | None = None
 
     async def read(self) -> Usage | None:
@@ -70,6 +72,11 @@ class StoreUsage:
     def verified(self) -> Verified | None:
         """Which of the images that ``read`` has returned last were verified, if that is known."""
         return self._verified if self._seen is not None else None
+
+    @property
+    def exclusive(self) -> Mapping[str, int]:
+        """Return the bytes that the images share with no other file, by state, where known."""
+        return self._exclusive if self._seen is not None else {}
 
     def _age(self, directory: Path) -> float:
         if self._seen is None or self._seen[0] != directory:
@@ -92,7 +99,9 @@ class StoreUsage:
     def _scan(self, directory: Path) -> Usage:
         """Raises OSError where the directory cannot be read; one that is not there is empty."""
         found = dict.fromkeys(STATES, (0, 0))
-        known: dict[str, tuple[tuple[int, ...], str | None, str | None]] = {}
+        known: dict[str, tuple[tuple[int, ...], _Look]] = {}
+        own: dict[str, int | None] = dict.fromkeys(STATES, 0)
+        budget = exclusive.Budget()
         whole: set[str] = set()
         now = time.time_ns()
         try:
@@ -103,40 +112,56 @@ class StoreUsage:
                     except OSError:  # removed while we looked
                         continue
                     mark = (stats.st_ino, stats.st_size, stats.st_mtime_ns, stats.st_ctime_ns)
-                    was, state, key = self._known.get(file.path, (None, None, None))
+                    was, look = self._known.get(file.path, (None, _NO_IMAGE))
                     if was != mark:
-                        state, key = _state(file.path, stats)
+                        look = _look_at(file.path, stats)
                     if now - stats.st_ctime_ns > SETTLED:
-                        known[file.path] = (mark, state, key)
-                    if key is not None:
-                        whole.add(key)
+                        known[file.path] = (mark, look)
+                    state = look.state
+                    if look.key is not None:
+                        whole.add(look.key)
                     if state is not None:
+                        alone = budget.of(file.path, is_checkpoint=look.is_checkpoint)
+                        sum_ = own[state]
+                        own[state] = None if alone is None or sum_ is None else sum_ + alone
                         count, size = found[state]
                         found[state] = (count + 1, size + stats.st_blocks * 512)
         except FileNotFoundError:
             pass
         self._known = known
+        self._exclusive = {state: size for state, size in own.items() if size is not None}
         place = self._state()
         self._verified = None if place is None else self._notes.look(place, whole)
         return found
 
 
-def _state(path: str, stats: os.stat_result) -> tuple[str | None, str | None]:
-    """Return the state of an image as `mapsave list` shows it; None for another file.
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """The state of an image as `mapsave list` shows it; None for another file.
 
     And the key of its note, None where it is not complete.
     """
+
+    state: str | None = None
+    key: str | None = None
+    is_checkpoint: bool = False
+
+
+_NO_IMAGE = _Look()
+
+
+def _look_at(path: str, stats: os.stat_result) -> _Look:
     try:
         with image.opened(path) as opened:
             block = opened.block
             key = None if block.state is State.PARTIAL else verified_notes.key_of(opened)
-            return block.state.word, key
+            return _Look(block.state.word, key, bool(opened.metadata.get("checkpoint")))
     except (errors.NotAnImage, errors.ImageNotFound):
-        return None, None
+        return _NO_IMAGE
     except (errors.InvalidImage, errors.NotPermitted, OSError) as error:
         if not stat.S_ISREG(stats.st_mode):
-            return None, None
+            return _NO_IMAGE
         if partial_names.is_partial_name(path):
-            return "partial", None
+            return _Look("partial")
         cannot_look = (errors.NotPermitted, errors.UnreadableImage, OSError)
-        return "unreadable" if isinstance(error, cannot_look) else "invalid", None
+        return _Look("unreadable" if isinstance(error, cannot_look) else "invalid")
