@@ -41,6 +41,7 @@ EXIT_CODES = {
     "check.destination": 3,
     "check.destination_not_zero": 3,
     "check.checkpoint": 3,
+    "check.pause": 3,
     "check.direct_io": 3,
     "check.directory": 3,
     "check.guest_saved": 3,

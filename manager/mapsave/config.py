@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from msgspec import Meta, field, structs
 
 from mapsave import errors, guest_address, keys
+from mapsave.checkpoint_settings import CheckpointSettings
 from mapsave.clone_template import CloneTemplate
 from mapsave.guest_address import LIBVIRT_URI
 from mapsave.key_types import Argument, Channels, Name, Place, Size, Switch, Text, Truth, Variable
@@ -149,8 +150,12 @@ class SaveSettings(Keys, frozen=True):
         Truth, help("Whether an image that could not be proven is kept, as `NAME.unproven`.")
     ] = False
     method: Annotated[
-        Method, help("QEMU writes the RAM, the image shares its file, or that if it can (`auto`).")
+        Method,
+        help("QEMU writes the RAM, the image shares its file, or what is better (`auto`)."),
     ] = "save"
+    checkpoint: Annotated[
+        CheckpointSettings, help("For how long a checkpoint may pause the guest.")
+    ] = CheckpointSettings()
 
 
 class SaveOptions(SaveSettings, frozen=True):

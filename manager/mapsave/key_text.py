@@ -42,7 +42,7 @@ def default(field: msgspec.structs.FieldInfo) -> str:
         return ""
     if isinstance(found, float):
         units = (f"`{found // by:.0f}{unit}`" for by, unit in _UNITS if found % by == 0)
-        return next(units) if found else ""
+        return next(units, f"`{found * 1000:g}ms`") if found else ""
     if isinstance(found, tuple):
         return "" if isinstance(found[0], keys.Keys) else f"`[{', '.join(found)}]`"
     return f"`{str(found).lower() if isinstance(found, bool) else found}`"

@@ -227,10 +227,10 @@ def test_a_mirror_catches_up_with_what_is_dirty(place: Path) -> None:
         mirror = _mirror(source, length, target)
         mirror.update()
         for number in range(5):
-            # Changed before it is marked, after that, and both.
+            # Changed before it is followed, after that, and both.
             for page in range(number, 8000, 301 + number):
                 os.pwrite(source, bytes([number + 1]) * 3000, page * PAGE + 100)
-            mirror.mark()
+            mirror.catch_up()
             for page in range(number + 7, 8000, 401 + number):
                 os.pwrite(source, bytes([number + 100]) * 3000, page * PAGE + 100)
             assert mirror.catch_up() is not None
@@ -249,7 +249,7 @@ def test_what_is_on_the_disk_already_is_uncertain(place: Path, how: str) -> None
     ):
         mirror = _mirror(source, length, target)
         mirror.update()
-        mirror.mark()
+        mirror.catch_up()
         if how != "dug":
             os.pwrite(source, b"changed", 700 * PAGE)
             os.fdatasync(source)
@@ -274,7 +274,7 @@ def test_what_is_next_to_a_part_does_not_make_it_uncertain(place: Path) -> None:
     ):
         mirror = reflink.Mirror(source, 2 * MIB, 3 * MIB, target)
         mirror.update()
-        mirror.mark()
+        mirror.catch_up()
         os.pwrite(source, b"outside", 6 * MIB)
         os.pwrite(source, b"outside", 1 * MIB)
         os.fdatasync(source)
@@ -296,7 +296,7 @@ def test_a_kernel_that_does_not_say_what_is_dirty(
         mirror = _mirror(source, MIB, target)
         mirror.update()
         os.pwrite(source, b"changed", 0)
-        mirror.mark()
+        mirror.catch_up()
         monkeypatch.setattr(syscalls, "_SYS_CACHESTAT", 1 << 20)
         assert mirror.catch_up() is None
         mirror.update()
@@ -324,7 +324,7 @@ def test_random_writes_and_flushes(place: Path) -> None:
             name = place / f"mirror-{number}"  # each is removed: its blocks are taken again
             with files.opened(name, os.O_RDWR | os.O_CREAT) as target:
                 mirror = _mirror(source, length, target)
-                for step in (mirror.update, mirror.update, mirror.mark):
+                for step in (mirror.update, mirror.update, mirror.catch_up):
                     step()
                     change()
                 mirror.catch_up()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mapsave import errors, guest_address
+from mapsave import errors, guest_address, units
 from mapsave.cli import candidates, hosts, inspect, output
 from mapsave.cli.here import Options, Result
 from mapsave.cli.options import Command, Globals, pass_globals
@@ -16,6 +16,7 @@ from mapsave.migration.progress import silent
 
 if TYPE_CHECKING:
     from mapsave.config import Config
+    from mapsave.operations.checkpoint_forecast import Forecast
 
 
 @click.command("check", cls=Command)
@@ -68,11 +69,21 @@ def _check_guest(given: Globals, config: Config, target: str, chosen: Options) -
         f"{'ok  ' if line['ok'] else 'FAIL'} {line['check']}: {line['detail']}"
         for line in found["checks"]
     ]
+    lines.append(forecast(found["checkpoint"]))
     verdict = "can be saved" if error is None else f"cannot be saved [{error.id}]"
     if error is not None and error.hint:
         lines.append(f"hint: {error.hint}")
     output.result(given, found, "\n".join([*lines, f"{guest.name} {verdict}"]))
     return error.exit_code if error else 0
+
+
+def forecast(found: Forecast) -> str:
+    """Return a line about a checkpoint of a guest: what it would cost, or why there is none."""
+    if found["error"] is not None:
+        return f"no checkpoint: {found['error']['message']}"
+    pause, outside = (units.format_duration(found[key] or 0) for key in ("pause_s", "outside_s"))
+    written = units.format_size(found["written_bytes"] or 0)
+    return f"checkpoint: pauses the guest for about {pause}, writes {written}, {outside} besides"
 
 
 def _check_image(given: Globals, config: Config, target: str) -> int:

@@ -57,8 +57,9 @@ def _plan_save(given: Globals, config: Config, guest: str, into: Path | None) ->
         "chosen": _data(plan.chosen),
         "reason": plan.reason,
         "others": [_data(each) for each in plan.others],
+        "checkpoint": found.checkpoint,
     }
-    lines = [f"{guest}: {plan.reason}", _table(rows, header)]
+    lines = [f"{guest}: {plan.reason}", _table(rows, header), check.forecast(found.checkpoint)]
     if found.proof is not None:
         prove, seconds = found.proof
         data["proof"] = {"by": prove, "predicted_s": round(seconds, 6)}

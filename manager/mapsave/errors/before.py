@@ -116,6 +116,10 @@ class NoCheckpoint(Refused, id="check.checkpoint"):
     """No checkpoint can be taken: the guest's RAM must be a shared file beside the images."""
 
 
+class PauseTooLong(Refused, id="check.pause"):
+    """The guest writes so fast that a checkpoint would pause it for longer than it may be."""
+
+
 class ImageExists(Refused, id="check.image_exists"):
     """An image of that name already exists, and ``--replace`` was not given."""
 

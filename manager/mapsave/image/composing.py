@@ -8,7 +8,7 @@ written it. The result is what QEMU would have written itself.
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mapsave import errors
 from mapsave.image import bitmaps, holes, reflink, stream_parts, syscalls
@@ -25,14 +25,28 @@ class Composed:
     written_bytes: int
 
 
+Share = Callable[[int, RamBlock, int], object]
+
+
+def share_file(fd: int, block: RamBlock, copy: int) -> None:
+    """Share a block's copy with the image. Raises OSError."""
+    reflink.share(copy, 0, block.used_length, fd, block.pages_offset)
+
+
 def compose(
-    fd: int, offset: int, legacy: int, stream: LegacyStream, copies: Mapping[str, int]
+    fd: int,
+    offset: int,
+    legacy: int,
+    stream: LegacyStream,
+    copies: Mapping[str, int],
+    share: Share = share_file,
 ) -> Composed:
     """Write the image's stream at ``offset`` of ``fd``, a file with nothing after that.
 
     ``legacy`` is the file of ``stream``; ``copies`` are files with the shared blocks, by name. The
-    stream's first bytes are written last: before that no one takes it for one. Raises InvalidImage
-    where blocks of the stream and copies do not fit together, OSError.
+    stream's first bytes are written last: before that no one takes it for one. ``share`` puts a
+    block's copy into the image. Raises InvalidImage where blocks of the stream and copies do not
+    fit together, OSError.
     """
     _check(stream, copies)
     layout = stream_parts.put_together(stream.parts, offset)
@@ -43,7 +57,8 @@ def compose(
     shared = written = 0
     for pages, block in zip(stream.pages, layout.blocks, strict=True):
         if (copy := copies.get(block.name)) is not None:
-            shared += _share(fd, block, copy)
+            share(fd, block, copy)
+            shared += _note(fd, block)
         else:
             written += _copy(fd, block, legacy, pages)
     syscalls.write_all(fd, begin, first)
@@ -68,9 +83,8 @@ def _check(stream: LegacyStream, copies: Mapping[str, int]) -> None:
         raise errors.InvalidImage(f"RAM block {min(missing)!r} is not in the stream")
 
 
-def _share(fd: int, block: RamBlock, copy: int) -> int:
-    """Share the pages, and set the bits of those that have data; return how many bytes they are."""
-    reflink.share(copy, 0, block.used_length, fd, block.pages_offset)
+def _note(fd: int, block: RamBlock) -> int:
+    """Set the bits of the pages that have data; return how many bytes they are."""
     bits = bitmaps.empty(block.bitmap_bytes * 8)
     place, size = block.pages_offset, block.page_size
     for start, end in holes.extents(fd, place, block.end):

@@ -128,7 +128,8 @@ class CheckpointPart(TypedDict, total=False):
 
     RAM of ``shared_bytes`` is shared with the RAM files, ``written_bytes`` were written. The RAM
     files had ``extents``, of which ``extents_while_paused`` were shared during the ``paused_s``, in
-    several pauses if ``pauses`` says so.
+    several pauses if ``pauses`` says so; ``predicted_pause_s`` was predicted. ``afresh``: RAM was
+    written to the image after all, and the RAM files share it since, in ``extents_after``.
     """
 
     shared_bytes: Size
@@ -137,6 +138,9 @@ class CheckpointPart(TypedDict, total=False):
     extents_while_paused: Size
     pauses: Size
     paused_s: Seconds
+    predicted_pause_s: Seconds
+    afresh: bool
+    extents_after: Size
 
 
 class BlockPart(TypedDict, total=False):

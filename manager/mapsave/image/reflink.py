@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from mapsave import units
-from mapsave.image import extents, spans, syscalls
+from mapsave.image import extents, rejoining, spans, syscalls
 from mapsave.image.extents import Extent
 
 _FICLONERANGE = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range)
@@ -67,8 +67,6 @@ class Mirror:
         self._has: set[Extent] = set()
         self._has_unsure: list[Extent] = []
         self._is_seen = True
-        self._marked: set[Extent] = set()
-        self._pending: list[tuple[int, int]] = []
         self._caught_up: list[tuple[int, int]] = []
         self.extents = 0  # as they were last seen
         self._is_stopped = False
@@ -78,11 +76,29 @@ class Mirror:
         """Have an update that another thread is in end soon, with an OSError."""
         self._is_stopped = True
 
+    def copy_to(self, image: int, at: int) -> None:
+        """Write what ``target`` has to ``at`` of an image, afresh. Raises OSError."""
+        length = self._end - self._offset
+        rejoining.copy(self._target, length, image, at, lambda: self._is_stopped)
+
+    def rejoin(self, image: int, at: int) -> int:
+        """Have the source share what is at ``at`` of an image; return in how many extents it is.
+
+        That is no mirror of it any more then. Raises OSError.
+        """
+        length, source = self._end - self._offset, self._source
+        rejoining.rejoin(image, at, length, source, self._offset, lambda: self._is_stopped)
+        return extents.count(source, self._offset, self._end)
+
+    def dirty(self) -> int | None:
+        """Return how many bytes are dirty; None where the kernel does not say."""
+        return syscalls.dirty_bytes(self._source, self._offset, self._end - self._offset)
+
     def update(self, *, is_last: bool = False) -> int:
         """Share what has changed; return in how many extents that was. Raises OSError.
 
         Where nothing writes in the meantime, ``target`` is equal to that part of the source then.
-        One that ``is_last`` leaves out what the next one needs to know.
+        One that ``is_last`` leaves what the next one needs to know for that to find out.
         """
         _, changed = self._changed()
         for start, end in _pieces(changed):
@@ -91,47 +107,43 @@ class Mirror:
             self._look()
         return len(changed)
 
-    def mark(self) -> None:
-        """Look where the extents are now, for ``catch_up``. Raises OSError."""
-        self._marked, changed = self._changed()
-        self._pending = list(_pieces(changed))
-
     def catch_up(self) -> int | None:
-        """Share what has changed since ``mark``, where nothing writes; return in how many parts.
+        """Share what is dirty, while others write or do not; return in how many parts that was.
 
         Only what is dirty is looked at, and not where each extent is, which takes too long where
         there are many. ``is_certain`` says later whether that was enough. None, with nothing done,
         where the kernel does not say what is dirty. Raises OSError.
         """
         windows: list[tuple[int, int]] = []
-        for start, end in _cut(self._offset, self._end, _WINDOW):
-            found = syscalls.is_dirty(self._source, start, end - start)
-            if found is None:
-                return None
-            if found:
-                windows += filter(self._is_dirty, _cut(start, end, _SMALL_WINDOW))
-        syscalls.write_out(self._source)
-        self._caught_up = spans.joined([*self._pending, *windows])
-        for start, end in self._caught_up:
+        found = syscalls.dirty_parts(self._source, self._offset, self._end, _WINDOW)
+        if found is None:
+            return None
+        for start, end in found:
+            windows += syscalls.dirty_parts(self._source, start, end, _SMALL_WINDOW) or ()
+        # Nothing else: a page elsewhere that becomes dirty now would be clean then, and not shared.
+        parts = spans.joined(windows)
+        syscalls.write_out(self._source, parts)
+        for start, end in parts:
             self._share(start, end)
-        return len(self._caught_up)
+        self._caught_up = parts
+        return len(parts)
 
     def is_certain(self) -> bool:
-        """Return whether ``catch_up`` has shared all that had changed. Raises OSError.
+        """Return whether all that had changed was shared when ``catch_up`` was called last.
 
-        A page that was written after ``mark`` and was on the disk before ``catch_up`` was not dirty
-        then. But since the extent that it was in was shared, it is elsewhere now: so all that is
-        neither shared by ``catch_up`` nor where it was at ``mark`` is uncertain. The kernel may
-        as well have written it since.
+        For that nothing may have written during that call. A page that was on the disk by then, as
+        the kernel may write it at any time, was not dirty. But since the extent that it was in was
+        shared, it is elsewhere now: so all that is neither shared by that call nor where ``target``
+        has it is uncertain. The kernel may as well have written it since. Raises OSError.
         """
-        after, _ = extents.places(self._source, self._offset, self._end)
+        after, unsure = extents.places(self._source, self._offset, self._end)
+        self._look()
         outside = [(0, self._offset), (self._end, _ENDLESS)]
         shared = spans.joined(part for part in (*self._caught_up, *outside) if part[0] < part[1])
-        gone, new = self._marked - after, after - self._marked
+        if spans.without([*unsure, *self._has_unsure], shared):
+            return False
+        gone, new = self._has - after, after - self._has
         return spans.without(gone, shared) == spans.without(new, shared)
-
-    def _is_dirty(self, part: tuple[int, int]) -> bool:
-        return bool(syscalls.is_dirty(self._source, part[0], part[1] - part[0]))
 
     def _changed(self) -> tuple[set[Extent], set[Extent]]:
         """Return the extents of the source, and those that are not what ``target`` has.

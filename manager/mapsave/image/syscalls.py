@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ctypes
+    from collections.abc import Sequence
 
 # The first two are the same on every architecture: they came after numbers were unified.
 _SYS_OPENAT2 = 437
@@ -24,7 +25,7 @@ _RESOLVE_BENEATH = 0x08
 _RENAME_NOREPLACE = 1
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
-_WRITE_AND_WAIT = 0x1 | 0x2 | 0x4  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
+_WRITE, _WAIT = 0x2, 0x1 | 0x2 | 0x4  # SYNC_FILE_RANGE_WRITE; and _WAIT_BEFORE, _WAIT_AFTER
 _AT_EMPTY_PATH = 0x1000
 _CLONE_NEWNET = 0x40000000
 _STATX_DIOALIGN = 0x2000
@@ -178,13 +179,34 @@ def cached_bytes(fd: int, offset: int, length: int) -> int | None:
     return counts[0] * os.sysconf("SC_PAGE_SIZE") if counts is not None else None
 
 
-def is_dirty(fd: int, offset: int, length: int) -> bool | None:
-    """Return whether pages of that part of a file are still to be written to the disk, or just are.
+def dirty_parts(fd: int, start: int, end: int, size: int) -> list[tuple[int, int]] | None:
+    """Return those parts of ``size`` bytes that have pages which are dirty, or just being written.
 
-    None where the kernel does not say, as ``cached_bytes``.
+    A guest may wait for it, so each call costs no more than it must. None as ``cached_bytes``.
+    """
+    import ctypes
+
+    ask, number, file = _libc().syscall, ctypes.c_long(_SYS_CACHESTAT), ctypes.c_uint(fd)
+    part, counts, flags = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 5)(), ctypes.c_uint(0)
+    of, into = ctypes.byref(part), ctypes.byref(counts)
+    found = []
+    for begin in range(start, end, size):
+        stop = min(begin + size, end)
+        part[0], part[1] = begin, stop - begin
+        if ask(number, file, of, into, flags):
+            return None
+        if counts[1] or counts[2]:
+            found.append((begin, stop))
+    return found
+
+
+def dirty_bytes(fd: int, offset: int, length: int) -> int | None:
+    """Return how many bytes of that part of a file are dirty, or just being written.
+
+    None as ``cached_bytes``.
     """
     counts = _cachestat(fd, offset, length)
-    return counts[1] > 0 or counts[2] > 0 if counts is not None else None
+    return (counts[1] + counts[2]) * os.sysconf("SC_PAGE_SIZE") if counts is not None else None
 
 
 def _cachestat(fd: int, offset: int, length: int) -> tuple[int, int, int] | None:
@@ -207,16 +229,17 @@ def _cachestat(fd: int, offset: int, length: int) -> tuple[int, int, int] | None
     return counts[0], counts[1], counts[2]
 
 
-def write_out(fd: int) -> None:
-    """Write what is dirty of a file to its disk, and wait for that: not for the disk's own cache.
+def write_out(fd: int, parts: Sequence[tuple[int, int]]) -> None:
+    """Write what is dirty in these parts of a file to its disk, all of them at once, and wait.
 
-    Raises OSError (sync_file_range(2)).
+    Not for the disk's own cache. Raises OSError (sync_file_range(2)).
     """
     import ctypes
 
-    _call(
-        "sync_file_range", fd, ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_WRITE_AND_WAIT)
-    )
+    for how in (_WRITE, _WAIT):
+        for start, end in parts:
+            offset, length = ctypes.c_int64(start), ctypes.c_int64(end - start)
+            _call("sync_file_range", fd, offset, length, ctypes.c_int(how))
 
 
 def lower_io_priority(*, is_idle: bool) -> None:

@@ -10,12 +10,20 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Iterator
 
 from mapsave import blocking, errors, shielded
-from mapsave.image import composing, descriptors, global_state, image, legacy_stream
+from mapsave.image import (
+    composing,
+    descriptors,
+    global_state,
+    image,
+    legacy_stream,
+    reflink,
+)
 from mapsave.image.composing import Composed
 from mapsave.image.metadata import CheckpointPart
 from mapsave.image.reflink import Mirror
@@ -23,34 +31,54 @@ from mapsave.labels import labelling
 from mapsave.migration import guest_state, outgoing, parameters, stall
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset
-from mapsave.operations import hardware, save_transfer, shared_ram, written
+from mapsave.operations import hardware, pause_limit, save_transfer, shared_ram, written
+from mapsave.operations.fresh_ram import FreshRam
 from mapsave.operations.save_transfer import SaveJob
 from mapsave.operations.shared_ram import SharedRam
 from mapsave.operations.steps import Step
+from mapsave.plan import pausing
+from mapsave.plan.pausing import Measured
 
 # The mirrors are brought up to date while the guest runs until that takes no longer than this, or
 # no more extents have changed, or so often: a guest that writes fast will never be done.
 _SHORT = 0.03  # seconds
 _LITTLE = 512
 _ROUNDS = 6
-# So many extents are looked at within milliseconds: with more, only those that are dirty are.
-_FEW = 2000
+# With more extents only those that are dirty are looked at in the pause.
+_FEW = pausing.FEW
+# What has been dirty for half a minute the kernel writes itself (dirty_expire_centisecs): if it is
+# longer since all extents were looked at, they are once more. In seconds.
+_LONG = 20.0
+# So often that is tried; after that the guest waits until each extent was looked at.
+_QUICK_PAUSES = 2
 # Seconds that the guest may be paused for its mirrors: storage that takes longer hangs.
 _MOST_PAUSED = 30.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Mirrors:
-    """The mirrors of a guest's RAM files, by block; ``fds`` are the mirrors' descriptors."""
+    """The mirrors of a guest's RAM files, by block; ``fds`` are the mirrors' descriptors.
+
+    ``is_quick``: they can ``catch_up``, and so many extents are not looked at in the pause; None
+    where that is not known yet. ``updated``: when all were looked at last.
+    """
 
     mirrors: tuple[Mirror, ...]
     fds: dict[str, int]
     total: int
+    is_quick: bool | None = None
+    updated: float = -math.inf
 
     async def update(self, seconds: float, *, is_last: bool = False) -> int:
         """Bring all up to date; return in how many extents that was. Raises OSError, Hangs."""
-        try:
+        with self.stopping():
             return await blocking.within(seconds, functools.partial(self._update, is_last=is_last))
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Have what another thread does to them end soon if its caller is cancelled."""
+        try:
+            yield
         except asyncio.CancelledError:
             for each in self.mirrors:
                 each.stop()
@@ -59,18 +87,39 @@ class Mirrors:
     async def follow(self) -> None:
         """Bring all up to date while the guest runs, as far as that is worth it."""
         for _ in range(_ROUNDS):
-            began = time.monotonic()
-            changed = await self.update(stall.limit(self.total))
+            began, changed = time.monotonic(), None
+            is_many = self.extents > _FEW and self.is_quick is not False
+            if is_many and began - self.updated < _LONG:
+                changed = await self.catch_up(stall.limit(self.total))
+                self.is_quick = changed is not None
+            if changed is None:
+                changed = await self.update(stall.limit(self.total), is_last=True)
+                self.updated = began
+                if self.extents > _FEW and self.is_quick is None:
+                    continue  # it is to be seen whether they can be brought up to date so
             if changed <= _LITTLE or time.monotonic() - began <= _SHORT:
                 break
 
-    async def mark(self) -> None:
-        """Look where all extents are, for ``catch_up``. Raises OSError, Hangs."""
-        await blocking.within(stall.limit(self.total), self._mark)
+    async def measured(self, shared: SharedRam, directory: int) -> Measured:
+        """Return what the pause is predicted from now. Raises OSError, Hangs."""
+        return await blocking.within(
+            stall.limit(self.total), self._measured, shared.written, directory
+        )
 
-    async def catch_up(self, seconds: float) -> int:
-        """Share what is dirty; return in how many parts that was. Raises OSError, Hangs."""
-        return await blocking.within(seconds, self._catch_up)
+    def _measured(self, others: int, directory: int) -> Measured:
+        dirty = [each.dirty() for each in self.mirrors]
+        known = [each for each in dirty if each is not None]
+        system = reflink.file_system(directory) or ""
+        is_known = len(known) == len(dirty)
+        return Measured(system, self.total, self.extents, sum(known) if is_known else None, others)
+
+    async def catch_up(self, seconds: float) -> int | None:
+        """Share what is dirty; return in how many parts that was. Raises OSError, Hangs.
+
+        None where the kernel does not say what is dirty.
+        """
+        with self.stopping():
+            return await blocking.within(seconds, self._catch_up)
 
     async def are_certain(self) -> bool:
         """Return whether ``catch_up`` has shared all that had changed. Raises OSError, Hangs."""
@@ -78,17 +127,13 @@ class Mirrors:
         limit = stall.limit(self.total)
         return await blocking.within(limit, lambda: all(look() for look in looks))
 
-    def _mark(self) -> None:
-        for each in self.mirrors:
-            each.mark()
-
     def _update(self, *, is_last: bool) -> int:
         return sum(each.update(is_last=is_last) for each in self.mirrors)
 
-    def _catch_up(self) -> int:
+    def _catch_up(self) -> int | None:
         found = [each.catch_up() for each in self.mirrors]
         known = [each for each in found if each is not None]
-        return sum(known) if len(known) == len(found) else self._update(is_last=True)
+        return sum(known) if len(known) == len(found) else None
 
     @property
     def extents(self) -> int:
@@ -122,22 +167,28 @@ async def _write(
                 f"{job.directory.path!r}: {error.strerror}"
             ) from None
         architecture = await hardware.architecture(job.session, job.facts.hardware)
-        pauses = 1
-        await mirrors.follow()
-        is_quick = mirrors.extents > _FEW and job.then == "resume"
-        outcome, changed = await _paused(job, partial, applied, paused, mirrors, is_quick=is_quick)
-        if is_quick and not await mirrors.are_certain():
+        measure = functools.partial(mirrors.measured, shared, job.directory.fd)
+        predicted = await pause_limit.kept(job, mirrors.follow, measure)
+        pauses = 0
+        while True:
+            is_quick = bool(mirrors.is_quick) and job.then == "resume" and pauses < _QUICK_PAUSES
+            outcome, changed = await _paused(
+                job, partial, applied, paused, mirrors, is_quick=is_quick
+            )
+            pauses += 1
+            if not is_quick or await mirrors.are_certain():
+                break
             # The kernel has written some of what the guest had changed, at the wrong moment.
             job.phases.enter("mirror")
+            mirrors.updated = -math.inf
             await mirrors.follow()
             await job.resumes.restart()
             paused.again()
-            pauses = 2
-            outcome, changed = await _paused(job, partial, applied, paused, mirrors, is_quick=False)
         job.phases.enter("compose")
         try:
-            async with blocking.limited(stall.limit(mirrors.total)):
-                done = await blocking.call(_compose, job, partial, mirrors, architecture)
+            async with blocking.limited(stall.limit(2 * mirrors.total)):
+                with mirrors.stopping():
+                    done, fresh = await blocking.call(_compose, job, partial, mirrors, architecture)
         except errors.InvalidImage as error:
             raise errors.SaveFailed(
                 f"{job.session.address}: the stream that QEMU has written without the guest's "
@@ -151,7 +202,12 @@ async def _write(
         "extents_while_paused": changed,
         "pauses": pauses,
         "paused_s": round(paused.seconds(), 6) if job.facts.runs else 0.0,
+        "predicted_pause_s": round(predicted.pause, 6),
+        "afresh": fresh.is_wanted,
     }
+    if fresh.after is not None:
+        part["extents_after"] = fresh.after
+    job.rewritten = fresh.warning()
     # Zeros that are data of the RAM file are no pages that QEMU has failed to write.
     job.metadata = {
         **job.metadata,
@@ -232,7 +288,8 @@ async def _let_qemu_write(
         if job.facts.runs:
             await job.log.step(Step.PAUSE)
         await job.log.step(Step.MIGRATE)
-        await (mirrors.mark() if is_quick else mirrors.update(stall.limit(mirrors.total)))
+        if not is_quick or await mirrors.catch_up(stall.limit(mirrors.total)) is None:
+            await mirrors.update(stall.limit(mirrors.total))
         job.is_begun = True
         job.phases.enter("pause")
         if job.facts.runs:
@@ -244,9 +301,8 @@ async def _let_qemu_write(
         outcome = await outgoing.save(job.session, path, offset, job.phases, live=False)
         await job.resumes.saved()
         job.phases.enter("share")
-        if is_quick:
-            changed = await mirrors.catch_up(_MOST_PAUSED)
-        else:
+        changed = await mirrors.catch_up(_MOST_PAUSED) if is_quick else None
+        if changed is None:
             changed = await mirrors.update(_MOST_PAUSED, is_last=True)
         with contextlib.suppress(OSError):
             ended_in = await blocking.within(blocking.ANSWER, global_state.read, partial.fd, offset)
@@ -260,15 +316,21 @@ async def _let_qemu_write(
         return outcome, changed
 
 
-def _compose(job: SaveJob, partial: image.Partial, mirrors: Mirrors, architecture: str) -> Composed:
+def _compose(
+    job: SaveJob, partial: image.Partial, mirrors: Mirrors, architecture: str
+) -> tuple[Composed, FreshRam]:
     """Make the image of QEMU's stream, in whose place it is. Raises InvalidImage, OSError."""
     offset = partial.block.stream_offset
+    by_block = dict(zip(mirrors.fds, mirrors.mirrors, strict=True))
+    fresh = FreshRam.of(by_block, mirrors.extents, mirrors.total, job.directory)
     with descriptors.unnamed(job.directory.fd) as legacy:
         size = os.fstat(partial.fd).st_size - offset
         _move(partial.fd, offset, size, legacy)
         partial.start_over(job.metadata)
         stream = legacy_stream.read(legacy, size, architecture)
-        return composing.compose(partial.fd, offset, legacy, stream, mirrors.fds)
+        done = composing.compose(partial.fd, offset, legacy, stream, mirrors.fds, fresh.put)
+    fresh.rejoin(partial.fd)
+    return done, fresh
 
 
 def _move(fd: int, offset: int, size: int, to: int) -> None:

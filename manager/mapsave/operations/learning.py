@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from mapsave.image.validation import Contents
 from mapsave.operations import answering, locks
 from mapsave.operations.facts import Facts
 from mapsave.operations.save_request import Request
-from mapsave.plan import correction, layout, planner, probe
+from mapsave.plan import correction, layout, pausing, planner, probe
 from mapsave.plan.correction import Corrections
 from mapsave.plan.cost import Prediction, ReadPrediction
 from mapsave.plan.planner import Learned, LearnedImage
@@ -117,14 +118,34 @@ def note(
 
     What cannot be written is logged: neither a save nor a restore fails for it.
     """
+    _note(state, file, path, lambda factors: correction.after(factors, found, took))
+
+
+def note_pause(state: Path, file: int, path: str, predicted: float, took: float) -> None:
+    """Learn from the pause of a checkpoint, as ``note`` does."""
+    times = took / max(predicted, 1e-9)
+    _note(state, file, path, lambda factors: correction.moved(factors, pausing.KIND, times))
+
+
+def factors(state: Path, file: int) -> Mapping[str, float]:
+    """Return by what predictions are corrected on the file system of ``file``."""
+    return _corrections(state, file, cached(state, file) or probe.TYPICAL).factors
+
+
+def _note(
+    state: Path,
+    file: int,
+    path: str,
+    change: Callable[[Mapping[str, float]], dict[str, float] | None],
+) -> None:
     name = _name(file, "learned")
     try:
         with locks.held(state, f"what is learned of {path!r}", f"probe:{name}"):
             figures = cached(state, file) or probe.TYPICAL
             known = _corrections(state, file, figures)
-            factors = correction.after(known.factors, found, took)
-            if factors is not None:
-                new = Corrections(figures.measured, factors)
+            changed = change(known.factors)
+            if changed is not None:
+                new = Corrections(figures.measured, changed)
                 learned = locks.state_directory(state, _NAME) / name
                 locks.replace(learned, msgspec.json.encode(new).decode())
     except (errors.MapsaveError, OSError) as error:

@@ -17,6 +17,7 @@ from mapsave.operations import (
     attach,
     bounds,
     check,
+    checkpoint_forecast,
     facts,
     learning,
     managed_save,
@@ -25,6 +26,8 @@ from mapsave.operations import (
     restore_request,
     save_request,
 )
+from mapsave.operations.checkpoint_forecast import Forecast
+from mapsave.operations.facts import Facts
 from mapsave.plan import cost, planner
 
 
@@ -45,6 +48,7 @@ class Preview(TypedDict):
     checks: list[check.Line]
     strategy: dict[str, bool | int | str]
     reasons: dict[str, str]
+    checkpoint: Forecast
 
 
 async def preview(
@@ -63,6 +67,7 @@ async def preview(
             preflight = check.Preflight.of(config, guest, found, held, name, request)
             lines, error = await answering.within(held.path, check.report, preflight)
             await preflight.learn(config, measures=False)
+            await checkpoint_forecast.weigh(config, preflight)
             chosen = preflight.strategy()
             return {
                 "guest": guest.name,
@@ -79,14 +84,21 @@ async def preview(
                 "checks": lines,
                 "strategy": chosen.as_dict(),
                 "reasons": chosen.reasons,
+                "checkpoint": await _forecast(found, held, config),
             }, error
+
+
+async def _forecast(found: Facts, held: store.Directory, config: Config) -> Forecast:
+    forecast = checkpoint_forecast.forecast
+    return await answering.within(held.path, forecast, found, held, config.state)
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """A plan, the directory it is for and when that was measured, and how full the RAM is.
 
-    ``proof`` is how the image is proven, and the seconds that this takes beside the plan's.
+    ``checkpoint`` is what one would cost. ``proof`` is how the image is proven, and the seconds
+    that this takes beside the plan's.
     """
 
     plan: planner.Plan
@@ -94,6 +106,7 @@ class Planned:
     measured: float
     filled: float
     proof: tuple[Prove, float] | None
+    checkpoint: Forecast
 
 
 async def plan(guest: Guest, config: Config, directory: Path) -> Planned:
@@ -124,6 +137,7 @@ async def plan(guest: Guest, config: Config, directory: Path) -> Planned:
                 (prove, cost.proof(learned.layout, learned.probe, prove))
                 if (prove := request.settings.prove) != "none"
                 else None,
+                await _forecast(found, held, config),
             )
 
 

@@ -60,8 +60,17 @@ async def save(
     phases, became = progress.Phases(report), aftermath.Aftermath()
     try:
         async with asyncio.timeout(request.timeout):
-            work = _save(guest, config, request, phases, became)
-            return await shielded.until_decided(work)
+            try:
+                work = _save(guest, config, request, phases, became)
+                return await shielded.until_decided(work)
+            except errors.PauseTooLong as error:
+                if request.settings.checkpoint.above != "live":
+                    raise
+                became = aftermath.Aftermath()
+                work = _save(guest, config, request.live_instead(), phases, became)
+                done = await shielded.until_decided(work)
+                done.warnings.append(f"saved live instead: {error.message}")
+                return done
     except TimeoutError:
         limit = units.format_duration(request.timeout or 0)
         raise errors.SaveTimeout(
@@ -90,6 +99,10 @@ async def _save(
             await answering.within(held.path, check.all_pass, preflight)
             if preflight.shared_ram is None:
                 await preflight.learn(config, measures=not request.is_urgent)
+            elif request.settings.method == "auto":
+                from mapsave.operations import checkpoint_forecast  # for checkpoints alone
+
+                await checkpoint_forecast.weigh(config, preflight)
             strategy = preflight.strategy(share.most(DEFAULT_CHANNELS))
             if found.domain is not None:
                 await answering.noted(known_domains.remember, config.state, found.domain)
@@ -163,6 +176,10 @@ async def _placed(
 
 def _learn_from(job: SaveJob) -> None:
     """Correct later predictions by how long this save took, where it was done as predicted."""
+    held, checkpoint = job.directory, job.metadata.get("checkpoint")
+    if checkpoint and job.then == "resume" and checkpoint["pauses"] == 1:
+        predicted, paused = checkpoint["predicted_pause_s"], checkpoint["paused_s"]
+        learning.note_pause(job.state, held.fd, held.path, predicted, paused)
     if job.given_up is not None:
         strategy, seconds = job.given_up.strategy, job.given_up.seconds
     else:
@@ -171,7 +188,6 @@ def _learn_from(job: SaveJob) -> None:
     # Of a guest that lives on an image, what is saved is read from a disk first.
     is_limited = job.request.bandwidth or job.live or job.facts.lives_on is not None
     if plan is not None and not is_limited and plan.chosen.way == strategy.way:
-        held = job.directory
         learning.note(job.state, held.fd, held.path, plan.chosen, seconds)
 
 

@@ -61,6 +61,11 @@ class Request:
         can = settings.then != "quit" and not settings.live and settings.prove != "pages"
         return settings.method == "checkpoint" or (settings.method == "auto" and can)
 
+    def live_instead(self) -> Request:
+        """Return a request for a live save instead of a checkpoint, whose pause was too long."""
+        settings = structs.replace(self.settings, method="save", live=True)
+        return dataclasses.replace(self, settings=settings)
+
     def then_for(self, *, runs: bool) -> Then:
         """Return what becomes of the guest; one that did not run is not started by a ``resume``."""
         return "leave" if self.settings.then == "resume" and not runs else self.settings.then

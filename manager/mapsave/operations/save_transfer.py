@@ -73,6 +73,7 @@ class SaveJob:
     unpolished: str | None = None  # what to say of an image that could not be polished
     means: Means | None = None  # of proving it, where that is asked for
     unproven: str | None = None  # what to say of an image that could not be proven
+    rewritten: str | None = None  # and of a RAM file in very many extents
 
     @property
     def then(self) -> Then:
@@ -100,7 +101,8 @@ class SaveJob:
 
     def warnings(self) -> list[str]:
         """Return what the user should know of a save that was restarted or not polished."""
-        found = [said for said in (self.unpolished, self.unproven) if said is not None]
+        said = (self.unpolished, self.unproven, self.rewritten)
+        found = [each for each in said if each is not None]
         if self.given_up is None:
             return found
         slow = self.given_up

@@ -113,22 +113,24 @@ def find(found: Facts, held: store.Directory) -> SharedRam:
             hint=f"{remedies.shared(others[name])}: {_WHAT}; or {INSTEAD}",
         )
     shared = SharedRam(tuple(parts), written)
-    _check_room(shared, found.pid, held)
+    _check_room(shared, found.pid, held, system)
     return shared
 
 
-def _check_room(shared: SharedRam, pid: int, held: store.Directory) -> None:
+def _check_room(shared: SharedRam, pid: int, held: store.Directory, system: str) -> None:
     """Raise NoRoom where there is less than the guest may need for what it writes from now on.
 
-    Each page needs a block of its own then; where there is none QEMU is killed.
+    Each page needs a block of its own then; where there is none QEMU is killed. XFS reserves blocks
+    around each as well, up to as many again, for some minutes (its CoW extent size hint).
     """
     free = held.free_bytes(with_reserved=process.may_use_reserved_blocks(pid))
-    needed = shared.bytes + shared.written + _OVERHEAD
+    times, reserved = (2, ", and as many that XFS reserves") if system == "XFS" else (1, "")
+    needed = times * shared.bytes + shared.written + _OVERHEAD
     if free < needed:
         size = units.format_size
         raise errors.NoRoom(
             f"{held.path!r}: {size(free)} free, {size(needed)} needed: as much as the guest can "
-            "change of its RAM, which needs blocks of its own from the checkpoint on",
+            f"change of its RAM, which needs blocks of its own from the checkpoint on{reserved}",
             hint="free some space, or use a larger file system",
             free_bytes=free,
             needed_bytes=needed,

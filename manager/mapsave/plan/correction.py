@@ -53,9 +53,13 @@ def after(
     """
     if max(found.seconds, took) < _WORTH_LEARNING:
         return None
-    off = _bounded(took / max(found.seconds, 1e-9))
-    name = kind(found.way)
-    return {**factors, name: _bounded(factors.get(name, 1.0) * math.exp(_PART * math.log(off)))}
+    return moved(factors, kind(found.way), took / max(found.seconds, 1e-9))
+
+
+def moved(factors: Mapping[str, float], name: str, times: float) -> dict[str, float]:
+    """Return the factors after what is corrected by ``name`` has taken that many times longer."""
+    old, off = factors.get(name, 1.0), _bounded(times)
+    return {**factors, name: _bounded(old * math.exp(_PART * math.log(off)))}
 
 
 def _bounded(factor: float) -> float:
