@@ -249,8 +249,8 @@ CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }
 # What is measured only if it is named, and alone.
 NAMED: dict[str, Callable[[Bench], Iterator[Row]]] = {
-    "completion": completion,
     "checkpoint": checkpoint,
+    "completion": completion,
     "instant": instant,
     "libvirt": libvirt,
     "proof": proof,
