@@ -275,7 +275,7 @@ def _stale(place: Path, number: int) -> Path:
 
 def test_by_a_job(sharing: Daemon, site: cli.Site) -> None:
     site.add_guest("web", libvirt={"uri": sharing.uri, "domain": NAME})
-    site.add_job("hourly", guests=["web"], save={"method": "auto", "then": "resume"})
+    site.add_job("hourly", guests=["web"], save={"method": "checkpoint", "then": "resume"})
     with shared(sharing, paused=False) as guest:
         before = guest.status()
         site.run("job", "run", "hourly", check=0)
