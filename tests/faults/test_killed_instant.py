@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,19 +96,32 @@ def _starting(site: cli.Site) -> Iterator[tuple[Saved, subprocess.Popen[str], Pa
 
     Yields the guest, the command, and the FIFO from which its QEMU waits for a line.
     """
-    with qemu.directory_for(_NOBODY) as directory, saved(site, directory=directory) as scene:
-        pid, go = directory / "pid", directory / "go"
-        os.mkfifo(go)
-        script = f'echo $$ > {pid}; read line < {go}; exec "$@"'
-        launch = [*_UNDER, "sh", "-c", script, "sh", *scene.guest.argv]
-        site.add_guest("web01", scene.guest.qmp, launch=launch)
-        with site.start("restore", str(scene.image), "--instant", "on", "--json") as restoring:
-            wait.until(lambda: pid.exists() and pid.read_text(), what="the destination")
-            assert _acl(scene.image)
-            try:
-                yield scene, restoring, go
-            finally:
-                processes.end(int(pid.read_text()))
+    with (
+        qemu.directory_for(_NOBODY) as directory,
+        saved(site, directory=directory) as scene,
+        _begun(site, scene, _NOBODY) as (restoring, go),
+    ):
+        yield scene, restoring, go
+
+
+@contextmanager
+def _begun(site: cli.Site, scene: Saved, user: int) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    directory = scene.guest.directory
+    directory.chmod(0o777)
+    pid, go = directory / f"pid-{user}", directory / f"go-{user}"
+    os.mkfifo(go)
+    go.chmod(0o666)
+    under = [word.replace(str(_NOBODY), str(user)) for word in _UNDER]
+    script = f'echo $$ > {pid}; read line < {go}; exec "$@"'
+    launch = [*under, "sh", "-c", script, "sh", *scene.guest.argv]
+    site.add_guest("web01", scene.guest.qmp, launch=launch)
+    with site.start("restore", str(scene.image), "--instant", "on", "--json") as restoring:
+        wait.until(lambda: pid.exists() and pid.read_text(), what="the destination")
+        assert _acl(scene.image)
+        try:
+            yield restoring, go
+        finally:
+            processes.end(int(pid.read_text()))
 
 
 def _acl(path: Path) -> bool:
@@ -162,3 +176,29 @@ def test_an_acl_that_cannot_be_taken_back(site: cli.Site) -> None:
         assert _acl(scene.image)
         struck.recovered(site, outcomes.RESTORED)
         assert (_acl(scene.image), _mode(scene.image)) == (False, 0o600)
+
+
+@_root
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "last"])
+def test_killed_again_with_another_user(site: cli.Site, is_first: bool) -> None:
+    """The second has found what the first had left, which is not to stay in the end."""
+    with qemu.directory_for(_NOBODY) as directory, saved(site, directory=directory) as scene:
+        for user in (_NOBODY, _NOBODY - 1):
+            with _begun(site, scene, user) as (restoring, _):
+                restoring.kill()
+                restoring.wait(wait.LONG)
+        older, newer = sorted(struck.journals(site), key=lambda path: path.stat().st_mtime_ns)
+        moved = older if is_first else newer
+        moved.rename(moved.with_name(f"restore-{uuid.UUID(int=0)}{moved.suffix}"))
+        struck.recovered(site, outcomes.UNDONE, outcomes.UNDONE)
+        assert (_acl(scene.image), _mode(scene.image)) == (False, 0o600)
+
+
+@_root
+def test_qemu_killed_while_its_user_may_read_the_image(site: cli.Site) -> None:
+    with _starting(site) as (scene, restoring, _):
+        processes.end(int((scene.guest.directory / f"pid-{_NOBODY}").read_text()))
+        restoring.communicate(timeout=wait.LONG)
+        assert restoring.returncode == 5
+        assert (_acl(scene.image), _mode(scene.image)) == (False, 0o600)
+        assert struck.journals(site) == []

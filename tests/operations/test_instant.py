@@ -103,3 +103,18 @@ async def test_storage_is_waited_for_off_the_event_loop(
     assert not os.path.lexists(link)
     assert {name for name, _ in seen} == {"setxattr", "symlink", "unlink", "fsync"}
     assert {name for name, is_on_the_loop in seen if is_on_the_loop} == set()
+
+
+async def test_what_a_dead_process_has_left_is_not_taken_back_too_early(
+    opened: Image, tmp_path: Path
+) -> None:
+    """It goes when that process is recovered; who came since has changed nothing, and says so."""
+    noted: list[bytes] = []
+    start = _start(opened, tmp_path, noted, [])
+    before = acl.read(opened.fd)
+    with acl.readable(opened.fd, UID, noted.append, lambda _: None):
+        async with instant.readable(opened.fd, UID, start):
+            pass
+        assert acl.Entry(acl.USER, acl.READ, UID) in (acl.read(opened.fd) or [])
+    assert len(noted) == 1
+    assert acl.read(opened.fd) == before

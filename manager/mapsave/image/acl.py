@@ -120,10 +120,11 @@ def readable(
     it could not be undone. Of one file there must be one such context at a time. Blocks. Raises
     OSError as ``write`` does, before the context.
     """
-    if may_read(fd, uid):
+    before = read(fd) or _of_mode(os.fstat(fd).st_mode)
+    # An entry that a killed process has left goes when that is recovered, and not before we end.
+    if may_read(fd, uid) or _reads(before, uid):
         yield
         return
-    before = read(fd) or _of_mode(os.fstat(fd).st_mode)
     undo = packed(before)
     on_begin(undo)
     write(fd, packed(_with_reader(before, uid)))
@@ -134,6 +135,13 @@ def readable(
             write(fd, undo)
         except OSError as error:
             on_left(error)
+
+
+def _reads(entries: Sequence[Entry], uid: int) -> bool:
+    """Return whether an entry of the user's own lets it read the file."""
+    mask = next((entry.permissions for entry in entries if entry.tag == MASK), READ)
+    own = [each.permissions for each in entries if (each.tag, each.id) == (USER, uid)]
+    return bool(own and own[0] & mask & READ)
 
 
 def _of_mode(mode: int) -> list[Entry]:

@@ -77,6 +77,8 @@ async def recover(config: Config, *, dry_run: bool = False, told: Told | None = 
     with journal.orphans(config.state) as orphans:
         # Side by side: a save that QEMU is still doing may take long, and the others wait for none,
         # but for another operation of the same guest, or another restore of the same image.
+        # The newest first, as any undo: it has found what the others have left.
+        orphans.sort(key=_changed, reverse=True)
         works = [in_turn(orphan) for orphan in orphans if not await _is_blank(config, orphan)]
         operations = await asyncio.gather(*works)
     swept: list[str] = []
@@ -99,9 +101,16 @@ async def recover(config: Config, *, dry_run: bool = False, told: Told | None = 
 def _shared(orphan: journal.Orphan) -> list[tuple[str, str]]:
     """Return what only one recovery may deal with at a time, in the order to wait for it."""
     found = [("guest", str(orphan.facts.get("guest", orphan.path)))]
-    if orphan.kind == "restore":  # which locks its image: several clones have the same
+    if orphan.kind in ("restore", "prove"):  # which locks its image: several clones have the same
         found.append(("image", str(orphan.facts.get("image", orphan.path))))
     return found
+
+
+def _changed(orphan: journal.Orphan) -> int:
+    try:
+        return orphan.path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 async def _is_blank(config: Config, orphan: journal.Orphan) -> bool:
