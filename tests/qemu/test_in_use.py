@@ -1,10 +1,11 @@
 """Images that a guest lives on: neither replaced nor deleted by mistake, and free after it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.kit import cli, patterns, ram
+from tests.kit import cli, memory, patterns, ram
 from tests.qemu.scene import saved
 
 
@@ -83,6 +84,30 @@ def test_check_says_it_beforehand(site: cli.Site) -> None:
         assert (found["is_possible"], found["is_used"]) == (False, False)
         assert "locked in memory" in found["why_not"][0]
         assert "locked in memory" in site.run("check", scene.image, check=0).stdout
+
+
+_REASONS = [
+    ([], ["-device", "vfio-pci,host=0000:01:00.0"], "vfio-pci pins all RAM"),
+    ([], ["-overcommit", "mem-lock=on-fault"], "locked in memory"),
+    ([], memory.huge("32M", name="pc.ram"), "huge pages"),
+    ([], ["-mem-path", "/dev/hugepages", "-mem-prealloc"], "preallocated"),
+    ([], memory.from_file(Path("/x"), "32M", shared=True, name="pc.ram"), "share=on"),
+    (["sudo", "-u", "web"], [], "sudo, which closes descriptors"),
+    (["bwrap", "--ro-bind", "/", "/"], [], "bwrap, which closes descriptors"),
+    (["systemd-run", "--scope"], [], "systemd-run, which closes descriptors"),
+]
+
+
+def test_check_says_each_reason(site: cli.Site) -> None:
+    """And ``on`` refuses for it, before anything is started; unknown file systems: emulator/."""
+    with saved(site) as scene:
+        for under, more, words in _REASONS:
+            launch = [*under, *scene.guest.argv, *more]
+            site.add_guest("web01", scene.guest.qmp, launch=launch)
+            found = site.run("check", scene.image, "--json", check=0).json()["instant"]
+            assert any(words in each for each in found["why_not"]), (words, found)
+            done = site.run("restore", scene.image, "--instant", "on", "--json", check=3)
+            assert words in done.error("check.instant")["message"]
 
 
 def test_per_guest(site: cli.Site) -> None:
