@@ -162,6 +162,17 @@ def files() -> tuple[Path, Path]:
     return kernel, initrd
 
 
+def modules(*names: str) -> list[Path]:
+    """Return modules of that kernel by their paths below ``kernel/``, taken on first use."""
+    cache = files()[0].parent
+    found = {f"lib/modules/*/kernel/{name}.ko*": cache / f"{Path(name).name}.ko" for name in names}
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(path.exists() for path in found.values()):
+            _take_from_package(_kernel_package(), found)
+    return list(found.values())
+
+
 def _kernel_package() -> str:
     """Return the package that the meta package of the newest cloud kernel depends on."""
     listing = _run("apt-cache", "depends", "--important", _KERNEL)

@@ -60,7 +60,7 @@ def unavailable() -> str | None:
         return "not root"
     if shutil.which("qemu-system-x86_64") is None:
         return "there is no qemu-system-x86_64"
-    for tool in ("mmdebstrap", "apt-get", "mkfs.ext4", "unshare"):
+    for tool in ("mmdebstrap", "apt-get", "mkfs.ext4", "mkfs.xfs", "unshare"):
         if shutil.which(tool, path=_path()) is None:
             return f"{tool} is not installed"
     if importlib.util.find_spec("pip") is None:

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import io
 import json
+import os
 import py_compile
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.kit import processes, tree
+from tests.kit import linux_guest, processes, tree
 from tests.kit.linux_guest import UNCOUNTED
 from tests.outside import packages
 from tests.vm import image
@@ -26,6 +27,9 @@ RESULT = "VMRESULT "  # what a line of results begins with; see console.py
 TIMEOUT = 1500.0
 TIMEOUT_ALL = 3600.0  # for the disk and all the boots, which the first test waits for
 _MIB = 1 << 20
+_XFS = ("lib/libcrc32c", "fs/xfs/xfs")
+_XFS_SIZE = 320 * _MIB
+_IMAGES_LABEL = b"system_u:object_r:virt_image_t:s0\0"
 _TESTS = (
     *("__init__.py", "backports.py", "conftest.py", "faults", "kit"),
     *("vm", "mac", "outside"),
@@ -149,8 +153,8 @@ def boot(
     """
     kernel, disk = image.files()
     serial = directory / "serial"
-    with _carried(directory, modes, arguments) as carried:
-        command = _command(kernel, disk, carried, serial, modes)
+    with _carried(directory, modes, arguments) as carried, _reflinking(directory, modes) as shared:
+        command = _command(kernel, disk, carried, serial, modes, shared)
         with processes.running(command, stdin=subprocess.DEVNULL) as machine:
             try:
                 status: int | None = machine.wait(timeout)
@@ -179,9 +183,16 @@ def _by_systemd(modes: Sequence[str]) -> bool:
 
 
 def _command(
-    kernel: Path, disk: Path, carried: Path, serial: Path, modes: Sequence[str]
+    kernel: Path,
+    disk: Path,
+    carried: Path,
+    serial: Path,
+    modes: Sequence[str],
+    shared: Path | None,
 ) -> list[str]:
     drives = {"root": f"file={disk},snapshot=on", "carried": f"file={carried},readonly=on"}
+    if shared is not None:
+        drives["shared"] = f"file={shared}"
     command = [
         *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg"),
         *("-cpu", _PROCESSOR),
@@ -207,6 +218,8 @@ def _carried(directory: Path, modes: Sequence[str], arguments: tuple[str, ...]) 
         archive.add(run, "run")
         if _by_systemd(modes):
             archive.add(packages.for_host(directory).deb, "mapsave.deb")
+        for module in linux_guest.modules(*_XFS) if _is_confined(modes) else ():
+            archive.add(module, f"modules/{module.name}")
         for name in _CARRIED:
             archive.add(tree.ROOT / name, name, filter=_without_caches)
         for name, content in _bytecode().items():
@@ -219,6 +232,33 @@ def _carried(directory: Path, modes: Sequence[str], arguments: tuple[str, ...]) 
         yield path
     finally:
         path.unlink()
+
+
+def _is_confined(modes: Sequence[str]) -> bool:
+    """Return whether a security module is active, and checkpoints are taken of confined guests."""
+    return "security=" in MODES[modes[0]].switches
+
+
+@contextmanager
+def _reflinking(directory: Path, modes: Sequence[str]) -> Iterator[Path | None]:
+    """Make a disk with an XFS, whose directory is labelled as those of images are."""
+    if not _is_confined(modes):
+        yield None
+        return
+    file, place = directory / "xfs.img", directory / "xfs"
+    with file.open("xb") as made:
+        made.truncate(_XFS_SIZE)
+    place.mkdir()
+    subprocess.run(["mkfs.xfs", "-q", file], check=True)
+    subprocess.run(["mount", "-o", "loop", file, place], check=True)
+    try:
+        os.setxattr(place, "security.selinux", _IMAGES_LABEL)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    try:
+        yield file
+    finally:
+        file.unlink()
 
 
 def _commands(mode: str, arguments: tuple[str, ...]) -> str:

@@ -23,6 +23,15 @@ class Site(cli.Site):
 
 
 @pytest.fixture
+def on_xfs() -> Iterator[cli.Site]:
+    """The same where files can share their extents."""
+    directory = IMAGES / "xfs"
+    yield Site(directory)
+    for each in directory.iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+
+@pytest.fixture
 def site() -> Iterator[cli.Site]:
     """An operator's set-up below /var/lib/mapsave, all of it labelled as what is there."""
     directory = Path(tempfile.mkdtemp(dir=IMAGES))
