@@ -37,7 +37,7 @@ CHANGES = {
     "a key of manager.yaml": (r"^    stop_timeout: ", {"service_settings.py"}),
     "a label module": (
         r'"smack"|labels\.smack|class Smack\b',
-        {"labels/modules.py", "labels/policy.py", "labels/smack.py"},
+        {"labels/modules.py", "labels/policy.py", "labels/smack.py", "proof/confinement.py"},
     ),
     "a kind of operation": (
         r"requests\.Discard\b|class Discard\(",

@@ -74,7 +74,7 @@ class Host(System):
     def capable(self, capability: int) -> bool:
         return capability not in self.failures.get("capable", ())  # type: ignore[operator]
 
-    def run(self, command: Sequence[str]) -> str | None:
+    def run(self, command: Sequence[str], given: bytes = b"") -> str | None:
         self.commands.append(list(command))
         complaint = self.failures.get("run")
         return complaint if isinstance(complaint, str) else None

@@ -207,3 +207,23 @@ def test_the_user_of_a_domains_qemu() -> None:
     own = "<seclabel type='static' model='dac'><label>web:web</label></seclabel>"
     assert definition.qemu_user(f"<domain type='kvm'>{own}</domain>", told) == "web"
     assert definition.qemu_user(LIVE, "<capabilities><host/></capabilities>") is None
+
+
+def test_labels_that_a_definition_names() -> None:
+    def of(seclabel: str) -> tuple[str | None, str | None]:
+        return definition.seclabel(f"<domain type='kvm'>{seclabel}</domain>", "selinux")
+
+    label = "system_u:system_r:svirt_t:s0:c1,c2"
+    static = f"<seclabel type='static' model='selinux'><label>{label}</label></seclabel>"
+    other = "<seclabel type='static' model='dac'><label>web:web</label></seclabel>"
+    assert of(other + static) == ("static", label)
+    # A live one has the label that libvirt chose, which is another the next time.
+    assert of(static.replace("static", "dynamic")) == ("dynamic", None)
+    assert of("<seclabel type='none'/>") == ("none", None)
+    assert of(other) == (None, None)
+
+
+def test_models_that_libvirt_confines_by() -> None:
+    models = "".join(f"<secmodel><model>{each}</model></secmodel>" for each in ("apparmor", "dac"))
+    told = f"<capabilities><host>{models}</host></capabilities>"
+    assert definition.security_models(told) == ["apparmor", "dac"]

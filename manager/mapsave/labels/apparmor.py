@@ -293,7 +293,7 @@ class Apparmor(SecurityModule):
             return f"{place.rules_file.parent} is not writable"
         if not self.system.capable(CAP_MAC_ADMIN):
             return "mapsave lacks CAP_MAC_ADMIN, which loading a profile requires"
-        return None if self._parser() else "apparmor_parser is not installed"
+        return None if apparmor_rules.parser() else "apparmor_parser is not installed"
 
     def _refusal(
         self, profile: Confinement, path: str, rules: Sequence[str], why: str
@@ -346,15 +346,7 @@ class Apparmor(SecurityModule):
         )
 
     def _load(self, place: Place) -> str | None:
-        # -K: the cache is neither read nor written, for the rule is there for minutes only.
-        return self.system.run(
-            [self._parser() or "apparmor_parser", "-r", "-K", str(place.profile_file)]
-        )
-
-    def _parser(self) -> str | None:
-        import shutil  # rarely needed, and slow to import
-
-        return shutil.which("apparmor_parser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        return apparmor_rules.parsed(self.system, "-r", place.profile_file)
 
 
 def _paths(target: Target) -> list[str]:

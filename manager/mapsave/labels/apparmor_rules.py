@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mapsave import file_lock
+from mapsave.labels.system import System
 
 MARK = "  # mapsave"
 
@@ -34,6 +35,24 @@ def _escaped(character: str) -> str:
     if character < " " or character == "\x7f":
         return f"\\{ord(character):03o}"
     return character
+
+
+def parser() -> str | None:
+    """Return where apparmor_parser is, if it is installed."""
+    import shutil  # rarely needed, and slow to import
+
+    return shutil.which("apparmor_parser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def parsed(system: System, option: str, profile: Path | str) -> str | None:
+    """Load (``-r``) or remove (``-R``) a profile, of a file or as text; return the complaint.
+
+    The cache is neither read nor written: what mapsave loads is there for minutes only.
+    """
+    command = [parser() or "apparmor_parser", option, "-K"]
+    if isinstance(profile, Path):
+        return system.run([*command, str(profile)])
+    return system.run(command, profile.encode())
 
 
 @contextlib.contextmanager

@@ -178,13 +178,24 @@ class Selinux(SecurityModule):
         """Return whether QEMU may read such a file, and open and map it where it is to do that."""
         return all(self.kernel.allows(process, label, "file", each) for each in _needed(target))
 
-    def _image_context(self) -> list[str] | None:
-        """Return user, role and type of guest images; None if ``auto`` finds no such thing."""
+    def shared_label(self) -> str | None:
+        """Return the label of files that all guests may read, and none may write; None: unknown."""
+        _, lines = self._image_contexts()
+        return self.kernel.canonical(lines[1].strip()) if len(lines) > 1 else None
+
+    def _image_contexts(self) -> tuple[str, list[str]]:
+        file = f"/etc/selinux/{self.kind()}/contexts/virtual_image_context"
+        return file, (self.system.read_or_none(file) or "").splitlines()
+
+    def kind(self) -> str:
+        """Return the name of the policy that the host is to load."""
         config = (self.system.read_or_none("/etc/selinux/config") or "").splitlines()
         types = [line.split("=", 1)[1] for line in config if line.startswith("SELINUXTYPE=")]
-        kind = types[-1].strip() if types else "targeted"
-        file = f"/etc/selinux/{kind}/contexts/virtual_image_context"
-        lines = (self.system.read_or_none(file) or "").splitlines()
+        return types[-1].strip() if types else "targeted"
+
+    def _image_context(self) -> list[str] | None:
+        """Return user, role and type of guest images; None if ``auto`` finds no such thing."""
+        file, lines = self._image_contexts()
         base = lines[0].strip().split(":")[:3] if lines else []
         if len(base) == 3:
             return [*base[:2], self.options.image_type or base[2]]

@@ -96,8 +96,10 @@ class System:
                 return bool(int(line.split()[1], 16) >> capability & 1)
         return os.geteuid() == 0
 
-    def run(self, command: Sequence[str]) -> str | None:
+    def run(self, command: Sequence[str], given: bytes = b"") -> str | None:
         """Run ``command`` and return None, or its complaint if it failed or cannot be run.
+
+        It gets ``given`` to read.
 
         A session of its own, so that Ctrl-C to mapsave does not end it half-way.
         """
@@ -107,7 +109,7 @@ class System:
             result = subprocess.run(
                 command,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
-                stdin=subprocess.DEVNULL,
+                input=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 timeout=_COMMAND_SECONDS,

@@ -31,6 +31,21 @@ def image_label(live_xml: str, model: str) -> str | None:
     return _parsed(live_xml).findtext(f"./seclabel[@model='{model}']/imagelabel")
 
 
+def security_models(capabilities: str) -> list[str]:
+    """Return the security models by which libvirt confines guests, such as ``selinux``."""
+    models = _parsed(capabilities, "libvirt's capabilities").iterfind("./host/secmodel/model")
+    return [each.text or "" for each in models]
+
+
+def seclabel(xml: str, model: str) -> tuple[str | None, str | None]:
+    """Return the type of the domain's ``<seclabel>`` of a security model, and a static label."""
+    found = _parsed(xml).find(f"./seclabel[@model='{model}']")
+    found = found if found is not None else _parsed(xml).find("./seclabel[@type='none']")
+    if found is None:
+        return None, None
+    return found.get("type"), found.findtext("label") if found.get("type") == "static" else None
+
+
 def disks(xml: str) -> list[str]:
     """Return the names of the domain's disks in the guest, such as ``vda``."""
     targets = _parsed(xml).iterfind("./devices/disk/target")

@@ -84,7 +84,7 @@ class Preflight:
         """What the image can be proven by. Raises NotProvable."""
         from mapsave.operations import provable  # which a save loads where that is asked for
 
-        return provable.means(self.config, self.guest, self.facts)
+        return provable.means(self.config, self.guest, self.facts, self.labelling.policy)
 
     async def learn(self, config: Config, *, measures: bool) -> None:
         """Learn what the strategy is planned from; with ``measures`` as ``learning.learn`` does."""

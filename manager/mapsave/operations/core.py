@@ -68,7 +68,7 @@ async def core(
     async with (
         prove.chosen(config, path, given, phases) as subject,
         _written(request) as target,
-        prove.loaded(config, subject, phases) as (loaded, _),
+        prove.loaded(config, subject, phases, target.fd) as (loaded, _),
     ):
         phases.enter("dump")
         await _dump(loaded.session, target.fd, request, phases)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -321,7 +322,7 @@ def definition_of(asked: Asked) -> Definition:
 
 def _by_libvirt(asked: Asked, log: journal.Journal, mapping: instant.Start) -> _Choice:
     """Return the domain's monitor, how it is started, and whether its RAM is mapped. Blocks."""
-    from mapsave.operations import destination_libvirt, instant_libvirt
+    from mapsave.operations import destination_libvirt, domain_contexts, instant_libvirt
 
     request, opened, found = asked.request, asked.opened, definition_of(asked)
     xml, uri = found.xml, found.uri
@@ -334,6 +335,10 @@ def _by_libvirt(asked: Asked, log: journal.Journal, mapping: instant.Start) -> _
         decision = instant.not_launched(wanted, "libvirt itself")
         return monitor, destination_libvirt.loaded(start, opened, request), decision
     decision = instant_libvirt.decide(wanted, xml, uri, opened, asked.contents)
+    labelled = functools.partial(
+        domain_contexts.labelled, asked.policy, opened, log, found.xml, uri
+    )
+    mapping = dataclasses.replace(mapping, labelled=labelled)
     started = instant_libvirt.created(start, found.cookie, decision, mapping)
     return monitor, started, decision
 

@@ -7,8 +7,10 @@ none. So the link is gone for good before the guest is loaded: such a restore fa
 link will ever have that name. What mapsave saves has neither the arguments nor the other name.
 
 The guest's disks are labelled by libvirt's security drivers, a file that its QEMU's arguments name
-is not. So QEMU's user gets leave to read the image while it starts, and must be able to search the
-directories on the way; SELinux and AppArmor must allow QEMU the file.
+is not. So while it starts QEMU's user gets leave to read the image, and the image a label of
+SELinux that QEMU may read; the user must be able to search the directories on the way. AppArmor
+must allow QEMU the path: libvirt makes the guest's profile as it starts it, so no rule can be added
+before.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from mapsave.image import acl
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
 from mapsave.key_types import Switch
+from mapsave.labels import apparmor_rules, modules
+from mapsave.labels.policy import BUILT_IN
+from mapsave.labels.system import System
 from mapsave.monitor import definition, libvirt_connection
 from mapsave.operations import answering, destination_libvirt, instant, locks
 from mapsave.operations.destination import Destination
@@ -40,10 +45,13 @@ _BALLOON = (
     "what the guest gives back by its balloon stays in memory (docs/instant.md): its RAM is mapped "
     "from the image"
 )
-_DENIED = (
-    "QEMU's user must be able to read the image and to search its directories; SELinux must allow "
-    "QEMU to open, read and map the file, AppArmor to read its path (docs/instant.md)"
-)
+_DENIED = {
+    "selinux": "SELinux must allow QEMU to search the directories of the image, and to read the "
+    "link beside it (dmesg, 'mapsave setup selinux')",
+    "apparmor": "AppArmor must allow QEMU to read it: put the rule {rule} into "
+    "/etc/apparmor.d/abstractions/libvirt-qemu.d/mapsave",
+    "": "QEMU's user must be able to read the image and to search its directories",
+}
 
 
 def decide(setting: Switch, xml: str, uri: str, opened: Image, contents: Contents) -> Decision:
@@ -94,12 +102,13 @@ async def created(
     path = start.opened.path
     await answering.within(os.path.dirname(path), _check_searchable, path, uid)
     async with contextlib.AsyncExitStack() as stack:
-        async with instant.readable(start.opened.fd, uid, start), _linked(start) as path:
+        letting_in = instant.readable(start.opened.fd, uid, start)
+        async with start.labelled(), letting_in, _linked(start) as path:
             starting = destination_libvirt.created(asked, cookie, mapping.arguments(path))
             try:
                 target = await stack.enter_async_context(starting)
             except errors.LaunchFailed as error:
-                raise _explained(error) from None
+                raise _explained(error, start.opened.path) from None
         await instant.lives_on(target, decision, start, ())
         if instant_domain.has_balloon(asked.xml):
             target.warnings.append(_BALLOON)
@@ -174,7 +183,14 @@ def _link(start: instant.Start) -> Iterator[str]:
             ) from None
 
 
-def _explained(error: errors.LaunchFailed) -> errors.LaunchFailed:
+def _explained(error: errors.LaunchFailed, path: str) -> errors.LaunchFailed:
     is_of_link = instant_names.LINK.search(error.message) is not None
-    is_denied = is_of_link and "Permission denied" in error.message
-    return errors.LaunchFailed(error.message, hint=_DENIED if is_denied else error.hint)
+    if not is_of_link or "Permission denied" not in error.message:
+        return error
+    places = apparmor_rules.quote(f"{os.path.dirname(os.path.realpath(path))}/")[:-1]
+    rule = f'{places}*" r,'
+    named = [each.name for each in modules.active(BUILT_IN["auto"], System())]
+    words = [_DENIED[each] for each in (*named, "") if each in _DENIED]
+    return errors.LaunchFailed(
+        error.message, hint=f"{'; '.join(words).format(rule=rule)} (docs/instant.md)"
+    )

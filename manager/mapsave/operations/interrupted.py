@@ -25,7 +25,11 @@ HINT = (
     "check with 'query-status' whether its guest is paused, and resume it ('cont'); then move "
     "the journal away"
 )
-_KINDS: dict[str, type[Begun]] = {"save": SaveBegun, "restore": RestoreBegun}
+_KINDS: dict[str, type[Begun]] = {
+    "save": SaveBegun,
+    "restore": RestoreBegun,
+    "prove": RestoreBegun,  # which loads an image, too
+}
 # The key in what msgspec says of one that is missing, or of the wrong type.
 _KEY = re.compile(r"field `(\w+)`|\$\.(\w+)")
 

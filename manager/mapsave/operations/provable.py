@@ -9,38 +9,54 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from mapsave import errors, units
 from mapsave.config import Config, Guest, SaveSettings
+from mapsave.labels.policy import Policy
 from mapsave.monitor import process, process_memory
 from mapsave.operations import attach, launch
 from mapsave.operations.destination import Command
 from mapsave.operations.facts import Facts
-from mapsave.proof import command_line, taps
+from mapsave.proof import command_line, confinement, taps
 
 
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """What a guest's image is loaded by: as its command line is rewritten to be thrown away."""
+    """What a guest's image is loaded by: as its command line is rewritten to be thrown away.
+
+    ``contexts`` are those that its QEMU runs in, ``policy`` is that of its images.
+    """
 
     config: Config
     command: Command
     start: command_line.Start
+    contexts: Mapping[str, str]
+    policy: Policy
+
+    def kept(self) -> confinement.Kept:
+        """Return how a throwaway QEMU is confined. Raises NotProvable. Blocks."""
+        if self.start.is_emulated:
+            return confinement.Kept()
+        argv, named = confinement.unwrapped(self.command.argv)
+        at = command_line.program_at(argv)
+        program = self.start.program if at == 0 and self.start.program else argv[0]
+        return confinement.of({**self.contexts, **named}, self.policy, program)
 
 
-def means(config: Config, guest: Guest, found: Facts) -> Means:
+def means(config: Config, guest: Guest, found: Facts, policy: Policy) -> Means:
     """Return what an image of the guest is proven by. Raises NotProvable."""
     variables, log = launch.environment(config, guest), Path(os.devnull)
     if guest.emulator is not None:
         socket = attach.socket_path(guest, config)
         argv = attach.emulator_command(guest, socket)
         command = Command(argv, socket, log, attach.emulator_environment(guest, config))
-        return Means(config, command, command_line.Start(is_emulated=True))
+        return Means(config, command, command_line.Start(is_emulated=True), {}, policy)
+    contexts = confinement.contexts_of(found.pid)
     if guest.launch and guest.qmp is not None:
-        return Means(
-            config, Command(guest.launch, str(guest.qmp), log, variables), command_line.Start()
-        )
+        command = Command(guest.launch, str(guest.qmp), log, variables)
+        return Means(config, command, command_line.Start(), contexts, policy)
     known = found.command
     if known is None or found.pid is None:
         raise errors.NotProvable("the image cannot be proven: its QEMU's process is not in sight")
@@ -48,7 +64,8 @@ def means(config: Config, guest: Guest, found: Facts) -> Means:
     program = known["executable"]
     if shutil.which(program) is None:  # another version has been installed since
         program = known["argv"][0]
-    return Means(config, command, command_line.Start(program=program, user=_user(found.pid)))
+    start = command_line.Start(program=program, user=_user(found.pid))
+    return Means(config, command, start, contexts, policy)
 
 
 def _user(pid: int) -> str | None:
@@ -80,6 +97,7 @@ def check(given: Means, found: Facts, settings: SaveSettings) -> str:
         with taps.taps() as null:
             made = command_line.rewritten(argv, given.start, cwd=cwd, blocks=names, tap=null.make)
         replaced = made.replaced
+    kept = given.kept()
     room = process.committable_bytes()
     if room is not None and room < found.memory.total:
         raise errors.NotProvable(
@@ -91,7 +109,8 @@ def check(given: Means, found: Facts, settings: SaveSettings) -> str:
     if settings.prove == "pages":
         _check_readable(found)
     also = f"; {len(replaced)} backends become null ones" if replaced else ""
-    return f"can be loaded into a QEMU that is thrown away{also}"
+    confined = f", {words}" if (words := kept.words()) else ""
+    return f"can be loaded into a QEMU that is thrown away{confined}{also}"
 
 
 def _check_readable(found: Facts) -> None:

@@ -2,7 +2,8 @@
 
 RAM is mapped from the image as by an instant restore, so it costs the same whatever its size, and
 the devices' state is loaded from the stub. The guest's disks stay inactive, its processors
-stopped, and what it has open is not touched (``command_line.py``). A throwaway QEMU is compared
+stopped, and what it has open is not touched (``command_line.py``); it is confined like the guest or
+tighter (``confinement.py``). A throwaway QEMU is compared
 with the image as the destination of a restore is, and then asked which devices it has.
 """
 
@@ -21,6 +22,7 @@ from mapsave.image import acl, descriptors, image, stub
 from mapsave.image.image import Image
 from mapsave.image.validation import Contents
 from mapsave.labels import labelling
+from mapsave.labels.policy import Policy
 from mapsave.migration import guest_state, incoming, parameters, progress, stall
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import fdset, process
@@ -30,14 +32,17 @@ from mapsave.operations import (
     destination,
     destination_choice,
     instant,
+    proof_labels,
+    provable,
+    restore_labels,
     save_request,
     throwaway,
     trust,
 )
-from mapsave.operations.destination import Command, Destination
+from mapsave.operations.destination import Destination
 from mapsave.operations.restore_request import Request as RestoreRequest
 from mapsave.plan import instant as plan
-from mapsave.proof import command_line, devices, taps
+from mapsave.proof import command_line, confinement, devices, taps
 
 # Of a QEMU whose disks are never to be activated (qapi/migration.json).
 _INACTIVE = "late-block-activate"
@@ -79,13 +84,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is proven: an image, and the command that starts its guest."""
+    """What is proven: an image, and by what means: those that start its guest."""
 
     opened: Image
     contents: Contents
     guest: str
-    command: Command
-    start: command_line.Start
+    means: provable.Means
 
 
 async def prove(
@@ -113,10 +117,10 @@ async def chosen(
             async with blocking.limited(stall.limit(opened.allocated)):
                 contents = await blocking.call(opened.validate)
         name = request.guest or bounds.owner(opened.metadata) or "guest"
+        policy = save_request.policy_of(config, config.named(name))
         if not request.trust_image:
-            policy = save_request.policy_of(config, config.named(name))
             trust.check_image(opened, trust.users(policy))
-        yield await _subject(config, request, opened, contents, name)
+        yield await _subject(config, request, opened, contents, name, policy)
 
 
 @contextlib.asynccontextmanager
@@ -130,7 +134,12 @@ async def _opened(path: str) -> AsyncIterator[Image]:
 
 
 async def _subject(
-    config: Config, request: Request, opened: Image, contents: Contents, name: str
+    config: Config,
+    request: Request,
+    opened: Image,
+    contents: Contents,
+    name: str,
+    policy: Policy,
 ) -> Subject:
     """Return what is proven. Raises NotProvable, NoDestination, UsageError."""
     restore = RestoreRequest(
@@ -143,19 +152,22 @@ async def _subject(
         config, restore, restore.settings(config, name), opened, contents, name
     )
     if not destination_choice.is_by_command(asked):
-        from mapsave.operations import prove_libvirt
+        from mapsave.operations import domain_contexts, prove_libvirt
 
         found = await answering.within(
             os.path.dirname(opened.path), destination_choice.definition_of, asked
         )
         command, start = await prove_libvirt.means(found, request.program)
-        return Subject(opened, contents, name, command, start)
+        contexts = await domain_contexts.of(found.xml, found.uri, opened)
+        return Subject(
+            opened, contents, name, provable.Means(config, command, start, contexts, policy)
+        )
     if (is_emulated := asked.guest.emulator is not None) and request.program is not None:
         raise errors.UsageError(f"--with is for guests of QEMU, and {name!r} is emulated")
     command = destination_choice.command_of(asked)
-    return Subject(
-        opened, contents, name, command, command_line.Start(is_emulated, request.program)
-    )
+    start = command_line.Start(is_emulated, request.program)
+    means = provable.Means(config, command, start, restore_labels.contexts(opened), policy)
+    return Subject(opened, contents, name, means)
 
 
 async def proven(config: Config, subject: Subject, phases: progress.Phases) -> Proven:
@@ -167,45 +179,58 @@ async def proven(config: Config, subject: Subject, phases: progress.Phases) -> P
 
 @contextlib.asynccontextmanager
 async def loaded(
-    config: Config, subject: Subject, phases: progress.Phases
+    config: Config, subject: Subject, phases: progress.Phases, written: int | None = None
 ) -> AsyncIterator[tuple[Destination, command_line.Rewritten]]:
     """Load the subject into a throwaway QEMU, which is gone at the end. Raises as ``prove`` does.
 
-    Yields that QEMU, and what its command line was rewritten to.
+    Yields that QEMU, and what its command line was rewritten to. ``written``: a file that it is to
+    write.
     """
     phases.enter("start")
     opened = subject.opened
     directory = os.path.dirname(opened.path)
-    uid = instant.uid_of(plan.user(subject.command.argv))
+    uid = instant.uid_of(plan.user(subject.means.command.argv))
     if uid is not None and not await answering.within(directory, acl.may_read, opened.fd, uid):
         raise errors.NotProvable(
             f"the image cannot be proven: QEMU's user {uid} may not read {opened.path!r}",
             hint="setfacl -m u:USER:r IMAGE, or start QEMU as root and have it change its user "
             "(-run-with user=...)",
         )
-    async with shielded.entered(throwaway.place(config.state, uid)) as there:
-        with descriptors.inherited(opened.fd) as fd, taps.taps() as null:
+    kept = await answering.within(directory, subject.means.kept)
+    async with shielded.entered(throwaway.place(config.state, uid, kept.label)) as there:
+        reading = await answering.within(directory, proof_labels.reopened, opened.fd)
+        with (
+            descriptors.closing(reading),
+            descriptors.inherited(reading) as fd,
+            taps.taps() as null,
+        ):
             try:
                 made = await blocking.within(blocking.ANSWER, _rewritten, subject, there, null)
             except blocking.Hangs as error:
                 raise errors.NotProvable(
                     f"the image cannot be proven: the guest's disks do not answer: {error.strerror}"
                 ) from None
-            mapping, mapped = await answering.within(directory, _mapping, subject, made)
+            mapping, mapped = await answering.within(directory, _mapping, subject, made, kept)
             command = dataclasses.replace(
-                subject.command,
+                subject.means.command,
                 argv=mapping.arguments(f"{instant.PATH}{fd}"),
                 socket=there.socket,
                 log=there.log,
             )
-            started = throwaway.running(command, there, (fd, *null.descriptors))
+            confined = confinement.applied(kept, there.directory, fd, command.argv, written)
             async with contextlib.AsyncExitStack() as stack:
-                with _reasons(subject):
-                    target = await stack.enter_async_context(started)
+                entry = await stack.enter_async_context(shielded.entered(confined))
+                started = throwaway.running(command, there, (fd, *null.descriptors), entry)
+                async with proof_labels.labelled(
+                    config, subject.means.policy, opened, subject.guest, kept
+                ):
+                    with _reasons(subject):
+                        target = await stack.enter_async_context(started)
+                    with _reasons(subject, target):
+                        pid = target.identity[0] if target.identity is not None else 0
+                        await answering.within(directory, instant.check_mapped, pid, fd, mapped)
+                target.mapped = mapped
                 with _reasons(subject, target):
-                    pid = target.identity[0] if target.identity is not None else 0
-                    await answering.within(directory, instant.check_mapped, pid, fd, mapped)
-                    target.mapped = mapped
                     phases.enter("compare")
                     await destination.compare(
                         target, opened, subject.contents, config.state, force=False
@@ -217,18 +242,17 @@ async def loaded(
 
 def _rewritten(subject: Subject, there: throwaway.Place, null: taps.Taps) -> command_line.Rewritten:
     """Return the throwaway QEMU's command line. Raises NotProvable."""
-    command = subject.command
-    if subject.start.is_emulated:  # it has nothing but its monitor
+    command, start = subject.means.command, subject.means.start
+    if start.is_emulated:  # it has nothing but its monitor
         words = (there.socket if word == command.socket else word for word in command.argv)
         return command_line.Rewritten(tuple(words), ())
     blocks = [block.name for block in subject.contents.stream.blocks]
-    return command_line.rewritten(
-        command.argv, subject.start, cwd=command.cwd, blocks=blocks, tap=null.make
-    )
+    argv, _ = confinement.unwrapped(command.argv)  # it is confined by ourselves
+    return command_line.rewritten(argv, start, cwd=command.cwd, blocks=blocks, tap=null.make)
 
 
 def _mapping(
-    subject: Subject, made: command_line.Rewritten
+    subject: Subject, made: command_line.Rewritten, kept: confinement.Kept
 ) -> tuple[plan.Mapping, tuple[stub.Mapped, ...]]:
     """Return how the throwaway QEMU maps its RAM. Raises NotProven, NotProvable."""
     placed, reasons = plan.place(made.argv, subject.contents)
@@ -240,7 +264,9 @@ def _mapping(
             mapped, reasons = instant.blocks(mapping, subject.opened.fd)
         if mapped:
             # It changes hardly any of it; but there is a policy that reserves whatever there is.
+            # To reserve nothing QEMU reads the kernel's setting, which SELinux may keep from it.
             reserves = process.overcommits() == process.NEVER
+            reserves = reserves or (kept.context is not None and mapping.reserves)
             return dataclasses.replace(mapping, reserves=reserves), mapped
     raise errors.NotProvable(f"the image cannot be proven: {'; '.join(reasons)}", reasons=reasons)
 
@@ -255,7 +281,7 @@ async def _described(
     session, contents = target.session, subject.contents
     phases.enter("devices")
     added = await devices.added(session, contents.stream.devices)
-    if added is None and not subject.start.is_emulated:
+    if added is None and not subject.means.start.is_emulated:
         target.warnings.append("whether QEMU has more devices than the image could not be compared")
     elif added:
         more = f"QEMU has devices that the image does not have: {', '.join(added)}"

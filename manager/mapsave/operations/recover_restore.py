@@ -77,8 +77,10 @@ async def recover(restore: _Restore) -> str:
     await answering.check(directory, writable=not restore.dry_run)
     with _image_held(restore) as opened:
         monitor = _monitor(restore)
-        if monitor is None:
-            return UNDONE  # nothing had been started
+        if monitor is None:  # nothing had been started that has not gone with mapsave
+            if not restore.dry_run:
+                await answering.within(directory, _settle, restore, opened, UNDONE)
+            return UNDONE
         with locks.held(state, f"guest {begun.guest!r}", monitor.key):
             if not restore.dry_run:
                 await answering.within(directory, _remove_link, restore)
@@ -175,7 +177,7 @@ def _monitor(restore: _Restore) -> attach.Monitor | None:
     Raises JournalUnusable where neither says which it was.
     """
     config, orphan, begun = restore.config, restore.orphan, restore.begun
-    if begun.monitor is not None or not orphan.is_unsure:
+    if begun.monitor is not None or not orphan.is_unsure or orphan.kind == "prove":
         return begun.monitor
     guest = config.named(begun.guest)
     if guest is not None and guest.libvirt is not None:

@@ -52,7 +52,15 @@ async def before_start(policy: Policy, opened: Image, log: Journal) -> AsyncIter
     Clones of one image take turns: the first to end would take the label from the others. Does
     nothing where the image records no context. Raises LabelRefused and its kin, Busy.
     """
-    expected = _recorded(opened)
+    async with before(policy, opened, log, _recorded(opened)):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def before(
+    policy: Policy, opened: Image, log: Journal, expected: Label | None
+) -> AsyncIterator[None]:
+    """Do as ``before_start`` for a QEMU in the contexts of ``expected``; None: for none."""
     if expected is None:
         yield
         return
@@ -72,3 +80,10 @@ def _recorded(opened: Image) -> Label | None:
     except msgspec.ValidationError:
         return None
     return label if any(part.process for part in label.parts()) else None
+
+
+def contexts(opened: Image) -> dict[str, str]:
+    """Return the contexts of the QEMU that an image was saved from, by the security module."""
+    label = _recorded(opened)
+    parts = label.parts() if label is not None else ()
+    return {part.module: part.process for part in parts if part.process is not None}

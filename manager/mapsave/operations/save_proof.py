@@ -32,7 +32,7 @@ async def prove_image(
     assert given is not None
     job.phases.enter("prove")
     opened = partial.as_image(job.partial_path, job.metadata)
-    subject = prove.Subject(opened, contents, job.guest, given.command, given.start)
+    subject = prove.Subject(opened, contents, job.guest, given)
     phases = progress.Phases()
     part: ProofPart = {"by": "load"}
     try:

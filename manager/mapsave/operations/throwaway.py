@@ -14,18 +14,22 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
-from mapsave import shielded
+from mapsave import errors, shielded
 from mapsave.image import descriptors
+from mapsave.labels.selinuxfs import ATTRIBUTE
 from mapsave.operations import destination, ending, instant, locks
 from mapsave.operations.destination import Command, Destination
+from mapsave.proof.confinement import Entry
 
 _PART = "proofs"
 _SOCKET = "qmp"
-# $1: the pipe, $2: the directory. "$$" is the shell that becomes QEMU, and leads a process group;
-# that number is no other's as long as this one is in it. dash's kill takes no "--".
+# $1: the pipe, $2: the directory, $3 and $4: the attribute that says in which context QEMU is to
+# run, and that. "$$" is the shell that becomes QEMU, and leads a process group; that number is no
+# other's as long as this one is in it. dash's kill takes no "--".
 _WATCHED = """
 (read -r _ <"/proc/self/fd/$1"; rm -rf -- "$2"; kill -KILL "-$$") &
-shift 2
+if [ -n "$3" ]; then printf %s "$4" >"/proc/self/attr/$3" || exit; fi
+shift 4
 exec "$@"
 """
 
@@ -49,12 +53,17 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(state: Path, uid: int | None) -> Iterator[Place]:
-    """Make a place for a QEMU that runs as the user ``uid``, and remove it at the end. Blocks."""
+def place(state: Path, uid: int | None, label: str | None = None) -> Iterator[Place]:
+    """Make a place for a QEMU that runs as the user ``uid``, and remove it at the end. Blocks.
+
+    ``label``: of SELinux, where QEMU may use nothing else. Raises NotProvable.
+    """
     directory = Path(tempfile.mkdtemp(dir=locks.state_directory(state, _PART)))
     try:
         opened = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         with descriptors.closing(opened), descriptors.inherited(opened) as fd:
+            if label is not None:
+                _label(directory, label)
             if uid is not None and uid != os.geteuid():
                 os.chown(directory, uid, -1)
             yield Place(directory, fd)
@@ -62,18 +71,30 @@ def place(state: Path, uid: int | None) -> Iterator[Place]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _label(directory: Path, label: str) -> None:
+    try:
+        os.setxattr(directory, ATTRIBUTE, os.fsencode(label) + b"\0")
+    except OSError as error:
+        raise errors.NotProvable(
+            f"the image cannot be proven: SELinux lets no directory be labelled {label} for "
+            f"QEMU: {error.strerror}"
+        ) from None
+
+
 @contextlib.asynccontextmanager
 async def running(
-    command: Command, there: Place, inherited: Sequence[int]
+    command: Command, there: Place, inherited: Sequence[int], entry: Entry
 ) -> AsyncIterator[Destination]:
     """Start ``command`` and connect to it; it is gone at the end. Raises LaunchFailed.
 
-    ``inherited`` are descriptors that it gets under their own numbers.
+    ``inherited`` are descriptors that it gets under their own numbers; ``entry`` is how it is
+    confined.
     """
     # As the guest's own is found: by our PATH, which it need not have.
     program = shutil.which(command.argv[0]) or command.argv[0]
     async with _watch() as (watched, held):
         shell = ["/bin/sh", "-c", _WATCHED, "mapsave-proof", str(watched), str(there.directory)]
+        shell += [entry.attribute, entry.value]
         started = dataclasses.replace(
             command,
             argv=[*shell, program, *command.argv[1:]],

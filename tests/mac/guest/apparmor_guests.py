@@ -120,14 +120,23 @@ def context_of(pid: int) -> str:
 
 def allows(under: Profile, path: Path) -> bool:
     """Return whether the profile as it is loaded lets QEMU write ``path``."""
-    question = b"label\0" + under.name.encode() + b"\0\x02" + os.fsencode(path)
+    return bool(_allowed(under.name, path) & 2)
+
+
+def allows_reading(profile: str, path: Path) -> bool:
+    """Return whether the profile of that name lets QEMU read ``path``."""
+    return bool(_allowed(profile, path) & 4)
+
+
+def _allowed(profile: str, path: Path) -> int:
+    question = b"label\0" + profile.encode() + b"\0\x02" + os.fsencode(path)
     fd = os.open("/sys/kernel/security/apparmor/.access", os.O_RDWR)
     try:
         os.write(fd, question)
         answer = os.read(fd, 4096).decode().split()
     finally:
         os.close(fd)
-    return bool(int(answer[answer.index("allow") + 1], 16) & 2)
+    return int(answer[answer.index("allow") + 1], 16)
 
 
 def save(guest: Qemu, image: Path, policy: str = POLICY, *more: str) -> tuple[str, ...]:
