@@ -19,7 +19,7 @@ _MASKS = (
     (re.compile(r"\d+(\.\d+)? ([KMGT]i)?B\b"), "SIZE"),
     (re.compile(r"\b\d+(\.\d+)? (ms|s)\b"), "TIME"),
     (re.compile(r"^  QEMU .*"), "  QEMU"),
-    (re.compile(r"^(ok   (direct_io|label|limits):) .*"), r"\1"),
+    (re.compile(r"^(ok   (direct_io|label|limits):|no checkpoint:) .*"), r"\1"),
     (re.compile(r"\d[\d.:+TZ-]*"), "N"),
     (re.compile(r"#+"), "#"),
     (re.compile(r" +"), " "),
