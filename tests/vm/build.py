@@ -1,6 +1,6 @@
 """Build the disk, and boot it for stages: ``python -m tests.vm.build [DIRECTORY STAGE...]``.
 
-``tests/run.sh`` runs it beside stages that wait more than they work. Each boot that came to its end
+``tests/run.sh`` runs it beside the other stages. Each boot that came to its end
 leaves its serial line in ``DIRECTORY/MODE/``, by the first of the modes that share it. For
 ``outside`` the packages are built, too. SIGTERM ends it, and nothing else is left behind.
 """

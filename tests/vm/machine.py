@@ -22,6 +22,7 @@ from tests.kit.linux_guest import UNCOUNTED
 from tests.outside import packages
 from tests.vm import image
 
+_NOT = "not "
 RESULT = "VMRESULT "  # what a line of results begins with; see console.py
 # Seconds for a boot and all its cases: a busy machine takes several times the usual.
 TIMEOUT = 1500.0
@@ -55,7 +56,7 @@ class Mode:
 
     switches: str
     cases: str  # a pattern of file names in a stage's directory, for instance mac/guest/*_cases.py
-    only: str = ""  # an expression of pytest's -m
+    only: str = ""  # of pytest's -m: a mark, or "not" and one
     before: str = ""  # a command of the shell
 
 
@@ -69,7 +70,9 @@ MODES = {
     # mapsave unconfined, for the cases where that matters.
     "apparmor": Mode(f"{_ALONE} security=apparmor", "mac/guest/apparmor_*cases.py", "unconfined"),
     # mapsave itself in the profile that ships: after the other, which has none.
-    "apparmor-confined": Mode(f"{_ALONE} security=apparmor", "mac/guest/apparmor_*cases.py"),
+    "apparmor-confined": Mode(
+        f"{_ALONE} security=apparmor", "mac/guest/apparmor_*cases.py", only="not once"
+    ),
     "selinux": Mode(f"{_ALONE} security=selinux enforcing=1", "mac/guest/selinux_*cases.py"),
     # The control: the cases that see a refusal must fail where nothing is refused.
     "selinux-off": Mode(
@@ -117,8 +120,11 @@ def cases(mode: str) -> list[str]:
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     tests = [function for function in functions if function.name.startswith("test_")]
     if chosen.only:
-        mark = f"pytest.mark.{chosen.only}"
-        tests = [each for each in tests if mark in map(ast.unparse, each.decorator_list)]
+        mark = f"pytest.mark.{chosen.only.removeprefix(_NOT)}"
+        wanted = not chosen.only.startswith(_NOT)
+        tests = [
+            each for each in tests if (mark in map(ast.unparse, each.decorator_list)) is wanted
+        ]
     names = [each.name for each in tests]
     assert len(set(names)) == len(names), f"two cases of one name: {names}"
     return names

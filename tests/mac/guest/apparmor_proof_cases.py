@@ -28,6 +28,7 @@ def _may(pid: int, *paths: Path) -> tuple[str, list[bool]] | None:
 
 
 @pytest.mark.unconfined
+@pytest.mark.once
 def test_proven_in_a_profile_of_its_own(site: cli.Site) -> None:
     """It may read the one image, and neither another nor the guest's own files."""
     image, other, disk = site.images / "it", site.images / "other", Path("/srv/disk")
@@ -43,14 +44,15 @@ def test_proven_in_a_profile_of_its_own(site: cli.Site) -> None:
         with site.start("prove", image, "--json") as process:
             _, may = proofs.seen(process, lambda pid: _may(pid, image, other, disk))
             assert may == [True, False, False]
-        if not manager.CONFINED:  # a file without a name, which its profile lets have none
-            core = site.images / "core"
-            site.run("core", image, "-o", core, check=0)
-            assert core.stat().st_size > 32 << 20
+        core = site.images / "core"
+        site.run("core", image, "-o", core, check=0)
+        assert core.stat().st_size > 32 << 20
     assert _loaded() == []
     assert guests.refusals(_NAME, image.name) == []
 
 
+@pytest.mark.unconfined
+@pytest.mark.once
 def test_proven_once_the_profile_of_libvirt_is_gone(site: cli.Site) -> None:
     """libvirt loads the profile of a guest as it starts, and unloads it at its end."""
     image = site.images / "one"
@@ -85,11 +87,10 @@ def test_profile_of_a_proof_that_was_killed(site: cli.Site) -> None:
 
 @pytest.mark.refusal
 @pytest.mark.unconfined
+@pytest.mark.once
 def test_a_proof_that_cannot_be_confined_is_refused(site: cli.Site) -> None:
     """As in a unit with NoNewPrivileges: said before the guest is touched."""
     under = ["setpriv", "--no-new-privs", "--"]
-    if manager.CONFINED:  # that mapsave would not even be in its own profile
-        return
     with guests.profile(rules="/var/lib/mapsave/** rw,") as profile, guests.running(profile) as one:
         words = guests.save(one, site.images / "no", guests.POLICY, "--prove", "load")
         done = site.run(*words, under=under)
