@@ -41,9 +41,10 @@ as="setpriv --reuid=4711 --regid=4711 --clear-groups env HOME=$at MAPSAVE_CONFIG
 """
 # As a user who has none: images, state and journals are where XDG has them.
 OF_A_USER = """\
-useradd -m ursula
+echo "ursula:x:4712:4712::/home/ursula:/bin/sh" >>/etc/passwd
 at=/home/ursula
-as="setpriv --reuid=ursula --regid=ursula --clear-groups env HOME=$at MAPSAVE_CONFIG=$at/it.yaml"
+install -d -o 4712 -g 4712 -m 700 $at
+as="setpriv --reuid=4712 --regid=4712 --clear-groups env HOME=$at MAPSAVE_CONFIG=$at/it.yaml"
 echo "{guests: {slow: {qmp: $at/slow.qmp}}}" >$at/it.yaml
 """
 # Installed, looked at and removed by RPM alone; what is wrong with a unit is printed.
@@ -207,7 +208,8 @@ class OfOneRelease:
             "! dpkg --purge mapsave\n"
             "$as mapsave recover\n"
             "test -z $(find $at -name '*.jsonl')\n"
-            "userdel -f -r ursula"
+            "sed -i /^ursula:/d /etc/passwd\n"
+            "rm -r $at"
         )
         assert "of user ursula: interrupted; journal /home/ursula/.local/state/mapsave" in said
 

@@ -185,6 +185,10 @@ def test_the_dashboard_shows_each_series_that_is_documented() -> None:
     document = (tree.ROOT / "docs/metrics.md").read_text()
     documented = set(re.findall(r"^\| `((?:mapsave|process)_\w+)` \|", document, re.M))
     shown = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
-    left_out = {"process_virtual_memory_bytes", "mapsave_job_last_run_timestamp_seconds"}
+    left_out = {
+        "process_virtual_memory_bytes",
+        "mapsave_job_last_run_timestamp_seconds",
+        "mapsave_image_store_exclusive_bytes",  # is not there before five minutes are over
+    }
     assert {name for name in documented if name not in shown} == left_out
     assert all(panel["description"] for panel in PANELS)
