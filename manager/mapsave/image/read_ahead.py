@@ -12,9 +12,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from mapsave.image import syscalls
+from mapsave.image import spans, syscalls
 
 # By one call the kernel reads no more ahead than it does for the device by itself, 128 KiB unless
 # configured otherwise; the rest would be dropped (mm/readahead.c: force_page_cache_ra).
@@ -59,7 +59,8 @@ class Reader:
         began, before = time.monotonic(), self.done_bytes
         under_way: deque[tuple[int, int]] = deque()
         asked = 0
-        for start, end in _pieces(parts):
+        pieces = (piece for part in parts for piece in spans.cut(part[0], part[1], PIECE))
+        for start, end in pieces:
             os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_WILLNEED)
             under_way.append((start, end))
             asked += end - start
@@ -85,9 +86,3 @@ class Reader:
         if self._limits.rate is not None:
             pause = max(0.0, min(began + done / self._limits.rate, self._limits.until) - now)
         return self._stop.wait(pause) or now + pause >= self._limits.until
-
-
-def _pieces(parts: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    for start, end in parts:
-        for at in range(start, end, PIECE):
-            yield at, min(at + PIECE, end)

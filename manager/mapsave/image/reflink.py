@@ -190,11 +190,6 @@ def _pieces(changed: Iterable[Extent]) -> Iterator[tuple[int, int]]:
         if end and start <= end + _NEAR and count < _TOGETHER and start - begin < _PIECE:
             end, count = max(end, stop), count + 1
             continue
-        yield from _cut(begin, end)
+        yield from spans.cut(begin, end, _PIECE)
         begin, end, count = max(start, end), max(stop, end), 1
-    yield from _cut(begin, end)
-
-
-def _cut(begin: int, end: int, size: int = _PIECE) -> Iterator[tuple[int, int]]:
-    for start in range(begin, end, size):
-        yield start, min(start + size, end)
+    yield from spans.cut(begin, end, _PIECE)

@@ -12,10 +12,10 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from mapsave import units
-from mapsave.image import descriptors, holes, syscalls
+from mapsave.image import descriptors, holes, spans, syscalls
 
 _FIDEDUPERANGE = 0xC0189436  # _IOWR(0x94, 54, struct file_dedupe_range)
 # Source, its offset and length, one target: its descriptor, offset, and what came of it.
@@ -23,7 +23,8 @@ _RANGE = struct.Struct("=QQHHIqQQiI")
 _SAME = 0
 _COPIED = 4 * units.MIB
 _FLUSHED = 128 * units.MIB
-# Whoever writes to a part waits while it is compared; where a large one differs small ones may not.
+# A guest that writes to a part waits while it is compared. Where a large one differs small ones may
+# not.
 _LARGE, _SMALL = units.MIB, 64 * units.KIB
 
 Stop = Callable[[], bool]
@@ -34,7 +35,7 @@ def copy(source: int, length: int, target: int, to: int, stop: Stop) -> None:
 
     Once others leave the disk idle. Blocks. Raises OSError; ECANCELED where ``stop`` says so.
     """
-    # Both may be closed by whoever does not wait for the end.
+    # The caller may close both without waiting for the end.
     with (
         descriptors.closing(os.dup(source)) as source,
         descriptors.closing(os.dup(target)) as target,
@@ -43,7 +44,7 @@ def copy(source: int, length: int, target: int, to: int, stop: Stop) -> None:
         with mmap.mmap(-1, _COPIED) as buffer:
             written = 0
             for start, end in holes.extents(source, 0, length):
-                for at, stop_at in _cut(start, end, _COPIED):
+                for at, stop_at in spans.cut(start, end, _COPIED):
                     _check(stop)
                     _copy(source, at, stop_at, target, to, memoryview(buffer))
                     written += stop_at - at
@@ -58,9 +59,7 @@ def _copy(source: int, at: int, end: int, target: int, to: int, buffer: memoryvi
         count = os.preadv(source, [buffer[: end - at]], at)
         if not count:
             raise OSError(errno.EIO, "the file has become shorter")
-        done = 0
-        while done < count:
-            done += os.pwrite(target, buffer[done:count], to + at + done)
+        syscalls.write_all(target, buffer[:count], to + at)
         at += count
 
 
@@ -74,11 +73,11 @@ def rejoin(copied: int, at: int, length: int, file: int, to: int, stop: Stop) ->
     with descriptors.closing(os.dup(copied)) as copied, descriptors.closing(os.dup(file)) as file:
         found = 0
         for start, end in holes.extents(copied, at, at + length):
-            for first, last in _cut(start, end, _LARGE):
+            for first, last in spans.cut(start, end, _LARGE):
                 _check(stop)
                 done = _shared(copied, first, last - first, file, to + first - at)
                 if not done:
-                    for one, other in _cut(first, last, _SMALL):
+                    for one, other in spans.cut(first, last, _SMALL):
                         done += _shared(copied, one, other - one, file, to + one - at)
                 found += done
         return found
@@ -102,8 +101,3 @@ def _shared(copied: int, at: int, length: int, file: int, to: int) -> int:
 def _check(stop: Stop) -> None:
     if stop():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-
-
-def _cut(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(begin, end, size):
-        yield start, min(start + size, end)

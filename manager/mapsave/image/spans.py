@@ -1,9 +1,15 @@
 """Parts of a file as (start, end), and extents as (logical, physical, length): set operations."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 Span = tuple[int, int]
 Extent = tuple[int, int, int]
+
+
+def cut(start: int, end: int, size: int) -> Iterator[Span]:
+    """Yield the part from ``start`` to ``end`` in pieces of ``size`` bytes, or less at the end."""
+    for at in range(start, end, size):
+        yield at, min(at + size, end)
 
 
 def joined(parts: Iterable[Span]) -> list[Span]:

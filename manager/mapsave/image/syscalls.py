@@ -43,7 +43,7 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write ``data`` at ``offset``, in pieces if need be. Raises OSError."""
     while data:
         written = os.pwrite(fd, data, offset)
