@@ -280,6 +280,12 @@ async def connected(uri: str) -> AsyncIterator[virConnect]:
         await close(connection)
 
 
+async def capabilities(uri: str) -> str:
+    """Return what libvirt says that this host can do, as XML. Raises as ``connect``."""
+    async with connected(uri) as connection:
+        return await call(lambda: str(connection.getCapabilities()))
+
+
 async def close(connection: virConnect) -> None:
     """Close a connection, alive or not."""
     try:

@@ -26,8 +26,7 @@ async def of(xml: str, uri: str, opened: Image) -> Mapping[str, str]:
 
     Raises Unreachable, InvalidImage.
     """
-    async with libvirt_connection.connected(uri) as connection:
-        told = await libvirt_connection.call(lambda: str(connection.getCapabilities()))
+    told = await libvirt_connection.capabilities(uri)
     recorded = restore_labels.contexts(opened)
     chosen = {**confinement.default_contexts(), **recorded}
     found = {}

@@ -117,8 +117,7 @@ async def created(
 
 async def user_of(xml: str, uri: str) -> int:
     """Return the user that QEMU will run as. Raises LaunchFailed, Unreachable."""
-    async with libvirt_connection.connected(uri) as connection:
-        told = await libvirt_connection.call(lambda: str(connection.getCapabilities()))
+    told = await libvirt_connection.capabilities(uri)
     user = definition.qemu_user(xml, told)
     found = instant.uid_of(user)
     if user is not None and found is None:
