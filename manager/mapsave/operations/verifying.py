@@ -76,9 +76,9 @@ class Verifying:
         with descriptors.reading(opened.path):
             fd = self._stack.enter_context(descriptors.reopened(opened.fd, os.O_RDONLY))
             self._opened, self._stream = dataclasses.replace(opened, fd=fd), stream
-            pieces = _Pieces(fd, known, mapped)
             self._watch.begin(opened.allocated)
-            await blocking.within(stall.limit(opened.allocated), self._compare, pieces)
+            limit = stall.limit(opened.allocated)
+            pieces = await blocking.within(limit, self._compare, fd, known, mapped)
         self.check()
 
         def work(_: digesting.Watch) -> None:
@@ -165,12 +165,14 @@ class Verifying:
         if self._report is not None:
             self._report(now)
 
-    def _compare(self, pieces: _Pieces) -> None:
-        """Compare what is not mapped, and what is a hole."""
-        self._note(pieces, pieces.lost())
+    def _compare(self, fd: int, known: Digests, mapped: Sequence[Mapped]) -> _Pieces:
+        """Compare what is not mapped, and what is a hole; return the pieces."""
+        pieces = _Pieces.of(fd, known, mapped)
+        self._note(pieces, pieces.lost)
         comparing = data_digests.Comparing(pieces.fd, pieces.known)
         for number in pieces.loaded:
             self._compare_one(pieces, comparing, number)
+        return pieces
 
     def _compare_one(self, pieces: _Pieces, comparing: data_digests.Comparing, number: int) -> int:
         """Compare a piece; return its bytes. Raises Interrupted, TruncatedImage, OSError."""
@@ -193,7 +195,7 @@ class Verifying:
                     high = block.pages_offset + end * touched.page_bytes
                     first.extend(range(low // PIECE, -(-high // PIECE)))
         began, count = time.monotonic(), 0
-        for number in pieces.mapped(first):
+        for number in pieces.in_order(first):
             count += self._compare_one(pieces, comparing, number)
             while rate is not None and (pause := began + count / rate - time.monotonic()) > 0:
                 self._watch.note(0)
@@ -277,40 +279,34 @@ def _told(
 
 @dataclasses.dataclass(frozen=True)
 class _Pieces:
-    """The pieces of an image, by number: those that are mapped whole, and those QEMU loads."""
+    """The pieces of an image, by number: those with data that are mapped whole, and those that QEMU
+    loads, at least in part; and those that are ``lost``: holes that should not be."""
 
     fd: int
     known: Digests
-    blocks: Sequence[Mapped]
+    loaded: Sequence[int]
+    mapped: Sequence[int]
+    lost: Sequence[int]
 
-    @property
-    def loaded(self) -> list[int]:
-        """Those with data that are not mapped, at least in part."""
-        found: list[int] = []
-        at = self.known.begin
-        for each in sorted(self.blocks, key=lambda each: each.block.pages_offset):
-            found.extend(piece_reader.with_data(self.fd, at, each.block.pages_offset))
-            at = each.block.end
-        found.extend(piece_reader.with_data(self.fd, at, self.known.end))
-        return found
+    @classmethod
+    def of(cls, fd: int, known: Digests, blocks: Sequence[Mapped]) -> _Pieces:
+        """Look where an image has data. Blocks. Raises OSError."""
+        loaded: list[int] = []
+        mapped: list[int] = []
+        for number in piece_reader.with_data(fd, known.begin, known.end):
+            low, high = known.bounds(number)
+            inside = (each.block.pages_offset <= low and high <= each.block.end for each in blocks)
+            (mapped if any(inside) else loaded).append(number)
+        every = range(known.begin // PIECE, -(-known.end // PIECE))
+        holes = sorted(set(every).difference(loaded, mapped))
+        lost = [number for number in holes if known.digest(number) != bytes(DIGEST_SIZE)]
+        return cls(fd, known, loaded, mapped, lost)
 
-    def mapped(self, first: Sequence[int]) -> Iterator[int]:
-        """Yield the others that have data, those of ``first`` at first."""
-        found = dict.fromkeys(piece_reader.with_data(self.fd, self.known.begin, self.known.end))
-        for number in self.loaded:
-            found.pop(number, None)
-        early = [number for number in dict.fromkeys(first) if number in found]
-        yield from early
-        for number in early:
-            del found[number]
-        yield from found
-
-    def lost(self) -> list[int]:
-        """Return those that are holes, and should not be."""
-        begin, end = self.known.begin, self.known.end
-        with_data = set(piece_reader.with_data(self.fd, begin, end))
-        return [
-            number
-            for number in range(begin // PIECE, -(-end // PIECE))
-            if number not in with_data and self.known.digest(number) != bytes(DIGEST_SIZE)
-        ]
+    def in_order(self, first: Sequence[int]) -> Iterator[int]:
+        """Yield those that are mapped, those of ``first`` at first."""
+        left = dict.fromkeys(self.mapped)
+        for number in first:
+            if number in left:
+                del left[number]
+                yield number
+        yield from left
