@@ -120,6 +120,8 @@ def test_an_interrupted_verification_leaves_the_guest_alone(slow: cli.Site) -> N
         with slow.start(*restore) as process, scene.guest.successor() as guest:
             guest.wait_status("running")
             wait.until(lambda: state_of(slow, scene.image) == "restored", what="its mark")
+            journals = slow.state / "journal"
+            wait.until(lambda: not [*journals.glob("*.jsonl")], what="the end of the restore")
             process.send_signal(signal.SIGINT)
             done = cli.ended(process, check=0).json()
             assert 0 < done["verified_bytes"] < done["data_bytes"]
