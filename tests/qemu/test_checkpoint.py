@@ -1,7 +1,6 @@
 """Checkpoints: whole images of guests that are paused for a moment, and run on."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,22 +12,8 @@ from tests.qemu import helpers
 
 pytestmark = pytest.mark.root
 
-KINDS: list[storage.Kind] = ["xfs", "btrfs"]
 _MARK = 0x9000  # in main memory, where no firmware writes
 ZEROED = memory.zeroed("32M")
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[cli.Site]:
-    """A site on a file system that reflinks."""
-    with reflinks.site_on(request.param, tmp_path) as site:
-        yield site
-
-
-@pytest.fixture
-def xfs(tmp_path: Path) -> Iterator[cli.Site]:
-    with reflinks.site_on("xfs", tmp_path) as site:
-        yield site
 
 
 def _shared(path: Path) -> int:

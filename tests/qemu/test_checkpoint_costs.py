@@ -3,14 +3,13 @@
 import json
 import mmap
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mapsave.plan import pausing
 
-from tests.kit import cli, memory, patterns, qemu, ram, reflinks, service, state
+from tests.kit import cli, memory, patterns, qemu, ram, service, state
 from tests.kit.reflinks import NAME, checkpoint, guest, ram_file
 from tests.kit.storage import MIB
 from tests.qemu import helpers
@@ -19,18 +18,6 @@ pytestmark = pytest.mark.root
 
 ZEROED = memory.zeroed("32M")
 PAGE, PAGES = 4096, 32 * MIB // 4096
-
-
-@pytest.fixture(params=["xfs", "btrfs"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[cli.Site]:
-    with reflinks.site_on(request.param, tmp_path) as site:
-        yield site
-
-
-@pytest.fixture
-def xfs(tmp_path: Path) -> Iterator[cli.Site]:
-    with reflinks.site_on("xfs", tmp_path) as site:
-        yield site
 
 
 def _fill(site: cli.Site) -> None:

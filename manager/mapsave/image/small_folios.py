@@ -2,7 +2,7 @@
 
 A write to a mapped file makes its whole folio dirty, and QEMU asks for huge pages for its RAM: XFS
 would have up to 2 MiB written for each page that the guest changes. What is in the page cache by
-then stays as it is. What is read because somebody says that it will be needed is in folios of the
+then stays as it is. What is read ahead by advice (POSIX_FADV_WILLNEED) is in folios of the
 smallest size (Linux, ``mm/readahead.c``: ``force_page_cache_ra``).
 """
 

@@ -1,8 +1,9 @@
 """Start a destination whose RAM is a shared file beside the images: checkpoints can be taken of it.
 
 The file has no name. QEMU opens it through a descriptor that it inherits (``/proc/self/fd/N``), so
-the kernel frees it once no process has it open or mapped, whoever dies first, and the file system
-does when it is mounted again after a crash of the host. So none ever has to be found and removed.
+the kernel frees it once no process has it open or mapped, in whichever order they die, and the file
+system does when it is mounted again after a crash of the host. So none ever has to be found and
+removed.
 
 What it has is the image's, by a reflink, so the destination loads the stub alone; from an image
 that cannot be shared so, QEMU reads into it.
