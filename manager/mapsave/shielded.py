@@ -13,6 +13,13 @@ from mapsave import blocking
 T = TypeVar("T")
 
 
+def drop_cancellation() -> None:
+    """Have the cancellation that this task has caught not count: it has come too late."""
+    current = asyncio.current_task()
+    assert current is not None
+    current.uncancel()
+
+
 @dataclasses.dataclass
 class _Decision:
     """Whether what comes of the work is decided."""

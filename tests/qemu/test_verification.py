@@ -112,8 +112,10 @@ def test_a_guest_of_damaged_data_is_paused(slow: cli.Site, is_touched: bool) -> 
     assert "DAMAGED" in slow.run("list", check=0).stdout
 
 
-def test_an_interrupted_verification_leaves_the_guest_alone(slow: cli.Site) -> None:
-    slow.settings["restore"]["warm_rate"] = "1K"
+@pytest.mark.parametrize("warm", ["none", "all"])
+def test_an_interrupted_verification_leaves_the_guest_alone(slow: cli.Site, warm: str) -> None:
+    """One interruption ends it, and what is read beside it for the guest."""
+    slow.settings["restore"] |= {"warm_rate": "1K", "warm": warm}
     slow.write()
     with saved(slow, *helpers.counting_firmware(slow.directory), ram=patterns.dense) as scene:
         restore = ("restore", scene.image, "--run", "--json")
@@ -127,6 +129,23 @@ def test_an_interrupted_verification_leaves_the_guest_alone(slow: cli.Site) -> N
             assert 0 < done["verified_bytes"] < done["data_bytes"]
             assert any("not verified to the end" in text for text in done["warnings"])
             assert guest.status() == "running"
+
+
+def test_an_interruption_hides_no_damage(slow: cli.Site) -> None:
+    """What was found before it is said all the same, and the guest stays paused."""
+    slow.settings["restore"] |= {"warm_rate": "1M", "warm": "all"}
+    slow.write()
+    with saved(slow, *helpers.counting_firmware(slow.directory), ram=patterns.dense) as scene:
+        turn(scene.image, _page(scene.image, "pc.ram", 2 << 20) + 17)
+        restore = ("restore", scene.image, "--run", "--json")
+        with slow.start(*restore) as process, scene.guest.successor() as guest:
+            guest.wait_status("paused")
+            wait.until(lambda: state_of(slow, scene.image) == "restored", what="its mark")
+            journals = slow.state / "journal"
+            wait.until(lambda: not [*journals.glob("*.jsonl")], what="the end of the restore")
+            process.send_signal(signal.SIGINT)
+            error = cli.ended(process, check=6).error("image.data_damaged")
+            assert error["data"]["paused"]
 
 
 @pytest.mark.parametrize("what", ["a ROM", "a hole"])

@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.config import Config, Guest
 from mapsave.hooks import monitor
 from mapsave.migration import progress
@@ -103,8 +103,8 @@ async def restore(
     """Restore an image as ``operations.restore`` does, with the hooks around it; see ``save``.
 
     Where its RAM is mapped it goes on to read the pages that the guest needs; that ends with the
-    time for it, or by a cancellation, which has come too late for all else. So does verifying its
-    data, which raises as ``Verifying.finish``.
+    time for it. So does verifying its data, which raises as ``Verifying.finish``. A cancellation
+    ends both, and has come too late for all else.
     """
     from mapsave.operations import destination_choice, images, verifying, warming
     from mapsave.operations import restore as restoring
@@ -128,8 +128,13 @@ async def restore(
 
         done = await _around("restore", config, more, facts, work, report)
         if done.instant:
-            done.warm = await warm.rest(report)
-            await verified.finish(done, report)
+            try:
+                done.warm = await warm.finished(report)
+                await verified.finish(done, report)
+            except asyncio.CancelledError:
+                shielded.drop_cancellation()
+                done.warm = warm.so_far()
+                await verified.interrupt(done)
         return done
 
 
@@ -173,9 +178,7 @@ async def _around(
             _log.warning("the hooks of %s were stopped: no time left", moment)
         except asyncio.CancelledError:
             # What has come of the operation stays so, and must be what the caller gets.
-            current = asyncio.current_task()
-            assert current is not None
-            current.uncancel()
+            shielded.drop_cancellation()
             _log.warning("the hooks of %s were cancelled; the outcome does not change", moment)
 
     log: journal.Journal | None = None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import TypeVar
 
-from mapsave import errors
+from mapsave import errors, shielded
 from mapsave.migration.progress import Phases
 from mapsave.operations import digesting
 from mapsave.operations.digesting import Watch
@@ -47,7 +47,6 @@ async def to_its_end(work: Callable[[Watch], T], phases: Phases, left: str) -> T
             ) from None
         if ended.exception() is not None:
             raise
-        if (task := asyncio.current_task()) is not None:
-            task.uncancel()
+        shielded.drop_cancellation()
         return ended.result()
     return outcome.result()

@@ -25,7 +25,7 @@ from mapsave.image.piece_reader import PIECE
 from mapsave.image.stub import Mapped
 from mapsave.image.superblock import DIGEST_SIZE
 from mapsave.migration import guest_state, stall
-from mapsave.migration.progress import Phases, Progress, Report
+from mapsave.migration.progress import Phases, Progress, Report, silent
 from mapsave.migration.run_states import RunState
 from mapsave.monitor import mappings, pagemap
 from mapsave.operations import attach, digesting, reading_first, verified_notes, working_sets
@@ -132,26 +132,28 @@ class Verifying:
     async def finish(self, done: RestoreResult, report: Report) -> None:
         """Wait until all is compared, and say in the result of the restore how much that was.
 
-        Cancelled, it ends there, with a warning. Raises DataDamaged, UnreadableImage or
-        TruncatedImage, which say what became of the guest.
+        Raises DataDamaged, UnreadableImage or TruncatedImage, which say what became of the guest.
         """
-        if self._reading is None or self._guarding is None or self._opened is None:
+        if self._guarding is None:
             return
         self._report = report
-        try:
-            await asyncio.wait({self._guarding})
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            assert current is not None
-            current.uncancel()
-            self.stop()
-            done.warnings.append(
-                f"{self._opened.path!r}: its data was not verified to the end: interrupted"
-            )
-        else:
-            paused = self._guarding.result()
-            if (error := self._found()) is not None:
-                raise _told(error, done, paused)
+        await asyncio.wait({self._guarding})
+        if (error := self._found()) is not None:
+            raise _told(error, done, self._guarding.result())
+        done.verified_bytes = self._watch.done
+
+    async def interrupt(self, done: RestoreResult) -> None:
+        """Do as ``finish``, but read no more; where nothing is wrong by now, that is a warning."""
+        if self._guarding is None or self._opened is None:
+            return
+        if self._guarding.done() or self._found() is not None:
+            self._watch.end()  # what pauses the guest goes on
+            await self.finish(done, silent)
+            return
+        self.stop()
+        done.warnings.append(
+            f"{self._opened.path!r}: its data was not verified to the end: interrupted"
+        )
         done.verified_bytes = self._watch.done
 
     def stop(self) -> None:

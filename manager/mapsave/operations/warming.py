@@ -117,16 +117,6 @@ class Warming:
             raise
         return self.so_far()
 
-    async def rest(self, report: Report) -> Warmed | None:
-        """Do as ``finished``; cancelled, return ``so_far``, for all else is done."""
-        try:
-            return await self.finished(report)
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            assert current is not None
-            current.uncancel()
-            return self.so_far()
-
     def so_far(self) -> Warmed | None:
         """Return what was read by now; None where nothing was to be."""
         if self._outcome is None:

@@ -106,9 +106,7 @@ class Operations:
             await shielded.to_the_end(new.wait_end())
             if new.error is not None:
                 raise
-            current = asyncio.current_task()
-            assert current is not None
-            current.uncancel()
+            shielded.drop_cancellation()
         if new.error is not None:
             raise errors.from_dict(new.error)
         return new.result or {}
