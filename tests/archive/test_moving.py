@@ -377,6 +377,16 @@ def test_progress(site: cli.Site, tmp_path: Path) -> None:
         assert 75 * 4096 < lines[-1]["done_bytes"] <= lines[-1]["total_bytes"]
 
 
+def test_level_where_none_is_given(site: cli.Site, tmp_path: Path) -> None:
+    moved.made(site.directory)
+    key = ("-r", moved.Identity(tmp_path).recipient)
+    for number, (words, level) in enumerate(
+        (((), 3), (key, 1), ((*key, "--level", "5"), 5), ((*key, "--no-compression"), None))
+    ):
+        words = ("export", "web.mapsave", "-o", tmp_path / f"{number}", *words, "--json")
+        assert site.run(*words, check=0).json()["level"] == level
+
+
 def test_command_lines_that_contradict_themselves(site: cli.Site, tmp_path: Path) -> None:
     moved.made(site.directory)
     os.mkfifo(tmp_path / "file")

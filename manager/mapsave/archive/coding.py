@@ -28,6 +28,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 DEFAULT_LEVEL = 3
+ENCRYPTED_LEVEL = 1  # age takes a processor of its own, and zstd has what is left
 MOST_LEVEL = 19  # more need as much memory again at import
 _BUFFER = 1 << 20  # bytes
 _AHEAD_OF_AGE = 256 << 10  # bytes; it reads 8 KiB at a time

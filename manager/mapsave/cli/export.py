@@ -31,7 +31,9 @@ _LEVELS = click.IntRange(1, 19)
     help="Where to write it; - is standard output.",
 )
 @click.option("--replace", is_flag=True, help="Replace the file if there is one.")
-@click.option("--level", type=_LEVELS, help="How hard zstd tries: 1 (fast) to 19, default 3.")
+@click.option(
+    "--level", type=_LEVELS, help="How hard zstd tries: 1 (fast) to 19, default 3, encrypted 1."
+)
 @click.option("--no-compression", is_flag=True, help="Write a plain tar.")
 @click.option(
     "-r",
@@ -80,10 +82,9 @@ def command(
             f"an archive and {what} do not go together on standard output",
             hint="name a file, or pipe it into another program",
         )
-    chosen = coding.Coding(
-        level=None if no_compression else level or coding.DEFAULT_LEVEL,
-        recipients=keys.recipients(recipients, files),
-    )
+    found = keys.recipients(recipients, files)
+    usual = coding.ENCRYPTED_LEVEL if found else coding.DEFAULT_LEVEL
+    chosen = coding.Coding(None if no_compression else level or usual, found)
     path = images.resolve(image, given.config())
     request = export.Request(path=path, archive=archive, coding=chosen, replace=replace)
     with reporting.reporting(given, "exporting", os.path.basename(image)) as report:
