@@ -1,11 +1,16 @@
 """A live Linux guest goes on where it was saved: same memory, and its counter counts on."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.kit import cli, linux_guest, memory, reflinks
 from tests.kit.linux_guest import assert_same_memory
+
+# MAPSAVE_TEST_CHECKPOINTS=100 takes as many, and restores ten of them.
+_IN_A_ROW = int(os.environ.get("MAPSAVE_TEST_CHECKPOINTS", "10"))
+_RESTORED = range(0, _IN_A_ROW, max(_IN_A_ROW // 10, 4))
 
 
 def test_restored_guest_counts_on_and_can_be_saved_live(site: cli.Site, tmp_path: Path) -> None:
@@ -67,7 +72,7 @@ def test_guest_that_resumes_can_be_saved_again(site: cli.Site, tmp_path: Path) -
 @pytest.mark.root
 def test_checkpoints_in_a_row_each_count_on(tmp_path: Path) -> None:
     """Under a guest that works with its memory all the time, and from what was taken of it."""
-    with reflinks.site_on("xfs", tmp_path, 3 << 30) as site:
+    with reflinks.site_on("xfs", tmp_path, (1 + _IN_A_ROW // 5) << 30) as site:
         file, size = site.directory / "web01.ram", linux_guest.MEMORY
         shared = memory.from_file(file, size, shared=True)
         with linux_guest.running(*shared, log=tmp_path / "serial.log", name="web01") as guest:
@@ -76,7 +81,7 @@ def test_checkpoints_in_a_row_each_count_on(tmp_path: Path) -> None:
             site.add_guest("web01", guest.qemu.qmp, launch=launch)
             before = guest.serial.wait_ticks(2)
             found = guest.qemu.state()
-            for number in range(10):
+            for number in range(_IN_A_ROW):
                 done = site.run(
                     "checkpoint", "web01", "-o", str(number), "--digests", "off", "--json", check=0
                 ).json()
@@ -87,7 +92,7 @@ def test_checkpoints_in_a_row_each_count_on(tmp_path: Path) -> None:
             guest.qemu.control.execute("quit")
             guest.qemu.wait()
             last = guest.serial.ticks()
-            for number in (0, 4, 9):
+            for number in _RESTORED:
                 site.run("restore", str(number), check=0)
                 with guest.successor() as restored:
                     restored.serial.wait_ticks(2)
