@@ -52,8 +52,12 @@ def running(
     process: subprocess.Popen[Any] = start(arguments, env=env, **options)
     try:
         # Popen may return while the kernel has not yet set these up: no search would find it.
-        cmdline = Path(f"/proc/{process.pid}/cmdline")
-        wait.until(lambda: cmdline.read_bytes() or process.poll() is not None, what="its begin")
+        proc = Path(f"/proc/{process.pid}")
+        # One whose first thread has ended by then has none, however long the others go on.
+        wait.until(
+            lambda: (proc / "cmdline").read_bytes() or process.poll() is not None or _is_dead(proc),
+            what="its begin",
+        )
         yield process
     finally:
         process.kill()
@@ -63,6 +67,11 @@ def running(
                 # What was not yet flushed into a pipe whose reader is dead is lost: that is fine.
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+
+
+def _is_dead(proc: Path) -> bool:
+    """Return whether the first thread of the process of that directory has ended."""
+    return (proc / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def strays() -> dict[int, str]:
