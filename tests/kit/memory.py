@@ -3,12 +3,15 @@
 QEMU merges repeated ``-machine`` and ``-m`` options, so these may follow the usual ones.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.kit import qemu
 
 _HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 _COMPACT = Path("/proc/sys/vm/compact_memory")
@@ -81,3 +84,15 @@ def huge_pages(count: int) -> Iterator[None]:
         yield
     finally:
         _HUGE_PAGES.write_text(str(before))
+
+
+def unnamed_files(guest: qemu.Qemu) -> dict[Path, os.stat_result]:
+    """Return the files without a name that QEMU maps, shared, by paths that open them."""
+    found = {}
+    for line in Path(f"/proc/{guest.pid}/maps").read_text().splitlines():
+        addresses, access, _, _, _, *path = line.split(maxsplit=5)
+        if access.endswith("s") and path and path[0].endswith("(deleted)"):
+            first, last = (int(each, 16) for each in addresses.split("-"))
+            place = Path(f"/proc/{guest.pid}/map_files/{first:x}-{last:x}")
+            found[place] = place.stat()
+    return found

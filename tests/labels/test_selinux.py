@@ -185,6 +185,22 @@ def test_what_a_qemu_may_read_but_not_open_or_map(selinux: Host, image: Path) ->
         assert str(selinux.of(image, ATTRIBUTE)).rstrip("\0") == BORN
 
 
+def test_file_that_is_to_be_the_ram_of_a_guest(selinux: Host, image: Path) -> None:
+    """QEMU opens and maps it to read and write; it keeps its label."""
+    expected = labelling.Label("selinux", process=QEMU)
+    work = labelling.Labelling(policy(), selinux)
+    with image.open("rb") as file:
+        for permission in (2, 18, 20):
+            selinux.allowed.add((QEMU, IMAGE, "7", f"{1 << permission - 1:x}"))
+        selinux.allowed.discard((QEMU, IMAGE, "7", f"{1 << 3 - 1:x}"))
+        with pytest.raises(errors.LabelRefused, match="may not write a file labelled"):
+            work.give(file.fileno(), "RAM", expected)
+        assert str(selinux.of(image, ATTRIBUTE)).rstrip("\0") == BORN
+        selinux.allowed.add((QEMU, IMAGE, "7", f"{1 << 3 - 1:x}"))
+        work.give(file.fileno(), "RAM", expected)
+    assert str(selinux.of(image, ATTRIBUTE)).rstrip("\0") == IMAGE
+
+
 def test_restore_labels_what_qemu_may_not_read(selinux: Host, image: Path) -> None:
     assert apply(selinux, image, "restore").value == IMAGE
     assert selinux.of(image, ATTRIBUTE) == IMAGE + "\0"

@@ -51,18 +51,6 @@ def _restored(site: cli.Site, image: str | Path, *options: str) -> dict[str, Any
     return site.run("restore", image, *options, "--json", check=0).json()
 
 
-def _files(guest: qemu.Qemu) -> dict[Path, os.stat_result]:
-    """Return the files without a name that QEMU maps, shared, by paths that open them."""
-    found = {}
-    for line in Path(f"/proc/{guest.pid}/maps").read_text().splitlines():
-        addresses, access, _, _, _, *path = line.split(maxsplit=5)
-        if access.endswith("s") and path and path[0].endswith("(deleted)"):
-            first, last = (int(each, 16) for each in addresses.split("-"))
-            place = Path(f"/proc/{guest.pid}/map_files/{first:x}-{last:x}")
-            found[place] = place.stat()
-    return found
-
-
 def _free(site: cli.Site) -> int:
     """Return the free bytes of the site's file system, once it has freed what it was to free."""
     os.sync()
@@ -96,7 +84,9 @@ def _restored_twice(
         assert (done["instant"], done["shared_file"]) == (True, True)
         with scene.guest.successor() as guest:
             ram.assert_same(scene.ram, guest.ram)
-            (modes,) = {(each.st_mode, each.st_uid) for each in _files(guest).values()}
+            (modes,) = {
+                (each.st_mode, each.st_uid) for each in memory.unnamed_files(guest).values()
+            }
             assert modes == (stat.S_IFREG | 0o600, 0)
             for name in blocks:
                 guest.ram.write(name, 2 * MIB, b"the guest's own")
@@ -129,7 +119,7 @@ def test_nothing_is_left_of_it(place: cli.Site) -> None:
             with scene.guest.successor() as guest:
                 for at in range(0, 32 * MIB, MIB):
                     guest.ram.write("pc.ram", at, b"x" * MIB)
-                (file,) = {Path(os.readlink(path)) for path in _files(guest)}
+                (file,) = {Path(os.readlink(path)) for path in memory.unnamed_files(guest)}
                 assert not file.exists()
                 assert _free(place) < before - 16 * MIB
                 if end == "kill":
@@ -159,7 +149,7 @@ def test_killed(xfs: cli.Site, where: str, step: str, outcome: str) -> None:
             _await_free(xfs, before)
             return
         with scene.guest.successor() as guest:
-            assert _files(guest)
+            assert memory.unnamed_files(guest)
             reflinks.checkpoint(xfs, "one")
 
 
@@ -192,7 +182,7 @@ def test_single_pages_are_written(place: cli.Site) -> None:
                 guest.ram.read("pc.ram", at, 1)  # so that it is in QEMU's memory
             assert "for each page that changes, that page is written" in _detail(place)
             reflinks.checkpoint(place, "one")  # all is shared, so what is written is elsewhere
-            (path,) = _files(guest)
+            (path,) = memory.unnamed_files(guest)
             with path.open("rb") as file:
                 before = _places(file.fileno())
                 for at in pages:
@@ -290,7 +280,9 @@ def test_a_qemu_of_another_user(xfs: cli.Site) -> None:
             assert _restored(xfs, scene.image)["shared_file"] is True
             assert os.listxattr(scene.image) == []
             with scene.guest.successor() as guest:
-                (owners,) = {(each.st_mode, each.st_uid) for each in _files(guest).values()}
+                (owners,) = {
+                    (each.st_mode, each.st_uid) for each in memory.unnamed_files(guest).values()
+                }
                 assert owners == (stat.S_IFREG | 0o600, _NOBODY)
                 ram.assert_same(scene.ram, guest.ram)
                 reflinks.checkpoint(xfs, "one")

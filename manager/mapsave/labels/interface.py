@@ -20,6 +20,9 @@ class SecurityModule(Protocol):
     name: str
     policy: Policy
     system: System
+    marks_files: bool = (
+        False  # whether its label is on the file itself, also on one that has no name
+    )
 
     def __init__(self, policy: Policy, system: System) -> None:
         self.policy = policy

@@ -90,6 +90,18 @@ class Labelling:
         finally:
             os.close(kept)
 
+    def give(self, fd: int, path: str, expected: Label) -> None:
+        """Label an open file that is QEMU's alone from now on, in the contexts of ``expected``.
+
+        QEMU is to open it as it starts, for reading and writing. Nothing is to be taken back: the
+        file ends with QEMU. Raises LabelRefused, PolicyViolation, NotPermitted.
+        """
+        target = Target(fd, path, (), None, "save", expected)
+        for module in self.modules:
+            if module.marks_files:
+                with _speaking(module, path, None):
+                    module.apply(target)
+
     def intended(self, target: Target) -> Label | None:
         """Return what :meth:`applied` would change that stays if mapsave dies; None: nothing.
 

@@ -28,6 +28,7 @@ class Selinux(SecurityModule):
     """The image gets a label that only this QEMU may use."""
 
     name = "selinux"
+    marks_files = True
 
     def __init__(self, policy: Policy, system: System) -> None:
         super().__init__(policy, system)
@@ -295,8 +296,11 @@ class Selinux(SecurityModule):
 
 
 def _needed(target: Target) -> tuple[str, ...]:
-    """Return the permissions of a file that QEMU needs for an image."""
-    return ("read", "open", "map") if target.expected is not None else (ACTION[target.access],)
+    """Return the permissions of a file that QEMU needs for an image, or as its RAM."""
+    if target.expected is None:
+        return (ACTION[target.access],)
+    reads = ("read", "open", "map")
+    return reads if target.access == "restore" else (*reads, "write")
 
 
 def _read_context(system: System, pid: int) -> str | None:

@@ -181,10 +181,12 @@ async def _launched(
     why_not = shared.why_not
     async with contextlib.AsyncExitStack() as stack:
         if shared.mapping is not None:
-            launching = ram_file.launched(command, shared, asked.opened, asked.config.state)
+            launching = ram_file.launched(
+                command, shared, asked.opened, asked.policy, asked.config.state
+            )
             try:
                 target = await stack.enter_async_context(launching)
-            except errors.LaunchFailed as error:
+            except (errors.LaunchFailed, errors.NotPermitted) as error:
                 if shared.is_demanded:
                     raise
                 why_not = error.message

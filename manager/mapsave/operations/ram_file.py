@@ -30,7 +30,7 @@ from mapsave.image import (
 )
 from mapsave.migration import stall
 from mapsave.monitor import process
-from mapsave.operations import answering, destination, instant, ram_file_notes
+from mapsave.operations import answering, destination, instant, ram_file_notes, restore_labels
 from mapsave.plan import instant as plan
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mapsave.image.spans import Span
     from mapsave.image.validation import Contents
     from mapsave.key_types import Switch
+    from mapsave.labels.policy import Policy
     from mapsave.operations.destination import Command, Destination
 
 _ENDLESS = 1 << 63
@@ -161,11 +162,12 @@ def _not_shared(parts: list[Span], opened: Image, held: store.Directory) -> list
 
 @contextlib.asynccontextmanager
 async def launched(
-    command: Command, decision: Decision, opened: Image, state: Path
+    command: Command, decision: Decision, opened: Image, policy: Policy, state: Path
 ) -> AsyncIterator[Destination]:
     """Start a destination with such a file as its RAM; end it unless it was kept.
 
-    Raises as ``destination.launched`` does, LaunchFailed also where there is no such file.
+    The file has the label of ``policy`` for it. Raises as ``destination.launched`` does,
+    LaunchFailed also where there is no such file, LabelRefused and its kin.
     """
     mapping = decision.mapping
     assert mapping is not None
@@ -175,6 +177,8 @@ async def launched(
                 fd = await making.enter_async_context(
                     shielded.entered(_made(decision, opened, command), seconds=_limit(decision))
                 )
+                name = os.path.join(decision.directory, "(the RAM of the guest)")
+                await shielded.in_time(restore_labels.give, policy, opened, fd, name)
                 await _fill(decision, fd)
             except OSError as error:
                 raise errors.LaunchFailed(

@@ -73,6 +73,15 @@ async def before(
     log.warnings += [problem.text for problem in left]
 
 
+def give(policy: Policy, opened: Image, fd: int, path: str) -> None:
+    """Label an open file that becomes the RAM of a QEMU that is to be started in this context.
+
+    Does nothing where the image records none. Blocks. Raises LabelRefused and its kin.
+    """
+    if (expected := _recorded(opened)) is not None:
+        save_request.policy_labelling(policy).give(fd, path, expected)
+
+
 def _recorded(opened: Image) -> Label | None:
     """Return the label that the image had while it was saved, if QEMU was confined then."""
     try:

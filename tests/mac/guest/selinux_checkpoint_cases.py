@@ -38,3 +38,24 @@ def test_checkpoint_of_a_confined_guest(on_xfs: cli.Site, tmp_path: Path) -> Non
         assert svirt.context_of(restored.pid) == svirt.GUEST
         ram.assert_same(before, restored.ram)
     assert svirt.refusals("web01.ram") == svirt.refusals("one") == []
+
+
+def test_a_ram_file_that_mapsave_makes(on_xfs: cli.Site, tmp_path: Path) -> None:
+    """It has the guest's own label: of another guest's QEMU the kernel keeps it."""
+    site, image = on_xfs, on_xfs.images / "one"
+    site.settings["memory"] = {"shared_file": "on"}
+    with svirt.running(ram=patterns.sparse) as guest:
+        site.add_guest("web01", guest.qmp, launch=guest.argv, policy="selinux-svirt")
+        before = guest.snapshot_ram(tmp_path / "before")
+        site.run("save", "web01", "--image", "one", check=0)
+        guest.wait()
+    assert site.run("restore", image, "--json", check=0).json()["shared_file"] is True
+    with guest.successor() as restored:
+        assert svirt.context_of(restored.pid) == svirt.GUEST
+        (file,) = memory.unnamed_files(restored)
+        assert svirt.label_of(file) == svirt.IMAGE
+        ram.assert_same(before, restored.ram)
+        done = site.run("checkpoint", "web01", "--image", "two", "--json", check=0).json()
+        assert done["checkpoint"]["shared_bytes"] > 0
+    assert svirt.label_of(image) == svirt.AT_REST
+    assert svirt.refusals("#") == []
