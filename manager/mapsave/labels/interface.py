@@ -20,9 +20,7 @@ class SecurityModule(Protocol):
     name: str
     policy: Policy
     system: System
-    marks_files: bool = (
-        False  # whether its label is on the file itself, also on one that has no name
-    )
+    marks_files: bool = False  # whether the label is on the file, named or not
 
     def __init__(self, policy: Policy, system: System) -> None:
         self.policy = policy
