@@ -156,7 +156,7 @@ run_unit() {
     for directory in emulator qemu libvirt faults campaign service evacuation outside mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
-    run_pytest -n 4 tests "${ignored[@]}"
+    run_pytest -n 5 tests "${ignored[@]}"
 }
 
 # Boots what was not booted beside other stages: the first test waits for that.
@@ -178,10 +178,10 @@ run_stage() { # STAGE
     lint) run_lint ;;
     unit) run_unit ;;
     # They wait as much as they work: for guests, for libvirtd, for processes to end.
-    qemu) run_pytest -n 5 tests/qemu tests/bench ;;
-    faults) run_pytest -n 5 tests/faults tests/campaign ;;
+    qemu) run_pytest -n 6 tests/qemu tests/bench ;;
+    faults) run_pytest -n 6 tests/faults tests/campaign ;;
     service) run_pytest -n 5 tests/service tests/evacuation ;; # these wait most of the time
-    libvirt) run_pytest -n 4 tests/libvirt ;;
+    libvirt) run_pytest -n 6 tests/libvirt ;;
     emulator) run_pytest -n 3 tests/emulator ;;
     outside) run_outside ;;
     mac) await_builder && run_booted tests/mac ;;
