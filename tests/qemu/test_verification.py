@@ -75,7 +75,7 @@ def _page(path: Path, name: str, address: int) -> int:
 def slow(site: cli.Site) -> cli.Site:
     """A site where an image is read slowly beside an instant restore."""
     site.settings["save"] = {"digests": "before"}
-    site.settings["restore"] = {"instant": "on", "verify_data": True, "warm_rate": "16M"}
+    site.settings["restore"] = {"instant": "on", "verify_data": True, "warm_rate": "4M"}
     site.write()
     return site
 
@@ -85,7 +85,7 @@ def test_mapped_data_is_verified_while_the_guest_runs(slow: cli.Site) -> None:
         done = slow.run("restore", scene.image, "--json", check=0).json()
         assert done["instant"]
         assert done["verified_bytes"] >= done["data_bytes"]
-        assert done["duration_s"] < done["verified_bytes"] / (16 << 20)
+        assert done["duration_s"] < done["verified_bytes"] / (4 << 20)
         with scene.guest.successor() as guest:
             ram.assert_same(scene.ram, guest.ram)
     (line,) = slow.run("list", "--json").json()["images"]
@@ -133,10 +133,10 @@ def test_an_interrupted_verification_leaves_the_guest_alone(slow: cli.Site, warm
 
 def test_an_interruption_hides_no_damage(slow: cli.Site) -> None:
     """What was found before it is said all the same, and the guest stays paused."""
-    slow.settings["restore"] |= {"warm_rate": "1M", "warm": "all"}
+    slow.settings["restore"] |= {"warm": "all"}
     slow.write()
     with saved(slow, *helpers.counting_firmware(slow.directory), ram=patterns.dense) as scene:
-        turn(scene.image, _page(scene.image, "pc.ram", 2 << 20) + 17)
+        turn(scene.image, _page(scene.image, "pc.ram", 24 << 20) + 17)
         restore = ("restore", scene.image, "--run", "--json")
         with slow.start(*restore) as process, scene.guest.successor() as guest:
             guest.wait_status("paused")
