@@ -20,7 +20,7 @@ from mapsave.hooks import around, recover
 from mapsave.jobs import outcome
 from mapsave.migration.progress import Progress, Report, silent
 from mapsave.operations import discard, restore_request
-from mapsave.operations.recover import Line as Recovered
+from mapsave.operations.recovered_notes import Line as Recovered
 from mapsave.operations.results import RestoreResult
 
 Restorer = Callable[[restore_request.Request, Report], Awaitable[RestoreResult]]

@@ -25,7 +25,8 @@ from mapsave.operations import (
 )
 from mapsave.operations import recover as recovering
 from mapsave.operations.journal import Orphan
-from mapsave.operations.recover import Line, Recovered
+from mapsave.operations.recover import Recovered
+from mapsave.operations.recovered_notes import Line
 from mapsave.operations.results import RestoreResult, SaveResult
 from mapsave.operations.steps import Step
 from mapsave.strict_json import Facts

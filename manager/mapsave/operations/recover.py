@@ -25,25 +25,13 @@ from mapsave.operations import (
     journal_facts,
     recover_restore,
     recover_save,
+    recovered_notes,
 )
 from mapsave.operations.begun import RestoreBegun, SaveBegun
 from mapsave.operations.interrupted import Interrupted
+from mapsave.operations.recovered_notes import Line
 
-Told = Callable[["Line", journal.Orphan], Awaitable[None]]
-
-
-class Line(TypedDict):
-    """What became of one operation; ``interrupted_at`` is the last step that is known."""
-
-    operation: str | None
-    id: str | None
-    guest: str | None
-    image: str | None
-    monitor: str | None
-    interrupted_at: str | None
-    outcome: str | None
-    warnings: list[str]
-    error: errors.ErrorDict | None
+Told = Callable[[Line, journal.Orphan], Awaitable[None]]
 
 
 class Recovered(TypedDict):
@@ -186,7 +174,16 @@ async def _deal_with(config: Config, orphan: journal.Orphan, line: Line, *, dry_
     line["warnings"] = [problem.text for problem in problems]
     # What is still loaded or labelled is taken back by the next recovery, and only by its journal.
     if not dry_run and not any(problem.recoverable for problem in problems):
-        line["warnings"] += filter(None, [journal.forget(orphan)])
+        line["warnings"] += filter(None, [_noted(config, line), journal.forget(orphan)])
+
+
+def _noted(config: Config, line: Line) -> str | None:
+    """Note the outcome for the service whose operation it was; return why that failed."""
+    try:
+        recovered_notes.note(config.state, line)
+    except (OSError, errors.MapsaveError) as error:
+        return f"a service may not learn what became of operation {line['id']}: {error}"
+    return None
 
 
 def sweep(config: Config, warnings: list[str], *, dry_run: bool) -> list[str]:

@@ -20,10 +20,12 @@ from mapsave.operations import (
     pending,
     recover_restore,
     recover_result,
+    recovered_notes,
     restored_notes,
     results,
 )
-from mapsave.operations.recover import Line, Recovered
+from mapsave.operations.recover import Recovered
+from mapsave.operations.recovered_notes import Line
 from mapsave.service.registry import Operations
 from mapsave.service.slots import Slots
 from mapsave.strict_json import Facts
@@ -204,7 +206,10 @@ class Recovery:
 
     async def _settle(self, record: Record, images: dict[str, Entry]) -> None:
         """Put into the history what became of an operation of the service before us."""
+        state = self._config().state
         line = self._dealt_with.get(record.id)
+        if line is None:  # by the command, or a service that died before it could settle this
+            line = await answering.within(state, recovered_notes.read, state, record.id)
         result = self._result(record, line, images)
         operations = self._operations
         if result is not None:
@@ -215,6 +220,7 @@ class Recovery:
             await operations.settle(record, State.CANCELLED, error=error.as_dict())
         self._give_slot_back(record.id)
         self._dealt_with.pop(record.id, None)
+        await answering.noted(recovered_notes.remove, state, record.id)
 
     async def _images(self) -> dict[str, Entry]:
         """Return the good images, by their paths and by the ids of the operations they are of."""
