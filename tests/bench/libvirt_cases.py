@@ -131,7 +131,7 @@ def rows(bench: Bench, idle: int = guests.GIB) -> Iterator[Row]:
 
 def _rows(guest: Guest, rounds: int) -> Iterator[Row]:
     name = f"{guest.kind} {guest.size / guests.GIB:g} GiB"
-    rounds = rounds if guest.dense else 2 * rounds + 1
+    rounds = rounds if guest.dense or rounds == 1 else 2 * rounds + 1
     for way in WAYS:
         guest.saved(way)  # warms the caches
     guest.results.clear()
