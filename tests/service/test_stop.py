@@ -5,7 +5,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from mapsave.service import server, systemd
+from mapsave import sd_notify
+from mapsave.service import server
 
 from tests.faults import struck
 from tests.kit import cli, emulated, service, wait
@@ -109,7 +110,7 @@ async def test_systemd_is_asked_for_more_time_until_the_limit(tmp_path: Path) ->
     stop = asyncio.Event()
     stop.set()
     with receiver(str(tmp_path / "notify")) as heard:
-        notifier = systemd.Notifier(str(tmp_path / "notify"))
+        notifier = sd_notify.Notifier(str(tmp_path / "notify"))
         async with asyncio.timeout(wait.LONG):
             await server._extend(notifier, stop, lambda: 0.2)
         assert told(heard) == ["EXTEND_TIMEOUT_USEC=20000000", "EXTEND_TIMEOUT_USEC=90000000"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mapsave import sd_notify
 from mapsave.service import systemd
 
 from tests.kit import tree, wait
@@ -22,7 +23,7 @@ from tests.service.datagrams import receiver, told
 def test_every_state_is_told_as_sd_notify_has_it(tmp_path: Path) -> None:
     environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "PATH": "/bin"}
     with receiver(environ["NOTIFY_SOCKET"]) as systemd_side:
-        notifier = systemd.Notifier.from_environment(environ)
+        notifier = sd_notify.Notifier.from_environment(environ)
         before = time.monotonic_ns() // 1000
         notifier.reloading()
         after = time.monotonic_ns() // 1000
@@ -45,13 +46,13 @@ def test_every_state_is_told_as_sd_notify_has_it(tmp_path: Path) -> None:
 def test_a_socket_of_the_abstract_namespace_is_reached(tmp_path: Path) -> None:
     name = f"mapsave-test-{tmp_path}"
     with receiver(f"\0{name}") as systemd_side:
-        systemd.Notifier.from_environment({"NOTIFY_SOCKET": f"@{name}"}).ready()
+        sd_notify.Notifier.from_environment({"NOTIFY_SOCKET": f"@{name}"}).ready()
         assert told(systemd_side) == ["READY=1"]
 
 
 def test_a_status_cannot_set_another_variable(tmp_path: Path) -> None:
     with receiver(str(tmp_path / "notify")) as systemd_side:
-        notifier = systemd.Notifier(str(tmp_path / "notify"))
+        notifier = sd_notify.Notifier(str(tmp_path / "notify"))
         notifier.status("guest a\nMAINPID=1\r\x1b[0m\N{LINE SEPARATOR}b\ud800")
         notifier.status("x" * 100_000)
         first, second = told(systemd_side)
@@ -62,7 +63,7 @@ def test_a_status_cannot_set_another_variable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "relative"])
 def test_without_a_socket_nothing_is_told(address: str | None) -> None:
     environ = {} if address is None else {"NOTIFY_SOCKET": address}
-    notifier = systemd.Notifier.from_environment(environ)
+    notifier = sd_notify.Notifier.from_environment(environ)
     notifier.ready()
     notifier.status("nobody hears")
     assert environ == {}
@@ -72,7 +73,7 @@ def test_a_socket_that_vanished_is_no_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    systemd.Notifier(str(tmp_path / "nowhere")).ready()
+    sd_notify.Notifier(str(tmp_path / "nowhere")).ready()
     assert "cannot notify systemd of READY=1" in caplog.text
     assert {record.levelname for record in caplog.records} == {"DEBUG"}
 
@@ -82,7 +83,7 @@ def test_a_full_socket_neither_blocks_nor_fails(
 ) -> None:
     caplog.set_level("DEBUG")
     with receiver(str(tmp_path / "notify")) as systemd_side:
-        notifier = systemd.Notifier(str(tmp_path / "notify"))
+        notifier = sd_notify.Notifier(str(tmp_path / "notify"))
         limit = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
         for _ in range(limit + 10):
             notifier.watchdog()  # would wait forever
@@ -105,15 +106,15 @@ def test_a_full_socket_neither_blocks_nor_fails(
 def test_interval_of_the_watchdog(microseconds: str, pid: str, seconds: float | None) -> None:
     pid = pid.replace("ours", str(os.getpid()))  # not in the name of the test: workers differ
     environ = {"WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid, "HOME": "/"}
-    assert systemd.watchdog_interval(environ) == seconds
+    assert sd_notify.watchdog_interval(environ) == seconds
     assert environ == {"HOME": "/"}
-    assert systemd.watchdog_interval(environ) is None
+    assert sd_notify.watchdog_interval(environ) is None
 
 
 async def test_beat_tells_until_it_is_cancelled(tmp_path: Path) -> None:
     with receiver(str(tmp_path / "notify")) as systemd_side:
-        notifier = systemd.Notifier(str(tmp_path / "notify"))
-        beating = asyncio.create_task(systemd.beat(notifier, 0.001))
+        notifier = sd_notify.Notifier(str(tmp_path / "notify"))
+        beating = asyncio.create_task(sd_notify.beat(notifier, 0.001))
         heard: list[str] = []
         async with asyncio.timeout(wait.LONG):
             while len(heard) < 3:
@@ -128,7 +129,7 @@ async def test_beat_tells_until_it_is_cancelled(tmp_path: Path) -> None:
 async def test_beat_ends_where_nobody_waits_for_it(tmp_path: Path) -> None:
     with receiver(str(tmp_path / "notify")) as systemd_side:
         async with asyncio.timeout(wait.LONG):
-            await systemd.beat(systemd.Notifier(str(tmp_path / "notify")), None)
+            await sd_notify.beat(sd_notify.Notifier(str(tmp_path / "notify")), None)
         assert told(systemd_side) == []
 
 

@@ -12,17 +12,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from aiohttp import web
 
-from mapsave import errors
+from mapsave import errors, sd_notify
 from mapsave.config import Config
 from mapsave.history import history
 from mapsave.history import opening as history_opening
 from mapsave.operations import journal
+from mapsave.sd_notify import Notifier
 from mapsave.service import memory, sockets, systemd, work
 from mapsave.service.accepting import Acceptor
 from mapsave.service.api import app, routes
 from mapsave.service.api.connections import Connections
 from mapsave.service.service import Service
-from mapsave.service.systemd import Notifier
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
     Raises ServiceRunning, ConfigError, NotPermitted.
     """
     memory.be_sparing()
-    notifier = systemd.Notifier.from_environment(os.environ)
+    notifier = Notifier.from_environment(os.environ)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each connection is a descriptor
     stop, reload = asyncio.Event(), asyncio.Event()
@@ -56,8 +56,8 @@ async def serve(load: Callable[[], Config], config: Config) -> None:
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     async with contextlib.AsyncExitStack() as stack:
         # First of all, for both go on until everything else has ended.
-        interval = systemd.watchdog_interval(os.environ)
-        stack.callback(asyncio.create_task(systemd.beat(notifier, interval)).cancel)
+        interval = sd_notify.watchdog_interval(os.environ)
+        stack.callback(asyncio.create_task(sd_notify.beat(notifier, interval)).cancel)
         stack.callback(asyncio.create_task(_extend(notifier, stop, limit)).cancel)
         stack.enter_context(sockets.only_one(config.state))
         opening = history_opening.opened(config.state / "journal.db")

@@ -14,11 +14,10 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import CollectorRegistry
 
 import mapsave
-from mapsave import blocking, errors, key_types
+from mapsave import blocking, errors, key_types, textfile
 from mapsave.history.rows import Record
 from mapsave.history.states import ENDED, State
 from mapsave.operations.verified_notes import Outcome
-from mapsave.service.metrics import textfile
 from mapsave.service.metrics.scrape import Past, Scrape, Sources
 from mapsave.service.metrics.store_usage import StoreUsage
 
