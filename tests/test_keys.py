@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapsave import config, key_text, keys, yaml_file
+from mapsave.fleet import settings as fleet_settings
 from mapsave.jobs import job, scrub_job
 from mapsave.key_types import Argument, Channels, Duration, Name, Size, Switch, Text, Truth
 from mapsave.keys import Keys, help
 from mapsave.labels import policy
 
 from tests.kit import key_tables, tree
-from tests.kit.full import CONFIGURATION, JOB, POLICY, SCRUB
+from tests.kit.full import CONFIGURATION, FLEET, JOB, POLICY, SCRUB
 
 SLASH = "the name 'a/b' contains a slash or an unprintable character"
 
@@ -168,6 +169,7 @@ KINDS: dict[type[Keys], str] = {
     job.Job: JOB,
     scrub_job.ScrubJob: SCRUB,
     policy.Policy: POLICY,
+    fleet_settings.Settings: FLEET,
 }
 
 

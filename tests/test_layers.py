@@ -19,6 +19,7 @@ BASE = "base"  # errors/, and each file that is in no room
 FLOORS = (
     ("cli",),
     ("service",),
+    ("fleet",),
     ("client",),
     ("evacuation",),
     ("jobs",),

@@ -39,6 +39,7 @@ NAVIGATION = {
     "How to": [
         *("libvirt", "jobs", "service", "client", "cockpit", "systemd", "evacuation"),
         *("mac", "planning", "checkpoints", "instant", "verification", "moving", "metrics"),
+        "fleet",
         "pictures",
     ],
     "Reference": ["errors", "labels", "image-format"],

@@ -10,7 +10,7 @@ keys are text; merge keys, foreign tags and a second document are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,13 +93,19 @@ class Document:
         try:
             return keys.read(self.data, kind, hook)
         except keys.Mistakes as exc:
-            found = [self.error(it.loc, it.message, at_key=it.at_key) for it in exc.found]
+            mistakes = exc.found
+        raise self.refused(mistakes)
+
+    def refused(self, mistakes: Sequence[keys.Mistake]) -> errors.ConfigError:
+        """Return the error that names the first of ``mistakes``, by its place in the file;
+        ``data["errors"]`` lists them all."""
+        found = [self.error(it.loc, it.message, at_key=it.at_key) for it in mistakes]
         found.sort(key=lambda error: (error.data["line"] or 0, error.data["column"] or 0))
         first, *rest = found
         message = first.message + (f" (and {len(rest)} more)" if rest else "")
         hint = "also wrong:\n" + "\n".join(error.message for error in rest) if rest else None
         listed = [{"message": error.message, **error.data} for error in found]
-        raise errors.ConfigError(message, hint=hint, **first.data, errors=listed)
+        return errors.ConfigError(message, hint=hint, **first.data, errors=listed)
 
 
 def read(path: Path) -> Document:

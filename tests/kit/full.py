@@ -115,3 +115,32 @@ limit: 2T
 timeout: 4h
 schedule: {cron: "0 1 * *   sat", time_zone: Europe/Berlin, persistent: no, jitter: 10m}
 """
+
+
+FLEET = """\
+database: {dsn: "host=db dbname=mapsave"}
+targets:
+  nas1: {saves: 4, bandwidth: 2G}
+hosts:
+  rack1-a: {target: nas1, saves: 1}
+  "rack1-*": {target: nas1}
+jobs:
+  nightly:
+    guests: ["web*@rack1-*", "db*"]
+    save:
+      image: "{guest}-{time:%Y}.mapsave"
+      then: resume
+      policy: selinux-svirt
+      prove: load
+      note: by the fleet
+    schedule: {cron: "30 1 * * *", time_zone: Europe/Berlin, persistent: no, jitter: 10m}
+    window: "22:00-05:00"
+    priority: 5
+    max_failures: 20
+    timeout: 30m
+may:
+  alice: {run: ["nightly*"], evacuate: ["rack1-*"], return: [rack1-b], cancel: yes}
+metrics: {textfile: metrics/fleet.prom}
+silent_after: 5m
+history: 30d
+"""

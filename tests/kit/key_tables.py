@@ -12,7 +12,7 @@ from mapsave import key_text, keys
 
 from tests.kit import tree
 
-DOCUMENTS = ("checkpoints.md", "configuration.md", "jobs.md", "labels.md")
+DOCUMENTS = ("checkpoints.md", "configuration.md", "fleet.md", "jobs.md", "labels.md")
 _TABLE = re.compile(r"(<!-- keys of (?P<kind>[\w.]+) -->\n).*?(<!-- end of keys -->)", re.DOTALL)
 _HEAD = "| key | value | default | meaning |\n|---|---|---|---|\n"
 

@@ -154,14 +154,14 @@ def _ticks(fields: str, after: datetime.datetime) -> Iterator[datetime.datetime]
     zone = after.tzinfo
     wall = cronsim.CronSim(fields, after.replace(tzinfo=None))
     if len(wall.hours) < 24:
-        yield from (_existing(tick.replace(tzinfo=zone)) for tick in wall)
+        yield from (existing(tick.replace(tzinfo=zone)) for tick in wall)
         return
     minute, _, *days = fields.split()
     # The star of the hour is what has cronsim count elapsed time.
     yield from cronsim.CronSim(" ".join((minute, "*", *days)), after)
 
 
-def _existing(time: datetime.datetime) -> datetime.datetime:
+def existing(time: datetime.datetime) -> datetime.datetime:
     """Return ``time``, or if the clocks leave it out, the moment they are put forward."""
     while time.astimezone(datetime.UTC).astimezone(time.tzinfo) != time:
         time += _MINUTE

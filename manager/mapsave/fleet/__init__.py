@@ -1,0 +1,1 @@
+"""Many hosts: one fleet.yaml, one PostgreSQL, each host its own authority."""
