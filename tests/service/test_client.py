@@ -356,3 +356,13 @@ def test_examples(mapsaved: service.Service) -> None:
         watching.send_signal(signal.SIGINT)
         watching.communicate(timeout=wait.LONG)
     assert watching.returncode == 0
+
+
+@pytest.mark.root
+async def test_a_client_does_no_more_than_the_role_it_wants(mapsaved: service.Service) -> None:
+    path = str(mapsaved.site.socket)
+    assert Client(path).caller().role == "admin"
+    assert Client(path, role="operator").caller().role == "operator"
+    assert (await AsyncClient(path, role="reader").caller()).role == "reader"
+    with pytest.raises(errors.RoleMissing, match="reload"):
+        Client(path, role="operator").reload()

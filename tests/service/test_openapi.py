@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from mapsave.client import exchange
 from mapsave.service.api import openapi, queries, routes
 from requests import Session
 from requests.adapters import HTTPAdapter
@@ -201,9 +202,12 @@ def test_a_method_that_a_path_has_not_is_described(mapsaved: service.Service, sc
 def test_headers_that_are_understood_and_answered_are_described(mapsaved: service.Service) -> None:
     paths = mapsaved.get("/v1/openapi.json")["paths"]
     begin = paths["/v1/operations"]["post"]
-    (own,) = [each for each in begin["parameters"] if each["in"] == "header"]
-    assert own["name"] == routes.OWN_ID_HEADER
-    assert not own["required"]
+    headers = {each["name"]: each for each in begin["parameters"] if each["in"] == "header"}
+    assert set(headers) == {routes.OWN_ID_HEADER, exchange.ROLE_HEADER}
+    assert not any(each["required"] for each in headers.values())
+    for each in ASKED:  # any request may ask for a lower role
+        parameters = paths[each.path][each.method.lower()]["parameters"]
+        assert headers[exchange.ROLE_HEADER] in parameters
     for path in ("/v1/operations", "/v1/operations/{operation}/cancel"):
         assert "Location" in paths[path]["post"]["responses"]["202"]["headers"]
 

@@ -20,11 +20,12 @@ pytestmark = pytest.mark.root
 _ASK = """
 import http.client, json, socket, sys
 found = []
-for method, target, body in json.load(sys.stdin):
+for method, target, body, *more in json.load(sys.stdin):
     connection = http.client.HTTPConnection("mapsaved", timeout=240)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(sys.argv[1])
     kind = {} if body is None else {"Content-Type": "application/json"}
+    kind |= dict(more)
     connection.request(method, target, None if body is None else json.dumps(body), kind)
     answer = connection.getresponse()
     is_json = answer.getheader("Content-Type").startswith("application/json")
@@ -70,8 +71,8 @@ class User:
         self.mapsaved = mapsaved
         self.command = service.as_user(UID, gid, list(more))
 
-    def ask_all(self, *requests: tuple[str, str, Any]) -> list[tuple[int, Any]]:
-        """Return status and body of each answer."""
+    def ask_all(self, *requests: tuple[Any, ...]) -> list[tuple[int, Any]]:
+        """Return status and body of each answer; a request may have headers at its end."""
         words = [*self.command, sys.executable, "-c", _ASK, str(self.mapsaved.site.socket)]
         done = subprocess.run(
             words,
@@ -85,9 +86,11 @@ class User:
         assert done.returncode == 0, done.stderr
         return [(status, text and json.loads(text)) for status, text in json.loads(done.stdout)]
 
-    def ask(self, method: str, target: str, body: Any = None) -> tuple[int, Any]:
+    def ask(
+        self, method: str, target: str, body: Any = None, *headers: tuple[str, str]
+    ) -> tuple[int, Any]:
         """Return status and body of one answer."""
-        return self.ask_all((method, target, body))[0]
+        return self.ask_all((method, target, body, *headers))[0]
 
     def asked_for(self, **body: Any) -> str:
         """Ask for an operation, and wait for its end; return its state, or the error's id."""
@@ -461,3 +464,50 @@ def test_the_user_that_the_service_runs_as_is_its_administrator() -> None:
             assert user.ask("POST", "/v1/reload")[0] == 200
             assert mapsaved.done(kind="recover")["swept"] == []  # root may, as well
             assert mapsaved.site.socket.stat().st_uid == UID
+
+
+def _as(role: str) -> tuple[str, str]:
+    return "Mapsave-Role", role
+
+
+def test_a_client_lowers_its_own_role(mapsaved: service.Service) -> None:
+    """Root's program that asks to be an operator may do what an operator may, and no more."""
+
+    def ask(method: str, target: str, body: Any, role: str) -> service.Answer:
+        return mapsaved.request(method, target, body, dict([_as(role)]))
+
+    path, into = "/v1/operations", {"into": "/run/qemu.sock"}
+    requests: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/reload", None),
+        ("POST", path, {"kind": "discard", "image": "one", "unrestored": True}),
+        ("POST", path, {"kind": "save", "guest": "qmp:/run/qemu.sock"}),
+        ("POST", path, {"kind": "restore", "image": "one", "restore": into}),
+    ]
+    for method, target, body in requests:
+        answer = ask(method, target, body, "operator")
+        assert (answer.status, answer.error) == (403, "permission.role"), (target, body)
+        assert answer.json()["error"]["data"] == {"role": "operator", "needed": "admin"}
+        assert "Mapsave-Role" in answer.json()["error"]["hint"]
+    verify = {"kind": "verify", "image": "one"}
+    found = ask("POST", path, verify, "operator")
+    assert found.status == 202
+    assert mapsaved.ended(found.json()["id"])["state"] == "done"
+    assert ask("POST", path, verify, "reader").error == "permission.role"
+    assert ask("GET", "/v1/images/one", None, "reader").json()["command"] is None
+    assert ask("GET", "/v1/caller", None, "reader").json()["role"] == "reader"
+    assert mapsaved.get("/v1/caller")["role"] == "admin"
+
+
+def test_no_client_raises_its_own_role(operator: User, reader: User, stranger: User) -> None:
+    verify = {"kind": "verify", "image": "one"}
+    assert reader.ask("POST", "/v1/operations", verify, _as("operator"))[0] == 403
+    assert reader.ask("GET", "/v1/caller", None, _as("operator"))[1]["role"] == "reader"
+    assert operator.ask("GET", "/v1/caller", None, _as("reader"))[1]["role"] == "reader"
+    assert operator.ask("GET", "/v1/caller", None, _as("operator"))[1]["role"] == "operator"
+    assert stranger.ask("GET", "/v1/health", None, _as("operator"))[0] == 403
+
+
+@pytest.mark.parametrize("word", ["", "admin", "Operator", "nothing", "operator, reader"])
+def test_a_role_that_is_none_is_refused(mapsaved: service.Service, word: str) -> None:
+    answer = mapsaved.request("GET", "/v1/caller", None, dict([_as(word)]))
+    assert (answer.status, answer.error) == (400, "request.invalid")

@@ -15,7 +15,7 @@ from mapsave.client import calls, events, exchange, http
 from mapsave.client.address import BUSY, Address, Unix
 from mapsave.client.client import TIMEOUT
 from mapsave.client.events import Event
-from mapsave.client.exchange import Answer, Ask, Call, Pause
+from mapsave.client.exchange import Answer, Ask, Call, Pause, Role
 from mapsave.strict_json import Facts
 
 P = ParamSpec("P")
@@ -44,11 +44,16 @@ class AsyncClient:
     """
 
     def __init__(
-        self, address: Address | str | None = None, *, timeout: float | None = None
+        self,
+        address: Address | str | None = None,
+        *,
+        timeout: float | None = None,
+        role: Role | None = None,
     ) -> None:
         """Connect to nothing yet. Raises ConfigError and its like without an ``address``."""
         self.address: Address = addresses.chosen(address)
         self.timeout = TIMEOUT if timeout is None else timeout
+        self.role = role
 
     save = _method(calls.save)
     restore = _method(calls.restore)
@@ -159,7 +164,7 @@ class AsyncClient:
     @contextlib.asynccontextmanager
     async def _sent(self, ask: Ask) -> AsyncIterator[tuple[http.Head, asyncio.StreamReader]]:
         """Send a request, and yield the head of its answer with the stream of its body."""
-        headers, body = ask.encoded()
+        headers, body = ask.encoded(self.role)
         try:
             async with asyncio.timeout(self.timeout):
                 reader, writer = await self._connected()

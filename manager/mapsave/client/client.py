@@ -13,7 +13,7 @@ from mapsave.client import address as addresses
 from mapsave.client import calls, events, exchange, http
 from mapsave.client.address import Address
 from mapsave.client.events import Event
-from mapsave.client.exchange import Answer, Ask, Call, Pause, RequestInterrupted
+from mapsave.client.exchange import Answer, Ask, Call, Pause, RequestInterrupted, Role
 from mapsave.strict_json import Facts
 
 TIMEOUT = 90.0  # seconds for one answer; the service lets us wait for at most 60
@@ -37,18 +37,24 @@ class Client:
 
     Without an ``address`` (or the path of a unix socket) it is the service of this host, at the
     socket of the configuration in force. ``timeout`` is how many seconds the service may let us
-    wait for an answer. Every method raises what the service refuses the request with,
-    ServiceUnreachable where it does not answer, and NotPermitted where it may not be asked.
+    wait for an answer. With ``role`` it may do no more than that role, even where its user may.
+    Every method raises what the service refuses the request with, ServiceUnreachable where it does
+    not answer, and NotPermitted where it may not be asked.
 
     No method needs the client to be closed. One client is used by one thread at a time.
     """
 
     def __init__(
-        self, address: Address | str | None = None, *, timeout: float | None = None
+        self,
+        address: Address | str | None = None,
+        *,
+        timeout: float | None = None,
+        role: Role | None = None,
     ) -> None:
         """Connect to nothing yet. Raises ConfigError and its like without an ``address``."""
         self.address: Address = addresses.chosen(address)
         self.timeout = TIMEOUT if timeout is None else timeout
+        self.role = role
         self._socket: socket.socket | None = None
         self._is_interrupted = False
 
@@ -164,7 +170,7 @@ class Client:
 
     @contextlib.contextmanager
     def _answer(self, ask: Ask) -> Iterator[http.Answer]:
-        headers, body = ask.encoded()
+        headers, body = ask.encoded(self.role)
         with contextlib.ExitStack() as stack:
             stack.callback(self._note, None)
             try:

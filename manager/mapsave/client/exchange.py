@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Generator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mapsave import errors, strict_json
 from mapsave.strict_json import Facts
 
+# What a client may be for its requests; the service makes no one more than they are.
+Role = Literal["reader", "operator"]
+ROLE_HEADER = "Mapsave-Role"
 Answer = dict[str, Any]  # what the service has answered
 T = TypeVar("T")
 
@@ -34,12 +37,13 @@ class Ask:
     is_text: bool = False
     begins: bool = False
 
-    def encoded(self) -> tuple[dict[str, str], bytes]:
-        """Return headers and body as they are sent."""
+    def encoded(self, role: Role | None = None) -> tuple[dict[str, str], bytes]:
+        """Return headers and body as they are sent, with the ``role`` that the client lowers to."""
+        lowered = {} if role is None else {ROLE_HEADER: role}
         if self.body is None:
-            return dict(self.headers), b""
+            return {**lowered, **self.headers}, b""
         kind = {"Content-Type": "application/json"}
-        return {**kind, **self.headers}, strict_json.encoded(self.body)
+        return {**kind, **lowered, **self.headers}, strict_json.encoded(self.body)
 
 
 @dataclasses.dataclass(frozen=True)

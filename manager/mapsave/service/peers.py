@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mapsave import errors
+from mapsave.client.exchange import ROLE_HEADER
 from mapsave.service_settings import Listen, Service
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python's socket module does not have it
@@ -44,9 +45,12 @@ class Lists:
     readers: tuple[str, ...] = ()
     operators: tuple[str, ...] = ()
     is_remote: bool = False
+    is_lowered: bool = False  # the client itself has asked to be no more
 
     def hint(self, role: Role) -> str:
         """Return how to get ``role``."""
+        if self.is_lowered:
+            return f"the request lowered its own role with the header {ROLE_HEADER}"
         if role is Role.ADMIN:
             return "only root and the user that the service runs as may"
         names, key = self.operators, "'operators'"
@@ -67,6 +71,12 @@ class Peer:
     name: str
     role: Role
     lists: Lists = Lists()
+
+    def lowered(self, role: Role) -> "Peer":
+        """Return the peer with ``role``, or as it is where that would be more than it has."""
+        if role >= self.role:
+            return self
+        return Peer(self.name, role, dataclasses.replace(self.lists, is_lowered=True))
 
     def require(self, role: Role, what: str) -> None:
         """Raise RoleMissing unless the peer may do ``what``, for which ``role`` is needed."""

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import http_exceptions, web
 
 from mapsave import errors, strict_json, units
+from mapsave.client.exchange import ROLE_HEADER
 from mapsave.client.responses import Answer
 from mapsave.service import tls
 from mapsave.service.api import queries
@@ -39,6 +40,17 @@ class Header:
     name: str
     pattern: str
     description: str
+
+
+# What a client may make of itself for one request; never more than it is.
+_LOWERED = {role.word: role for role in (Role.READER, Role.OPERATOR)}
+COMMON_HEADERS = (
+    Header(
+        ROLE_HEADER,
+        f"^({'|'.join(_LOWERED)})$",
+        "The role that the client wants for this request; ignored if it is above the client's own.",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +112,7 @@ def _handler(
         return found
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        peer = _peer(service, request)
+        peer = _lowered(_peer(service, request), request)
         peer.require(route.role, f"{route.method} {request.path}")
         given = request.query
         repeated = {name for name in given if len(given.getall(name)) > 1}
@@ -146,6 +158,19 @@ def _peer(service: Service, request: web.Request) -> Peer:
         return service.roles.of_socket(sock)
     assert transport is not None
     return tls.peer(service.roles, transport)
+
+
+def _lowered(peer: Peer, request: web.Request) -> Peer:
+    """Return the peer with the role that the request asks for, if that is below its own.
+
+    Raises RequestInvalid for what is not such a role: a misspelt one would leave all rights.
+    """
+    wanted = request.headers.getall(ROLE_HEADER, [])
+    if not wanted:
+        return peer
+    if len(wanted) > 1 or wanted[0] not in _LOWERED:
+        raise errors.RequestInvalid(f"{ROLE_HEADER}: must be {' or '.join(_LOWERED)}, once")
+    return peer.lowered(_LOWERED[wanted[0]])
 
 
 async def _body(request: web.Request, timeout: float) -> object:

@@ -94,7 +94,7 @@ def _headers(route: Route) -> list[Schema]:
             "description": each.description,
             "schema": {"type": "string", "pattern": each.pattern},
         }
-        for each in route.headers
+        for each in (*route.headers, *app.COMMON_HEADERS)
     ]
 
 
