@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mapsave.service.slots import Slots
+
+from tests.kit import cli, emulated, service
 
 MIB = 1 << 20
 
@@ -161,3 +164,18 @@ async def test_whatever_happens_the_limits_hold_and_all_come_to_their_turn(seed:
                 save.end.set()
             await settle()
         assert all(save.task.done() for save in saves)
+
+
+def test_a_request_may_ask_for_less_bandwidth_than_there_is(tmp_path: Path) -> None:
+    """The lower of both limits holds, and QEMU is told it."""
+    site = cli.Site(tmp_path / "site")
+    site.settings["service"] = {"bandwidth": "64M"}
+    with emulated.guest(site, "db"), service.running(site) as mapsaved:
+
+        def limit(**more: object) -> object:
+            saved = mapsaved.done(kind="save", guest="db", save={"then": "resume", **more})
+            return saved["strategy"]["bandwidth_bytes_per_s"]
+
+        assert limit() == 64 * MIB
+        assert limit(bandwidth="32M") == 32 * MIB
+        assert limit(bandwidth=1 << 40) == 64 * MIB

@@ -9,7 +9,7 @@ import msgspec
 
 from mapsave import config, errors, key_types, keys
 from mapsave.image import store
-from mapsave.key_types import Channels, Duration, Name, Note, Switch, Text, Truth
+from mapsave.key_types import Channels, Duration, Name, Note, Size, Switch, Text, Truth
 from mapsave.keys import Check as Checked
 from mapsave.keys import Keys, help, written
 from mapsave.labels import policy
@@ -115,6 +115,9 @@ class SaveOptions(config.SaveOptions, frozen=True):
     replace: Annotated[Truth, help("Whether an image of that name may be replaced.")] = False
     in_use: Annotated[Truth, help("Whether also one that a guest lives on.")] = False
     timeout: Annotated[Duration | None, help("Time limit of the save.")] = None
+    bandwidth: Annotated[
+        Size | None, help("Most bytes per second, if `service.bandwidth` allows as many.")
+    ] = None
 
 
 class Save(Request, frozen=True, tag="save"):

@@ -83,6 +83,7 @@ def request(
     timeout: float | None = None,
     note: str | None = None,
     job: str | None = None,
+    bandwidth: int = 0,
     **chosen: object,
 ) -> Request:
     """Return the request for the ``SaveSettings`` that are ``chosen``, completed by configuration.
@@ -107,6 +108,7 @@ def request(
         timeout=timeout,
         note=note,
         job=job,
+        bandwidth=bandwidth,
     )
 
 

@@ -198,6 +198,7 @@ async def _save(task: Task, request: requests.Save) -> Facts:
         replace=request.save.replace,
         in_use=request.save.in_use,
         timeout=request.save.timeout,
+        bandwidth=request.save.bandwidth or 0,
         # Checked again once it is this save's turn: `allow` looked at what was there before.
         replace_only=guest.name if task.for_operator else None,
     )
@@ -216,7 +217,8 @@ async def _save_in_turn(
     device = await answering.within(images, _device, images)
     async with task.service.slots.acquire(device) as share:
         await task.begins()
-        limited = dataclasses.replace(request, bandwidth=share)
+        limits = [each for each in (share, request.bandwidth) if each]
+        limited = dataclasses.replace(request, bandwidth=min(limits, default=0))
         return await task.save(guest, limited, whole, more=more)
 
 
