@@ -93,13 +93,13 @@ make_environment() { # CHROOT MINOR
     # pip decides by its own version of Python what depends on that: typing_extensions does.
     pip download --dest "$wheels" --only-binary=:all: --implementation=cp \
         --python-version="$version" "${platforms[@]}" --find-links "$work/wheels" \
-        "$(echo "$work"/wheels/mapsave-*.whl)[export]" typing_extensions
+        "$(echo "$work"/wheels/mapsave-*.whl)[export,fleet]" typing_extensions
     cp -- "$work"/wheels/pip-*.whl "$wheels/pip.zip"
     rm -rf -- "$chroot/tmp/wheels" "$chroot$home"
     cp -r -- "$wheels" "$chroot/tmp/wheels"
     in_chroot "$chroot" "/usr/bin/python$version" -m venv --without-pip "$home"
     in_chroot "$chroot" "$home/bin/python3" /tmp/wheels/pip.zip/pip install --quiet --no-index \
-        --no-compile --disable-pip-version-check --find-links /tmp/wheels 'mapsave[export]'
+        --no-compile --disable-pip-version-check --find-links /tmp/wheels 'mapsave[export,fleet]'
 }
 
 # What is not for use is left out: tools of libraries, their tests and sources, scripts for shells.

@@ -12,6 +12,7 @@ from pathlib import Path
 _COMMON = (
     ("Apache License", "Apache-2.0"),
     ("GNU LIBRARY GENERAL PUBLIC LICENSE", "LGPL-2"),
+    ("GNU LESSER GENERAL PUBLIC LICENSE Version 3", "LGPL-3"),
     ("GNU LESSER GENERAL PUBLIC LICENSE", "LGPL-2.1"),
     ("GNU GENERAL PUBLIC LICENSE", "GPL-2"),
 )

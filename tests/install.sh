@@ -22,6 +22,7 @@ tools=(
     cockpit-ws:/usr/lib/cockpit/cockpit-ws cockpit-system:/usr/share/cockpit/shell/index.html
     apparmor:apparmor_parser mmdebstrap:mmdebstrap systemd:systemd-analyze
     prometheus:promtool openssl:openssl tmux:tmux zstd:zstd age:age openssh-client:ssh-keygen
+    postgresql:/usr/lib/postgresql
     gdb:gdb python3-drgn:/usr/lib/python3/dist-packages/drgn
     binutils:strip lintian:lintian rpmlint:rpmlint rpm:rpm
 )

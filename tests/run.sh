@@ -4,7 +4,7 @@
 # Says what it had to leave out; with CI=true nothing may be left out.
 set -euo pipefail
 
-stages=(lint unit emulator qemu libvirt faults service outside mac)
+stages=(lint unit emulator qemu libvirt faults service fleet outside mac)
 STAGE_LIMIT=3600 # seconds
 
 usage() {
@@ -71,9 +71,9 @@ choose_extras() {
     include=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     if [ -e "$include/Python.h" ] && command -v gcc >/dev/null &&
         pkg-config --atleast-version=11.2 libvirt 2>/dev/null; then
-        echo libvirt,export,test,dev
+        echo libvirt,export,fleet,test,dev
     else
-        echo export,test,dev
+        echo export,fleet,test,dev
     fi
 }
 
@@ -153,7 +153,7 @@ run_pytest() { # PATH or option...
 
 run_unit() {
     local ignored=() directory
-    for directory in emulator qemu libvirt faults campaign service evacuation outside mac bench; do
+    for directory in emulator qemu libvirt faults campaign service fleet evacuation outside mac bench; do
         ignored+=("--ignore=tests/$directory")
     done
     run_pytest -n 5 tests "${ignored[@]}"
@@ -181,6 +181,7 @@ run_stage() { # STAGE
     qemu) run_pytest -n 6 tests/qemu tests/bench ;;
     faults) run_pytest -n 6 tests/faults tests/campaign ;;
     service) run_pytest -n 5 tests/service tests/evacuation ;; # these wait most of the time
+    fleet) run_pytest -n 3 tests/fleet ;;
     libvirt) run_pytest -n 6 tests/libvirt ;;
     emulator) run_pytest -n 3 tests/emulator ;;
     outside) run_outside ;;

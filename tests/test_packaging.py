@@ -74,6 +74,9 @@ def test_the_wheel_says_what_it_is(published: Path) -> None:
     page = {f"mapsave/cockpit/{name}" for name in files(tree.SOURCES / "mapsave/cockpit")}
     assert len(page) > 3
     assert page <= set(names)
+    scripts = {f"mapsave/fleet/{path.name}" for path in tree.SOURCES.glob("mapsave/fleet/*.sql")}
+    assert len(scripts) == 3
+    assert scripts <= set(names)
 
 
 def test_each_way_to_install_brings_every_policy(published: Path, tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def check_url(value: str) -> str:
     return value
 
 
-def _credential(value: str) -> str:
+def check_credential(value: str) -> str:
+    """Return the name of a credential (systemd.exec(5)); raise ValueError for another."""
     if not value or "/" in value or value.startswith(".") or not value.isprintable():
         raise ValueError("must be the name of a credential")
     return value
@@ -132,7 +133,7 @@ class Webhook(Keys, frozen=True):
     url_file: Annotated[Place | None, help("File that holds the address instead.")] = None
     url_credential: Annotated[
         str | None,
-        Check(_credential),
+        Check(check_credential),
         help("Credential of the service's unit that holds it (systemd.exec(5))."),
     ] = None
     on: Annotated[tuple[Outcome, ...], Meta(min_length=1), help("Which outcomes to report.")] = (

@@ -100,6 +100,10 @@ class RoleMissing(NotPermitted, id="permission.role"):
     """The user is in none of the groups that the service allows to do this."""
 
 
+class FleetDenied(NotPermitted, id="fleet.denied"):
+    """The fleet's database refuses the role: its password, its certificate, or what it may do."""
+
+
 # Exit code 8: another process is using it.
 
 

@@ -200,3 +200,15 @@ class NoTime(Refused, id="check.deadline"):
 
 class ServiceUnreachable(Refused, id="service.unreachable"):
     """The service's socket exists, but the service does not answer."""
+
+
+# Of a fleet's database; nothing was asked of any host.
+
+
+class FleetUnreachable(Refused, id="fleet.unreachable", http_status=503):
+    """The fleet's database cannot be reached, or the connection to it broke; hosts go on with what
+    they do."""
+
+
+class FleetSchema(Refused, id="fleet.schema"):
+    """The fleet's database has no schema of a fleet, an older one, or one of a newer mapsave."""

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field, structs
 
-from mapsave import config, keys, yaml_file
+from mapsave import config, database_settings, keys, yaml_file
+from mapsave.database_settings import Database
 from mapsave.fleet import patterns, windows
-from mapsave.fleet.database_settings import Database, check_database
 from mapsave.jobs import schedule, template
 from mapsave.key_types import AtOnce, Duration, Name, Note, Place, Size, Text, Truth
 from mapsave.keys import Check, Keys, Mistake, help
@@ -182,7 +182,7 @@ class Settings(Keys, frozen=True):
     """Many hosts that share a database: fleet.yaml. ``document`` is the file that it is from."""
 
     database: Annotated[
-        Annotated[Database, Check(check_database)], help("How the database is reached.")
+        Annotated[Database, Check(database_settings.check)], help("How the database is reached.")
     ]
     targets: Annotated[Mapping[Name, Target], help("The storage targets, by name.")] = field(
         default_factory=dict
