@@ -71,6 +71,14 @@ class Fleet:
         return Database(dsn_file=path)
 
 
+async def made(cluster: postgres.Cluster, name: str, directory: Path) -> Fleet:
+    """Make a database with a fleet in it."""
+    cluster.sql(f"CREATE DATABASE {name} OWNER {postgres.OWNER}")
+    found = Fleet(cluster, name, directory)
+    await schema.init(found.settings)
+    return found
+
+
 async def add_target(
     connection: Connection, name: str, saves: int, bandwidth: int | None = None
 ) -> None:

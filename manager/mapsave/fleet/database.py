@@ -172,7 +172,12 @@ def error_of(error: Exception) -> errors.MapsaveError:
     state = str(getattr(error, "sqlstate", None) or "")
     words = " ".join(str(error).split())
     # SQLSTATE: PostgreSQL's documentation, appendix A. While connecting there is none, only text.
-    refusals = ("password authentication failed", "no pg_hba.conf entry", "authentication failed")
+    refusals = (
+        "authentication failed",
+        "no pg_hba.conf entry",
+        "permission denied for database",
+        "is not permitted to log in",
+    )
     if state[:2] == "28" or state == "42501" or any(each in words for each in refusals):
         return errors.FleetDenied(f"the fleet's database refuses: {words}")
     if state in ("3F000", "42P01", "42883"):

@@ -42,7 +42,7 @@ async def init(settings: Database) -> dict[str, Any]:
             await connection.execute(
                 "INSERT INTO meta (version, procrastinate, agents, people, place)"
                 " VALUES (%s, %s, %s, %s, place())",
-                (database.VERSION, _procrastinate_migrations()[-1].name, *roles),
+                (database.VERSION, procrastinate_migrations()[-1].name, *roles),
             )
             await _grant(connection)
         return await _shown(connection, name)
@@ -206,7 +206,7 @@ async def _check_role(connection: Connection) -> str:
 async def _migrate_procrastinate(connection: Connection) -> None:
     """Apply Procrastinate's migrations that were not: their names begin with its version."""
     done = str(await _one(connection, "SELECT procrastinate FROM meta"))
-    files = _procrastinate_migrations()
+    files = procrastinate_migrations()
     if done > files[-1].name:
         raise errors.FleetSchema(
             f"the fleet's schema is of a newer Procrastinate ({done})",
@@ -218,7 +218,8 @@ async def _migrate_procrastinate(connection: Connection) -> None:
     await connection.execute("UPDATE meta SET procrastinate = %s", (files[-1].name,))
 
 
-def _procrastinate_migrations() -> list[Path]:
+def procrastinate_migrations() -> list[Path]:
+    """Return the files of Procrastinate's migrations, in their order."""
     from procrastinate import schema
 
     return sorted(Path(schema.SchemaManager.get_migrations_path()).glob("*.sql"))
