@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mapsave import config, errors, keys
 from mapsave.cli import configuration
+from mapsave.fleet_settings import Fleet
 from mapsave.service_settings import DAY, Hooks, Listen, Service, Webhook
 from msgspec import structs
 
@@ -102,6 +103,15 @@ def test_every_key_arrives(tmp_path: Path) -> None:
                 readers=("grafana",),
                 crl=tmp_path / "tls/revoked.pem",
             ),
+        ),
+        fleet=Fleet(
+            dsn_file=tmp_path / "fleet.dsn",
+            tls="require",
+            ca=tmp_path / "tls/ca.pem",
+            certificate=tmp_path / "tls/agent.pem",
+            key=tmp_path / "tls/agent.key",
+            host="rack1-a",
+            state=Path("/srv/fleet"),
         ),
         hooks=Hooks(
             directory=tmp_path / "hooks.d",
@@ -361,7 +371,7 @@ def test_schema_describes_every_key() -> None:
     assert set(schema["properties"]) == {
         *("images", "state", "socket", "jobs", "policies", "guests", "save"),
         *("service", "hooks", "notify", "launch_environment", "trust", "restore"),
-        *("hosts", "memory"),
+        *("hosts", "memory", "fleet"),
     }
     for model in (schema, *schema["$defs"].values()):
         assert model["additionalProperties"] is False

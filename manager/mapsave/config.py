@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, field, structs
 
-from mapsave import errors, guest_address, keys
+from mapsave import database_settings, errors, guest_address, keys
 from mapsave.checkpoint_settings import CheckpointSettings
 from mapsave.clone_template import CloneTemplate
+from mapsave.fleet_settings import Fleet
 from mapsave.guest_address import LIBVIRT_URI
 from mapsave.key_types import Argument, Channels, Name, Place, Size, Switch, Text, Truth, Variable
 from mapsave.keys import Check, Keys, Parse, help, written
@@ -244,6 +245,10 @@ class Config(Keys, frozen=True):
     hosts: Annotated[Mapping[Name, Remote], help("Services of other hosts, for `--host`.")] = field(
         default_factory=dict
     )
+    fleet: Annotated[
+        Annotated[Fleet, Check(database_settings.check)] | None,
+        help("The fleet that this host is in, for `mapsave fleet agent`."),
+    ] = None
     hooks: Annotated[Hooks, help("Executables run before and after each operation.")] = field(
         default_factory=Hooks
     )

@@ -50,6 +50,14 @@ service:
     crl: tls/revoked.pem
     operators: [alice]
     readers: [grafana]
+fleet:
+  host: rack1-a
+  dsn_file: fleet.dsn
+  tls: require
+  ca: tls/ca.pem
+  certificate: tls/agent.pem
+  key: tls/agent.key
+  state: /srv/fleet
 hooks:
   directory: hooks.d
   timeout: 30s
