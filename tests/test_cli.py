@@ -50,6 +50,8 @@ COMMANDS = (
         "setup selinux",
         "setup memory",
         "completion",
+        "fleet",
+        "fleet agent",
     ),
 )
 HEAVY = {"qemu.qmp", "yaml", "tenacity"}

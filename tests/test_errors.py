@@ -68,7 +68,9 @@ EXIT_CODES = {
     "recover.journal_lost": 3,
     "service.unreachable": 3,
     "fleet.schema": 3,
+    "fleet.task": 3,
     "fleet.unreachable": 3,
+    "fleet.window": 3,
     "check.kept_by_qemu": 3,
     "proof.failed": 4,
     "proof.pages": 4,
@@ -108,6 +110,7 @@ EXIT_CODES = {
     "permission.role": 7,
     "fleet.denied": 7,
     "policy.violation": 7,
+    "fleet.agent_running": 8,
     "guest.busy": 8,
     "image.in_use": 8,
     "guest.migrating": 8,
@@ -115,6 +118,7 @@ EXIT_CODES = {
     "service.busy": 8,
     "service.running": 8,
     "service.stopping": 8,
+    "fleet.outcome_unknown": 9,
     "interrupted": 9,
 }
 

@@ -76,6 +76,7 @@ LINES = (
     ("config schema", 0, True),
     ("config policies", 0, True),
     ("completion bash", 0, True),
+    ("fleet agent", 2, False),
     ("ps", 3, False),
     ("wait nosuch", 3, False),
     ("cancel nosuch", 3, False),

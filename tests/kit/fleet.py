@@ -27,6 +27,7 @@ class Task:
     not_after: str | None = None
     scheduled_at: str | None = None
     limit_s: int = 3600
+    args: dict[str, Any] | None = None  # of its job, instead of those of a save
     uuid: UUID = field(default_factory=uuid4)
 
     @property
@@ -97,7 +98,8 @@ async def add_run(connection: Connection, *, max_failures: int | None = None) ->
 async def add_task(connection: Connection, task: Task) -> UUID:
     """Queue a task, as the owner; return its UUID."""
     run = task.run if task.run is not None else await add_run(connection)
-    args = {"task": str(task.uuid), "run": run, "request": {"kind": "save", "guest": task.guest}}
+    request = {"kind": "save", "guest": task.guest}
+    args = task.args or {"task": str(task.uuid), "run": run, "request": request}
     await connection.execute(
         """
         WITH job AS (

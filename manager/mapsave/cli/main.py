@@ -42,6 +42,7 @@ COMMANDS = {
     "cancel": "Cancel an operation of the service.",
     "logs": "Show the steps of an operation of the service.",
     "events": "Print what happens in the service.",
+    "fleet": "Save guests of many hosts that share a database.",
     "completion": "Print a script for the completion of a shell.",
     "config": "Show the configuration, or its schema.",
     "setup": "Install units, an AppArmor profile or SELinux rules.",

@@ -124,6 +124,10 @@ class ServiceRunning(Busy, id="service.running"):
     """Another service is already running with this state directory or socket."""
 
 
+class AgentRunning(Busy, id="fleet.agent_running"):
+    """The host has another agent of its fleet, here or on another machine."""
+
+
 class ServiceStopping(Busy, id="service.stopping", http_status=503):
     """The service is stopping, or has too much to do, and starts nothing new."""
 

@@ -212,3 +212,11 @@ class FleetUnreachable(Refused, id="fleet.unreachable", http_status=503):
 
 class FleetSchema(Refused, id="fleet.schema"):
     """The fleet's database has no schema of a fleet, an older one, or one of a newer mapsave."""
+
+
+class TaskRefused(Refused, id="fleet.task"):
+    """A task of the fleet asks for what its agent does on no host; nothing was begun."""
+
+
+class WindowClosed(Refused, id="fleet.window"):
+    """A task of the fleet had no turn before the window of its job closed; nothing was begun."""

@@ -85,6 +85,11 @@ class Interrupted(MapsaveError, id="interrupted", exit_code=9, http_status=499):
     ``left`` name."""
 
 
+class OutcomeUnknown(Interrupted, id="fleet.outcome_unknown"):
+    """A task of the fleet was begun on its host, whose service has lost its history since; nothing
+    is begun again."""
+
+
 # Errors of the monitor, turned into one of the above by the caller, which knows what was being
 # attempted.
 
