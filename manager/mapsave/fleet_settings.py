@@ -14,5 +14,6 @@ class Fleet(Database, frozen=True):
         Name | None, help("What the fleet calls this host (default: its host name).")
     ] = None
     state: Annotated[
-        Place | None, help("The agent's own directory (default: `fleet` in the state directory).")
+        Place | None,
+        help("The agent's own directory (default: that of its unit, else `fleet` in `state`)."),
     ] = None

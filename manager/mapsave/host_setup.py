@@ -73,7 +73,8 @@ def systemd(root: Path, *, libvirt: bool) -> Plan:
     reload = [["systemctl", "daemon-reload"]] if here and _BOOTED.exists() else []
     if packaged:
         return Plan(files, do=reload, after_undo=reload)
-    stop = ["systemctl", "disable", "--now", "mapsaved.socket", "mapsaved.service"]
+    fleet = ["mapsaved-fleet-agent.service", "mapsaved-fleet-scheduler.service"]
+    stop = ["systemctl", "disable", "--now", *fleet, "mapsaved.socket", "mapsaved.service"]
     # Not stopped: to stop the one is to save all guests, and it refuses.
     disable = ["systemctl", "disable", "mapsave-save-all.service", "mapsave-restore-all.service"]
     return Plan(

@@ -19,6 +19,9 @@ SANDBOX = UNITS / "mapsave-.service.d/sandbox.conf"
 LIBVIRT = UNITS / "libvirt/mapsave-save-all.service.d/libvirt.conf"
 FILES = sorted(path.name for path in UNITS.glob("*.*") if path.is_file())
 SERVICES = [name for name in FILES if name.endswith(".service")]
+# Those of a fleet, which are a user's without any rights.
+FLEET = ["mapsaved-fleet-agent.service", "mapsaved-fleet-scheduler.service"]
+ROOTS = [name for name in SERVICES if name not in FLEET]
 EXPOSURE = "25"  # tenths, as systemd-analyze wants it
 
 # What differs for a service that listens and is watched; the rest must be the same everywhere.
@@ -85,7 +88,7 @@ def analyze(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_all_units_are_there() -> None:
     services = {"mapsaved", "mapsave-save-all", "mapsave-restore-all", "mapsave-job@"}
-    assert set(SERVICES) == {f"{name}.service" for name in services}
+    assert set(SERVICES) == {f"{name}.service" for name in services} | set(FLEET)
     assert set(FILES) - set(SERVICES) == {"mapsaved.socket", "mapsave-job@.timer"}
 
 
@@ -176,9 +179,29 @@ def test_the_sandbox_is_the_same_for_all() -> None:
 
 
 def test_every_unit_that_may_start_a_qemu_leaves_it_alive() -> None:
-    assert {name: setting(name, "KillMode") for name in SERVICES} == {
-        name: ["process"] for name in SERVICES
+    assert {name: setting(name, "KillMode") for name in ROOTS} == {
+        name: ["process"] for name in ROOTS
     }
+
+
+def test_units_of_a_fleet_have_no_rights_of_roots(copied: Path) -> None:
+    """Not even by the drop-in for units of root, which is for names with another beginning."""
+    prefix = SANDBOX.parent.name.removesuffix(".service.d")
+    for name in FLEET:
+        assert not name.startswith(prefix)
+        assert setting(name, "User") == ["mapsave-fleet"]
+        assert setting(name, "CapabilityBoundingSet") == [""]
+        assert setting(name, "KillMode") == []
+        (state,) = setting(name, "StateDirectory")
+        assert state.startswith("mapsave-fleet/")
+        words = ("security", "--offline=true", "--threshold=15", f"./{name}")
+        assert analyze(*words, cwd=copied).returncode == 0
+    assert setting(FLEET[0], "SupplementaryGroups") == ["mapsave"]
+    assert setting(FLEET[1], "SupplementaryGroups") == []
+    assert len({setting(name, "StateDirectory")[0] for name in FLEET}) == 2
+    users = (UNITS / "sysusers.d/mapsave.conf").read_text()
+    assert "\nu mapsave-fleet " in users
+    assert "m mapsave-fleet" not in users  # in no group but by its unit
 
 
 def test_units_name_the_places_of_the_configuration() -> None:
@@ -225,8 +248,7 @@ def test_commands_of_the_units_work(site: cli.Site) -> None:
     job.write_text("job: nightly\nguests: [idle]\n")
     site.add_guest("idle", qmp=site.directory / "nobody.qmp")
     commands = {
-        name: [*setting(name, "ExecStart"), *setting(name, "ExecStop")][0].split()
-        for name in SERVICES
+        name: [*setting(name, "ExecStart"), *setting(name, "ExecStop")][0].split() for name in ROOTS
     }
     assert commands.pop("mapsaved.service") == ["/usr/local/bin/mapsaved"]
     codes = {}

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -64,6 +65,12 @@ def host_of(config: Config) -> str:
         raise errors.ConfigError(str(error), hint="set 'fleet: {host: NAME}'") from None
 
 
+def _state_directory() -> Path | None:
+    """Return the StateDirectory= of the unit that this runs as, systemd.exec(5)."""
+    first = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(first) if first else None
+
+
 async def _run(config: Config, host: str) -> None:
     from mapsave import sd_notify
     from mapsave.client.address import Unix
@@ -72,7 +79,7 @@ async def _run(config: Config, host: str) -> None:
     assert config.fleet is not None
     notifier = sd_notify.Notifier.from_environment(os.environ)
     beating = asyncio.create_task(sd_notify.beat(notifier, sd_notify.watchdog_interval(os.environ)))
-    state = config.fleet.state or config.state / "fleet"
+    state = config.fleet.state or _state_directory() or config.state / "fleet"
     place = agent.Place(
         host,
         functools.partial(database.connect, config.fleet, agent.purpose(state)),
