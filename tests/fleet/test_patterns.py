@@ -1,5 +1,7 @@
 """Which guests of which hosts a job means."""
 
+import re
+
 import pytest
 from mapsave.fleet import patterns
 from mapsave.fleet.patterns import Pattern, Place
@@ -51,3 +53,29 @@ def test_chosen(words: list[str], found: list[int]) -> None:
 def test_first() -> None:
     assert patterns.first(["rack2-*", "*-a", "rack1-a"], "rack1-a") == "*-a"
     assert patterns.first(["rack2-*"], "rack1-a") is None
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["web*", "w?b", "web[0-9]", "web[!0-9]", "a.b", "a+(b)", "[^a]", "[]x]", "x[", "\\w", "*"],
+)
+def test_regular_expressions_suit_what_the_patterns_do(pattern: str) -> None:
+    """By Python's, which mean the same here as PostgreSQL's."""
+    names = [
+        "web1",
+        "webx",
+        "web",
+        "wxb",
+        "a.b",
+        "axb",
+        "a+(b)",
+        "^",
+        "b",
+        "a",
+        "]",
+        "x[",
+        "\\w",
+        "w",
+    ]
+    found = [name for name in names if re.match(patterns.regex(pattern), name)]
+    assert found == [name for name in names if patterns.matches(pattern, name)]

@@ -104,6 +104,10 @@ class FleetDenied(NotPermitted, id="fleet.denied"):
     """The fleet's database refuses the role: its password, its certificate, or what it may do."""
 
 
+class FleetForbidden(NotPermitted, id="fleet.forbidden"):
+    """fleet.yaml does not allow the person to ask for that."""
+
+
 # Exit code 8: another process is using it.
 
 
@@ -138,3 +142,7 @@ class ServiceBusy(Busy, id="service.busy", http_status=503):
 
 class NotCancellable(Busy, id="operation.not_cancellable"):
     """The operation has finished, or is committing its image, and can no longer be cancelled."""
+
+
+class NotLeading(Busy, id="fleet.not_leading"):
+    """The scheduler of the fleet does not lead any more: another one has taken over."""

@@ -55,6 +55,14 @@ class UnknownJob(UsageError, id="job.unknown", http_status=404):
     """There is no job of that name in the jobs directory."""
 
 
+class UnknownHost(UsageError, id="fleet.host_unknown", http_status=404):
+    """The fleet has no host of that name."""
+
+
+class UnknownRun(UsageError, id="fleet.run_unknown", http_status=404):
+    """The fleet has no run of that number, or no task of that id, or several that begin so."""
+
+
 class Unsupported(UsageError, id="unsupported", http_status=501):
     """The request is valid but this installation cannot do it; the message says what is missing."""
 
@@ -220,3 +228,7 @@ class TaskRefused(Refused, id="fleet.task"):
 
 class WindowClosed(Refused, id="fleet.window"):
     """A task of the fleet had no turn before the window of its job closed; nothing was begun."""
+
+
+class NoScheduler(Refused, id="fleet.no_scheduler", http_status=503):
+    """No scheduler of the fleet has answered in time; the request is void."""

@@ -53,6 +53,25 @@ def matches(pattern: str, name: str) -> bool:
     return _compiled(pattern).match(name) is not None
 
 
+def regex(pattern: str) -> str:
+    """Return the regular expression of PostgreSQL that suits what a pattern of fnmatch(3) does."""
+    found, rest = "", pattern
+    while rest:
+        head, rest = rest[0], rest[1:]
+        end = rest.find("]", 2 if rest.startswith("!") else 1)
+        if head == "[" and end > 0:
+            inside = rest[:end].replace("\\", "\\\\").replace("[", "\\[")
+            found += f"[^{inside[1:]}]" if inside.startswith("!") else f"[{_literal(inside)}]"
+            rest = rest[end + 1 :]
+        else:
+            found += {"*": ".*", "?": "."}.get(head, re.escape(head))
+    return f"^({found})$"
+
+
+def _literal(inside: str) -> str:
+    return f"\\{inside}" if inside.startswith("^") else inside
+
+
 def first(patterns: Iterable[str], name: str) -> str | None:
     """Return the first of ``patterns`` that a name suits; None where it suits none."""
     return next((each for each in patterns if matches(each, name)), None)
