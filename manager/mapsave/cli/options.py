@@ -33,6 +33,7 @@ class Globals:
     quiet: bool = False
     host: str | None = None
     progress: str = "auto"
+    fleet_file: Path | None = None
     # How a signal stops the command.
     stop: interruption.Stop = dataclasses.field(default_factory=interruption.Stop)
     # What is to be done in the main thread, where alone Python handles signals; set by a command.
@@ -75,7 +76,8 @@ class Globals:
 pass_globals = click.make_pass_decorator(Globals, ensure=True)
 
 
-def _set(context: click.Context, option: click.Parameter, value: Any) -> None:
+def set_global(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Have ``Globals`` say what an option says; the callback of the global options."""
     # Not what is empty, which is an error: --host "" must not mean this host.
     if value is not None and value is not False and option.name is not None:
         setattr(context.ensure_object(Globals), option.name, value)
@@ -99,7 +101,7 @@ def global_options() -> list[click.Parameter]:
             is_flag=True,
             is_eager=True,  # so that an error in another option is already reported as requested
             expose_value=False,
-            callback=_set,
+            callback=set_global,
             help=text,
         )
 
@@ -109,14 +111,14 @@ def global_options() -> list[click.Parameter]:
             type=click.Path(path_type=Path, readable=False),  # reading it says what refuses
             metavar="FILE",
             expose_value=False,
-            callback=_set,
+            callback=set_global,
             help="Configuration file.",
         ),
         click.Option(
             ["--host"],
             metavar="NAME",
             expose_value=False,
-            callback=_set,
+            callback=set_global,
             shell_complete=_hosts,
             help="Work with the service of another host, one of 'hosts:' in the configuration.",
         ),
@@ -128,7 +130,7 @@ def global_options() -> list[click.Parameter]:
             ["--progress"],
             type=click.Choice(["auto", "json"]),
             expose_value=False,
-            callback=_set,
+            callback=set_global,
             help="How to show progress on stderr: a bar or lines (default), or an object a line.",
         ),
     ]
