@@ -6,6 +6,7 @@ The libraries are imported by what needs them: ``mapsave --help`` does without.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -154,13 +155,16 @@ async def _version_of_schema(connection: Connection) -> int:
 def explained() -> Iterator[None]:
     """Raise ours in place of errors of psycopg and Procrastinate: see ``error_of``."""
     import psycopg
-    from procrastinate import exceptions
 
     try:
         yield
     except psycopg.Error as error:
         raise error_of(error) from error
-    except exceptions.ConnectorException as error:
+    except Exception as error:
+        # Who did not import it has none of its errors: it takes longer to load than a query.
+        exceptions = sys.modules.get("procrastinate.exceptions")
+        if exceptions is None or not isinstance(error, exceptions.ConnectorException):
+            raise
         cause = error.__cause__
         raise error_of(cause if isinstance(cause, psycopg.Error) else error) from error
 
