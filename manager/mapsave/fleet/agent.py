@@ -288,15 +288,14 @@ class Agent:
     # What the fleet is told.
 
     async def _saying(self) -> None:
-        await asyncio.sleep(random.uniform(0, _SOONEST))  # noqa: S311 (not a secret)
         while True:
-            self._changed.clear()
+            await asyncio.sleep(_SOONEST)
+            if await _set_within(self._changed, self._place.pace.says):
+                self._looked = float("-inf")
             if self.line.is_ready:
                 with contextlib.suppress(Away):
                     await self._say()
             self._show()
-            await asyncio.sleep(_SOONEST)
-            await _set_within(self._changed, self._place.pace.says)
 
     async def _say(self) -> None:
         """Report that the host is there, how its service is, and what it has. Raises Away."""
@@ -304,7 +303,7 @@ class Agent:
         service: Facts
         try:
             service = {"reachable": True, **await self._service.health()}
-            if self._changed.is_set() or now - self._looked >= self._place.pace.looks:
+            if now - self._looked >= self._place.pace.looks:
                 self._looked = now
                 found = await self._service.inventory()
                 await self._tell(found.guests, found.images)
@@ -347,8 +346,10 @@ def purpose(state: Path) -> str:
     return f"{PURPOSE} {digest[:20]}"
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    """Wait until ``event`` is set, but no longer than ``seconds``; clear it."""
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait until ``event`` is set, but no longer than ``seconds``; clear it, return what it was."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
+    was_set = event.is_set()
     event.clear()
+    return was_set
