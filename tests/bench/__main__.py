@@ -1,6 +1,6 @@
 """``python -m tests.bench [--quick | --dense SIZE] [--rounds N] [--directory DIR] [NAME…]``.
 
-Or ``python -m tests.bench matrix``, which has options of its own.
+Or ``python -m tests.bench matrix`` or ``fleet``, which have options of their own.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
         description=cases.__doc__,
-        epilog="'python -m tests.bench matrix' has options of its own: see its --help.",
+        epilog="'python -m tests.bench matrix' and 'fleet' have options of their own: see --help.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_ALL)}")
     parser.add_argument("--quick", action="store_true", help="a dense guest of 1 GiB, not 4")
@@ -54,6 +54,10 @@ def main() -> int:
         from tests.bench import matrix
 
         return matrix.main(sys.argv[2:])
+    if sys.argv[1:2] == ["fleet"]:
+        from tests.bench import fleet
+
+        return fleet.main(sys.argv[2:])
     given = parsed()
     missed = 0
     with (

@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class Cluster:
 
     directory: Path
     durable: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)  # beside the usual ones
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
@@ -103,6 +104,7 @@ class Cluster:
         settings = dict(_SETTINGS)
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+        settings |= self.settings
         (self.data / "postgresql.auto.conf").write_text(
             "".join(f"{key} = {value}\n" for key, value in settings.items())
             + f"unix_socket_directories = '{self.directory}'\n"
@@ -142,6 +144,11 @@ class Cluster:
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(word) for word in path.read_text().split()]
 
+    def trust_all(self) -> None:
+        """Let every role in without a password, from now on."""
+        (self.data / "pg_hba.conf").write_text("local all all trust\n")
+        self.sql("SELECT pg_reload_conf()")
+
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """End the server by a signal and start it again."""
         self.stop(how)
@@ -149,11 +156,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(*, durable: bool = False) -> Iterator[Cluster]:
+def running(
+    *, durable: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
     """Make a cluster and run it; remove it at the end. Without PostgreSQL the test is left out."""
     need.skip_if(unavailable())
     with _directory() as directory:
-        cluster = Cluster(directory, durable)
+        cluster = Cluster(directory, durable, settings or {})
         how = ["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale"]
         cluster.run("initdb", "-D", cluster.data, "-U", "postgres", *how)
         (cluster.data / "pg_hba.conf").write_text(_HBA)

@@ -74,7 +74,7 @@ def _state_directory() -> Path | None:
 async def _run(config: Config, host: str) -> None:
     from mapsave import sd_notify
     from mapsave.client.address import Unix
-    from mapsave.fleet import agent, database
+    from mapsave.fleet import agent, database, local_service
 
     assert config.fleet is not None
     notifier = sd_notify.Notifier.from_environment(os.environ)
@@ -83,7 +83,7 @@ async def _run(config: Config, host: str) -> None:
     place = agent.Place(
         host,
         functools.partial(database.connect, config.fleet, agent.purpose(state)),
-        Unix(str(config.socket)),
+        local_service.LocalService(Unix(str(config.socket))),
         state,
         notifier.status,
     )

@@ -19,7 +19,6 @@ from psycopg.types.json import Jsonb
 
 import mapsave
 from mapsave import errors, strict_json
-from mapsave.client.address import Address
 from mapsave.fleet import accepted, naming, notes, outcomes
 from mapsave.fleet.line import Away, Connect, Line
 from mapsave.fleet.local_service import LocalService, ServiceAway
@@ -71,7 +70,7 @@ class Place:
 
     host: str
     connect: Connect
-    service: Address
+    service: LocalService
     state: Path
     status: Callable[[str], None] = lambda _: None
     pace: Pace = USUAL
@@ -96,7 +95,7 @@ class Agent:
 
     def __init__(self, place: Place, kept: Notes) -> None:
         self._place = place
-        self._service = LocalService(place.service)
+        self._service = place.service
         self.line = Line(place.connect, self._heard)
         self._means = Means(self.line, self._service, kept, self._has_ended)
         self._performances: dict[uuid.UUID, Performance] = {}
