@@ -216,6 +216,11 @@ async def test_no_slot_for_what_is_cancelled_too_late_or_over(fleet: Fleet) -> N
         )
         assert await take(c, other) == "cancelled"
         assert await kit.one(owner, "SELECT count(*) FROM slots") == 0
+        stopped = Task("rack1-c", "web02", run=await kit.add_run(owner), target="nas1")
+        await kit.add_task(owner, stopped)
+        assert await fetch(c, "rack1-c") == stopped.uuid
+        await owner.execute("UPDATE runs SET cancelled = true WHERE id = %s", (stopped.run,))
+        assert await take(c, stopped.uuid) == "cancelled"
 
 
 async def test_what_runs_is_adopted_beyond_the_budget_and_holds_up_what_is_new(

@@ -1,6 +1,5 @@
 """Connect to a fleet's database, make and upgrade it: what works, and what is said of mistakes."""
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 from mapsave import database_settings, errors
 from mapsave.database_settings import Database
 from mapsave.fleet import connector, database, naming, schema
+from procrastinate.jobs import Job
 from procrastinate.schema import SchemaManager
 
 from tests.fleet.agents import agent, fetch, take
@@ -179,30 +179,21 @@ async def test_a_second_password_replaces_the_first(fleet: Fleet) -> None:
     assert not any(word in log for word in re.findall("password=([^ ]+)", again["dsn"]))
 
 
-async def test_procrastinate_and_notifications_share_a_connection(fleet: Fleet) -> None:
-    """An agent is woken by a task that is queued while it waits, and asks for it right away."""
-    settings = await fleet.add_host("rack1-a")
-    async with agent(settings) as host, fleet.owner() as owner:
-        manager = connector.job_manager(host)
-        woken = asyncio.Event()
-
-        async def wake(*, channel: str, notification: object) -> None:
-            assert await kit.one(host, "SELECT 1") == 1
-            woken.set()
-
-        listening = asyncio.create_task(
-            manager.listen_for_jobs(on_notification=wake, queues=["rack1-a"])
-        )
-        try:
-            async with asyncio.timeout(LONG):
-                while not woken.is_set():
-                    await kit.add_task(owner, Task("rack1-a"))
-                    await asyncio.sleep(0.2)
-            sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
-            assert await kit.one(owner, sessions, naming.host_role(fleet.name, "rack1-a")) == 1
-        finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+async def test_jobs_are_queued_in_the_transaction_of_the_connection(fleet: Fleet) -> None:
+    async with fleet.owner() as owner:
+        job = Job(id=None, queue="q", lock=None, queueing_lock=None, task_name=naming.TASK)
+        job = job.evolve(task_kwargs={"a": [1, {"b": None}]})
+        with pytest.raises(ZeroDivisionError):
+            async with owner.transaction():
+                await connector.job_manager(owner).batch_defer_jobs_async([job, job])
+                assert await kit.one(owner, "SELECT count(*) FROM procrastinate_jobs") == 2
+                raise ZeroDivisionError
+        assert await kit.one(owner, "SELECT count(*) FROM procrastinate_jobs") == 0
+        made = await connector.job_manager(owner).batch_defer_jobs_async([job, job])
+        found = await kit.all_rows(owner, "SELECT id, args FROM procrastinate_jobs ORDER BY id")
+        assert [(each["id"], each["args"]) for each in found] == [
+            (each.id, {"a": [1, {"b": None}]}) for each in made
+        ]
 
 
 def settings_of(**given: object) -> Database:

@@ -63,7 +63,7 @@ async def test_an_agent_changes_nothing_of_its_own_tasks_but_to_take_what_is_due
         for status in ("succeeded", "failed", "cancelled", "aborted", "todo"):
             await refused(host, everything.format(status))
         for column in ("args = '{}'", "queue_name = 'x'", "priority = 9", "attempts = 0"):
-            await refused(host, f"UPDATE procrastinate_jobs SET {column}")
+            await refused(host, f"UPDATE procrastinate_jobs SET status = 'doing', {column}")
         assert (await host.execute(everything.format("doing"))).rowcount == 1
         assert [await kit.status(owner, each) for each in (due, later)] == ["doing", "todo"]
         for status in ("todo", "succeeded"):

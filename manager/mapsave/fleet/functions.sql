@@ -232,8 +232,8 @@ AS $$
         FROM meta
 $$;
 
--- Records a slot for an operation that runs on the host, whatever the budgets: it does run. The
--- number is above those of the target, so nothing new begins until it is over. A task that this
+-- Records a slot for an operation that runs on the host, whatever the budgets: it does run, and
+-- nothing new begins until there is room again. A task that this
 -- database does not know (it was restored from an older copy) counts for the host's own target,
 -- and only within the host's own budget.
 CREATE OR REPLACE FUNCTION adopt_slot(
@@ -244,7 +244,6 @@ AS $$
 DECLARE
     v_host hosts;
     v_task tasks;
-    v_target targets;
     v_slot integer;
 BEGIN
     SELECT * INTO v_host FROM hosts WHERE name = known_host() FOR NO KEY UPDATE;
@@ -263,12 +262,12 @@ BEGIN
         v_task.limit_s := least(greatest(coalesce(p_limit_s, 3600), 1), 86400);
     END IF;
     IF v_task.target IS NOT NULL THEN
-        SELECT * INTO v_target FROM targets WHERE name = v_task.target FOR NO KEY UPDATE;
+        PERFORM FROM targets WHERE name = v_task.target FOR NO KEY UPDATE;
     END IF;
     IF EXISTS (SELECT FROM slots WHERE task = p_task) THEN
         RETURN true;
     END IF;
-    SELECT greatest(coalesce(max(slot), 0), coalesce(v_target.saves, 0)) + 1 INTO v_slot
+    SELECT coalesce(max(slot), 0) + 1 INTO v_slot
         FROM slots WHERE target IS NOT DISTINCT FROM v_task.target;
     PERFORM occupy(v_task, v_task.target, v_slot, v_task.limit_s);
     UPDATE tasks SET waiting_since = NULL, asked = NULL,
