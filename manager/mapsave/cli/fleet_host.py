@@ -29,7 +29,7 @@ def add(given: Globals, /, host: str, dsn_file: Path | None) -> None:
     from mapsave.fleet import schema
 
     found = fleet_options.settings(given)
-    # How many operations it does at once, and where its images are, the scheduler reads of the file.
+    # What it does at once, and where its images are, the scheduler brings in from the file.
     made = local.run(schema.add_host(found.database, host, saves=0), given)
     what = "added" if made["new"] else "replaced the password of"
     words = f"{what} host {host!r}, which connects as the role {made['role']!r}"
