@@ -68,6 +68,14 @@ COMMANDS = (
         "fleet check",
         "fleet schema",
         "fleet scheduler",
+        "fleet init",
+        "fleet migrate",
+        "fleet host",
+        "fleet host add",
+        "fleet host remove",
+        "fleet operator",
+        "fleet operator add",
+        "fleet operator remove",
     ),
 )
 HEAVY = {"qemu.qmp", "yaml", "tenacity"}

@@ -104,6 +104,12 @@ LINES = (
     ("fleet check --fleet nosuch", 2, False),
     ("fleet schema", 0, True),
     ("fleet scheduler --fleet nosuch", 2, False),
+    ("fleet init --fleet nosuch", 2, False),
+    ("fleet migrate --fleet nosuch", 2, False),
+    ("fleet host add here --fleet nosuch", 2, False),
+    ("fleet host remove here --fleet nosuch", 2, False),
+    ("fleet operator add alice --fleet nosuch", 2, False),
+    ("fleet operator remove alice --fleet nosuch", 2, False),
     ("--help", 0, True),
     ("--version", 0, True),
 )

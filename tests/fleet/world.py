@@ -201,7 +201,10 @@ def running(directory: Path, names: tuple[str, ...]) -> Iterator[World]:
         proxy = stack.enter_context(_proxy(sockets / "scheduler", cluster))
         path = _write(directory, sockets / "scheduler")
         found = World(
-            *(directory, cluster, clusters, []),
+            directory,
+            cluster,
+            clusters,
+            [],
             Part(lambda: _scheduler(path)),
             proxy,
             Storage([]),

@@ -21,6 +21,10 @@ COMMANDS = {
     "schema": ("mapsave.cli.fleet_schema", "Print the JSON Schema of fleet.yaml."),
     "agent": ("mapsave.cli.fleet_agent", "Do what the fleet asks of this host."),
     "scheduler": ("mapsave.cli.fleet_scheduler", "Run a scheduler."),
+    "init": ("mapsave.cli.fleet_init", "Make the schema of a fleet in a database."),
+    "migrate": ("mapsave.cli.fleet_migrate", "Upgrade the schema of the fleet."),
+    "host": ("mapsave.cli.fleet_host", "Add a host to the fleet, or remove it."),
+    "operator": ("mapsave.cli.fleet_operator", "Add a person who may ask, or remove one."),
 }
 
 

@@ -17,10 +17,10 @@ def command() -> None:
 
 
 @command.command("add", cls=FleetCommand)
-@click.argument("host", shell_complete=fleet_options.HOSTS)
+@click.argument("name", metavar="HOST", shell_complete=fleet_options.HOSTS)
 @fleet_roles.dsn_file_option
 @pass_globals
-def add(given: Globals, /, host: str, dsn_file: Path | None) -> None:
+def add(given: Globals, /, name: str, dsn_file: Path | None) -> None:
     """Add HOST, and make the role that its agent connects as.
 
     The agent needs the connection string that is printed, in the file that 'fleet: {dsn_file:}' of
@@ -30,18 +30,18 @@ def add(given: Globals, /, host: str, dsn_file: Path | None) -> None:
 
     found = fleet_options.settings(given)
     # What it does at once, and where its images are, the scheduler brings in from the file.
-    made = local.run(schema.add_host(found.database, host, saves=0), given)
+    made = local.run(schema.add_host(found.database, name, saves=0), given)
     what = "added" if made["new"] else "replaced the password of"
-    words = f"{what} host {host!r}, which connects as the role {made['role']!r}"
+    words = f"{what} host {name!r}, which connects as the role {made['role']!r}"
     fleet_roles.show(given, made, words, dsn_file)
 
 
 @command.command("remove", cls=FleetCommand)
-@click.argument("host", shell_complete=fleet_options.HOSTS)
+@click.argument("name", metavar="HOST", shell_complete=fleet_options.HOSTS)
 @pass_globals
-def remove(given: Globals, /, host: str) -> None:
+def remove(given: Globals, /, name: str) -> None:
     """Remove HOST and its role. What is queued for it is cancelled; its images remain."""
     from mapsave.fleet import schema
 
-    done = local.run(schema.remove_host(fleet_options.settings(given).database, host), given)
-    output.result(given, done, f"removed host {host!r}; {done['cancelled']} tasks were cancelled")
+    done = local.run(schema.remove_host(fleet_options.settings(given).database, name), given)
+    output.result(given, done, f"removed host {name!r}; {done['cancelled']} tasks were cancelled")
