@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mapsave.fleet import metrics
 
+from tests.fleet.some_facts import SOME
 from tests.kit import cli, ports, service, tree, wait
 from tests.outside import grafana, prometheus
 from tests.service.authority import Authority
@@ -147,6 +149,12 @@ def test_promtool_has_nothing_against_rules_and_configuration() -> None:
     prometheus.promtool("check", "config", "--syntax-only", configuration)
 
 
+def test_promtool_has_nothing_against_the_series_of_a_fleet() -> None:
+    series = metrics.text(SOME, leads=True).decode()
+    assert "mapsave_fleet_led" in series
+    assert prometheus.promtool("check", "metrics", given=series) == ""
+
+
 def test_each_alert_fires_when_it_is_due_and_not_before() -> None:
     assert "SUCCESS" in prometheus.promtool("test", "rules", str(CASES))
     (group,) = yaml.safe_load(RULES.read_text())["groups"]
@@ -190,5 +198,7 @@ def test_the_dashboard_shows_each_series_that_is_documented() -> None:
         "mapsave_job_last_run_timestamp_seconds",
         "mapsave_image_store_exclusive_bytes",  # is not there before five minutes are over
     }
+    # The dashboard is of a service. Those of a fleet are in tests/fleet/test_metrics.py.
+    documented = {name for name in documented if not name.startswith("mapsave_fleet_")}
     assert {name for name in documented if name not in shown} == left_out
     assert all(panel["description"] for panel in PANELS)
