@@ -19,6 +19,7 @@ import click
 import mapsave
 from mapsave import config, key_text, keys
 from mapsave.cli import main, options
+from mapsave.fleet import settings
 from mapsave.jobs import job, scrub_job
 from mapsave.keys import Keys
 from mapsave.labels import policy
@@ -29,12 +30,14 @@ cancels what is running, as `service.on_stop` says. SIGHUP reloads the configura
 if anything in them is wrong, nothing changes, and the log says what."""
 _ENVIRONMENT = {
     config.VARIABLE: "The configuration file, where --config names none.",
+    settings.VARIABLE: "The fleet's file, where --fleet names none.",
     "NO_COLOR": "If it is not empty, nothing is printed in colour.",
 }
 _FILES = (
     ("Configuration", config.Config, f"Where mapsave looks for it: {config.SYSTEM_FILE}"),
     ("Jobs", job.Job, "A file for each job, in the directory `jobs`"),
     ("Scrub jobs", scrub_job.ScrubJob, "A job of kind `scrub`, which verifies images"),
+    ("Fleet", settings.Settings, f"Many hosts; where mapsave looks for it: {settings.SYSTEM_FILE}"),
     ("Label policies", policy.Policy, "A file for each policy, in the directory `policies`"),
 )
 _WRONG_IN_ROFF = {"\\": "\\e", "-": "\\-", "'": "\\(aq", "^": "\\(ha", "~": "\\(ti"}
