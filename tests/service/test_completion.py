@@ -76,6 +76,7 @@ def shell(site: cli.Site) -> Iterator[Shell]:
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": tree.PYTHONPATH,
         "MAPSAVE_CONFIG": str(site.config),
+        "MAPSAVE_FLEET": str(tree.ROOT / "examples/fleet/fleet.yaml"),
         "HOME": str(site.directory),
         "TERM": "dumb",
         "LC_ALL": "C.UTF-8",
@@ -114,6 +115,11 @@ def shell(site: cli.Site) -> Iterator[Shell]:
         ("mapsave job run n", "mapsave job run nightly "),
         ("mapsave save web01 --policy no", "mapsave save web01 --policy none "),
         ("mapsave logs 01", "mapsave logs 0123456789ab "),
+        ("mapsave fleet ev", "mapsave fleet evacuate "),
+        ("mapsave fleet run n", "mapsave fleet run nightly "),
+        ("mapsave fleet ps --job w", "mapsave fleet ps --job weekly "),
+        ("mapsave fleet evacuate r", "mapsave fleet evacuate rack1-a "),
+        ("mapsave fleet ps '*@", "mapsave fleet ps '*@rack1-a' "),
     ],
 )
 def test_tab(shell: Shell, typed: str, completed: str) -> None:

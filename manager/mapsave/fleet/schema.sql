@@ -89,6 +89,8 @@ CREATE TABLE tasks (
 );
 CREATE INDEX tasks_run ON tasks (run);
 CREATE INDEX tasks_host ON tasks (host, job_id);
+-- Whoever names a task gives the beginning of its id.
+CREATE INDEX tasks_operation ON tasks (operation bpchar_pattern_ops);
 CREATE INDEX tasks_waiting ON tasks (target, asked) WHERE waiting_since IS NOT NULL;
 
 -- Not bound to procrastinate_jobs: a job that is deleted, or that a restored copy does not know,
