@@ -100,6 +100,8 @@ make_environment() { # CHROOT MINOR
     in_chroot "$chroot" "/usr/bin/python$version" -m venv --without-pip "$home"
     in_chroot "$chroot" "$home/bin/python3" /tmp/wheels/pip.zip/pip install --quiet --no-index \
         --no-compile --disable-pip-version-check --find-links /tmp/wheels 'mapsave[export,fleet]'
+    # Not a libpq, an OpenSSL and a Kerberos of its own: the distribution's libpq is used instead.
+    rm -rf -- "$chroot$home/lib/python$version"/site-packages/psycopg_binary*
 }
 
 # What is not for use is left out: tools of libraries, their tests and sources, scripts for shells.
