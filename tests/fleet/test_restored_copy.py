@@ -9,7 +9,7 @@ from mapsave.database_settings import Database
 
 from tests.fleet.agents import agent, fetch, report, says, take
 from tests.kit import fleet as kit
-from tests.kit import postgres
+from tests.kit import postgres, wait
 from tests.kit.fleet import Fleet, Task
 
 
@@ -182,3 +182,31 @@ async def test_a_base_backup_that_takes_over_waits_for_what_runs(
                 assert await take(second, waits.uuid) == "wait"
                 assert await report(first, runs.uuid)
                 assert await take(second, waits.uuid) == "taken"
+
+
+async def test_a_standby_that_is_promoted_is_a_copy_too(
+    own_cluster: postgres.Cluster, tmp_path: Path
+) -> None:
+    """Its server has run all the time, and its database is the same: the timeline is not."""
+    fleet = await kit.made(own_cluster, "fleet", tmp_path)
+    a, b = await fleet.add_host("rack1-a"), await fleet.add_host("rack1-b")
+    task = Task("rack1-a", target="nas1")
+    with postgres.copied(own_cluster, is_standby=True) as standby:
+        standby.start()
+        async with fleet.owner() as owner, agent(a) as first, agent(b) as second:
+            await kit.add_target(owner, "nas1", 1)
+            await kit.add_task(owner, task)
+            assert [await says(each) for each in (first, second)] == [4, 4]
+            written = own_cluster.sql("SELECT pg_current_wal_flush_lsn()")
+        there = f"SELECT pg_last_wal_replay_lsn() >= '{written}'"
+        wait.until(lambda: standby.sql(there) == "t", what="what was written last")
+        own_cluster.stop(signal.SIGKILL)
+        standby.sql("SELECT pg_promote()")
+        copy = Fleet(standby, "fleet", tmp_path)
+        a, b = at(a, copy, tmp_path), at(b, copy, tmp_path)
+        async with agent(a) as first, agent(b) as second:
+            await says(first)
+            assert await fetch(first, "rack1-a") == task.uuid
+            assert await take(first, task.uuid) == "wait"
+            await says(second)
+            assert await take(first, task.uuid) == "taken"

@@ -105,7 +105,8 @@ class Cluster:
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
         settings |= self.settings
-        (self.data / "postgresql.auto.conf").write_text(
+        # What pg_basebackup -R writes is in postgresql.auto.conf.
+        (self.data / "postgresql.conf").write_text(
             "".join(f"{key} = {value}\n" for key, value in settings.items())
             + f"unix_socket_directories = '{self.directory}'\n"
         )
@@ -182,11 +183,14 @@ def started(cluster: Cluster) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def copied(cluster: Cluster) -> Iterator[Cluster]:
-    """Take a base backup of a cluster that runs; yield the copy, which was not started yet."""
+def copied(cluster: Cluster, *, is_standby: bool = False) -> Iterator[Cluster]:
+    """Take a base backup of a cluster that runs; yield the copy, which was not started yet.
+
+    One that ``is_standby`` follows the cluster until it is promoted.
+    """
     with _directory() as directory:
         copy = Cluster(directory, cluster.durable)
-        how = ["--checkpoint=fast", "--no-sync", "-X", "stream"]
+        how = ["--checkpoint=fast", "--no-sync", "-X", "stream", *(["-R"] if is_standby else [])]
         cluster.run("pg_basebackup", "-d", cluster.dsn("", "postgres"), "-D", copy.data, *how)
         try:
             yield copy

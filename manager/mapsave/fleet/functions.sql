@@ -26,11 +26,13 @@ BEGIN
 END;
 $$;
 
--- Where this database is: differs in a copy that was restored elsewhere, or under another name.
+-- Where this database is: differs in a copy that was restored elsewhere or under another name, and,
+-- by the timeline (of the WAL that is written), in a standby that was promoted.
 CREATE OR REPLACE FUNCTION place() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = fleet, pg_temp
 AS $$
-    SELECT (SELECT system_identifier FROM pg_control_system()) || '/' || oid
+    SELECT (SELECT system_identifier FROM pg_control_system()) || '/' || oid || '/'
+        || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
     FROM pg_database WHERE datname = current_database()
 $$;
 
