@@ -9,11 +9,11 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from psycopg.types.json import Jsonb
 
-from mapsave import errors, strict_json
+from mapsave import errors, strict_json, together
 from mapsave.client.exchange import Answer
 from mapsave.fleet import local_service, naming, outcomes
 from mapsave.fleet.accepted import Wanted
@@ -197,10 +197,11 @@ class Performance:
         """Return the operation in a while, or as soon as it is to be cancelled."""
         if is_cancelled:
             return await self._means.service.later(self.operation)
-        asking = asyncio.ensure_future(self._means.service.later(self.operation))
+        asking = together.shared(self._means.service.later(self.operation))
         abort = asyncio.ensure_future(self._abort.wait())
         try:
-            await asyncio.wait({asking, abort}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {asking, abort}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if asking.done():
                 return asking.result()
         finally:
