@@ -13,6 +13,7 @@ from tests.fleet.hosts import Host, save
 from tests.kit import cli, emulated, service, wait
 from tests.kit import fleet as kit
 from tests.kit.fleet import Fleet
+from tests.service.datagrams import receiver, told
 
 HOST = "rack1-a"
 SLOW = "2M"  # bytes per second of a guest of 8 MiB: there is time to kill something
@@ -306,6 +307,31 @@ async def test_a_host_has_one_agent(fleet: Fleet, host: Host, tmp_path: Path) ->
             found = await asyncio.to_thread(other.site.run, "fleet", "agent", "--json", check=8)
             assert found.error_id() == "fleet.agent_running"
         assert first.process.poll() is None
+
+
+async def test_systemd_hears_how_the_agent_is(
+    owner: Connection, bare: Host, tmp_path: Path
+) -> None:
+    """It is ready before the database is there: that may be away for days."""
+    assert await kit.one(owner, "SELECT count(*) FROM hosts") == 1
+    address = str(tmp_path / "notify")
+    heard: list[str] = []
+    with receiver(address) as sock:
+
+        def is_heard(word: str) -> bool:
+            heard.extend(told(sock))
+            return word in heard
+
+        async def hear(word: str) -> None:
+            await asyncio.to_thread(wait.until, lambda: is_heard(word), what=word)
+
+        with hosts.agent(bare, env={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2000000"}) as agent:
+            await hear(f"STATUS=host {HOST}: connected; tasks: 0")
+            assert heard[0] in ("READY=1", "WATCHDOG=1")
+            await hear("READY=1")
+            await hear("WATCHDOG=1")
+            assert await asyncio.to_thread(agent.stop) == 0
+            await hear("STOPPING=1")
 
 
 def test_a_host_that_is_in_no_fleet_is_told_so(tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ class Agent:
         await self._say()
         self._wanted.set()
         _log.info("connected to the database; %s tasks", len(self._performances))
+        asyncio.get_running_loop().call_soon(self._show)  # others may ask by then
 
     async def _check_role(self) -> None:
         (row,) = await self.line.ask("SELECT own_host() AS host") or [{}]
@@ -219,6 +220,7 @@ class Agent:
                 _log.exception("task %s: a bug in mapsave; trying again", performance.task)
             await asyncio.sleep(self._place.pace.fetches)
         self._performances.pop(performance.task)
+        self._show()
         if performance.task in self._again:
             self._again.discard(performance.task)
             self._is_stuck = True
