@@ -21,7 +21,7 @@ from typing import Any
 from mapsave import errors, units
 from mapsave.client.exchange import Answer
 from mapsave.database_settings import Database
-from mapsave.fleet import agent, database
+from mapsave.fleet import agent, database, waiting
 from mapsave.fleet.local_service import WAIT, Inventory, LocalService, ServiceAway
 from mapsave.fleet.notes import Note
 from mapsave.history.states import ENDED, State
@@ -95,8 +95,7 @@ class Model(LocalService):
 
     async def later(self, operation: str) -> Answer | None:
         self._check()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.saves[operation].over.wait(), WAIT)
+        await waiting.is_set_within(self.saves[operation].over, WAIT)
         return await self.find(operation)
 
     async def begin(self, operation: str, body: Facts) -> Answer:

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 import mapsave
 from mapsave import errors, strict_json
-from mapsave.fleet import accepted, naming, notes, outcomes
+from mapsave.fleet import accepted, naming, notes, outcomes, waiting
 from mapsave.fleet.line import Away, Connect, Line
 from mapsave.fleet.local_service import LocalService, ServiceAway
 from mapsave.fleet.notes import Notes
@@ -245,7 +245,8 @@ class Agent:
                     await self._fetch_all()
             await asyncio.sleep(_SOONEST)
             every = self._place.pace.fetches * random.uniform(0.8, 1.2)  # noqa: S311 (not a secret)
-            await _set_within(self._wanted, every)
+            await waiting.is_set_within(self._wanted, every)
+            self._wanted.clear()
 
     async def _fetch_all(self) -> None:
         if self._is_stuck:
@@ -291,7 +292,8 @@ class Agent:
     async def _saying(self) -> None:
         while True:
             await asyncio.sleep(_SOONEST)
-            if await _set_within(self._changed, self._place.pace.says):
+            if await waiting.is_set_within(self._changed, self._place.pace.says):
+                self._changed.clear()
                 self._looked = float("-inf")
             if self.line.is_ready:
                 with contextlib.suppress(Away):
@@ -345,12 +347,3 @@ def purpose(state: Path) -> str:
         machine = b""
     digest = hashlib.sha256(machine + bytes(state.resolve())).hexdigest()
     return f"{PURPOSE} {digest[:20]}"
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait until ``event`` is set, but no longer than ``seconds``; clear it, return what it was."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
-    was_set = event.is_set()
-    event.clear()
-    return was_set

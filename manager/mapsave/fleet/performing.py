@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from mapsave import errors, strict_json, together
 from mapsave.client.exchange import Answer
-from mapsave.fleet import local_service, naming, outcomes
+from mapsave.fleet import local_service, naming, outcomes, waiting
 from mapsave.fleet.accepted import Wanted
 from mapsave.fleet.line import Away, Line, Row
 from mapsave.fleet.local_service import LocalService, ServiceAway
@@ -241,8 +241,7 @@ class Performance:
             self._abort.set()
 
     async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.woken.wait(), seconds)
+        await waiting.is_set_within(self.woken, seconds)
 
 
 class _Over(Exception):
