@@ -6,11 +6,14 @@ see ``tests/fleet/world.py``. It prints what came of each case, and exits with 1
 
 import argparse
 import collections
+import contextlib
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
+
+import psycopg
 
 from tests.fleet import world
 
@@ -42,6 +45,7 @@ def play_all(cases: list[world.Case]) -> int:
                     result = world.play(found, case)
                 except Exception:
                     traceback.print_exc(file=sys.stdout)
+                    print(state(found))
                     print(f"FAILED  {case}", flush=True)
                     failed += 1
                     break
@@ -56,6 +60,20 @@ def play_all(cases: list[world.Case]) -> int:
         f"{most} of {world.SAVES} ({samples} samples by the last fleet)"
     )
     return failed
+
+
+def state(found: world.World) -> str:
+    """Return what there is to see of a fleet in which a case has failed."""
+    lines = []
+    with contextlib.suppress(psycopg.Error):
+        lines += [f"slot {row}" for row in found.observe("SELECT * FROM slots")]
+    for node in found.nodes:
+        site = node.host.site
+        lines += [f"{node.host.name}: {sorted(path.name for path in site.images.iterdir())}"]
+        for log in ("agent.log", "service.log"):
+            text = (site.directory / log).read_text().splitlines()
+            lines += [f"{node.host.name} {log}: {line}" for line in text[-12:]]
+    return "\n".join(lines)
 
 
 def main() -> int:
