@@ -203,6 +203,8 @@ async def _cancel(
 
 async def cancel_jobs(connection: Connection, jobs: list[int], why: str) -> Facts:
     """Cancel tasks that have not begun, and ask the hosts of the others to; return how many."""
+    # Those under way first: their report may be about to cancel the rest of the run.
+    asked = await _ask_to_abort(connection, jobs)
     cursor = await connection.execute(
         """WITH stopped AS (
             UPDATE procrastinate_jobs SET status = 'cancelled'
@@ -212,9 +214,14 @@ async def cancel_jobs(connection: Connection, jobs: list[int], why: str) -> Fact
         FROM stopped WHERE job_id = stopped.id""",
         {"jobs": jobs, "why": why},
     )
-    asked = await connection.execute(
+    asked += await _ask_to_abort(connection, jobs)  # what was fetched in between
+    return {"cancelled": cursor.rowcount, "asked": asked}
+
+
+async def _ask_to_abort(connection: Connection, jobs: list[int]) -> int:
+    cursor = await connection.execute(
         """UPDATE procrastinate_jobs SET abort_requested = true
-        WHERE id = ANY(%s) AND status = 'doing'""",
+        WHERE id = ANY(%s) AND status = 'doing' AND NOT abort_requested""",
         [jobs],
     )
-    return {"cancelled": cursor.rowcount, "asked": asked.rowcount}
+    return cursor.rowcount

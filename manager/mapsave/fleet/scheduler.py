@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ _FORGET = 600.0
 _LONGEST_WAIT = 10.0  # seconds between two tries to reach the database
 # A statement of ours that takes longer is ended: the next scheduler waits for it.
 _STATEMENT = 60  # seconds
+_GRACE = 4.0  # seconds from a signal to the end, however long the database takes to answer
 
 
 class Scheduler:
@@ -219,6 +221,10 @@ async def serve(load: Callable[[], Settings], settings: Settings) -> None:
             working.result()  # a bug: it is raised
     finally:
         notifier.stopping()
+        # All that matters is in the database: an end that does not wait for it loses nothing.
+        last = threading.Timer(_GRACE, os._exit, (0,))
+        last.daemon = True
+        last.start()
         for task in (beating, working, stopping):
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
