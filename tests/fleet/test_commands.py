@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import pty
+import select
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from tests.fleet import schedulers
 from tests.fleet.scheduling import HOSTS, Agent, agents
-from tests.kit import cli, wait
+from tests.kit import cli, processes, tree, wait
 from tests.kit import fleet as kit
 from tests.kit.fleet import Fleet
 
@@ -228,3 +231,65 @@ async def test_waiting_ends_with_a_signal_and_the_run_goes_on(
             assert "what was waited for goes on [interrupted]" in result.stderr
         states = await kit.all_rows(owner, "SELECT DISTINCT status FROM procrastinate_jobs")
         assert states == [{"status": "todo"}]
+
+
+async def test_a_terminal_shows_how_far_a_run_is(fleet: Fleet) -> None:
+    path = schedulers.write(fleet, JOBS)
+    async with agents(fleet, "rack1-a") as hosts:
+        with schedulers.running(path, "one") as scheduler:
+            scheduler.await_log("leading")
+            run(path, "run", "web")
+            args = await hosts["rack1-a"].fetch()
+            assert args is not None
+            assert await hosts["rack1-a"].slot(args["task"]) == "taken"
+            await hosts["rack1-a"].connection.execute(
+                "SELECT renew(%s, %s)",
+                (args["task"], '{"phase": "ram", "done_bytes": 1048576, "total_bytes": 4194304}'),
+            )
+            ours, theirs = pty.openpty()
+            words = [*cli.COMMAND, "fleet", "wait", "1", "--fleet", str(path)]
+            env = {"PYTHONPATH": tree.PYTHONPATH, "TERM": "xterm"}
+            with processes.running(
+                words, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+            ) as waiting:
+                os.close(theirs)
+                shown = await asyncio.to_thread(_read_until, ours, b"ram: 1.0 MiB of 4.0 MiB")
+                assert b"\x1b[H\x1b[Jrun 1 (web): 1 under way, 1 queued" in shown
+                await hosts["rack1-a"].report(args["task"])
+                await _ready(hosts["rack1-a"], "web02")
+                shown = await asyncio.to_thread(_read_until, ours, b"1 done, 1 FAILED")
+                assert b"the disk is full" in shown
+                assert await asyncio.to_thread(waiting.wait, wait.LONG) == 4
+            os.close(ours)
+
+
+def _read_until(terminal: int, words: bytes) -> bytes:
+    """Read what a terminal shows until ``words`` are in it; return all of it."""
+    found = b""
+
+    def is_there() -> bool:
+        nonlocal found
+        if select.select([terminal], [], [], 1.0)[0]:
+            found += os.read(terminal, 65536)
+        return words in found
+
+    wait.until(is_there, what=f"{words!r} at the terminal")
+    return found
+
+
+async def test_watching_prints_an_object_for_each_change(fleet: Fleet) -> None:
+    path = schedulers.write(fleet, JOBS)
+    async with agents(fleet, "rack1-a") as hosts:
+        words = ("fleet", "ps", "--watch", "--json", "--fleet", str(path))
+        with cli.started(*words) as watching, schedulers.running(path, "one") as scheduler:
+            assert watching.stdout is not None
+            read = watching.stdout.readline
+            assert json.loads(await asyncio.to_thread(read)) == {"count": 0, "tasks": []}
+            scheduler.await_log("leading")
+            run(path, "run", "web")
+            assert json.loads(await asyncio.to_thread(read))["count"] == 2
+            await hosts["rack1-a"].fetch()
+            found = json.loads(await asyncio.to_thread(read))
+            assert [each["status"] for each in found["tasks"]] == ["doing", "todo"]
+            watching.send_signal(signal.SIGINT)
+            assert cli.ended(watching).returncode in (0, 9)

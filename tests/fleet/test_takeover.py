@@ -1,8 +1,11 @@
 """Schedulers as processes: one leads, another one takes over, a broken file changes nothing."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
+
+from mapsave.fleet.database import Connection
 
 from tests.fleet import schedulers
 from tests.fleet.scheduling import HOSTS, agents
@@ -24,12 +27,12 @@ async def test_the_second_takes_over_when_the_first_is_killed(fleet: Fleet) -> N
             first.await_log("leading: term 1")
             with schedulers.running(path, "second", NOTIFY_SOCKET="") as second:
                 second.await_log("scheduler started")
-                await owner.execute("UPDATE job_clock SET last_due = now() - interval '400 days'")
+                await _make_due(owner)
                 first.await_log("job web: run 1, 2 tasks")
                 assert second.logged("leading") == 0
                 first.process.kill()
                 second.await_log("leading: term 2")
-                await owner.execute("UPDATE job_clock SET last_due = now() - interval '400 days'")
+                await _make_due(owner)
                 second.await_log("job web: run 2, 0 tasks")
                 assert second.stop() == 0
         assert await kit.one(owner, "SELECT count(*) FROM tasks") == 2
@@ -43,7 +46,7 @@ async def test_one_that_hangs_loses_the_lead_and_does_nothing_more(fleet: Fleet)
             first.process.send_signal(signal.SIGSTOP)
             with schedulers.running(path, "second") as second:
                 second.await_log("leading: term 2")
-                await owner.execute("UPDATE job_clock SET last_due = now() - interval '400 days'")
+                await _make_due(owner)
                 first.process.send_signal(signal.SIGCONT)
                 second.await_log("job web: run 1, 2 tasks")
                 wait.until(
@@ -106,6 +109,16 @@ async def test_a_scheduler_waits_for_the_database_and_writes_its_metrics(fleet: 
             )
             scheduler.await_log("leading: term 2")
             assert scheduler.stop() == 0
+
+
+async def _make_due(owner: Connection) -> None:
+    """Have the job have missed a run, once a scheduler has set its clock."""
+    query = "UPDATE job_clock SET last_due = now() - interval '400 days'"
+    async with asyncio.timeout(wait.LONG):
+        while True:
+            if (await owner.execute(query)).rowcount == 1:
+                return
+            await asyncio.sleep(0.05)
 
 
 def _series(path: Path) -> dict[str, float]:
