@@ -126,24 +126,35 @@ class Agent:
     # slots that are in use, and gives none until this host has spoken.
 
     async def _connected(self) -> None:
+        try:
+            await self._come_back()
+        except _NO_ANSWERS as error:
+            raise Away(f"the database answers what no fleet does: {error}") from None
+        _log.info("connected to the database; %s tasks", len(self._performances))
+        asyncio.get_running_loop().call_soon(self._show)  # others may ask by then
+
+    async def _come_back(self) -> None:
         await self._check_role()
         await self._be_alone()
         self._worker = int(await self.line.jobs.register_worker())
-        begun = [made for each in await self._doing() if (made := self._made(each)) is not None]
-        known = {*self._performances, *(each.task for each in begun)}
+        await self.line.ask("DELETE FROM procrastinate_workers WHERE id <> %s", (self._worker,))
+        begun: dict[uuid.UUID, Performance] = {}
+        for job in await self._doing():
+            if (made := self._made(job)) is not None:
+                begun.setdefault(made.task, made)
         for _, task, _ in await asyncio.to_thread(lambda: list(self._means.notes.all())):
-            if task not in known:
-                begun.append(Performance(self._means, task, None))
-        await asyncio.gather(*(each.look() for each in begun))
-        for each in (*self._performances.values(), *begun):
+            if task not in self._performances:
+                begun.setdefault(task, Performance(self._means, task, None))
+        await asyncio.gather(*(each.look() for each in begun.values()))
+        for each in (*self._performances.values(), *begun.values()):
             if each.may_run:
                 await each.adopt()
-        for each in begun:
+        for each in begun.values():
             self._start(each)
+        # It may be another database than before, which knows less.
+        self._told, self._looked = None, float("-inf")
         await self._say()
         self._wanted.set()
-        _log.info("connected to the database; %s tasks", len(self._performances))
-        asyncio.get_running_loop().call_soon(self._show)  # others may ask by then
 
     async def _check_role(self) -> None:
         (row,) = await self.line.ask("SELECT own_host() AS host") or [{}]
@@ -176,11 +187,8 @@ class Agent:
 
     async def _doing(self) -> list[Job]:
         """Return the jobs that this host has taken before. Raises Away."""
-        try:
-            found = await self.line.jobs.list_jobs_async(queue=self._place.host, status="doing")
-            return list(found)
-        except _NO_ANSWERS as error:
-            raise Away(f"the database answers what no fleet does: {error}") from None
+        found = await self.line.jobs.list_jobs_async(queue=self._place.host, status="doing")
+        return list(found)
 
     def _made(self, job: Job) -> Performance | None:
         """Return the performance of a job; None where there is one, or it is not of a task."""
@@ -188,7 +196,7 @@ class Agent:
             task = accepted.task_of(job.task_kwargs)
         except errors.TaskRefused as error:
             if isinstance(job.id, int) and job.id not in self._refused:
-                self._refused.add(job.id)
+                self._refused = {*self._refused, job.id} if len(self._refused) < _MOST else {job.id}
                 _log.error("job %s: %s", job.id, error)
             return None
         if task in self._performances:
@@ -249,24 +257,29 @@ class Agent:
             self._wanted.clear()
 
     async def _fetch_all(self) -> None:
-        if self._is_stuck:
-            self._is_stuck = False
-            for taken in await self._doing():
-                if (left := self._made(taken)) is not None:
-                    self._start(left)
-        while await self._has_room():
-            try:
-                job = await self.line.jobs.fetch_job([self._place.host], self._worker)
-            except _NO_ANSWERS as error:
-                _log.error("the database answers what no fleet does: %s", error)
-                return
-            if job is None:
-                return
-            if (made := self._made(job)) is not None:
-                self._start(made)
-                await asyncio.sleep(0)  # so that it waits for its slot when we look again
-            else:
-                self._again |= _tasks(job)
+        try:
+            if self._is_stuck:
+                self._is_stuck = False
+                for taken in await self._doing():
+                    if (left := self._made(taken)) is not None:
+                        self._start(left)
+            for _ in range(_MOST):
+                if not await self._has_room() or not await self._fetch():
+                    return
+        except _NO_ANSWERS as error:
+            _log.error("the database answers what no fleet does: %s", error)
+
+    async def _fetch(self) -> bool:
+        """Take the next task; return whether there was one. Raises Away."""
+        job = await self.line.jobs.fetch_job([self._place.host], self._worker)
+        if job is None:
+            return False
+        if (made := self._made(job)) is not None:
+            self._start(made)
+            await asyncio.sleep(0)  # so that it waits for its slot when we look again
+        else:
+            self._again |= _tasks(job)
+        return True
 
     async def _has_room(self) -> bool:
         """Return whether one more task may be fetched. Raises Away.
@@ -274,10 +287,10 @@ class Agent:
         More than wait by now only if the next one is more urgent than all of them: a slot goes to
         the most urgent that waits.
         """
-        waiting = [each for each in self._performances.values() if not each.may_run]
+        ahead = [each.priority for each in self._performances.values() if not each.may_run]
         if len(self._performances) >= _MOST:
             return False
-        if len(waiting) < _WAITING:
+        if len(ahead) < _WAITING:
             return True
         rows = await self.line.ask(
             "SELECT max(priority) AS priority FROM procrastinate_jobs WHERE queue_name = %s"
@@ -285,7 +298,7 @@ class Agent:
             (self._place.host,),
         )
         most = rows[0].get("priority") if rows else None
-        return isinstance(most, int) and most > max(each.priority for each in waiting)
+        return isinstance(most, int) and most > max(ahead)
 
     # What the fleet is told.
 

@@ -25,6 +25,7 @@ from mapsave.strict_json import Facts
 
 RENEW = 15.0  # seconds between two renewals of a lease, which is of a minute
 SLOT = 5.0  # seconds until a slot is asked for again, where no word comes before
+_SOONEST = 0.2  # seconds between two of the same, however many notifications come
 _SERVICE = 2.0  # seconds until a service that is away is asked again
 
 _log = logging.getLogger(__name__)
@@ -241,6 +242,7 @@ class Performance:
             self._abort.set()
 
     async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(_SOONEST)
         await waiting.is_set_within(self.woken, seconds)
 
 
