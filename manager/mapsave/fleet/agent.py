@@ -28,8 +28,9 @@ from mapsave.strict_json import Facts
 
 _log = logging.getLogger(__name__)
 
-_WAITING = 2  # tasks that are fetched beside those that run, so that the next one is at hand
+_WAITING = 1  # tasks that are fetched beside those that run: each asks for its slot now and then
 _MOST = 200  # tasks that are fetched at once, whatever the database says
+_KIND = 40  # characters of a notification that say what it is about
 _SOONEST = 0.5  # seconds between two looks, however many notifications come
 _ELSEWHERE = 15.0  # seconds that another agent's session may take to end
 # What comes of rows that Procrastinate's tables do not have.
@@ -238,11 +239,15 @@ class Agent:
         self._wanted.set()
         self._changed.set()
 
-    def _heard(self) -> None:
-        """Look at the queue, and at what was begun: something may be new."""
-        self._wanted.set()
+    def _heard(self, said: str) -> None:
+        """Look where a notification says that something is new; it may come from anyone."""
+        kind = said[:_KIND]
+        if "job_inserted" in kind:
+            self._wanted.set()
+            return
         for each in self._performances.values():
-            each.woken.set()
+            if each.is_waiting or "slot_free" not in kind:
+                each.woken.set()
 
     # What the fleet asks for.
 

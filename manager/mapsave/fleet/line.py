@@ -39,11 +39,10 @@ class Away(Exception):
 class Line:
     """A connection that is made again whenever it is lost.
 
-    ``connect`` makes one. ``heard`` is called after a notification: whatever it says, for anyone
-    may have sent it.
+    ``connect`` makes one. ``heard`` is called with each notification, which anyone may have sent.
     """
 
-    def __init__(self, connect: Connect, heard: Callable[[], None]) -> None:
+    def __init__(self, connect: Connect, heard: Callable[[str], None]) -> None:
         self._connect = connect
         self._heard = heard
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -161,8 +160,8 @@ class Line:
 
     async def _hear(self, connection: psycopg.AsyncConnection[Any]) -> None:
         try:
-            async for _ in connection.notifies(timeout=_LISTENS, stop_after=1):
-                self._heard()
+            async for each in connection.notifies(timeout=_LISTENS, stop_after=1):
+                self._heard(each.payload)
         except (psycopg.Error, OSError):
             self._broken.set()
 
