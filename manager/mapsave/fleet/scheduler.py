@@ -156,8 +156,11 @@ class Scheduler:
                 await self._look_after(term, look_after)
         if self._is_due("forget", _FORGET):
             async with term.transaction() as connection:
-                if count := await tidying.forget(connection, settings.history):
-                    _log.info("forgot %s old runs", count)
+                count = await tidying.forget(connection, settings.history)
+            if count:
+                _log.info("forgot %s old runs", count)
+            if count == tidying.MOST:  # there may be more
+                self._done.pop("forget")
         if self._is_due("metrics", _METRICS):
             await self._write_metrics(work)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mapsave.fleet.database import Connection
 
-_MOST = 500  # runs that are forgotten at once
+# Runs that are forgotten at once: with tens of thousands of tasks each it takes seconds.
+MOST = 2
 _WORKERS = "7 days"  # after which an agent's registration is forgotten
 
 
@@ -75,19 +76,16 @@ async def follow_targets(connection: Connection) -> int:
 
 
 async def forget(connection: Connection, seconds: float) -> int:
-    """Delete runs that ended so many seconds ago with their tasks, and requests of that age.
+    """Delete some of the runs that ended so many seconds ago, with their tasks, and old requests.
 
     The newest evacuation of a host is kept: a return needs it.
     """
     cursor = await connection.execute(
-        """SELECT r.id FROM runs r WHERE r.created < clock_timestamp() - %(age)s * interval '1 s'
-        AND NOT EXISTS (SELECT FROM tasks t JOIN procrastinate_jobs j ON j.id = t.job_id
-            WHERE t.run = r.id AND (j.status IN ('todo', 'doing')
-                OR t.ended > clock_timestamp() - %(age)s * interval '1 s'))
+        """SELECT r.id FROM runs r WHERE r.ended < clock_timestamp() - %(age)s * interval '1 s'
         AND NOT (r.kind = 'evacuate' AND NOT EXISTS (SELECT FROM runs later
             WHERE later.kind = 'evacuate' AND later.host = r.host AND later.id > r.id))
         ORDER BY r.id LIMIT %(most)s""",
-        {"age": seconds, "most": _MOST},
+        {"age": seconds, "most": MOST},
     )
     runs = [row["id"] async for row in cursor]
     if runs:
