@@ -145,7 +145,7 @@ async def test_who_no_longer_asks_and_who_may_not_do_more_keeps_no_one_waiting(
         await report(a, first)
         assert await take(c, last) == "wait"
         await owner.execute(
-            "UPDATE tasks SET asked = asked - interval '16 s' WHERE uuid = %s", (silent,)
+            "UPDATE tasks SET asked = asked - interval '31 s' WHERE uuid = %s", (silent,)
         )
         assert await take(c, last) == "taken"
 

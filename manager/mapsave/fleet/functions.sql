@@ -202,7 +202,7 @@ BEGIN
         SELECT count(*) INTO v_ahead FROM tasks t
             JOIN procrastinate_jobs j ON j.id = t.job_id AND j.status = 'doing'
             WHERE t.target = v_target.name AND t.waiting_since IS NOT NULL
-            AND t.asked > clock_timestamp() - interval '15 s' AND t.uuid <> p_task
+            AND t.asked > clock_timestamp() - interval '30 s' AND t.uuid <> p_task
             AND (-t.priority, t.waiting_since, t.job_id)
                 < (-v_task.priority, v_task.waiting_since, v_task.job_id);
         IF v_used + v_ahead >= v_target.saves THEN
@@ -308,7 +308,7 @@ BEGIN
     SELECT t.host INTO v_host FROM tasks t
         JOIN procrastinate_jobs j ON j.id = t.job_id AND j.status = 'doing'
         WHERE t.target = p_target AND t.waiting_since IS NOT NULL
-        AND t.asked > clock_timestamp() - interval '15 s'
+        AND t.asked > clock_timestamp() - interval '30 s'
         ORDER BY t.priority DESC, t.waiting_since, t.job_id LIMIT 1;
     IF v_host IS NOT NULL THEN
         PERFORM pg_notify('procrastinate_queue_v1#' || v_host,

@@ -25,7 +25,7 @@ from mapsave.strict_json import Facts
 
 RENEW = 15.0  # seconds between two renewals of a lease, which is of a minute
 # Seconds until a slot is asked for again, where no word comes before. One that was not asked for
-# within 15 seconds lets others by; a thousand hosts that ask more often keep a server busy.
+# within 30 seconds lets others by; a thousand hosts that ask more often keep a server busy.
 SLOT = 12.0
 _SOONEST = 0.2  # seconds between two of the same, however many notifications come
 _SERVICE = 2.0  # seconds until a service that is away is asked again
