@@ -253,3 +253,22 @@ async def test_the_next_in_line_is_woken(fleet: Fleet) -> None:
             break
         else:
             pytest.fail("no notification")
+
+
+async def test_two_slots_that_are_free_at_once_wake_two_hosts(fleet: Fleet) -> None:
+    a, b, c = [await fleet.add_host(name) for name in _HOSTS]
+    async with agent(a) as holds, agent(b) as first, agent(c) as second, fleet.owner() as owner:
+        await kit.add_target(owner, "nas1", 2)
+        held = [
+            await queued(owner, holds, Task(_HOSTS[0], guest, target="nas1"), taken=True)
+            for guest in ("web01", "web02")
+        ]
+        for host, name in ((first, _HOSTS[1]), (second, _HOSTS[2])):
+            await queued(owner, host, Task(name, target="nas1"), taken=False)
+            await host.execute(f'LISTEN "procrastinate_queue_v1#{name}"')
+        async with holds.transaction():  # both at the same moment
+            for task in held:
+                await report(holds, task)
+        for host in (first, second):
+            heard = [each async for each in host.notifies(timeout=LONG, stop_after=1)]
+            assert "slot_free" in heard[0].payload

@@ -298,22 +298,28 @@ BEGIN
 END;
 $$;
 
--- Tells the host of the first that waits for a slot of the target to ask again.
+-- Tells the hosts of the first that wait for a slot of the target to ask again: as many as slots are
+-- free. If only the first were told, and two slots became free at once, one would be left until
+-- another host happens to ask.
 CREATE OR REPLACE FUNCTION wake_next(p_target text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = fleet, pg_temp
 AS $$
 DECLARE
     v_host text;
+    v_free bigint := (SELECT saves FROM targets WHERE name = p_target)
+        - (SELECT count(*) FROM slots WHERE target = p_target);
 BEGIN
-    SELECT t.host INTO v_host FROM tasks t
-        JOIN procrastinate_jobs j ON j.id = t.job_id AND j.status = 'doing'
-        WHERE t.target = p_target AND t.waiting_since IS NOT NULL
-        AND t.asked > clock_timestamp() - interval '30 s'
-        ORDER BY t.priority DESC, t.waiting_since, t.job_id LIMIT 1;
-    IF v_host IS NOT NULL THEN
+    FOR v_host IN
+        SELECT DISTINCT host FROM (
+            SELECT t.host FROM tasks t
+            JOIN procrastinate_jobs j ON j.id = t.job_id AND j.status = 'doing'
+            WHERE t.target = p_target AND t.waiting_since IS NOT NULL
+            AND t.asked > clock_timestamp() - interval '30 s'
+            ORDER BY t.priority DESC, t.waiting_since, t.job_id LIMIT greatest(v_free, 1)) AS first
+    LOOP
         PERFORM pg_notify('procrastinate_queue_v1#' || v_host,
             json_build_object('type', 'slot_free', 'target', p_target)::text);
-    END IF;
+    END LOOP;
 END;
 $$;
 
