@@ -111,6 +111,25 @@ async def test_a_scheduler_waits_for_the_database_and_writes_its_metrics(fleet: 
             assert scheduler.stop() == 0
 
 
+async def test_a_scheduler_ends_although_the_database_hangs(fleet: Fleet) -> None:
+    path = schedulers.write(fleet, JOBS)
+    pids = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'mapsave scheduler%' "
+        f"AND datname = '{fleet.name}'"
+    )
+    with schedulers.running(path, "one") as scheduler:
+        scheduler.await_log("leading: term 1")
+        backends = [int(each) for each in fleet.cluster.sql(pids).split()]
+        assert len(backends) == 2
+        try:
+            for each in backends:
+                os.kill(each, signal.SIGSTOP)
+            assert scheduler.stop() == 0
+        finally:
+            for each in backends:
+                os.kill(each, signal.SIGCONT)
+
+
 async def _make_due(owner: Connection) -> None:
     """Have the job have missed a run, once a scheduler has set its clock."""
     query = "UPDATE job_clock SET last_due = now() - interval '400 days'"
