@@ -70,6 +70,10 @@ async def test_a_job_id_that_is_handed_out_again_is_another_task(
             assert operation == lost.operation
             assert await report(host, lost.uuid) is False
             assert await kit.status(owner, new.uuid) == "doing"
+            # One whose operation was not begun in the end asks for its slot, and gives it back.
+            assert await kit.one(host, adopt, lost.uuid) is True
+            assert await take(host, new.uuid) == "wait"
+            assert await take(host, lost.uuid) == "unknown"
             assert await take(host, new.uuid) == "taken"
 
 

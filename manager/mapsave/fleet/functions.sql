@@ -148,6 +148,8 @@ BEGIN
     SELECT * INTO v_host FROM hosts WHERE name = known_host() FOR NO KEY UPDATE;
     v_task := own_task(p_task);
     IF v_task.uuid IS NULL THEN
+        -- Who asks has not begun it. A slot that was adopted for it is not needed then.
+        PERFORM give_back(p_task, v_host.name);
         state := 'unknown';
         why := 'there is no such task of this host';
         RETURN;
@@ -337,6 +339,19 @@ BEGIN
 END;
 $$;
 
+CREATE OR REPLACE FUNCTION give_back(p_task uuid, p_host text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = fleet, pg_temp
+AS $$
+DECLARE
+    v_target text;
+BEGIN
+    DELETE FROM slots WHERE task = p_task AND host = p_host RETURNING target INTO v_target;
+    IF v_target IS NOT NULL THEN
+        PERFORM wake_next(v_target);
+    END IF;
+END;
+$$;
+
 -- Settles a task and frees its slot, in one transaction. Returns false where it was settled before,
 -- or is not known: there is nothing to do then.
 CREATE OR REPLACE FUNCTION report(p_task uuid, p_status text, p_outcome jsonb) RETURNS boolean
@@ -346,7 +361,6 @@ DECLARE
     v_host text := known_host();
     v_task tasks := own_task(p_task);
     v_status procrastinate_job_status;
-    v_target text;
     v_run runs;
 BEGIN
     IF p_status IS NULL OR p_status NOT IN ('succeeded', 'failed', 'aborted') THEN
@@ -356,10 +370,7 @@ BEGIN
     IF octet_length(p_outcome::text) > 1048576 THEN
         RAISE EXCEPTION 'too long' USING ERRCODE = 'program_limit_exceeded';
     END IF;
-    DELETE FROM slots WHERE task = p_task AND host = v_host RETURNING target INTO v_target;
-    IF v_target IS NOT NULL THEN
-        PERFORM wake_next(v_target);
-    END IF;
+    PERFORM give_back(p_task, v_host);
     IF v_task.uuid IS NULL THEN
         RETURN false;
     END IF;
