@@ -74,6 +74,13 @@ class Host:
         return found
 
 
+async def forgets(found: Host) -> None:
+    """Wait until the agent has forgotten all that it had begun: after the report, in a moment."""
+    await asyncio.to_thread(
+        wait.until, lambda: not list(found.begun.iterdir()), what="the notes removed"
+    )
+
+
 @contextlib.contextmanager
 def host(directory: Path, name: str, database: Database, **settings: Any) -> Iterator[Host]:
     """Set a host up, without a service; what it starts has ended at the end."""

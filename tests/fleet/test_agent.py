@@ -81,9 +81,9 @@ async def test_a_save_is_done_once_and_reported(owner: Connection, host: Host) -
         await owner.execute("SELECT pg_notify('procrastinate_queue_v1#rack1-a', '{}')")
         status, outcome = await hosts.settled(owner, task)
         assert (status, outcome["image"]) == ("succeeded", "one")
+        await hosts.forgets(host)
     assert len(host.operations()) == 1
     assert host.images() == ["one"]
-    assert not list(host.begun.iterdir())
 
 
 async def test_a_guest_is_evacuated_and_comes_back(owner: Connection, host: Host) -> None:
@@ -133,9 +133,9 @@ async def test_an_agent_that_was_killed_leaves_one_save(
     assert len(host.operations()) == (moment != "noted")
     with hosts.agent(host):
         assert (await hosts.settled(owner, task))[0] == "succeeded"
+        await hosts.forgets(host)
     assert [each["id"] for each in host.operations()] == [task.operation]
     assert len(host.images()) == 1
-    assert not list(host.begun.iterdir())
 
 
 async def test_an_agent_that_is_stopped_leaves_the_task_to_the_next(
@@ -287,7 +287,7 @@ async def test_where_the_history_was_lost_nothing_is_begun_again(
         assert (status, outcome["error"]["id"]) == ("failed", "fleet.outcome_unknown")
         assert host.operations() == []
         assert len(host.images()) == 2
-    assert not list(host.begun.iterdir())
+        await hosts.forgets(host)
 
 
 async def test_a_host_has_one_agent(fleet: Fleet, host: Host, tmp_path: Path) -> None:
