@@ -181,7 +181,7 @@ run_stage() { # STAGE
     qemu) run_pytest -n 6 tests/qemu tests/bench ;;
     faults) run_pytest -n 6 tests/faults tests/campaign ;;
     service) run_pytest -n 5 tests/service tests/evacuation ;; # these wait most of the time
-    fleet) run_pytest -n 3 tests/fleet ;;
+    fleet) run_pytest -n 6 tests/fleet ;; # and these
     libvirt) run_pytest -n 6 tests/libvirt ;;
     emulator) run_pytest -n 3 tests/emulator ;;
     outside) run_outside ;;
