@@ -31,7 +31,13 @@ _log = logging.getLogger(__name__)
 # What may pass by itself, of that which is found before anything is changed. Other refusals need
 # someone who fixes them.
 _MAY_PASS = (errors.Unreachable, errors.NoRoom, errors.Busy)
-_WILL_NOT = (errors.ServiceStopping, errors.ServiceRunning, errors.NotCancellable)
+_WILL_NOT = (
+    errors.ServiceStopping,
+    errors.ServiceRunning,
+    errors.AgentRunning,
+    errors.NotLeading,
+    errors.NotCancellable,
+)
 
 
 class Try(TypedDict):
