@@ -74,3 +74,11 @@ def test_the_documentation_has_each_series_and_no_other() -> None:
         family, _, labels = name.partition("{")
         made[family] = set(re.findall(r'(\w+)="', labels))
     assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in documented} == made
+
+
+def test_the_alert_rules_name_series_that_there_are() -> None:
+    there = {name.partition("{")[0] for name in series(metrics.text(SOME, leads=True))}
+    rules = (tree.ROOT / "examples/prometheus/mapsave.rules.yml").read_text()
+    named = set(re.findall(r"mapsave_fleet_(\w+)", rules))
+    assert named
+    assert named <= there
