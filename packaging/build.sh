@@ -170,7 +170,8 @@ make_tree() { # CHROOT TREE VERSION; what the package installs
         esac
         put 644 "$examples/systemd/$file" "$path"
     done
-    (cd "$examples" && find . -type f ! -name '*.pyc' ! -path './systemd/*' ! -path './quickstart*') |
+    (cd "$examples" && find . -type f ! -name '*.pyc' ! -path './systemd/*' ! -path './quickstart*' \
+        ! -path './fleet/quickstart.sh' ! -path './fleet/demo.py') |
         while read -r file; do
             mode=644
             [ ! -x "$examples/$file" ] || mode=755
