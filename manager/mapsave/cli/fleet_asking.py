@@ -131,7 +131,7 @@ async def _ended(connection: Connection, run: Row) -> Row:
 
 
 def exit_code(task: Row) -> int:
-    """Return the exit code that a finished task stands for."""
+    """Return the exit code for a finished task."""
     error = (task["outcome"] or {}).get("error")
     found = error.get("exit_code") if isinstance(error, dict) else None
     # A host says what it likes.

@@ -305,7 +305,7 @@ class Agent:
         most = rows[0].get("priority") if rows else None
         return isinstance(most, int) and most > max(ahead)
 
-    # What the fleet is told.
+    # What is reported to the fleet.
 
     async def _saying(self) -> None:
         while True:

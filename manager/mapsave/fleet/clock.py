@@ -1,4 +1,4 @@
-"""When the jobs of the fleet run: by the database's clock, and each time once, whoever leads.
+"""When the jobs of the fleet run: by the database's clock, and each time once, whichever leads.
 
 What was missed, while no scheduler ran, is made up for by one run.
 """

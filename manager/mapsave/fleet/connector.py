@@ -27,7 +27,7 @@ class OneConnection(connector.BaseAsyncConnector):
         """Do nothing: the connection is open."""
 
     async def close_async(self) -> None:
-        """Do nothing: whoever has connected closes."""
+        """Do nothing: the caller has connected, and closes."""
 
     async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
         await self._connection.execute(query, _adapted(arguments))

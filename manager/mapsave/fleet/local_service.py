@@ -1,4 +1,4 @@
-"""The service of the host, as the agent uses it: as an operator, whoever runs the agent."""
+"""The service of the host, as the agent uses it: as an operator, whichever user runs the agent."""
 
 import contextlib
 import dataclasses
@@ -127,7 +127,7 @@ def has_ended(found: Mapping[str, Any]) -> bool:
 
 
 def _guest(line: Mapping[str, Any]) -> Facts:
-    """Return what the fleet is told of a guest: nothing by which it could be reached."""
+    """Return what is reported to the fleet of a guest: nothing by which it could be reached."""
     facts = {key: line[key] for key in ("kind", "policy", "priority", "launch", "state")}
     error, image = line["error"], line["last_image"]
     return {
@@ -144,7 +144,7 @@ _OF_IMAGE = (
 
 
 def _image(line: Mapping[str, Any]) -> Facts:
-    """Return what the fleet is told of an image."""
+    """Return what is reported to the fleet of an image."""
     error = line["error"]
     return {
         **{key: line[key] for key in _OF_IMAGE},

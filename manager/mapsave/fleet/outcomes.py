@@ -1,4 +1,4 @@
-"""What the fleet is told of an operation: how it went, and nothing of what the host holds."""
+"""What is reported of an operation: how it went, and nothing of what the host holds."""
 
 import math
 import os
